@@ -1,0 +1,296 @@
+"""The job: what the user asked for. One frozen object that the commands and the YAML files both build.
+
+Every option is one field of ``Job``: its default, its help and its allowed values are stated here and nowhere else. The command line makes its options from
+these fields, a YAML file uses their names as keys.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+from vlmbatch import tasks
+from vlmbatch.errors import JobError
+
+Kind = Literal["image", "video"]
+Per = Literal["frame", "clip", "window"]
+Detail = Literal["full", "native", "low"]
+
+MAX_SEED = 2**63 - 1
+DEFAULT_FPS = 1.0
+OUTPUT_SUFFIXES = (".jsonl", ".parquet", ".csv")
+
+
+def _option(default: Any, text: str, **metadata: Any) -> Any:
+    """A field with its help; ``metadata`` may hold metavar, flags (short ones), group and choices."""
+    return dataclasses.field(default=default, metadata={"help": text, **metadata})
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Job:
+    """What to ask about what, with which model, and where the answers go. Validated when it is made.
+
+    Raises:
+        JobError: A value is not allowed; the message says which are.
+    """
+
+    inputs: tuple[str, ...] = ()
+    media: Kind = "image"
+    task: tasks.Task = "caption"
+
+    output: str | None = _option(None, "Where the records go: .jsonl, .parquet or .csv; `-` is JSONL on stdout. [default: INPUTNAME.TASK.jsonl here]", flags=("-o",), metavar="PATH")
+    model: str = _option("HuggingFaceTB/SmolVLM2-500M-Video-Instruct", "Hub id, local folder, or `demo`.", metavar="MODEL", group="Model")
+    revision: str | None = _option(None, "Branch, tag or commit of a hub id.", metavar="REV", group="Model")
+    device: str = _option("auto", "auto, cpu, cuda, cuda:N or mps.", metavar="DEVICE", group="Model")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = _option("auto", "Number format of the weights; auto picks the fastest that the device computes in.", group="Model")
+    prompt: str | None = _option(None, "The instruction, instead of the task's own.", metavar="TEXT", group="Question")
+    questions: tuple[str, ...] = _option((), "A question about each item; may be given several times.", flags=("-q", "--question"), metavar="TEXT", group="Question")
+    questions_file: str | None = _option(None, "Questions from a file: .txt one a line, .jsonl or .csv with rows of id and question.", flags=("--questions",), metavar="FILE", group="Question")
+    max_new_tokens: int = _option(64, "Longest answer, in tokens.", metavar="N", group="Generation")
+    temperature: float = _option(0.0, "0 is greedy.", metavar="T", group="Generation")
+    top_p: float = _option(1.0, "With a temperature: sample from the most likely tokens that together have this probability.", metavar="P", group="Generation")
+    seed: int = _option(0, "Seed of sampling and of --shuffle.", metavar="N", group="Generation")
+    detail: Detail = _option("full", "full: as the checkpoint does it; native: small images are not enlarged; low: one tile.", group="Generation")
+    max_memory: str | None = _option(None, "Memory that weights and batches may take, such as 6GiB.", metavar="SIZE", group="Resources")
+    memory_fraction: float = _option(0.8, "Share of the free memory that may be taken.", metavar="F", group="Resources")
+    batch_size: int | None = _option(None, "Sequences decoded together; auto: what the memory has room for.", metavar="N|auto", group="Resources")
+    read_workers: int | None = _option(None, "Threads that read and prepare; auto: by the number of cores.", metavar="N|auto", group="Resources")
+    limit: int | None = _option(None, "Stop after this many items.", metavar="N", group="Items")
+    shuffle: bool = _option(False, "Take the items in random order (the output stays in input order).", group="Items")
+    include: tuple[str, ...] = _option((), "Only items whose path matches; may be given several times.", metavar="GLOB", group="Items")
+    exclude: tuple[str, ...] = _option((), "No items whose path matches; may be given several times.", metavar="GLOB", group="Items")
+    max_pixels: int = _option(200_000_000, "Pictures with more pixels are an error row, unread.", metavar="N", group="Items")
+    overwrite: bool = _option(False, "Start OUTPUT anew, whatever it holds.", group="Output")
+    retry_errors: bool = _option(False, "Do the error rows of an earlier run again.", group="Output")
+    max_errors: str | None = _option(None, "Stop with exit code 4 when more items than N, or P% of those done, are errors.", metavar="N|P%", group="Output")
+
+    fps: float | None = _option(None, "Frames on screen at 0, 1/F, 2/F … seconds. [default: 1, unless another way of sampling is given]", metavar="F", group="Video")
+    every: int | None = _option(None, "Every N-th frame.", metavar="N", group="Video")
+    num_frames: int | None = _option(None, "At most N frames, evenly spread.", metavar="N", group="Video")
+    at: tuple[float, ...] = _option((), "The frames on screen at these seconds.", metavar="T,T,…", group="Video")
+    start: float | None = _option(None, "Leave out what is before this second.", metavar="SECONDS", group="Video")
+    end: float | None = _option(None, "Leave out what is from this second on.", metavar="SECONDS", group="Video")
+    per: Per = _option("frame", "A record per frame, per clip (the whole video in one prompt) or per window of --window seconds.", group="Video")
+    window: float | None = _option(None, "Length of a window with --per window. [default: 30]", metavar="SECONDS", group="Video")
+
+    progress: Literal["auto", "on", "off"] = _option("auto", "The progress bar; auto: on a terminal.", group="Reporting")
+    log_format: Literal["text", "json"] = _option("text", "Form of the log lines on stderr.", group="Reporting")
+
+    def __post_init__(self) -> None:
+        _check_types(self)
+        _check_ranges(self)
+        _check_questions(self)
+        _check_video(self)
+
+    @property
+    def is_clip(self) -> bool:
+        """Whether several frames share one prompt."""
+        return self.media == "video" and self.per != "frame"
+
+    @property
+    def window_seconds(self) -> float:
+        """Length of a window."""
+        return 30.0 if self.window is None else self.window
+
+    @property
+    def sampling_fps(self) -> float | None:
+        """Frames a second to sample, the default resolved; None when frames are chosen in another way."""
+        if self.media != "video" or self.every is not None or self.num_frames is not None or self.at:
+            return None
+        return DEFAULT_FPS if self.fps is None else self.fps
+
+    @property
+    def instruction(self) -> str | None:
+        """What every item is asked when there are no questions; None for vqa."""
+        return self.prompt or tasks.default_prompt(self.task, clip=self.is_clip)
+
+    @property
+    def output_path(self) -> str:
+        """OUTPUT as given, or ``INPUTNAME.TASK.jsonl`` in the current folder."""
+        if self.output is not None:
+            return self.output
+        first = self.inputs[0] if self.inputs else "-"
+        name = "stdin" if first == "-" else re.sub(r"[*?\[\]]+", "", Path(first).resolve().name if not re.search(r"[*?\[]", first) else Path(first).parent.name) or "output"
+        return f"{name}.{self.task}.jsonl"
+
+    @property
+    def max_memory_bytes(self) -> int | None:
+        """``max_memory`` in bytes."""
+        return None if self.max_memory is None else parse_size(self.max_memory)
+
+    def error_limit(self, done: int) -> float:
+        """How many error items are tolerated once ``done`` items are done.
+
+        A percentage is judged from 20 items on, so that one early error does not end a run.
+        """
+        if self.max_errors is None:
+            return float("inf")
+        if self.max_errors.endswith("%"):
+            return float("inf") if done < 20 else float(self.max_errors[:-1]) / 100 * done
+        return float(self.max_errors)
+
+    def identity(self) -> dict[str, Any]:
+        """The settings that an answer depends on: output made with others is not continued."""
+        names = ["model", "detail", "max_new_tokens", "temperature"]
+        if self.temperature > 0:
+            names += ["top_p", "seed"]
+        found = {name: getattr(self, name) for name in names}
+        if self.media == "video":
+            found |= {"fps": self.sampling_fps, **{name: getattr(self, name) for name in ("every", "num_frames", "start", "end", "per")}}
+            found["at"] = list(self.at)
+            if self.per == "window":
+                found["window"] = self.window_seconds
+        return found
+
+    def to_dict(self) -> dict[str, Any]:
+        """Every setting that applies, in order, as YAML and JSON can hold it."""
+        values: dict[str, Any] = {}
+        for field in dataclasses.fields(self):
+            if self.media != "video" and field.metadata.get("group") == "Video":
+                continue
+            value = getattr(self, field.name)
+            values[field.name] = list(value) if isinstance(value, tuple) else value
+        return values
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Job:
+        """Builds a job from a mapping, such as a YAML file holds.
+
+        Raises:
+            JobError: An unknown key (the nearest known one is named) or a value that is not allowed.
+        """
+        known = {field.name for field in dataclasses.fields(cls)}
+        resolved: dict[str, Any] = {}
+        for raw, value in values.items():
+            key = ALIASES.get(str(raw), str(raw)).replace("-", "_")
+            if key not in known:
+                near = difflib.get_close_matches(key, [*known, *ALIASES], 1, cutoff=0.5)
+                hint = f"; did you mean {near[0]!r}?" if near else ""
+                raise JobError(f"unknown key {raw!r}{hint}")
+            if isinstance(value, list | tuple):
+                value = tuple(value)
+            elif key in _TUPLES and value is not None:
+                value = (value,)
+            elif value in ("auto", None) and key in ("batch_size", "read_workers"):
+                value = None
+            elif key in ("max_errors", "max_memory") and isinstance(value, int):
+                value = str(value)
+            resolved[key] = value
+        return cls(**resolved)
+
+
+ALIASES = {"input": "inputs", "question": "questions"}
+_TUPLES = {field.name for field in dataclasses.fields(Job) if field.default == () or field.name == "inputs"}
+
+
+def parse_size(text: str) -> int:
+    """Bytes of a size such as ``6GiB``, ``800M`` or ``1.5 GB``; K, M, G and T count in 1024s, KB, MB, GB and TB in 1000s.
+
+    Raises:
+        JobError: It is none.
+    """
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(i?B)?\s*", text, re.IGNORECASE)
+    if not match:
+        raise JobError(f"not a size: {text!r}; write one such as 6GiB or 800M")
+    base = 1000 if (match[3] or "").lower() == "b" and match[2] else 1024
+    return int(float(match[1]) * base ** " KMGT".index(match[2].upper() or " "))
+
+
+def _check_types(job: Job) -> None:
+    """Checks every value against its field's annotation: YAML may hold anything."""
+    import typing
+
+    hints = typing.get_type_hints(Job)
+    for field in dataclasses.fields(job):
+        value = getattr(job, field.name)
+        options = get_args(hints[field.name])
+        allowed = options if type(None) in options else (hints[field.name],)
+        if value is None and type(None) in allowed:
+            continue
+        plain = next(hint for hint in allowed if hint is not type(None))
+        if get_origin(plain) is Literal:
+            if value not in get_args(plain):
+                raise JobError(f"{field.name} must be one of {', '.join(map(str, get_args(plain)))}, not {value!r}")
+        elif get_origin(plain) is tuple:
+            if not isinstance(value, tuple):
+                raise JobError(f"{field.name} must be a list, not {value!r}")
+            object.__setattr__(job, field.name, tuple(_convert(field.name, entry, get_args(plain)[0]) for entry in value))
+        else:
+            object.__setattr__(job, field.name, _convert(field.name, value, plain))
+
+
+def _convert(name: str, value: Any, wanted: Any) -> Any:
+    if wanted is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, wanted) or (isinstance(value, bool) and wanted is not bool):
+        raise JobError(f"{name} must be {_TYPE_NAMES[wanted]}, not {value!r}")
+    return value
+
+
+_TYPE_NAMES = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
+
+
+def _check_ranges(job: Job) -> None:
+    at_least = {"max_new_tokens": 1, "batch_size": 1, "read_workers": 1, "limit": 1, "every": 1, "num_frames": 1, "max_pixels": 1, "seed": 0}
+    for name, lowest in at_least.items():
+        value = getattr(job, name)
+        if value is not None and value < lowest:
+            raise JobError(f"{name} must be at least {lowest}, not {value}")
+    for name in ("fps", "window"):
+        value = getattr(job, name)
+        if value is not None and not 0 < value < float("inf"):
+            raise JobError(f"{name} must be above 0, not {value}")
+    if job.seed > MAX_SEED:
+        raise JobError(f"seed must be at most {MAX_SEED}")
+    if not 0 <= job.temperature <= 100:
+        raise JobError(f"temperature must be from 0 to 100, not {job.temperature}")
+    if not 0 < job.top_p <= 1:
+        raise JobError(f"top_p must be above 0 and at most 1, not {job.top_p}")
+    if not 0 < job.memory_fraction <= 1:
+        raise JobError(f"memory_fraction must be above 0 and at most 1, not {job.memory_fraction}")
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", job.device):
+        raise JobError(f"device must be auto, cpu, cuda, cuda:N or mps, not {job.device!r}")
+    if job.max_memory is not None:
+        parse_size(job.max_memory)
+    if job.max_errors is not None and not re.fullmatch(r"\d+|\d+(\.\d+)?%", job.max_errors):
+        raise JobError(f"max_errors must be a number such as 100 or a share such as 5%, not {job.max_errors!r}")
+    if job.output is not None and job.output != "-" and Path(job.output).suffix.lower() not in OUTPUT_SUFFIXES:
+        raise JobError(f"output must end in {', '.join(OUTPUT_SUFFIXES)} or be `-`, not {job.output!r}")
+
+
+def _check_questions(job: Job) -> None:
+    if job.task != "vqa" and (job.questions or job.questions_file):
+        raise JobError(f"questions go with the task vqa; give {job.task} its instruction with `prompt`")
+    if job.task == "vqa":
+        if job.prompt is not None:
+            raise JobError("vqa takes questions, not a prompt: use -q TEXT or --questions FILE")
+        if bool(job.questions) == bool(job.questions_file):
+            raise JobError("vqa needs questions: either -q TEXT (as often as you like) or --questions FILE")
+    for text in (*job.questions, *([job.prompt] if job.prompt is not None else [])):
+        if not text.strip():
+            raise JobError("an empty question or prompt")
+
+
+def _check_video(job: Job) -> None:
+    ways = [name for name in ("fps", "every", "num_frames", "at") if getattr(job, name) not in (None, ())]
+    if job.media != "video":
+        for field in dataclasses.fields(job):
+            if field.metadata.get("group") == "Video" and getattr(job, field.name) != field.default:
+                raise JobError(f"{field.name} goes with videos; use `vlmbatch video`, or media: video in a job file")
+        return
+    if len(ways) > 1:
+        raise JobError(f"{' and '.join(ways)} are different ways of choosing frames: give one")
+    for name in ("start", "end"):
+        value = getattr(job, name)
+        if value is not None and value < 0:
+            raise JobError(f"{name} must not be below 0, not {value}")
+    if any(time < 0 for time in job.at):
+        raise JobError("the times of `at` must not be below 0")
+    if job.start is not None and job.end is not None and job.end <= job.start:
+        raise JobError(f"end ({job.end}) must come after start ({job.start})")
+    if job.window is not None and job.per != "window":
+        raise JobError("window goes with --per window")

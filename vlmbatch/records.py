@@ -1,0 +1,210 @@
+"""The types that cross the borders between stages, and who fills them.
+
+read/ and sample/ make an ``Item``; the pipeline loads it and makes a ``Conversation``; prepare/ makes that a ``Request``; engine/ answers with one
+``Completion`` a question; the pipeline joins the two into a ``Record``, which write/ keeps.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+UInt8Array = npt.NDArray[np.uint8]
+Media = Literal["image", "frame", "clip"]
+Status = Literal["ok", "error", "similar"]
+FinishReason = Literal["stop", "length"]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Pixels:
+    """What ``Item.load`` gives.
+
+    Attributes:
+        frames: RGB pictures, uint8, (H, W, 3), upright: one for an image or frame, several for a clip.
+        times_seconds: Presentation time of each frame of a clip; empty for an image.
+        duration_seconds: Duration of the whole video; None for an image.
+    """
+
+    frames: Sequence[UInt8Array]
+    times_seconds: tuple[float, ...] = ()
+    duration_seconds: float | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Item:
+    """One thing to ask about. Made by a reader; its pixels are made by ``load`` on a worker thread, at the last moment.
+
+    Attributes:
+        id: Stable across runs: the path relative to its INPUT with ``/`` as separator, ``clip.mp4#t=12.000`` for a frame.
+        source: Where the bytes came from, as a user would type it.
+        index: Position in input order, from 0.
+        media: ``image``, ``frame`` (one frame of a video) or ``clip`` (several in one prompt).
+        load: Gives the pixels; raises an ``ItemError`` (ReadError, DecodeError) and nothing else.
+        time_seconds: Presentation time of a frame, or start of a clip; None for an image.
+        end_seconds: Time of the next sampled frame or the video's end, or the end of a clip; None for an image.
+        fingerprint: Changes when the file does (size and mtime); empty when there is no file.
+    """
+
+    id: str
+    source: str
+    index: int
+    media: Media
+    load: Callable[[], Pixels]
+    time_seconds: float | None = None
+    end_seconds: float | None = None
+    fingerprint: str = ""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Conversation:
+    """Pixels on their way to the model, with what every question about them shares.
+
+    Attributes:
+        media: Says which prompt the pixels get: that of a picture, or the video prompt with time stamps for a ``clip``.
+        pixels: What was loaded.
+        key: What sampling is seeded with, besides the job's seed: the item's id.
+    """
+
+    media: Media
+    pixels: Pixels
+    key: str = ""
+
+
+@dataclasses.dataclass(slots=True, eq=False)
+class Request:
+    """A conversation made ready for the engine.
+
+    Attributes:
+        tiles: uint8, (n_tiles, 3, E, E).
+        prefix_ids: Token ids of the chat opening and the media; every question continues them.
+        questions: For each question the token ids that follow the prefix.
+        seeds: For each question the seed that its sampling starts from.
+        tag: Whatever the caller wants back with every completion.
+        prepare_seconds: How long preparing took, wall time.
+        queued_at: ``time.perf_counter()`` when the engine's queue took it; set by the queue.
+        on_text: Called with (question number, piece of text) as text is decoded, or None.
+        cancelled: Set to True to have the engine drop the request.
+    """
+
+    tiles: UInt8Array
+    prefix_ids: Sequence[int]
+    questions: Sequence[Sequence[int]]
+    seeds: Sequence[int] = ()
+    tag: Any = None
+    prepare_seconds: float = 0.0
+    queued_at: float = 0.0
+    on_text: Callable[[int, str], None] | None = None
+    cancelled: bool = False
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Tokens of the longest prompt among the questions."""
+        return len(self.prefix_ids) + max(len(question) for question in self.questions)
+
+
+@dataclasses.dataclass(slots=True)
+class Timing:
+    """Where an answer's time went: wall seconds of the phases it took part in, and its share of the engine's busy time.
+
+    Attributes:
+        wait_seconds: From the queue's taking the request to its first computation.
+        vision_seconds: Encoder calls that held a tile of the item.
+        prefill_seconds: Prefill calls that held a token of the item.
+        decode_seconds: From the first token to the last.
+        compute_seconds: Share of the busy time, by tiles and tokens; over a run the shares add up to the busy time.
+    """
+
+    wait_seconds: float = 0.0
+    vision_seconds: float = 0.0
+    prefill_seconds: float = 0.0
+    decode_seconds: float = 0.0
+    compute_seconds: float = 0.0
+
+
+@dataclasses.dataclass(slots=True)
+class Completion:
+    """The answer to one question of a request, or why there is none.
+
+    Attributes:
+        request: The request.
+        question: Number of the question, from 0.
+        text: The answer; None when there is an error.
+        error: Why there is no answer.
+        prompt_tokens: Tokens of prefix and question.
+        new_tokens: Tokens of the answer, the stop token counted.
+        finish_reason: ``stop`` (end of utterance) or ``length`` (``max_new_tokens``).
+        mean_logprob: Mean log-probability of the answer's tokens under the model, whatever the temperature.
+        batch_size: The most sequences that were decoded beside it, itself counted.
+        timing: Where the time went.
+    """
+
+    request: Request
+    question: int
+    text: str | None = None
+    error: Exception | None = None
+    prompt_tokens: int = 0
+    new_tokens: int = 0
+    finish_reason: FinishReason | None = None
+    mean_logprob: float | None = None
+    batch_size: int = 0
+    timing: Timing = dataclasses.field(default_factory=Timing)
+
+
+@dataclasses.dataclass(slots=True)
+class Record:
+    """A row of OUTPUT: one item and question. The keys are the same in JSONL, Parquet and CSV, in this order."""
+
+    id: str
+    source: str
+    index: int
+    media: str
+    time_seconds: float | None
+    end_seconds: float | None
+    width: int | None
+    height: int | None
+    task: str
+    prompt: str
+    text: str | None
+    status: str
+    error_type: str | None
+    error: str | None
+    similar_to: str | None
+    finish_reason: str | None
+    mean_logprob: float | None
+    model: str
+    revision: str
+    engine: str
+    device: str
+    dtype: str
+    tiles: int
+    prompt_tokens: int
+    new_tokens: int
+    batch_size: int
+    read_seconds: float
+    prepare_seconds: float
+    wait_seconds: float
+    vision_seconds: float
+    prefill_seconds: float
+    decode_seconds: float
+    compute_seconds: float
+    run_id: str
+    created_at: str
+
+    @property
+    def key(self) -> tuple[str, str, str]:
+        """What identifies a row across runs."""
+        return self.id, self.task, self.prompt
+
+
+RECORD_FIELDS: tuple[str, ...] = tuple(field.name for field in dataclasses.fields(Record))
+"""The keys of a row, in order."""
+
+
+def utc_now() -> str:
+    """The time as a record states it: UTC, milliseconds, ``2026-01-31T12:00:00.000Z``."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
