@@ -1,0 +1,196 @@
+"""Words around pixels: the chat template, the image tokens and the video prompt, as the checkpoint's own processor writes them.
+
+A prompt is split right behind the last media token, because a tokenizer never merges across a special token: the ids of the prefix followed by the ids of
+a question are the ids of the whole text. So all questions about one picture share one prefix.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import tokenizers
+
+from vlmbatch.checkpoint import Checkpoint
+from vlmbatch.errors import ModelLoadError, PrepareError
+
+MAX_GRID = 6
+"""Rows and columns for which the vocabulary has position tokens (``<row_6_col_6>`` is the last one)."""
+
+VIDEO_INTRO = "You are provided the following series of {count} frames from a {duration} [H:MM:SS] video.\n"
+"""Opening of the video prompt (``DEFAULT_VIDEO_INTRO`` of transformers' SmolVLM processor; the checkpoints were trained on it)."""
+
+FRAME_INTRO = "\nFrame from {minutes:02d}:{seconds:02d}:"
+VIDEO_OUTRO = "\n\n"
+
+_QUESTION = "\x00question\x00"
+_ONES = (
+    *("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"),
+    *("ten", "eleven", "twelve", "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen"),
+)
+_TENS = ("zero", "ten", "twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety")
+
+
+@dataclasses.dataclass(frozen=True)
+class MediaTokens:
+    """The strings that stand for pictures in a prompt.
+
+    Attributes:
+        image: The token that one vision embedding replaces.
+        fake: The token that opens every tile and closes the picture.
+        global_image: The token before the global view, or before a picture of one tile.
+        end_of_utterance: The token that ends a turn.
+        seq_len: Image tokens a tile.
+    """
+
+    seq_len: int
+    image: str = "<image>"
+    fake: str = "<fake_token_around_image>"
+    global_image: str = "<global-img>"
+    end_of_utterance: str = "<end_of_utterance>"
+
+
+def image_text(rows: int, cols: int, tokens: MediaTokens) -> str:
+    """The text of a picture of rows x cols tiles and a global view; 0 x 0 is a picture of one tile."""
+    run = tokens.image * tokens.seq_len
+    whole = f"{tokens.fake}{tokens.global_image}{run}{tokens.fake}"
+    if not rows:
+        return whole
+    lines = (
+        "".join(f"{tokens.fake}<row_{row}_col_{col}>{run}" for col in range(1, cols + 1)) + "\n" for row in range(1, rows + 1)
+    )
+    return "".join(lines) + "\n" + whole
+
+
+def video_text(times_seconds: Sequence[float], duration_seconds: float, tokens: MediaTokens) -> str:
+    """The text of a clip: how many frames, from how long a video, and each frame under its time stamp.
+
+    Args:
+        times_seconds: Presentation time of each frame.
+        duration_seconds: Duration of the whole video.
+        tokens: The checkpoint's tokens.
+    """
+    duration = str(datetime.timedelta(seconds=int(duration_seconds)))
+    frame = image_text(0, 0, tokens)
+    frames = (FRAME_INTRO.format(minutes=int(t // 60), seconds=int(t % 60)) + frame for t in times_seconds)
+    return VIDEO_INTRO.format(count=number_words(len(times_seconds)), duration=duration) + "".join(frames) + VIDEO_OUTRO
+
+
+def number_words(number: int) -> str:
+    """A count below a million in English words, spelled as num2words spells it (``one hundred and one``)."""
+    if number < 20:
+        return _ONES[number]
+    if number < 100:
+        tens, ones = divmod(number, 10)
+        return _TENS[tens] + (f"-{_ONES[ones]}" if ones else "")
+    if number < 1000:
+        hundreds, rest = divmod(number, 100)
+        return f"{_ONES[hundreds]} hundred" + (f" and {number_words(rest)}" if rest else "")
+    thousands, rest = divmod(number, 1000)
+    link = "" if not rest else " and " if rest < 100 else ", "
+    return f"{number_words(thousands)} thousand{link}{number_words(rest) if rest else ''}"
+
+
+class PromptWriter:
+    """Turns media and questions into token ids with the checkpoint's own tokenizer and chat template. Thread-safe."""
+
+    def __init__(self, tokenizer: tokenizers.Tokenizer, template: str, tokens: MediaTokens, special: dict[str, str] | None = None) -> None:
+        """Renders the chat template once around a placeholder.
+
+        Args:
+            tokenizer: The checkpoint's tokenizer, without truncation or padding.
+            template: Jinja source of the chat template.
+            tokens: The checkpoint's media tokens.
+            special: Further variables of the template, such as ``bos_token``.
+
+        Raises:
+            ModelLoadError: The template is broken, or a media token is not one token of the vocabulary.
+        """
+        self.tokenizer = tokenizer
+        self.tokens = tokens
+        self.image_token_id = self._single_id(tokens.image)
+        for token in (tokens.fake, tokens.global_image, tokens.end_of_utterance):
+            self._single_id(token)
+        self._head, self._tail = _render(template, special or {}, tokens)
+
+    @classmethod
+    def from_checkpoint(cls, checkpoint: Checkpoint) -> PromptWriter:
+        """Reads tokenizer.json, the chat template and the number of image tokens a tile from a checkpoint's files."""
+        try:
+            tokenizer = tokenizers.Tokenizer.from_file(str(checkpoint.require("tokenizer.json")))
+        except ModelLoadError:
+            raise
+        except Exception as error:  # tokenizers raises bare Exception
+            raise ModelLoadError(f"{checkpoint.name}: tokenizer.json cannot be read: {error}") from error
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        config = checkpoint.tokenizer_config()
+        special = {name: _token_text(config[name]) for name in ("bos_token", "eos_token", "pad_token") if config.get(name)}
+        return cls(tokenizer, checkpoint.chat_template(), MediaTokens(checkpoint.image_seq_len()), special)
+
+    def image_prefix(self, rows: int, cols: int) -> list[int]:
+        """Token ids of the chat opening and a picture; every question continues them."""
+        return self._prefix(self._head + image_text(rows, cols, self.tokens))
+
+    def image_question(self, question: str) -> list[int]:
+        """Token ids of a question about a picture and of what follows it up to the answer.
+
+        Raises:
+            PrepareError: The question holds an image token.
+        """
+        return self._question(question + self._tail)
+
+    def video_prefix(self, times_seconds: Sequence[float], duration_seconds: float) -> list[int]:
+        """Token ids of the chat opening and a clip, up to its last media token."""
+        # The published templates have no video turn; the processor then uses its own, in which a role is followed by ": ".
+        text = "<|im_start|>User: " + video_text(times_seconds, duration_seconds, self.tokens)
+        return self._prefix(text[: text.rindex(self.tokens.fake) + len(self.tokens.fake)])
+
+    def video_question(self, question: str) -> list[int]:
+        """Token ids of what follows the last frame: the break, the question and the turn's end."""
+        return self._question(f"{VIDEO_OUTRO}{question}{self.tokens.end_of_utterance}\nAssistant:")
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The words of an answer, special tokens left out, white space around it cut off."""
+        return self.tokenizer.decode(list(ids), skip_special_tokens=True).strip()
+
+    def _prefix(self, text: str) -> list[int]:
+        return list(self.tokenizer.encode(text, add_special_tokens=False).ids)
+
+    def _question(self, text: str) -> list[int]:
+        ids = list(self.tokenizer.encode(text, add_special_tokens=False).ids)
+        if self.image_token_id in ids:
+            raise PrepareError(f"a question may not hold the token {self.tokens.image}: it stands for pixels")
+        return ids
+
+    def _single_id(self, token: str) -> int:
+        found = self.tokenizer.token_to_id(token)
+        if found is None:
+            raise ModelLoadError(f"the tokenizer has no token {token}: this is not a SmolVLM2 checkpoint")
+        return int(found)
+
+
+def _render(template: str, special: dict[str, str], tokens: MediaTokens) -> tuple[str, str]:
+    """The text before the picture and the text behind the question, for one user turn that opens with a picture."""
+    import jinja2
+    import jinja2.sandbox
+
+    messages: list[dict[str, Any]] = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": _QUESTION}]}]
+    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+    environment.filters["tojson"] = lambda value, **options: json.dumps(value, ensure_ascii=False, **options)
+    try:
+        text = environment.from_string(template).render(messages=messages, add_generation_prompt=True, **special)
+    except Exception as error:  # a template may raise anything
+        raise ModelLoadError(f"the checkpoint's chat template is broken: {error}") from error
+    head, image, rest = text.partition(tokens.image)
+    between, question, tail = rest.partition(_QUESTION)
+    if not image or not question or between:
+        raise ModelLoadError("the checkpoint's chat template does not put a question right behind its picture")
+    return head, tail
+
+
+def _token_text(token: Any) -> str:
+    return str(token["content"]) if isinstance(token, dict) else str(token)
