@@ -1,0 +1,53 @@
+"""The reference: transformers' own modules and ``generate`` on the same checkpoint, one request at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+import transformers
+
+from vlmbatch.engine.base import RequestQueue
+from vlmbatch.engine.torch_engine import TorchEngine
+from vlmbatch.records import Completion, Request
+
+
+class Reference:
+    """transformers' SmolVLMForConditionalGeneration in float32."""
+
+    def __init__(self, folder: Path) -> None:
+        transformers.utils.logging.disable_progress_bar()
+        self.model = transformers.SmolVLMForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
+        self.pad = self.model.config.text_config.pad_token_id
+
+    @torch.inference_mode()
+    def generate(self, request: Request, max_new_tokens: int) -> list[list[int]]:
+        """Greedy tokens of every question of a request, the stop token included."""
+        pixels = (torch.from_numpy(request.tiles).float()[None] * (1 / 255) - 0.5) / 0.5
+        answers = []
+        for question in request.questions:
+            ids = torch.tensor([[*request.prefix_ids, *question]])
+            out = self.model.generate(
+                input_ids=ids, attention_mask=torch.ones_like(ids), pixel_values=pixels, max_new_tokens=max_new_tokens, do_sample=False, pad_token_id=self.pad
+            )
+            answers.append(out[0, ids.shape[1] :].tolist())
+        return answers
+
+
+class TokenSpy:
+    """Stands in for the tokenizer's decode: keeps the tokens of every answer as text, so that they can be compared."""
+
+    @staticmethod
+    def decode(ids: Sequence[int]) -> str:
+        return " ".join(map(str, ids))
+
+
+def run_all(engine: TorchEngine, requests: Sequence[Request]) -> dict[tuple[int, int], Completion]:
+    """Completions of requests by (number of the request, question)."""
+    queue = RequestQueue(len(requests) + 1)
+    for number, request in enumerate(requests):
+        request.tag = number
+        queue.put(request)
+    queue.close()
+    return {(completion.request.tag, completion.question): completion for completion in engine.run(queue)}

@@ -1,0 +1,61 @@
+"""Engines: requests in, completions out. One table row an engine; torch is imported only when one is opened."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from vlmbatch.checkpoint import Checkpoint
+from vlmbatch.engine.base import Engine, EngineStats, RequestQueue
+from vlmbatch.job import Job
+from vlmbatch.records import Conversation, Request
+
+if TYPE_CHECKING:
+    Prepare = Callable[[Conversation, Sequence[str]], Request]
+    Decode = Callable[[Sequence[int]], str]
+
+__all__ = ["ENGINES", "Engine", "EngineStats", "RequestQueue", "open_engine"]
+
+
+def _open_torch(job: Job, checkpoint: Checkpoint, prepare: Prepare, decode: Decode) -> Engine:
+    from vlmbatch.engine.budget import CAPS, MemoryBudget
+    from vlmbatch.engine.device import device_memory, find_device, find_dtype
+    from vlmbatch.engine.sampling import SamplingOptions
+    from vlmbatch.engine.shape import ModelShape
+    from vlmbatch.engine.torch_engine import TorchEngine
+    from vlmbatch.engine.weights import load_model
+
+    device = find_device(job.device)
+    shape = ModelShape.from_checkpoint(checkpoint)
+    dtype = find_dtype(job.dtype, device, shape.parameters)
+    limit = int(device_memory(device).free * job.memory_fraction)
+    if job.max_memory_bytes is not None:
+        limit = min(limit, job.max_memory_bytes)
+    budget = MemoryBudget(shape, dtype.itemsize, limit, CAPS[device.type])
+    budget.check(checkpoint.name, job.max_new_tokens)
+    options = SamplingOptions(job.temperature, job.top_p, job.max_new_tokens)
+    end_ids = checkpoint.end_token_ids()
+    model = load_model(checkpoint, shape, device, dtype)
+    return TorchEngine(model, budget, prepare=prepare, decode=decode, end_ids=end_ids, options=options, batch_size=job.batch_size)
+
+
+ENGINES: dict[str, Callable[[Job, Checkpoint, Prepare, Decode], Engine]] = {"torch": _open_torch}
+"""Factories by name; each imports what it needs when it is called."""
+
+
+def open_engine(job: Job, checkpoint: Checkpoint, prepare: Prepare, decode: Decode, *, name: str = "torch") -> Engine:
+    """Loads a checkpoint into an engine.
+
+    Args:
+        job: Device, dtype, memory and generation settings.
+        checkpoint: What to load.
+        prepare: Makes pixels and words into a request.
+        decode: Makes token ids into words.
+        name: Row of the table.
+
+    Raises:
+        ModelLoadError: The checkpoint is broken or of another kind.
+        DeviceError: The device or dtype is not there.
+        OutOfMemoryError: The model does not fit; nothing was loaded.
+    """
+    return ENGINES[name](job, checkpoint, prepare, decode)

@@ -1,0 +1,158 @@
+"""Devices: which one computes, in which number format, and how much memory it has free."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import psutil
+import torch
+
+from vlmbatch.errors import DeviceError
+
+SMALL_MODEL_PARAMETERS = 20_000_000
+"""Below this the matrices are too small for 16-bit units to pay: float32 is as fast, and the same on every processor."""
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclasses.dataclass(frozen=True)
+class Memory:
+    """Bytes of a device: what it has in all and what is free now."""
+
+    total: int
+    free: int
+
+
+def find_device(name: str) -> torch.device:
+    """The device of ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
+
+    Raises:
+        DeviceError: It is not there; the message says what is.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu")
+    device = torch.device(name)
+    if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):
+        raise DeviceError(f"no device {name} here; there is {', '.join(device_names())}")
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise DeviceError(f"no device mps here; there is {', '.join(device_names())}")
+    return device
+
+
+def device_names() -> list[str]:
+    """The devices of this machine, as ``--device`` takes them."""
+    names = [f"cuda:{index}" for index in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
+    return [*names, *(["mps"] if torch.backends.mps.is_available() else []), "cpu"]
+
+
+def find_dtype(name: str, device: torch.device, parameters: int) -> torch.dtype:
+    """The number format of ``auto`` or a named one: the fastest that the device computes in without emulating it.
+
+    Args:
+        name: ``auto``, ``float32``, ``bfloat16`` or ``float16``.
+        device: The device.
+        parameters: Number of weights of the model.
+
+    Raises:
+        DeviceError: The device does not compute in it.
+    """
+    if name != "auto":
+        if name == "bfloat16" and device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+            raise DeviceError(f"{torch.cuda.get_device_name(device)} does not compute in bfloat16; use float16 or float32")
+        return DTYPES[name]
+    if parameters < SMALL_MODEL_PARAMETERS:
+        return torch.float32
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    if device.type == "mps":
+        return torch.bfloat16
+    return torch.bfloat16 if cpu_has_bfloat16() else torch.float32
+
+
+def cpu_has_bfloat16() -> bool:
+    """Whether the processor multiplies bfloat16 matrices itself (AMX or AVX-512 BF16); elsewhere float32 is faster."""
+    checks = [getattr(torch.cpu, name, None) for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported")]
+    return any(bool(check()) for check in checks if check is not None)
+
+
+def device_memory(device: torch.device) -> Memory:
+    """Memory of a device: CUDA's own figures, MPS's recommended maximum, on a CPU the smaller of the cgroup's room and what is available."""
+    if device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(device)
+        return Memory(total, free)
+    if device.type == "mps":
+        total = torch.mps.recommended_max_memory()
+        return Memory(total, max(0, total - torch.mps.driver_allocated_memory()))
+    machine = psutil.virtual_memory()
+    group = cgroup_memory()
+    if group is None:
+        return Memory(machine.total, machine.available)
+    return Memory(min(machine.total, group.total), min(machine.available, group.free))
+
+
+def cgroup_memory(root: Path = Path("/sys/fs/cgroup"), membership: Path = Path("/proc/self/cgroup")) -> Memory | None:
+    """The memory limit of this process's control group and what is left of it; None when there is no limit.
+
+    Args:
+        root: Where the control groups are mounted.
+        membership: The file that says which group this process is in.
+    """
+    candidates = [(root, "memory.max", "memory.current"), (root / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes")]
+    try:
+        for line in membership.read_text(encoding="utf-8").splitlines():
+            _, controllers, path = line.split(":", 2)
+            base = root if not controllers else root / "memory"
+            names = ("memory.max", "memory.current") if not controllers else ("memory.limit_in_bytes", "memory.usage_in_bytes")
+            if not controllers or "memory" in controllers.split(","):
+                group = base / path.lstrip("/")
+                candidates += [(folder, *names) for folder in (group, *group.parents) if folder.is_relative_to(base)]
+    except (OSError, ValueError):
+        pass  # not Linux, or no control groups: the candidates at the root are tried
+    found: Memory | None = None
+    for folder, limit_file, used_file in candidates:
+        try:
+            limit = int((folder / limit_file).read_text())
+            used = int((folder / used_file).read_text())
+        except (OSError, ValueError):
+            continue  # no such file, or "max": no limit at this level
+        free = max(0, limit - used + _inactive_file_bytes(folder))
+        if limit < 1 << 60 and (found is None or free < found.free):
+            found = Memory(limit, free)
+    return found
+
+
+def _inactive_file_bytes(folder: Path) -> int:
+    """Cached file pages that the kernel drops before it runs out; the group's usage counts them."""
+    try:
+        for line in (folder / "memory.stat").read_text().splitlines():
+            name, value = line.split()
+            if name in ("inactive_file", "total_inactive_file"):
+                return int(value)
+    except (OSError, ValueError):
+        pass  # no such figure: nothing is added
+    return 0
+
+
+def synchronize(device: torch.device) -> None:
+    """Waits until the device has done what it was given, so that a clock reads true."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
+def empty_cache(device: torch.device) -> None:
+    """Gives memory that the allocator holds but nobody uses back to the device."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    elif device.type == "mps":
+        torch.mps.empty_cache()
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception says that memory ran out, in any of the ways torch says it."""
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    text = str(error)
+    return isinstance(error, RuntimeError) and ("out of memory" in text or "can't allocate memory" in text or "not enough memory" in text)

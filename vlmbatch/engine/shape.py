@@ -1,0 +1,160 @@
+"""The shape of a checkpoint: what config.json says, and the sizes that follow from it, known before a weight is read."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from vlmbatch.checkpoint import Checkpoint
+from vlmbatch.errors import ModelLoadError
+
+
+@dataclasses.dataclass(frozen=True)
+class VisionShape:
+    """The vision encoder (SigLIP): sizes in features, edges in pixels."""
+
+    hidden: int
+    layers: int
+    heads: int
+    mlp: int
+    image_size: int
+    patch_size: int
+    norm_eps: float
+
+    @property
+    def grid(self) -> int:
+        """Patches along an edge; pixels that do not fill a patch are left out, as the convolution does it."""
+        return self.image_size // self.patch_size
+
+    @property
+    def patches(self) -> int:
+        """Patches a tile."""
+        return self.grid**2
+
+
+@dataclasses.dataclass(frozen=True)
+class TextShape:
+    """The language model (Llama)."""
+
+    hidden: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    mlp: int
+    vocabulary: int
+    context: int
+    norm_eps: float
+    rope_theta: float
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelShape:
+    """A whole SmolVLM2.
+
+    Attributes:
+        vision: The vision encoder.
+        text: The language model.
+        scale_factor: Edge of the square of patches that the connector joins into one token.
+        image_token_id: The token whose embedding a vision feature replaces.
+        tied: Whether the output matrix is the embedding matrix.
+    """
+
+    vision: VisionShape
+    text: TextShape
+    scale_factor: int
+    image_token_id: int
+    tied: bool
+
+    @property
+    def tile_tokens(self) -> int:
+        """Tokens a tile."""
+        return self.vision.patches // self.scale_factor**2
+
+    @property
+    def parameters(self) -> int:
+        """Number of weights."""
+        v, t = self.vision, self.text
+        vision_layer = 4 * v.hidden * (v.hidden + 1) + v.mlp * (2 * v.hidden + 1) + v.hidden + 4 * v.hidden
+        vision = v.layers * vision_layer + (3 * v.patch_size**2 + 1) * v.hidden + v.patches * v.hidden + 2 * v.hidden
+        connector = v.hidden * self.scale_factor**2 * t.hidden
+        qkvo = t.hidden * t.head_dim * (2 * t.heads + 2 * t.kv_heads)
+        text = t.layers * (qkvo + 3 * t.hidden * t.mlp + 2 * t.hidden) + t.hidden
+        return vision + connector + text + (1 if self.tied else 2) * t.vocabulary * t.hidden
+
+    def kv_bytes(self, itemsize: int) -> int:
+        """Bytes of keys and values a token; ``itemsize`` is the number format's bytes."""
+        return 2 * self.text.layers * self.text.kv_heads * self.text.head_dim * itemsize
+
+    def tile_bytes(self, itemsize: int) -> int:
+        """Estimated peak activation bytes of encoding one tile: residual, norm, MLP before and after the activation, float32 input.
+
+        Stands in until the first encoder call has been measured.
+        """
+        v = self.vision
+        return v.patches * (4 * v.hidden + 2 * v.mlp) * itemsize + 3 * v.image_size**2 * 5
+
+    @classmethod
+    def from_checkpoint(cls, checkpoint: Checkpoint) -> ModelShape:
+        """Reads config.json; keys that it leaves out have the defaults of transformers' configuration classes.
+
+        Raises:
+            ModelLoadError: A key is missing or the checkpoint uses something that SmolVLM2 has not.
+        """
+        config = checkpoint.config
+        try:
+            vision = _vision(config["vision_config"])
+            text = _text(config["text_config"])
+            return cls(
+                vision,
+                text,
+                int(config.get("scale_factor", 2)),
+                int(config["image_token_id"]),
+                bool(config.get("tie_word_embeddings", False)),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise ModelLoadError(f"{checkpoint.name}: config.json: {type(error).__name__}: {error}") from error
+
+
+def _vision(config: Mapping[str, Any]) -> VisionShape:
+    _require(config, "hidden_act", "gelu_pytorch_tanh")
+    return VisionShape(
+        hidden=int(config.get("hidden_size", 1152)),
+        layers=int(config.get("num_hidden_layers", 12)),
+        heads=int(config.get("num_attention_heads", 16)),
+        mlp=int(config.get("intermediate_size", 3072)),
+        image_size=int(config.get("image_size", 224)),
+        patch_size=int(config.get("patch_size", 32)),
+        norm_eps=float(config.get("layer_norm_eps", 1e-6)),
+    )
+
+
+def _text(config: Mapping[str, Any]) -> TextShape:
+    if config.get("model_type", "llama") != "llama":
+        raise ValueError(f"text_config.model_type is {config['model_type']!r}, not 'llama'")
+    _require(config, "hidden_act", "silu")
+    for name in ("attention_bias", "mlp_bias", "qk_layer_norms", "use_resampler", "rope_interleaved"):
+        _require(config, name, False)
+    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    if kind != "default":
+        raise ValueError(f"rope of type {kind!r} is not supported")
+    hidden, heads = int(config.get("hidden_size", 4096)), int(config.get("num_attention_heads", 32))
+    return TextShape(
+        hidden=hidden,
+        layers=int(config.get("num_hidden_layers", 32)),
+        heads=heads,
+        kv_heads=int(config.get("num_key_value_heads") or heads),
+        head_dim=int(config.get("head_dim") or hidden // heads),
+        mlp=int(config.get("intermediate_size", 11008)),
+        vocabulary=int(config.get("vocab_size", 32000)),
+        context=int(config.get("max_position_embeddings", 2048)),
+        norm_eps=float(config.get("rms_norm_eps", 1e-6)),
+        rope_theta=float(rope.get("rope_theta", config.get("rope_theta", 10000.0))),
+    )
+
+
+def _require(config: Mapping[str, Any], name: str, value: object) -> None:
+    if config.get(name, value) != value:
+        raise ValueError(f"{name} is {config[name]!r}; only {value!r} is supported")
