@@ -1,0 +1,383 @@
+"""A finished OUTPUT: its order, what a later run does again, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from pathlib import Path
+
+import pytest
+
+from tests.write.rows import ONLY_WHEN_ASKED, PROMPT, SUFFIXES, crash, failed, ids, is_done, record, store, texts
+from vlmbatch.errors import OutputError
+from vlmbatch.write import CommitPolicy, read_records, write_summary
+
+
+@pytest.fixture(params=SUFFIXES)
+def output(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    return tmp_path / f"out.{request.param}"
+
+
+class TestOrder:
+    def test_rows_are_in_input_order_then_in_question_order(self, output: Path) -> None:
+        with store(output) as rows:
+            for number in (2, 0, 1):
+                for question in (1, 0):
+                    rows.write(record(number, f"{number} {question}", prompt=f"question {question}"), question=question)
+        assert texts(output) == ["0 0", "0 1", "1 0", "1 1", "2 0", "2 1"]
+
+    def test_kept_rows_take_the_place_they_have_in_the_new_input(self, output: Path) -> None:
+        with store(output) as rows:
+            for number in range(4):
+                rows.write(record(number))
+        with store(output) as rows:
+            for place, number in enumerate((3, 1, 0, 2)):
+                rows.keep(*record(number).key, place)
+            rows.write(record(9, index=4))
+        assert ids(output) == [f"{number:05d}.jpg" for number in (3, 1, 0, 2, 9)]
+        assert [row["index"] for row in read_records(output)] == [0, 1, 2, 3, 4]
+
+    def test_rows_of_other_inputs_stay_and_come_after_those_of_this_run(self, output: Path) -> None:
+        with store(output) as rows:
+            for number in range(3):
+                rows.write(record(number))
+        with store(output) as rows:
+            for number in range(2):
+                rows.write(record(100 + number, index=number))
+        assert ids(output) == [f"{number:05d}.jpg" for number in (100, 0, 101, 1, 2)]
+
+    def test_questions_that_swapped_places_are_swapped_in_output(self, output: Path) -> None:
+        with store(output) as rows:
+            for question in range(2):
+                rows.write(record(0, str(question), prompt=f"question {question}"), question=question)
+        with store(output) as rows:
+            for question in range(2):
+                rows.keep("00000.jpg", "caption", f"question {question}", 0, 1 - question)
+        assert texts(output) == ["1", "0"]
+
+    def test_a_row_written_twice_is_there_once(self, output: Path) -> None:
+        with store(output) as rows:
+            rows.write(record(0, "first"))
+            rows.write(record(0, "second"))
+        assert texts(output) == ["second"]
+
+
+class TestResume:
+    def test_finished_rows_are_done(self, output: Path) -> None:
+        with store(output) as rows:
+            assert not is_done(rows, record(0))
+            rows.write(record(0), "1 kB")
+            rows.write(record(1, status="similar", similar_to="00000.jpg"))
+            assert is_done(rows, record(0))
+        with store(output) as rows:
+            assert is_done(rows, record(0), "1 kB")
+            assert is_done(rows, record(1))
+            assert not is_done(rows, record(2))
+            assert not rows.done("00000.jpg", "ocr", PROMPT)
+            assert not rows.done("00000.jpg", "caption", "another prompt")
+
+    def test_a_changed_file_is_not(self, output: Path) -> None:
+        with store(output) as rows:
+            rows.write(record(0), "1 kB")
+        for _ in range(2):
+            with store(output) as rows:
+                assert not is_done(rows, record(0), "2 kB")
+                assert is_done(rows, record(0))
+        with store(output) as rows:
+            rows.write(record(0, "new"), "2 kB")
+        with store(output) as rows:
+            assert is_done(rows, record(0), "2 kB")
+        assert texts(output) == ["new"]
+
+    def test_a_fingerprint_that_was_not_known_is_taken_over(self, output: Path) -> None:
+        with store(output) as rows:
+            rows.write(record(0))
+        with store(output) as rows:
+            assert is_done(rows, record(0), "1 kB")
+        with store(output) as rows:
+            assert not is_done(rows, record(0), "2 kB")
+
+    def test_errors_are_done_again_only_when_asked(self, output: Path) -> None:
+        with store(output) as rows:
+            rows.write(failed(0), "1 kB")
+            rows.write(record(1), "1 kB")
+        with store(output) as rows:
+            assert is_done(rows, failed(0), "1 kB")
+            assert not is_done(rows, failed(0), "2 kB")
+        with store(output, retry_errors=True) as rows:
+            assert not is_done(rows, failed(0), "1 kB")
+            assert is_done(rows, record(1), "1 kB")
+            rows.write(record(0, "now it works"), "1 kB")
+        assert texts(output) == ["now it works", "picture 1"]
+
+    def test_when_nothing_changed_output_is_left_alone(self, output: Path) -> None:
+        with store(output) as rows:
+            for number in range(5):
+                rows.write(record(number), "x")
+        before, journal = output.stat(), Path(f"{output}.journal").stat()
+        with store(output) as rows:
+            for number in range(5):
+                assert is_done(rows, record(number), "x")
+                rows.keep(*record(number).key, number)
+        assert output.stat() == before
+        assert Path(f"{output}.journal").stat().st_ino == journal.st_ino
+
+    def test_a_deleted_output_is_made_anew_with_any_settings(self, output: Path) -> None:
+        with store(output) as rows:
+            rows.write(record(0))
+        output.unlink()
+        with store(output, detail="low") as rows:
+            assert not is_done(rows, record(0))
+            rows.write(record(1))
+        assert ids(output) == ["00001.jpg"]
+
+    def test_without_a_journal_the_rows_of_output_are_known(self, output: Path) -> None:
+        with store(output) as rows:
+            rows.write(record(0))
+        Path(f"{output}.journal").unlink()
+        with store(output) as rows:
+            assert is_done(rows, record(0), "anything")
+            rows.write(record(1))
+        assert ids(output) == ["00000.jpg", "00001.jpg"]
+
+    def test_the_rows_are_the_same_after_many_runs(self, output: Path) -> None:
+        for number in range(4):
+            with store(output) as rows:
+                rows.write(record(number, 'a\n"b" 🦊', time_seconds=number / 7))
+        found = list(read_records(output))
+        assert found == [{**row, "time_seconds": number / 7, "text": 'a\n"b" 🦊', "mean_logprob": -0.123456} for number, row in enumerate(found)]
+        assert len(found) == 4
+
+    def test_only_output_and_a_short_journal_remain(self, output: Path) -> None:
+        with store(output) as rows:
+            for number in range(50):
+                rows.write(record(number), "x")
+        assert sorted(os.listdir(output.parent)) == [output.name, f"{output.name}.journal"]
+        assert Path(f"{output}.journal").stat().st_size < 50 * 70 + 400
+
+    def test_an_output_without_rows_can_be_read_and_continued(self, output: Path) -> None:
+        store(output).close()
+        assert ids(output) == []
+        with store(output, detail="low") as rows:
+            rows.write(record(0))
+        assert ids(output) == ["00000.jpg"]
+
+    def test_a_symbolic_link_stays_one(self, output: Path) -> None:
+        real = output.parent / "elsewhere" / output.name
+        real.parent.mkdir()
+        output.symlink_to(real)
+        with store(output) as rows:
+            rows.write(record(0))
+        assert output.is_symlink()
+        assert ids(real) == ["00000.jpg"]
+
+
+class TestRefusal:
+    def test_other_settings_are_refused_and_each_difference_is_named(self, output: Path) -> None:
+        with store(output) as rows:
+            rows.write(record(0))
+        before = output.read_bytes()
+        with pytest.raises(OutputError, match=r"\(model: demo there, other here; detail: full there, low here\); --overwrite"):
+            store(output, model="other", detail="low")
+        with pytest.raises(OutputError, match="revision: r1 there, r2 here"):
+            store(output, {"revision": "r2"})
+        assert output.read_bytes() == before
+        with store(output) as rows:
+            assert is_done(rows, record(0))
+
+    def test_so_are_those_of_a_run_that_was_killed_before_it_published(self, output: Path) -> None:
+        rows = store(output)
+        rows.write(record(0))
+        rows.commit()
+        crash(rows)
+        assert not output.exists()
+        with pytest.raises(OutputError, match="detail: full there, low here"):
+            store(output, detail="low")
+
+    def test_a_revision_that_is_not_known_is_no_difference(self, output: Path) -> None:
+        with store(output, {"revision": None}) as rows:
+            rows.write(record(0))
+        with store(output) as rows:
+            assert is_done(rows, record(0))
+
+    def test_without_a_journal_the_summary_tells_the_settings(self, output: Path) -> None:
+        with store(output) as rows:
+            rows.write(record(0))
+        Path(f"{output}.journal").unlink()
+        write_summary(output, {"identity": {"model": "demo", "detail": "native", "max_new_tokens": 64, "temperature": 0.0, "revision": "r1"}})
+        with pytest.raises(OutputError, match="detail: native there, full here"):
+            store(output)
+
+    def test_without_either_the_rows_do(self, output: Path) -> None:
+        with store(output) as rows:
+            rows.write(record(0))
+        Path(f"{output}.journal").unlink()
+        with pytest.raises(OutputError, match="model: demo there, other here"):
+            store(output, model="other")
+        store(output, detail="low").close()
+
+    @pytest.mark.parametrize("content", [b"hello\n", b'{"id": "a"}\n', b"id,text\na,b\n", b"\x00\xff"])
+    def test_a_file_that_is_not_ours_is_refused_and_left_alone(self, output: Path, content: bytes) -> None:
+        output.write_bytes(content)
+        with pytest.raises(OutputError, match="was not written by vlmbatch .*--overwrite replaces it"):
+            store(output)
+        assert os.listdir(output.parent) == [output.name]
+        assert output.read_bytes() == content
+        with store(output, overwrite=True) as rows:
+            rows.write(record(0))
+        assert ids(output) == ["00000.jpg"]
+
+    def test_a_journal_that_is_not_ours_is_refused(self, output: Path) -> None:
+        Path(f"{output}.journal").write_text("hello\n")
+        with pytest.raises(OutputError, match="damaged or was not written by vlmbatch"):
+            store(output)
+        with store(output, overwrite=True) as rows:
+            rows.write(record(0))
+        assert ids(output) == ["00000.jpg"]
+
+    def test_a_folder_or_a_place_without_one_is_refused(self, output: Path) -> None:
+        output.mkdir()
+        with pytest.raises(OutputError, match="it is a folder"):
+            store(output)
+        blocker = output.parent / "file"
+        blocker.touch()
+        with pytest.raises(OutputError, match="cannot write"):
+            store(blocker / output.name)
+
+    def test_a_missing_folder_is_made(self, output: Path) -> None:
+        deep = output.parent / "a" / "b" / output.name
+        with store(deep) as rows:
+            rows.write(record(0))
+        assert ids(deep) == ["00000.jpg"]
+
+
+class TestOverwrite:
+    def test_old_rows_are_gone_and_other_settings_are_fine(self, output: Path) -> None:
+        with store(output) as rows:
+            rows.write(record(0))
+        with store(output, overwrite=True, detail="low") as rows:
+            assert not is_done(rows, record(0))
+            rows.write(record(1))
+        assert ids(output) == ["00001.jpg"]
+
+    def test_a_finished_run_without_rows_empties_output(self, output: Path) -> None:
+        with store(output) as rows:
+            rows.write(record(0))
+        store(output, overwrite=True).close()
+        assert ids(output) == []
+
+    def test_a_run_that_fails_before_its_first_row_leaves_the_old_output(self, output: Path) -> None:
+        with store(output) as rows:
+            rows.write(record(0))
+        with pytest.raises(RuntimeError), store(output, overwrite=True, detail="low"):
+            raise RuntimeError("no such model")
+        with store(output) as rows:
+            assert is_done(rows, record(0))
+
+    @pytest.mark.parametrize("n_rows", [0, 2])
+    def test_a_killed_one_goes_on_without_the_old_rows_once_it_has_committed(self, output: Path, n_rows: int) -> None:
+        with store(output) as rows:
+            rows.write(record(0))
+        rows = store(output, overwrite=True)
+        for number in range(n_rows):
+            rows.write(record(10 + number))
+            rows.commit()
+        crash(rows)
+        assert ids(output) == ["00000.jpg"]
+        with store(output) as rows:
+            assert is_done(rows, record(0)) == (n_rows == 0)
+            rows.write(record(5))
+        assert ids(output) == (["00005.jpg", "00010.jpg", "00011.jpg"] if n_rows else ["00000.jpg", "00005.jpg"])
+
+
+class TestCommitPolicy:
+    def test_commits_by_count_and_by_time_and_publishes_now_and_then(self, output: Path) -> None:
+        now = [0.0]
+        rows = store(output, policy=CommitPolicy(), clock=lambda: now[0])
+        journal = Path(f"{output}.journal")
+        empty = journal.stat().st_size
+        for number in range(255):
+            rows.write(record(number))
+        assert journal.stat().st_size == empty
+        rows.write(record(255))
+        at_256 = journal.stat().st_size
+        assert at_256 > empty
+        rows.write(record(256))
+        now[0] = 9.9
+        rows.tick()
+        assert journal.stat().st_size == at_256
+        assert not output.exists()
+        now[0] = 10.0
+        rows.tick()
+        assert journal.stat().st_size > at_256
+        assert len(ids(output)) == 257
+        rows.close()
+        assert len(ids(output)) == 257
+
+    def test_publishing_that_takes_long_is_rarer(self, tmp_path: Path) -> None:
+        now = [0.0]
+        output = tmp_path / "out.jsonl"
+        rows = store(output, policy=CommitPolicy(rows=1, publish_share=0.05), clock=lambda: now[0])
+        rows._publish_cost = 2.0
+        for seconds, published in ((30.0, False), (40.0, True)):
+            now[0] = seconds
+            rows.write(record(int(seconds)))
+            assert output.exists() == published
+        rows.close()
+
+    def test_a_snapshot_goes_on_with_earlier_rows(self, output: Path) -> None:
+        with store(output) as rows:
+            for number in range(0, 10, 2):
+                rows.write(record(number))
+        rows = store(output, policy=CommitPolicy(rows=1, publish_seconds=0, publish_share=float("inf")))
+        for number in range(9, 0, -2):
+            rows.write(record(number))
+            assert ids(output) == sorted(ids(output))
+        assert len(ids(output)) == 10
+        crash(rows)
+        with store(output, policy=ONLY_WHEN_ASKED) as rows:
+            assert rows.n_rows == 10
+        assert ids(output) == [f"{number:05d}.jpg" for number in range(10)]
+
+    def test_an_interrupted_run_publishes_what_it_has(self, output: Path) -> None:
+        with pytest.raises(KeyboardInterrupt), store(output) as rows:
+            rows.write(record(0))
+            raise KeyboardInterrupt
+        assert ids(output) == ["00000.jpg"]
+
+
+def test_an_output_that_another_program_changed_is_replaced_with_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    output = tmp_path / "out.jsonl"
+    with store(output) as rows:
+        rows.write(record(0))
+    with caplog.at_level(logging.WARNING), store(output) as rows:
+        output.unlink()
+        rows.write(record(1))
+    assert "changed by another program" in caplog.text
+    assert ids(output) == ["00000.jpg", "00001.jpg"]
+
+
+def test_a_closed_store_takes_no_rows(tmp_path: Path) -> None:
+    rows = store(tmp_path / "out.jsonl")
+    rows.close()
+    rows.close()
+    with pytest.raises(OutputError, match="is closed"):
+        rows.write(record(0))
+
+
+def test_the_permissions_of_output_are_kept(tmp_path: Path) -> None:
+    output = tmp_path / "out.jsonl"
+    store(output).close()
+    output.chmod(0o604)
+    with store(output) as rows:
+        rows.write(record(0))
+    assert output.stat().st_mode & 0o777 == 0o604
+
+
+def test_the_journal_begins_with_the_settings(tmp_path: Path) -> None:
+    output = tmp_path / "out.jsonl"
+    store(output).close()
+    header = json.loads(Path(f"{output}.journal").read_text().splitlines()[0][9:])
+    assert header["vlmbatch_journal"] == 1
+    assert header["identity"]["revision"] == "r1"

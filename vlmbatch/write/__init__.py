@@ -1,0 +1,69 @@
+"""Where the records go: OUTPUT as JSON Lines, Parquet or CSV, or JSON Lines on stdout."""
+
+from __future__ import annotations
+
+import io
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, TextIO
+
+from vlmbatch.errors import OutputError
+from vlmbatch.job import Job
+from vlmbatch.write.atomic import reason
+from vlmbatch.write.base import Writer
+from vlmbatch.write.columns import Row
+from vlmbatch.write.formats import find_format
+from vlmbatch.write.stdout import StdoutWriter
+from vlmbatch.write.store import CommitPolicy, OutputStore
+from vlmbatch.write.summary import read_summary, summary_path, write_summary
+
+__all__ = ["CommitPolicy", "OutputStore", "StdoutWriter", "Writer", "open_output", "read_records", "read_summary", "summary_path", "write_summary"]
+
+
+def open_output(job: Job, identity: Mapping[str, Any], *, stream: TextIO | None = None) -> Writer:
+    """The writer that a job asks for, ready to take records.
+
+    Args:
+        job: The job.
+        identity: The settings that the rows depend on: ``job.identity()`` with the revision that runs.
+        stream: What ``-`` stands for; stdout by default.
+
+    Raises:
+        OutputLockedError: Another run holds OUTPUT.
+        OutputError: OUTPUT cannot be written, was made with other settings or is not ours.
+        MissingDependencyError: The format needs a package that is not installed.
+    """
+    if job.output_path != "-":
+        return OutputStore(Path(job.output_path), job, identity)
+    stream = stream or sys.stdout
+    if isinstance(stream, io.TextIOWrapper):
+        stream.reconfigure(encoding="utf-8", newline="\n")
+    return StdoutWriter(stream)
+
+
+def read_records(path: Path) -> Iterator[Row]:
+    """The rows of an OUTPUT, finished or not, in order, in bounded memory.
+
+    Raises:
+        OutputError: It is not there, cannot be read, or was not written by vlmbatch; at once or while it is read.
+        MissingDependencyError: The format needs a package that is not installed.
+    """
+    format = find_format(path)
+    try:
+        file = open(path, "rb")  # noqa: SIM115
+    except OSError as error:
+        raise OutputError(f"cannot read {path}: {reason(error)}") from error
+
+    def rows() -> Iterator[Row]:
+        with file:
+            try:
+                if file.read(1):
+                    file.seek(0)
+                    yield from format.read_rows(file)
+            except OutputError as error:
+                raise OutputError(f"{path} was not written by vlmbatch ({error})") from error
+            except OSError as error:
+                raise OutputError(f"cannot read {path}: {reason(error)}") from error
+
+    return rows()

@@ -1,0 +1,67 @@
+"""Files that are replaced whole or not at all, also through a power cut."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from vlmbatch.errors import OutputError
+
+
+def beside(path: Path, suffix: str) -> Path:
+    """The file beside ``path`` whose name has ``suffix`` added: ``captions.jsonl.journal``."""
+    return path.with_name(path.name + suffix)
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """Opens a file for writing that takes the place of ``path`` once the block has ended well; until then, and after an error, ``path`` is as it was.
+
+    The name of the temporary file is fixed (``PATH.tmp``), so that what a killed run left is overwritten: hold a lock.
+
+    Raises:
+        OutputError: The file cannot be written (disk full, not permitted …).
+    """
+    temporary = beside(path, ".tmp")
+    try:
+        with open(temporary, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        if path.exists():
+            shutil.copymode(path, temporary)
+        os.replace(temporary, path)
+        sync_folder(path.parent)
+    except OSError as error:
+        _remove(temporary)
+        raise OutputError(f"cannot write {path}: {reason(error)}") from error
+    except BaseException:
+        _remove(temporary)
+        raise
+
+
+def sync_folder(folder: Path) -> None:
+    """Makes the names in a folder durable, where the file system can."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(handle)
+
+
+def reason(error: OSError) -> str:
+    """Why an operation failed, in one line."""
+    return error.strerror or " ".join(str(error).split()) or type(error).__name__
+
+
+def _remove(path: Path) -> None:
+    with contextlib.suppress(OSError):
+        path.unlink()

@@ -1,0 +1,77 @@
+"""The contract of a writer."""
+
+from __future__ import annotations
+
+import abc
+import logging
+from types import TracebackType
+from typing import Self
+
+from vlmbatch.errors import OutputError
+from vlmbatch.records import Record, Status
+
+logger = logging.getLogger(__name__)
+
+
+class Writer(abc.ABC):
+    """Takes records. What ``commit`` returned for survives ``kill -9``.
+
+    A context manager: leaving the block closes the writer, so that what was finished is kept also when the run failed.
+    """
+
+    @abc.abstractmethod
+    def write(self, record: Record, fingerprint: str = "", order: int | None = None, question: int = 0) -> None:
+        """Takes a record; a row with the same id, task and prompt is replaced. Commits now and then by itself.
+
+        Args:
+            record: The row.
+            fingerprint: The item's; a later run does the row again when it is another one.
+            order: The row's place among this run's rows, from 0 without a gap; what a stream is ordered by. None: as it comes.
+            question: The question's place among those about the item.
+
+        Raises:
+            OutputError: What was taken cannot be kept. Rows committed before stay good.
+        """
+
+    @abc.abstractmethod
+    def commit(self) -> None:
+        """Makes every row taken so far durable.
+
+        Raises:
+            OutputError: As for ``write``.
+        """
+
+    @abc.abstractmethod
+    def close(self, *, finished: bool = True) -> None:
+        """Commits and finishes the output. May be called again.
+
+        Args:
+            finished: Whether the run came to its end. If it did not, an earlier output is not replaced by one without rows.
+
+        Raises:
+            OutputError: As for ``write``.
+        """
+
+    def tick(self) -> None:
+        """Commits when one is due. Called about once a second, so that rows do not wait for the next one to be committed."""
+        return
+
+    def done(self, id: str, task: str, prompt: str, fingerprint: str = "") -> bool:
+        """Whether the row is there from an earlier run and need not be done again."""
+        return False
+
+    def keep(self, id: str, task: str, prompt: str, index: int, question: int = 0) -> Status | None:
+        """Says that a row that is done belongs to this run's items, at this place in input order; gives its status."""
+        return None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if error is None:
+            self.close()
+            return
+        try:
+            self.close(finished=False)
+        except OutputError as second:
+            logger.error("%s", second)

@@ -1,0 +1,95 @@
+"""The columns of a row: their types, and how a record becomes plain values of exactly these types."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+from vlmbatch.records import Record
+
+Row = dict[str, Any]
+"""A row as plain values, keys in the order of ``RECORD_FIELDS``."""
+
+Kind = Literal["string", "int32", "int64", "float32", "float64", "timestamp"]
+
+
+class Column(NamedTuple):
+    """The type of a column; ``timestamp`` is an ISO string in a row, and UTC milliseconds in Parquet."""
+
+    kind: Kind
+    nullable: bool = False
+
+
+_TEXT, _SECONDS, _COUNT = Column("string"), Column("float32"), Column("int32")
+_TEXT_OR_NULL = Column("string", nullable=True)
+
+COLUMNS: dict[str, Column] = {
+    "id": _TEXT,
+    "source": _TEXT,
+    "index": Column("int64"),
+    "media": _TEXT,
+    "time_seconds": Column("float64", nullable=True),
+    "end_seconds": Column("float64", nullable=True),
+    "width": Column("int32", nullable=True),
+    "height": Column("int32", nullable=True),
+    "task": _TEXT,
+    "prompt": _TEXT,
+    "text": _TEXT_OR_NULL,
+    "status": _TEXT,
+    "error_type": _TEXT_OR_NULL,
+    "error": _TEXT_OR_NULL,
+    "similar_to": _TEXT_OR_NULL,
+    "finish_reason": _TEXT_OR_NULL,
+    "mean_logprob": Column("float32", nullable=True),
+    "model": _TEXT,
+    "revision": _TEXT,
+    "engine": _TEXT,
+    "device": _TEXT,
+    "dtype": _TEXT,
+    "tiles": _COUNT,
+    "prompt_tokens": _COUNT,
+    "new_tokens": _COUNT,
+    "batch_size": _COUNT,
+    "read_seconds": _SECONDS,
+    "prepare_seconds": _SECONDS,
+    "wait_seconds": _SECONDS,
+    "vision_seconds": _SECONDS,
+    "prefill_seconds": _SECONDS,
+    "decode_seconds": _SECONDS,
+    "compute_seconds": _SECONDS,
+    "run_id": _TEXT,
+    "created_at": Column("timestamp"),
+}
+"""Every column, in order."""
+
+
+def row_of(record: Record) -> Row:
+    """The record as plain values: what is not a finite number is null (0 where null is not allowed), and text is valid Unicode."""
+    return {name: convert(getattr(record, name)) for name, convert in _CONVERTERS}
+
+
+def clean_text(text: str) -> str:
+    r"""Text that UTF-8 can hold: a lone surrogate, as in a file name that is not UTF-8, becomes ``\udcff`` in letters."""
+    return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()
+
+
+def round_float32(value: float) -> float:
+    """Six significant digits: as many as a float32 keeps for certain (FLT_DIG), so that a value is the same in every format."""
+    return float(f"{value:.6g}")
+
+
+def _converter(column: Column) -> Callable[[Any], Any]:
+    """What turns a field into a value of the column's type."""
+    if column.kind in ("string", "timestamp"):
+        empty: Any = None if column.nullable else ""
+        return lambda value: empty if value is None else clean_text(value)
+    if column.kind in ("int32", "int64"):
+        zero: Any = None if column.nullable else 0
+        return lambda value: zero if value is None else int(value)
+    rounded = round_float32 if column.kind == "float32" else float
+    nothing: Any = None if column.nullable else 0.0
+    return lambda value: nothing if value is None or not math.isfinite(value) else rounded(value)
+
+
+_CONVERTERS = tuple((name, _converter(column)) for name, column in COLUMNS.items())

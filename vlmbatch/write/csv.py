@@ -1,0 +1,64 @@
+"""Rows as CSV (RFC 4180): UTF-8, a header row, null as an empty field."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, BinaryIO
+
+from vlmbatch.errors import OutputError
+from vlmbatch.records import RECORD_FIELDS
+from vlmbatch.write.columns import COLUMNS, Row
+
+LARGEST_FIELD = 2**31 - 1
+"""The csv module refuses fields of more than 131,072 characters unless told otherwise."""
+
+_PARSERS: dict[str, Callable[[str], Any]] = {"string": str, "timestamp": str, "int32": int, "int64": int, "float32": float, "float64": float}
+_STATUSES_WITH = {"text": ("ok", "similar"), "error": ("error",)}
+"""An empty field is null, except where the row's status says that there is a text, if an empty one."""
+
+
+def write_rows(file: BinaryIO, rows: Iterable[Row], job: dict[str, Any] | None = None) -> None:
+    """Writes the header and rows; the job has no place in this format."""
+    text = io.TextIOWrapper(file, encoding="utf-8", newline="")
+    try:
+        writer = csv.writer(text)
+        writer.writerow(RECORD_FIELDS)
+        for row in rows:
+            writer.writerow([row[name] for name in RECORD_FIELDS])
+        text.flush()
+    finally:
+        text.detach()
+
+
+def read_rows(file: BinaryIO, columns: Sequence[str] = RECORD_FIELDS) -> Iterator[Row]:
+    """Reads rows, restricted to ``columns``.
+
+    Raises:
+        OutputError: A column is missing, or a line is not a record.
+    """
+    csv.field_size_limit(max(csv.field_size_limit(), LARGEST_FIELD))
+    text = io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
+    reader = csv.reader(text)
+    try:
+        header = next(reader, None)
+        if header is None:
+            return
+        missing = [name for name in RECORD_FIELDS if name not in header]
+        if missing:
+            raise OutputError(f"it has no column {missing[0]!r}")
+        positions = {name: header.index(name) for name in RECORD_FIELDS}
+        parsers = [(name, positions[name], _PARSERS[COLUMNS[name].kind], COLUMNS[name].nullable) for name in columns]
+        status = positions["status"]
+        for fields in reader:
+            if fields:
+                yield {name: _null(name, fields[status]) if nullable and not fields[at] else parse(fields[at]) for name, at, parse, nullable in parsers}
+    except (ValueError, IndexError, csv.Error) as error:
+        raise OutputError(f"line {reader.line_num} is not a record") from error
+    finally:
+        text.detach()
+
+
+def _null(name: str, status: str) -> str | None:
+    return "" if status in _STATUSES_WITH.get(name, ()) else None

@@ -1,0 +1,62 @@
+"""The file formats. A new one is a module with ``write_rows`` and ``read_rows``, and a row here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple, Protocol
+
+from vlmbatch.errors import OutputError
+from vlmbatch.records import RECORD_FIELDS
+from vlmbatch.write import csv, jsonl, parquet
+from vlmbatch.write.columns import Row
+
+
+class WriteRows(Protocol):
+    """Writes rows to a binary file, in bounded memory; ``job`` goes into the file's metadata where the format has any."""
+
+    def __call__(self, file: BinaryIO, rows: Iterable[Row], job: dict[str, Any] | None = None) -> None:
+        """Writes every row."""
+
+
+class ReadRows(Protocol):
+    """Reads rows from a binary file, in bounded memory, as the values that records hold; raises OutputError for a file of another kind."""
+
+    def __call__(self, file: BinaryIO, columns: Sequence[str] = RECORD_FIELDS) -> Iterator[Row]:
+        """Gives rows restricted to ``columns``."""
+
+
+class Format(NamedTuple):
+    """How rows are written and read.
+
+    Attributes:
+        write_rows: Writes them.
+        read_rows: Reads them.
+        require: Raises MissingDependencyError when a package is missing.
+    """
+
+    write_rows: WriteRows
+    read_rows: ReadRows
+    require: Callable[[], object] = lambda: None
+
+
+FORMATS: dict[str, Format] = {
+    ".jsonl": Format(jsonl.write_rows, jsonl.read_rows),
+    ".parquet": Format(parquet.write_rows, parquet.read_rows, parquet.require),
+    ".csv": Format(csv.write_rows, csv.read_rows),
+}
+"""By the suffix of OUTPUT."""
+
+
+def find_format(path: Path) -> Format:
+    """The format of a file by its name, ready to be used.
+
+    Raises:
+        OutputError: The suffix is none of ours.
+        MissingDependencyError: The format needs a package that is not installed.
+    """
+    found = FORMATS.get(path.suffix.lower())
+    if found is None:
+        raise OutputError(f"{path} is none of {', '.join(FORMATS)}")
+    found.require()
+    return found

@@ -1,0 +1,252 @@
+"""``OUTPUT.journal``: the append-only file that a run writes its rows to, before they are published in OUTPUT.
+
+Every line begins with the CRC-32 of what follows it, so that a line that was half written, or damaged later, is known::
+
+    CRC {"vlmbatch_journal": 1, "identity": {…}, "base": true}      the header, once
+    CRC KEY FINGERPRINT                                             a row that stands in OUTPUT
+    CRC KEY FINGERPRINT INDEX QUESTION STATUS {"id": …}             a row, whole
+
+KEY and FINGERPRINT are digests in hexadecimal (``-``: no fingerprint). A later line about a row replaces an earlier one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import logging
+import os
+import zlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from vlmbatch.errors import OutputError
+from vlmbatch.write.atomic import reason, replacing, sync_folder
+from vlmbatch.write.columns import Row
+from vlmbatch.write.jsonl import decode, encode
+
+logger = logging.getLogger(__name__)
+
+VERSION = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Header:
+    """The first line.
+
+    Attributes:
+        identity: The settings that the rows depend on, as plain JSON values.
+        base: Whether the rows of OUTPUT belong to these. False after ``--overwrite``, until the old OUTPUT is known to be gone.
+    """
+
+    identity: dict[str, Any]
+    base: bool = True
+
+    def encode(self) -> bytes:
+        """The line."""
+        return _line(encode({"vlmbatch_journal": VERSION, "identity": self.identity, "base": self.base}))
+
+
+class Entry(NamedTuple):
+    """A line about a row; ``place`` is the offset of the line, or -1 when the row itself stands in OUTPUT (then row_index, question and status say nothing)."""
+
+    key: bytes
+    fingerprint: int
+    place: int = -1
+    row_index: int = 0
+    question: int = 0
+    status: str = ""
+
+
+class JournalScan:
+    """Goes through the lines of a journal. Lines that are damaged are left out, and said so.
+
+    Attributes:
+        header: The header; None when there is no journal, or an empty file.
+        end: Offset after the last good line; known once every line was seen. What comes after it is a torn tail.
+
+    Raises:
+        OutputError: The file cannot be read, or it is not a journal.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.end = self._start = 0
+        self.header: Header | None = None
+        try:
+            with open(path, "rb") as file:
+                first = file.readline()
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise OutputError(f"cannot read {path}: {reason(error)}") from error
+        if first:
+            self.end = self._start = len(first)
+            self.header = self._parse_header(first)
+
+    def _parse_header(self, line: bytes) -> Header:
+        try:
+            values = decode((_payload(line) or b"").decode())
+            version, identity, base = values["vlmbatch_journal"], dict(values["identity"]), bool(values["base"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise OutputError(f"{self._path} is damaged or was not written by vlmbatch; --overwrite starts anew") from error
+        if version != VERSION:
+            raise OutputError(f"{self._path} was written by another version of vlmbatch; --overwrite starts anew")
+        return Header(identity, base)
+
+    def __iter__(self) -> Iterator[Entry]:
+        if self.header is None:
+            return
+        place = start = self._start
+        damaged, damaged_before_end = 0, 0
+        try:
+            with open(self._path, "rb") as file:
+                file.seek(start)
+                for line in file:
+                    entry = _parse(line, place)
+                    place += len(line)
+                    if entry is None:
+                        damaged += 1
+                    else:
+                        self.end, damaged_before_end = place, damaged
+                        yield entry
+        except OSError as error:
+            raise OutputError(f"cannot read {self._path}: {reason(error)}") from error
+        if damaged_before_end:
+            logger.warning("%s: %d damaged lines; their rows are done again", self._path, damaged_before_end)
+
+
+class Journal:
+    """A journal that takes rows. Cuts off a torn tail first.
+
+    Args:
+        path: The file; it has a header.
+        end: Offset after its last good line.
+
+    Raises:
+        OutputError: It cannot be opened for writing.
+    """
+
+    def __init__(self, path: Path, end: int) -> None:
+        self._path = path
+        self._end = end
+        self._pending = bytearray()
+        self._folder_is_synced = False
+        try:
+            self._handle = os.open(path, os.O_RDWR)
+            os.ftruncate(self._handle, end)
+        except OSError as error:
+            raise OutputError(f"cannot write {path}: {reason(error)}") from error
+        self._reader = open(path, "rb")  # noqa: SIM115
+
+    def append(self, key: bytes, fingerprint: int, question: int, row: Row) -> int:
+        """Takes a row; it is in memory until ``commit``.
+
+        Returns:
+            Its place, for ``read``.
+        """
+        place = self._end + len(self._pending)
+        self._pending += _line(f"{key.hex()} {_fingerprint_text(fingerprint)} {row['index']} {question} {row['status']} {encode(row)}")
+        return place
+
+    def commit(self) -> None:
+        """Makes the rows taken so far durable. Writing again after an interruption writes the same bytes to the same place.
+
+        Raises:
+            OutputError: They cannot be written; the file ends after the last commit.
+        """
+        if not self._pending:
+            return
+        try:
+            written = 0
+            while written < len(self._pending):
+                written += os.pwrite(self._handle, memoryview(self._pending)[written:], self._end + written)
+            os.fsync(self._handle)
+            if not self._folder_is_synced:
+                sync_folder(self._path.parent)
+                self._folder_is_synced = True
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                os.ftruncate(self._handle, self._end)
+            raise OutputError(f"cannot write {self._path}: {reason(error)}; what was committed before is kept") from error
+        self._end += len(self._pending)
+        self._pending = bytearray()
+
+    def read(self, place: int) -> Row:
+        """The row at a place; it was committed.
+
+        Raises:
+            OutputError: It cannot be read back.
+        """
+        try:
+            self._reader.seek(place)
+            payload = _payload(self._reader.readline())
+        except OSError as error:
+            raise OutputError(f"cannot read {self._path}: {reason(error)}") from error
+        if payload is None:
+            raise OutputError(f"{self._path} was damaged during the run")
+        row: Row = decode(payload.split(b" ", 5)[5].decode())
+        return row
+
+    def close(self) -> None:
+        """Closes the file; what was not committed is forgotten."""
+        if self._handle >= 0:
+            os.close(self._handle)
+            self._reader.close()
+            self._handle = -1
+
+
+def write_journal(path: Path, header: Header, fingerprints: Iterable[tuple[bytes, int]] = ()) -> int:
+    """Puts a journal in the place of the one at ``path``: a header, and a line for each row that stands in OUTPUT.
+
+    Returns:
+        Its length in bytes.
+
+    Raises:
+        OutputError: It cannot be written.
+    """
+    with replacing(path) as file:
+        file.write(header.encode())
+        for key, fingerprint in fingerprints:
+            file.write(_line(f"{key.hex()} {_fingerprint_text(fingerprint)}"))
+        return file.tell()
+
+
+def plain_json(values: Any) -> Any:
+    """The values as they come back from JSON: tuples as lists, keys as strings."""
+    return json.loads(json.dumps(values, default=str))
+
+
+def _line(payload: str) -> bytes:
+    data = payload.encode("utf-8", "backslashreplace")
+    return b"%08x %s\n" % (zlib.crc32(data), data)
+
+
+def _payload(line: bytes) -> bytes | None:
+    """What a line holds; None when it is damaged or has no end."""
+    payload = line[9:-1]
+    try:
+        good = line[-1:] == b"\n" and int(line[:8], 16) == zlib.crc32(payload)
+    except ValueError:
+        return None
+    return payload if good else None
+
+
+def _parse(line: bytes, place: int) -> Entry | None:
+    payload = _payload(line)
+    if payload is None:
+        return None
+    parts = payload.split(b" ", 5)
+    try:
+        key = bytes.fromhex(parts[0].decode())
+        fingerprint = 0 if parts[1] == b"-" else int(parts[1], 16)
+        if len(parts) == 2:
+            return Entry(key, fingerprint)
+        return Entry(key, fingerprint, place, int(parts[2]), int(parts[3]), parts[4].decode())
+    except (ValueError, IndexError):
+        return None
+
+
+def _fingerprint_text(fingerprint: int) -> str:
+    return f"{fingerprint:016x}" if fingerprint else "-"

@@ -1,0 +1,36 @@
+"""Rows as JSON Lines: one object a line, UTF-8, keys in the order of ``RECORD_FIELDS``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, BinaryIO
+
+from vlmbatch.errors import OutputError
+from vlmbatch.records import RECORD_FIELDS
+from vlmbatch.write.columns import Row
+
+encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode
+decode = json.JSONDecoder().decode
+
+
+def write_rows(file: BinaryIO, rows: Iterable[Row], job: dict[str, Any] | None = None) -> None:
+    """Writes rows; the job has no place in this format."""
+    for row in rows:
+        file.write(encode(row).encode("utf-8", "backslashreplace") + b"\n")
+
+
+def read_rows(file: BinaryIO, columns: Sequence[str] = RECORD_FIELDS) -> Iterator[Row]:
+    """Reads rows, restricted to ``columns``.
+
+    Raises:
+        OutputError: A line is not a record.
+    """
+    for number, line in enumerate(file, 1):
+        if line.isspace():
+            continue
+        try:
+            row = decode(line.decode())
+            yield {name: row[name] for name in columns}
+        except (ValueError, KeyError, TypeError) as error:
+            raise OutputError(f"line {number} is not a record") from error

@@ -1,0 +1,104 @@
+"""Rows as Parquet, each column with its own type. pyarrow is loaded when a Parquet file is."""
+
+from __future__ import annotations
+
+import datetime
+import itertools
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, BinaryIO
+
+from vlmbatch.errors import MissingDependencyError, OutputError
+from vlmbatch.records import RECORD_FIELDS
+from vlmbatch.write.columns import COLUMNS, Row, round_float32
+
+ROWS_PER_GROUP = 8192
+"""Rows that are held in memory while writing; large enough for the columns to compress."""
+
+JOB_KEY = b"vlmbatch.job"
+"""Key of the file's metadata that holds the job as JSON."""
+
+_EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
+_MILLISECOND = datetime.timedelta(milliseconds=1)
+
+
+def require() -> Any:
+    """The pyarrow package, with ``pyarrow.parquet`` loaded.
+
+    Raises:
+        MissingDependencyError: It is not installed.
+    """
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError as error:
+        raise MissingDependencyError('Parquet files need pyarrow: pip install "vlmbatch[parquet]"') from error
+    return pyarrow
+
+
+def schema(job: dict[str, Any] | None = None) -> Any:
+    """The ``pyarrow.Schema`` of a file, with the job as metadata when there is one."""
+    arrow = require()
+    types = {
+        "string": arrow.string(),
+        "int32": arrow.int32(),
+        "int64": arrow.int64(),
+        "float32": arrow.float32(),
+        "float64": arrow.float64(),
+        "timestamp": arrow.timestamp("ms", tz="UTC"),
+    }
+    fields = [arrow.field(name, types[column.kind], nullable=column.nullable) for name, column in COLUMNS.items()]
+    return arrow.schema(fields, metadata=None if job is None else {JOB_KEY: json.dumps(job, ensure_ascii=False).encode()})
+
+
+def write_rows(file: BinaryIO, rows: Iterable[Row], job: dict[str, Any] | None = None) -> None:
+    """Writes rows, a row group at a time."""
+    arrow = require()
+    layout = schema(job)
+    rows = iter(rows)
+    with arrow.parquet.ParquetWriter(file, layout, compression="zstd") as writer:
+        while group := list(itertools.islice(rows, ROWS_PER_GROUP)):
+            columns = {name: [row[name] for row in group] for name in RECORD_FIELDS}
+            columns["created_at"] = [_milliseconds(stamp) for stamp in columns["created_at"]]
+            arrays = [arrow.array(columns[field.name], field.type) for field in layout]
+            writer.write_table(arrow.Table.from_arrays(arrays, schema=layout))
+
+
+def read_rows(file: BinaryIO, columns: Sequence[str] = RECORD_FIELDS) -> Iterator[Row]:
+    """Reads rows, restricted to ``columns``; only these are read from the disk.
+
+    Raises:
+        OutputError: It is not a Parquet file, or a column is missing or of another type.
+    """
+    arrow = require()
+    try:
+        table = arrow.parquet.ParquetFile(file)
+        names = set(table.schema_arrow.names)
+        missing = [name for name in RECORD_FIELDS if name not in names]
+        if missing:
+            raise OutputError(f"it has no column {missing[0]!r}")
+        for batch in table.iter_batches(batch_size=ROWS_PER_GROUP, columns=list(columns)):
+            values = [_plain(arrow, name, batch.column(name)) for name in columns]
+            yield from (dict(zip(columns, row, strict=True)) for row in zip(*values, strict=True))
+    except arrow.ArrowException as error:
+        raise OutputError("it is not a Parquet file of records") from error
+
+
+def _plain(arrow: Any, name: str, values: Any) -> list[Any]:
+    """A column as the values that a record holds."""
+    kind = COLUMNS[name].kind
+    if kind == "timestamp":
+        stamps = values.cast(arrow.timestamp("ms", tz="UTC"), safe=False).cast(arrow.int64()).to_pylist()
+        return [_iso(stamp) for stamp in stamps]
+    plain: list[Any] = values.to_pylist()
+    if kind == "float32":
+        return [None if value is None else round_float32(value) for value in plain]
+    return plain
+
+
+def _milliseconds(stamp: str) -> int:
+    return (datetime.datetime.fromisoformat(stamp) - _EPOCH) // _MILLISECOND
+
+
+def _iso(milliseconds: int) -> str:
+    return (_EPOCH + milliseconds * _MILLISECOND).isoformat(timespec="milliseconds").replace("+00:00", "Z")
