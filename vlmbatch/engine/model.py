@@ -77,10 +77,17 @@ class VisionEncoder:
 
     def __call__(self, tiles: Tensor) -> Tensor:
         """Encodes tiles, uint8 (n, 3, E, E), to features (n, tile_tokens, text hidden)."""
+        return self.project(self.hidden(tiles))
+
+    def hidden(self, tiles: Tensor) -> Tensor:
+        """Hidden states of the patches behind the last norm, (n, patches, hidden)."""
         x = self.patch(self._patches(tiles)) + self.position
         for layer in self.layers:
             x = layer(x)
-        x = F.layer_norm(x, x.shape[-1:], *self.norm, eps=self.shape.norm_eps)
+        return F.layer_norm(x, x.shape[-1:], *self.norm, eps=self.shape.norm_eps)
+
+    def project(self, x: Tensor) -> Tensor:
+        """Joins patches and takes them to the language model: (n, patches, hidden) to (n, tile_tokens, text hidden)."""
         return self.projection(_pixel_shuffle(x, self.shape.grid, self.scale_factor))
 
     def _patches(self, tiles: Tensor) -> Tensor:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import gc
 import logging
-import time
 
-from vlmbatch.engine import device as devices
 from vlmbatch.engine.base import EngineStats
 from vlmbatch.engine.cache import Cache
+from vlmbatch.engine.cleanup import Cleaner
 from vlmbatch.engine.scheduler import Scheduler, Work
 
 logger = logging.getLogger(__name__)
@@ -21,8 +19,9 @@ class Recovery:
         holding: Nothing new is started until those alive have finished and freed their memory.
     """
 
-    def __init__(self, scheduler: Scheduler, cache: Cache, stats: EngineStats) -> None:
+    def __init__(self, scheduler: Scheduler, cache: Cache, stats: EngineStats, cleaner: Cleaner) -> None:
         self.scheduler, self.cache, self.stats = scheduler, cache, stats
+        self._cleaner = cleaner
         self.holding = False
 
     def released(self) -> None:
@@ -41,7 +40,7 @@ class Recovery:
         Returns:
             Requests that failed although nothing else was in memory: there is no smaller try.
         """
-        self._free_caches()
+        self._cleaner.clean()
         action, hopeless = self._shrink(phase, size, works)
         self.stats.oom_events.append({"phase": phase, "size": size, "action": action, "message": message[:200]})
         logger.warning("out of memory in %s with %d; %s", phase, size, action)
@@ -76,11 +75,3 @@ class Recovery:
             self.holding = True
             return f"waits until the {len(scheduler.live)} sequences alive are done", []
         return "its request is given up", works[:1]
-
-    def _free_caches(self) -> None:
-        started = time.perf_counter()
-        self.cache.release_empty()
-        gc.collect()
-        devices.empty_cache(self.cache.device)
-        self.stats.cleanups += 1
-        self.stats.cleanup_seconds += time.perf_counter() - started

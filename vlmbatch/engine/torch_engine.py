@@ -6,7 +6,6 @@ and values, budget.py says how much fits. When memory runs out, the step that fa
 
 from __future__ import annotations
 
-import gc
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -17,6 +16,7 @@ from vlmbatch.engine import device as devices
 from vlmbatch.engine.base import EngineStats, RequestQueue
 from vlmbatch.engine.budget import MemoryBudget
 from vlmbatch.engine.cache import Cache, DecodeAttention, PrefillAttention, Segment
+from vlmbatch.engine.cleanup import Cleaner
 from vlmbatch.engine.measure import measure_peak
 from vlmbatch.engine.recovery import Recovery
 from vlmbatch.engine.sampling import SamplingOptions, choose_tokens
@@ -65,7 +65,8 @@ class TorchEngine:
         self.stats = EngineStats(memory=budget.describe())
         self.cache = Cache(model.shape.text, model.device, model.dtype)
         self.scheduler = Scheduler(budget, batch_size)
-        self._recovery = Recovery(self.scheduler, self.cache, self.stats)
+        self._cleaner = Cleaner(self.cache, self.stats)
+        self._recovery = Recovery(self.scheduler, self.cache, self.stats, self._cleaner)
         self._done: list[Completion] = []
         self._mark = time.perf_counter()
         self._measured = False
@@ -113,6 +114,7 @@ class TorchEngine:
             self._guard("decode", self._decode_step, [], len(scheduler.live))
         if not scheduler.live:
             self._recovery.released()
+        self._cleaner.step()
 
     def _guard(self, phase: str, call: Callable[[], None], works: list[Work], size: int) -> None:
         """Runs a phase; when memory runs out, whoever cannot be helped becomes an error."""
@@ -373,8 +375,4 @@ class TorchEngine:
         self.cache.arenas.clear()
         if self.model.device.type == "cuda":
             self.stats.peak_device_bytes = torch.cuda.max_memory_allocated(self.model.device)
-        started = time.perf_counter()
-        gc.collect()
-        devices.empty_cache(self.model.device)
-        self.stats.cleanups += 1
-        self.stats.cleanup_seconds += time.perf_counter() - started
+        self._cleaner.clean()
