@@ -1,0 +1,228 @@
+"""Turns drawn scenes into packed training examples, with the same preparation that answers use.
+
+One example is one picture or clip with several questions. The prefix (chat opening and image tokens) stands once, every question and answer continues it:
+position ids restart behind the prefix and the mask hides the other questions, as the engine does it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+
+from training import scenes
+from vlmbatch.checkpoint import Checkpoint
+from vlmbatch.prepare.prompt import PromptWriter
+from vlmbatch.prepare.tiles import TilePlan, TileSettings, cut_tiles
+
+PATCHES = 8  # patches along an edge of a tile
+IntArray = npt.NDArray[np.int64]
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+    """One packed picture or clip.
+
+    Attributes:
+        tiles: uint8, (n_tiles, 3, E, E).
+        patches: What each patch shows, int64, (n_tiles, PATCHES², 3): shape, colour, character, 0 for none.
+        prefix: Token ids up to the last media token.
+        asked: For each question its token ids and those of its answer.
+        kinds: For each question its kind, for scoring.
+    """
+
+    tiles: npt.NDArray[np.uint8]
+    patches: IntArray
+    prefix: list[int]
+    asked: list[tuple[list[int], list[int]]]
+    kinds: list[str]
+
+    def length(self) -> int:
+        """Tokens of the packed example."""
+        return len(self.prefix) + sum(len(q) + len(a) - 1 for q, a in self.asked)
+
+
+class ExampleMaker:
+    """Draws scenes and prepares them."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        settings = checkpoint.image_processor()
+        edge = settings["max_image_size"]["longest_edge"]
+        self.prompt = PromptWriter.from_checkpoint(checkpoint)
+        self.full = TileSettings(settings["size"]["longest_edge"], edge)
+        self.low = dataclasses.replace(self.full, split=False)
+        self.video = TileSettings(edge, edge, split=False)
+
+    def random(self, rng: np.random.Generator, *, easy: bool = False) -> Example:
+        """A random example; ``easy`` ones are small pictures of shapes in one tile."""
+        if easy and rng.random() < 0.7:
+            return self.image(scenes.random_scene(rng, longest=(64, 128), reading=0.05), rng, self.low)
+        if rng.random() < 0.16:
+            return self.clip(scenes.random_clip(rng), rng)
+        scene = scenes.random_scene(rng, longest=(64, 1024 if rng.random() < 0.3 else 256), reading=0.42)
+        if rng.random() < 0.35:
+            scene = dataclasses.replace(scene, pixels=scenes.jpeg(scene.pixels, int(rng.integers(60, 96))))
+        draw = rng.random()
+        if draw < 0.06 and scene.text == "No text.":
+            return self.image(scene, rng, self.low)
+        height, width = scene.pixels.shape[:2]
+        return self.image(scene, rng, self.full.native(width, height) if draw < 0.6 else self.full)
+
+    def image(self, scene: scenes.Scene, rng: np.random.Generator, settings: TileSettings) -> Example:
+        """An example of a picture with a caption, its text and a few of its questions."""
+        tiles, plan = cut_tiles(scene.pixels, settings)
+        asked = [("caption", str(rng.choice(scenes.CAPTION_PROMPTS)), scene.caption)]
+        if scene.text != "No text." or rng.random() < 0.4:
+            asked.append(("reading", str(rng.choice(scenes.OCR_PROMPTS)), scene.text))
+        asked += _pick_questions(scene, rng)
+        ids = [(self.prompt.image_question(q), self._answer(a)) for _, q, a in asked]
+        prefix = self.prompt.image_prefix(plan.rows, plan.cols)
+        return Example(tiles, _patch_labels(scene.labels, scene.things, plan), prefix, ids, [k for k, _, _ in asked])
+
+    def clip(self, clip: scenes.Clip, rng: np.random.Generator) -> Example:
+        """An example of a clip with a caption and all its questions."""
+        tiles = np.concatenate([cut_tiles(frame, self.video)[0] for frame in clip.frames])
+        asked = [("clip", str(rng.choice(scenes.CLIP_PROMPTS)), clip.caption), *(("clip", q, a) for q, a in clip.questions)]
+        ids = [(self.prompt.video_question(q), self._answer(a)) for _, q, a in asked]
+        prefix = self.prompt.video_prefix(clip.times_seconds, clip.duration_seconds)
+        patches = np.concatenate([_patch_labels(label, clip.things, TilePlan((0, 0), (0, 0), 0, 0)) for label in clip.labels])
+        return Example(tiles, patches, prefix, ids, [k for k, _, _ in asked])
+
+    def _answer(self, answer: str) -> list[int]:
+        return list(self.prompt.tokenizer.encode(f" {answer}<end_of_utterance>", add_special_tokens=False).ids)
+
+
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    """Examples side by side; L is the longest one, B their number, N all tiles.
+
+    Attributes:
+        tiles: uint8, (N, 3, E, E).
+        patches: int64, (N, PATCHES², 3).
+        input_ids: int64, (B, L).
+        position_ids: int64, (B, L).
+        mask: bool, (B, 1, L, L); True where a query may look.
+        labels: int64, (B, L); -100 where no loss is taken; already shifted.
+        spans: (row, start, end, kind) of each answer.
+    """
+
+    tiles: torch.Tensor
+    patches: torch.Tensor
+    input_ids: torch.Tensor
+    position_ids: torch.Tensor
+    mask: torch.Tensor
+    labels: torch.Tensor
+    spans: list[tuple[int, int, int, str]]
+
+
+def collate(examples: Sequence[Example], pad: int) -> Batch:
+    """Packs examples into a batch."""
+    # Lengths in steps of 32: fewer shapes, for which fewer kernels are set up and kept.
+    rows, longest = len(examples), -(-max(e.length() for e in examples) // 32) * 32
+    input_ids = np.full((rows, longest), pad, np.int64)
+    positions = np.zeros((rows, longest), np.int64)
+    labels = np.full((rows, longest), -100, np.int64)
+    segment = np.full((rows, longest), -1, np.int64)
+    spans = []
+    for row, example in enumerate(examples):
+        at = len(example.prefix)
+        input_ids[row, :at] = example.prefix
+        positions[row, :at] = np.arange(at)
+        segment[row, :at] = 0
+        for number, (question, answer) in enumerate(example.asked):
+            ids = question + answer[:-1]
+            end = at + len(ids)
+            input_ids[row, at:end] = ids
+            positions[row, at:end] = len(example.prefix) + np.arange(len(ids))
+            segment[row, at:end] = number + 1
+            labels[row, end - len(answer) : end] = answer
+            spans.append((row, end - len(answer), end, example.kinds[number]))
+            at = end
+    causal = np.tril(np.ones((longest, longest), bool))
+    same = (segment[:, :, None] == segment[:, None, :]) | (segment[:, None, :] == 0)
+    mask = causal[None] & same
+    return Batch(
+        torch.from_numpy(np.concatenate([e.tiles for e in examples])),
+        torch.from_numpy(np.concatenate([e.patches for e in examples])),
+        torch.from_numpy(input_ids),
+        torch.from_numpy(positions),
+        torch.from_numpy(mask[:, None]),
+        torch.from_numpy(labels),
+        spans,
+    )
+
+
+class Batches(torch.utils.data.IterableDataset[Batch]):
+    """An endless stream of random batches; another seed, another stream."""
+
+    def __init__(self, checkpoint: Checkpoint, seed: int, size: int, easy_batches: int, pad: int) -> None:
+        self.checkpoint, self.seed, self.size, self.easy_batches, self.pad = checkpoint, seed, size, easy_batches, pad
+
+    def __iter__(self) -> Iterator[Batch]:
+        torch.set_num_threads(1)
+        maker = ExampleMaker(self.checkpoint)
+        info = torch.utils.data.get_worker_info()
+        rng = np.random.default_rng((self.seed, info.id if info else 0))
+        workers = info.num_workers if info else 1
+        count = 0
+        while True:
+            # Eight batches' worth at a time, sorted by length, so that a batch holds little padding.
+            easy = count * workers < self.easy_batches
+            pool = sorted((maker.random(rng, easy=easy) for _ in range(8 * self.size)), key=Example.length)
+            for i in rng.permutation(8):
+                yield collate(pool[i * self.size : (i + 1) * self.size], self.pad)
+            count += 8
+
+
+def _pick_questions(scene: scenes.Scene, rng: np.random.Generator) -> list[tuple[str, str, str]]:
+    """A few questions of each kind, so that the many counts that are zero do not drown the rest."""
+    kinds: dict[str, list[scenes.Question]] = {}
+    for question, answer in scene.questions:
+        kinds.setdefault(question_kind(question, answer), []).append((question, answer))
+    names = [scene_name for scene_name in kinds.get("yes", [])]
+    picked = []
+    for kind in rng.permutation(sorted(kinds))[:3]:
+        found = kinds[str(kind)]
+        picked.append((str(kind), *found[int(rng.integers(len(found)))]))
+    if names and rng.random() < 0.4:
+        shapes = [_shape_of(question) for question, _ in names]
+        picked += [("no", *q) for q in scenes.absent_questions(shapes, rng, 1)]
+    return picked
+
+
+def question_kind(question: str, answer: str) -> str:
+    """The kind of a question: color, shape, count, zero, yes, no, position, relation, text."""
+    first = question.split()[0]
+    if question.startswith("What color"):
+        return "color"
+    if question.startswith("What shape"):
+        return "shape"
+    if first == "How":
+        return "zero" if answer == "0" else "count"
+    if question.startswith("Is there"):
+        return "yes" if answer == "Yes." else "no"
+    if first == "Where":
+        return "position"
+    return "relation" if question.startswith("What is") else "text"
+
+
+def _shape_of(question: str) -> scenes.Shape:
+    color, kind = question.rstrip("?").split()[-2:]
+    return scenes.Shape(kind, color, 0, 0, 0)
+
+
+def _patch_labels(labels: npt.NDArray[np.uint8], things: Sequence[tuple[int, int, int]], plan: TilePlan) -> IntArray:
+    """What each patch of each tile shows, taken at the patch's centre."""
+    table = np.asarray(things, np.int64)
+    image = Image.fromarray(labels)
+    parts = []
+    if plan.rows:
+        grid = np.asarray(image.resize((plan.cols * PATCHES, plan.rows * PATCHES), Image.Resampling.NEAREST))
+        grid = grid.reshape(plan.rows, PATCHES, plan.cols, PATCHES).transpose(0, 2, 1, 3)
+        parts.append(grid.reshape(-1, PATCHES * PATCHES))
+    parts.append(np.asarray(image.resize((PATCHES, PATCHES), Image.Resampling.NEAREST)).reshape(1, -1))
+    return table[np.concatenate(parts)]

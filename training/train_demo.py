@@ -1,0 +1,220 @@
+"""Trains the demo model on scenes it draws itself.
+
+    python -m training.train_demo build/demo --steps 30000          # resumable: the same command goes on where it stopped
+    python -m training.train_demo build/demo --export vlmbatch/demo # writes the checkpoint that ships
+
+Two losses: the answers' tokens, and a linear head on the vision encoder's patches that says which shape, colour or character each patch shows (the scene
+is drawn, so that is known). The head is thrown away. The learning rate is warmed up, held, and brought down linearly over the last quarter.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import json
+import logging
+import shutil
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from training import scenes
+from training.checkpoint import write_checkpoint
+from training.examples import Batch, Batches, ExampleMaker, collate
+from vlmbatch.checkpoint import Checkpoint, find_checkpoint
+from vlmbatch.engine.device import cpu_has_bfloat16, empty_cache
+from vlmbatch.engine.model import LanguageModel, VisionEncoder, Weights
+from vlmbatch.engine.shape import ModelShape
+from vlmbatch.engine.weights import pixel_normalization, tensor_shapes
+
+logger = logging.getLogger("train_demo")
+PAD = 2
+EVAL_SEED = 987_654
+
+
+class PatchHead(nn.Module):
+    """Says which shape, colour and character a patch shows; used in training only."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.sizes = (len(scenes.SHAPES) + 1, len(scenes.COLORS) + 1, len(scenes.CHARACTERS) + 1)
+        self.linear = nn.Linear(width, sum(self.sizes))
+
+    def loss(self, hidden: torch.Tensor, patches: torch.Tensor) -> torch.Tensor:
+        """Cross entropy over hidden states (N, P, width) and labels (N, P, 3); empty patches count a tenth."""
+        total = hidden.new_zeros(())
+        for i, logits in enumerate(self.linear(hidden).float().split(self.sizes, dim=-1)):
+            weight = torch.ones(self.sizes[i], device=hidden.device)
+            weight[0] = 0.1
+            total = total + F.cross_entropy(logits.reshape(-1, self.sizes[i]), patches[..., i].reshape(-1), weight=weight)
+        return total
+
+
+class Trainee(nn.Module):
+    """The engine's own modules over trainable weights, so that training and answering compute the same thing.
+
+    The weights are kept in float32 and cast to ``dtype`` once a step.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        checkpoint = find_checkpoint(str(folder))
+        self.shape = ModelShape.from_checkpoint(checkpoint)
+        tensors = load_file(checkpoint.require("model.safetensors"))
+        self.names = list(tensor_shapes(self.shape))
+        self.weights = nn.ParameterList([nn.Parameter(tensors[name].float()) for name in self.names])
+        self.normalization = pixel_normalization(checkpoint)
+
+    def named(self) -> dict[str, torch.Tensor]:
+        """The weights by name."""
+        return dict(zip(self.names, self.weights, strict=True))
+
+    def forward(self, batch: Batch, dtype: torch.dtype, head: PatchHead | None = None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Logits at the answers' positions, their labels, and the patch loss."""
+        weights = Weights({name: weight.to(dtype) for name, weight in self.named().items()})
+        vision = VisionEncoder(self.shape, weights.under("model"), *self.normalization)
+        language = LanguageModel(self.shape, weights)
+        with sdpa_kernel(SDPBackend.MATH):  # with 64 patches a tile, plain products have the faster backward pass
+            hidden = vision.hidden(batch.tiles)
+        features = vision.project(hidden)
+        rows, longest = batch.input_ids.shape
+        ids = batch.input_ids.reshape(-1)
+        x = language.embed(ids).masked_scatter((ids == self.shape.image_token_id)[:, None], features)
+        attend = PackedAttention(rows, longest, batch.mask, dtype)
+        x = language(x, batch.position_ids.reshape(-1), attend)
+        labels = batch.labels.reshape(-1)
+        logits = language.logits(x[labels != -100])
+        patch_loss = head.loss(hidden.float(), batch.patches) if head is not None else logits.new_zeros(())
+        return logits, labels[labels != -100], patch_loss
+
+
+class PackedAttention:
+    """Attention within packed examples: (rows x longest) tokens side by side, a mask that keeps questions apart. Plain products: their backward is fast."""
+
+    def __init__(self, rows: int, longest: int, mask: torch.Tensor, dtype: torch.dtype) -> None:
+        self.rows, self.longest = rows, longest
+        self.mask = torch.zeros(mask.shape, dtype=dtype).masked_fill_(~mask, -30000.0)
+
+    def __call__(self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        heads, dim = query.shape[1:]
+        groups = heads // key.shape[1]
+        q = query.view(self.rows, self.longest, heads, dim).transpose(1, 2) * dim**-0.5
+        k = key.reshape(self.rows, self.longest, -1, dim).transpose(1, 2).repeat_interleave(groups, dim=1)
+        v = value.reshape(self.rows, self.longest, -1, dim).transpose(1, 2).repeat_interleave(groups, dim=1)
+        weights = torch.softmax(q @ k.transpose(-1, -2) + self.mask, dim=-1)
+        return (weights @ v).transpose(1, 2).reshape(self.rows * self.longest, heads * dim)
+
+
+@torch.no_grad()
+def score(model: Trainee, checkpoint: Checkpoint, count: int, seed: int = EVAL_SEED) -> dict[str, float]:
+    """Share of answers exactly right on unseen scenes, by kind.
+
+    An answer counts when the model's best token is the right one at every position behind the right tokens before it: then greedy decoding gives it too.
+    """
+    maker, rng = ExampleMaker(checkpoint), np.random.default_rng(seed)
+    right: dict[str, list[bool]] = collections.defaultdict(list)
+    for _ in range(count // 20):
+        batch = collate([maker.random(rng) for _ in range(20)], PAD)
+        logits, labels, _ = model(batch, torch.float32)
+        hit = torch.zeros(batch.labels.shape, dtype=torch.bool)
+        hit[batch.labels != -100] = (logits.argmax(-1) == labels).cpu()
+        for row, start, end, kind in batch.spans:
+            right[kind].append(bool(hit[row, start:end].all()))
+    return {kind: sum(found) / len(found) for kind, found in sorted(right.items())}
+
+
+def train(folder: Path, steps: int, batch_size: int, peak: float, easy: int, workers: int) -> None:
+    """Trains up to a number of steps, from the state that the folder holds."""
+    state_file, base = folder / "state.pt", folder / "untrained"
+    if not base.exists():
+        write_checkpoint(base)
+    checkpoint = find_checkpoint(str(base))
+    torch.manual_seed(0)
+    model = Trainee(base)
+    head = PatchHead(model.shape.vision.hidden)
+    parameters = [*model.parameters(), *head.parameters()]
+    optimizer = torch.optim.AdamW(parameters, lr=peak, betas=(0.9, 0.98), weight_decay=0.05, fused=True)
+    step = 0
+    half = cpu_has_bfloat16()
+    if state_file.exists():
+        state = torch.load(state_file, map_location="cpu", weights_only=True)
+        model.load_state_dict(state["model"])
+        head.load_state_dict(state["head"])
+        optimizer.load_state_dict(state["optimizer"])
+        step = state["step"]
+        logger.info("resumed at step %d", step)
+    stream = Batches(checkpoint, seed=step + 1, size=batch_size, easy_batches=max(0, easy - step), pad=PAD)
+    started, losses = time.monotonic(), collections.deque[tuple[float, float]](maxlen=200)
+    for batch in torch.utils.data.DataLoader(stream, batch_size=None, num_workers=workers, prefetch_factor=4):
+        if step >= steps:
+            break
+        rate = peak * min(1.0, (step + 1) / 300, max(0.02, (steps - step) / (0.25 * steps)))
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        logits, labels, patch_loss = model(batch, torch.bfloat16 if half else torch.float32, head)
+        answer_loss = F.cross_entropy(logits, labels)
+        (answer_loss + patch_loss).backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        step += 1
+        losses.append((answer_loss.item(), patch_loss.item()))
+        if step % 25 == 0:
+            empty_cache(torch.device("cpu"))  # batches of many shapes leave the allocator with gigabytes in pieces
+        if step % 100 == 0:
+            answer, patch = np.mean(losses, axis=0)
+            logger.info("step %d answer %.4f patch %.4f rate %.1e %.2f s", step, answer, patch, rate, time.monotonic() - started)
+        if step % 500 == 0 or step == steps:
+            torch.save({"model": model.state_dict(), "head": head.state_dict(), "optimizer": optimizer.state_dict(), "step": step}, folder / "state.tmp")
+            (folder / "state.tmp").replace(state_file)
+        if step % 1000 == 0 or step == steps:
+            result = score(model, checkpoint, 200)
+            logger.info("step %d %s", step, " ".join(f"{kind} {share:.3f}" for kind, share in result.items()))
+
+
+def export(folder: Path, target: Path) -> None:
+    """Writes the trained checkpoint in bfloat16, as it ships, and scores it as shipped."""
+    base = folder / "untrained"
+    state = torch.load(folder / "state.pt", map_location="cpu", weights_only=True)
+    model = Trainee(base)
+    model.load_state_dict(state["model"])
+    target.mkdir(parents=True, exist_ok=True)
+    for path in base.iterdir():
+        if path.suffix in (".json", ".jinja"):
+            shutil.copy(path, target)
+    config = json.loads((base / "config.json").read_text())
+    (target / "config.json").write_text(json.dumps({**config, "dtype": "bfloat16"}, indent=2) + "\n")
+    save_file({name: weight.detach().to(torch.bfloat16) for name, weight in model.named().items()}, target / "model.safetensors", metadata={"format": "pt"})
+    with torch.no_grad():
+        for weight in model.weights:
+            weight.copy_(weight.to(torch.bfloat16))
+    result = score(model, find_checkpoint(str(base)), 1000, seed=EVAL_SEED + 1)
+    print(json.dumps({"step": state["step"], **result}, indent=2))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, help="where the training's state is kept")
+    parser.add_argument("--steps", type=int, default=30_000)
+    parser.add_argument("--batch-size", type=int, default=32, help="scenes a step; each has about six answers")
+    parser.add_argument("--learning-rate", type=float, default=1e-3)
+    parser.add_argument("--easy", type=int, default=2_000, help="first steps with mostly small pictures of shapes in one tile")
+    parser.add_argument("--workers", type=int, default=1, help="processes that draw scenes")
+    parser.add_argument("--export", type=Path, metavar="FOLDER", help="write the trained checkpoint here, train nothing")
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    arguments.folder.mkdir(parents=True, exist_ok=True)
+    if arguments.export:
+        export(arguments.folder, arguments.export)
+    else:
+        train(arguments.folder, arguments.steps, arguments.batch_size, arguments.learning_rate, arguments.easy, arguments.workers)
+
+
+if __name__ == "__main__":
+    main()
