@@ -282,6 +282,8 @@ def _check_video(job: Job) -> None:
             if field.metadata.get("group") == "Video" and getattr(job, field.name) != field.default:
                 raise JobError(f"{field.name} goes with videos; use `vlmbatch video`, or media: video in a job file")
         return
+    if job.shuffle:
+        raise JobError("shuffle goes with images: the frames of a video come in their order")
     if len(ways) > 1:
         raise JobError(f"{' and '.join(ways)} are different ways of choosing frames: give one")
     for name in ("start", "end"):

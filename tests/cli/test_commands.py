@@ -1,0 +1,200 @@
+"""The commands as a user runs them: real processes, real files, a tiny checkpoint."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from tests.media import write_huge_png, write_picture, write_video
+
+Command = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def vlmbatch(tmp_path: Path) -> Command:
+    """Runs a command line in an empty folder."""
+
+    def call(*arguments: object, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+        command = [sys.executable, "-m", "vlmbatch", *map(str, arguments)]
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, input=stdin, env=environment, check=False)
+
+    return call
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    for number in range(4):
+        write_picture(tmp_path / "photos" / f"{number}.png", 60 + number, 40, seed=number)
+    return tmp_path / "photos"
+
+
+def lines(path: Path) -> list[dict[str, object]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def test_caption_writes_a_file_named_after_its_input(vlmbatch: Command, photos: Path, tiny: Path, tmp_path: Path) -> None:
+    result = vlmbatch("caption", "photos", "--model", tiny, "--max-new-tokens", 4)
+    assert result.returncode == 0, result.stderr
+    found = lines(tmp_path / "photos.caption.jsonl")
+    assert [row["id"] for row in found] == ["0.png", "1.png", "2.png", "3.png"]
+    assert len({row["text"] for row in found}) == 4
+    assert found[0]["model"] == str(tiny)
+    assert str(found[0]["revision"]).startswith("sha256:")
+    assert (found[0]["engine"], found[0]["device"], found[0]["dtype"]) == ("torch", "cpu", "float32")
+    assert found[0]["finish_reason"] in ("stop", "length")
+    assert "4 items" in result.stderr
+    assert "Traceback" not in result.stderr
+    summary = json.loads((tmp_path / "photos.caption.jsonl.summary.json").read_text())
+    assert summary["engine"]["max_sequences"] == 4
+    total = sum(float(str(row["compute_seconds"])) for row in found)
+    assert total == pytest.approx(summary["engine"]["busy_seconds"], rel=0.05)
+    assert vlmbatch("caption", "photos", "--model", tiny, "--max-new-tokens", 4).returncode == 0
+    assert lines(tmp_path / "photos.caption.jsonl") == found
+
+
+def test_the_three_formats_hold_the_same_rows(vlmbatch: Command, photos: Path, tiny: Path, tmp_path: Path) -> None:
+    for name in ("a.jsonl", "a.parquet", "a.csv"):
+        assert vlmbatch("ocr", "photos", "--model", tiny, "--max-new-tokens", 3, "-o", name, "-q").returncode == 0
+    table = pq.read_table(tmp_path / "a.parquet").to_pylist()
+    with open(tmp_path / "a.csv", newline="", encoding="utf-8") as file:
+        sheet = list(csv.DictReader(file))
+    first = lines(tmp_path / "a.jsonl")
+    assert [row["text"] for row in first] == [row["text"] for row in table] == [row["text"] for row in sheet]
+    assert list(first[0]) == list(table[0]) == list(sheet[0])
+
+
+def test_a_dash_reads_paths_from_stdin_and_writes_rows_to_stdout(vlmbatch: Command, photos: Path, tiny: Path) -> None:
+    result = vlmbatch("vqa", "-", "-q", "Why?", "-q", "What?", "-o", "-", "--model", tiny, "--max-new-tokens", 2, stdin="photos/2.png\nphotos/none.png\nphotos/0.png\n")
+    assert result.returncode == 3, result.stderr
+    found = [json.loads(line) for line in result.stdout.splitlines()]
+    assert [(row["id"], row["prompt"]) for row in found] == [
+        (f"photos/{name}.png", question) for name in ("2", "none", "0") for question in ("Why?", "What?")
+    ]
+    assert [row["status"] for row in found] == ["ok", "ok", "error", "error", "ok", "ok"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["caption"], 2, "Usage"),
+        (["caption", "nowhere", "--model", "demo"], 2, "no such file or folder: nowhere"),
+        (["captoin", "photos"], 2, "did you mean 'caption'"),
+        (["caption", "photos", "--limit", "x"], 2, "--limit"),
+        (["caption", "photos", "--detail", "best"], 2, "--detail"),
+        (["caption", "photos", "-o", "x.txt"], 2, "output must end in"),
+        (["vqa", "photos"], 2, "vqa needs questions"),
+        (["video", "photos", "--fps", "1", "--every", "2"], 2, "different ways"),
+        (["run", "none.yaml"], 2, "none.yaml: No such file"),
+        (["caption", "photos", "--model", "owner/nothing"], 1, "--model demo"),
+        (["caption", "photos", "--model", "photos"], 1, "config.json is missing"),
+        (["caption", "photos", "--model", "{tiny}", "--device", "cuda:7"], 1, "no device cuda:7 here; there is"),
+        (["caption", "photos", "--model", "{tiny}", "--max-memory", "100K"], 1, "may take 0 MiB"),
+        (["caption", "photos", "--model", "{tiny}", "-o", "/proc/nowhere/x.jsonl"], 1, "cannot write"),
+        (["stats", "none.jsonl"], 1, "cannot read none.jsonl"),
+    ],
+)
+def test_what_goes_wrong_is_one_line_and_an_exit_code(vlmbatch: Command, photos: Path, tiny: Path, arguments: list[str], code: int, message: str) -> None:
+    result = vlmbatch(*(argument.format(tiny=tiny) for argument in arguments))
+    assert result.returncode == code, result.stderr
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr
+    assert len([line for line in result.stderr.splitlines() if line.startswith("vlmbatch:")]) <= 1
+
+
+def test_bad_pictures_are_rows_and_the_rest_is_whole(vlmbatch: Command, photos: Path, tiny: Path, tmp_path: Path) -> None:
+    whole = write_picture(photos / "whole.jpg", 200, 100).read_bytes()
+    (photos / "cut.jpg").write_bytes(whole[: len(whole) // 2])
+    (photos / "empty.png").write_bytes(b"")
+    (photos / "text.jpg").write_text("hello")
+    write_huge_png(photos / "huge.png")
+    (photos / "broken link.png").symlink_to(photos / "gone.png")
+    (photos / "loop").symlink_to(photos)
+    write_picture(photos / "one.png", 1, 1)
+    write_picture(photos / "tall.png", 1, 5000)
+    write_picture(photos / "a new\nline.png")
+    Path(os.fsdecode(os.fsencode(str(photos)) + b"/caf\xe9.png")).write_bytes((photos / "1.png").read_bytes())
+    result = vlmbatch("caption", "photos", "--model", tiny, "--max-new-tokens", 2, "-o", "out.jsonl", "-q")
+    assert result.returncode == 3, result.stderr
+    found = {str(row["id"]): row for row in lines(tmp_path / "out.jsonl")}
+    bad = {name for name, row in found.items() if row["status"] == "error"}
+    assert bad == {"cut.jpg", "empty.png", "text.jpg", "huge.png", "broken link.png"}
+    assert {"0.png", "one.png", "tall.png", "a new\nline.png", "whole.jpg"} <= found.keys() - bad
+    assert len(found) == 14
+    assert "--max-pixels" in str(found["huge.png"]["error"])
+    assert found["broken link.png"]["error_type"] == "ReadError"
+
+
+def test_a_dry_run_prints_a_job_that_run_takes_back(vlmbatch: Command, photos: Path, tiny: Path, tmp_path: Path) -> None:
+    result = vlmbatch("vqa", "photos", "-q", "Why?", "--model", "no/model", "--detail", "low", "--dry-run")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.startswith("# 4 items\n")
+    printed = yaml.safe_load(result.stdout)
+    assert (printed["questions"], printed["detail"], printed["output"]) == (["Why?"], "low", "photos.vqa.jsonl")
+    (tmp_path / "job.yaml").write_text(result.stdout)
+    again = vlmbatch("run", "job.yaml", "--dry-run")
+    assert again.stdout == result.stdout
+    result = vlmbatch("run", "job.yaml", "--set", f"model={tiny}", "--set", "max_new_tokens=2", "--set", "limit=2")
+    assert result.returncode == 0, result.stderr
+    assert len(lines(tmp_path / "photos.vqa.jsonl")) == 2
+
+
+def test_unknown_keys_name_the_nearest_known_one(vlmbatch: Command, tmp_path: Path) -> None:
+    (tmp_path / "job.yaml").write_text("inputs: x\nmax_new_token: 3\n")
+    result = vlmbatch("run", "job.yaml")
+    assert result.returncode == 2
+    assert "job.yaml: unknown key 'max_new_token'; did you mean 'max_new_tokens'?" in result.stderr
+
+
+def test_video_by_frames_and_as_a_clip(vlmbatch: Command, tiny: Path, tmp_path: Path) -> None:
+    (tmp_path / "clips").mkdir()
+    write_video(tmp_path / "clips" / "a.mp4", 30, fps=10)
+    write_picture(tmp_path / "clips" / "photo.png")
+    (tmp_path / "clips" / "bad.mp4").write_text("no video")
+    result = vlmbatch("video", "clips", "--fps", 2, "--model", tiny, "--max-new-tokens", 2, "-o", "frames.jsonl")
+    assert result.returncode == 3, result.stderr
+    assert "1 images left alone" in result.stderr
+    found = lines(tmp_path / "frames.jsonl")
+    assert [row["id"] for row in found] == [f"a.mp4#t={t / 2:.3f}" for t in range(6)] + ["bad.mp4"]
+    result = vlmbatch("video", "clips/a.mp4", "--per", "clip", "--task", "vqa", "-q", "Which way?", "--model", tiny, "--max-new-tokens", 2, "-o", "clip.jsonl")
+    assert result.returncode == 0, result.stderr
+    clip = lines(tmp_path / "clip.jsonl")[0]
+    assert (clip["id"], clip["media"], clip["time_seconds"]) == ("a.mp4", "clip", 0)
+    assert clip["tiles"] == 3
+
+
+def test_stats_tell_what_a_run_took(vlmbatch: Command, photos: Path, tiny: Path) -> None:
+    vlmbatch("caption", "photos", "--model", tiny, "--max-new-tokens", 2, "-o", "x.parquet")
+    result = vlmbatch("stats", "x.parquet")
+    assert result.returncode == 0
+    assert "4 items, 4 rows" in result.stdout
+    assert re.search(r"decode +\d", result.stdout)
+    assert json.loads(vlmbatch("stats", "x.parquet", "--json").stdout)["new_tokens"] == 8
+
+
+def test_models_and_doctor_say_what_is_there(vlmbatch: Command, tiny: Path) -> None:
+    assert "HuggingFaceTB/SmolVLM2-500M-Video-Instruct" in vlmbatch("models", "list").stdout
+    info = json.loads(vlmbatch("models", "info", tiny, "--json").stdout)
+    assert info["kv_bytes_per_token"] == 384
+    assert vlmbatch("models", "fetch", "no/such-model").returncode == 1
+    doctor = vlmbatch("doctor")
+    assert doctor.returncode == 0, doctor.stderr
+    for word in ("torch", "device cpu", "h264", "model demo"):
+        assert word in doctor.stdout
+
+
+def test_log_lines_can_be_json(vlmbatch: Command, photos: Path, tiny: Path) -> None:
+    result = vlmbatch("caption", "photos", "--model", tiny, "--max-new-tokens", 2, "--log-format", "json")
+    entries = [json.loads(line) for line in result.stderr.splitlines()]
+    assert entries[-1]["level"] == "info"
+    assert {"time", "message"} <= entries[-1].keys()

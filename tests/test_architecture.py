@@ -1,0 +1,97 @@
+"""The house keeps its order: imports point down, stages do not know each other, heavy libraries stay where they belong."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import vlmbatch
+from vlmbatch import errors
+
+PACKAGE = Path(vlmbatch.__file__).parent
+FLOOR = {"errors", "tasks", "job", "records", "channel", "checkpoint"}
+STAGES = {"read", "sample", "prepare", "engine", "write"}
+ALLOWED = {
+    **{stage: FLOOR for stage in STAGES},
+    "errors": set(),
+    "channel": set(),
+    "tasks": {"errors"},
+    "records": {"errors"},
+    "checkpoint": {"errors"},
+    "job": {"errors", "tasks"},
+    "summary": FLOOR,
+    "pipeline": FLOOR | STAGES | {"summary"},
+    "cli": FLOOR | STAGES | {"summary", "pipeline", "__version__"},
+    "__main__": {"cli"},
+    "__init__": FLOOR | {"pipeline"},
+}
+HOMES = {"torch": {"engine", "cli/doctor.py"}, "pyarrow": {"write", "read"}, "av": {"read", "sample", "cli/doctor.py"}, "click": {"cli"}, "tqdm": {"cli"}, "transformers": set()}
+
+
+def imports(path: Path) -> set[str]:
+    """Modules that a file imports, anywhere in it."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {f"{node.module}.{alias.name}" for alias in node.names} if node.module == "vlmbatch" else {node.module}
+    return found
+
+
+def files() -> list[Path]:
+    return sorted(PACKAGE.rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", files(), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_point_down(path: Path) -> None:
+    here = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    for name in imports(path):
+        if name.split(".")[0] == "vlmbatch" and name != "vlmbatch":
+            there = name.split(".")[1]
+            assert there == here or there in ALLOWED[here], f"{here} imports {name}"
+
+
+@pytest.mark.parametrize("path", files(), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_heavy_libraries_stay_at_home(path: Path) -> None:
+    inside = str(path.relative_to(PACKAGE))
+    for name in imports(path):
+        homes = HOMES.get(name.split(".")[0])
+        if homes is not None:
+            assert any(inside.startswith(home) for home in homes), f"{inside} imports {name}"
+
+
+def loaded_by(*command: str) -> set[str]:
+    """Modules that a command has loaded when it ends."""
+    code = "import sys, atexit; atexit.register(lambda: print('\\n'.join(sys.modules), file=sys.stderr)); " + command[0]
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return set(result.stderr.split())
+
+
+def test_help_and_import_load_nothing_heavy() -> None:
+    heavy = {"torch", "transformers", "pyarrow", "av", "numpy", "PIL", "tokenizers", "huggingface_hub", "yaml", "psutil"}
+    assert not loaded_by("import vlmbatch; vlmbatch.JobError") & heavy
+    for arguments in (["--help"], ["caption", "--help"], ["video", "--help"], ["run", "--help"]):
+        code = f"import sys; sys.argv = ['vlmbatch', *{arguments}]; from vlmbatch.cli.main import main\ntry: main()\nexcept SystemExit: pass"
+        assert not loaded_by(code) & heavy, arguments
+
+
+def test_loading_the_public_names_does_not_load_torch() -> None:
+    assert "torch" not in loaded_by("import vlmbatch; vlmbatch.Job; vlmbatch.Record; vlmbatch.run")
+
+
+def test_every_public_name_is_there_and_every_error_is_public() -> None:
+    for name in vlmbatch.__all__:
+        assert getattr(vlmbatch, name) is not None
+    tree = {name for name, value in vars(errors).items() if isinstance(value, type) and issubclass(value, errors.VlmbatchError)}
+    assert tree <= set(vlmbatch.__all__)
+
+
+def test_every_error_is_drawn_in_the_tree() -> None:
+    for name, value in vars(errors).items():
+        if isinstance(value, type) and issubclass(value, Exception):
+            assert name in (errors.__doc__ or "")

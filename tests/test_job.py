@@ -1,0 +1,107 @@
+"""The job: one place for defaults, values that are checked, and a YAML form that comes back as the same job."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import yaml
+
+from vlmbatch.errors import JobError
+from vlmbatch.job import Job, parse_size
+
+INPUTS = {"inputs": ["photos"]}
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {},
+        {"task": "vqa", "questions": ["Why?", "Wo?"], "output": "x.parquet"},
+        {"media": "video", "at": [1, 2.5], "start": 1},
+        {"media": "video", "per": "window", "window": 10, "fps": 2.0, "model": "demo"},
+        {"batch_size": "auto", "max_errors": "5%", "max_memory": "6GiB", "temperature": 1, "include": ["*.png"]},
+    ],
+)
+def test_a_job_comes_back_from_its_yaml(values: dict[str, object]) -> None:
+    job = Job.from_dict({**INPUTS, **values})
+    text = yaml.safe_dump(job.to_dict())
+    assert Job.from_dict(yaml.safe_load(text)) == job
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"modle": "demo"}, "unknown key 'modle'; did you mean 'model'"),
+        ({"task": "translate"}, "task must be one of caption, ocr, vqa"),
+        ({"limit": 0}, "limit must be at least 1"),
+        ({"limit": "3"}, "limit must be a whole number"),
+        ({"limit": True}, "limit must be a whole number"),
+        ({"detail": "high"}, "detail must be one of full, native, low"),
+        ({"device": "gpu"}, "device must be auto, cpu, cuda, cuda:N or mps"),
+        ({"temperature": -1}, "temperature must be from 0"),
+        ({"top_p": 0}, "top_p must be above 0"),
+        ({"memory_fraction": 2}, "memory_fraction"),
+        ({"max_memory": "lots"}, "not a size"),
+        ({"max_errors": "many"}, "max_errors must be"),
+        ({"output": "x.txt"}, "output must end in .jsonl, .parquet, .csv"),
+        ({"task": "vqa"}, "vqa needs questions"),
+        ({"task": "vqa", "questions": ["a"], "questions_file": "b.txt"}, "vqa needs questions: either"),
+        ({"task": "vqa", "questions": ["a"], "prompt": "b"}, "vqa takes questions"),
+        ({"questions": ["a"]}, "questions go with the task vqa"),
+        ({"prompt": "  "}, "an empty question or prompt"),
+        ({"fps": 1.0}, "fps goes with videos"),
+        ({"media": "video", "fps": 1, "every": 2}, "fps and every are different ways"),
+        ({"media": "video", "fps": 0}, "fps must be above 0"),
+        ({"media": "video", "start": 5, "end": 5}, "end .* must come after start"),
+        ({"media": "video", "at": [-1]}, "must not be below 0"),
+        ({"media": "video", "window": 5}, "window goes with --per window"),
+        ({"media": "video", "shuffle": True}, "shuffle"),
+        ({"inputs": 3}, "inputs must be text"),
+    ],
+)
+def test_what_is_not_allowed_is_refused_with_what_is(values: dict[str, object], message: str) -> None:
+    with pytest.raises(JobError, match=message) as error:
+        Job.from_dict({**INPUTS, **values})
+    assert error.value.exit_code == 2
+    assert "\n" not in str(error.value)
+
+
+def test_a_job_cannot_be_changed() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        Job(inputs=("a",)).limit = 3  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("text", "size"), [("6GiB", 6 << 30), ("800M", 800 << 20), ("1.5 GB", 1_500_000_000), ("2g", 2 << 30), ("100", 100), ("1TiB", 1 << 40), ("3kB", 3000)]
+)
+def test_sizes(text: str, size: int) -> None:
+    assert parse_size(text) == size
+
+
+@pytest.mark.parametrize(
+    ("inputs", "name"),
+    [(["photos"], "photos.caption.jsonl"), (["a/b/photos/"], "photos.caption.jsonl"), (["-"], "stdin.caption.jsonl"), (["x/*.jpg"], "x.caption.jsonl"), (["x/a.jpg"], "a.jpg.caption.jsonl")],
+)
+def test_the_output_has_the_name_of_the_input(inputs: list[str], name: str) -> None:
+    assert Job.from_dict({"inputs": inputs}).output_path == name
+
+
+def test_the_error_limit_counts_items_or_a_share_of_those_done() -> None:
+    assert Job.from_dict({**INPUTS, "max_errors": 10}).error_limit(1000) == 10
+    share = Job.from_dict({**INPUTS, "max_errors": "5%"})
+    assert share.error_limit(10) == float("inf")
+    assert share.error_limit(1000) == 50
+    assert Job.from_dict(INPUTS).error_limit(5) == float("inf")
+
+
+def test_identity_holds_what_an_answer_depends_on_and_no_more() -> None:
+    job = Job.from_dict(INPUTS)
+    same = [{"batch_size": 3}, {"read_workers": 1}, {"output": "x.csv"}, {"seed": 5}, {"limit": 2}, {"device": "cpu"}]
+    other = [{"detail": "low"}, {"max_new_tokens": 3}, {"model": "demo"}, {"temperature": 0.5}]
+    for values in same:
+        assert Job.from_dict({**INPUTS, **values}).identity() == job.identity()
+    for values in other:
+        assert Job.from_dict({**INPUTS, **values}).identity() != job.identity()
+    hot = {**INPUTS, "temperature": 1}
+    assert Job.from_dict({**hot, "seed": 1}).identity() != Job.from_dict({**hot, "seed": 2}).identity()

@@ -1,0 +1,114 @@
+"""``doctor``: what this machine has, and what to do about what is missing."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import importlib.util
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+
+VIDEO_CODECS = ("h264", "hevc", "vp9", "av1", "mpeg4", "mjpeg")
+IMAGE_FORMATS = {"JPEG": "jpg", "PNG": "zlib", "WebP": "webp", "TIFF": "libtiff", "AVIF": "avif", "JPEG 2000": "jpg_2000"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Finding:
+    """One line: what was looked at, what was found, and what to do when something is missing."""
+
+    name: str
+    found: str
+    advice: str = ""
+
+
+def look() -> Iterator[Finding]:
+    """Looks at everything that a run depends on."""
+    yield from _compute()
+    yield from _formats()
+    yield from _models()
+    yield from _folder()
+
+
+def _compute() -> Iterator[Finding]:
+    import torch
+
+    from vlmbatch.engine import device as devices
+    from vlmbatch.engine.budget import gib
+
+    yield Finding("torch", f"{torch.__version__}, {torch.get_num_threads()} threads")
+    for name in devices.device_names():
+        device = torch.device(name)
+        memory = devices.device_memory(device)
+        dtype = str(devices.find_dtype("auto", device, 1 << 30)).removeprefix("torch.")
+        label = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{os.cpu_count()} cores" if name == "cpu" else "Apple GPU"
+        yield Finding(f"device {name}", f"{label}, {gib(memory.free)} of {gib(memory.total)} free, computes in {dtype}")
+    if not torch.cuda.is_available() and shutil.which("nvidia-smi"):
+        yield Finding("cuda", "there is an NVIDIA driver, but this torch has no CUDA", "install a CUDA build of torch: https://pytorch.org/get-started")
+    group = devices.cgroup_memory()
+    if group is not None:
+        yield Finding("memory limit", f"{gib(group.total)} for this control group, {gib(group.free)} free")
+
+
+def _formats() -> Iterator[Finding]:
+    from PIL import features
+
+    missing = [name for name, feature in IMAGE_FORMATS.items() if not features.check(feature)]
+    advice = "install Pillow from its wheel: pip install --force-reinstall pillow" if missing else ""
+    found = ", ".join(name for name in IMAGE_FORMATS if name not in missing)
+    yield Finding("pictures", found + (f"; not {', '.join(missing)}" if missing else ""), advice)
+    import av
+    from av.codec import codecs_available
+
+    lacking = [codec for codec in VIDEO_CODECS if codec not in codecs_available]
+    version = ".".join(map(str, av.library_versions["libavcodec"]))
+    text = ", ".join(codec for codec in VIDEO_CODECS if codec not in lacking) + (f"; not {', '.join(lacking)}" if lacking else "")
+    yield Finding("videos", f"{text} (PyAV {av.__version__}, libavcodec {version})", "install PyAV from its wheel: pip install --force-reinstall av" if lacking else "")
+    yield Finding("outputs", f"jsonl, csv, parquet (pyarrow {importlib.metadata.version('pyarrow')})")
+
+
+def _models() -> Iterator[Finding]:
+    import huggingface_hub.constants
+
+    from vlmbatch.checkpoint import DEMO, KNOWN_MODELS, cached_folder, find_checkpoint
+    from vlmbatch.errors import ModelLoadError
+    from vlmbatch.job import Job
+
+    try:
+        find_checkpoint(DEMO).weight_files()
+        yield Finding("model demo", "in the package")
+    except ModelLoadError as error:
+        yield Finding("model demo", f"missing: {error}", "reinstall vlmbatch")
+    yield Finding("hub cache", f"{huggingface_hub.constants.HF_HUB_CACHE}{' (HF_HUB_OFFLINE is set)' if huggingface_hub.constants.HF_HUB_OFFLINE else ''}")
+    default = next(field.default for field in dataclasses.fields(Job) if field.name == "model")
+    for name in KNOWN_MODELS:
+        fetched = cached_folder(name) is not None
+        advice = f"vlmbatch models fetch {name}" if name == default and not fetched else ""
+        yield Finding(f"model {name.split('SmolVLM2-')[1]}", "in the cache" if fetched else "not fetched", advice)
+
+
+def _folder() -> Iterator[Finding]:
+    free = shutil.disk_usage(Path.cwd()).free
+    writable = os.access(Path.cwd(), os.W_OK)
+    yield Finding("this folder", f"{free / 1e9:.1f} GB free, {'writable' if writable else 'not writable'}", "" if writable else "use -o PATH to write elsewhere")
+
+
+@click.command(name="doctor")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def _doctor(as_json: bool) -> None:
+    """What this machine has: devices, memory, codecs, models; and what to do about what is missing."""
+    findings = list(look())
+    if as_json:
+        click.echo(json.dumps([dataclasses.asdict(finding) for finding in findings], indent=2))
+        return
+    for finding in findings:
+        click.echo(f"{'!' if finding.advice else ' '} {finding.name:<26}{finding.found}")
+        if finding.advice:
+            click.echo(f"  {'':<26}-> {finding.advice}")
+
+
+COMMANDS = {"doctor": _doctor}

@@ -1,0 +1,122 @@
+"""Runs a job for the command line: logging, progress, signals, the closing lines and the exit code."""
+
+from __future__ import annotations
+
+import json
+import logging
+import signal
+import sys
+from types import FrameType
+from typing import Any
+
+import click
+
+from vlmbatch.cli.progress import make_reporter
+from vlmbatch.job import Job
+
+logger = logging.getLogger("vlmbatch")
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object a line: time, level, message."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """A record as a line."""
+        entry = {"time": self.formatTime(record, "%Y-%m-%dT%H:%M:%S%z"), "level": record.levelname.lower(), "message": record.getMessage()}
+        return json.dumps(entry, ensure_ascii=False)
+
+
+class BarHandler(logging.StreamHandler[Any]):
+    """Writes log lines above a progress bar, not through it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Writes a line."""
+        from tqdm import tqdm
+
+        with tqdm.external_write_mode(file=sys.stderr):
+            super().emit(record)
+
+
+def set_up_logging(form: str, *, verbose: int, quiet: bool, bar: bool) -> None:
+    """Sends the package's log lines to stderr."""
+    handler: logging.Handler = BarHandler(sys.stderr) if bar else logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JsonFormatter() if form == "json" else logging.Formatter("%(message)s"))
+    root = logging.getLogger("vlmbatch")
+    root.handlers = [handler]
+    root.propagate = False
+    root.setLevel(logging.ERROR if quiet else logging.DEBUG if verbose > 1 else logging.INFO if verbose else logging.WARNING)
+    # The closing lines and the progress of a run are news, not details.
+    logging.getLogger("vlmbatch.report").setLevel(logging.ERROR if quiet else logging.INFO)
+
+
+def execute(job: Job, *, dry_run: bool, verbose: int, quiet: bool) -> None:
+    """Runs a job, or prints it, and exits with its code."""
+    bar = not quiet and (job.progress == "on" or (job.progress == "auto" and sys.stderr.isatty())) and job.log_format == "text"
+    set_up_logging(job.log_format, verbose=verbose, quiet=quiet, bar=bar)
+    if dry_run:
+        print_job(job)
+        return
+    from vlmbatch.pipeline import Run
+
+    with make_reporter(bar=bar, lines=job.progress != "off" and not quiet) as reporter:
+        run = Run(job, reporter=reporter)
+        _catch_signals(run)
+        outcome = run.start()
+    if outcome.error is not None and not hasattr(outcome.error, "exit_code"):
+        logger.error("unexpected error, please report it", exc_info=outcome.error)
+    elif outcome.error is not None:
+        click.echo(f"vlmbatch: {' '.join(str(outcome.error).split())}", err=True)
+    _report(job, outcome.summary, interrupted=outcome.interrupted)
+    # What is left in threads is done for; the exit code is all that matters now.
+    raise click.exceptions.Exit(outcome.exit_code)
+
+
+def print_job(job: Job) -> None:
+    """Prints the resolved job as YAML that ``vlmbatch run`` takes back, with the number of its items as a comment."""
+    import yaml
+
+    from vlmbatch.pipeline import count_items
+
+    count = count_items(job)
+    values = {**job.to_dict(), "output": job.output_path}
+    click.echo(f"# {count} item{'' if count == 1 else 's'}")
+    click.echo(yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=120), nl=False)
+
+
+def _catch_signals(run: Any) -> None:
+    """The first Ctrl-C or SIGTERM stops the run in order; the second one ends it at once."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        for each in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(each, signal.SIG_DFL)
+        logging.getLogger("vlmbatch.report").info("stopping: what is finished is committed, the same command goes on from there (again: quit at once)")
+        run.stop()
+
+    for each in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(each, stop)
+
+
+def _report(job: Job, summary: dict[str, Any], *, interrupted: bool) -> None:
+    """The closing lines."""
+    say = logging.getLogger("vlmbatch.report").info
+    status, kept, left = summary["status"], summary["kept"], summary["left_alone"]
+    rate = f"{summary['items_per_second']:.2f} items/s, {summary['new_tokens_per_second']:.1f} tokens/s"
+    parts = [f"{status.get('ok', 0)} ok", f"{status.get('error', 0)} errors", *([f"{kept['rows']} done before"] if kept["rows"] else [])]
+    done = f"{summary['items']} item{'' if summary['items'] == 1 else 's'}"
+    say("%s%s in %.1f s (%s): %s -> %s", "interrupted: " if interrupted else "", done, summary["wall_seconds"], rate, ", ".join(parts), job.output_path)
+    for name, count in summary["errors"].items():
+        say("  %d x %s", count, name)
+    other = "videos" if job.media == "image" else "images"
+    if left["other_media"]:
+        say("%d %s left alone (use `vlmbatch %s`)", left["other_media"], other, "video" if job.media == "image" else "caption")
+    if not summary["items"] and not kept["items"] and not interrupted:
+        say("no %ss found", job.media)
+    if left["without_question"]:
+        say("%d items without a question in %s", left["without_question"], job.questions_file)
+    if summary["finish_reason"].get("length"):
+        say("%d answers were cut off at --max-new-tokens %d", summary["finish_reason"]["length"], job.max_new_tokens)
+    native, full = summary["native_tiles"], summary["full_tiles"]
+    if native and native <= 0.75 * full:
+        say("small pictures were enlarged to %d tiles; --detail native would take %d", full, native)
+    for event in summary["engine"].get("oom_events", [])[:3]:
+        say("out of memory in %s with %d: %s", event["phase"], event["size"], event["action"])

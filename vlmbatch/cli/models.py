@@ -1,0 +1,78 @@
+"""``models``: list, describe and fetch models."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from vlmbatch.checkpoint import DEMO, KNOWN_MODELS, cached_folder, find_checkpoint
+
+
+@click.group(name="models", no_args_is_help=True)
+def _models() -> None:
+    """List, describe and fetch models."""
+
+
+@_models.command(name="list")
+def _list() -> None:
+    """The models that are known to work, and where they are."""
+    click.echo(f"{'model':<48}{'memory (16 bits)':<20}where")
+    click.echo(f"{DEMO:<48}{'10 MiB':<20}in the package: answers about drawn shapes only, for trying and testing")
+    memory = {"256M": "1.1 GiB", "500M": "1.9 GiB", "2.2B": "6.1 GiB"}
+    for name in KNOWN_MODELS:
+        size = next(text for key, text in memory.items() if key in name)
+        folder = cached_folder(name)
+        click.echo(f"{name:<48}{size:<20}{folder if folder else 'not fetched'}")
+    click.echo("Any SmolVLM2 checkpoint in the hub's layout works: a hub id or a folder.")
+
+
+@_models.command(name="info")
+@click.argument("model")
+@click.option("--revision", metavar="REV", help="Branch, tag or commit of a hub id.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def _info(model: str, revision: str | None, as_json: bool) -> None:
+    """Shape, tiles and memory of a model, and what fits on this machine."""
+    from vlmbatch.engine.budget import CAPS, MemoryBudget, gib
+    from vlmbatch.engine.device import device_memory, find_device, find_dtype
+    from vlmbatch.engine.shape import ModelShape
+
+    checkpoint = find_checkpoint(model, revision)
+    shape = ModelShape.from_checkpoint(checkpoint)
+    device = find_device("auto")
+    dtype = find_dtype("auto", device, shape.parameters)
+    free = device_memory(device).free
+    budget = MemoryBudget(shape, dtype.itemsize, int(free * 0.8), CAPS[device.type])
+    photo = shape.tile_tokens * 13 + 100
+    v, t = shape.vision, shape.text
+    figures = {
+        "model": checkpoint.name,
+        "folder": str(checkpoint.folder),
+        "revision": checkpoint.revision,
+        "parameters": shape.parameters,
+        "vision": f"{v.layers} layers of {v.hidden}, tiles of {v.image_size} x {v.image_size} pixels, {shape.tile_tokens} tokens a tile",
+        "text": f"{t.layers} layers of {t.hidden}, {t.heads} heads, {t.kv_heads} key heads, {t.vocabulary} tokens, context {t.context}",
+        "device": f"{device} ({gib(free)} free), {str(dtype).removeprefix('torch.')}",
+        "weights": gib(budget.weight_bytes),
+        "kv_bytes_per_token": shape.kv_bytes(dtype.itemsize),
+        "fits": f"{budget.sequences(photo)} sequences of a photo at full detail, {budget.tiles_at_once} tiles at once" if budget.cache_bytes else "no",
+    }
+    if as_json:
+        click.echo(json.dumps(figures, indent=2))
+        return
+    for name, value in figures.items():
+        click.echo(f"{name:<20}{value}")
+
+
+@_models.command(name="fetch")
+@click.argument("model")
+@click.option("--revision", metavar="REV", help="Branch, tag or commit of a hub id.")
+def _fetch(model: str, revision: str | None) -> None:
+    """Fetch a model from the hub into its cache (HF_HOME, HF_TOKEN and HF_HUB_OFFLINE are honoured)."""
+    checkpoint = find_checkpoint(model, revision, fetch=True)
+    size = sum(path.stat().st_size for path in Path(checkpoint.folder).iterdir() if path.is_file())
+    click.echo(f"{checkpoint.name} {checkpoint.revision}: {size / 1e6:.0f} MB in {checkpoint.folder}")
+
+
+COMMANDS = {"models": _models}

@@ -1,0 +1,175 @@
+"""Command-line options from the fields of ``Job``: name, help, default and allowed values are stated there, once."""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from collections.abc import Callable, Iterable
+from typing import Any, Literal, get_args, get_origin
+
+import click
+
+from vlmbatch.errors import JobError
+from vlmbatch.job import Job
+
+GROUPS = ("", "Question", "Video", "Generation", "Model", "Items", "Output", "Resources", "Reporting")
+
+
+class GroupedCommand(click.Command):
+    """A command whose help shows its options in groups."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Writes one section a group."""
+        rows: dict[str, list[tuple[str, str]]] = {}
+        for parameter in self.get_params(ctx):
+            record = parameter.get_help_record(ctx)
+            if record is not None and isinstance(parameter, click.Option):
+                rows.setdefault(getattr(parameter, "group", "Reporting"), []).append(record)
+        for group in GROUPS:
+            if rows.get(group):
+                with formatter.section(group or "Options"):
+                    formatter.write_dl(rows[group])
+
+
+class GroupedOption(click.Option):
+    """An option that knows its group."""
+
+    def __init__(self, *arguments: Any, group: str = "Reporting", **settings: Any) -> None:
+        super().__init__(*arguments, **settings)
+        self.group = group
+
+
+class NumberOrAuto(click.ParamType):  # type: ignore[type-arg]  # generic since click 8.2
+    """A whole number, or ``auto`` for None."""
+
+    name = "N|auto"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Text to int, ``auto`` left as it is."""
+        if value == "auto" or isinstance(value, int):
+            return value
+        try:
+            return int(value)
+        except ValueError:
+            self.fail(f"{value!r} is neither a whole number nor auto", param, ctx)
+
+
+class Times(click.ParamType):  # type: ignore[type-arg]  # generic since click 8.2
+    """Seconds, or H:MM:SS, separated by commas."""
+
+    name = "T,T,…"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Text to a tuple of seconds."""
+        if isinstance(value, tuple):
+            return value
+        try:
+            return tuple(seconds(part) for part in value.split(",") if part.strip())
+        except ValueError:
+            self.fail(f"{value!r} is not a list of times such as 1.5,20,1:05", param, ctx)
+
+
+class Time(click.ParamType):  # type: ignore[type-arg]  # generic since click 8.2
+    """Seconds, or H:MM:SS."""
+
+    name = "SECONDS"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Text to seconds."""
+        if isinstance(value, float):
+            return value
+        try:
+            return seconds(value)
+        except ValueError:
+            self.fail(f"{value!r} is not a time such as 90 or 1:30", param, ctx)
+
+
+def seconds(text: str) -> float:
+    """Seconds of ``90``, ``1:30`` or ``0:01:30.5``."""
+    total = 0.0
+    for part in text.strip().split(":"):
+        total = total * 60 + float(part)
+    return total
+
+
+def job_options(names: Iterable[str], flags: dict[str, tuple[str, ...]] | None = None) -> Callable[[click.Command], click.Command]:
+    """Adds an option for each of these fields to a command.
+
+    Args:
+        names: Fields of ``Job``.
+        flags: Other flags for some of them.
+    """
+    fields = {field.name: field for field in dataclasses.fields(Job)}
+    hints = typing.get_type_hints(Job)
+
+    def add(command: click.Command) -> click.Command:
+        for name in names:
+            command.params.append(_option(fields[name], hints[name], (flags or {}).get(name)))
+        return command
+
+    return add
+
+
+def field_names(*, video: bool) -> list[str]:
+    """Fields that are options of every work command, the video ones among them or not."""
+    skip = {"inputs", "media", "task", "questions", "questions_file"}
+    return [f.name for f in dataclasses.fields(Job) if f.name not in skip and (video or f.metadata.get("group") != "Video")]
+
+
+def given(values: dict[str, Any]) -> dict[str, Any]:
+    """What the user gave, without what was left out."""
+    return {name: value for name, value in values.items() if value is not None and value != ()}
+
+
+def build_job(values: dict[str, Any]) -> Job:
+    """A job from what the user gave; a bad value is a usage error."""
+    return Job.from_dict(given(values))
+
+
+def parse_settings(settings: Iterable[str]) -> dict[str, Any]:
+    """Values of ``--set key=value``, each value read as YAML.
+
+    Raises:
+        JobError: One is not of that form.
+    """
+    import yaml
+
+    found: dict[str, Any] = {}
+    for setting in settings:
+        key, equals, text = setting.partition("=")
+        if not equals or not key.strip():
+            raise JobError(f"--set takes key=value, not {setting!r}")
+        try:
+            found[key.strip()] = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise JobError(f"--set {setting}: not YAML") from error
+    return found
+
+
+def _option(field: dataclasses.Field[Any], hint: Any, flags: tuple[str, ...] | None) -> click.Option:
+    metadata = field.metadata
+    long = "--" + field.name.replace("_", "-")
+    short = flags if flags is not None else metadata.get("flags", ())
+    declarations = [*short, *([] if any(flag.startswith("--") for flag in short) else [long]), field.name]
+    text = metadata["help"]
+    settings: dict[str, Any] = {"group": metadata.get("group", ""), "default": None, "metavar": metadata.get("metavar")}
+    plain = next(part for part in (get_args(hint) or (hint,)) if part is not type(None)) if get_origin(hint) not in (tuple, Literal) else hint
+    if field.name == "at":
+        settings["type"] = Times()
+    elif field.name in ("start", "end", "window"):
+        settings["type"] = Time()
+    elif field.name in ("batch_size", "read_workers"):
+        settings["type"] = NumberOrAuto()
+        text += " [default: auto]"
+    elif get_origin(plain) is Literal:
+        settings["type"] = click.Choice(get_args(plain))
+        settings["metavar"] = None
+    elif get_origin(plain) is tuple:
+        settings["multiple"] = True
+    elif plain is bool:
+        return GroupedOption([f"{long}", field.name], is_flag=True, default=None, help=text, group=settings["group"])
+    else:
+        settings["type"] = plain
+    if field.default not in (None, ()) and "[default" not in text:
+        text += f" [default: {field.default}]"
+    return GroupedOption(declarations, help=text, **settings)

@@ -1,0 +1,64 @@
+"""``stats``: what a run took, from its own records."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+
+def collect(path: Path) -> dict[str, Any]:
+    """Figures over all rows of an OUTPUT."""
+    from vlmbatch.summary import RowStats
+    from vlmbatch.write import read_records
+
+    stats = RowStats()
+    previous: str | None = None
+    models: dict[str, int] = {}
+    for row in read_records(path):
+        stats.add(row, new_item=row["id"] != previous)
+        previous = row["id"]
+        name = f"{row['model']} ({row['engine']}, {row['device']}, {row['dtype']})"
+        models[name] = models.get(name, 0) + 1
+    figures = stats.describe()
+    busy = figures["phases"]["compute_seconds"]["total"]
+    figures["models"] = models
+    figures["items_per_busy_second"] = round(stats.items / busy, 3) if busy else None
+    figures["new_tokens_per_busy_second"] = round(stats.new_tokens / busy, 3) if busy else None
+    return figures
+
+
+def show(path: Path, figures: dict[str, Any]) -> None:
+    """Prints the figures as a table."""
+    click.echo(f"{path}: {figures['items']} items, {figures['rows']} rows")
+    for name, count in figures["models"].items():
+        click.echo(f"  {count} rows by {name}")
+    status = ", ".join(f"{count} {name}" for name, count in figures["status"].items()) or "nothing"
+    click.echo(f"status      {status}")
+    for name, count in figures["errors"].items():
+        click.echo(f"            {count} x {name}")
+    reasons = ", ".join(f"{count} by {name}" for name, count in figures["finish_reason"].items())
+    click.echo(f"tokens      {figures['prompt_tokens']} in prompts, {figures['new_tokens']} in answers{f' (ended {reasons})' if reasons else ''}")
+    click.echo(f"tiles       {figures['tiles']}")
+    if figures["items_per_busy_second"]:
+        click.echo(f"busy rate   {figures['items_per_busy_second']:.2f} items/s, {figures['new_tokens_per_busy_second']:.1f} tokens/s of the engine's busy time")
+    click.echo(f"{'seconds':<12}{'total':>10}{'p50':>10}{'p95':>10}{'p99':>10}")
+    for name, phase in figures["phases"].items():
+        click.echo(f"  {name.removesuffix('_seconds'):<10}" + "".join(f"{phase[key]:>10.3f}" for key in ("total", "p50", "p95", "p99")))
+
+
+@click.command(name="stats")
+@click.argument("output", type=click.Path(dir_okay=False, path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def _stats(output: Path, as_json: bool) -> None:
+    """What a run took, from its own records: counts, tokens, and the seconds of each phase with percentiles."""
+    figures = collect(output)
+    if as_json:
+        click.echo(json.dumps(figures, indent=2))
+    else:
+        show(output, figures)
+
+
+COMMANDS = {"stats": _stats}

@@ -1,0 +1,490 @@
+"""Wires the stages together: bounded queues, threads, back-pressure, and the one policy for errors. Decides nothing about pictures or words.
+
+    reader thread -> todo -> prepare threads -> requests -> engine (the calling thread) -> results -> writer thread
+
+Every queue is bounded, so a slow stage slows those before it and memory stays flat. An error of one item becomes its error rows wherever it happens. Any other
+exception in a thread stops the run and is raised in the calling thread, after everything finished is committed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import functools
+import logging
+import os
+import random
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, BinaryIO, Protocol, TextIO
+
+from vlmbatch.channel import Channel
+from vlmbatch.checkpoint import Checkpoint, find_checkpoint
+from vlmbatch.engine import Engine, RequestQueue, open_engine
+from vlmbatch.errors import DecodeError, ItemError, JobError, PrepareError, TooManyErrors
+from vlmbatch.job import Job
+from vlmbatch.prepare import Preparer
+from vlmbatch.read import Reader, open_reader
+from vlmbatch.read.questions import Questions, read_questions
+from vlmbatch.records import Completion, Conversation, Item, Pixels, Record, utc_now
+from vlmbatch.sample import make_sampler
+from vlmbatch.summary import RowStats, peak_host_bytes, versions
+from vlmbatch.tasks import parse_answer
+from vlmbatch.write import Writer, open_output, write_summary
+
+logger = logging.getLogger(__name__)
+
+MAX_READ_WORKERS = 8
+REQUESTS_AHEAD = 64
+TICK_SECONDS = 1.0
+
+
+class Reporter(Protocol):
+    """Hears how a run goes; the command line shows it."""
+
+    def loading(self, model: str) -> None:
+        """The model is being loaded."""
+
+    def total(self, items: int | None) -> None:
+        """How many items there are, once that is known."""
+
+    def item(self, *, error: bool, kept: bool, new_tokens: int) -> None:
+        """An item is done: answered, failed, or kept from an earlier run."""
+
+
+class Silent:
+    """A reporter that says nothing."""
+
+    def loading(self, model: str) -> None:
+        """See ``Reporter``."""
+
+    def total(self, items: int | None) -> None:
+        """See ``Reporter``."""
+
+    def item(self, *, error: bool, kept: bool, new_tokens: int) -> None:
+        """See ``Reporter``."""
+
+
+@dataclasses.dataclass(eq=False)
+class Task:
+    """An item on its way through the stages, with what is asked about it.
+
+    Attributes:
+        item: The item.
+        asked: (number among the item's questions, question) of what is not done yet.
+        order: Place of its first row among this run's rows.
+        missing: Rows that are not written yet.
+        failed: Whether one of its rows is an error.
+    """
+
+    item: Item
+    asked: tuple[tuple[int, str], ...]
+    order: int
+    missing: int
+    failed: bool = False
+    new_tokens: int = 0
+    size: tuple[int, int] | None = None
+    tiles: int = 0
+    read_seconds: float = 0.0
+    prepare_seconds: float = 0.0
+
+
+@dataclasses.dataclass
+class Result:
+    """One row to be written: a task's question and its completion, or the task's error."""
+
+    task: Task
+    position: int
+    completion: Completion | None = None
+    error: Exception | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """How a run ended.
+
+    Attributes:
+        summary: What OUTPUT.summary.json holds.
+        interrupted: Whether it was stopped before its end.
+        error: What ended it, if anything did.
+    """
+
+    summary: dict[str, Any]
+    interrupted: bool = False
+    error: BaseException | None = None
+
+    @property
+    def exit_code(self) -> int:
+        """What a command exits with: see the table of exit codes in README."""
+        if self.error is not None:
+            return getattr(self.error, "exit_code", 1)
+        if self.interrupted:
+            return 130
+        return 3 if self.summary["status"].get("error") or self.summary["kept"]["errors"] else 0
+
+
+class Run:
+    """One run of a job. Make it, ``start`` it on one thread, ``stop`` it from anywhere."""
+
+    def __init__(
+        self, job: Job, *, engine: Engine | None = None, reporter: Reporter | None = None, stdin: BinaryIO | None = None, stdout: TextIO | None = None
+    ) -> None:
+        """Checks everything that can be checked before work begins, and opens OUTPUT.
+
+        Args:
+            job: The job.
+            engine: Answers instead of the checkpoint's model, which is then not needed.
+            reporter: Hears how it goes.
+            stdin: Where the INPUT ``-`` reads paths from.
+            stdout: Where the OUTPUT ``-`` writes.
+
+        Raises:
+            JobError: An INPUT or the question file is not there.
+            ModelLoadError: The checkpoint is not there.
+            OutputError: OUTPUT cannot be written, or was made with other settings.
+        """
+        if not job.inputs:
+            raise JobError("nothing to do: give at least one INPUT (a file, a folder, a glob, or - for paths on stdin)")
+        self.job = job
+        self.questions: Questions = read_questions(job)
+        self.reader: Reader = open_reader(job, stdin=stdin, sampler=make_sampler(job) if job.media == "video" else None)
+        self.checkpoint: Checkpoint | None = None if engine else find_checkpoint(job.model, job.revision)
+        self.preparer = Preparer.from_checkpoint(self.checkpoint, job.detail, job.seed) if self.checkpoint else None
+        self.revision = self.checkpoint.revision if self.checkpoint else ""
+        self.writer: Writer = open_output(job, {**job.identity(), "revision": self.revision}, stream=stdout)
+        self.reporter = reporter or Silent()
+        self.engine = engine
+        self.stats = RowStats()
+        self.run_id = f"{datetime.datetime.now(datetime.UTC):%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:6]}"
+        self._workers = job.read_workers or min(MAX_READ_WORKERS, max(2, os.cpu_count() or 2))
+        # Frames and clips wait as decoded pictures, files only as paths.
+        self._todo: Channel[Task] = Channel(2 if job.is_clip else 2 * self._workers)
+        self._requests = RequestQueue(REQUESTS_AHEAD)
+        self._results: Channel[Result] = Channel(4 * REQUESTS_AHEAD)
+        self._failure: BaseException | None = None
+        self._interrupted = False
+        self._unasked = 0
+        self._kept = {"items": 0, "rows": 0, "errors": 0}
+        self._native_tiles = self._full_tiles = 0
+
+    def stop(self) -> None:
+        """Ends the run soon: what is finished is committed, what is in hand is dropped. May be called from a signal handler."""
+        self._interrupted = True
+        threading.Thread(target=self._stop_channels, name="stop", daemon=True).start()
+
+    def start(self) -> Outcome:
+        """Does the work, on this thread and a few others, and writes the summary."""
+        began = time.perf_counter()
+        started_at = utc_now()
+        threads = [self._thread("reader", self._read), self._thread("writer", self._write)]
+        try:
+            for thread in threads:
+                thread.start()
+            if self._todo.wait():
+                self._compute(threads)
+        except BaseException as error:
+            self._fail(error)
+        finally:
+            self._todo.close() if self._failure is None else self._todo.stop()
+            for thread in [t for t in threads if t.name != "writer"]:
+                thread.join()
+            self._results.close()
+            threads[1].join()
+            self._close()
+        return self._outcome(began, started_at)
+
+    def _compute(self, threads: list[threading.Thread]) -> None:
+        """Loads the engine, starts the threads that feed it, and hands its answers on."""
+        if self.engine is None:
+            assert self.checkpoint is not None and self.preparer is not None  # made in __init__ when there is no engine
+            self.reporter.loading(self.checkpoint.name)
+            self.engine = open_engine(self.job, self.checkpoint, self.preparer.prepare, self.preparer.decode)
+        preparers = [self._thread(f"prepare-{number}", self._prepare) for number in range(self._workers)]
+        for thread in preparers:
+            thread.start()
+        closer = self._thread("closer", lambda: self._close_requests(preparers))
+        closer.start()
+        threads += [*preparers, closer]
+        for completion in self.engine.run(self._requests):
+            task: Task = completion.request.tag
+            if not self._results.put(Result(task, completion.question, completion)):
+                break
+
+    def _close_requests(self, preparers: list[threading.Thread]) -> None:
+        for thread in preparers:
+            thread.join()
+        self._requests.close()
+
+    def _read(self) -> None:
+        """Lists the items, sorts out what is done already, and queues the rest."""
+        order = 0
+        count = 0
+        for item in self._items():
+            count += 1
+            asked = self.questions.about(item.id)
+            if not asked:
+                self._unasked += 1
+                continue
+            todo = []
+            failed = False
+            for number, question in enumerate(asked):
+                if self.writer.done(item.id, self.job.task, question, item.fingerprint):
+                    failed |= self.writer.keep(item.id, self.job.task, question, item.index, number) == "error"
+                else:
+                    todo.append((number, question))
+            self._kept["rows"] += len(asked) - len(todo)
+            self._kept["errors"] += failed
+            if not todo:
+                self._kept["items"] += 1
+                self.reporter.item(error=failed, kept=True, new_tokens=0)
+                continue
+            if not self._todo.put(Task(item, tuple(todo), order, len(todo))):
+                return
+            order += len(todo)
+            if count == 1 or count % 1000 == 0:
+                self.reporter.total(self._estimate())
+        self.reporter.total(count)
+        self._todo.close()
+
+    def _items(self) -> Iterator[Item]:
+        """Items of the job, shuffled and limited as it says."""
+        limit = self.job.limit
+        if self.job.shuffle:
+            items = list(self.reader)
+            random.Random(self.job.seed).shuffle(items)
+            yield from items[:limit]
+            return
+        for count, item in enumerate(self.reader):
+            if limit is not None and count >= limit:
+                return
+            yield item
+
+    def _estimate(self) -> int | None:
+        known = self.reader.estimate()
+        return known if known is None or self.job.limit is None else min(known, self.job.limit)
+
+    def _prepare(self) -> None:
+        """Loads pixels and makes requests until nothing is left to do."""
+        engine = self.engine
+        assert engine is not None  # it is opened before these threads start
+        for task in self._todo:
+            try:
+                pixels = self._load(task)
+                conversation = Conversation(task.item.media, pixels, task.item.id)
+                begun = time.perf_counter()
+                request = self._guarded(PrepareError, functools.partial(engine.prepare, conversation, [question for _, question in task.asked]))
+                task.prepare_seconds = time.perf_counter() - begun
+                task.tiles = len(request.tiles)
+            except ItemError as error:
+                for position in range(len(task.asked)):
+                    self._results.put(Result(task, position, error=error))
+                continue
+            request.tag = task
+            if not self._requests.put(request):
+                return
+
+    def _load(self, task: Task) -> Pixels:
+        begun = time.perf_counter()
+        try:
+            pixels: Pixels = self._guarded(DecodeError, task.item.load)
+        finally:
+            task.read_seconds = time.perf_counter() - begun
+        height, width = pixels.frames[0].shape[:2]
+        task.size = (width, height)
+        return pixels
+
+    @staticmethod
+    def _guarded(kind: type[ItemError], call: Callable[[], Any]) -> Any:
+        """Calls; an exception that nobody foresaw is an error of this item, not the end of the run."""
+        try:
+            return call()
+        except ItemError:
+            raise
+        except Exception as error:
+            logger.debug("unexpected error", exc_info=True)
+            raise kind(f"{type(error).__name__}: {' '.join(str(error).split())}") from error
+
+    def _write(self) -> None:
+        """Writes rows as they come, commits in time, and stops a hopeless run."""
+        while not self._results.ended:
+            result = self._results.get(timeout=TICK_SECONDS)
+            if result is None:
+                self.writer.tick()
+                continue
+            self._write_row(result)
+            task = result.task
+            task.missing -= 1
+            if task.missing:
+                continue
+            self.reporter.item(error=task.failed, kept=False, new_tokens=task.new_tokens)
+            if self.stats.error_items > self.job.error_limit(self.stats.items):
+                raise TooManyErrors(f"{self.stats.error_items} of {self.stats.items} items are errors, more than --max-errors {self.job.max_errors}")
+
+    def _write_row(self, result: Result) -> None:
+        task = result.task
+        record = self._record(result)
+        number, _ = task.asked[result.position]
+        self.writer.write(record, task.item.fingerprint, task.order + result.position, number)
+        row = {name: getattr(record, name) for name in _STATS_KEYS}
+        self.stats.add(row, new_item=task.missing == len(task.asked))
+        if record.status == "error":
+            if not task.failed and task.missing < len(task.asked):
+                self.stats.error_items += 1  # its first row was fine
+            task.failed = True
+            logger.info("%s: %s: %s", record.id, record.error_type, record.error)
+        task.new_tokens += record.new_tokens
+        if self.preparer and task.missing == 1 and task.size and task.tiles and task.item.media != "clip":
+            self._full_tiles += task.tiles
+            self._native_tiles += self.preparer.native_tiles(*task.size)
+
+    def _record(self, result: Result) -> Record:
+        """Joins item and completion into a row."""
+        task, done, item = result.task, result.completion, result.task.item
+        error = result.error if done is None else done.error
+        text = None if done is None or done.text is None else parse_answer(self.job.task, done.text)
+        engine = self.engine
+        timing = done.timing if done else None
+        return Record(
+            id=item.id,
+            source=item.source,
+            index=item.index,
+            media=item.media,
+            time_seconds=item.time_seconds,
+            end_seconds=item.end_seconds,
+            width=task.size[0] if task.size else None,
+            height=task.size[1] if task.size else None,
+            task=self.job.task,
+            prompt=task.asked[result.position][1],
+            text=text,
+            status="ok" if error is None else "error",
+            error_type=type(error).__name__ if error else None,
+            error=" ".join(str(error).split()) if error else None,
+            similar_to=None,
+            finish_reason=done.finish_reason if done else None,
+            mean_logprob=done.mean_logprob if done else None,
+            model=self.job.model,
+            revision=self.revision,
+            engine=engine.name if engine else "",
+            device=engine.device if engine else "",
+            dtype=engine.dtype if engine else "",
+            tiles=task.tiles,
+            prompt_tokens=done.prompt_tokens if done else 0,
+            new_tokens=done.new_tokens if done else 0,
+            batch_size=done.batch_size if done else 0,
+            read_seconds=task.read_seconds,
+            prepare_seconds=task.prepare_seconds,
+            wait_seconds=timing.wait_seconds if timing else 0.0,
+            vision_seconds=timing.vision_seconds if timing else 0.0,
+            prefill_seconds=timing.prefill_seconds if timing else 0.0,
+            decode_seconds=timing.decode_seconds if timing else 0.0,
+            compute_seconds=timing.compute_seconds if timing else 0.0,
+            run_id=self.run_id,
+            created_at=utc_now(),
+        )
+
+    def _thread(self, name: str, work: Callable[[], None]) -> threading.Thread:
+        """A thread whose exceptions end the run."""
+
+        def guarded() -> None:
+            try:
+                work()
+            except BaseException as error:
+                self._fail(error)
+
+        return threading.Thread(target=guarded, name=name, daemon=True)
+
+    def _fail(self, error: BaseException) -> None:
+        """Notes the first failure and stops every stage; the writer still takes what is finished, unless it is what failed."""
+        if self._failure is None:
+            self._failure = error
+        if threading.current_thread().name == "writer":
+            self._results.stop()
+        self._stop_channels()
+
+    def _stop_channels(self) -> None:
+        self._todo.stop()
+        self._requests.stop()
+
+    def _close(self) -> None:
+        """Commits and closes; a failure here is the run's failure, unless there was one before."""
+        finished = self._failure is None and not self._interrupted
+        for close in (functools.partial(self.writer.close, finished=finished), self.engine.close if self.engine else None):
+            try:
+                if close:
+                    close()
+            except BaseException as error:
+                if self._failure is None:
+                    self._failure = error
+                else:
+                    logger.error("%s", error)
+
+    def _outcome(self, began: float, started_at: str) -> Outcome:
+        summary = self._summarize(time.perf_counter() - began, started_at)
+        if self.job.output_path != "-" and not isinstance(self._failure, JobError):
+            try:
+                write_summary(Path(self.job.output_path), summary)
+            except Exception as error:
+                if self._failure is None:
+                    self._failure = error
+        return Outcome(summary, self._interrupted, self._failure)
+
+    def _summarize(self, wall: float, started_at: str) -> dict[str, Any]:
+        figures = self.stats.describe()
+        engine = dataclasses.asdict(self.engine.stats) if self.engine else {}
+        counts = self.reader.counts
+        return {
+            "run_id": self.run_id,
+            "started_at": started_at,
+            "ended_at": utc_now(),
+            "interrupted": self._interrupted,
+            "error": None if self._failure is None else f"{type(self._failure).__name__}: {self._failure}",
+            **figures,
+            "kept": self._kept,
+            "left_alone": {**dataclasses.asdict(counts), "without_question": self._unasked},
+            "wall_seconds": round(wall, 3),
+            "items_per_second": round(self.stats.items / wall, 3),
+            "new_tokens_per_second": round(self.stats.new_tokens / wall, 3),
+            "native_tiles": self._native_tiles if self.job.detail == "full" else None,
+            "full_tiles": self._full_tiles if self.job.detail == "full" else None,
+            "peak_host_bytes": peak_host_bytes(),
+            "engine": engine,
+            "revision": self.revision,
+            "identity": {**self.job.identity(), "revision": self.revision},
+            "versions": versions(),
+            "job": self.job.to_dict(),
+        }
+
+
+_STATS_KEYS = (
+    "status", "tiles", "error_type", "finish_reason", "new_tokens", "prompt_tokens", "batch_size",
+    "read_seconds", "prepare_seconds", "wait_seconds", "vision_seconds", "prefill_seconds", "decode_seconds", "compute_seconds",
+)  # fmt: skip
+
+
+def run(job: Job, *, engine: Engine | None = None, reporter: Reporter | None = None) -> dict[str, Any]:
+    """Runs a job to its end and gives its summary.
+
+    Args:
+        job: The job.
+        engine: Answers instead of the checkpoint's model.
+        reporter: Hears how it goes.
+
+    Raises:
+        VlmbatchError: The run could not go on; everything finished is committed. Errors of single items are rows, not exceptions.
+    """
+    outcome = Run(job, engine=engine, reporter=reporter).start()
+    if outcome.error is not None:
+        raise outcome.error
+    return outcome.summary
+
+
+def count_items(job: Job, *, stdin: BinaryIO | None = None) -> int:
+    """How many items a job finds; loads no picture and no model."""
+    if not job.inputs:
+        raise JobError("nothing to do: give at least one INPUT (a file, a folder, a glob, or - for paths on stdin)")
+    reader = open_reader(job, stdin=stdin, sampler=make_sampler(job) if job.media == "video" else None)
+    count = sum(1 for _ in reader)
+    return count if job.limit is None else min(count, job.limit)

@@ -1,0 +1,113 @@
+"""What a run took: counts, rates and phases, from its records; written beside OUTPUT and printed by ``vlmbatch stats``."""
+
+from __future__ import annotations
+
+import array
+import collections
+import dataclasses
+import importlib.metadata
+import platform
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+PHASES = ("read_seconds", "prepare_seconds", "wait_seconds", "vision_seconds", "prefill_seconds", "decode_seconds", "compute_seconds")
+PERCENTILES = (50, 95, 99)
+VERSIONS_OF = ("vlmbatch", "torch", "numpy", "pillow", "av", "tokenizers", "safetensors", "pyarrow")
+
+
+@dataclasses.dataclass
+class RowStats:
+    """Adds up rows; keeps four bytes a phase and row for the percentiles.
+
+    Attributes:
+        rows: Rows seen.
+        items: Items among them: rows with another id or index than the row before count as new.
+        status: Rows by status.
+        errors: Error rows by class name.
+        finish: Rows by finish reason.
+        new_tokens, prompt_tokens, tiles: Sums.
+        batch_sizes: Rows by the batch they were in.
+    """
+
+    rows: int = 0
+    items: int = 0
+    error_items: int = 0
+    status: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
+    errors: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
+    finish: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
+    batch_sizes: collections.Counter[int] = dataclasses.field(default_factory=collections.Counter)
+    new_tokens: int = 0
+    prompt_tokens: int = 0
+    tiles: int = 0
+    phases: dict[str, array.array[float]] = dataclasses.field(default_factory=lambda: {name: array.array("f") for name in PHASES})
+
+    def add(self, row: Mapping[str, Any], *, new_item: bool) -> None:
+        """Adds a row, given as a mapping with the record's keys.
+
+        Args:
+            row: The row.
+            new_item: Whether it is the first of its item; the others share its tiles.
+        """
+        self.rows += 1
+        self.status[row["status"]] += 1
+        if new_item:
+            self.items += 1
+            self.tiles += row["tiles"] or 0
+            self.error_items += row["status"] == "error"
+        if row["error_type"]:
+            self.errors[row["error_type"]] += 1
+        if row["finish_reason"]:
+            self.finish[row["finish_reason"]] += 1
+        self.new_tokens += row["new_tokens"] or 0
+        self.prompt_tokens += row["prompt_tokens"] or 0
+        if row["batch_size"]:
+            self.batch_sizes[row["batch_size"]] += 1
+        for name in PHASES:
+            self.phases[name].append(row[name] or 0.0)
+
+    def describe(self) -> dict[str, Any]:
+        """The figures as plain JSON values."""
+        return {
+            "items": self.items,
+            "rows": self.rows,
+            "status": dict(self.status),
+            "errors": dict(self.errors),
+            "finish_reason": dict(self.finish),
+            "tiles": self.tiles,
+            "prompt_tokens": self.prompt_tokens,
+            "new_tokens": self.new_tokens,
+            "batch_sizes": {str(size): count for size, count in sorted(self.batch_sizes.items())},
+            "phases": {name: phase_figures(values) for name, values in self.phases.items()},
+        }
+
+
+def phase_figures(values: array.array[float]) -> dict[str, float]:
+    """Total and percentiles (nearest rank) of seconds."""
+    ordered = sorted(values)
+    figures = {"total": round(sum(ordered), 6)}
+    for percent in PERCENTILES:
+        rank = max(0, -(-len(ordered) * percent // 100) - 1)
+        figures[f"p{percent}"] = round(ordered[rank], 6) if ordered else 0.0
+    return figures
+
+
+def peak_host_bytes() -> int | None:
+    """The most memory this process had resident so far; None where the system does not say."""
+    try:
+        import resource
+    except ImportError:
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return int(peak) if sys.platform == "darwin" else int(peak) * 1024
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that make the result."""
+    found = {"python": platform.python_version(), "platform": platform.platform()}
+    for name in VERSIONS_OF:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
