@@ -1,0 +1,191 @@
+"""INPUTs to files: order, ids, what is left out, and what happens to strange names."""
+
+from __future__ import annotations
+
+import io
+import os
+from pathlib import Path
+
+import pytest
+
+from tests.media import write_picture
+from vlmbatch.errors import JobError
+from vlmbatch.job import Job
+from vlmbatch.read.paths import Found, Listing, read_paths
+
+
+def files(*inputs: object, stdin: bytes | None = None, **options: object) -> list[Found]:
+    job = Job(inputs=tuple(str(given) for given in inputs), **options)
+    return list(Listing(job, None if stdin is None else io.BytesIO(stdin)))
+
+
+def ids(*inputs: object, stdin: bytes | None = None, **options: object) -> list[str]:
+    return [found.id for found in files(*inputs, stdin=stdin, **options)]
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    for name in ("b.jpg", "a.JPEG", "sub/c.png", "sub/deep/d.webp", "notes.txt", "clip.mp4", ".hidden.jpg", ".git/e.jpg", "z z.gif"):
+        path = tmp_path / "tree" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    return tmp_path / "tree"
+
+
+def test_a_folder_gives_its_pictures_sorted_by_name_with_relative_ids(tree: Path) -> None:
+    assert ids(tree) == ["a.JPEG", "b.jpg", "sub/c.png", "sub/deep/d.webp", "z z.gif"]
+
+
+def test_videos_in_a_folder_of_an_image_job_are_left_alone_and_counted(tree: Path) -> None:
+    listing = Listing(Job(inputs=(str(tree),)))
+    for _ in range(2):
+        assert len(list(listing)) == 5
+        assert listing.counts.other_media == 1
+
+
+def test_a_video_job_counts_the_pictures(tree: Path) -> None:
+    listing = Listing(Job(inputs=(str(tree),), media="video"))
+    assert [found.id for found in listing] == ["clip.mp4"]
+    assert listing.counts.other_media == 5
+
+
+def test_listing_is_lazy(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    listing = Listing(Job(inputs=(str(tree),)))
+    scanned = []
+    scandir = os.scandir
+    monkeypatch.setattr(os, "scandir", lambda path: scanned.append(str(path)) or scandir(path))
+    assert next(iter(listing)).id == "a.JPEG"
+    assert scanned == [str(tree)]
+
+
+def test_a_file_is_taken_whatever_its_extension(tree: Path) -> None:
+    assert ids(tree / "notes.txt") == ["notes.txt"]
+
+
+def test_a_file_of_the_other_media_is_refused(tree: Path) -> None:
+    with pytest.raises(JobError, match=r"clip\.mp4 is a video: use `vlmbatch video`"):
+        files(tree / "clip.mp4")
+    with pytest.raises(JobError, match="is a picture"):
+        files(tree / "b.jpg", media="video")
+
+
+@pytest.mark.parametrize("name", ["missing.jpg", "missing-*.jpg", "missing/*.jpg"])
+def test_an_input_that_is_not_there_is_named(tree: Path, name: str) -> None:
+    with pytest.raises(JobError, match=name.replace("*", r"\*")):
+        files(tree / name)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "found"),
+    [
+        ("*.jpg", ["b.jpg"]),
+        ("[ab].*", ["a.JPEG", "b.jpg"]),
+        ("?.jpg", ["b.jpg"]),
+        ("**/*.png", ["sub/c.png"]),
+        ("**", ["a.JPEG", "b.jpg", "sub/c.png", "sub/deep/d.webp", "z z.gif"]),
+        ("**/deep/*", ["sub/deep/d.webp"]),
+        ("s*", ["sub/c.png", "sub/deep/d.webp"]),
+        ("sub/*/d.webp", ["deep/d.webp"]),
+        ("*.txt", ["notes.txt"]),
+        (".h*.jpg", [".hidden.jpg"]),
+    ],
+)
+def test_a_glob_gives_ids_below_its_fixed_folder(tree: Path, pattern: str, found: list[str]) -> None:
+    assert ids(tree / pattern) == found
+
+
+def test_a_relative_glob_and_the_current_folder(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tree)
+    assert [(found.id, found.source) for found in files("*.jpg")] == [("b.jpg", "b.jpg")]
+    assert ids(".")[0] == "a.JPEG"
+
+
+def test_a_file_whose_name_has_wildcards_is_that_file(tmp_path: Path) -> None:
+    (tmp_path / "a[1].jpg").touch()
+    assert ids(tmp_path / "a[1].jpg") == ["a[1].jpg"]
+
+
+def test_links_to_files_and_folders_are_followed_and_loops_end(tmp_path: Path) -> None:
+    write_picture(tmp_path / "real" / "a.png")
+    (tmp_path / "real" / "loop").symlink_to(tmp_path / "real")
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "folder").symlink_to(tmp_path / "real")
+    (tmp_path / "in" / "file.png").symlink_to(tmp_path / "real" / "a.png")
+    (tmp_path / "in" / "broken.png").symlink_to(tmp_path / "nowhere.png")
+    (tmp_path / "in" / "self.png").symlink_to("self.png")
+    assert ids(tmp_path / "in") == ["broken.png", "file.png", "folder/a.png", "self.png"]
+
+
+def test_pipes_in_folders_are_left_out(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    assert ids(tmp_path) == []
+
+
+def test_names_with_spaces_newlines_and_bytes_that_are_not_utf8(tmp_path: Path) -> None:
+    for name in (b"a b.png", b"new\nline.png", b"caf\xe9.png", "größe.png".encode()):
+        Path(os.fsdecode(os.fsencode(tmp_path) + b"/" + name)).touch()
+    found = files(tmp_path)
+    assert [one.id for one in found] == ["a b.png", "caf\\xe9.png", "größe.png", "new\nline.png"]
+    assert all(one.id.encode() and one.source.encode() and os.path.exists(one.path) for one in found)
+
+
+def test_the_fingerprint_changes_with_the_file(tmp_path: Path) -> None:
+    path = write_picture(tmp_path / "a.png")
+    before = files(path)[0].fingerprint
+    os.utime(path, ns=(1, 1))
+    assert files(path)[0].fingerprint not in ("", before)
+
+
+def test_include_and_exclude_match_ids_base_names_and_folders(tree: Path) -> None:
+    assert ids(tree, include=("*.png",)) == ["sub/c.png"]
+    assert ids(tree, include=("sub/**",)) == ["sub/c.png", "sub/deep/d.webp"]
+    assert ids(tree, include=("sub/", "b.jpg"), exclude=("**/deep/*",)) == ["b.jpg", "sub/c.png"]
+    listing = Listing(Job(inputs=(str(tree),), exclude=("sub",)))
+    assert [found.id for found in listing] == ["a.JPEG", "b.jpg", "z z.gif"]
+    assert listing.counts.filtered == 2
+
+
+def test_a_file_given_twice_is_taken_once(tree: Path) -> None:
+    listing = Listing(Job(inputs=(str(tree), str(tree / "b.jpg"), str(tree / "sub"))))
+    assert len(list(listing)) == 5
+    assert listing.counts.duplicates == 3
+
+
+def test_other_files_with_the_same_id_are_told_apart(tmp_path: Path) -> None:
+    for folder in ("one", "two", "x/two"):
+        write_picture(tmp_path / folder / "a.png")
+    assert ids(tmp_path / "one", tmp_path / "two", tmp_path / "x" / "two") == ["a.png", "two/a.png", "two/a.png#2"]
+    assert ids(*(tmp_path / folder / "a.png" for folder in ("one", "two"))) == ["a.png", "two/a.png"]
+
+
+@pytest.mark.parametrize("separator", [b"\n", b"\r\n", b"\0"])
+def test_paths_on_stdin(tree: Path, monkeypatch: pytest.MonkeyPatch, separator: bytes) -> None:
+    monkeypatch.chdir(tree)
+    names = [b"./b.jpg", b"sub/c.png", b"missing.jpg", b"", b"caf\xe9.jpg", b"b.jpg", os.fsencode(tree / "z z.gif")]
+    assert ids("-", stdin=separator.join(names)) == ["b.jpg", "sub/c.png", "missing.jpg", "caf\\xe9.jpg", (tree / "z z.gif").as_posix()]
+
+
+def test_names_with_newlines_come_through_nul_separated_stdin() -> None:
+    assert list(read_paths(io.BytesIO(b"a\nb.jpg\0c.jpg\0"))) == ["a\nb.jpg", "c.jpg"]
+    assert list(read_paths(io.BytesIO(b""))) == []
+
+
+def test_stdin_longer_than_a_block() -> None:
+    names = [f"{number:06}.jpg" for number in range(20_000)]
+    assert list(read_paths(io.BytesIO("\n".join(names).encode()))) == names
+
+
+def test_a_path_of_the_other_media_on_stdin_is_an_error_of_that_item(tree: Path) -> None:
+    (found,) = files("-", stdin=str(tree / "clip.mp4").encode())
+    assert found.error is not None
+    assert "use `vlmbatch video`" in found.error
+
+
+def test_stdin_can_be_given_once() -> None:
+    with pytest.raises(JobError, match="once"):
+        files("-", "-", stdin=b"")
+
+
+def test_how_many_files_there_are_is_known_when_each_was_named(tree: Path) -> None:
+    assert Listing(Job(inputs=(str(tree / "b.jpg"), str(tree / "a.JPEG")))).estimate() == 2
+    assert Listing(Job(inputs=(str(tree),))).estimate() is None

@@ -1,0 +1,293 @@
+"""Videos: the right frame at the right time, upright, in every container; damage ends no job."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.media import WIDTH, number_of, numbered, write_picture, write_sound, write_video
+from vlmbatch.errors import DecodeError, ItemError, ReadError
+from vlmbatch.job import Job
+from vlmbatch.read import open_reader, video_file
+from vlmbatch.read.video_file import VideoFile
+from vlmbatch.records import Item
+from vlmbatch.sample import make_sampler
+
+LIMIT = 200_000_000
+
+
+def items(*inputs: Path, **options: object) -> list[Item]:
+    job = Job(inputs=tuple(map(str, inputs)), media="video", **options)
+    return list(open_reader(job, sampler=make_sampler(job)))
+
+
+def shown(found: list[Item]) -> list[int]:
+    return [number_of(frame) for item in found for frame in item.load().frames]
+
+
+CONTAINERS = [("a.mp4", "libx264"), ("a.mkv", "libx264"), ("a.ts", "libx264"), ("a.mov", "mpeg4"), ("a.webm", "libvpx-vp9")]
+
+
+@pytest.mark.parametrize(("name", "codec"), CONTAINERS)
+def test_every_frame_comes_in_presentation_order_with_its_time(tmp_path: Path, name: str, codec: str) -> None:
+    found = items(write_video(tmp_path / name, 20, codec=codec), every=1)
+    assert shown(found) == list(range(20))
+    assert [item.time_seconds for item in found] == pytest.approx([number / 10 for number in range(20)])
+    assert [item.end_seconds for item in found] == pytest.approx([number / 10 for number in range(1, 21)])
+    assert [item.index for item in found] == list(range(20))
+
+
+@pytest.mark.parametrize("name", ["a.avi", "a.h264"])
+def test_streams_without_presentation_times_lose_no_frame(tmp_path: Path, name: str) -> None:
+    path = write_video(tmp_path / name, 20, codec="mpeg4" if name == "a.avi" else "libx264", fps=25)
+    assert shown(items(path, every=1)) == list(range(20))
+    assert shown(items(path, num_frames=3)) == [0, 9, 19]
+
+
+def test_ids_media_and_fingerprint(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "in" / "sub" / "clip.mp4", 25)
+    found = items(tmp_path / "in")
+    assert [item.id for item in found] == ["sub/clip.mp4#t=0.000", "sub/clip.mp4#t=1.000", "sub/clip.mp4#t=2.000"]
+    status = path.stat()
+    assert {(item.media, item.fingerprint, item.source) for item in found} == {("frame", f"{status.st_size}:{status.st_mtime_ns}", str(path))}
+
+
+def test_ids_stay_apart_above_a_thousand_frames_a_second(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "a.mp4", 12, pts=range(12), time_base=Fraction(1, 10_000))
+    found = items(path, every=1)
+    assert len({item.id for item in found}) == 12
+
+
+def test_variable_frame_rate_times_are_the_streams_own(tmp_path: Path) -> None:
+    pts = [0, 40, 50, 400, 1000, 1001, 2500, 2600]
+    path = write_video(tmp_path / "a.mp4", len(pts), pts=pts, time_base=Fraction(1, 1000))
+    found = items(path, every=1)
+    assert [item.time_seconds for item in found] == pytest.approx([time / 1000 for time in pts])
+    assert shown(items(path, fps=2)) == [0, 3, 4, 5, 6]
+
+
+def test_the_containers_start_is_time_zero(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "a.ts", 30, options={"output_ts_offset": "5"})
+    assert [item.time_seconds for item in items(path, fps=1)] == pytest.approx([0, 1, 2])
+
+
+def test_a_picture_that_begins_after_the_sound_keeps_its_delay(tmp_path: Path) -> None:
+    import av
+
+    path = write_video(tmp_path / "a.mkv", 20, pts=range(500, 2500, 100), time_base=Fraction(1, 1000), b_frames=0, audio_from_seconds=0.0)
+    with av.open(str(path)) as container:
+        times = [frame.time - container.start_time / 1e6 for frame in container.decode(video=0)]
+    assert times[0] > 0.4
+    found = items(path, every=1)
+    assert [item.time_seconds for item in found] == pytest.approx(times)
+    assert shown(found) == list(range(20))
+    assert items(path, fps=1)[0].time_seconds == pytest.approx(times[0])
+
+
+@pytest.mark.parametrize("degrees", [0, 90, 180, -90])
+@pytest.mark.parametrize("hflip", [False, True])
+def test_display_rotation_makes_frames_upright(tmp_path: Path, degrees: int, hflip: bool) -> None:
+    (item,) = items(write_video(tmp_path / "a.mp4", 1, rotation=degrees, hflip=hflip))
+    turned = np.rot90(numbered(0), degrees // 90)
+    expected = turned[:, ::-1] if hflip else turned
+    got = item.load().frames[0]
+    assert got.shape == expected.shape
+    assert got.flags.c_contiguous
+    assert np.abs(got.astype(int) - expected).mean() < 12
+
+
+@pytest.mark.parametrize("degrees", [90, 180, -90])
+def test_rotation_is_what_opencv_shows(tmp_path: Path, degrees: int) -> None:
+    cv2 = pytest.importorskip("cv2")
+    path = write_video(tmp_path / "a.mp4", 1, rotation=degrees)
+    _, expected = cv2.VideoCapture(str(path)).read()
+    got = items(path)[0].load().frames[0]
+    assert got.shape == expected.shape
+    assert np.abs(got.astype(int) - expected[..., ::-1]).mean() < 12
+
+
+def test_a_clip_is_one_item_with_the_times_of_its_frames(tmp_path: Path) -> None:
+    (item,) = items(write_video(tmp_path / "clip.mp4", 60), per="clip")
+    assert (item.id, item.media, item.time_seconds, item.end_seconds) == ("clip.mp4", "clip", 0.0, 6.0)
+    pixels = item.load()
+    assert [number_of(frame) for frame in pixels.frames] == [0, 11, 23, 35, 47, 59]
+    assert pixels.times_seconds == pytest.approx([0, 1.1, 2.3, 3.5, 4.7, 5.9])
+    assert pixels.duration_seconds == 6.0
+
+
+def test_windows_are_items_of_their_own(tmp_path: Path) -> None:
+    found = items(write_video(tmp_path / "clip.mp4", 60), per="window", window=2.5)
+    assert [item.id for item in found] == ["clip.mp4#t=0.000-2.500", "clip.mp4#t=2.500-5.000", "clip.mp4#t=5.000-6.000"]
+    assert [shown([item]) for item in found] == [[0, 10, 20], [25, 35, 45], [50]]
+    assert found[1].load().duration_seconds == 6.0
+
+
+@pytest.mark.parametrize(("name", "codec"), [*CONTAINERS, ("a.avi", "mpeg4")])
+@pytest.mark.parametrize("key_every", [12, 1000])
+def test_skipping_gives_the_frames_that_decoding_everything_gives(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, codec: str, key_every: int
+) -> None:
+    path = write_video(tmp_path / name, 120, codec=codec, key_every=key_every)
+    ways: list[dict[str, object]] = [{"fps": 0.4}, {"num_frames": 4}, {"at": (0.1, 6.05, 11.9)}, {"every": 30, "start": 4.0}, {"per": "window", "window": 4.0}]
+    everything = [shown(items(path, **way)) for way in ways]
+    monkeypatch.setattr(video_file, "SEEK_GAP_SECONDS", 0.5)
+    monkeypatch.setattr(video_file, "_SEEK_MARGIN_SECONDS", 0.3)
+    assert [shown(items(path, **way)) for way in ways] == everything
+
+
+def test_skipping_decodes_less(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_video(tmp_path / "a.mp4", 200)
+    monkeypatch.setattr(video_file, "SEEK_GAP_SECONDS", 3.0)
+    with VideoFile(str(path), LIMIT) as video:
+        assert next(frame for frame in video.frames(15.0) if frame.time_seconds >= 15.0).time_seconds == 15.0
+        assert video.num_decoded < 40
+
+
+def test_only_sampled_frames_become_rgb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    converted: list[float] = []
+    rgb = video_file.DecodedFrame.rgb
+    monkeypatch.setattr(video_file.DecodedFrame, "rgb", lambda frame: converted.append(frame.time_seconds) or rgb(frame))
+    found = items(write_video(tmp_path / "a.mp4", 30))
+    assert not converted
+    found[2].load()
+    assert converted == [2.0]
+
+
+def broken(path: Path, content: bytes) -> Path:
+    path.write_bytes(content)
+    return path
+
+
+@pytest.mark.parametrize("per", ["frame", "clip", "window"])
+def test_what_is_no_video_is_one_item_that_fails(tmp_path: Path, per: str) -> None:
+    whole = write_video(tmp_path / "whole.mp4", 10).read_bytes()
+    moov = whole.index(b"moov")
+    folder = tmp_path / "in"
+    folder.mkdir()
+    broken(folder / "empty.mp4", b"")
+    write_sound(folder / "sound.mp4")
+    broken(folder / "text.mp4", b"only text\n" * 20)
+    broken(folder / "truncated.mp4", whole[: moov - 4])
+    broken(folder / "zeros.mkv", bytes(2000))
+    found = items(folder, per=per)
+    assert [item.id for item in found] == ["empty.mp4", "sound.mp4", "text.mp4", "truncated.mp4", "zeros.mkv"]
+    assert {item.media for item in found} == {"frame" if per == "frame" else "clip"}
+    messages = []
+    for item in found:
+        with pytest.raises(DecodeError) as caught:
+            item.load()
+        messages.append(str(caught.value))
+    assert messages[:2] == ["empty file", "no video stream"]
+    assert all("\n" not in message for message in messages)
+
+
+@pytest.mark.parametrize("per", ["frame", "clip", "window"])
+def test_a_video_without_frames(tmp_path: Path, per: str) -> None:
+    found = items(write_video(tmp_path / "a.mkv", 0), per=per)
+    assert [item.id for item in found] == ["a.mkv"]
+    with pytest.raises(DecodeError):
+        found[0].load()
+
+
+def test_missing_files_and_folders_are_read_errors(tmp_path: Path) -> None:
+    for path in (tmp_path / "missing.mp4", tmp_path):
+        with pytest.raises(ReadError):
+            VideoFile(str(path), LIMIT)
+
+
+def test_damage_in_the_middle_costs_what_is_damaged(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "a.mkv", 60, codec="mpeg4", b_frames=0, key_every=5)
+    content = bytearray(path.read_bytes())
+    middle = len(content) // 2
+    content[middle : middle + 300] = bytes(300)
+    path.write_bytes(content)
+    found = items(path, every=1)
+    good = []
+    for item in found:
+        try:
+            good += shown([item])
+        except (ItemError, AssertionError):
+            continue
+    assert good[:10] == list(range(10))
+    assert good[-1] == 59
+
+
+def test_packets_that_cannot_be_decoded_are_told_in_one_item(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import av
+
+    path = write_video(tmp_path / "a.mp4", 30, codec="mpeg4", b_frames=0, key_every=5)
+    decoded = VideoFile._decoded
+
+    def failing(self: VideoFile, from_key: bool = False) -> object:
+        for number, frame in enumerate(decoded(self, from_key)):
+            if number in (12, 13):
+                self._note(av.error.InvalidDataError(1, "Invalid data"))
+            else:
+                yield frame
+
+    monkeypatch.setattr(VideoFile, "_decoded", failing)
+    found = items(path, every=1)
+    assert shown(found[:-1]) == [number for number in range(30) if number not in (12, 13)]
+    assert found[-1].id == "a.mp4"
+    with pytest.raises(DecodeError, match=r"damaged after 1\.100 s: 2 packets could not be decoded \(Invalid data\)"):
+        found[-1].load()
+
+
+@pytest.mark.parametrize(("name", "codec"), CONTAINERS)
+def test_random_damage_raises_nothing_but_item_errors(tmp_path: Path, name: str, codec: str) -> None:
+    whole = write_video(tmp_path / name, 30, codec=codec).read_bytes()
+    random = np.random.default_rng(0)
+    for number in range(12):
+        content = np.frombuffer(whole, np.uint8).copy()
+        places = random.integers(0, len(content), 1 + number * 2)
+        content[places] = random.integers(0, 256, len(places))
+        (tmp_path / name).write_bytes(content.tobytes())
+        way: dict[str, object] = [{"every": 1}, {"num_frames": 3}, {"per": "clip"}][number % 3]
+        for item in items(tmp_path / name, **way):
+            with contextlib.suppress(ItemError):
+                assert item.load().frames
+
+
+def test_a_truncated_stream_gives_the_frames_that_are_there(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "a.ts", 60)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size * 2 // 3])
+    found = [item for item in items(path, every=1) if item.time_seconds is not None]
+    assert 20 < len(found) < 60
+
+
+def test_too_many_pixels_are_refused(tmp_path: Path) -> None:
+    (item,) = items(write_video(tmp_path / "a.mp4", 3), max_pixels=WIDTH)
+    with pytest.raises(DecodeError, match="96 x 48 = 4,608 pixels are more than --max-pixels 96"):
+        item.load()
+
+
+@pytest.mark.parametrize("name", ["a b.mp4", "12:30.mp4", "new\nline.mp4", "50%d.mp4", os.fsdecode(b"caf\xe9.mp4")])
+def test_strange_names_are_opened(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_video(tmp_path / "plain.mp4", 3).rename(tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    assert shown(items(Path(name))) == [0]
+    assert shown(items(Path("."))) == [0]
+
+
+def test_nothing_in_the_asked_stretch_is_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = write_video(tmp_path / "a.mp4", 10)
+    for per in ("frame", "clip", "window"):
+        caplog.clear()
+        assert items(path, start=60.0, per=per) == []
+        assert "no frame of it was asked for" in caplog.text
+
+
+def test_one_bad_video_does_not_stop_the_next(tmp_path: Path) -> None:
+    broken(tmp_path / "a.mp4", b"no")
+    write_video(tmp_path / "b.mp4", 3)
+    write_picture(tmp_path / "c.png")
+    job = Job(inputs=(str(tmp_path),), media="video")
+    reader = open_reader(job, sampler=make_sampler(job))
+    assert [(item.id, item.index) for item in reader] == [("a.mp4", 0), ("b.mp4#t=0.000", 1)]
+    assert reader.counts.other_media == 1
+    assert reader.estimate() == 2

@@ -1,0 +1,208 @@
+"""Which frames each way of choosing takes, on frames that are only times."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import math
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vlmbatch.job import Job
+from vlmbatch.sample import WAYS, make_sampler
+from vlmbatch.sample.base import MAX_CLIP_FRAMES
+from vlmbatch.sample.fps import Fps, clip_indices
+
+
+@dataclasses.dataclass(frozen=True)
+class Still:
+    """A frame without a picture."""
+
+    time_seconds: float
+    duration_seconds: float = 0.1
+
+
+class Film:
+    """A video of given times. Counts the frames that are held at once."""
+
+    def __init__(self, times: Sequence[float], end_seconds: float) -> None:
+        self.times, self.end_seconds = list(times), end_seconds
+        self.taken = 0
+        self.wanted = 0.0
+
+    def frames(self, start_seconds: float = 0.0) -> Iterator[Still]:
+        for time in self.times:
+            self.taken += 1
+            yield Still(time)
+
+    def skip_to(self, seconds: float) -> None:
+        assert seconds >= self.wanted
+        self.wanted = seconds
+
+    def frame_times(self) -> list[float]:
+        return self.times
+
+
+def film(count: int = 100, fps: float = 10.0, first: float = 0.0) -> Film:
+    return Film([first + number / fps for number in range(count)], first + count / fps)
+
+
+def chosen(video: Film, **options: object) -> list[list[float]]:
+    sampler = make_sampler(Job(media="video", **options))
+    return [[round(frame.time_seconds, 6) for frame in span.choose(video)] for span in sampler(video)]
+
+
+def test_fps_takes_the_frames_on_screen_at_whole_multiples() -> None:
+    assert chosen(film()) == [[float(second) for second in range(10)]]
+    assert chosen(film(30), fps=2.0) == [[0, 0.5, 1, 1.5, 2, 2.5]]
+    assert chosen(film(30), fps=0.5) == [[0, 2]]
+    assert chosen(film(5), fps=1000.0) == [[0, 0.1, 0.2, 0.3, 0.4]]
+
+
+def test_a_frame_that_stands_over_several_instants_is_taken_once() -> None:
+    assert chosen(Film([0, 0.9, 5.0, 5.5], 6.0)) == [[0, 0.9, 5.0]]
+
+
+def test_the_first_frame_stands_for_what_comes_before_it() -> None:
+    assert chosen(Film([0.5, 0.8, 1.2], 2.0)) == [[0.5, 0.8]]
+
+
+def test_no_instant_at_or_after_the_end() -> None:
+    assert chosen(Film([0, 0.5], 1.0)) == [[0]]
+    assert chosen(Film([0, 0.5], 1.1)) == [[0, 0.5]]
+
+
+def test_a_stated_end_before_the_last_frame_does_not_hide_it() -> None:
+    assert chosen(Film([0, 1.0, 2.0], 0.5)) == [[0, 1.0, 2.0]]
+
+
+def test_times_that_are_no_binary_fractions_are_met() -> None:
+    thirds = [number * 1001 / 30000 for number in range(300)]
+    assert chosen(Film(thirds, 10.01), fps=30000 / 1001) == [[round(time, 6) for time in thirds]]
+    assert chosen(film(400, 10.0), fps=0.1) == [[0, 10, 20, 30]]
+
+
+@given(
+    gaps=st.lists(st.integers(1, 3000), min_size=1, max_size=30),
+    fps=st.sampled_from([0.3, 1.0, 2.0, 7.0, 25.0]),
+    start=st.sampled_from([0.0, 1.5]),
+    end=st.sampled_from([None, 4.0]),
+)
+def test_fps_is_what_the_definition_says(gaps: list[int], fps: float, start: float, end: float | None) -> None:
+    times = [sum(gaps[:number]) / 1000 for number in range(len(gaps))]
+    stop = times[-1] + gaps[-1] / 1000
+    expected = []
+    for number in range(10_000):
+        instant = start + number / fps
+        if instant >= min(stop, end or math.inf) - 1e-6:
+            break
+        shown = [time for time in times if time <= instant + 1e-6] or times[:1]
+        if shown[-1] not in expected:
+            expected.append(shown[-1])
+    assert chosen(Film(times, stop), fps=fps, start=start, end=end) == [[round(time, 6) for time in expected]]
+
+
+def test_every_counts_from_the_first_frame_asked_for() -> None:
+    assert chosen(film(10), every=4) == [[0, 0.4, 0.8]]
+    assert chosen(film(30), every=5, start=1.0, end=2.0) == [[1.0, 1.5]]
+    assert chosen(film(30), every=5, start=1.05) == [[1.1, 1.6, 2.1, 2.6]]
+
+
+@pytest.mark.parametrize(("total", "wanted"), [(100, 8), (5, 8), (1, 3), (7, 7), (10, 1)])
+def test_num_frames_spreads_evenly_by_number(total: int, wanted: int) -> None:
+    numbers = np.unique(np.linspace(0, total - 1, min(wanted, total), dtype=int))
+    assert chosen(film(total), num_frames=wanted) == [[number / 10 for number in numbers]]
+
+
+def test_num_frames_of_a_stretch() -> None:
+    assert chosen(film(100), num_frames=3, start=2.0, end=4.0) == [[2.0, 2.9, 3.9]]
+
+
+def test_at_takes_the_frames_on_screen_in_order_of_time(caplog: pytest.LogCaptureFixture) -> None:
+    assert chosen(film(30), at=(1.25, 0.0, 1.29, 2.95)) == [[0, 1.2, 2.9]]
+    assert not caplog.text
+    assert chosen(film(30), at=(1.25, 99.0)) == [[1.2]]
+    assert "no frame at 99 s: the video ends at 3.000 s" in caplog.text
+
+
+def test_a_stretch_begins_with_the_frame_on_screen_at_its_start() -> None:
+    assert chosen(Film([0, 0.7, 1.9, 3.0], 4.0), start=1.0, end=3.0) == [[0.7, 1.9]]
+
+
+def test_choosing_ends_with_the_last_instant() -> None:
+    video = film(10_000)
+    assert chosen(video, at=(0.5, 1.0)) == [[0.5, 1.0]]
+    assert video.taken == 12
+    assert video.wanted == 1.0
+
+
+def reference_indices(total: int, fps: float, duration: float, num_frames: int, native_fps: float) -> list[int]:
+    """``sample_frames`` of transformers 5.23, models/smolvlm/video_processing_smolvlm.py, written down step by step."""
+    wanted = max(1, min(round(fps * duration), num_frames))
+    start, end = 0, total - 1
+    if duration - 2 > num_frames * fps:
+        start, end = int(native_fps), int(total - native_fps)
+    start, end = max(0, start), min(end, total - 1)
+    if start >= end:
+        start, end = 0, total - 1
+    return [int(index) for index in np.unique(np.linspace(start, end, wanted, dtype=int))]
+
+
+@given(total=st.integers(1, 5000), native_fps=st.sampled_from([1.0, 5.0, 10.0, 30.0]), fps=st.sampled_from([0.5, 1.0, 2.0]))
+def test_a_clip_takes_the_frames_that_the_checkpoint_takes(total: int, native_fps: float, fps: float) -> None:
+    duration = total / native_fps
+    assert clip_indices(total, duration, fps) == reference_indices(total, fps, duration, MAX_CLIP_FRAMES, total / duration)
+
+
+def test_a_clip_is_one_span() -> None:
+    assert chosen(film(60), per="clip") == [[0, 1.1, 2.3, 3.5, 4.7, 5.9]]
+    assert chosen(film(60), per="clip", num_frames=16) == [[number / 10 for number in np.linspace(0, 59, 16, dtype=int)]]
+    assert chosen(film(60), per="clip", at=(1.0, 2.0)) == [[1, 2]]
+    assert chosen(film(60), per="clip", start=2.0, end=4.0) == [[2.0, 3.9]]
+
+
+def test_every_in_a_clip_is_thinned_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        (times,) = chosen(film(1000), per="clip", every=2)
+    assert len(times) == MAX_CLIP_FRAMES
+    assert times[0] == 0
+    assert times[-1] == 99.8
+    assert "64 of the 500 frames" in caplog.text
+
+
+def test_windows_cover_the_video() -> None:
+    sampler = make_sampler(Job(media="video", per="window", window=4.0, start=1.0))
+    assert [(span.start_seconds, span.end_seconds) for span in sampler(film(100))] == [(1.0, 5.0), (5.0, 9.0), (9.0, 10.0)]
+    assert chosen(film(100), per="window", window=4.0, start=1.0) == [[1, 2, 3, 4], [5, 6, 7, 8], [9]]
+    assert chosen(film(100), per="window", window=5.0, num_frames=2) == [[0, 4.9], [5, 9.9]]
+    assert chosen(film(100), per="window", window=5.0, every=20) == [[0, 2, 4], [5, 7, 9]]
+    assert chosen(film(100), per="window", window=5.0, at=(6.0, 7.0)) == [[6, 7]]
+
+
+def test_a_window_has_no_more_frames_than_the_checkpoint_takes() -> None:
+    (times,) = chosen(film(1000, 10.0), per="window", window=100.0, fps=5.0)
+    assert len(times) == MAX_CLIP_FRAMES
+    assert times[0] == 0
+    assert times[-1] == 99.8
+
+
+def test_nothing_is_asked_for_past_the_end() -> None:
+    for per in ("clip", "window"):
+        assert chosen(film(10), per=per, start=60.0) == []
+
+
+@pytest.mark.parametrize("name", WAYS)
+def test_every_way_takes_nothing_from_a_video_without_frames(name: str) -> None:
+    option: dict[str, object] = {"fps": {"fps": 1.0}, "every": {"every": 2}, "num_frames": {"num_frames": 3}, "at": {"at": (0.0,)}}[name]
+    assert chosen(Film([], 0.0), **option) == [[]]
+
+
+def test_frames_are_streamed() -> None:
+    video = film(1_000_000)
+    first = next(iter(Fps(1.0).frames(video, 0.0, math.inf)))
+    assert first.time_seconds == 0
+    assert video.taken == 2

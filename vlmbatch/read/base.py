@@ -1,0 +1,58 @@
+"""What a reader is: INPUTs in, a lazy stream of Items out."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import NoReturn, Protocol
+
+from vlmbatch.errors import ItemError
+from vlmbatch.records import Item, Pixels
+
+
+@dataclasses.dataclass(slots=True)
+class Counts:
+    """What a reader came across and did not make an Item of. Grows while the reader is iterated.
+
+    Attributes:
+        other_media: Videos that an image job left alone, and the other way round.
+        filtered: Files that ``include`` and ``exclude`` kept out.
+        duplicates: Files given more than once, taken once.
+    """
+
+    other_media: int = 0
+    filtered: int = 0
+    duplicates: int = 0
+
+
+class Reader(Protocol):
+    """Gives the Items of a job in input order.
+
+    Making a reader checks the INPUTs and raises ``JobError``; iterating it raises no error of an item: a thing that cannot be read is an Item whose
+    ``load`` raises ``ReadError`` or ``DecodeError``. Every iteration starts over and gives the same ids.
+    """
+
+    counts: Counts
+
+    def __iter__(self) -> Iterator[Item]:
+        """Yields Items lazily: the first comes before the listing ends."""
+        ...
+
+    def estimate(self) -> int | None:
+        """How many Items there are in all; None while that is unknown."""
+        ...
+
+
+def one_line(error: BaseException) -> str:
+    """What an exception says, on one line; an error of the operating system or of ffmpeg without number and path."""
+    text = getattr(error, "strerror", None) or str(error)
+    return " ".join(str(text).split()) or type(error).__name__
+
+
+def failing_load(kind: type[ItemError], message: str) -> Callable[[], Pixels]:
+    """A ``load`` for a thing that is known not to be readable."""
+
+    def load() -> NoReturn:
+        raise kind(message)
+
+    return load

@@ -1,0 +1,151 @@
+"""Folders and globs to paths, one folder at a time, in an order that does not depend on the file system."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+from collections.abc import Callable, Iterator, Sequence
+from fnmatch import fnmatch
+
+from vlmbatch.read.base import one_line
+
+_WILDCARD = re.compile(r"[*?\[]")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Entry:
+    """A file below a folder.
+
+    Attributes:
+        path: What the operating system opens.
+        relative: Path below the folder, ``/`` as separator.
+        error: Why a folder could not be listed; None for a file.
+    """
+
+    path: str
+    relative: str
+    error: str | None = None
+
+
+def walk(root: str, enters: Callable[[str], bool] = lambda relative: True, hidden: bool = False) -> Iterator[Entry]:
+    """Yields the files below a folder, sorted by name in each folder.
+
+    Links are followed; a folder is listed once, however many links lead to it, so a loop of links ends. At any moment only the names of the
+    folders from the root to the current one are held.
+
+    Args:
+        root: The folder; empty for the current one.
+        enters: Says for a relative path whether that folder is to be listed.
+        hidden: Whether names that start with a dot are taken.
+    """
+    listed: set[tuple[int, int]] = set()
+    stack: list[tuple[str, str, Iterator[tuple[str, bool]]]] = []
+
+    def push(folder: str, prefix: str) -> None:
+        status = os.stat(folder or ".")
+        identity = (status.st_dev, status.st_ino)
+        if identity not in listed:
+            listed.add(identity)
+            stack.append((folder, prefix, iter(_names(folder))))
+
+    push(root, "")
+    while stack:
+        folder, prefix, names = stack[-1]
+        name, is_folder = next(names, ("", False))
+        if not name:
+            stack.pop()
+            continue
+        if name.startswith(".") and not hidden:
+            continue
+        path, relative = os.path.join(folder, name), prefix + name
+        if not is_folder:
+            yield Entry(path, relative)
+        elif enters(relative):
+            try:
+                push(path, relative + "/")
+            except OSError as exc:
+                yield Entry(path, relative, f"folder not listed: {one_line(exc)}")
+
+
+def _names(folder: str) -> list[tuple[str, bool]]:
+    """(name, whether it is a folder) of what a folder holds, sorted; pipes, sockets and devices are left out."""
+    found = []
+    with os.scandir(folder or ".") as entries:
+        for entry in entries:
+            try:
+                is_folder = entry.is_dir()
+                if is_folder or entry.is_symlink() or entry.is_file():
+                    found.append((entry.name, is_folder))
+            except OSError:
+                # A link that leads back to itself: kept as a file, which then fails to open.
+                found.append((entry.name, False))
+    found.sort()
+    return found
+
+
+def is_glob(text: str) -> bool:
+    """Whether a path has wildcards."""
+    return _WILDCARD.search(text) is not None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Glob:
+    """A path with wildcards, cut where the first one stands.
+
+    ``*``, ``?`` and ``[…]`` stay within a name, ``**`` stands for any number of folders. A folder that the whole pattern matches is taken with all below
+    it, unless the pattern has a ``**``. Hidden names only match a pattern that starts with a dot.
+
+    Attributes:
+        root: The folder before the first wildcard; empty for the current one.
+        parts: The components from there on.
+    """
+
+    root: str
+    parts: tuple[str, ...]
+
+    @classmethod
+    def parse(cls, text: str) -> Glob:
+        """Cuts a pattern; it must have a wildcard."""
+        components = text.replace(os.sep, "/").split("/")
+        first = next(number for number, component in enumerate(components) if is_glob(component))
+        root = "/".join(components[:first])
+        if first and not root:
+            root = "/"
+        return cls(root, tuple(part for part in components[first:] if part))
+
+    def entries(self) -> Iterator[Entry]:
+        """Yields the files that match; nothing when the folder before the first wildcard is none."""
+        if not os.path.isdir(self.root or "."):
+            return
+        hidden = any(part.startswith(".") for part in self.parts)
+        deep = "**" in self.parts
+        for entry in walk(self.root, lambda relative: _matches(relative.split("/"), self.parts, deep, partial=True), hidden):
+            if _matches(entry.relative.split("/"), self.parts, deep):
+                yield entry
+
+    def names_suffix(self, suffix: str) -> bool:
+        """Whether the pattern itself spells out this extension."""
+        return bool(suffix) and self.parts[-1].lower().endswith(suffix)
+
+
+def _matches(names: Sequence[str], parts: Sequence[str], deep: bool, partial: bool = False) -> bool:
+    """Whether a path matches; with ``partial``, whether a path below this folder could.
+
+    Args:
+        names: Components of the path.
+        parts: Components of the pattern.
+        deep: Whether the pattern has a ``**``; otherwise it also covers everything below a folder that it matches.
+        partial: See above.
+    """
+    if not parts:
+        return not names or not deep
+    if not names:
+        return partial or all(part == "**" for part in parts)
+    name, part = names[0], parts[0]
+    if part == "**":
+        visible = not name.startswith(".")
+        return _matches(names, parts[1:], deep, partial) or (visible and _matches(names[1:], parts, deep, partial))
+    if name.startswith(".") and not part.startswith("."):
+        return False
+    return fnmatch(name, part) and _matches(names[1:], parts[1:], deep, partial)

@@ -1,0 +1,55 @@
+"""``--per frame|clip|window``: the stretches of a video that the chosen frames are taken from."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Iterator
+from typing import Any
+
+from vlmbatch.job import Per
+from vlmbatch.sample.base import TOLERANCE_SECONDS, Span, Video, Way
+from vlmbatch.sample.screen import listed, on_screen
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class SpanSampler:
+    """A way of choosing frames, applied to a whole video or to each of its windows.
+
+    Attributes:
+        way: How frames are chosen.
+        per: What becomes a record.
+        start_seconds: Where to begin.
+        end_seconds: Where to stop; infinity for the video's end.
+        window_seconds: Length of a window.
+    """
+
+    way: Way
+    per: Per = "frame"
+    start_seconds: float = 0.0
+    end_seconds: float = math.inf
+    window_seconds: float = 30.0
+
+    def __call__(self, video: Video[Any]) -> Iterator[Span]:
+        """Yields the spans in order of time."""
+        start, stop = self.start_seconds, min(self.end_seconds, video.end_seconds)
+        if self.per == "frame":
+            # Up to the end that was asked for, not the one that the container states: frames past that are shown too.
+            yield Span(start, stop, lambda video: self.way.frames(video, start, self.end_seconds))
+        elif self.per == "clip":
+            if start < stop - TOLERANCE_SECONDS:
+                yield Span(start, stop, lambda video: on_screen(video, listed(self.way.clip_instants(video, start, stop))))
+        else:
+            yield from self._windows(video, start, stop)
+
+    def _windows(self, video: Video[Any], start: float, stop: float) -> Iterator[Span]:
+        for number in itertools.count():
+            first = start + number * self.window_seconds
+            if first >= stop - TOLERANCE_SECONDS:
+                return
+            last = min(first + self.window_seconds, stop)
+            # Instants are settled here, not in the span: for some ways they take a pass over the packets, which is made once a video.
+            next_instant = listed(self.way.window_instants(video, first, last))
+            if next_instant(-math.inf) is not None:
+                yield Span(first, last, lambda video, chosen=next_instant: on_screen(video, chosen))  # type: ignore[misc]
