@@ -16,7 +16,7 @@ PACKAGE = Path(vlmbatch.__file__).parent
 FLOOR = {"errors", "tasks", "job", "records", "channel", "checkpoint"}
 STAGES = {"read", "sample", "prepare", "engine", "write"}
 ALLOWED = {
-    **{stage: FLOOR for stage in STAGES},
+    **dict.fromkeys(STAGES, FLOOR),
     "errors": set(),
     "channel": set(),
     "tasks": {"errors"},
@@ -29,7 +29,14 @@ ALLOWED = {
     "__main__": {"cli"},
     "__init__": FLOOR | {"pipeline"},
 }
-HOMES = {"torch": {"engine", "cli/doctor.py"}, "pyarrow": {"write", "read"}, "av": {"read", "sample", "cli/doctor.py"}, "click": {"cli"}, "tqdm": {"cli"}, "transformers": set()}
+HOMES = {
+    "torch": {"engine", "cli/doctor.py"},
+    "pyarrow": {"write", "read"},
+    "av": {"read", "sample", "cli/doctor.py"},
+    "click": {"cli"},
+    "tqdm": {"cli"},
+    "transformers": set(),
+}
 
 
 def imports(path: Path) -> set[str]:

@@ -81,7 +81,13 @@ def test_sizes(text: str, size: int) -> None:
 
 @pytest.mark.parametrize(
     ("inputs", "name"),
-    [(["photos"], "photos.caption.jsonl"), (["a/b/photos/"], "photos.caption.jsonl"), (["-"], "stdin.caption.jsonl"), (["x/*.jpg"], "x.caption.jsonl"), (["x/a.jpg"], "a.jpg.caption.jsonl")],
+    [
+        (["photos"], "photos.caption.jsonl"),
+        (["a/b/photos/"], "photos.caption.jsonl"),
+        (["-"], "stdin.caption.jsonl"),
+        (["x/*.jpg"], "x.caption.jsonl"),
+        (["x/a.jpg"], "a.jpg.caption.jsonl"),
+    ],
 )
 def test_the_output_has_the_name_of_the_input(inputs: list[str], name: str) -> None:
     assert Job.from_dict({"inputs": inputs}).output_path == name

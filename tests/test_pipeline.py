@@ -42,7 +42,7 @@ def start(job: Job, engine: ScriptedEngine | None = None) -> tuple[Outcome, Scri
 
 
 def test_every_item_gets_one_row_in_input_order_and_errors_are_rows(photos: Path) -> None:
-    outcome, engine = start(job(photos))
+    outcome, _engine = start(job(photos))
     found = rows(job(photos))
     assert [row["id"] for row in found] == [f"{number:02d}.png" for number in range(20)]
     assert [row["index"] for row in found] == list(range(20))
@@ -129,7 +129,12 @@ def test_a_question_file_asks_each_item_its_own(photos: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "text", "message"),
-    [("q.txt", "", "no questions"), ("q.jsonl", "{", "line 1: not JSON"), ("q.csv", "id,ask\na,b\n", "line 2: no text under question"), ("q.md", "x", "write it as")],
+    [
+        ("q.txt", "", "no questions"),
+        ("q.jsonl", "{", "line 1: not JSON"),
+        ("q.csv", "id,ask\na,b\n", "line 2: no text under question"),
+        ("q.md", "x", "write it as"),
+    ],
 )
 def test_a_bad_question_file_is_a_usage_error(photos: Path, name: str, text: str, message: str) -> None:
     (photos.parent / name).write_text(text)
@@ -269,6 +274,8 @@ def test_a_reader_that_dies_ends_the_run_after_committing(photos: Path) -> None:
 
         def __iter__(self) -> Any:
             yield from items[:5]
+            while running.stats.rows < 3:
+                threading.Event().wait(0.001)
             raise RuntimeError("the disk is gone")
 
         def estimate(self) -> None:
@@ -278,6 +285,5 @@ def test_a_reader_that_dies_ends_the_run_after_committing(photos: Path) -> None:
     outcome = running.start()
     assert isinstance(outcome.error, RuntimeError)
     assert outcome.exit_code == 1
-    journal = photos.parent / "out.jsonl.journal"
-    assert journal.exists()
+    assert 3 <= len(rows(job(photos))) <= 5
     assert not [thread for thread in threading.enumerate() if thread.name in ("reader", "writer") or thread.name.startswith("prepare")]

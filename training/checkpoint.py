@@ -1,6 +1,6 @@
 """Writes an untrained checkpoint of the demo model: the real SmolVLM2 architecture and file layout, in tiny shapes.
 
-    python -m training.checkpoint build/demo
+python -m training.checkpoint build/demo
 """
 
 from __future__ import annotations

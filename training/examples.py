@@ -57,20 +57,18 @@ class ExampleMaker:
         self.low = dataclasses.replace(self.full, split=False)
         self.video = TileSettings(edge, edge, split=False)
 
-    def random(self, rng: np.random.Generator, *, easy: bool = False) -> Example:
-        """A random example; ``easy`` ones are small pictures of shapes in one tile."""
-        if easy and rng.random() < 0.7:
-            return self.image(scenes.random_scene(rng, longest=(64, 128), reading=0.05), rng, self.low)
+    def random(self, rng: np.random.Generator, *, full: float = 0.45) -> Example:
+        """A random example; ``full`` is the share of pictures at full detail (more tiles, so more work), most others are at native detail."""
         if rng.random() < 0.16:
             return self.clip(scenes.random_clip(rng), rng)
-        scene = scenes.random_scene(rng, longest=(64, 1024 if rng.random() < 0.3 else 256), reading=0.42)
+        scene = scenes.random_scene(rng, longest=(64, 1024 if rng.random() < full else 256), reading=0.42)
         if rng.random() < 0.35:
             scene = dataclasses.replace(scene, pixels=scenes.jpeg(scene.pixels, int(rng.integers(60, 96))))
         draw = rng.random()
         if draw < 0.06 and scene.text == "No text.":
             return self.image(scene, rng, self.low)
         height, width = scene.pixels.shape[:2]
-        return self.image(scene, rng, self.full.native(width, height) if draw < 0.6 else self.full)
+        return self.image(scene, rng, self.full.native(width, height) if draw < 1 - full else self.full)
 
     def image(self, scene: scenes.Scene, rng: np.random.Generator, settings: TileSettings) -> Example:
         """An example of a picture with a caption, its text and a few of its questions."""
@@ -159,8 +157,9 @@ def collate(examples: Sequence[Example], pad: int) -> Batch:
 class Batches(torch.utils.data.IterableDataset[Batch]):
     """An endless stream of random batches; another seed, another stream."""
 
-    def __init__(self, checkpoint: Checkpoint, seed: int, size: int, easy_batches: int, pad: int) -> None:
-        self.checkpoint, self.seed, self.size, self.easy_batches, self.pad = checkpoint, seed, size, easy_batches, pad
+    def __init__(self, checkpoint: Checkpoint, seed: int, size: int, light_batches: int, pad: int) -> None:
+        """``light_batches`` come first: most of their pictures are at native detail."""
+        self.checkpoint, self.seed, self.size, self.light_batches, self.pad = checkpoint, seed, size, light_batches, pad
 
     def __iter__(self) -> Iterator[Batch]:
         torch.set_num_threads(1)
@@ -171,8 +170,8 @@ class Batches(torch.utils.data.IterableDataset[Batch]):
         count = 0
         while True:
             # Eight batches' worth at a time, sorted by length, so that a batch holds little padding.
-            easy = count * workers < self.easy_batches
-            pool = sorted((maker.random(rng, easy=easy) for _ in range(8 * self.size)), key=Example.length)
+            full = 0.15 if count * workers < self.light_batches else 0.45
+            pool = sorted((maker.random(rng, full=full) for _ in range(8 * self.size)), key=Example.length)
             for i in rng.permutation(8):
                 yield collate(pool[i * self.size : (i + 1) * self.size], self.pad)
             count += 8
@@ -183,7 +182,7 @@ def _pick_questions(scene: scenes.Scene, rng: np.random.Generator) -> list[tuple
     kinds: dict[str, list[scenes.Question]] = {}
     for question, answer in scene.questions:
         kinds.setdefault(question_kind(question, answer), []).append((question, answer))
-    names = [scene_name for scene_name in kinds.get("yes", [])]
+    names = list(kinds.get("yes", []))
     picked = []
     for kind in rng.permutation(sorted(kinds))[:3]:
         found = kinds[str(kind)]

@@ -1,6 +1,6 @@
 """Draws sample_data/: pictures, scans and clips of known content, and one damaged file.
 
-    python -m training.make_sample_data sample_data
+python -m training.make_sample_data sample_data
 """
 
 from __future__ import annotations

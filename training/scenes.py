@@ -131,10 +131,7 @@ def random_shapes(rng: np.random.Generator, width: int, height: int) -> tuple[li
         spread = min(0.12 * across, 0.25 * step)
         sides = [float(np.clip(base + rng.uniform(-spread, spread), radii[i] * 1.05, across - radii[i] * 1.05)) for i in range(count)]
         centres = [(p, s) if horizontal else (s, p) for p, s in zip(positions, sides, strict=True)]
-    shapes = [
-        Shape(kind, color, x, y, r, float(rng.uniform(-12, 12)))
-        for (kind, color), (x, y), r in zip(looks, centres, radii, strict=True)
-    ]
+    shapes = [Shape(kind, color, x, y, r, float(rng.uniform(-12, 12))) for (kind, color), (x, y), r in zip(looks, centres, radii, strict=True)]
     return shapes, "to the left of" if horizontal else "above"
 
 
@@ -315,9 +312,7 @@ def moving_clip(
         ("What shape is moving?", f"{kind.capitalize()}."),
     )
     things = ((0, 0, 0), (SHAPES.index(kind) + 1, list(COLORS).index(color) + 1, 0))
-    return Clip(
-        tuple(frames), tuple(times_seconds), duration_seconds, _article(f"A {name} moves {direction}."), questions, tuple(labels), things
-    )
+    return Clip(tuple(frames), tuple(times_seconds), duration_seconds, _article(f"A {name} moves {direction}."), questions, tuple(labels), things)
 
 
 def draw_shapes(

@@ -36,6 +36,7 @@ from vlmbatch.engine.weights import pixel_normalization, tensor_shapes
 logger = logging.getLogger("train_demo")
 PAD = 2
 EVAL_SEED = 987_654
+LIGHT_SHARE = 0.6
 
 
 class PatchHead(nn.Module):
@@ -129,7 +130,7 @@ def score(model: Trainee, checkpoint: Checkpoint, count: int, seed: int = EVAL_S
     return {kind: sum(found) / len(found) for kind, found in sorted(right.items())}
 
 
-def train(folder: Path, steps: int, batch_size: int, peak: float, easy: int, workers: int) -> None:
+def train(folder: Path, steps: int, batch_size: int, peak: float, workers: int) -> None:
     """Trains up to a number of steps, from the state that the folder holds."""
     state_file, base = folder / "state.pt", folder / "untrained"
     if not base.exists():
@@ -149,7 +150,7 @@ def train(folder: Path, steps: int, batch_size: int, peak: float, easy: int, wor
         optimizer.load_state_dict(state["optimizer"])
         step = state["step"]
         logger.info("resumed at step %d", step)
-    stream = Batches(checkpoint, seed=step + 1, size=batch_size, easy_batches=max(0, easy - step), pad=PAD)
+    stream = Batches(checkpoint, seed=step + 1, size=batch_size, light_batches=max(0, int(LIGHT_SHARE * steps) - step), pad=PAD)
     started, losses = time.monotonic(), collections.deque[tuple[float, float]](maxlen=200)
     for batch in torch.utils.data.DataLoader(stream, batch_size=None, num_workers=workers, prefetch_factor=4):
         if step >= steps:
@@ -201,10 +202,9 @@ def export(folder: Path, target: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="where the training's state is kept")
-    parser.add_argument("--steps", type=int, default=30_000)
-    parser.add_argument("--batch-size", type=int, default=32, help="scenes a step; each has about six answers")
-    parser.add_argument("--learning-rate", type=float, default=1e-3)
-    parser.add_argument("--easy", type=int, default=2_000, help="first steps with mostly small pictures of shapes in one tile")
+    parser.add_argument("--steps", type=int, default=4_000)
+    parser.add_argument("--batch-size", type=int, default=20, help="scenes a step; each has about six answers")
+    parser.add_argument("--learning-rate", type=float, default=1.3e-3)
     parser.add_argument("--workers", type=int, default=1, help="processes that draw scenes")
     parser.add_argument("--export", type=Path, metavar="FOLDER", help="write the trained checkpoint here, train nothing")
     arguments = parser.parse_args()
@@ -213,7 +213,7 @@ def main() -> None:
     if arguments.export:
         export(arguments.folder, arguments.export)
     else:
-        train(arguments.folder, arguments.steps, arguments.batch_size, arguments.learning_rate, arguments.easy, arguments.workers)
+        train(arguments.folder, arguments.steps, arguments.batch_size, arguments.learning_rate, arguments.workers)
 
 
 if __name__ == "__main__":

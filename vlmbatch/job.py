@@ -42,14 +42,22 @@ class Job:
     media: Kind = "image"
     task: tasks.Task = "caption"
 
-    output: str | None = _option(None, "Where the records go: .jsonl, .parquet or .csv; `-` is JSONL on stdout. [default: INPUTNAME.TASK.jsonl here]", flags=("-o",), metavar="PATH")
+    output: str | None = _option(
+        None, "Where the records go: .jsonl, .parquet or .csv; `-` is JSONL on stdout. [default: INPUTNAME.TASK.jsonl here]", flags=("-o",), metavar="PATH"
+    )
     model: str = _option("HuggingFaceTB/SmolVLM2-500M-Video-Instruct", "Hub id, local folder, or `demo`.", metavar="MODEL", group="Model")
     revision: str | None = _option(None, "Branch, tag or commit of a hub id.", metavar="REV", group="Model")
     device: str = _option("auto", "auto, cpu, cuda, cuda:N or mps.", metavar="DEVICE", group="Model")
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = _option("auto", "Number format of the weights; auto picks the fastest that the device computes in.", group="Model")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = _option(
+        "auto", "Number format of the weights; auto picks the fastest that the device computes in.", group="Model"
+    )
     prompt: str | None = _option(None, "The instruction, instead of the task's own.", metavar="TEXT", group="Question")
-    questions: tuple[str, ...] = _option((), "A question about each item; may be given several times.", flags=("-q", "--question"), metavar="TEXT", group="Question")
-    questions_file: str | None = _option(None, "Questions from a file: .txt one a line, .jsonl or .csv with rows of id and question.", flags=("--questions",), metavar="FILE", group="Question")
+    questions: tuple[str, ...] = _option(
+        (), "A question about each item; may be given several times.", flags=("-q", "--question"), metavar="TEXT", group="Question"
+    )
+    questions_file: str | None = _option(
+        None, "Questions from a file: .txt one a line, .jsonl or .csv with rows of id and question.", flags=("--questions",), metavar="FILE", group="Question"
+    )
     max_new_tokens: int = _option(64, "Longest answer, in tokens.", metavar="N", group="Generation")
     temperature: float = _option(0.0, "0 is greedy.", metavar="T", group="Generation")
     top_p: float = _option(1.0, "With a temperature: sample from the most likely tokens that together have this probability.", metavar="P", group="Generation")
@@ -68,7 +76,9 @@ class Job:
     retry_errors: bool = _option(False, "Do the error rows of an earlier run again.", group="Output")
     max_errors: str | None = _option(None, "Stop with exit code 4 when more items than N, or P% of those done, are errors.", metavar="N|P%", group="Output")
 
-    fps: float | None = _option(None, "Frames on screen at 0, 1/F, 2/F … seconds. [default: 1, unless another way of sampling is given]", metavar="F", group="Video")
+    fps: float | None = _option(
+        None, "Frames on screen at 0, 1/F, 2/F … seconds. [default: 1, unless another way of sampling is given]", metavar="F", group="Video"
+    )
     every: int | None = _option(None, "Every N-th frame.", metavar="N", group="Video")
     num_frames: int | None = _option(None, "At most N frames, evenly spread.", metavar="N", group="Video")
     at: tuple[float, ...] = _option((), "The frames on screen at these seconds.", metavar="T,T,…", group="Video")
@@ -113,9 +123,7 @@ class Job:
         """OUTPUT as given, or ``INPUTNAME.TASK.jsonl`` in the current folder."""
         if self.output is not None:
             return self.output
-        first = self.inputs[0] if self.inputs else "-"
-        name = "stdin" if first == "-" else re.sub(r"[*?\[\]]+", "", Path(first).resolve().name if not re.search(r"[*?\[]", first) else Path(first).parent.name) or "output"
-        return f"{name}.{self.task}.jsonl"
+        return f"{_input_name(self.inputs[0] if self.inputs else '-')}.{self.task}.jsonl"
 
     @property
     def max_memory_bytes(self) -> int | None:
@@ -198,6 +206,16 @@ def parse_size(text: str) -> int:
         raise JobError(f"not a size: {text!r}; write one such as 6GiB or 800M")
     base = 1000 if (match[3] or "").lower() == "b" and match[2] else 1024
     return int(float(match[1]) * base ** " KMGT".index(match[2].upper() or " "))
+
+
+def _input_name(text: str) -> str:
+    """The name that an OUTPUT gets from its INPUT: of the file or folder, or of the folder that a glob starts in."""
+    if text == "-":
+        return "stdin"
+    path = Path(text)
+    while re.search(r"[*?\[]", str(path)):
+        path = path.parent
+    return path.resolve().name or "output"
 
 
 def _check_types(job: Job) -> None:

@@ -159,7 +159,8 @@ class Run:
         self.engine = engine
         self.stats = RowStats()
         self.run_id = f"{datetime.datetime.now(datetime.UTC):%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:6]}"
-        self._workers = job.read_workers or min(MAX_READ_WORKERS, max(2, os.cpu_count() or 2))
+        # A worker that loads a clip holds all its frames as pictures: two of them keep an engine busy.
+        self._workers = job.read_workers or (2 if job.is_clip else min(MAX_READ_WORKERS, max(2, os.cpu_count() or 2)))
         # Frames and clips wait as decoded pictures, files only as paths.
         self._todo: Channel[Task] = Channel(2 if job.is_clip else 2 * self._workers)
         self._requests = RequestQueue(REQUESTS_AHEAD)
@@ -180,6 +181,8 @@ class Run:
         began = time.perf_counter()
         started_at = utc_now()
         threads = [self._thread("reader", self._read), self._thread("writer", self._write)]
+        if not isinstance(self.reporter, Silent):
+            threads.append(self._thread("counter", self._count))
         try:
             for thread in threads:
                 thread.start()
@@ -199,7 +202,8 @@ class Run:
     def _compute(self, threads: list[threading.Thread]) -> None:
         """Loads the engine, starts the threads that feed it, and hands its answers on."""
         if self.engine is None:
-            assert self.checkpoint is not None and self.preparer is not None  # made in __init__ when there is no engine
+            assert self.checkpoint is not None
+            assert self.preparer is not None
             self.reporter.loading(self.checkpoint.name)
             self.engine = open_engine(self.job, self.checkpoint, self.preparer.prepare, self.preparer.decode)
         preparers = [self._thread(f"prepare-{number}", self._prepare) for number in range(self._workers)]
@@ -244,8 +248,6 @@ class Run:
             if not self._todo.put(Task(item, tuple(todo), order, len(todo))):
                 return
             order += len(todo)
-            if count == 1 or count % 1000 == 0:
-                self.reporter.total(self._estimate())
         self.reporter.total(count)
         self._todo.close()
 
@@ -262,9 +264,15 @@ class Run:
                 return
             yield item
 
-    def _estimate(self) -> int | None:
-        known = self.reader.estimate()
-        return known if known is None or self.job.limit is None else min(known, self.job.limit)
+    def _count(self) -> None:
+        """Lists the items once more, ahead of the work and without it, so that the time left can be told."""
+        if self.job.media == "video" or "-" in self.job.inputs:
+            return  # counting would mean decoding, or eat what is to be read
+        count = 0
+        for count, _ in enumerate(open_reader(self.job), 1):
+            if self._todo.ended or count == self.job.limit:
+                break
+        self.reporter.total(count)
 
     def _prepare(self) -> None:
         """Loads pixels and makes requests until nothing is left to do."""

@@ -75,12 +75,12 @@ def test_the_three_formats_hold_the_same_rows(vlmbatch: Command, photos: Path, t
 
 
 def test_a_dash_reads_paths_from_stdin_and_writes_rows_to_stdout(vlmbatch: Command, photos: Path, tiny: Path) -> None:
-    result = vlmbatch("vqa", "-", "-q", "Why?", "-q", "What?", "-o", "-", "--model", tiny, "--max-new-tokens", 2, stdin="photos/2.png\nphotos/none.png\nphotos/0.png\n")
+    result = vlmbatch(
+        "vqa", "-", "-q", "Why?", "-q", "What?", "-o", "-", "--model", tiny, "--max-new-tokens", 2, stdin="photos/2.png\nphotos/none.png\nphotos/0.png\n"
+    )
     assert result.returncode == 3, result.stderr
     found = [json.loads(line) for line in result.stdout.splitlines()]
-    assert [(row["id"], row["prompt"]) for row in found] == [
-        (f"photos/{name}.png", question) for name in ("2", "none", "0") for question in ("Why?", "What?")
-    ]
+    assert [(row["id"], row["prompt"]) for row in found] == [(f"photos/{name}.png", question) for name in ("2", "none", "0") for question in ("Why?", "What?")]
     assert [row["status"] for row in found] == ["ok", "ok", "error", "error", "ok", "ok"]
 
 

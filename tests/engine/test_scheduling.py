@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.engine.reference import TokenSpy, run_all
+from tests.engine.reference import run_all
 from tests.engine.test_parity import mixed_requests, open_tiny
 from vlmbatch.checkpoint import find_checkpoint
 from vlmbatch.engine.base import RequestQueue
@@ -53,7 +53,7 @@ def test_a_place_is_refilled_while_others_go_on(tiny: Path) -> None:
 
 def test_questions_about_one_item_share_encode_and_prefix(tiny: Path) -> None:
     engine, preparer = open_tiny(tiny)
-    request = [request for request in mixed_requests(preparer) if len(request.questions) == 3][0]
+    request = next(request for request in mixed_requests(preparer) if len(request.questions) == 3)
     run_all(engine, [request])
     assert engine.stats.tiles == len(request.tiles)
     assert engine.stats.prefill_tokens == len(request.prefix_ids) + sum(map(len, request.questions))

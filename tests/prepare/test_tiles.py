@@ -152,4 +152,5 @@ def test_the_picture_is_left_alone() -> None:
     pixels.flags.writeable = False
     found, _ = cut_tiles(pixels, TileSettings(64, 64))
     assert np.array_equal(found[0], pixels.transpose(2, 0, 1))
-    assert found.flags.writeable and found.flags.c_contiguous
+    assert found.flags.writeable
+    assert found.flags.c_contiguous

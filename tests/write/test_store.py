@@ -220,7 +220,7 @@ class TestRefusal:
     @pytest.mark.parametrize("content", [b"hello\n", b'{"id": "a"}\n', b"id,text\na,b\n", b"\x00\xff"])
     def test_a_file_that_is_not_ours_is_refused_and_left_alone(self, output: Path, content: bytes) -> None:
         output.write_bytes(content)
-        with pytest.raises(OutputError, match="was not written by vlmbatch .*--overwrite replaces it"):
+        with pytest.raises(OutputError, match=r"was not written by vlmbatch .*--overwrite replaces it"):
             store(output)
         assert os.listdir(output.parent) == [output.name]
         assert output.read_bytes() == content

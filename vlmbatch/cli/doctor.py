@@ -67,7 +67,9 @@ def _formats() -> Iterator[Finding]:
     lacking = [codec for codec in VIDEO_CODECS if codec not in codecs_available]
     version = ".".join(map(str, av.library_versions["libavcodec"]))
     text = ", ".join(codec for codec in VIDEO_CODECS if codec not in lacking) + (f"; not {', '.join(lacking)}" if lacking else "")
-    yield Finding("videos", f"{text} (PyAV {av.__version__}, libavcodec {version})", "install PyAV from its wheel: pip install --force-reinstall av" if lacking else "")
+    yield Finding(
+        "videos", f"{text} (PyAV {av.__version__}, libavcodec {version})", "install PyAV from its wheel: pip install --force-reinstall av" if lacking else ""
+    )
     yield Finding("outputs", f"jsonl, csv, parquet (pyarrow {importlib.metadata.version('pyarrow')})")
 
 
@@ -94,7 +96,9 @@ def _models() -> Iterator[Finding]:
 def _folder() -> Iterator[Finding]:
     free = shutil.disk_usage(Path.cwd()).free
     writable = os.access(Path.cwd(), os.W_OK)
-    yield Finding("this folder", f"{free / 1e9:.1f} GB free, {'writable' if writable else 'not writable'}", "" if writable else "use -o PATH to write elsewhere")
+    yield Finding(
+        "this folder", f"{free / 1e9:.1f} GB free, {'writable' if writable else 'not writable'}", "" if writable else "use -o PATH to write elsewhere"
+    )
 
 
 @click.command(name="doctor")

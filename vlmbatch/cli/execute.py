@@ -45,6 +45,9 @@ def set_up_logging(form: str, *, verbose: int, quiet: bool, bar: bool) -> None:
     root.handlers = [handler]
     root.propagate = False
     root.setLevel(logging.ERROR if quiet else logging.DEBUG if verbose > 1 else logging.INFO if verbose else logging.WARNING)
+    logging.captureWarnings(True)  # Pillow warns about damaged EXIF data; a row tells what matters
+    logging.getLogger("py.warnings").handlers = [handler] if verbose else [logging.NullHandler()]
+    logging.getLogger("py.warnings").propagate = False
     # The closing lines and the progress of a run are news, not details.
     logging.getLogger("vlmbatch.report").setLevel(logging.ERROR if quiet else logging.INFO)
 

@@ -28,7 +28,12 @@ class ProgressReporter:
         if bar:
             from tqdm import tqdm
 
-            self._bar = tqdm(unit="item", dynamic_ncols=True, smoothing=0.1, bar_format="{desc}{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}{postfix}]")
+            self._bar = tqdm(
+                unit="item",
+                dynamic_ncols=True,
+                smoothing=0.1,
+                bar_format="{desc}{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}{postfix}]",
+            )
 
     def loading(self, model: str) -> None:
         """The model is being loaded."""

@@ -54,7 +54,8 @@ _command = GroupedCommand(
     "run",
     callback=_callback,
     no_args_is_help=True,
-    help="A job from a YAML file: its keys are the options of the other commands, `--dry-run` prints one. Paths count from the current folder; `pipelines/` has examples.",
+    help="A job from a YAML file: its keys are the options of the other commands, `--dry-run` prints one. "
+    "Paths count from the current folder; `pipelines/` has examples.",
 )
 _command.params += [
     click.Argument(["pipeline"], metavar="PIPELINE.yaml"),

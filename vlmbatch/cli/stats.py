@@ -43,7 +43,9 @@ def show(path: Path, figures: dict[str, Any]) -> None:
     click.echo(f"tokens      {figures['prompt_tokens']} in prompts, {figures['new_tokens']} in answers{f' (ended {reasons})' if reasons else ''}")
     click.echo(f"tiles       {figures['tiles']}")
     if figures["items_per_busy_second"]:
-        click.echo(f"busy rate   {figures['items_per_busy_second']:.2f} items/s, {figures['new_tokens_per_busy_second']:.1f} tokens/s of the engine's busy time")
+        click.echo(
+            f"busy rate   {figures['items_per_busy_second']:.2f} items/s, {figures['new_tokens_per_busy_second']:.1f} tokens/s of the engine's busy time"
+        )
     click.echo(f"{'seconds':<12}{'total':>10}{'p50':>10}{'p95':>10}{'p99':>10}")
     for name, phase in figures["phases"].items():
         click.echo(f"  {name.removesuffix('_seconds'):<10}" + "".join(f"{phase[key]:>10.3f}" for key in ("total", "p50", "p95", "p99")))

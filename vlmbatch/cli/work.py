@@ -31,7 +31,9 @@ def _command(name: str, summary: str, *, media: str, asks: bool) -> click.Comman
     command = GroupedCommand(name, callback=callback, help=f"{summary}\n\n{INPUT_HELP}", no_args_is_help=True)
     command.params.append(click.Argument(["inputs"], nargs=-1, required=True, metavar="INPUT..."))
     if media == "video":
-        task = GroupedOption(["--task", "task"], type=click.Choice(TASKS), default=None, help="What to do with each frame, clip or window. [default: caption]", group="Question")
+        task = GroupedOption(
+            ["--task", "task"], type=click.Choice(TASKS), default=None, help="What to do with each frame, clip or window. [default: caption]", group="Question"
+        )
         command.params.append(task)
     names = field_names(video=media == "video")
     if name == "vqa":

@@ -49,6 +49,7 @@ class Weights:
         return Weights(self.tensors, f"{self.prefix}{prefix}.")
 
     def __call__(self, name: str) -> Tensor:
+        """The tensor of a name."""
         return self.tensors[self.prefix + name]
 
     def linear(self, *names: str, bias: bool = False) -> Linear:

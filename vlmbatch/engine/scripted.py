@@ -1,7 +1,7 @@
 """An engine without a model, for tests: it answers deterministically, runs out of memory on demand and fails on demand.
 
-    engine = ScriptedEngine(answer=lambda key, question: f"{key}: {question}", fail=lambda key: "poison" in key)
-    summary = vlmbatch.run(job, engine=engine)
+engine = ScriptedEngine(answer=lambda key, question: f"{key}: {question}", fail=lambda key: "poison" in key)
+summary = vlmbatch.run(job, engine=engine)
 """
 
 from __future__ import annotations
@@ -104,7 +104,15 @@ class ScriptedEngine:
             text = self._answer(request.key, question)
             timing = Timing(compute_seconds=self._seconds)
             yield Completion(
-                request, number, text, prompt_tokens=1, new_tokens=len(text.split()), finish_reason="stop", mean_logprob=0.0, batch_size=batch_size, timing=timing
+                request,
+                number,
+                text,
+                prompt_tokens=1,
+                new_tokens=len(text.split()),
+                finish_reason="stop",
+                mean_logprob=0.0,
+                batch_size=batch_size,
+                timing=timing,
             )
 
 

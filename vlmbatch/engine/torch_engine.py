@@ -135,10 +135,7 @@ class TorchEngine:
             run.work.started()
         parts = [torch.from_numpy(run.work.request.tiles[run.begin : run.end]) for run in runs]
         tiles = (parts[0] if len(parts) == 1 else torch.cat(parts)).to(self.model.device, non_blocking=True)
-        if self._measured:
-            features = self.model.vision(tiles)
-        else:
-            features = self._encode_measured(tiles)
+        features = self.model.vision(tiles) if self._measured else self._encode_measured(tiles)
         devices.synchronize(self.model.device)
         begin = 0
         for run in runs:

@@ -59,9 +59,7 @@ def image_text(rows: int, cols: int, tokens: MediaTokens) -> str:
     whole = f"{tokens.fake}{tokens.global_image}{run}{tokens.fake}"
     if not rows:
         return whole
-    lines = (
-        "".join(f"{tokens.fake}<row_{row}_col_{col}>{run}" for col in range(1, cols + 1)) + "\n" for row in range(1, rows + 1)
-    )
+    lines = ("".join(f"{tokens.fake}<row_{row}_col_{col}>{run}" for col in range(1, cols + 1)) + "\n" for row in range(1, rows + 1))
     return "".join(lines) + "\n" + whole
 
 

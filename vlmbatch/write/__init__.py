@@ -51,7 +51,7 @@ def read_records(path: Path) -> Iterator[Row]:
     """
     format = find_format(path)
     try:
-        file = open(path, "rb")  # noqa: SIM115
+        file = open(path, "rb")
     except OSError as error:
         raise OutputError(f"cannot read {path}: {reason(error)}") from error
 

@@ -36,7 +36,7 @@ class EarlierRows:
         self._format = format
         self.count = 0
         try:
-            self._file: BinaryIO = open(path, "rb")  # noqa: SIM115
+            self._file: BinaryIO = open(path, "rb")
             self._is_empty = not self._file.read(1)
         except OSError as error:
             raise OutputError(f"cannot read {path}: {reason(error)}") from error
@@ -88,7 +88,7 @@ class EarlierRows:
         """The rows as lines of JSON in a file without a name, which any row can be read from at once."""
         if self._spill is None:
             offsets = np.zeros(self.count, np.int64)
-            spill: BinaryIO = tempfile.TemporaryFile(dir=self._path.parent)  # noqa: SIM115
+            spill: BinaryIO = tempfile.TemporaryFile(dir=self._path.parent)
             for number, row in enumerate(self._read()):
                 offsets[number] = spill.tell()
                 spill.write(encode(row).encode("utf-8", "backslashreplace") + b"\n")

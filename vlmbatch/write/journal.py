@@ -138,7 +138,7 @@ class Journal:
             os.ftruncate(self._handle, end)
         except OSError as error:
             raise OutputError(f"cannot write {path}: {reason(error)}") from error
-        self._reader = open(path, "rb")  # noqa: SIM115
+        self._reader = open(path, "rb")
 
     def append(self, key: bytes, fingerprint: int, question: int, row: Row) -> int:
         """Takes a row; it is in memory until ``commit``.

@@ -1,0 +1,100 @@
+"""Runs are killed and interrupted for real; the same command then has every row exactly once."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.media import write_picture
+
+PICTURES, QUESTIONS = 90, 8
+
+
+@pytest.fixture
+def command(tmp_path: Path, tiny: Path) -> list[str]:
+    for number in range(PICTURES):
+        write_picture(tmp_path / "photos" / f"{number:03d}.png", 30, 30, seed=number)
+    (tmp_path / "questions.txt").write_text("".join(f"Question {number}?\n" for number in range(QUESTIONS)))
+    arguments = ["vqa", "photos", "--questions", "questions.txt", "--model", str(tiny), "--max-new-tokens", "4", "--detail", "low", "-o", "out.jsonl"]
+    return [sys.executable, "-m", "vlmbatch", *arguments]
+
+
+def begin(command: list[str], folder: Path) -> subprocess.Popen[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def rows(folder: Path) -> list[tuple[str, str]]:
+    """Keys of OUTPUT's rows; every line must be whole."""
+    path = folder / "out.jsonl"
+    if not path.exists():
+        return []
+    return [(row["id"], row["prompt"]) for row in map(json.loads, path.read_text(encoding="utf-8").splitlines())]
+
+
+def journal_lines(folder: Path) -> int:
+    path = folder / "out.jsonl.journal"
+    return len(path.read_bytes().splitlines()) if path.exists() else 0
+
+
+def test_kill_9_at_random_moments_loses_and_doubles_nothing(command: list[str], tmp_path: Path) -> None:
+    rng = random.Random(7)
+    committed = 0
+    for _ in range(8):
+        process = begin(command, tmp_path)
+        wanted = journal_lines(tmp_path) + rng.choice([0, 1, 200, 300])
+        deadline = time.monotonic() + rng.uniform(0.5, 12)
+        while process.poll() is None and journal_lines(tmp_path) <= wanted and time.monotonic() < deadline:
+            time.sleep(0.01)  # watching another process, not synchronising with it
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        found = rows(tmp_path)
+        assert len(found) == len(set(found))
+        assert journal_lines(tmp_path) >= committed or len(found) >= committed - 1
+        committed = max(committed, journal_lines(tmp_path))
+    process = begin(command, tmp_path)
+    _, errors = process.communicate()
+    assert process.returncode == 0, errors
+    wanted_rows = [(f"{n:03d}.png", f"Question {q}?") for n in range(PICTURES) for q in range(QUESTIONS)]
+    assert rows(tmp_path) == wanted_rows
+    assert committed > 1, "every run was killed before its first commit: the test shows nothing"
+    assert not (tmp_path / "out.jsonl.lock").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_commits_and_can_go_on(command: list[str], tmp_path: Path, number: signal.Signals) -> None:
+    process = begin([*command, "-v", "--progress", "off"], tmp_path)
+    while journal_lines(tmp_path) < 256 and process.poll() is None:
+        time.sleep(0.01)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert "Traceback" not in errors
+    found = rows(tmp_path)
+    assert 255 <= len(found) < PICTURES * QUESTIONS
+    again = begin(command, tmp_path)
+    _, errors = again.communicate()
+    assert again.returncode == 0, errors
+    assert len(rows(tmp_path)) == PICTURES * QUESTIONS
+    assert f"{len(found)} done before" in errors
+
+
+def test_a_second_run_on_the_same_output_ends_at_once(command: list[str], tmp_path: Path) -> None:
+    first = begin(command, tmp_path)
+    while not (tmp_path / "out.jsonl.lock").exists() and first.poll() is None:
+        time.sleep(0.01)
+    second = begin(command, tmp_path)
+    _, errors = second.communicate()
+    assert second.returncode == 75, errors
+    assert "out.jsonl" in errors
+    first.communicate()
+    assert first.returncode == 0
+    assert len(rows(tmp_path)) == PICTURES * QUESTIONS
