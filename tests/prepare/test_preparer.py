@@ -269,7 +269,7 @@ def test_a_checkpoint_that_says_nothing_about_clips_still_takes_pictures(saved: 
         ("preprocessor_config.json", {"video_sampling": {"video_size": 512}}, "video_sampling.video_size has no longest_edge"),
         ("config.json", {"vision_config": {}}, "says None for image_size"),
         ("config.json", {"scale_factor": None}, "says None for scale_factor"),
-        ("config.json", {"model_type": "idefics3"}, "is a idefics3, not a SmolVLM2"),
+        ("config.json", {"model_type": "idefics3"}, r"not a SmolVLM2 checkpoint \(its type is idefics3\)"),
         ("processor_config.json", {"image_seq_len": 64}, "64 image tokens a tile"),
     ],
 )

@@ -182,7 +182,7 @@ def test_a_tokenizer_of_another_model() -> None:
         ("tokenizer.json", "{", "tokenizer.json cannot be read"),
         ("chat_template.json", None, "no chat template"),
         ("config.json", None, "config.json is missing"),
-        ("config.json", {"model_type": "llama"}, "is a llama, not a SmolVLM2"),
+        ("config.json", {"model_type": "llama"}, r"not a SmolVLM2 checkpoint \(its type is llama\)"),
         ("processor_config.json", {"image_seq_len": 169}, "169 image tokens a tile, the vision encoder gives 4"),
         ("processor_config.json", "[]", "not a JSON object"),
     ],
