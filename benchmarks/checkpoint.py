@@ -1,6 +1,6 @@
 """Writes a checkpoint in a published model's true shapes with random weights: speed depends on shapes, not on what was learned.
 
-    python -m benchmarks.checkpoint 256m build/256m
+python -m benchmarks.checkpoint 256m build/256m
 """
 
 from __future__ import annotations
@@ -28,7 +28,14 @@ SHAPES: dict[str, dict[str, Any]] = {
         "longest_edge": 2048,
     },
     "500m": {
-        "text": {"hidden_size": 960, "intermediate_size": 2560, "num_hidden_layers": 32, "num_attention_heads": 15, "num_key_value_heads": 5, "rope_theta": 1e5},
+        "text": {
+            "hidden_size": 960,
+            "intermediate_size": 2560,
+            "num_hidden_layers": 32,
+            "num_attention_heads": 15,
+            "num_key_value_heads": 5,
+            "rope_theta": 1e5,
+        },
         "vision": {**VISION, "image_size": 512, "patch_size": 16},
         "scale_factor": 4,
         "longest_edge": 2048,

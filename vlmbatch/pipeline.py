@@ -19,7 +19,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol, TextIO
+from typing import Any, BinaryIO, TextIO
 
 from vlmbatch.channel import Channel
 from vlmbatch.checkpoint import Checkpoint, find_checkpoint
@@ -29,10 +29,11 @@ from vlmbatch.job import Job
 from vlmbatch.prepare import Preparer
 from vlmbatch.read import Reader, open_reader
 from vlmbatch.read.questions import Questions, read_questions
-from vlmbatch.records import Completion, Conversation, Item, Pixels, Record, utc_now
+from vlmbatch.records import Conversation, Item, Pixels, utc_now
+from vlmbatch.reporter import Reporter, Silent
+from vlmbatch.rows import Result, RowMaker, Task
 from vlmbatch.sample import make_sampler
-from vlmbatch.summary import RowStats, peak_host_bytes, versions
-from vlmbatch.tasks import parse_answer
+from vlmbatch.summary import RowStats, describe_run
 from vlmbatch.write import Writer, open_output, write_summary
 
 logger = logging.getLogger(__name__)
@@ -40,66 +41,6 @@ logger = logging.getLogger(__name__)
 MAX_READ_WORKERS = 8
 REQUESTS_AHEAD = 64
 TICK_SECONDS = 1.0
-
-
-class Reporter(Protocol):
-    """Hears how a run goes; the command line shows it."""
-
-    def loading(self, model: str) -> None:
-        """The model is being loaded."""
-
-    def total(self, items: int | None) -> None:
-        """How many items there are, once that is known."""
-
-    def item(self, *, error: bool, kept: bool, new_tokens: int) -> None:
-        """An item is done: answered, failed, or kept from an earlier run."""
-
-
-class Silent:
-    """A reporter that says nothing."""
-
-    def loading(self, model: str) -> None:
-        """See ``Reporter``."""
-
-    def total(self, items: int | None) -> None:
-        """See ``Reporter``."""
-
-    def item(self, *, error: bool, kept: bool, new_tokens: int) -> None:
-        """See ``Reporter``."""
-
-
-@dataclasses.dataclass(eq=False)
-class Task:
-    """An item on its way through the stages, with what is asked about it.
-
-    Attributes:
-        item: The item.
-        asked: (number among the item's questions, question) of what is not done yet.
-        order: Place of its first row among this run's rows.
-        missing: Rows that are not written yet.
-        failed: Whether one of its rows is an error.
-    """
-
-    item: Item
-    asked: tuple[tuple[int, str], ...]
-    order: int
-    missing: int
-    failed: bool = False
-    new_tokens: int = 0
-    size: tuple[int, int] | None = None
-    tiles: int = 0
-    read_seconds: float = 0.0
-    prepare_seconds: float = 0.0
-
-
-@dataclasses.dataclass
-class Result:
-    """One row to be written: a task's question and its completion, or the task's error."""
-
-    task: Task
-    position: int
-    completion: Completion | None = None
-    error: Exception | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,6 +100,7 @@ class Run:
         self.engine = engine
         self.stats = RowStats()
         self.run_id = f"{datetime.datetime.now(datetime.UTC):%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:6]}"
+        self._rows = RowMaker(job, self.revision, self.run_id)
         # A worker that loads a clip holds all its frames as pictures: two of them keep an engine busy.
         self._workers = job.read_workers or (2 if job.is_clip else min(MAX_READ_WORKERS, max(2, os.cpu_count() or 2)))
         # Frames and clips wait as decoded pictures, files only as paths.
@@ -333,11 +275,10 @@ class Run:
 
     def _write_row(self, result: Result) -> None:
         task = result.task
-        record = self._record(result)
+        record = self._rows.record(result, self.engine)
         number, _ = task.asked[result.position]
         self.writer.write(record, task.item.fingerprint, task.order + result.position, number)
-        row = {name: getattr(record, name) for name in _STATS_KEYS}
-        self.stats.add(row, new_item=task.missing == len(task.asked))
+        self.stats.add(dataclasses.asdict(record), new_item=task.missing == len(task.asked))
         if record.status == "error":
             if not task.failed and task.missing < len(task.asked):
                 self.stats.error_items += 1  # its first row was fine
@@ -347,51 +288,6 @@ class Run:
         if self.preparer and task.missing == 1 and task.size and task.tiles and task.item.media != "clip":
             self._full_tiles += task.tiles
             self._native_tiles += self.preparer.native_tiles(*task.size)
-
-    def _record(self, result: Result) -> Record:
-        """Joins item and completion into a row."""
-        task, done, item = result.task, result.completion, result.task.item
-        error = result.error if done is None else done.error
-        text = None if done is None or done.text is None else parse_answer(self.job.task, done.text)
-        engine = self.engine
-        timing = done.timing if done else None
-        return Record(
-            id=item.id,
-            source=item.source,
-            index=item.index,
-            media=item.media,
-            time_seconds=item.time_seconds,
-            end_seconds=item.end_seconds,
-            width=task.size[0] if task.size else None,
-            height=task.size[1] if task.size else None,
-            task=self.job.task,
-            prompt=task.asked[result.position][1],
-            text=text,
-            status="ok" if error is None else "error",
-            error_type=type(error).__name__ if error else None,
-            error=" ".join(str(error).split()) if error else None,
-            similar_to=None,
-            finish_reason=done.finish_reason if done else None,
-            mean_logprob=done.mean_logprob if done else None,
-            model=self.job.model,
-            revision=self.revision,
-            engine=engine.name if engine else "",
-            device=engine.device if engine else "",
-            dtype=engine.dtype if engine else "",
-            tiles=task.tiles,
-            prompt_tokens=done.prompt_tokens if done else 0,
-            new_tokens=done.new_tokens if done else 0,
-            batch_size=done.batch_size if done else 0,
-            read_seconds=task.read_seconds,
-            prepare_seconds=task.prepare_seconds,
-            wait_seconds=timing.wait_seconds if timing else 0.0,
-            vision_seconds=timing.vision_seconds if timing else 0.0,
-            prefill_seconds=timing.prefill_seconds if timing else 0.0,
-            decode_seconds=timing.decode_seconds if timing else 0.0,
-            compute_seconds=timing.compute_seconds if timing else 0.0,
-            run_id=self.run_id,
-            created_at=utc_now(),
-        )
 
     def _thread(self, name: str, work: Callable[[], None]) -> threading.Thread:
         """A thread whose exceptions end the run."""
@@ -430,7 +326,22 @@ class Run:
                     logger.error("%s", error)
 
     def _outcome(self, began: float, started_at: str) -> Outcome:
-        summary = self._summarize(time.perf_counter() - began, started_at)
+        summary = describe_run(
+            self.job,
+            self.stats,
+            wall_seconds=time.perf_counter() - began,
+            engine=dataclasses.asdict(self.engine.stats) if self.engine else {},
+            started_at=started_at,
+            ended_at=utc_now(),
+            run_id=self.run_id,
+            revision=self.revision,
+            interrupted=self._interrupted,
+            error=None if self._failure is None else f"{type(self._failure).__name__}: {self._failure}",
+            kept=self._kept,
+            left_alone={**dataclasses.asdict(self.reader.counts), "without_question": self._unasked},
+            native_tiles=self._native_tiles if self.job.detail == "full" else None,
+            full_tiles=self._full_tiles if self.job.detail == "full" else None,
+        )
         if self.job.output_path != "-" and not isinstance(self._failure, JobError):
             try:
                 write_summary(Path(self.job.output_path), summary)
@@ -438,38 +349,6 @@ class Run:
                 if self._failure is None:
                     self._failure = error
         return Outcome(summary, self._interrupted, self._failure)
-
-    def _summarize(self, wall: float, started_at: str) -> dict[str, Any]:
-        figures = self.stats.describe()
-        engine = dataclasses.asdict(self.engine.stats) if self.engine else {}
-        counts = self.reader.counts
-        return {
-            "run_id": self.run_id,
-            "started_at": started_at,
-            "ended_at": utc_now(),
-            "interrupted": self._interrupted,
-            "error": None if self._failure is None else f"{type(self._failure).__name__}: {self._failure}",
-            **figures,
-            "kept": self._kept,
-            "left_alone": {**dataclasses.asdict(counts), "without_question": self._unasked},
-            "wall_seconds": round(wall, 3),
-            "items_per_second": round(self.stats.items / wall, 3),
-            "new_tokens_per_second": round(self.stats.new_tokens / wall, 3),
-            "native_tiles": self._native_tiles if self.job.detail == "full" else None,
-            "full_tiles": self._full_tiles if self.job.detail == "full" else None,
-            "peak_host_bytes": peak_host_bytes(),
-            "engine": engine,
-            "revision": self.revision,
-            "identity": {**self.job.identity(), "revision": self.revision},
-            "versions": versions(),
-            "job": self.job.to_dict(),
-        }
-
-
-_STATS_KEYS = (
-    "status", "tiles", "error_type", "finish_reason", "new_tokens", "prompt_tokens", "batch_size",
-    "read_seconds", "prepare_seconds", "wait_seconds", "vision_seconds", "prefill_seconds", "decode_seconds", "compute_seconds",
-)  # fmt: skip
 
 
 def run(job: Job, *, engine: Engine | None = None, reporter: Reporter | None = None) -> dict[str, Any]:

@@ -11,6 +11,8 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
+from vlmbatch.job import Job
+
 PHASES = ("read_seconds", "prepare_seconds", "wait_seconds", "vision_seconds", "prefill_seconds", "decode_seconds", "compute_seconds")
 PERCENTILES = (50, 95, 99)
 VERSIONS_OF = ("vlmbatch", "torch", "numpy", "pillow", "av", "tokenizers", "safetensors", "pyarrow")
@@ -80,6 +82,32 @@ class RowStats:
             "batch_sizes": {str(size): count for size, count in sorted(self.batch_sizes.items())},
             "phases": {name: phase_figures(values) for name, values in self.phases.items()},
         }
+
+
+def describe_run(job: Job, stats: RowStats, *, wall_seconds: float, engine: dict[str, Any], revision: str, **facts: Any) -> dict[str, Any]:
+    """What OUTPUT.summary.json holds, as plain JSON values.
+
+    Args:
+        job: The resolved job.
+        stats: The rows of the run.
+        wall_seconds: From start to end, the model's loading included.
+        engine: The engine's own figures.
+        revision: Of the checkpoint.
+        facts: Whatever else is known about the run, by name.
+    """
+    return {
+        **facts,
+        **stats.describe(),
+        "wall_seconds": round(wall_seconds, 3),
+        "items_per_second": round(stats.items / wall_seconds, 3),
+        "new_tokens_per_second": round(stats.new_tokens / wall_seconds, 3),
+        "peak_host_bytes": peak_host_bytes(),
+        "engine": engine,
+        "revision": revision,
+        "identity": {**job.identity(), "revision": revision},
+        "versions": versions(),
+        "job": job.to_dict(),
+    }
 
 
 def phase_figures(values: array.array[float]) -> dict[str, float]:

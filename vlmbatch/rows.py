@@ -1,0 +1,101 @@
+"""From what came of a question to its row: the join of Item, Request and Completion that the pipeline writes."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from vlmbatch.engine import Engine
+from vlmbatch.job import Job
+from vlmbatch.records import Completion, Item, Record, utc_now
+from vlmbatch.tasks import parse_answer
+
+
+@dataclasses.dataclass(eq=False)
+class Task:
+    """An item on its way through the stages, with what is asked about it.
+
+    Attributes:
+        item: The item.
+        asked: (number among the item's questions, question) of what is not done yet.
+        order: Place of its first row among this run's rows.
+        missing: Rows that are not written yet.
+        failed: Whether one of its rows is an error.
+    """
+
+    item: Item
+    asked: tuple[tuple[int, str], ...]
+    order: int
+    missing: int
+    failed: bool = False
+    new_tokens: int = 0
+    size: tuple[int, int] | None = None
+    tiles: int = 0
+    read_seconds: float = 0.0
+    prepare_seconds: float = 0.0
+
+
+@dataclasses.dataclass
+class Result:
+    """One row to be written: a task's question and its completion, or the task's error."""
+
+    task: Task
+    position: int
+    completion: Completion | None = None
+    error: Exception | None = None
+
+
+class RowMaker:
+    """Makes the rows of a run."""
+
+    def __init__(self, job: Job, revision: str, run_id: str) -> None:
+        """Takes what all rows of a run share."""
+        self.job, self.revision, self.run_id = job, revision, run_id
+
+    def record(self, result: Result, engine: Engine | None) -> Record:
+        """Joins item and completion into a row.
+
+        Args:
+            result: What was asked and what came of it.
+            engine: What answered; None when nothing came that far.
+        """
+        task, done, item = result.task, result.completion, result.task.item
+        error = result.error if done is None else done.error
+        text = None if done is None or done.text is None else parse_answer(self.job.task, done.text)
+        timing = done.timing if done else None
+        return Record(
+            id=item.id,
+            source=item.source,
+            index=item.index,
+            media=item.media,
+            time_seconds=item.time_seconds,
+            end_seconds=item.end_seconds,
+            width=task.size[0] if task.size else None,
+            height=task.size[1] if task.size else None,
+            task=self.job.task,
+            prompt=task.asked[result.position][1],
+            text=text,
+            status="ok" if error is None else "error",
+            error_type=type(error).__name__ if error else None,
+            error=" ".join(str(error).split()) if error else None,
+            similar_to=None,
+            finish_reason=done.finish_reason if done else None,
+            mean_logprob=done.mean_logprob if done else None,
+            model=self.job.model,
+            revision=self.revision,
+            engine=engine.name if engine else "",
+            device=engine.device if engine else "",
+            dtype=engine.dtype if engine else "",
+            tiles=task.tiles,
+            prompt_tokens=done.prompt_tokens if done else 0,
+            new_tokens=done.new_tokens if done else 0,
+            batch_size=done.batch_size if done else 0,
+            read_seconds=task.read_seconds,
+            prepare_seconds=task.prepare_seconds,
+            wait_seconds=timing.wait_seconds if timing else 0.0,
+            vision_seconds=timing.vision_seconds if timing else 0.0,
+            prefill_seconds=timing.prefill_seconds if timing else 0.0,
+            decode_seconds=timing.decode_seconds if timing else 0.0,
+            compute_seconds=timing.compute_seconds if timing else 0.0,
+            run_id=self.run_id,
+            created_at=utc_now(),
+        )
