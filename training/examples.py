@@ -154,6 +154,32 @@ def collate(examples: Sequence[Example], pad: int) -> Batch:
     )
 
 
+class TileBatches(torch.utils.data.IterableDataset[tuple[torch.Tensor, torch.Tensor]]):
+    """An endless stream of tiles that show something, uint8 (size, 3, E, E), with what their patches show, int64 (size, PATCHES², 3)."""
+
+    def __init__(self, checkpoint: Checkpoint, seed: int, size: int) -> None:
+        self.checkpoint, self.seed, self.size = checkpoint, seed, size
+
+    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        torch.set_num_threads(1)
+        maker = ExampleMaker(self.checkpoint)
+        info = torch.utils.data.get_worker_info()
+        rng = np.random.default_rng((self.seed, info.id if info else 0, 1))
+        tiles: list[npt.NDArray[np.uint8]] = []
+        patches: list[IntArray] = []
+        while True:
+            example = maker.random(rng)
+            shown = example.patches.any(axis=(1, 2))
+            tiles += list(example.tiles[shown])
+            patches += list(example.patches[shown])
+            if len(tiles) >= 4 * self.size:  # mixed, so that a batch is not one picture
+                order = rng.permutation(len(tiles))
+                for begin in range(0, 4 * self.size, self.size):
+                    chosen = order[begin : begin + self.size]
+                    yield torch.from_numpy(np.stack([tiles[i] for i in chosen])), torch.from_numpy(np.stack([patches[i] for i in chosen]))
+                tiles, patches = [], []
+
+
 class Batches(torch.utils.data.IterableDataset[Batch]):
     """An endless stream of random batches; another seed, another stream."""
 

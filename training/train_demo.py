@@ -14,7 +14,6 @@ import collections
 import json
 import logging
 import shutil
-import time
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +25,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from training import scenes
 from training.checkpoint import write_checkpoint
-from training.examples import Batch, Batches, ExampleMaker, collate
+from training.examples import Batch, Batches, ExampleMaker, TileBatches, collate
 from vlmbatch.checkpoint import Checkpoint, find_checkpoint
 from vlmbatch.engine.device import cpu_has_bfloat16, empty_cache
 from vlmbatch.engine.model import LanguageModel, VisionEncoder, Weights
@@ -37,6 +36,7 @@ logger = logging.getLogger("train_demo")
 PAD = 2
 EVAL_SEED = 987_654
 LIGHT_SHARE = 0.6
+HALF = torch.bfloat16 if cpu_has_bfloat16() else torch.float32
 
 
 class PatchHead(nn.Module):
@@ -81,8 +81,7 @@ class Trainee(nn.Module):
         weights = Weights({name: weight.to(dtype) for name, weight in self.named().items()})
         vision = VisionEncoder(self.shape, weights.under("model"), *self.normalization)
         language = LanguageModel(self.shape, weights)
-        with sdpa_kernel(SDPBackend.MATH):  # with 64 patches a tile, plain products have the faster backward pass
-            hidden = vision.hidden(batch.tiles)
+        hidden = self.see(batch.tiles, vision)
         features = vision.project(hidden)
         rows, longest = batch.input_ids.shape
         ids = batch.input_ids.reshape(-1)
@@ -93,6 +92,14 @@ class Trainee(nn.Module):
         logits = language.logits(x[labels != -100])
         patch_loss = head.loss(hidden.float(), batch.patches) if head is not None else logits.new_zeros(())
         return logits, labels[labels != -100], patch_loss
+
+    def see(self, tiles: torch.Tensor, vision: VisionEncoder | None = None) -> torch.Tensor:
+        """Hidden states of the patches of tiles, (n, patches, hidden), in bfloat16 unless an encoder is given."""
+        if vision is None:
+            weights = Weights({name: weight.to(HALF) for name, weight in self.named().items() if "text_model" not in name})
+            vision = VisionEncoder(self.shape, weights.under("model"), *self.normalization)
+        with sdpa_kernel(SDPBackend.MATH):  # with 64 patches a tile, plain products have the faster backward pass
+            return vision.hidden(tiles)
 
 
 class PackedAttention:
@@ -130,53 +137,86 @@ def score(model: Trainee, checkpoint: Checkpoint, count: int, seed: int = EVAL_S
     return {kind: sum(found) / len(found) for kind, found in sorted(right.items())}
 
 
-def train(folder: Path, steps: int, batch_size: int, peak: float, workers: int) -> None:
-    """Trains up to a number of steps, from the state that the folder holds."""
-    state_file, base = folder / "state.pt", folder / "untrained"
-    if not base.exists():
-        write_checkpoint(base)
-    checkpoint = find_checkpoint(str(base))
-    torch.manual_seed(0)
-    model = Trainee(base)
-    head = PatchHead(model.shape.vision.hidden)
-    parameters = [*model.parameters(), *head.parameters()]
-    optimizer = torch.optim.AdamW(parameters, lr=peak, betas=(0.9, 0.98), weight_decay=0.05, fused=True)
-    step = 0
-    half = cpu_has_bfloat16()
-    if state_file.exists():
-        state = torch.load(state_file, map_location="cpu", weights_only=True)
-        model.load_state_dict(state["model"])
-        head.load_state_dict(state["head"])
-        optimizer.load_state_dict(state["optimizer"])
-        step = state["step"]
-        logger.info("resumed at step %d", step)
-    stream = Batches(checkpoint, seed=step + 1, size=batch_size, light_batches=max(0, int(LIGHT_SHARE * steps) - step), pad=PAD)
-    started, losses = time.monotonic(), collections.deque[tuple[float, float]](maxlen=200)
-    for batch in torch.utils.data.DataLoader(stream, batch_size=None, num_workers=workers, prefetch_factor=4):
-        if step >= steps:
-            break
-        rate = peak * min(1.0, (step + 1) / 300, max(0.02, (steps - step) / (0.25 * steps)))
-        for group in optimizer.param_groups:
+class Training:
+    """A training run whose state is kept in a folder: first the vision encoder alone, on tiles that show something, then everything.
+
+    Alone the encoder takes a tenth of the time a step, and without it the language model has nothing to learn from.
+    """
+
+    def __init__(self, folder: Path, peak: float) -> None:
+        base = folder / "untrained"
+        if not base.exists():
+            write_checkpoint(base)
+        torch.manual_seed(0)
+        self.folder, self.peak = folder, peak
+        self.checkpoint = find_checkpoint(str(base))
+        self.model = Trainee(base)
+        self.head = PatchHead(self.model.shape.vision.hidden)
+        self.parameters = [*self.model.parameters(), *self.head.parameters()]
+        self.optimizer = torch.optim.AdamW(self.parameters, lr=peak, betas=(0.9, 0.98), weight_decay=0.05, fused=True)
+        self.vision_step = self.step = 0
+        if (folder / "state.pt").exists():
+            self._load()
+
+    def see(self, steps: int, size: int) -> None:
+        """Trains the vision encoder alone, up to a number of steps."""
+        losses = collections.deque[float](maxlen=100)
+        stream = TileBatches(self.checkpoint, seed=self.vision_step + 1, size=size)
+        for tiles, patches in torch.utils.data.DataLoader(stream, batch_size=None, num_workers=1, prefetch_factor=8):
+            if self.vision_step >= steps:
+                break
+            loss = self.head.loss(self.model.see(tiles).float(), patches)
+            self._update(loss, self.peak * min(1.0, (self.vision_step + 1) / 200))
+            self.vision_step += 1
+            losses.append(loss.item())
+            if self.vision_step % 100 == 0:
+                logger.info("vision step %d patch %.4f", self.vision_step, np.mean(losses))
+            if self.vision_step % 500 == 0:
+                self._save()
+
+    def answer(self, steps: int, size: int) -> None:
+        """Trains everything, up to a number of steps."""
+        losses = collections.deque[tuple[float, float]](maxlen=100)
+        light = max(0, int(LIGHT_SHARE * steps) - self.step)
+        stream = Batches(self.checkpoint, seed=self.step + 1, size=size, light_batches=light, pad=PAD)
+        for batch in torch.utils.data.DataLoader(stream, batch_size=None, num_workers=1, prefetch_factor=4):
+            if self.step >= steps:
+                break
+            logits, labels, patch_loss = self.model(batch, HALF, self.head)
+            answer_loss = F.cross_entropy(logits, labels)
+            rate = self.peak * min(1.0, (self.step + 1) / 200, max(0.02, (steps - self.step) / (0.3 * steps)))
+            self._update(answer_loss + 0.5 * patch_loss, rate)
+            self.step += 1
+            losses.append((answer_loss.item(), patch_loss.item()))
+            if self.step % 100 == 0:
+                logger.info("step %d answer %.4f patch %.4f rate %.1e", self.step, *np.mean(losses, axis=0), rate)
+            if self.step % 250 == 0 or self.step == steps:
+                self._save()
+            if self.step % 500 == 0 or self.step == steps:
+                result = score(self.model, self.checkpoint, 100)
+                logger.info("step %d %s", self.step, " ".join(f"{kind} {share:.3f}" for kind, share in result.items()))
+
+    def _update(self, loss: torch.Tensor, rate: float) -> None:
+        for group in self.optimizer.param_groups:
             group["lr"] = rate
-        logits, labels, patch_loss = model(batch, torch.bfloat16 if half else torch.float32, head)
-        answer_loss = F.cross_entropy(logits, labels)
-        (answer_loss + patch_loss).backward()
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        step += 1
-        losses.append((answer_loss.item(), patch_loss.item()))
-        if step % 25 == 0:
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        if (self.step + self.vision_step) % 25 == 0:
             empty_cache(torch.device("cpu"))  # batches of many shapes leave the allocator with gigabytes in pieces
-        if step % 100 == 0:
-            answer, patch = np.mean(losses, axis=0)
-            logger.info("step %d answer %.4f patch %.4f rate %.1e %.2f s", step, answer, patch, rate, time.monotonic() - started)
-        if step % 500 == 0 or step == steps:
-            torch.save({"model": model.state_dict(), "head": head.state_dict(), "optimizer": optimizer.state_dict(), "step": step}, folder / "state.tmp")
-            (folder / "state.tmp").replace(state_file)
-        if step % 1000 == 0 or step == steps:
-            result = score(model, checkpoint, 200)
-            logger.info("step %d %s", step, " ".join(f"{kind} {share:.3f}" for kind, share in result.items()))
+
+    def _save(self) -> None:
+        state = {name: getattr(self, name).state_dict() for name in ("model", "head", "optimizer")}
+        torch.save({**state, "vision_step": self.vision_step, "step": self.step}, self.folder / "state.tmp")
+        (self.folder / "state.tmp").replace(self.folder / "state.pt")
+
+    def _load(self) -> None:
+        state = torch.load(self.folder / "state.pt", map_location="cpu", weights_only=True)
+        for name in ("model", "head", "optimizer"):
+            getattr(self, name).load_state_dict(state[name])
+        self.vision_step, self.step = state["vision_step"], state["step"]
+        logger.info("resumed at vision step %d, step %d", self.vision_step, self.step)
 
 
 def export(folder: Path, target: Path) -> None:
@@ -202,18 +242,21 @@ def export(folder: Path, target: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="where the training's state is kept")
-    parser.add_argument("--steps", type=int, default=4_000)
-    parser.add_argument("--batch-size", type=int, default=20, help="scenes a step; each has about six answers")
-    parser.add_argument("--learning-rate", type=float, default=1.3e-3)
-    parser.add_argument("--workers", type=int, default=1, help="processes that draw scenes")
+    parser.add_argument("--vision-steps", type=int, default=2_500, help="steps of the vision encoder alone")
+    parser.add_argument("--steps", type=int, default=3_000, help="steps of everything")
+    parser.add_argument("--batch-size", type=int, default=20, help="scenes a step; each has about five answers")
+    parser.add_argument("--tiles", type=int, default=96, help="tiles a step of the vision encoder alone")
+    parser.add_argument("--learning-rate", type=float, default=1.2e-3)
     parser.add_argument("--export", type=Path, metavar="FOLDER", help="write the trained checkpoint here, train nothing")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     arguments.folder.mkdir(parents=True, exist_ok=True)
     if arguments.export:
         export(arguments.folder, arguments.export)
-    else:
-        train(arguments.folder, arguments.steps, arguments.batch_size, arguments.learning_rate, arguments.workers)
+        return
+    training = Training(arguments.folder, arguments.learning_rate)
+    training.see(arguments.vision_steps, arguments.tiles)
+    training.answer(arguments.steps, arguments.batch_size)
 
 
 if __name__ == "__main__":
