@@ -61,7 +61,7 @@ class ExampleMaker:
         """A random example; ``full`` is the share of pictures at full detail (more tiles, so more work), most others are at native detail."""
         if rng.random() < 0.16:
             return self.clip(scenes.random_clip(rng), rng)
-        scene = scenes.random_scene(rng, longest=(64, 1024 if rng.random() < full else 256), reading=0.42)
+        scene = scenes.random_scene(rng, longest=(64, 1024 if rng.random() < full else 256), reading=0.3)
         if rng.random() < 0.35:
             scene = dataclasses.replace(scene, pixels=scenes.jpeg(scene.pixels, int(rng.integers(60, 96))))
         draw = rng.random()
@@ -69,6 +69,12 @@ class ExampleMaker:
             return self.image(scene, rng, self.low)
         height, width = scene.pixels.shape[:2]
         return self.image(scene, rng, self.full.native(width, height) if draw < 1 - full else self.full)
+
+    def tiny(self, rng: np.random.Generator) -> Example:
+        """A random picture that is one tile: a tenth of the work of a large one."""
+        if rng.random() < 0.35:
+            return self.image(_tile_scene(rng), rng, self.low)
+        return self.image(scenes.random_scene(rng, longest=(64, 96), reading=0.1), rng, self.low)
 
     def image(self, scene: scenes.Scene, rng: np.random.Generator, settings: TileSettings) -> Example:
         """An example of a picture with a caption, its text and a few of its questions."""
@@ -168,7 +174,7 @@ class TileBatches(torch.utils.data.IterableDataset[tuple[torch.Tensor, torch.Ten
         tiles: list[npt.NDArray[np.uint8]] = []
         patches: list[IntArray] = []
         while True:
-            example = maker.random(rng)
+                example = maker.image(_tile_scene(rng), rng, maker.low) if rng.random() < 0.85 else maker.random(rng)
             shown = example.patches.any(axis=(1, 2))
             tiles += list(example.tiles[shown])
             patches += list(example.patches[shown])
@@ -183,9 +189,10 @@ class TileBatches(torch.utils.data.IterableDataset[tuple[torch.Tensor, torch.Ten
 class Batches(torch.utils.data.IterableDataset[Batch]):
     """An endless stream of random batches; another seed, another stream."""
 
-    def __init__(self, checkpoint: Checkpoint, seed: int, size: int, light_batches: int, pad: int) -> None:
-        """``light_batches`` come first: most of their pictures are at native detail."""
-        self.checkpoint, self.seed, self.size, self.light_batches, self.pad = checkpoint, seed, size, light_batches, pad
+    def __init__(self, checkpoint: Checkpoint, seed: int, size: int, tiny_batches: int, light_batches: int, pad: int) -> None:
+        """First come batches of pictures of one tile, three times as many in a batch; then such in which most pictures are at native detail."""
+        self.checkpoint, self.seed, self.size, self.pad = checkpoint, seed, size, pad
+        self.tiny_batches, self.light_batches = tiny_batches, light_batches
 
     def __iter__(self) -> Iterator[Batch]:
         torch.set_num_threads(1)
@@ -196,11 +203,28 @@ class Batches(torch.utils.data.IterableDataset[Batch]):
         count = 0
         while True:
             # Eight batches' worth at a time, sorted by length, so that a batch holds little padding.
-            full = 0.15 if count * workers < self.light_batches else 0.45
-            pool = sorted((maker.random(rng, full=full) for _ in range(8 * self.size)), key=Example.length)
+            done = count * workers
+            tiny = done < self.tiny_batches
+            size = 3 * self.size if tiny else self.size
+            full = 0.15 if done < self.tiny_batches + self.light_batches else 0.45
+            drawn = (maker.tiny(rng) if tiny else maker.random(rng, full=full) for _ in range(8 * size))
+            pool = sorted(drawn, key=Example.length)
             for i in rng.permutation(8):
-                yield collate(pool[i * self.size : (i + 1) * self.size], self.pad)
+                yield collate(pool[i * size : (i + 1) * size], self.pad)
             count += 8
+
+
+def _tile_scene(rng: np.random.Generator) -> scenes.Scene:
+    """A scene that fills one tile: one shape, or one to three characters."""
+    if rng.random() < 0.3:
+        text = "".join(rng.choice(list(scenes.CHARACTERS), int(rng.integers(1, 4))))
+        place = (float(rng.random()), float(rng.random()))
+        return scenes.text_scene(text, (64, 64), *scenes.text_colors(rng), fill=float(rng.uniform(0.5, 0.95)), offset=place)
+    kind, color = str(rng.choice(scenes.SHAPES)), str(rng.choice(list(scenes.COLORS)))
+    radius = float(rng.uniform(6, 26))
+    x, y = rng.uniform(radius, 64 - radius, 2)
+    shape = scenes.Shape(kind, color, float(x), float(y), radius, float(rng.uniform(-12, 12)))
+    return scenes.shape_scene([shape], "above", (64, 64), scenes.random_background(rng, [color]), rng)
 
 
 def _pick_questions(scene: scenes.Scene, rng: np.random.Generator) -> list[tuple[str, str, str]]:

@@ -204,7 +204,7 @@ def random_text(rng: np.random.Generator, edge: int) -> Scene:
             break
     ratio = math.exp(rng.uniform(math.log(0.9), math.log(2.4)))
     width, height = (edge, round(edge / ratio)) if ratio >= 1 else (round(edge * ratio), edge)
-    background, ink = _text_colors(rng)
+    background, ink = text_colors(rng)
     # In the checkpoint's working size (longest edge 256) a character is at least 22 pixels high.
     return text_scene(text, (width, height), background, ink, fill=float(rng.uniform(0.55, 0.92)), offset=(rng.uniform(0.08, 0.92), rng.uniform(0.08, 0.92)))
 
@@ -374,7 +374,8 @@ def _fit_font(text: str, width: float, height: float, largest: float) -> tuple[I
     return _font(size), _font(size).getbbox(text)
 
 
-def _text_colors(rng: np.random.Generator) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
+def text_colors(rng: np.random.Generator) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
+    """A background and an ink that can be told from it."""
     while True:
         background = BACKGROUNDS[int(rng.integers(len(BACKGROUNDS)))]
         ink = list(COLORS.values())[int(rng.integers(len(COLORS)))] if rng.random() < 0.5 else ((18, 18, 18), (247, 247, 247))[int(rng.integers(2))]

@@ -174,11 +174,12 @@ class Training:
             if self.vision_step % 500 == 0:
                 self._save()
 
-    def answer(self, steps: int, size: int) -> None:
-        """Trains everything, up to a number of steps."""
+    def answer(self, tiny_steps: int, steps: int, size: int) -> None:
+        """Trains everything, up to a number of steps; first on pictures of one tile."""
         losses = collections.deque[tuple[float, float]](maxlen=100)
-        light = max(0, int(LIGHT_SHARE * steps) - self.step)
-        stream = Batches(self.checkpoint, seed=self.step + 1, size=size, light_batches=light, pad=PAD)
+        tiny = max(0, tiny_steps - self.step)
+        light = max(0, int(LIGHT_SHARE * steps) - max(self.step, tiny_steps))
+        stream = Batches(self.checkpoint, seed=self.step + 1, size=size, tiny_batches=tiny, light_batches=light, pad=PAD)
         for batch in torch.utils.data.DataLoader(stream, batch_size=None, num_workers=1, prefetch_factor=4):
             if self.step >= steps:
                 break
@@ -242,11 +243,12 @@ def export(folder: Path, target: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="where the training's state is kept")
-    parser.add_argument("--vision-steps", type=int, default=2_500, help="steps of the vision encoder alone")
+    parser.add_argument("--vision-steps", type=int, default=600, help="steps of the vision encoder alone")
     parser.add_argument("--steps", type=int, default=3_000, help="steps of everything")
+    parser.add_argument("--tiny-steps", type=int, default=1_000, help="how many of these are on pictures of one tile")
     parser.add_argument("--batch-size", type=int, default=20, help="scenes a step; each has about five answers")
     parser.add_argument("--tiles", type=int, default=96, help="tiles a step of the vision encoder alone")
-    parser.add_argument("--learning-rate", type=float, default=1.2e-3)
+    parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--export", type=Path, metavar="FOLDER", help="write the trained checkpoint here, train nothing")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
@@ -256,7 +258,7 @@ def main() -> None:
         return
     training = Training(arguments.folder, arguments.learning_rate)
     training.see(arguments.vision_steps, arguments.tiles)
-    training.answer(arguments.steps, arguments.batch_size)
+    training.answer(arguments.tiny_steps, arguments.steps, arguments.batch_size)
 
 
 if __name__ == "__main__":
