@@ -174,7 +174,8 @@ class TileBatches(torch.utils.data.IterableDataset[tuple[torch.Tensor, torch.Ten
         tiles: list[npt.NDArray[np.uint8]] = []
         patches: list[IntArray] = []
         while True:
-                example = maker.image(_tile_scene(rng), rng, maker.low) if rng.random() < 0.85 else maker.random(rng)
+            # Half of the tiles hold a whole shape or a few characters: from the inside of a large shape nothing can be learned.
+            example = maker.image(_tile_scene(rng), rng, maker.low) if rng.random() < 0.85 else maker.random(rng)
             shown = example.patches.any(axis=(1, 2))
             tiles += list(example.tiles[shown])
             patches += list(example.patches[shown])
