@@ -22,12 +22,12 @@ $(VENV)/.installed-dev: $(BIN)/python pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	touch $@ $(VENV)/.installed
 
-# The corrupt picture among the samples becomes an error row and exit code 3: that is part of the demonstration.
+# The damaged picture among the samples becomes an error row and exit code 3: that is part of the demonstration.
 demo: $(VENV)/.installed
 	@mkdir -p $(DEMO)
-	$(BIN)/vlmbatch caption sample_data/images --model demo -o $(DEMO)/captions.jsonl --overwrite || test $$? -eq 3
+	$(BIN)/vlmbatch caption sample_data/images sample_data/damaged --model demo -o $(DEMO)/captions.jsonl --overwrite || test $$? -eq 3
 	$(BIN)/vlmbatch ocr sample_data/scans --model demo -o $(DEMO)/text.csv --overwrite
-	$(BIN)/vlmbatch vqa sample_data/images -q "How many shapes are there?" --model demo -o $(DEMO)/answers.jsonl --exclude 'broken*' --overwrite
+	$(BIN)/vlmbatch vqa sample_data/images -q "How many shapes are there?" --model demo -o $(DEMO)/answers.jsonl --overwrite
 	$(BIN)/vlmbatch video sample_data/clips --per clip --fps 1 --model demo -o $(DEMO)/clips.jsonl --overwrite
 	@$(BIN)/python sample_data/show.py $(DEMO)/captions.jsonl $(DEMO)/text.csv $(DEMO)/answers.jsonl $(DEMO)/clips.jsonl
 

@@ -67,6 +67,15 @@ def test_what_is_not_allowed_is_refused_with_what_is(values: dict[str, object], 
     assert "\n" not in str(error.value)
 
 
+def test_yaml_s_own_readings_are_understood() -> None:
+    assert Job.from_dict({**INPUTS, "progress": False}).progress == "off"
+    video = Job.from_dict({**INPUTS, "media": "video", "at": "1,2:05", "end": "1:30"})
+    assert (video.at, video.end) == ((1.0, 125.0), 90.0)
+    for values in ({"at": "soon"}, {"end": float("nan")}, {"start": float("inf")}):
+        with pytest.raises(JobError, match="time"):
+            Job.from_dict({**INPUTS, "media": "video", **values})
+
+
 def test_a_job_cannot_be_changed() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         Job(inputs=("a",)).limit = 3  # type: ignore[misc]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -187,6 +188,12 @@ class Job:
                 value = None
             elif key in ("max_errors", "max_memory") and isinstance(value, int):
                 value = str(value)
+            elif key == "progress" and isinstance(value, bool):
+                value = "on" if value else "off"  # YAML reads on and off as booleans
+            elif key in ("start", "end", "window") and isinstance(value, str):
+                value = parse_seconds(value)
+            if key == "at" and isinstance(value, tuple):
+                value = tuple(seconds for part in value for seconds in (map(parse_seconds, part.split(",")) if isinstance(part, str) else (part,)))
             resolved[key] = value
         return cls(**resolved)
 
@@ -206,6 +213,21 @@ def parse_size(text: str) -> int:
         raise JobError(f"not a size: {text!r}; write one such as 6GiB or 800M")
     base = 1000 if (match[3] or "").lower() == "b" and match[2] else 1024
     return int(float(match[1]) * base ** " KMGT".index(match[2].upper() or " "))
+
+
+def parse_seconds(text: str) -> float:
+    """Seconds of ``90``, ``1:30`` or ``0:01:30.5``.
+
+    Raises:
+        JobError: It is no time.
+    """
+    total = 0.0
+    try:
+        for part in text.strip().split(":"):
+            total = total * 60 + float(part)
+    except ValueError as error:
+        raise JobError(f"not a time: {text!r}; write seconds, or 1:30") from error
+    return total
 
 
 def _input_name(text: str) -> str:
@@ -310,6 +332,10 @@ def _check_video(job: Job) -> None:
             raise JobError(f"{name} must not be below 0, not {value}")
     if any(time < 0 for time in job.at):
         raise JobError("the times of `at` must not be below 0")
+    if not all(math.isfinite(time) for time in (*job.at, job.start or 0, job.end or 0)):
+        raise JobError("start, end and at are times in seconds, not nan or inf")
+    if job.window is not None and job.window < 0.01:
+        raise JobError(f"window must be at least 0.01 seconds, not {job.window}")
     if job.start is not None and job.end is not None and job.end <= job.start:
         raise JobError(f"end ({job.end}) must come after start ({job.start})")
     if job.window is not None and job.per != "window":

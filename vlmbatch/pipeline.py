@@ -24,7 +24,7 @@ from typing import Any, BinaryIO, TextIO
 from vlmbatch.channel import Channel
 from vlmbatch.checkpoint import Checkpoint, find_checkpoint
 from vlmbatch.engine import Engine, RequestQueue, open_engine
-from vlmbatch.errors import DecodeError, ItemError, JobError, PrepareError, TooManyErrors
+from vlmbatch.errors import DecodeError, ItemError, JobError, PrepareError, ReadError, TooManyErrors
 from vlmbatch.job import Job
 from vlmbatch.prepare import Preparer
 from vlmbatch.read import Reader, open_reader
@@ -41,6 +41,7 @@ logger = logging.getLogger(__name__)
 MAX_READ_WORKERS = 8
 REQUESTS_AHEAD = 64
 TICK_SECONDS = 1.0
+READER_GRACE_SECONDS = 2.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,20 +110,24 @@ class Run:
         self._results: Channel[Result] = Channel(4 * REQUESTS_AHEAD)
         self._failure: BaseException | None = None
         self._interrupted = False
+        self._ending = False
+        self._stop_wanted = threading.Event()
         self._unasked = 0
+        self._found: int | None = None
+        self._totals: dict[str, int] = {}
         self._kept = {"items": 0, "rows": 0, "errors": 0}
         self._native_tiles = self._full_tiles = 0
 
     def stop(self) -> None:
         """Ends the run soon: what is finished is committed, what is in hand is dropped. May be called from a signal handler."""
         self._interrupted = True
-        threading.Thread(target=self._stop_channels, name="stop", daemon=True).start()
+        self._stop_wanted.set()
 
     def start(self) -> Outcome:
         """Does the work, on this thread and a few others, and writes the summary."""
         began = time.perf_counter()
         started_at = utc_now()
-        threads = [self._thread("reader", self._read), self._thread("writer", self._write)]
+        threads = [self._thread("reader", self._read), self._thread("writer", self._write), self._thread("stopper", self._stop_when_wanted)]
         if not isinstance(self.reporter, Silent):
             threads.append(self._thread("counter", self._count))
         try:
@@ -133,9 +138,15 @@ class Run:
         except BaseException as error:
             self._fail(error)
         finally:
-            self._todo.close() if self._failure is None else self._todo.stop()
-            for thread in [t for t in threads if t.name != "writer"]:
-                thread.join()
+            ended = self._failure is None and not self._interrupted
+            self._todo.close() if ended else self._todo.stop()
+            for thread in threads:
+                if thread.name == "reader" and not ended:
+                    thread.join(READER_GRACE_SECONDS)  # it may wait for a line on stdin that never comes
+                elif thread.name not in ("writer", "stopper"):
+                    thread.join()
+            self._ending = True
+            self._stop_wanted.set()
             self._results.close()
             threads[1].join()
             self._close()
@@ -164,15 +175,24 @@ class Run:
             thread.join()
         self._requests.close()
 
+    def _stop_when_wanted(self) -> None:
+        """Stops the stages for ``stop``, which may run in a signal handler and must not wait for a lock."""
+        self._stop_wanted.wait()
+        if not self._ending:
+            self._stop_channels()
+
     def _read(self) -> None:
         """Lists the items, sorts out what is done already, and queues the rest."""
         order = 0
         count = 0
         for item in self._items():
+            if self._todo.stopped:
+                return
             count += 1
             asked = self.questions.about(item.id)
             if not asked:
                 self._unasked += 1
+                self.reporter.item(error=False, kept=True, new_tokens=0)
                 continue
             todo = []
             failed = False
@@ -190,6 +210,7 @@ class Run:
             if not self._todo.put(Task(item, tuple(todo), order, len(todo))):
                 return
             order += len(todo)
+        self._found = count
         self.reporter.total(count)
         self._todo.close()
 
@@ -211,9 +232,15 @@ class Run:
         if self.job.media == "video" or "-" in self.job.inputs:
             return  # counting would mean decoding, or eat what is to be read
         count = 0
-        for count, _ in enumerate(open_reader(self.job), 1):
-            if self._todo.ended or count == self.job.limit:
-                break
+        try:
+            for count, _ in enumerate(open_reader(self.job), 1):
+                if self._todo.ended:
+                    return  # the reader knows better by now
+                if count == self.job.limit:
+                    break
+        except Exception:  # the reader will meet it too, and there it counts
+            logger.debug("counting failed", exc_info=True)
+            return
         self.reporter.total(count)
 
     def _prepare(self) -> None:
@@ -242,6 +269,8 @@ class Run:
             pixels: Pixels = self._guarded(DecodeError, task.item.load)
         finally:
             task.read_seconds = time.perf_counter() - begun
+        # A frame's item holds the decoded frame; now that there are pixels, nobody needs it any more.
+        task.item = dataclasses.replace(task.item, load=_already_loaded)
         height, width = pixels.frames[0].shape[:2]
         task.size = (width, height)
         return pixels
@@ -302,6 +331,9 @@ class Run:
 
     def _fail(self, error: BaseException) -> None:
         """Notes the first failure and stops every stage; the writer still takes what is finished, unless it is what failed."""
+        if self._ending:
+            logger.debug("after the end: %s", error)
+            return
         if self._failure is None:
             self._failure = error
         if threading.current_thread().name == "writer":
@@ -315,6 +347,7 @@ class Run:
     def _close(self) -> None:
         """Commits and closes; a failure here is the run's failure, unless there was one before."""
         finished = self._failure is None and not self._interrupted
+        self._totals = self.writer.totals()
         for close in (functools.partial(self.writer.close, finished=finished), self.engine.close if self.engine else None):
             try:
                 if close:
@@ -338,6 +371,8 @@ class Run:
             interrupted=self._interrupted,
             error=None if self._failure is None else f"{type(self._failure).__name__}: {self._failure}",
             kept=self._kept,
+            found=self._found,
+            output=self._totals,
             left_alone={**dataclasses.asdict(self.reader.counts), "without_question": self._unasked},
             native_tiles=self._native_tiles if self.job.detail == "full" else None,
             full_tiles=self._full_tiles if self.job.detail == "full" else None,
@@ -349,6 +384,10 @@ class Run:
                 if self._failure is None:
                     self._failure = error
         return Outcome(summary, self._interrupted, self._failure)
+
+
+def _already_loaded() -> Pixels:
+    raise ReadError("its pixels were loaded before")
 
 
 def run(job: Job, *, engine: Engine | None = None, reporter: Reporter | None = None) -> dict[str, Any]:

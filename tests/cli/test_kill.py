@@ -98,3 +98,21 @@ def test_a_second_run_on_the_same_output_ends_at_once(command: list[str], tmp_pa
     first.communicate()
     assert first.returncode == 0
     assert len(rows(tmp_path)) == PICTURES * QUESTIONS
+
+
+def test_an_open_stdin_does_not_hold_up_an_interrupted_run(tmp_path: Path, tiny: Path) -> None:
+    write_picture(tmp_path / "a.png")
+    command = [sys.executable, "-m", "vlmbatch", "caption", "-", "--model", str(tiny), "--max-new-tokens", "2", "-o", "out.jsonl"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, cwd=tmp_path, env=environment, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdin is not None
+    assert process.stderr is not None
+    process.stdin.write("a.png\n")
+    process.stdin.flush()
+    while not (tmp_path / "out.jsonl.journal").exists() and process.poll() is None:
+        time.sleep(0.01)
+    time.sleep(1)  # the run has nothing left to do but to wait for more paths
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=30) == 130, process.stderr.read()
+    process.stdin.close()
+    process.stderr.close()

@@ -261,3 +261,57 @@ class _FailingLanguage:
         if self.phase == "prefill" and not decoding and len(attend.segments) > 2:
             raise torch.OutOfMemoryError("CUDA out of memory. (scripted)")
         return self.language(x, positions, attend)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.7])
+def test_numbers_that_are_not_finite_are_an_error_of_that_request_alone(tiny: Path, temperature: float) -> None:
+    engine, preparer = open_tiny(tiny, temperature=temperature)
+    requests = mixed_requests(preparer)[:4]
+    expected = texts(engine, requests)
+    engine, _ = open_tiny(tiny, temperature=temperature)
+    take = engine._take_tokens
+
+    def poisoned(sequences: Any, logits: torch.Tensor) -> None:
+        for number, sequence in enumerate(sequences):
+            if sequence.work.request is requests[1] and len(sequence.tokens) == 3:
+                logits[number, 5] = float("nan")
+        take(sequences, logits)
+
+    engine._take_tokens = poisoned  # type: ignore[method-assign]
+    found = run_all(engine, requests)
+    for key, completion in found.items():
+        if key[0] == 1:
+            assert isinstance(completion.error, GenerateError)
+            assert "--dtype float32" in str(completion.error)
+        else:
+            assert completion.text == expected[key]
+
+
+def test_a_request_too_large_for_the_cache_leaves_the_limits_alone(tiny: Path, plain: dict[tuple[int, int], str | None]) -> None:
+    engine, preparer = open_tiny(tiny)
+    requests = mixed_requests(preparer)
+    largest = max(range(len(requests)), key=lambda number: requests[number].prompt_tokens)
+    others = max(request.prompt_tokens for number, request in enumerate(requests) if request.prompt_tokens < requests[largest].prompt_tokens - 30)
+    allowed = row_capacity(others + 24) * engine.model.shape.kv_bytes(4)
+    engine.budget.limit = engine.budget.weight_bytes + allowed * 4 // 3 + 1000
+    engine.budget.tile_bytes = 1
+    engine._measured = True
+    found = run_all(engine, requests)
+    assert found.keys() == plain.keys()
+    failed = {key[0] for key, completion in found.items() if completion.error is not None}
+    assert largest in failed
+    assert len(failed) < len(requests)
+    assert not engine.stats.oom_events
+    assert all(completion.text == plain[key] for key, completion in found.items() if completion.error is None)
+
+
+@pytest.mark.parametrize("phase", ["vision", "prefill", "decode"])
+def test_shares_of_the_busy_time_add_up_even_when_memory_runs_out(tiny: Path, phase: str) -> None:
+    engine, preparer = open_tiny(tiny)
+    if phase == "vision":
+        object.__setattr__(engine.model, "vision", _FailingVision(engine.model.vision, 3))
+    else:
+        object.__setattr__(engine.model, "language", _FailingLanguage(engine.model.language, phase))
+    found = run_all(engine, mixed_requests(preparer))
+    assert engine.stats.oom_events
+    assert sum(completion.timing.compute_seconds for completion in found.values()) == pytest.approx(engine.stats.busy_seconds, rel=1e-3)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import signal
 import sys
+import threading
 from types import FrameType
 from typing import Any
 
@@ -70,7 +72,11 @@ def execute(job: Job, *, dry_run: bool, verbose: int, quiet: bool) -> None:
     elif outcome.error is not None:
         click.echo(f"vlmbatch: {' '.join(str(outcome.error).split())}", err=True)
     _report(job, outcome.summary, interrupted=outcome.interrupted)
-    # What is left in threads is done for; the exit code is all that matters now.
+    if any(thread.name == "reader" for thread in threading.enumerate()):
+        # It waits for a line on stdin; the interpreter would wait with it.
+        logging.shutdown()
+        sys.stdout.flush()
+        os._exit(outcome.exit_code)
     raise click.exceptions.Exit(outcome.exit_code)
 
 
@@ -105,6 +111,7 @@ def _report(job: Job, summary: dict[str, Any], *, interrupted: bool) -> None:
     status, kept, left = summary["status"], summary["kept"], summary["left_alone"]
     rate = f"{summary['items_per_second']:.2f} items/s, {summary['new_tokens_per_second']:.1f} tokens/s"
     parts = [f"{status.get('ok', 0)} ok", f"{status.get('error', 0)} errors", *([f"{kept['rows']} done before"] if kept["rows"] else [])]
+    failed = summary["error"] is not None
     done = f"{summary['items']} item{'' if summary['items'] == 1 else 's'}"
     say("%s%s in %.1f s (%s): %s -> %s", "interrupted: " if interrupted else "", done, summary["wall_seconds"], rate, ", ".join(parts), job.output_path)
     for name, count in summary["errors"].items():
@@ -112,7 +119,9 @@ def _report(job: Job, summary: dict[str, Any], *, interrupted: bool) -> None:
     other = "videos" if job.media == "image" else "images"
     if left["other_media"]:
         say("%d %s left alone (use `vlmbatch %s`)", left["other_media"], other, "video" if job.media == "image" else "caption")
-    if not summary["items"] and not kept["items"] and not interrupted:
+    if kept["errors"]:
+        say("%d item%s done before ended in an error; --retry-errors does them again", kept["errors"], "" if kept["errors"] == 1 else "s")
+    if summary["found"] == 0 and not failed and not interrupted:
         say("no %ss found", job.media)
     if left["without_question"]:
         say("%d items without a question in %s", left["without_question"], job.questions_file)

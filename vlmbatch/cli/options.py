@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args, get_origin
 import click
 
 from vlmbatch.errors import JobError
-from vlmbatch.job import Job
+from vlmbatch.job import Job, parse_seconds
 
 GROUPS = ("", "Question", "Video", "Generation", "Model", "Items", "Output", "Resources", "Reporting")
 
@@ -64,7 +64,7 @@ class Times(click.ParamType):  # type: ignore[type-arg]  # generic since click 8
         if isinstance(value, tuple):
             return value
         try:
-            return tuple(seconds(part) for part in value.split(",") if part.strip())
+            return tuple(parse_seconds(part) for part in value.split(",") if part.strip())
         except ValueError:
             self.fail(f"{value!r} is not a list of times such as 1.5,20,1:05", param, ctx)
 
@@ -79,17 +79,9 @@ class Time(click.ParamType):  # type: ignore[type-arg]  # generic since click 8.
         if isinstance(value, float):
             return value
         try:
-            return seconds(value)
+            return parse_seconds(value)
         except ValueError:
             self.fail(f"{value!r} is not a time such as 90 or 1:30", param, ctx)
-
-
-def seconds(text: str) -> float:
-    """Seconds of ``90``, ``1:30`` or ``0:01:30.5``."""
-    total = 0.0
-    for part in text.strip().split(":"):
-        total = total * 60 + float(part)
-    return total
 
 
 def job_options(names: Iterable[str], flags: dict[str, tuple[str, ...]] | None = None) -> Callable[[click.Command], click.Command]:
@@ -140,7 +132,7 @@ def parse_settings(settings: Iterable[str]) -> dict[str, Any]:
         if not equals or not key.strip():
             raise JobError(f"--set takes key=value, not {setting!r}")
         try:
-            found[key.strip()] = yaml.safe_load(text)
+            found[key.strip()] = "-" if text.strip() == "-" else yaml.safe_load(text)  # a lone dash would be a list of nothing
         except yaml.YAMLError as error:
             raise JobError(f"--set {setting}: not YAML") from error
     return found

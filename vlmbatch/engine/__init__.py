@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from vlmbatch.checkpoint import Checkpoint
 from vlmbatch.engine.base import Engine, EngineStats, RequestQueue
+from vlmbatch.errors import OutOfMemoryError
 from vlmbatch.job import Job
 from vlmbatch.records import Conversation, Request
 
@@ -19,7 +20,7 @@ __all__ = ["ENGINES", "Engine", "EngineStats", "RequestQueue", "open_engine"]
 
 def _open_torch(job: Job, checkpoint: Checkpoint, prepare: Prepare, decode: Decode) -> Engine:
     from vlmbatch.engine.budget import CAPS, MemoryBudget
-    from vlmbatch.engine.device import device_memory, find_device, find_dtype
+    from vlmbatch.engine.device import device_memory, find_device, find_dtype, is_out_of_memory
     from vlmbatch.engine.sampling import SamplingOptions
     from vlmbatch.engine.shape import ModelShape
     from vlmbatch.engine.torch_engine import TorchEngine
@@ -35,7 +36,12 @@ def _open_torch(job: Job, checkpoint: Checkpoint, prepare: Prepare, decode: Deco
     budget.check(checkpoint.name, job.max_new_tokens)
     options = SamplingOptions(job.temperature, job.top_p, job.max_new_tokens)
     end_ids = checkpoint.end_token_ids()
-    model = load_model(checkpoint, shape, device, dtype)
+    try:
+        model = load_model(checkpoint, shape, device, dtype)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise OutOfMemoryError(f"{checkpoint.name} did not fit while it was loaded ({' '.join(str(error).split())[:200]})") from error
     return TorchEngine(model, budget, prepare=prepare, decode=decode, end_ids=end_ids, options=options, batch_size=job.batch_size)
 
 

@@ -100,9 +100,9 @@ class MemoryBudget:
         """
         tokens = min(self.shape.text.context, self.shape.tile_tokens * LARGEST_PICTURE_TILES + 200 + max_new_tokens)
         cache = tokens * self.shape.kv_bytes(self.itemsize)
-        need = self.weight_bytes + self.tile_bytes + cache
-        if need <= self.limit:
+        if self.weight_bytes < self.limit and cache <= self.cache_bytes:
             return
+        need = self.weight_bytes + max(self.tile_bytes + cache, int(cache / (1 - WORKSPACE_SHARE)))
         raise OutOfMemoryError(
             f"{model} needs {gib(need)} ({gib(self.weight_bytes)} of weights, {gib(self.tile_bytes)} for a tile, {gib(cache)} for one sequence) "
             f"and may take {gib(self.limit)}; {self._advice()}"

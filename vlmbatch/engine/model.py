@@ -8,7 +8,6 @@ and softmax are computed where and in the precision that they compute them.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Protocol
 
 import torch
@@ -39,9 +38,9 @@ class Linear:
 
 
 class Weights:
-    """The tensors of a checkpoint by name, handed out and ticked off."""
+    """The tensors of a checkpoint by name. Those that are stacked into one matrix are taken out."""
 
-    def __init__(self, tensors: Mapping[str, Tensor], prefix: str = "") -> None:
+    def __init__(self, tensors: dict[str, Tensor], prefix: str = "") -> None:
         self.tensors, self.prefix = tensors, prefix
 
     def under(self, prefix: str) -> Weights:
@@ -54,8 +53,9 @@ class Weights:
 
     def linear(self, *names: str, bias: bool = False) -> Linear:
         """One or several matrices stacked along their outputs."""
-        weights = [self(f"{name}.weight") for name in names]
-        biases = [self(f"{name}.bias") for name in names] if bias else None
+        take = self.tensors.pop if len(names) > 1 else self.tensors.__getitem__  # stacked, they need not be kept twice
+        weights = [take(f"{self.prefix}{name}.weight") for name in names]
+        biases = [take(f"{self.prefix}{name}.bias") for name in names] if bias else None
         if len(weights) == 1:
             return Linear(weights[0], biases[0] if biases else None)
         return Linear(torch.cat(weights), torch.cat(biases) if biases else None)

@@ -24,7 +24,7 @@ class SamplingOptions:
 
 
 def choose_tokens(logits: Tensor, generators: list[torch.Generator | None], options: SamplingOptions) -> tuple[list[int], list[float]]:
-    """The next token of every sequence and its log-probability under the model, temperature left out.
+    """The next token of every sequence and its log-probability under the model, temperature left out; not finite where the logits are not.
 
     Args:
         logits: Float32, (n, vocabulary).
@@ -34,7 +34,9 @@ def choose_tokens(logits: Tensor, generators: list[torch.Generator | None], opti
     if options.temperature == 0:
         tokens = logits.argmax(dim=-1)
     else:
-        rows = [sample(row, generator, options) for row, generator in zip(logits, generators, strict=True)]
+        # A row that is not finite cannot be drawn from; its log-probability tells.
+        safe = torch.where(logits.isfinite().all(dim=-1, keepdim=True), logits, 0.0)
+        rows = [sample(row, generator, options) for row, generator in zip(safe, generators, strict=True)]
         tokens = torch.stack(rows).to(logits.device)
     logprobs = logits.gather(1, tokens[:, None])[:, 0] - torch.logsumexp(logits, dim=-1)
     return tokens.tolist(), logprobs.tolist()

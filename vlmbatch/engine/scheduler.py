@@ -30,6 +30,7 @@ class Work:
         prefix: Keys and values of the prefix, for questions that start later; None while there are none or it is not computed.
         wait_seconds, vision_seconds, prefill_seconds: Phases of the request as a whole.
         shared_seconds: Its share of the busy time that is common to its questions.
+        settled_seconds: What of it answered questions have taken.
     """
 
     request: Request
@@ -42,11 +43,21 @@ class Work:
     vision_seconds: float = 0.0
     prefill_seconds: float = 0.0
     shared_seconds: float = 0.0
+    settled_seconds: float = 0.0
 
     @property
     def is_encoded(self) -> bool:
         """Whether every tile has its features."""
         return self.encoded == len(self.request.tiles)
+
+    def settle(self) -> float:
+        """Closes a question: gives its part of the shared seconds that no other question has taken, and frees what none needs any more."""
+        share = (self.shared_seconds - self.settled_seconds) / self.unanswered
+        self.settled_seconds += share
+        self.unanswered -= 1
+        if not self.unanswered:
+            self.features, self.prefix = [], None
+        return share
 
     def started(self) -> None:
         """Notes that its first computation begins."""

@@ -7,6 +7,7 @@ and values, budget.py says how much fits. When memory runs out, the step that fa
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 
@@ -14,7 +15,7 @@ import torch
 
 from vlmbatch.engine import device as devices
 from vlmbatch.engine.base import EngineStats, RequestQueue
-from vlmbatch.engine.budget import MemoryBudget
+from vlmbatch.engine.budget import MemoryBudget, gib
 from vlmbatch.engine.cache import Cache, DecodeAttention, PrefillAttention, Segment
 from vlmbatch.engine.cleanup import Cleaner
 from vlmbatch.engine.measure import measure_peak
@@ -23,7 +24,7 @@ from vlmbatch.engine.sampling import SamplingOptions, choose_tokens
 from vlmbatch.engine.scheduler import Scheduler, TileRun, Work
 from vlmbatch.engine.scheduler import Sequence as Live
 from vlmbatch.engine.weights import Model
-from vlmbatch.errors import GenerateError
+from vlmbatch.errors import EngineError, GenerateError
 from vlmbatch.records import Completion, Conversation, FinishReason, Request, Timing
 
 logger = logging.getLogger(__name__)
@@ -79,9 +80,9 @@ class TorchEngine:
                 while self._pull(source) and not source.stopped:
                     self._step()
                     done, self._done = self._done, []
-                    self._lap()
+                    paused = time.perf_counter()
                     yield from done
-                    self._mark = time.perf_counter()
+                    self._mark += time.perf_counter() - paused  # what the caller takes is not the engine's time
             finally:
                 self._clear()
 
@@ -94,7 +95,6 @@ class TorchEngine:
         while self.scheduler.wants_more():
             request = source.get(wait=False)
             if request is None and self.scheduler.is_idle:
-                self._lap()
                 request = source.get(wait=True)
                 self._mark = time.perf_counter()
             if request is None:
@@ -111,20 +111,24 @@ class TorchEngine:
         if not self._recovery.holding and (questions := scheduler.next_questions()):
             self._guard("prefill", lambda: self._start(questions), [work for work, _ in questions], len(questions))
         if scheduler.live:
-            self._guard("decode", self._decode_step, [], len(scheduler.live))
+            self._guard("decode", self._decode_step, [sequence.work for sequence in scheduler.live], len(scheduler.live))
         if not scheduler.live:
             self._recovery.released()
         self._cleaner.step()
 
     def _guard(self, phase: str, call: Callable[[], None], works: list[Work], size: int) -> None:
-        """Runs a phase; when memory runs out, whoever cannot be helped becomes an error."""
+        """Runs a phase; when memory runs out, whoever cannot be helped becomes an error.
+
+        Raises:
+            EngineError: The phase failed in another way; the device cannot be trusted any more.
+        """
         try:
             call()
         except Exception as error:
             self._lap(phase, works)
+            message = " ".join(str(error).split())
             if not devices.is_out_of_memory(error):
-                raise
-            message = str(error).partition("\n")[0]
+                raise EngineError(f"{phase} failed: {type(error).__name__}: {message}") from error
             del error
             for work in self._recovery.handle(phase, size, works, message):
                 self._fail(work, GenerateError(f"out of memory in {phase} with nothing else in the batch: {message}"))
@@ -134,7 +138,7 @@ class TorchEngine:
         for run in runs:
             run.work.started()
         parts = [torch.from_numpy(run.work.request.tiles[run.begin : run.end]) for run in runs]
-        tiles = (parts[0] if len(parts) == 1 else torch.cat(parts)).to(self.model.device, non_blocking=True)
+        tiles = (parts[0] if len(parts) == 1 else torch.cat(parts)).to(self.model.device)
         features = self.model.vision(tiles) if self._measured else self._encode_measured(tiles)
         devices.synchronize(self.model.device)
         begin = 0
@@ -165,7 +169,9 @@ class TorchEngine:
         live = self._place(questions)
         if not live:
             if not self.scheduler.live:
-                raise MemoryError(f"no room for the keys and values of one sequence of {questions[0][0].request.prompt_tokens} tokens")
+                work = questions[0][0]
+                need = (work.request.prompt_tokens + self.options.max_new_tokens) * self.model.shape.kv_bytes(self.model.dtype.itemsize)
+                self._fail(work, GenerateError(f"out of memory: its keys and values take {gib(need)}, the cache may have {gib(self.budget.cache_bytes)}"))
             return
         try:
             first = {id(s.work): s for s in reversed(live) if s.work.prefix is None}
@@ -286,12 +292,16 @@ class TorchEngine:
 
     def _take_tokens(self, sequences: list[Live], logits: torch.Tensor) -> None:
         tokens, logprobs = choose_tokens(logits, [sequence.generator for sequence in sequences], self.options)
+        # The loop comes after everything that can run out of memory, so that a step counts whole or not at all.
         for sequence, token, logprob in zip(sequences, tokens, logprobs, strict=True):
             sequence.tokens.append(token)
             sequence.logprob += logprob
 
     def _after_token(self, sequence: Live) -> None:
         """Streams the newest text and finishes the sequence when it has come to its end."""
+        if not math.isfinite(sequence.logprob):
+            self._abandon(sequence, GenerateError(f"the model gave no finite numbers in {self.dtype}; try --dtype float32"))
+            return
         stop = sequence.tokens[-1] in self._end_ids
         finished = stop or len(sequence.tokens) >= sequence.most_tokens
         on_text = sequence.work.request.on_text
@@ -307,16 +317,25 @@ class TorchEngine:
     def _words(self, sequence: Live) -> str:
         return self._decode([token for token in sequence.tokens if token not in self._end_ids])
 
-    def _finish(self, sequence: Live, reason: FinishReason) -> None:
+    def _abandon(self, sequence: Live, error: Exception) -> None:
+        """Answers a living sequence with an error."""
+        self._release(sequence)
+        timing = Timing(wait_seconds=sequence.work.wait_seconds or 0.0, compute_seconds=sequence.compute_seconds + sequence.work.settle())
+        self._done.append(Completion(sequence.work.request, sequence.question, error=error, timing=timing))
+
+    def _release(self, sequence: Live) -> None:
         self.scheduler.live.remove(sequence)
         sequence.row.arena.give_back(sequence.row)
+
+    def _finish(self, sequence: Live, reason: FinishReason) -> None:
+        self._release(sequence)
         work, request = sequence.work, sequence.work.request
         timing = Timing(
             wait_seconds=work.wait_seconds or 0.0,
             vision_seconds=work.vision_seconds,
             prefill_seconds=max(sequence.prefill_seconds, work.prefill_seconds),
             decode_seconds=time.perf_counter() - sequence.first_token_at,
-            compute_seconds=sequence.compute_seconds + work.shared_seconds / len(request.questions),
+            compute_seconds=sequence.compute_seconds + work.settle(),
         )
         self._done.append(
             Completion(
@@ -331,38 +350,29 @@ class TorchEngine:
                 timing=timing,
             )
         )
-        work.unanswered -= 1
-        if not work.unanswered:
-            work.features, work.prefix = [], None
 
     def _fail(self, work: Work, error: Exception) -> None:
         """Answers all open questions of a waiting request with an error."""
         for question in list(work.pending):
-            timing = Timing(wait_seconds=work.wait_seconds or 0.0, compute_seconds=work.shared_seconds / len(work.request.questions))
+            timing = Timing(wait_seconds=work.wait_seconds or 0.0, compute_seconds=work.settle())
             self._done.append(Completion(work.request, question, error=error, timing=timing))
-            work.unanswered -= 1
         work.pending.clear()
-        work.features, work.prefix = [], None
         self.scheduler.drop(work)
 
     def _drop_cancelled(self) -> None:
         for sequence in [s for s in self.scheduler.live if s.work.request.cancelled]:
-            self.scheduler.live.remove(sequence)
-            sequence.row.arena.give_back(sequence.row)
+            self._release(sequence)
         for work in [work for work in self.scheduler.waiting if work.request.cancelled]:
             self.scheduler.drop(work)
 
-    def _lap(self, phase: str | None = None, works: Sequence[Work] = ()) -> float:
+    def _lap(self, phase: str, works: Sequence[Work] = ()) -> float:
         """Seconds since the last lap, booked as busy and to a phase; spread over requests when a phase failed."""
         now = time.perf_counter()
         seconds, self._mark = now - self._mark, now
         self.stats.busy_seconds += seconds
-        phase = phase or ("decode" if self.scheduler.live else None)
-        if phase is not None:
-            setattr(self.stats, f"{phase}_seconds", getattr(self.stats, f"{phase}_seconds") + seconds)
-        targets = list(works)
-        for work in targets:
-            work.shared_seconds += seconds / len(targets)
+        setattr(self.stats, f"{phase}_seconds", getattr(self.stats, f"{phase}_seconds") + seconds)
+        for work in works:
+            work.shared_seconds += seconds / len(works)
         return seconds
 
     def _clear(self) -> None:
@@ -372,4 +382,7 @@ class TorchEngine:
         self.cache.arenas.clear()
         if self.model.device.type == "cuda":
             self.stats.peak_device_bytes = torch.cuda.max_memory_allocated(self.model.device)
-        self._cleaner.clean()
+        try:
+            self._cleaner.clean()
+        except RuntimeError as error:  # a device that failed refuses this too, and its first error is the one to tell
+            logger.debug("cleaning up failed: %s", error)

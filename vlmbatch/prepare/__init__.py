@@ -22,8 +22,8 @@ __all__ = ["Detail", "Preparer"]
 
 Detail = Literal["full", "native", "low"]
 
-DEFAULT_CONTEXT = 8192
-"""Context of the published checkpoints; taken when config.json does not say."""
+DEFAULT_CONTEXT = 2048
+"""What transformers' Llama configuration takes when config.json does not say; the published checkpoints say 8192."""
 
 
 class Preparer:

@@ -72,11 +72,11 @@ def _collect(rows: Iterable[tuple[int, str | None, str]], path: Path) -> Questio
 
 
 def _lines(text: str, path: Path) -> Iterable[tuple[int, str | None, str]]:
-    return [(number, None, line) for number, line in enumerate(text.splitlines(), 1) if line.strip() and not line.startswith("#")]
+    return [(number, None, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
 
 
 def _jsonl(text: str, path: Path) -> Iterable[tuple[int, str | None, str]]:
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
         try:

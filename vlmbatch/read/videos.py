@@ -9,7 +9,7 @@ from typing import BinaryIO, Protocol
 
 from vlmbatch.errors import DecodeError, ItemError, ReadError
 from vlmbatch.job import Job
-from vlmbatch.read.base import Counts, failing_load
+from vlmbatch.read.base import Counts, failing_load, one_line
 from vlmbatch.read.paths import Found, Listing
 from vlmbatch.read.video_file import DecodedFrame, VideoFile
 from vlmbatch.records import Item, Media, Pixels
@@ -101,6 +101,9 @@ class VideoReader:
                 yield self._failed(found, error)
         except ItemError as exc:
             yield self._failed(found, exc)
+        except Exception as exc:  # nobody foresaw it, but it is this video's, not the run's
+            logger.debug("unexpected error", exc_info=True)
+            yield self._failed(found, DecodeError(f"{type(exc).__name__}: {one_line(exc)}"))
         if self._index == before:
             logger.warning("%s: no frame of it was asked for", found.source)
 

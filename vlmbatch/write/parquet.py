@@ -32,7 +32,7 @@ def require() -> Any:
         import pyarrow
         import pyarrow.parquet
     except ImportError as error:
-        raise MissingDependencyError('Parquet files need pyarrow: pip install "vlmbatch[parquet]"') from error
+        raise MissingDependencyError("Parquet files need pyarrow: pip install pyarrow") from error
     return pyarrow
 
 

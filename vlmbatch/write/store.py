@@ -148,6 +148,8 @@ class OutputStore(Writer):
             if number is None or (self._job.retry_errors and self._table.is_error(number)):
                 return False
             known = self._table.fingerprint(number)
+            if digest and not known and self._table.is_error(number):
+                return False  # there was no file then, and there is one now
             if digest and not known:
                 self._table.set_fingerprint(number, digest)
                 self._fingerprints_changed = True
@@ -162,6 +164,11 @@ class OutputStore(Writer):
             if self._table.move(number, index, question):
                 self._changed = True
             return "error" if self._table.is_error(number) else "ok"
+
+    def totals(self) -> dict[str, int]:
+        """Rows and error rows that OUTPUT has in all."""
+        with self._guard:
+            return {"rows": len(self._table), "errors": sum(self._table.is_error(number) for number in range(len(self._table)))}
 
     def write(self, record: Record, fingerprint: str = "", order: int | None = None, question: int = 0) -> None:
         """Takes a record; ``order`` does not matter here, as rows are sorted by index."""
