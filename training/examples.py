@@ -59,9 +59,9 @@ class ExampleMaker:
 
     def random(self, rng: np.random.Generator, *, full: float = 0.45) -> Example:
         """A random example; ``full`` is the share of pictures at full detail (more tiles, so more work), most others are at native detail."""
-        if rng.random() < 0.16:
+        if rng.random() < 0.12:
             return self.clip(scenes.random_clip(rng), rng)
-        scene = scenes.random_scene(rng, longest=(64, 1024 if rng.random() < full else 256), reading=0.3)
+        scene = scenes.random_scene(rng, longest=(64, 1024 if rng.random() < full else 192), reading=0.15)
         if rng.random() < 0.35:
             scene = dataclasses.replace(scene, pixels=scenes.jpeg(scene.pixels, int(rng.integers(60, 96))))
         draw = rng.random()
