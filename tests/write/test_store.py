@@ -381,3 +381,13 @@ def test_the_journal_begins_with_the_settings(tmp_path: Path) -> None:
     header = json.loads(Path(f"{output}.journal").read_text().splitlines()[0][9:])
     assert header["vlmbatch_journal"] == 1
     assert header["identity"]["revision"] == "r1"
+
+
+def test_the_same_checkpoint_under_another_path_is_no_difference(output: Path) -> None:
+    settings = {"model": "models/tiny", "revision": "sha256:1234", "detail": "full"}
+    with store(output, settings) as writer:
+        writer.write(record(0))
+    with store(output, {**settings, "model": "/abs/models/tiny"}) as writer:
+        assert is_done(writer, record(0))
+    with pytest.raises(OutputError, match="model: "):
+        store(output, {**settings, "model": "other", "revision": "sha256:5678"})

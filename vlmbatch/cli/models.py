@@ -18,13 +18,13 @@ def _models() -> None:
 @_models.command(name="list")
 def _list() -> None:
     """The models that are known to work, and where they are."""
-    click.echo(f"{'model':<48}{'memory (16 bits)':<20}where")
-    click.echo(f"{DEMO:<48}{'10 MiB':<20}in the package: answers about drawn shapes only, for trying and testing")
-    memory = {"256M": "1.1 GiB", "500M": "1.9 GiB", "2.2B": "6.1 GiB"}
+    from vlmbatch.engine.budget import KNOWN_PARAMETERS, gib
+
+    click.echo(f"{'model':<48}{'16-bit weights':<18}where")
+    click.echo(f"{DEMO:<48}{'6 MiB':<18}in the package: answers about drawn shapes only, for trying and testing")
     for name in KNOWN_MODELS:
-        size = next(text for key, text in memory.items() if key in name)
         folder = cached_folder(name)
-        click.echo(f"{name:<48}{size:<20}{folder if folder else 'not fetched'}")
+        click.echo(f"{name:<48}{gib(2 * KNOWN_PARAMETERS[name]):<18}{folder if folder else 'not fetched'}")
     click.echo("Any SmolVLM2 checkpoint in the hub's layout works: a hub id or a folder.")
 
 
