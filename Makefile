@@ -26,10 +26,9 @@ $(VENV)/.installed-dev: $(BIN)/python pyproject.toml constraints.txt
 demo: $(VENV)/.installed
 	@mkdir -p $(DEMO)
 	$(BIN)/vlmbatch caption sample_data/images sample_data/damaged --model demo -o $(DEMO)/captions.jsonl --overwrite || test $$? -eq 3
-	$(BIN)/vlmbatch ocr sample_data/scans --model demo -o $(DEMO)/text.csv --overwrite
-	$(BIN)/vlmbatch vqa sample_data/images -q "How many shapes are there?" --model demo -o $(DEMO)/answers.jsonl --overwrite
+	$(BIN)/vlmbatch vqa sample_data/images -q "How many shapes are there?" --model demo -o $(DEMO)/answers.csv --overwrite
 	$(BIN)/vlmbatch video sample_data/clips --per clip --fps 1 --model demo -o $(DEMO)/clips.jsonl --overwrite
-	@$(BIN)/python sample_data/show.py $(DEMO)/captions.jsonl $(DEMO)/text.csv $(DEMO)/answers.jsonl $(DEMO)/clips.jsonl
+	@$(BIN)/python sample_data/show.py $(DEMO)/captions.jsonl $(DEMO)/answers.csv $(DEMO)/clips.jsonl
 
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -q

@@ -105,14 +105,18 @@ def _catch_signals(run: Any) -> None:
         signal.signal(each, stop)
 
 
+def _count(number: int, name: str) -> str:
+    return f"{number} {name}{'' if number == 1 else 's'}"
+
+
 def _report(job: Job, summary: dict[str, Any], *, interrupted: bool) -> None:
     """The closing lines."""
     say = logging.getLogger("vlmbatch.report").info
     status, kept, left = summary["status"], summary["kept"], summary["left_alone"]
     rate = f"{summary['items_per_second']:.2f} items/s, {summary['new_tokens_per_second']:.1f} tokens/s"
-    parts = [f"{status.get('ok', 0)} ok", f"{status.get('error', 0)} errors", *([f"{kept['rows']} done before"] if kept["rows"] else [])]
+    parts = [f"{status.get('ok', 0)} ok", _count(status.get("error", 0), "error"), *([f"{kept['rows']} done before"] if kept["rows"] else [])]
     failed = summary["error"] is not None
-    done = f"{summary['items']} item{'' if summary['items'] == 1 else 's'}"
+    done = _count(summary["items"], "item")
     say("%s%s in %.1f s (%s): %s -> %s", "interrupted: " if interrupted else "", done, summary["wall_seconds"], rate, ", ".join(parts), job.output_path)
     for name, count in summary["errors"].items():
         say("  %d x %s", count, name)
@@ -120,7 +124,7 @@ def _report(job: Job, summary: dict[str, Any], *, interrupted: bool) -> None:
     if left["other_media"]:
         say("%d %s left alone (use `vlmbatch %s`)", left["other_media"], other, "video" if job.media == "image" else "caption")
     if kept["errors"]:
-        say("%d item%s done before ended in an error; --retry-errors does them again", kept["errors"], "" if kept["errors"] == 1 else "s")
+        say("%s done before ended in an error; --retry-errors does them again", _count(kept["errors"], "item"))
     if summary["found"] == 0 and not failed and not interrupted:
         say("no %ss found", job.media)
     if left["without_question"]:
