@@ -190,10 +190,10 @@ def test_a_clip_beyond_the_context_names_the_way_out(preparer: Preparer) -> None
         preparer.prepare(clip(100, 8, 8), ["?"])
 
 
-def test_the_context_of_the_published_checkpoints_is_the_default(folder: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_that_does_not_state_its_context_has_that_of_transformers_llama(folder: Path, tmp_path: Path) -> None:
     text = json.loads((folder / "config.json").read_text())["text_config"]
     del text["max_position_embeddings"]
-    assert load(edited(folder, tmp_path, "config.json", text_config=text)).context == 8192
+    assert load(edited(folder, tmp_path, "config.json", text_config=text)).context == 2048
 
 
 @pytest.mark.parametrize(
