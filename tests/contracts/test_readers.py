@@ -123,7 +123,7 @@ def test_image_jobs_do_not_load_pyav_and_the_table_loads_no_decoder() -> None:
     code = (
         "import sys, vlmbatch.read, vlmbatch.sample; assert not {'PIL', 'av'} & set(sys.modules); import vlmbatch.read.images; assert 'av' not in sys.modules"
     )
-    subprocess.run([sys.executable, "-c", code], check=True)
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_videos_without_a_sampler_are_refused(tmp_path: Path) -> None:
