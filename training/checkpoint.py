@@ -16,8 +16,10 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from training import scenes
 
-TILE = 64
-LONGEST_EDGE = 4 * TILE
+TILE = 96
+PATCH = 8
+SCALE = 3  # patches along an edge that become one token
+LONGEST_EDGE = 2 * TILE
 VOCABULARY = 640
 
 CHAT_TEMPLATE = (
@@ -42,7 +44,13 @@ def train_tokenizer() -> tokenizers.Tokenizer:
         clip = scenes.random_clip(rng, longest=(64, 65), max_frames=2)
         corpus += [clip.caption, *(f"{q} {a}" for q, a in clip.questions)]
     tokenizer = tokenizers.Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)])
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(tokenizers.Regex("[A-Z](?![a-z])"), "isolated"),  # a letter of a word in capitals is always the same token
+            pre_tokenizers.Digits(individual_digits=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
+    )
     tokenizer.decoder = decoders.ByteLevel()
     first = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
     grid = [f"<row_{row}_col_{col}>" for row in range(1, 7) for col in range(1, 7)]
@@ -67,14 +75,14 @@ def write_checkpoint(folder: Path, *, seed: int = 0) -> None:
     size = tokenizer.get_vocab_size()
     config = transformers.SmolVLMConfig(
         image_token_id=ids["<image>"],
-        scale_factor=4,
+        scale_factor=SCALE,
         tie_word_embeddings=False,
         text_config={
             "model_type": "llama",
             "vocab_size": size,
             "hidden_size": 192,
-            "intermediate_size": 512,
-            "num_hidden_layers": 5,
+            "intermediate_size": 384,
+            "num_hidden_layers": 4,
             "num_attention_heads": 6,
             "num_key_value_heads": 2,
             "head_dim": 32,
@@ -91,7 +99,7 @@ def write_checkpoint(folder: Path, *, seed: int = 0) -> None:
             "num_hidden_layers": 4,
             "num_attention_heads": 4,
             "image_size": TILE,
-            "patch_size": 8,
+            "patch_size": PATCH,
         },
     )
     torch.manual_seed(seed)
@@ -102,7 +110,7 @@ def write_checkpoint(folder: Path, *, seed: int = 0) -> None:
     )
     model.save_pretrained(folder)
     _write_json(folder / "preprocessor_config.json", _preprocessor())
-    _write_json(folder / "processor_config.json", {"processor_class": "SmolVLMProcessor", "image_seq_len": (TILE // 8 // 4) ** 2})
+    _write_json(folder / "processor_config.json", {"processor_class": "SmolVLMProcessor", "image_seq_len": (TILE // PATCH // SCALE) ** 2})
     _write_json(
         folder / "tokenizer_config.json",
         {

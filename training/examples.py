@@ -15,11 +15,13 @@ import torch
 from PIL import Image
 
 from training import scenes
+from training.checkpoint import PATCH, TILE
 from vlmbatch.checkpoint import Checkpoint
 from vlmbatch.prepare.prompt import PromptWriter
 from vlmbatch.prepare.tiles import TilePlan, TileSettings, cut_tiles
 
-PATCHES = 8  # patches along an edge of a tile
+PATCHES = TILE // PATCH  # along an edge of a tile
+IGNORED = -100
 IntArray = npt.NDArray[np.int64]
 
 
@@ -29,7 +31,7 @@ class Example:
 
     Attributes:
         tiles: uint8, (n_tiles, 3, E, E).
-        patches: What each patch shows, int64, (n_tiles, PATCHES², 3): shape, colour, character, 0 for none.
+        patches: What each patch shows, int64, (n_tiles, PATCHES², 4): shape, colour, character, place in reading order; 0 for none, -100 for not asked.
         prefix: Token ids up to the last media token.
         asked: For each question its token ids and those of its answer.
         kinds: For each question its kind, for scoring.
@@ -57,24 +59,29 @@ class ExampleMaker:
         self.low = dataclasses.replace(self.full, split=False)
         self.video = TileSettings(edge, edge, split=False)
 
-    def random(self, rng: np.random.Generator, *, full: float = 0.45) -> Example:
-        """A random example; ``full`` is the share of pictures at full detail (more tiles, so more work), most others are at native detail."""
-        if rng.random() < 0.12:
+    def random(self, rng: np.random.Generator, *, full: float = 0.35) -> Example:
+        """A random example; ``full`` is the share of pictures at full detail (more tiles, so more work), half of the others are at native detail."""
+        if rng.random() < 0.1:
             return self.clip(scenes.random_clip(rng), rng)
-        scene = scenes.random_scene(rng, longest=(64, 1024 if rng.random() < full else 192), reading=0.15)
-        if rng.random() < 0.35:
+        in_full = rng.random() < full
+        if in_full and rng.random() < 0.25:
+            scene = scenes.random_page(rng, int(rng.integers(160, 480)))
+        else:
+            longest = (64, 1600) if rng.random() < 0.1 else (64, 384) if in_full else (64, 192)
+            scene = scenes.random_scene(rng, longest=longest, reading=0.45)
+        if rng.random() < 0.6:
             scene = dataclasses.replace(scene, pixels=scenes.jpeg(scene.pixels, int(rng.integers(60, 96))))
-        draw = rng.random()
-        if draw < 0.06 and scene.text == "No text.":
-            return self.image(scene, rng, self.low)
+        if in_full:
+            return self.image(scene, rng, self.full)
         height, width = scene.pixels.shape[:2]
-        return self.image(scene, rng, self.full.native(width, height) if draw < 1 - full else self.full)
+        return self.image(scene, rng, self.low if rng.random() < 0.5 else self.full.native(width, height))
 
     def tiny(self, rng: np.random.Generator) -> Example:
-        """A random picture that is one tile: a tenth of the work of a large one."""
-        if rng.random() < 0.35:
-            return self.image(_tile_scene(rng), rng, self.low)
-        return self.image(scenes.random_scene(rng, longest=(64, 96), reading=0.1), rng, self.low)
+        """A random picture that is one tile: a fifth of the work of a large one."""
+        scene = scenes.random_scene(rng, longest=(64, 192), reading=0.5)
+        if rng.random() < 0.5:
+            scene = dataclasses.replace(scene, pixels=scenes.jpeg(scene.pixels, int(rng.integers(60, 96))))
+        return self.image(scene, rng, self.low)
 
     def image(self, scene: scenes.Scene, rng: np.random.Generator, settings: TileSettings) -> Example:
         """An example of a picture with a caption, its text and a few of its questions."""
@@ -85,7 +92,7 @@ class ExampleMaker:
         asked += _pick_questions(scene, rng)
         ids = [(self.prompt.image_question(q), self._answer(a)) for _, q, a in asked]
         prefix = self.prompt.image_prefix(plan.rows, plan.cols)
-        return Example(tiles, _patch_labels(scene.labels, scene.things, plan), prefix, ids, [k for k, _, _ in asked])
+        return Example(tiles, _patch_labels(scene.labels, scene.things, plan, scene.pages), prefix, ids, [k for k, _, _ in asked])
 
     def clip(self, clip: scenes.Clip, rng: np.random.Generator) -> Example:
         """An example of a clip with a caption and all its questions."""
@@ -106,7 +113,7 @@ class Batch:
 
     Attributes:
         tiles: uint8, (N, 3, E, E).
-        patches: int64, (N, PATCHES², 3).
+        patches: int64, (N, PATCHES², 4).
         input_ids: int64, (B, L).
         position_ids: int64, (B, L).
         mask: bool, (B, 1, L, L); True where a query may look.
@@ -161,7 +168,7 @@ def collate(examples: Sequence[Example], pad: int) -> Batch:
 
 
 class TileBatches(torch.utils.data.IterableDataset[tuple[torch.Tensor, torch.Tensor]]):
-    """An endless stream of tiles that show something, uint8 (size, 3, E, E), with what their patches show, int64 (size, PATCHES², 3)."""
+    """An endless stream of tiles that show something, uint8 (size, 3, E, E), with what their patches show, int64 (size, PATCHES², 4)."""
 
     def __init__(self, checkpoint: Checkpoint, seed: int, size: int) -> None:
         self.checkpoint, self.seed, self.size = checkpoint, seed, size
@@ -174,9 +181,9 @@ class TileBatches(torch.utils.data.IterableDataset[tuple[torch.Tensor, torch.Ten
         tiles: list[npt.NDArray[np.uint8]] = []
         patches: list[IntArray] = []
         while True:
-            # Half of the tiles hold a whole shape or a few characters: from the inside of a large shape nothing can be learned.
-            example = maker.image(_tile_scene(rng), rng, maker.low) if rng.random() < 0.85 else maker.random(rng)
-            shown = example.patches.any(axis=(1, 2))
+            # Most tiles hold a whole shape or word: from the inside of a large shape nothing can be learned.
+            example = maker.tiny(rng) if rng.random() < 0.7 else maker.random(rng, full=0.8)
+            shown = (example.patches[..., :3] > 0).any(axis=(1, 2))
             tiles += list(example.tiles[shown])
             patches += list(example.patches[shown])
             if len(tiles) >= 4 * self.size:  # mixed, so that a batch is not one picture
@@ -191,7 +198,7 @@ class Batches(torch.utils.data.IterableDataset[Batch]):
     """An endless stream of random batches; another seed, another stream."""
 
     def __init__(self, checkpoint: Checkpoint, seed: int, size: int, tiny_batches: int, light_batches: int, pad: int) -> None:
-        """First come batches of pictures of one tile, three times as many in a batch; then such in which most pictures are at native detail."""
+        """First come batches of pictures of one tile, twice as many in a batch; then such in which most pictures are at native detail."""
         self.checkpoint, self.seed, self.size, self.pad = checkpoint, seed, size, pad
         self.tiny_batches, self.light_batches = tiny_batches, light_batches
 
@@ -206,26 +213,13 @@ class Batches(torch.utils.data.IterableDataset[Batch]):
             # Eight batches' worth at a time, sorted by length, so that a batch holds little padding.
             done = count * workers
             tiny = done < self.tiny_batches
-            size = 3 * self.size if tiny else self.size
-            full = 0.15 if done < self.tiny_batches + self.light_batches else 0.45
+            size = 2 * self.size if tiny else self.size
+            full = 0.15 if done < self.tiny_batches + self.light_batches else 0.4
             drawn = (maker.tiny(rng) if tiny else maker.random(rng, full=full) for _ in range(8 * size))
             pool = sorted(drawn, key=Example.length)
             for i in rng.permutation(8):
                 yield collate(pool[i * size : (i + 1) * size], self.pad)
             count += 8
-
-
-def _tile_scene(rng: np.random.Generator) -> scenes.Scene:
-    """A scene that fills one tile: one shape, or one to three characters."""
-    if rng.random() < 0.3:
-        text = "".join(rng.choice(list(scenes.CHARACTERS), int(rng.integers(1, 4))))
-        place = (float(rng.random()), float(rng.random()))
-        return scenes.text_scene(text, (64, 64), *scenes.text_colors(rng), fill=float(rng.uniform(0.5, 0.95)), offset=place)
-    kind, color = str(rng.choice(scenes.SHAPES)), str(rng.choice(list(scenes.COLORS)))
-    radius = float(rng.uniform(6, 26))
-    x, y = rng.uniform(radius, 64 - radius, 2)
-    shape = scenes.Shape(kind, color, float(x), float(y), radius, float(rng.uniform(-12, 12)))
-    return scenes.shape_scene([shape], "above", (64, 64), scenes.random_background(rng, [color]), rng)
 
 
 def _pick_questions(scene: scenes.Scene, rng: np.random.Generator) -> list[tuple[str, str, str]]:
@@ -257,7 +251,7 @@ def question_kind(question: str, answer: str) -> str:
         return "yes" if answer == "Yes." else "no"
     if first == "Where":
         return "position"
-    return "relation" if question.startswith("What is") else "text"
+    return "relation" if question.startswith("What is") and not question.endswith("word?") else "text"
 
 
 def _shape_of(question: str) -> scenes.Shape:
@@ -265,14 +259,17 @@ def _shape_of(question: str) -> scenes.Shape:
     return scenes.Shape(kind, color, 0, 0, 0)
 
 
-def _patch_labels(labels: npt.NDArray[np.uint8], things: Sequence[tuple[int, int, int]], plan: TilePlan) -> IntArray:
-    """What each patch of each tile shows, taken at the patch's centre."""
+def _patch_labels(labels: npt.NDArray[np.uint8], things: Sequence[scenes.Thing], plan: TilePlan, pages: bool = False) -> IntArray:
+    """What each patch of each tile shows, taken at the patch's centre.
+
+    Which place a thing has in reading order can be seen in the whole picture only, or, on a page, in a tile that holds a whole word only.
+    """
     table = np.asarray(things, np.int64)
     image = Image.fromarray(labels)
-    parts = []
-    if plan.rows:
-        grid = np.asarray(image.resize((plan.cols * PATCHES, plan.rows * PATCHES), Image.Resampling.NEAREST))
-        grid = grid.reshape(plan.rows, PATCHES, plan.cols, PATCHES).transpose(0, 2, 1, 3)
-        parts.append(grid.reshape(-1, PATCHES * PATCHES))
-    parts.append(np.asarray(image.resize((PATCHES, PATCHES), Image.Resampling.NEAREST)).reshape(1, -1))
-    return table[np.concatenate(parts)]
+    whole = table[np.asarray(image.resize((PATCHES, PATCHES), Image.Resampling.NEAREST)).reshape(1, -1)]
+    if not plan.rows:
+        return whole
+    grid = np.asarray(image.resize((plan.cols * PATCHES, plan.rows * PATCHES), Image.Resampling.NEAREST))
+    cut = table[grid.reshape(plan.rows, PATCHES, plan.cols, PATCHES).transpose(0, 2, 1, 3).reshape(-1, PATCHES * PATCHES)]
+    (whole if pages else cut)[..., -1] = IGNORED
+    return np.concatenate([cut, whole])

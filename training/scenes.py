@@ -20,6 +20,8 @@ from vlmbatch.tasks import DEFAULT_PROMPTS
 
 UInt8Array = npt.NDArray[np.uint8]
 Question = tuple[str, str]
+Thing = tuple[int, int, int, int]  # shape, colour, character, place in reading order; each counted from 1, 0 for none
+NOTHING: Thing = (0, 0, 0, 0)
 
 SHAPES = ("circle", "square", "triangle", "star")
 COLORS: dict[str, tuple[int, int, int]] = {
@@ -36,6 +38,7 @@ BACKGROUNDS = ((250, 250, 250), (12, 12, 12), (205, 205, 205), (128, 128, 128), 
 GRID = (("Top left.", "Top.", "Top right."), ("Left.", "Center.", "Right."), ("Bottom left.", "Bottom.", "Bottom right."))
 DIRECTIONS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
 OPPOSITE = {"to the left of": "to the right of", "above": "below"}
+WEIGHTS = (0.0, 0.0, 0.02, 0.04)
 CHARACTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
 CAPTION_PROMPTS = (DEFAULT_PROMPTS["caption"], "Describe this image.", "What is in this image?", "Can you describe this image?", "Caption this image.")
 OCR_PROMPTS = (DEFAULT_PROMPTS["ocr"], "What text is in this image?", "What does it say?")
@@ -68,7 +71,8 @@ class Scene:
         text: The answer to every OCR prompt.
         questions: Questions with their answers; captions and OCR not among them.
         labels: Which thing each pixel shows, uint8, (H, W): an index into ``things``.
-        things: (shape, colour, character) of each label, each counted from 1, 0 for none.
+        things: What each label is.
+        pages: Whether the order of things is that within a tile, as on a page with a word in each cell, and not that in the whole picture.
     """
 
     pixels: UInt8Array
@@ -76,7 +80,8 @@ class Scene:
     text: str
     questions: tuple[Question, ...]
     labels: UInt8Array
-    things: tuple[tuple[int, int, int], ...]
+    things: tuple[Thing, ...]
+    pages: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,10 +94,10 @@ class Clip:
     caption: str
     questions: tuple[Question, ...]
     labels: tuple[UInt8Array, ...]
-    things: tuple[tuple[int, int, int], ...]
+    things: tuple[Thing, ...]
 
 
-def random_scene(rng: np.random.Generator, *, longest: tuple[int, int] = (64, 1024), reading: float = 0.4) -> Scene:
+def random_scene(rng: np.random.Generator, *, longest: tuple[int, int] = (64, 1600), reading: float = 0.4) -> Scene:
     """A random scene whose longest edge lies, log-uniformly, in a range of pixels; ``reading`` is the share of words and numbers."""
     edge = round(math.exp(rng.uniform(math.log(longest[0]), math.log(longest[1]))))
     if rng.random() < reading:
@@ -150,7 +155,7 @@ def shape_scene(
     pixels, labels = draw_shapes(shapes, size, background, rng)
     caption = f" {relation} a".join(f" {s.name}" for s in shapes)
     caption = _article(f"A{caption}.")
-    things = ((0, 0, 0), *((SHAPES.index(s.kind) + 1, list(COLORS).index(s.color) + 1, 0) for s in shapes))
+    things = (NOTHING, *((SHAPES.index(s.kind) + 1, list(COLORS).index(s.color) + 1, 0, i + 1) for i, s in enumerate(shapes)))
     return Scene(pixels, caption, "No text.", tuple(shape_questions(shapes, relation, size)), labels, things)
 
 
@@ -195,18 +200,30 @@ def absent_questions(shapes: Sequence[Shape], rng: np.random.Generator, count: i
 
 def random_text(rng: np.random.Generator, edge: int) -> Scene:
     """A random word or number of one to six characters in a picture with a given longest edge."""
-    longest = 6 if edge >= 160 else 4 if edge >= 100 else 2
-    length = int(rng.integers(1, longest + 1))
-    while True:
-        pool = "0123456789" if rng.random() < 0.5 else CHARACTERS[:26]
-        text = "".join(rng.choice(list(pool), length))
-        if not set(text) <= set("OI01"):  # "10" and "IO" look the same
-            break
+    longest = 6 if edge >= 128 else 4 if edge >= 90 else 3
+    text = random_word(rng, int(rng.integers(1, longest + 1)))
     ratio = math.exp(rng.uniform(math.log(0.9), math.log(2.4)))
     width, height = (edge, round(edge / ratio)) if ratio >= 1 else (round(edge * ratio), edge)
     background, ink = text_colors(rng)
-    # In the checkpoint's working size (longest edge 256) a character is at least 22 pixels high.
-    return text_scene(text, (width, height), background, ink, fill=float(rng.uniform(0.55, 0.92)), offset=(rng.uniform(0.08, 0.92), rng.uniform(0.08, 0.92)))
+    smallest = 0.35 if len(text) < 4 else 0.6  # so that as one tile a character is at least 8 pixels wide
+    return text_scene(
+        text,
+        (width, height),
+        background,
+        ink,
+        fill=float(rng.uniform(smallest, 0.95)),
+        offset=(rng.uniform(0.05, 0.95), rng.uniform(0.05, 0.95)),
+        weight=float(rng.choice(WEIGHTS)),
+    )
+
+
+def random_word(rng: np.random.Generator, length: int) -> str:
+    """A random word in capitals, or a number; never one that could be both."""
+    while True:
+        pool = CHARACTERS[26:] if rng.random() < 0.5 else CHARACTERS[:26]
+        text = "".join(rng.choice(list(pool), length))
+        if not set(text) <= set("OI01"):  # "10" and "IO" look the same
+            return text
 
 
 def text_scene(
@@ -216,6 +233,7 @@ def text_scene(
     ink: tuple[int, int, int] = (18, 18, 18),
     fill: float = 0.8,
     offset: tuple[float, float] = (0.5, 0.5),
+    weight: float = 0.0,
 ) -> Scene:
     """Draws a word or number.
 
@@ -226,20 +244,15 @@ def text_scene(
         ink: RGB.
         fill: Share of the width, or of the height, that the text may take.
         offset: Where in the free space the text stands, 0 to 1 each way.
+        weight: How much bolder than the plain font, as a share of its size.
     """
     width, height = size
-    font, (left, top, right, bottom) = _fit_font(text, fill * width, min(fill, 0.8) * height, 0.45 * max(size))
-    x = offset[0] * (width - (right - left)) - left
-    y = offset[1] * (height - (bottom - top)) - top
-    image = Image.new("RGB", size, background)
-    ImageDraw.Draw(image).text((x, y), text, fill=ink, font=font)
-    labels = Image.new("L", size, 0)
-    canvas = ImageDraw.Draw(labels)
-    things = [(0, 0, 0)]
-    for i, character in enumerate(text):
-        start, end = x + font.getlength(text[:i]), x + font.getlength(text[: i + 1])
-        canvas.rectangle((start, y + top, end - 1, y + bottom), fill=i + 1)
-        things.append((0, 0, CHARACTERS.index(character) + 1))
+    image, labels, things = Image.new("RGB", size, background), Image.new("L", size, 0), [NOTHING]
+    font, box = _fit_font(text, fill * width, min(fill, 0.8) * height, 0.45 * max(size))
+    margin = weight * font.size
+    x = margin + offset[0] * max(0.0, width - (box[2] - box[0]) - 2 * margin) - box[0]
+    y = margin + offset[1] * max(0.0, height - (box[3] - box[1]) - 2 * margin) - box[1]
+    _write(image, labels, things, text, (x, y), font, ink, weight)
     kind = "number" if text.isdigit() else "word"
     questions = (
         (f"What {kind} is shown?", text),
@@ -248,6 +261,72 @@ def text_scene(
         ("How many shapes are there?", "0"),
     )
     return Scene(np.asarray(image), f"The {kind} {text}.", text, questions, np.asarray(labels), tuple(things))
+
+
+def random_page(rng: np.random.Generator, edge: int) -> Scene:
+    """A random page: two to four short words, one in each cell, too small to be read in the page as a whole."""
+    rows, cols = ((1, 2), (2, 1), (2, 2))[int(rng.integers(3))]
+    words = [random_word(rng, int(rng.integers(1, 4))) for _ in range(rows * cols)]
+    # Ratios of which each cell becomes a tile.
+    ratio = {(1, 2): rng.uniform(2.0, 2.4), (2, 1): 1 / rng.uniform(2.0, 2.4), (2, 2): rng.uniform(0.87, 1.15)}[rows, cols]
+    size = (edge, round(edge / ratio)) if ratio >= 1 else (round(edge * ratio), edge)
+    background, ink = text_colors(rng)
+    places = [(float(x), float(y)) for x, y in rng.uniform(0.1, 0.9, (len(words), 2))]
+    return page_scene(words, (rows, cols), size, background, ink, float(rng.uniform(0.055, 0.085)), places)
+
+
+def page_scene(
+    words: Sequence[str],
+    grid: tuple[int, int],
+    size: tuple[int, int],
+    background: tuple[int, int, int] = (250, 250, 250),
+    ink: tuple[int, int, int] = (18, 18, 18),
+    height: float = 0.07,
+    places: Sequence[tuple[float, float]] | None = None,
+) -> Scene:
+    """Draws words in a grid, in reading order.
+
+    Args:
+        words: One a cell, row by row.
+        grid: (rows, columns).
+        size: (width, height) in pixels.
+        background: RGB.
+        ink: RGB.
+        height: Of the words, as a share of the longest edge.
+        places: Where in the free space of its cell each word stands, 0 to 1 each way.
+    """
+    image, labels, things = Image.new("RGB", size, background), Image.new("L", size, 0), [NOTHING]
+    cell = (size[0] / grid[1], size[1] / grid[0])
+    for number, word in enumerate(words):
+        font, box = _fit_font(word, 0.8 * cell[0], height * max(size), 0.45 * max(size))
+        at_x, at_y = places[number] if places else (0.5, 0.5)
+        x = (number % grid[1]) * cell[0] + at_x * (cell[0] - (box[2] - box[0])) - box[0]
+        y = (number // grid[1]) * cell[1] + at_y * (cell[1] - (box[3] - box[1])) - box[1]
+        _write(image, labels, things, word, (x, y), font, ink, 0.0)
+    text = " ".join(words)
+    questions = (("How many words are there?", str(len(words))), ("What is the first word?", words[0]), ("What is the last word?", words[-1]))
+    return Scene(np.asarray(image), f"The words {text}.", text, questions, np.asarray(labels), tuple(things), pages=True)
+
+
+def _write(
+    image: Image.Image,
+    labels: Image.Image,
+    things: list[Thing],
+    text: str,
+    place: tuple[float, float],
+    font: ImageFont.FreeTypeFont,
+    ink: tuple[int, int, int],
+    weight: float,
+) -> None:
+    """Draws text, marks where each character is, and adds the characters to ``things``."""
+    x, y = place
+    _, top, _, bottom = font.getbbox(text)
+    ImageDraw.Draw(image).text((x, y), text, fill=ink, font=font, stroke_width=weight * font.size, stroke_fill=ink)
+    canvas = ImageDraw.Draw(labels)
+    for i, character in enumerate(text):
+        start, end = x + font.getlength(text[:i]), x + font.getlength(text[: i + 1])
+        canvas.rectangle((start, y + top, max(start, end - 1), y + bottom), fill=len(things))
+        things.append((0, 0, CHARACTERS.index(character) + 1, i + 1))
 
 
 def random_clip(rng: np.random.Generator, *, longest: tuple[int, int] = (64, 320), max_frames: int = 8) -> Clip:
@@ -311,7 +390,7 @@ def moving_clip(
         (f"What color is the {kind}?", f"{color.capitalize()}."),
         ("What shape is moving?", f"{kind.capitalize()}."),
     )
-    things = ((0, 0, 0), (SHAPES.index(kind) + 1, list(COLORS).index(color) + 1, 0))
+    things = (NOTHING, (SHAPES.index(kind) + 1, list(COLORS).index(color) + 1, 0, 1))
     return Clip(tuple(frames), tuple(times_seconds), duration_seconds, _article(f"A {name} moves {direction}."), questions, tuple(labels), things)
 
 
