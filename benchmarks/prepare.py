@@ -2,7 +2,7 @@
 
     python -m benchmarks.prepare
 
-Both sides get the shapes of the published 256M and 500M checkpoints (tiles of 512 pixels, a longest edge of 2048) and turn in-memory RGB pictures into
+Both sides get the shapes of the published 256M and 500M checkpoints (tiles of 512 pixels, a longest edge of 2048) and turn the same decoded Pillow picture into
 what their engine takes: ours uint8 tiles and the ids of the prompt, transformers normalised float32 tiles. They take turns in one process.
 """
 
@@ -34,7 +34,7 @@ def photo(width: int, height: int) -> np.ndarray:
     return rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
-def our_side(folder: Path) -> Callable[[np.ndarray], object]:
+def our_side(folder: Path) -> Callable[[Image.Image], object]:
     """What the pipeline does with a picture, question included; the model behind it does not matter."""
     from tests.checkpoints import write_tiny_checkpoint
     from vlmbatch.checkpoint import Checkpoint
@@ -42,11 +42,11 @@ def our_side(folder: Path) -> Callable[[np.ndarray], object]:
     from vlmbatch.records import Conversation, Pixels
 
     preparer = Preparer.from_checkpoint(Checkpoint(write_tiny_checkpoint(folder, tile=TILE, patch=16, scale_factor=4), "tiny", ""))
-    return lambda pixels: preparer.prepare(Conversation("image", Pixels([pixels])), ["Describe this image in one sentence."])
+    return lambda picture: preparer.prepare(Conversation("image", Pixels([picture])), ["Describe this image in one sentence."])
 
 
 def their_side() -> Callable[[Image.Image], object]:
-    """transformers' processor in a normal call; it gets the PIL picture that its callers hold already, and writes no prompt."""
+    """transformers' processor in a normal call; it writes no prompt."""
     from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
 
     processor = SmolVLMImageProcessorPil(size={"longest_edge": 4 * TILE}, max_image_size={"longest_edge": TILE})
@@ -59,10 +59,9 @@ def measure(rounds: int) -> list[dict[str, Any]]:
         ours, theirs = our_side(Path(folder)), their_side()
     rows = []
     for size in SIZES:
-        pixels = photo(*size)
-        picture = Image.fromarray(pixels)
-        ours(pixels), theirs(picture)
-        times = [(_seconds(ours, pixels), _seconds(theirs, picture)) for _ in range(rounds)]
+        picture = Image.fromarray(photo(*size))
+        ours(picture), theirs(picture)
+        times = [(_seconds(ours, picture), _seconds(theirs, picture)) for _ in range(rounds)]
         ratios = [b / a for a, b in times]
         rows.append(
             {
@@ -78,9 +77,9 @@ def measure(rounds: int) -> list[dict[str, Any]]:
     return rows
 
 
-def _seconds(call: Callable[[Any], object], pixels: Any) -> float:
+def _seconds(call: Callable[[Any], object], picture: Image.Image) -> float:
     start = time.perf_counter()
-    call(pixels)
+    call(picture)
     return time.perf_counter() - start
 
 

@@ -22,6 +22,10 @@ from vlmbatch.prepare.tiles import TilePlan, TileSettings, cut_tiles
 
 PATCHES = TILE // PATCH  # along an edge of a tile
 IGNORED = -100
+REPLAYED = 3
+"""Drawing costs as much as learning, so one of so many examples in a batch is new; the others were drawn before."""
+KEPT = 8_000
+"""Examples that are kept for that."""
 IntArray = npt.NDArray[np.int64]
 
 
@@ -178,20 +182,20 @@ class TileBatches(torch.utils.data.IterableDataset[tuple[torch.Tensor, torch.Ten
         maker = ExampleMaker(self.checkpoint)
         info = torch.utils.data.get_worker_info()
         rng = np.random.default_rng((self.seed, info.id if info else 0, 1))
-        tiles: list[npt.NDArray[np.uint8]] = []
-        patches: list[IntArray] = []
+        fresh: list[tuple[npt.NDArray[np.uint8], IntArray]] = []
+        seen: list[tuple[npt.NDArray[np.uint8], IntArray]] = []
         while True:
             # Most tiles hold a whole shape or word: from the inside of a large shape nothing can be learned.
             example = maker.tiny(rng) if rng.random() < 0.7 else maker.random(rng, full=0.8)
             shown = (example.patches[..., :3] > 0).any(axis=(1, 2))
-            tiles += list(example.tiles[shown])
-            patches += list(example.patches[shown])
-            if len(tiles) >= 4 * self.size:  # mixed, so that a batch is not one picture
-                order = rng.permutation(len(tiles))
-                for begin in range(0, 4 * self.size, self.size):
-                    chosen = order[begin : begin + self.size]
-                    yield torch.from_numpy(np.stack([tiles[i] for i in chosen])), torch.from_numpy(np.stack([patches[i] for i in chosen]))
-                tiles, patches = [], []
+            fresh += zip(example.tiles[shown], example.patches[shown], strict=True)
+            if len(fresh) >= 4 * self.size:  # mixed, so that a batch is not one picture
+                for _ in range(4 * REPLAYED):
+                    chosen = [fresh[i] for i in rng.choice(len(fresh), self.size // REPLAYED, replace=False)]
+                    chosen += [seen[i] for i in rng.integers(len(seen), size=self.size - len(chosen))] if seen else []
+                    yield torch.from_numpy(np.stack([t for t, _ in chosen])), torch.from_numpy(np.stack([p for _, p in chosen]))
+                seen = (seen + fresh)[-KEPT:]
+                fresh = []
 
 
 class Batches(torch.utils.data.IterableDataset[Batch]):
@@ -209,17 +213,24 @@ class Batches(torch.utils.data.IterableDataset[Batch]):
         rng = np.random.default_rng((self.seed, info.id if info else 0))
         workers = info.num_workers if info else 1
         count = 0
+        seen: list[Example] = []
+        kind = None
         while True:
-            # Eight batches' worth at a time, sorted by length, so that a batch holds little padding.
             done = count * workers
             tiny = done < self.tiny_batches
             size = 2 * self.size if tiny else self.size
             full = 0.15 if done < self.tiny_batches + self.light_batches else 0.4
-            drawn = (maker.tiny(rng) if tiny else maker.random(rng, full=full) for _ in range(8 * size))
-            pool = sorted(drawn, key=Example.length)
-            for i in rng.permutation(8):
-                yield collate(pool[i * size : (i + 1) * size], self.pad)
-            count += 8
+            if kind != (tiny, full):
+                kind, seen = (tiny, full), []
+            # Eight batches' worth at a time, sorted by length, so that a batch holds little padding.
+            fresh = [maker.tiny(rng) if tiny else maker.random(rng, full=full) for _ in range(8 * size // REPLAYED)]
+            old = [seen[i] for i in rng.integers(len(seen), size=8 * size - len(fresh))] if seen else []
+            pool = sorted(fresh + old, key=Example.length)
+            seen = (seen + fresh)[-KEPT:]
+            batches = range(0, len(pool), size)
+            for start in rng.permutation(batches):
+                yield collate(pool[start : start + size], self.pad)
+            count += len(batches)
 
 
 def _pick_questions(scene: scenes.Scene, rng: np.random.Generator) -> list[tuple[str, str, str]]:

@@ -29,7 +29,7 @@ from vlmbatch.job import Job
 from vlmbatch.prepare import Preparer
 from vlmbatch.read import Reader, open_reader
 from vlmbatch.read.questions import Questions, read_questions
-from vlmbatch.records import Conversation, Item, Pixels, utc_now
+from vlmbatch.records import Conversation, Item, Pixels, picture_size, utc_now
 from vlmbatch.reporter import Reporter, Silent
 from vlmbatch.rows import Result, RowMaker, Task
 from vlmbatch.sample import make_sampler
@@ -271,7 +271,7 @@ class Run:
             task.read_seconds = time.perf_counter() - begun
         # A frame's item holds the decoded frame; now that there are pixels, nobody needs it any more.
         task.item = dataclasses.replace(task.item, load=_already_loaded)
-        height, width = pixels.frames[0].shape[:2]
+        width, height = picture_size(pixels.frames[0])
         task.size = (width, height)
         return pixels
 

@@ -9,12 +9,17 @@ from __future__ import annotations
 import dataclasses
 import datetime
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, Union
 
 import numpy as np
 import numpy.typing as npt
 
+if TYPE_CHECKING:
+    from PIL import Image
+
 UInt8Array = npt.NDArray[np.uint8]
+Picture: TypeAlias = Union[UInt8Array, "Image.Image"]
+"""RGB: an array, uint8, (H, W, 3), or a Pillow image of mode RGB as the decoder made it, which spares two copies on the way to the tiles."""
 Media = Literal["image", "frame", "clip"]
 Status = Literal["ok", "error", "similar"]
 FinishReason = Literal["stop", "length"]
@@ -25,14 +30,21 @@ class Pixels:
     """What ``Item.load`` gives.
 
     Attributes:
-        frames: RGB pictures, uint8, (H, W, 3), upright: one for an image or frame, several for a clip.
+        frames: RGB pictures, upright: one for an image or frame, several for a clip.
         times_seconds: Presentation time of each frame of a clip; empty for an image.
         duration_seconds: Duration of the whole video; None for an image.
     """
 
-    frames: Sequence[UInt8Array]
+    frames: Sequence[Picture]
     times_seconds: tuple[float, ...] = ()
     duration_seconds: float | None = None
+
+
+def picture_size(picture: Picture) -> tuple[int, int]:
+    """(width, height) in pixels."""
+    if isinstance(picture, np.ndarray):
+        return picture.shape[1], picture.shape[0]
+    return picture.size
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

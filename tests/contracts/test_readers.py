@@ -73,7 +73,8 @@ class TestReader:
             except ItemError as exc:
                 failed += len(str(exc).splitlines()) == 1
                 continue
-            assert all(frame.dtype == np.uint8 and frame.ndim == 3 and frame.shape[2] == 3 and frame.flags.c_contiguous for frame in pixels.frames)
+            frames = [np.asarray(frame) for frame in pixels.frames]
+            assert all(frame.dtype == np.uint8 and frame.ndim == 3 and frame.shape[2] == 3 and frame.flags.c_contiguous for frame in frames)
             assert len(pixels.times_seconds) == (len(pixels.frames) if item.media == "clip" else 0)
             assert item.fingerprint
         assert failed == 2
@@ -82,7 +83,10 @@ class TestReader:
         item = next(iter(open_job(make_job(folder))))
         expected = item.load().frames
         got: list[bool] = []
-        threads = [threading.Thread(target=lambda: got.append(all(map(np.array_equal, expected, item.load().frames)))) for _ in range(4)]
+        threads = [
+            threading.Thread(target=lambda: got.append(all(map(np.array_equal, map(np.asarray, expected), map(np.asarray, item.load().frames)))))
+            for _ in range(4)
+        ]
         for thread in threads:
             thread.start()
         for thread in threads:

@@ -16,7 +16,7 @@ from vlmbatch.checkpoint import Checkpoint
 from vlmbatch.errors import ModelLoadError, PrepareError
 from vlmbatch.prepare.prompt import MAX_GRID, PromptWriter
 from vlmbatch.prepare.tiles import TileSettings, cut_tiles, plan_tiles
-from vlmbatch.records import Conversation, Pixels, Request, UInt8Array
+from vlmbatch.records import Conversation, Picture, Pixels, Request, UInt8Array, picture_size
 
 __all__ = ["Detail", "Preparer"]
 
@@ -119,17 +119,17 @@ class Preparer:
         """The words of an answer, special tokens left out, white space around it cut off."""
         return self.writer.decode(ids)
 
-    def _settings(self, frame: UInt8Array) -> TileSettings:
+    def _settings(self, frame: Picture) -> TileSettings:
         """The settings for one picture at the chosen detail."""
         if self.detail == "low":
             return dataclasses.replace(self._full, split=False)
         if self.detail == "native":
-            return self._full.native(frame.shape[1], frame.shape[0])
+            return self._full.native(*picture_size(frame))
         return self._full
 
     def _picture_words(self, pixels: Pixels, questions: Sequence[str]) -> tuple[tuple[int, ...], list[tuple[int, ...]]]:
         frame = pixels.frames[0]
-        plan = plan_tiles(frame.shape[1], frame.shape[0], self._settings(frame))
+        plan = plan_tiles(*picture_size(frame), self._settings(frame))
         if max(plan.rows, plan.cols) > MAX_GRID:
             raise PrepareError(f"the picture takes {plan.rows} x {plan.cols} tiles; the vocabulary has positions for {MAX_GRID} x {MAX_GRID}")
         return self._image_prefix(plan.rows, plan.cols), [self._image_question(question) for question in questions]
@@ -150,7 +150,7 @@ class Preparer:
                 raise PrepareError("the checkpoint does not say how frames of a clip are cut; ask about single frames (--per frame)")
             return np.concatenate([cut_tiles(frame, self._clip)[0] for frame in frames])
         except (ValueError, OSError, MemoryError) as error:
-            height, width = frames[0].shape[:2]
+            width, height = picture_size(frames[0])
             raise PrepareError(f"a picture of {width} x {height} pixels cannot be cut into tiles: {error or type(error).__name__}") from error
 
     def _check_context(self, prompt_tokens: int, conversation: Conversation) -> None:
@@ -197,7 +197,10 @@ def _check_pixels(pixels: Pixels) -> None:
     if not pixels.frames:
         raise PrepareError("there are no pixels")
     for frame in pixels.frames:
-        if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3 or 0 in frame.shape:
+        if isinstance(frame, Image.Image):
+            if frame.mode != "RGB" or 0 in frame.size:
+                raise PrepareError(f"pictures are RGB; this one is {frame.mode}, {frame.width} x {frame.height}")
+        elif frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3 or 0 in frame.shape:
             raise PrepareError(f"pixels are RGB, uint8, (H, W, 3); these are {frame.dtype}, {frame.shape}")
 
 

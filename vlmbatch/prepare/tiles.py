@@ -13,6 +13,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from vlmbatch.records import Picture, picture_size
+
 UInt8Array = npt.NDArray[np.uint8]
 
 MAX_EDGE = 4096
@@ -84,21 +86,20 @@ def plan_tiles(width: int, height: int, settings: TileSettings) -> TilePlan:
     return TilePlan(resized, fitted, rows, cols)
 
 
-def cut_tiles(pixels: UInt8Array, settings: TileSettings) -> tuple[UInt8Array, TilePlan]:
+def cut_tiles(picture: Picture, settings: TileSettings) -> tuple[UInt8Array, TilePlan]:
     """Cuts a picture into tiles, row by row, the global view last.
 
     Args:
-        pixels: RGB, uint8, (H, W, 3).
+        picture: RGB.
         settings: The checkpoint's settings.
 
     Returns:
         Tiles, uint8, (n_tiles, 3, E, E), and the plan they follow.
     """
-    height, width = pixels.shape[:2]
-    plan = plan_tiles(width, height, settings)
+    plan = plan_tiles(*picture_size(picture), settings)
     edge = settings.tile_edge
     resample = Image.Resampling(settings.resample)
-    image = Image.fromarray(pixels)
+    image = Image.fromarray(picture) if isinstance(picture, np.ndarray) else picture
     if plan.resized != image.size:
         image = image.resize(plan.resized, resample)
     if plan.fitted != image.size:

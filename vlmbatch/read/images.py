@@ -8,7 +8,6 @@ import struct
 from collections.abc import Iterator
 from typing import BinaryIO
 
-import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from vlmbatch.errors import DecodeError, ItemError, ReadError
@@ -79,7 +78,7 @@ def load_image(path: str, max_pixels: int) -> Pixels:
         max_pixels: Pictures with more pixels are refused before they are decoded.
 
     Returns:
-        One frame, uint8, (H, W, 3).
+        One frame, as Pillow's picture.
 
     Raises:
         ReadError: The file cannot be opened or read.
@@ -108,7 +107,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
         image = image.convert("RGBA")
         background = Image.new("RGBA", image.size, (255, 255, 255, 255))
         image = Image.alpha_composite(background, image)
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 # Pillow's plugins raise nearly everything on damaged files (SyntaxError, struct.error, KeyError, zlib.error, MemoryError …), so what wraps a call of
@@ -125,11 +124,13 @@ def _identify(file: BinaryIO) -> Image.Image:
         raise _translated(exc, "not a picture") from exc
 
 
-def _decode(image: Image.Image) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
+def _decode(image: Image.Image) -> Image.Image:
     try:
         image.load()
         upright = _UPRIGHT.get(_orientation(image))
-        return np.ascontiguousarray(to_rgb(image if upright is None else image.transpose(upright)), np.uint8)
+        rgb = to_rgb(image if upright is None else image.transpose(upright))
+        rgb.info.clear()  # neither profiles nor comments travel on
+        return rgb
     except Exception as exc:
         raise _translated(exc, f"broken {image.format}") from exc
 
