@@ -197,7 +197,7 @@ class Run:
             todo = []
             failed = False
             for number, question in enumerate(asked):
-                if self.writer.done(item.id, self.job.task, question, item.fingerprint):
+                if self.writer.done(item.id, self.job.task, question, item.source, item.fingerprint):
                     failed |= self.writer.keep(item.id, self.job.task, question, item.index, number) == "error"
                 else:
                     todo.append((number, question))
@@ -347,7 +347,6 @@ class Run:
     def _close(self) -> None:
         """Commits and closes; a failure here is the run's failure, unless there was one before."""
         finished = self._failure is None and not self._interrupted
-        self._totals = self.writer.totals()
         for close in (functools.partial(self.writer.close, finished=finished), self.engine.close if self.engine else None):
             try:
                 if close:
@@ -357,6 +356,7 @@ class Run:
                     self._failure = error
                 else:
                     logger.error("%s", error)
+        self._totals = self.writer.totals()
 
     def _outcome(self, began: float, started_at: str) -> Outcome:
         summary = describe_run(

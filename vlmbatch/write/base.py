@@ -56,7 +56,7 @@ class Writer(abc.ABC):
         """Commits when one is due. Called about once a second, so that rows do not wait for the next one to be committed."""
         return
 
-    def done(self, id: str, task: str, prompt: str, fingerprint: str = "") -> bool:
+    def done(self, id: str, task: str, prompt: str, source: str = "", fingerprint: str = "") -> bool:
         """Whether the row is there from an earlier run and need not be done again."""
         return False
 

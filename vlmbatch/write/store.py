@@ -29,7 +29,7 @@ from vlmbatch.write.formats import find_format
 from vlmbatch.write.identity import check_identity, earlier_identity
 from vlmbatch.write.journal import Header, Journal, JournalScan, plain_json, write_journal
 from vlmbatch.write.lock import OutputLock
-from vlmbatch.write.table import Int64Array, RowTable, fingerprint_digest, key_digest
+from vlmbatch.write.table import Int64Array, RowTable, key_digest, short_digest
 
 logger = logging.getLogger(__name__)
 
@@ -132,17 +132,23 @@ class OutputStore(Writer):
         for entry in scan:
             if entry.place >= 0:
                 self._table.put(
-                    entry.key, place=entry.place, index=entry.row_index, status=entry.status, question=entry.question, fingerprint=entry.fingerprint
+                    entry.key,
+                    place=entry.place,
+                    index=entry.row_index,
+                    status=entry.status,
+                    question=entry.question,
+                    source=entry.source,
+                    fingerprint=entry.fingerprint,
                 )
                 self._changed = True
                 continue
             number = self._table.number(entry.key)
             if number is not None:
-                self._table.set_fingerprint(number, entry.fingerprint)
+                self._table.set_file(number, entry.source, entry.fingerprint)
 
-    def done(self, id: str, task: str, prompt: str, fingerprint: str = "") -> bool:
+    def done(self, id: str, task: str, prompt: str, source: str = "", fingerprint: str = "") -> bool:
         """Whether the row is there, its file is the same as far as is known, and it is no error that is to be done again."""
-        digest = fingerprint_digest(fingerprint)
+        digest = short_digest(fingerprint)
         with self._guard:
             number = self._table.number(key_digest(id, task, prompt))
             if number is None or (self._job.retry_errors and self._table.is_error(number)):
@@ -151,7 +157,7 @@ class OutputStore(Writer):
             if digest and not known and self._table.is_error(number):
                 return False  # there was no file then, and there is one now
             if digest and not known:
-                self._table.set_fingerprint(number, digest)
+                self._table.set_file(number, short_digest(source), digest)
                 self._fingerprints_changed = True
             return not (digest and known and digest != known)
 
@@ -168,16 +174,16 @@ class OutputStore(Writer):
     def totals(self) -> dict[str, int]:
         """Rows and error rows that OUTPUT has in all."""
         with self._guard:
-            return {"rows": len(self._table), "errors": sum(self._table.is_error(number) for number in range(len(self._table)))}
+            return {"rows": len(self._table), "errors": self._table.errors()}
 
     def write(self, record: Record, fingerprint: str = "", order: int | None = None, question: int = 0) -> None:
         """Takes a record; ``order`` does not matter here, as rows are sorted by index."""
         row = row_of(record)
-        key, digest = key_digest(*record.key), fingerprint_digest(fingerprint)
+        key, source, digest = key_digest(*record.key), short_digest(row["source"]), short_digest(fingerprint)
         with self._guard:
             self._check_open()
-            place = self._journal.append(key, digest, question, row)
-            self._table.put(key, place=place, index=row["index"], status=row["status"], question=question, fingerprint=digest, seen=True)
+            place = self._journal.append(key, source, digest, question, row)
+            self._table.put(key, place=place, index=row["index"], status=row["status"], question=question, source=source, fingerprint=digest, seen=True)
             self._changed = True
             if not self._waiting:
                 self._waiting_since = self._clock()
@@ -222,6 +228,7 @@ class OutputStore(Writer):
         if not finished and not len(self._table):
             self._journal_path.unlink()
             return
+        self._drop_outdated()
         order = self._table.in_order()
         published = self._changed or not self._output.exists() or not self._is_as_it_was(order)
         if published:
@@ -230,7 +237,19 @@ class OutputStore(Writer):
             except OutputError as error:
                 raise OutputError(f"{error}; what was finished is kept in {self._journal_path.name}, and the same command goes on from there") from error
         if published or self._fingerprints_changed:
-            write_journal(self._journal_path, Header(self._identity), self._table.fingerprints())
+            write_journal(self._journal_path, Header(self._identity), self._table.known_files())
+
+    def _drop_outdated(self) -> None:
+        """Takes out rows about what a changed file no longer holds: frames of the video that it was, or the error that it had as a whole."""
+        outdated, current = self._table.outdated()
+        if not len(outdated):
+            return
+        ids = {row["id"] for row in self._rows(current)}
+        gone = [int(number) for number, row in zip(outdated, self._rows(outdated), strict=True) if row["id"] not in ids]
+        if gone:
+            logger.info("%s: %d rows about what changed files no longer hold are left out", self._name, len(gone))
+            self._table.drop(gone)
+            self._changed = True
 
     def _is_as_it_was(self, order: Int64Array) -> bool:
         """Whether OUTPUT already holds exactly the rows of the table, in their order."""
