@@ -26,6 +26,7 @@ class EngineStats:
         cleanups: How often caches were given back to the device.
         cleanup_seconds: What that cost.
         memory: What the memory budget allowed, in bytes.
+        kernels: For each kind of matrix the row counts from which on a packed kernel multiplies it; empty where none does.
         peak_device_bytes: The most device memory that was allocated, or None on a CPU.
     """
 
@@ -45,6 +46,7 @@ class EngineStats:
     cleanups: int = 0
     cleanup_seconds: float = 0.0
     memory: dict[str, int] = dataclasses.field(default_factory=dict)
+    kernels: dict[str, list[int]] = dataclasses.field(default_factory=dict)
     peak_device_bytes: int | None = None
 
 
