@@ -1,13 +1,14 @@
 """Matrix products on a CPU: which of two kernels is the faster for how many rows, measured once when a model is loaded.
 
-torch's own product (MKL's, where there is MKL) lays a weight out anew in every call. With a thousand rows that is nothing; with the few rows of a decode step it is
-most of the time. oneDNN keeps a second copy of the weight in the layout that its kernel reads, and can apply the GELU behind a product before the result
-leaves the cache. Which is ahead, and from how many rows on, differs between processors, so it is measured here.
+torch's own product (MKL's, where there is MKL) lays a weight out anew in every call. With a thousand rows that is nothing; with the few rows of a decode step
+it is most of the time. oneDNN keeps a second copy of the weight in the layout that its kernel reads, and can apply the GELU behind a product before the
+result leaves the cache. Which is ahead, and from how many rows on, differs between processors, so it is measured here.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -146,8 +147,7 @@ def _measure(place: Place) -> tuple[bool, ...]:
             found.append(False)
             continue
         x = torch.zeros(rows, plain.weight.shape[1], dtype=plain.weight.dtype)
-        calls = [(lambda kernel: lambda: kernel.gelu(x) if place.activation else kernel(x))(kernel) for kernel in (plain, packed)]
-        slow, fast = _fastest(calls)
+        slow, fast = _fastest([functools.partial(kernel.gelu if place.activation else kernel, x) for kernel in (plain, packed)])
         found.append(slow > WORTH * fast)
     return tuple(found)
 
