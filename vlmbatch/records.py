@@ -96,6 +96,7 @@ class Request:
         prefix_ids: Token ids of the chat opening and the media; every question continues them.
         questions: For each question the token ids that follow the prefix.
         seeds: For each question the seed that its sampling starts from.
+        tile_keys: For each tile a digest of its pixels, by which equal tiles are known; empty where nobody made them.
         tag: Whatever the caller wants back with every completion.
         prepare_seconds: How long preparing took, wall time.
         queued_at: ``time.perf_counter()`` when the engine's queue took it; set by the queue.
@@ -107,6 +108,7 @@ class Request:
     prefix_ids: Sequence[int]
     questions: Sequence[Sequence[int]]
     seeds: Sequence[int] = ()
+    tile_keys: Sequence[bytes] = ()
     tag: Any = None
     prepare_seconds: float = 0.0
     queued_at: float = 0.0

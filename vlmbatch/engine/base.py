@@ -19,6 +19,7 @@ class EngineStats:
         busy_seconds: Wall time in which it was computing or scheduling, not waiting for requests.
         vision_seconds, prefill_seconds, decode_seconds: The phases that make it up.
         tiles, prefill_tokens, decode_tokens: What the phases worked through.
+        tiles_reused: Tiles that were not encoded, as an equal one had been.
         vision_calls, prefill_calls, decode_steps: How many calls that took.
         max_sequences: The most sequences that were alive at a time.
         max_tiles: The most tiles in one encoder call.
@@ -35,6 +36,7 @@ class EngineStats:
     prefill_seconds: float = 0.0
     decode_seconds: float = 0.0
     tiles: int = 0
+    tiles_reused: int = 0
     prefill_tokens: int = 0
     decode_tokens: int = 0
     vision_calls: int = 0

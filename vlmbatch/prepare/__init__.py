@@ -105,7 +105,8 @@ class Preparer:
         if image_tokens != len(tiles) * self.seq_len:
             raise PrepareError(f"{image_tokens} image tokens for {len(tiles)} tiles of {self.seq_len}: tokenizer and processor do not match")
         seeds = [self._question_seed(conversation.key, question) for question in questions]
-        return Request(tiles, prefix_ids, question_ids, seeds, prepare_seconds=time.perf_counter() - start)
+        keys = [hashlib.blake2b(tile, digest_size=16).digest() for tile in tiles]
+        return Request(tiles, prefix_ids, question_ids, seeds, keys, prepare_seconds=time.perf_counter() - start)
 
     def full_tiles(self, width: int, height: int) -> int:
         """Tiles that a picture of this size takes with ``full`` detail."""
