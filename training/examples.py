@@ -76,7 +76,10 @@ class ExampleMaker:
         if rng.random() < 0.6:
             scene = dataclasses.replace(scene, pixels=scenes.jpeg(scene.pixels, int(rng.integers(60, 96))))
         if in_full:
-            return self.image(scene, rng, self.full)
+            example = self.image(scene, rng, self.full)
+            if rng.random() < 0.1 and len(example.tiles) > 1:
+                example.tiles[-1] = 128  # without the global view the tiles must do
+            return example
         height, width = scene.pixels.shape[:2]
         return self.image(scene, rng, self.low if rng.random() < 0.5 else self.full.native(width, height))
 
