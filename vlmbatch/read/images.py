@@ -142,21 +142,28 @@ def count_frames(file: IO[bytes], max_pixels: int, limit: int) -> int:
         DecodeError: It is not a picture of a known format, or too large.
     """
     with _identify(file, max_pixels) as image:
-        total = 1
+        if image.format == "TIFF":
+            return _count_tiff(image, limit)
         try:
-            if image.format == "TIFF":
-                while total < limit:
-                    image.seek(total)
-                    total += 1
-            else:
-                total = getattr(image, "n_frames", 1)
-        except EOFError:
-            pass
+            return int(getattr(image, "n_frames", 1))
         except Exception as exc:
-            # What follows is lost; the page where it begins says so when it is loaded.
-            logger.debug("damaged after %d pages: %s", total, one_line(exc))
-            total += 1
-        return total
+            logger.debug("frames not counted: %s", one_line(exc))
+            return 1
+
+
+def _count_tiff(image: Image.Image, limit: int) -> int:
+    """Follows the chain of a TIFF file's pages."""
+    for total in range(1, limit):
+        try:
+            image.seek(total)
+        except EOFError:
+            return total
+        except Exception as exc:
+            # A page that makes no sense says so when it is loaded; only where the chain itself is broken, what follows is lost.
+            logger.debug("page %d is damaged: %s", total + 1, one_line(exc))
+            if image.tell() != total:
+                return total + 1
+    return limit
 
 
 def _go_to(image: Image.Image, number: int, max_pixels: int) -> None:

@@ -54,9 +54,11 @@ def load_page(file: str | IO[bytes], number: int, *, dpi: int, max_pixels: int) 
             raise DecodeError(f"no page {number}: the document has {len(document)}")
         document.init_forms()
         page = document[number - 1]
-        width, height = (math.ceil(points * dpi / _POINTS_PER_INCH) for points in page.get_size())
+        # A hair less: sizes are rounded up, and a page of 480 points at 150 dpi is not 1000.0000001 pixels wide.
+        scale = dpi / _POINTS_PER_INCH * (1 - 1e-9)
+        width, height = (math.ceil(points * scale) for points in page.get_size())
         check_size(width, height, max_pixels)
-        bitmap = page.render(scale=dpi / _POINTS_PER_INCH, rev_byteorder=True)
+        bitmap = page.render(scale=scale, rev_byteorder=True)
         # A copy: the bitmap's memory is PDFium's.
         pixels = np.array(bitmap.to_numpy()[..., :3], np.uint8, order="C")
         bitmap.close()

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import datetime
 import email.utils
-import functools
 import ipaddress
 import logging
 import random
@@ -40,6 +39,7 @@ MIN_BYTES_PER_SECOND = 1024
 
 MAX_REDIRECTS = 10
 MAX_CONNECTIONS = 32
+KEEP_SECONDS = 5.0
 _CHUNK_BYTES = 1 << 16
 _SLOW_AFTER_SECONDS = 60.0
 _ERRORS = (httpx2.HTTPError, httpcore2.NetworkError, httpcore2.TimeoutException, httpcore2.ProtocolError)
@@ -164,6 +164,8 @@ def is_public(address: str) -> bool:
             inner = ipaddress.IPv4Address(int(parsed) & 0xFFFFFFFF)
         if inner is not None:
             return is_public(str(inner))
+        if parsed.is_site_local:
+            return False
     return parsed.is_global and not (parsed.is_multicast or parsed.is_reserved)
 
 
@@ -188,7 +190,7 @@ class _CheckedTransport(httpx2.BaseTransport):
 
     def __init__(self) -> None:
         self._pool = httpcore2.ConnectionPool(
-            ssl_context=httpx2.create_ssl_context(), max_connections=MAX_CONNECTIONS, keepalive_expiry=5.0, network_backend=_CheckedBackend()
+            ssl_context=httpx2.create_ssl_context(), max_connections=MAX_CONNECTIONS, keepalive_expiry=KEEP_SECONDS, network_backend=_CheckedBackend()
         )
 
     def handle_request(self, request: httpx2.Request) -> httpx2.Response:
@@ -215,21 +217,27 @@ class _Body(httpx2.SyncByteStream):
 
 
 _guard = threading.Lock()
+_clients: dict[bool, httpx2.Client] = {}
 
 
 def _client(allow_private: bool) -> httpx2.Client:
+    """The client that all threads share, as it keeps connections open."""
     with _guard:
-        return _make_client(allow_private)
+        if allow_private not in _clients:
+            # A size limit counts the bytes that arrive, so they are asked for as they are.
+            _clients[allow_private] = httpx2.Client(
+                transport=None if allow_private else _CheckedTransport(),
+                limits=httpx2.Limits(max_connections=MAX_CONNECTIONS, keepalive_expiry=KEEP_SECONDS),
+                timeout=httpx2.Timeout(READ_SECONDS, connect=CONNECT_SECONDS),
+                follow_redirects=True,
+                max_redirects=MAX_REDIRECTS,
+                headers={"user-agent": "vlmbatch", "accept-encoding": "identity"},
+            )
+        return _clients[allow_private]
 
 
-@functools.cache
-def _make_client(allow_private: bool) -> httpx2.Client:
-    # A size limit counts the bytes that arrive, so they are asked for as they are.
-    return httpx2.Client(
-        transport=None if allow_private else _CheckedTransport(),
-        limits=httpx2.Limits(max_connections=MAX_CONNECTIONS, keepalive_expiry=5.0),
-        timeout=httpx2.Timeout(READ_SECONDS, connect=CONNECT_SECONDS),
-        follow_redirects=True,
-        max_redirects=MAX_REDIRECTS,
-        headers={"user-agent": "vlmbatch", "accept-encoding": "identity"},
-    )
+def close() -> None:
+    """Closes the connections that are kept open."""
+    with _guard:
+        while _clients:
+            _clients.popitem()[1].close()
