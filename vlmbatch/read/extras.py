@@ -12,7 +12,7 @@ EXTRAS: dict[str, tuple[str, str, tuple[str, ...]]] = {
 }
 """Extra to (what it opens, its module, extensions)."""
 
-REMOTE = {"http and https URLs": "httpx2", "URLs of object stores": "fsspec"}
+REMOTE = {"web URLs": "httpx2", "URLs of stores": "fsspec"}
 """What the extra ``remote`` opens, and the modules."""
 
 

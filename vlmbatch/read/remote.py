@@ -46,7 +46,7 @@ def _fetch(url: str, sink: BinaryIO, job: Job) -> None:
         stores.fetch(url, sink, job.max_file_bytes, allow_private=job.allow_private_urls)
         return
     try:
-        need_remote("http and https URLs")
+        need_remote("web URLs")
     except MissingDependencyError as exc:
         raise ReadError(str(exc)) from exc
     from vlmbatch.read import web
@@ -71,7 +71,7 @@ class RemoteInput:
         self.kind = "file"
         self.glob: Glob | None = None
         if is_web(url):
-            need_remote("http and https URLs")
+            need_remote("web URLs")
             return
         from vlmbatch.read.stores import StoreInput
 

@@ -32,7 +32,7 @@ def open_store(url: str, *, allow_private: bool) -> tuple[AbstractFileSystem, st
         JobError: There is no such scheme, or it connects to hosts that cannot be checked.
         MissingDependencyError: The scheme needs a package that is not installed.
     """
-    need_remote("URLs of object stores")
+    need_remote("URLs of stores")
     import fsspec.core
 
     shown, scheme = without_credentials(url), scheme_of(url)
