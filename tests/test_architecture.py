@@ -13,16 +13,17 @@ import vlmbatch
 from vlmbatch import errors
 
 PACKAGE = Path(vlmbatch.__file__).parent
-FLOOR = {"errors", "tasks", "job", "records", "channel", "checkpoint"}
+FLOOR = {"errors", "tasks", "urls", "job", "records", "channel", "checkpoint"}
 STAGES = {"read", "sample", "prepare", "engine", "write"}
 ALLOWED = {
     **dict.fromkeys(STAGES, FLOOR),
     "errors": set(),
     "channel": set(),
     "tasks": {"errors"},
+    "urls": set(),
     "records": {"errors"},
     "checkpoint": {"errors"},
-    "job": {"errors", "tasks"},
+    "job": {"errors", "tasks", "urls"},
     "summary": FLOOR,
     "reporter": set(),
     "rows": FLOOR | {"engine"},
@@ -82,7 +83,7 @@ def loaded_by(*command: str) -> set[str]:
 
 
 def test_help_and_import_load_nothing_heavy() -> None:
-    heavy = {"torch", "transformers", "pyarrow", "av", "numpy", "PIL", "tokenizers", "huggingface_hub", "yaml", "psutil"}
+    heavy = {"torch", "transformers", "pyarrow", "av", "numpy", "PIL", "tokenizers", "huggingface_hub", "yaml", "psutil", "httpx2", "fsspec", "pypdfium2"}
     assert not loaded_by("import vlmbatch; vlmbatch.JobError") & heavy
     for arguments in (["--help"], ["caption", "--help"], ["video", "--help"], ["run", "--help"]):
         code = f"import sys; sys.argv = ['vlmbatch', *{arguments}]; from vlmbatch.cli.main import main\ntry: main()\nexcept SystemExit: pass"

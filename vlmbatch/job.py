@@ -16,6 +16,7 @@ from typing import Any, Literal, get_args, get_origin
 
 from vlmbatch import tasks
 from vlmbatch.errors import JobError
+from vlmbatch.urls import is_url, url_name, without_credentials
 
 Kind = Literal["image", "video"]
 Per = Literal["frame", "clip", "window"]
@@ -23,6 +24,7 @@ Detail = Literal["full", "native", "low"]
 
 MAX_SEED = 2**63 - 1
 DEFAULT_FPS = 1.0
+DEFAULT_DPI = 150
 OUTPUT_SUFFIXES = (".jsonl", ".parquet", ".csv")
 
 
@@ -73,6 +75,16 @@ class Job:
     include: tuple[str, ...] = _option((), "Only items whose path matches; may be given several times.", metavar="GLOB", group="Items")
     exclude: tuple[str, ...] = _option((), "No items whose path matches; may be given several times.", metavar="GLOB", group="Items")
     max_pixels: int = _option(200_000_000, "Pictures with more pixels are an error row, unread.", metavar="N", group="Items")
+    max_file_size: str = _option("1GiB", "Files with more bytes are an error row, unread.", metavar="SIZE", group="Items")
+    pages: str | None = _option(
+        None,
+        "Pages of a document or frames of an animation: 1, 1-3, 2,5- or all. [default: all of a PDF, the first of a picture file]",
+        metavar="PAGES",
+        group="Items",
+    )
+    max_pages: int = _option(10_000, "Files with more pages are an error row, where --pages looks for them.", metavar="N", group="Items")
+    dpi: int = _option(DEFAULT_DPI, "Resolution that PDF pages are drawn in.", metavar="N", group="Items")
+    allow_private_urls: bool = _option(False, "Fetch from private and other non-public addresses too, and through the system's proxy.", group="Items")
     overwrite: bool = _option(False, "Start OUTPUT anew, whatever it holds.", group="Output")
     retry_errors: bool = _option(False, "Do the error rows of an earlier run again.", group="Output")
     max_errors: str | None = _option(None, "Stop with exit code 4 when more items than N, or P% of those done, are errors.", metavar="N|P%", group="Output")
@@ -131,6 +143,11 @@ class Job:
         """``max_memory`` in bytes."""
         return None if self.max_memory is None else parse_size(self.max_memory)
 
+    @property
+    def max_file_bytes(self) -> int:
+        """``max_file_size`` in bytes."""
+        return parse_size(self.max_file_size)
+
     def error_limit(self, done: int) -> float:
         """How many error items are tolerated once ``done`` items are done.
 
@@ -153,16 +170,26 @@ class Job:
             found["at"] = list(self.at)
             if self.per == "window":
                 found["window"] = self.window_seconds
+        elif self.pages is not None:
+            found["pages"] = self.pages.replace(" ", "")
+        if self.media == "image" and self.dpi != DEFAULT_DPI:
+            found["dpi"] = self.dpi
         return found
 
-    def to_dict(self) -> dict[str, Any]:
-        """Every setting that applies, in order, as YAML and JSON can hold it."""
+    def to_dict(self, *, credentials: bool = True) -> dict[str, Any]:
+        """Every setting that applies, in order, as YAML and JSON can hold it.
+
+        Args:
+            credentials: Whether URLs keep passwords and signatures; what is kept beside OUTPUT does without.
+        """
         values: dict[str, Any] = {}
         for field in dataclasses.fields(self):
             if self.media != "video" and field.metadata.get("group") == "Video":
                 continue
             value = getattr(self, field.name)
             values[field.name] = list(value) if isinstance(value, tuple) else value
+        if not credentials:
+            values["inputs"] = [without_credentials(text) for text in self.inputs]
         return values
 
     @classmethod
@@ -186,7 +213,7 @@ class Job:
                 value = (value,)
             elif value in ("auto", None) and key in ("batch_size", "read_workers"):
                 value = None
-            elif key in ("max_errors", "max_memory") and isinstance(value, int):
+            elif key in ("max_errors", "max_memory", "max_file_size", "pages") and isinstance(value, int) and not isinstance(value, bool):
                 value = str(value)
             elif key == "progress" and isinstance(value, bool):
                 value = "on" if value else "off"  # YAML reads on and off as booleans
@@ -215,6 +242,25 @@ def parse_size(text: str) -> int:
     return int(float(match[1]) * base ** " KMGT".index(match[2].upper() or " "))
 
 
+def parse_pages(text: str) -> tuple[tuple[int, int | None], ...]:
+    """(first, last) of each range of pages in ``1``, ``1-3``, ``2,5-`` or ``all``; counted from 1, both ends included, the last None where it is open.
+
+    Raises:
+        JobError: It is no such list.
+    """
+    if text.strip() == "all":
+        return ((1, None),)
+    ranges = []
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*([0-9]{1,9})\s*(?:(-)\s*([0-9]{1,9})?)?\s*", part)
+        first = int(match[1]) if match else 0
+        last = None if not match or (match[2] and not match[3]) else int(match[3] or match[1])
+        if not first or (last is not None and last < first):
+            raise JobError(f"not pages: {text!r}; write 1, 1-3, 2,5- or all")
+        ranges.append((first, last))
+    return tuple(ranges)
+
+
 def parse_seconds(text: str) -> float:
     """Seconds of ``90``, ``1:30`` or ``0:01:30.5``.
 
@@ -234,6 +280,10 @@ def _input_name(text: str) -> str:
     """The name that an OUTPUT gets from its INPUT: of the file or folder, or of the folder that a glob starts in."""
     if text == "-":
         return "stdin"
+    if is_url(text):
+        while re.search(r"[*?\[]", url_name(text)) and "/" in text.partition("://")[2]:
+            text = text.rpartition("/")[0]
+        return url_name(text) or "output"
     path = Path(text)
     while re.search(r"[*?\[]", str(path)):
         path = path.parent
@@ -275,7 +325,7 @@ _TYPE_NAMES = {int: "a whole number", float: "a number", str: "text", bool: "tru
 
 
 def _check_ranges(job: Job) -> None:
-    at_least = {"max_new_tokens": 1, "batch_size": 1, "read_workers": 1, "limit": 1, "every": 1, "num_frames": 1, "max_pixels": 1, "seed": 0}
+    at_least = {"max_new_tokens": 1, "batch_size": 1, "read_workers": 1, "limit": 1, "every": 1, "num_frames": 1, "max_pixels": 1, "max_pages": 1, "seed": 0}
     for name, lowest in at_least.items():
         value = getattr(job, name)
         if value is not None and value < lowest:
@@ -296,6 +346,14 @@ def _check_ranges(job: Job) -> None:
         raise JobError(f"device must be auto, cpu, cuda, cuda:N or mps, not {job.device!r}")
     if job.max_memory is not None:
         parse_size(job.max_memory)
+    if job.max_file_bytes < 1:
+        raise JobError(f"max_file_size must be above 0, not {job.max_file_size!r}")
+    if job.pages is not None:
+        parse_pages(job.pages)
+    if not 10 <= job.dpi <= 2400:
+        raise JobError(f"dpi must be from 10 to 2400, not {job.dpi}")
+    if job.output is not None and is_url(job.output):
+        raise JobError(f"output must be a file on this machine, not {without_credentials(job.output)}: rows are journaled beside it; copy it there afterwards")
     if job.max_errors is not None and not re.fullmatch(r"\d+|\d+(\.\d+)?%", job.max_errors):
         raise JobError(f"max_errors must be a number such as 100 or a share such as 5%, not {job.max_errors!r}")
     if job.output is not None and job.output != "-" and Path(job.output).suffix.lower() not in OUTPUT_SUFFIXES:
@@ -322,6 +380,8 @@ def _check_video(job: Job) -> None:
             if field.metadata.get("group") == "Video" and getattr(job, field.name) != field.default:
                 raise JobError(f"{field.name} goes with videos; use `vlmbatch video`, or media: video in a job file")
         return
+    if job.pages is not None:
+        raise JobError("pages goes with pictures and documents; choose frames of a video with fps, every, num_frames or at")
     if job.shuffle:
         raise JobError("shuffle goes with images: the frames of a video come in their order")
     if len(ways) > 1:

@@ -34,6 +34,7 @@ from vlmbatch.reporter import Reporter, Silent
 from vlmbatch.rows import Result, RowMaker, Task
 from vlmbatch.sample import make_sampler
 from vlmbatch.summary import RowStats, describe_run
+from vlmbatch.urls import is_url
 from vlmbatch.write import Writer, open_output, write_summary
 
 logger = logging.getLogger(__name__)
@@ -229,8 +230,8 @@ class Run:
 
     def _count(self) -> None:
         """Lists the items once more, ahead of the work and without it, so that the time left can be told."""
-        if self.job.media == "video" or "-" in self.job.inputs:
-            return  # counting would mean decoding, or eat what is to be read
+        if self.job.media == "video" or "-" in self.job.inputs or any(map(is_url, self.job.inputs)):
+            return  # counting would mean decoding, eat what is to be read, or fetch it twice
         count = 0
         try:
             for count, _ in enumerate(open_reader(self.job), 1):

@@ -106,7 +106,7 @@ def describe_run(job: Job, stats: RowStats, *, wall_seconds: float, engine: dict
         "revision": revision,
         "identity": {**job.identity(), "revision": revision},
         "versions": versions(),
-        "job": job.to_dict(),
+        "job": job.to_dict(credentials=False),
     }
 
 

@@ -141,10 +141,14 @@ def test_a_file_without_permission_is_a_read_error(tmp_path: Path) -> None:
         load(path)
 
 
-def test_a_file_beyond_the_size_limit_is_a_read_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(images, "MAX_FILE_BYTES", 10)
-    with pytest.raises(ReadError, match="more than the 10 that are read"):
-        load(write_picture(tmp_path / "a.png"))
+def test_a_file_beyond_the_size_limit_is_a_read_error(tmp_path: Path) -> None:
+    path = write_picture(tmp_path / "a.png")
+    size = path.stat().st_size
+    (within,) = open_reader(Job(inputs=(str(path),), max_file_size=str(size)))
+    assert within.load().frames[0].shape == (30, 40, 3)
+    (beyond,) = open_reader(Job(inputs=(str(path),), max_file_size=str(size - 1)))
+    with pytest.raises(ReadError, match=f"{size:,} bytes are more than --max-file-size allows"):
+        beyond.load()
 
 
 def test_too_many_pixels_are_refused_before_decoding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

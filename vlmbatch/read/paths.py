@@ -11,14 +11,17 @@ from collections.abc import Iterator
 from fnmatch import fnmatchcase
 from typing import BinaryIO
 
-from vlmbatch.errors import JobError
+from vlmbatch.errors import JobError, MissingDependencyError
 from vlmbatch.job import Job, Kind
 from vlmbatch.read.base import Counts, one_line
+from vlmbatch.read.extras import missing_for
+from vlmbatch.read.remote import RemoteInput
 from vlmbatch.read.walk import Entry, Glob, is_glob, walk
+from vlmbatch.urls import is_url, url_host, url_name, without_credentials
 
-_IMAGE = ".jpg .jpeg .jpe .jfif .png .apng .webp .bmp .dib .gif .tif .tiff .ppm .pgm .pbm .pnm .ico .tga .jp2 .j2k .avif"
+_IMAGE = ".jpg .jpeg .jpe .jfif .png .apng .webp .bmp .dib .gif .tif .tiff .ppm .pgm .pbm .pnm .ico .tga .jp2 .j2k .avif .heic .heif .hif .pdf"
 IMAGE_EXTENSIONS = frozenset(_IMAGE.split())
-"""Extensions of the formats that Pillow's own wheel opens; the formats are listed in images.py."""
+"""Extensions of pictures and documents: the formats that Pillow's own wheel opens, which are listed in images.py, and those of extras.py."""
 
 _VIDEO = ".mp4 .m4v .mov .mkv .webm .avi .mpg .mpeg .ts .mts .m2ts .wmv .asf .flv .ogv .3gp .3g2 .mxf .vob .y4m .h264 .264 .h265 .265 .hevc .ivf"
 VIDEO_EXTENSIONS = frozenset(_VIDEO.split())
@@ -32,10 +35,10 @@ class Found:
     """A file of the job.
 
     Attributes:
-        path: What the operating system opens.
+        path: What the operating system opens, or a URL.
         id: Stable name, valid UTF-8; see spec.md.
         source: The path for a person to read, valid UTF-8.
-        fingerprint: ``size:mtime_ns``; empty when the file has none.
+        fingerprint: ``size:mtime_ns``, or what a server states; empty when the file has none.
         error: Why this is no readable file; None when nothing is known against it.
     """
 
@@ -54,14 +57,20 @@ class _Input:
     kind: str
     name: str
     glob: Glob | None = None
+    remote: RemoteInput | None = None
 
 
 def media_of(path: str) -> Kind | None:
-    """What a file is by its extension; None when that does not say."""
-    suffix = os.path.splitext(path)[1].lower()
+    """What a file or URL is by its extension; None when that does not say."""
+    suffix = suffix_of(path)
     if suffix in IMAGE_EXTENSIONS:
         return "image"
     return "video" if suffix in VIDEO_EXTENSIONS else None
+
+
+def suffix_of(path: str) -> str:
+    """The extension of a file or URL, in small letters, with its dot."""
+    return os.path.splitext(url_name(path) if is_url(path) else path)[1].lower()
 
 
 def printable(path: str) -> str:
@@ -86,6 +95,7 @@ class Listing:
             stdin: Where the INPUT ``-`` reads paths from, instead of standard input.
         """
         self.counts = Counts()
+        self._job = job
         self._media: Kind = job.media
         self._include, self._exclude = job.include, job.exclude
         self._stdin = stdin
@@ -104,7 +114,7 @@ class Listing:
     def estimate(self) -> int | None:
         """How many files there are, if that is known without listing anything."""
         filtered = self._include or self._exclude
-        return len({os.path.realpath(given.text) for given in self._inputs}) if self._all_files and not filtered else None
+        return len({_real(given.text) for given in self._inputs}) if self._all_files and not filtered else None
 
     def __iter__(self) -> Iterator[Found]:
         """Yields the files. ``counts`` starts over."""
@@ -120,6 +130,8 @@ class Listing:
     def _look_at(self, text: str) -> _Input:
         if text == "-":
             return _Input(text, "stdin", "stdin")
+        if is_url(text):
+            return self._look_at_url(text)
         parent = os.path.basename(os.path.dirname(os.path.abspath(text)))
         if os.path.isdir(text):
             try:
@@ -128,9 +140,7 @@ class Listing:
                 raise JobError(f"cannot list the folder {printable(text)}: {one_line(exc)}") from exc
             return _Input(text, "folder", os.path.basename(os.path.abspath(text)))
         if os.path.exists(text):
-            media = media_of(text)
-            if media is not None and media != self._media:
-                raise JobError(_other_media(text))
+            self._check_file(text)
             return _Input(text, "file", parent)
         if not is_glob(text):
             raise JobError(f"no such file or folder: {printable(text)}")
@@ -139,8 +149,28 @@ class Listing:
             raise JobError(f"no file matches {printable(text)}")
         return _Input(text, "glob", os.path.basename(os.path.abspath(glob.root)), glob)
 
+    def _look_at_url(self, text: str) -> _Input:
+        remote = RemoteInput(text, self._job)
+        if remote.kind == "file":
+            self._check_file(text)
+        return _Input(text, remote.kind, url_name(text) if remote.kind == "folder" else url_host(text), remote.glob, remote)
+
+    def _check_file(self, text: str) -> None:
+        """Refuses a file that was named and cannot be of the job."""
+        media = media_of(text)
+        if media is not None and media != self._media:
+            raise JobError(_other_media(text))
+        missing = missing_for(suffix_of(text))
+        if missing is not None:
+            raise MissingDependencyError(missing)
+
     def _entries(self, given: _Input) -> Iterator[Entry]:
-        if given.kind == "folder":
+        if given.remote is not None:
+            try:
+                yield from given.remote.entries()
+            except Exception as exc:  # a file system's own errors, once the listing has begun
+                yield Entry(given.text, given.name, f"not listed: {one_line(exc)}")
+        elif given.kind == "folder":
             try:
                 yield from walk(given.text)
             except OSError as exc:
@@ -151,7 +181,7 @@ class Listing:
             yield Entry(given.text, os.path.basename(given.text))
         else:
             for path in read_paths(self._stdin or sys.stdin.buffer):
-                yield Entry(path, path.replace(os.sep, "/").removeprefix("./"))
+                yield Entry(path, without_credentials(path) if is_url(path) else path.replace(os.sep, "/").removeprefix("./"))
 
     def _take(self, entry: Entry, given: _Input) -> Found | None:
         """Decides whether a file belongs to the job, and names it."""
@@ -162,7 +192,7 @@ class Listing:
                 return None
             error = _other_media(entry.path)
         if error is None and media is None and given.kind in ("folder", "glob"):
-            suffix = os.path.splitext(entry.path)[1].lower()
+            suffix = suffix_of(entry.path)
             if given.glob is None or not given.glob.names_suffix(suffix):
                 return None
         name = printable(entry.relative)
@@ -170,16 +200,16 @@ class Listing:
             self.counts.filtered += 1
             return None
         if self._may_repeat:
-            real = _digest(os.path.realpath(entry.path))
+            real = _digest(_real(entry.path))
             if real in self._paths_seen:
                 self.counts.duplicates += 1
                 return None
             self._paths_seen.add(real)
             name = self._unique(name, printable(given.name))
-        fingerprint = ""
-        if error is None:
+        fingerprint = entry.fingerprint
+        if error is None and not is_url(entry.path):
             fingerprint, error = _status(entry.path)
-        return Found(entry.path, name, printable(entry.path), fingerprint, error)
+        return Found(entry.path, name, printable(without_credentials(entry.path)), fingerprint, error or missing_for(suffix_of(entry.path)))
 
     def _unique(self, name: str, input_name: str) -> str:
         candidate, number = name, 1
@@ -217,6 +247,11 @@ def _decoded(names: list[bytes], separator: bytes) -> Iterator[str]:
             yield os.fsdecode(name)
 
 
+def _real(path: str) -> str:
+    """What is the same for two ways of naming a file."""
+    return path if is_url(path) else os.path.realpath(path)
+
+
 def _status(path: str) -> tuple[str, str | None]:
     """The fingerprint of a file, and what is wrong with it when it is none that can be opened and read to its end."""
     try:
@@ -240,7 +275,7 @@ def _matches_any(name: str, patterns: tuple[str, ...]) -> bool:
 
 def _other_media(path: str) -> str:
     what, command = ("a video", "video") if media_of(path) == "video" else ("a picture", "caption")
-    return f"{printable(path)} is {what}: use `vlmbatch {command}`"
+    return f"{printable(without_credentials(path))} is {what}: use `vlmbatch {command}`"
 
 
 def _digest(text: str) -> bytes:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vlmbatch.errors import DecodeError, ReadError
-from vlmbatch.read.base import one_line
+from vlmbatch.read.base import check_size, one_line
 from vlmbatch.records import UInt8Array
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ class DecodedFrame:
         Raises:
             DecodeError: It cannot be converted, or has too many pixels.
         """
-        _check_size(self._frame.width, self._frame.height, self._max_pixels)
+        check_size(self._frame.width, self._frame.height, self._max_pixels)
         from av.video.reformatter import VideoReformatter
 
         try:
@@ -114,7 +114,7 @@ class VideoFile:
         self._step = 1 / Fraction(self._stream.average_rate or self._stream.guessed_rate or _FALLBACK_FPS)
         self._origin = _origin(self._container, self._stream)
         try:
-            _check_size(self._stream.codec_context.width, self._stream.codec_context.height, max_pixels)
+            check_size(self._stream.codec_context.width, self._stream.codec_context.height, max_pixels)
         except DecodeError:
             self.close()
             raise
@@ -301,11 +301,6 @@ def _origin(container: InputContainer, stream: VideoStream) -> Fraction:
         return own
     start = Fraction(container.start_time, _MICROSECONDS)
     return own if abs(own - start) <= _TOLERANCE_SECONDS else start
-
-
-def _check_size(width: int, height: int, max_pixels: int) -> None:
-    if width * height > max_pixels:
-        raise DecodeError(f"{width} x {height} = {width * height:,} pixels are more than --max-pixels {max_pixels:,}")
 
 
 def _upright(pixels: UInt8Array, frame: av.VideoFrame) -> UInt8Array:

@@ -11,6 +11,7 @@ from vlmbatch.errors import DecodeError, ItemError, ReadError
 from vlmbatch.job import Job
 from vlmbatch.read.base import Counts, failing_load, one_line
 from vlmbatch.read.paths import Found, Listing
+from vlmbatch.read.remote import OnDisk
 from vlmbatch.read.video_file import DecodedFrame, VideoFile
 from vlmbatch.records import Item, Media, Pixels
 
@@ -67,6 +68,7 @@ class VideoReader:
         self._per_frame = job.per == "frame"
         self._per_window = job.per == "window"
         self._media: Media = "frame" if self._per_frame else "clip"
+        self._job = job
         self._max_pixels = job.max_pixels
         self._total: int | None = None
         self._index = 0
@@ -89,8 +91,9 @@ class VideoReader:
             return
         before = self._index
         try:
-            with VideoFile(found.path, self._max_pixels) as video:
-                yield from self._frames(found, video) if self._per_frame else self._clips(found, video)
+            on_disk = OnDisk(found.path, self._job)
+            with VideoFile(on_disk.path, self._max_pixels) as video:
+                yield from self._frames(found, video) if self._per_frame else self._clips(found, on_disk, video)
                 if self._index > before or not self._per_frame:
                     error = _damage(video)
                 elif not video.num_decoded and next(video.frames(), None) is None:
@@ -128,10 +131,10 @@ class VideoReader:
             item_id = f"{found.id}#t={frame.time_seconds:.6f}"
         return self._item(found, item_id, lambda: Pixels((frame.rgb(),)), frame.time_seconds, end_seconds)
 
-    def _clips(self, found: Found, video: VideoFile) -> Iterator[Item]:
+    def _clips(self, found: Found, on_disk: OnDisk, video: VideoFile) -> Iterator[Item]:
         for span in self._sampler(video):
             item_id = f"{found.id}#t={span.start_seconds:.3f}-{span.end_seconds:.3f}" if self._per_window else found.id
-            load = functools.partial(load_clip, found.path, self._max_pixels, span)
+            load = on_disk.bind(functools.partial(load_clip, on_disk.path, self._max_pixels, span))
             yield self._item(found, item_id, load, span.start_seconds, span.end_seconds)
         if not video.end_seconds:
             raise DecodeError("no frames")

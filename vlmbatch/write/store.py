@@ -274,7 +274,7 @@ class OutputStore(Writer):
         if _stat(self._output) != self._stat:
             logger.warning("%s was changed by another program during the run; its changes are replaced", self._name)
         with replacing(self._output) as file:
-            self._format.write_rows(file, self._rows(order), self._job.to_dict())
+            self._format.write_rows(file, self._rows(order), self._job.to_dict(credentials=False))
         self._stat = _stat(self._output)
 
     def _rows(self, order: Int64Array) -> Iterator[Row]:
