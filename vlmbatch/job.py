@@ -24,6 +24,8 @@ Detail = Literal["full", "native", "low"]
 MAX_SEED = 2**63 - 1
 DEFAULT_FPS = 1.0
 OUTPUT_SUFFIXES = (".jsonl", ".parquet", ".csv")
+TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
+"""Manifests that have columns; a .txt manifest has lines."""
 
 
 def _option(default: Any, text: str, **metadata: Any) -> Any:
@@ -72,7 +74,27 @@ class Job:
     shuffle: bool = _option(False, "Take the items in random order (the output stays in input order).", group="Items")
     include: tuple[str, ...] = _option((), "Only items whose path matches; may be given several times.", metavar="GLOB", group="Items")
     exclude: tuple[str, ...] = _option((), "No items whose path matches; may be given several times.", metavar="GLOB", group="Items")
+    path_column: str | None = _option(
+        None, "Column of a manifest with the path, URL or bytes. [default: by its name, such as path, file, image, url]", metavar="COL", group="Items"
+    )
+    id_column: str | None = _option(None, "Column of a manifest with the id. [default: id, if there is one]", metavar="COL", group="Items")
+    question_column: str | None = _option(
+        None,
+        "Column with a row's own question or questions, asked instead of the job's. [default: question or prompt, if there is one]",
+        metavar="COL",
+        group="Question",
+    )
+    keep: tuple[str, ...] = _option(
+        (),
+        "Carry a column of a manifest, or a key of the .json beside a picture in an archive, into OUTPUT; COL=NAME renames it; may be given several times.",
+        metavar="COL",
+        group="Items",
+    )
     max_pixels: int = _option(200_000_000, "Pictures with more pixels are an error row, unread.", metavar="N", group="Items")
+    max_file_size: str = _option("2GiB", "Pictures of more bytes, in a file or unpacked, are an error row, unread.", metavar="SIZE", group="Items")
+    max_compression_ratio: float = _option(
+        200.0, "Entries of archives that unpack to more than N times their size (and some megabytes) are an error row, unread.", metavar="N", group="Items"
+    )
     overwrite: bool = _option(False, "Start OUTPUT anew, whatever it holds.", group="Output")
     retry_errors: bool = _option(False, "Do the error rows of an earlier run again.", group="Output")
     max_errors: str | None = _option(None, "Stop with exit code 4 when more items than N, or P% of those done, are errors.", metavar="N|P%", group="Output")
@@ -131,6 +153,17 @@ class Job:
         """``max_memory`` in bytes."""
         return None if self.max_memory is None else parse_size(self.max_memory)
 
+    @property
+    def max_file_bytes(self) -> int:
+        """``max_file_size`` in bytes."""
+        return parse_size(self.max_file_size)
+
+    @property
+    def kept_columns(self) -> dict[str, str]:
+        """Columns that are carried into OUTPUT, each with its name there."""
+        pairs = (text.partition("=") for text in self.keep)
+        return {column.strip(): name.strip() or column.strip() for column, _, name in pairs}
+
     def error_limit(self, done: int) -> float:
         """How many error items are tolerated once ``done`` items are done.
 
@@ -148,6 +181,8 @@ class Job:
         if self.temperature > 0:
             names += ["top_p", "seed"]
         found = {name: getattr(self, name) for name in names}
+        if self.keep:
+            found["keep"] = list(self.keep)
         if self.media == "video":
             found |= {"fps": self.sampling_fps, **{name: getattr(self, name) for name in ("every", "num_frames", "start", "end", "per")}}
             found["at"] = list(self.at)
@@ -186,7 +221,7 @@ class Job:
                 value = (value,)
             elif value in ("auto", None) and key in ("batch_size", "read_workers"):
                 value = None
-            elif key in ("max_errors", "max_memory") and isinstance(value, int):
+            elif key in ("max_errors", "max_memory", "max_file_size") and isinstance(value, int):
                 value = str(value)
             elif key == "progress" and isinstance(value, bool):
                 value = "on" if value else "off"  # YAML reads on and off as booleans
@@ -296,6 +331,12 @@ def _check_ranges(job: Job) -> None:
         raise JobError(f"device must be auto, cpu, cuda, cuda:N or mps, not {job.device!r}")
     if job.max_memory is not None:
         parse_size(job.max_memory)
+    if job.max_file_bytes < 1:
+        raise JobError("max_file_size must be at least 1 byte")
+    if not job.max_compression_ratio >= 1:
+        raise JobError(f"max_compression_ratio must be at least 1, not {job.max_compression_ratio}")
+    if len(set(job.kept_columns.values()) - {""}) < len(job.keep):
+        raise JobError(f"keep takes a column each, once, as COL or COL=NAME, not {', '.join(map(repr, job.keep))}")
     if job.max_errors is not None and not re.fullmatch(r"\d+|\d+(\.\d+)?%", job.max_errors):
         raise JobError(f"max_errors must be a number such as 100 or a share such as 5%, not {job.max_errors!r}")
     if job.output is not None and job.output != "-" and Path(job.output).suffix.lower() not in OUTPUT_SUFFIXES:
@@ -305,11 +346,14 @@ def _check_ranges(job: Job) -> None:
 def _check_questions(job: Job) -> None:
     if job.task != "vqa" and (job.questions or job.questions_file):
         raise JobError(f"questions go with the task vqa; give {job.task} its instruction with `prompt`")
+    if job.task != "vqa" and job.question_column:
+        raise JobError(f"question_column goes with the task vqa, not with {job.task}")
     if job.task == "vqa":
         if job.prompt is not None:
             raise JobError("vqa takes questions, not a prompt: use -q TEXT or --questions FILE")
-        if bool(job.questions) == bool(job.questions_file):
-            raise JobError("vqa needs questions: either -q TEXT (as often as you like) or --questions FILE")
+        rows_may_ask = job.question_column is not None or any(text.lower().endswith(TABLE_SUFFIXES) for text in job.inputs)
+        if bool(job.questions) == bool(job.questions_file) and (job.questions or not rows_may_ask):
+            raise JobError("vqa needs questions: either -q TEXT (as often as you like) or --questions FILE, or a manifest with a column of questions")
     for text in (*job.questions, *([job.prompt] if job.prompt is not None else [])):
         if not text.strip():
             raise JobError("an empty question or prompt")

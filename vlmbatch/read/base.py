@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Callable, Iterator
 from typing import NoReturn, Protocol
 
@@ -47,6 +48,11 @@ def one_line(error: BaseException) -> str:
     """What an exception says, on one line; an error of the operating system or of ffmpeg without number and path."""
     text = getattr(error, "strerror", None) or str(error)
     return " ".join(str(text).split()) or type(error).__name__
+
+
+def digest(data: bytes) -> str:
+    """What stands for bytes in a fingerprint."""
+    return hashlib.blake2b(data, digest_size=16).hexdigest()
 
 
 def failing_load(kind: type[ItemError], message: str) -> Callable[[], Pixels]:

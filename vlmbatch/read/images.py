@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import functools
+import io
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import BinaryIO
 
 import numpy as np
@@ -47,10 +48,10 @@ class ImageReader:
         JobError: An INPUT does not exist, cannot be listed, matches nothing or is a video.
     """
 
-    def __init__(self, job: Job, stdin: BinaryIO | None = None) -> None:
-        """Checks the INPUTs; lists nothing yet."""
-        self._listing = Listing(job, stdin)
-        self._max_pixels = job.max_pixels
+    def __init__(self, job: Job, stdin: BinaryIO | None = None, names_only: bool = False) -> None:
+        """Checks the INPUTs; lists nothing yet. With ``names_only`` Items are only to be counted."""
+        self._listing = Listing(job, stdin, names_only)
+        self._max_pixels, self._max_bytes = job.max_pixels, job.max_file_bytes
         self._total = self._listing.estimate()
         self.counts: Counts = self._listing.counts
 
@@ -58,7 +59,17 @@ class ImageReader:
         """Yields an Item a file, in input order."""
         index = -1
         for index, found in enumerate(self._listing):
-            yield Item(found.id, found.source, index, "image", self._load(found), fingerprint=found.fingerprint)
+            yield Item(
+                found.id,
+                found.source,
+                index,
+                "image",
+                self._load(found),
+                fingerprint=found.fingerprint,
+                questions=found.questions,
+                extra=found.extra,
+                held_bytes=found.held_bytes,
+            )
         self._total = index + 1
 
     def estimate(self) -> int | None:
@@ -68,15 +79,18 @@ class ImageReader:
     def _load(self, found: Found) -> functools.partial[Pixels]:
         if found.error is not None:
             return functools.partial(failing_load(ReadError, found.error))
-        return functools.partial(load_image, found.path, self._max_pixels)
+        if found.read is not None:
+            return functools.partial(load_bytes, found.read, self._max_pixels, self._max_bytes)
+        return functools.partial(load_image, found.path, self._max_pixels, self._max_bytes)
 
 
-def load_image(path: str, max_pixels: int) -> Pixels:
+def load_image(path: str, max_pixels: int, max_bytes: int = MAX_FILE_BYTES) -> Pixels:
     """Reads a picture: upright, first frame of an animation, RGB on white as transformers' ``convert_to_rgb`` makes it.
 
     Args:
         path: The file.
         max_pixels: Pictures with more pixels are refused before they are decoded.
+        max_bytes: Larger files are refused before they are read.
 
     Returns:
         One frame, uint8, (H, W, 3).
@@ -87,19 +101,28 @@ def load_image(path: str, max_pixels: int) -> Pixels:
     """
     try:
         with open(path, "rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            if size == 0:
-                raise DecodeError("empty file")
-            if size > MAX_FILE_BYTES:
-                raise ReadError(f"{size:,} bytes are more than the {MAX_FILE_BYTES:,} that are read")
-            _check_sizes(_icon_sizes(file), max_pixels)
-            with _identify(file) as image:
-                _check_sizes([image.size], max_pixels)
-                return Pixels((_decode(image),))
+            return _load(file, os.fstat(file.fileno()).st_size, max_pixels, max_bytes)
     except ItemError:
         raise
     except (OSError, ValueError) as exc:
         raise ReadError(one_line(exc)) from exc
+
+
+def load_bytes(read: Callable[[], bytes], max_pixels: int, max_bytes: int = MAX_FILE_BYTES) -> Pixels:
+    """Makes a picture of the bytes that ``read`` gives; otherwise as ``load_image``."""
+    data = read()
+    return _load(io.BytesIO(data), len(data), max_pixels, max_bytes)
+
+
+def _load(file: BinaryIO, size: int, max_pixels: int, max_bytes: int) -> Pixels:
+    if size == 0:
+        raise DecodeError("empty file")
+    if size > max_bytes:
+        raise ReadError(f"{size:,} bytes are more than --max-file-size {max_bytes:,}")
+    _check_sizes(_icon_sizes(file), max_pixels)
+    with _identify(file) as image:
+        _check_sizes([image.size], max_pixels)
+        return Pixels((_decode(image),))
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
