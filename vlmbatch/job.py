@@ -26,6 +26,8 @@ MAX_SEED = 2**63 - 1
 DEFAULT_FPS = 1.0
 DEFAULT_DPI = 150
 OUTPUT_SUFFIXES = (".jsonl", ".parquet", ".csv")
+TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
+"""Manifests that have columns; a .txt manifest has lines."""
 
 
 def _option(default: Any, text: str, **metadata: Any) -> Any:
@@ -74,8 +76,27 @@ class Job:
     shuffle: bool = _option(False, "Take the items in random order (the output stays in input order).", group="Items")
     include: tuple[str, ...] = _option((), "Only items whose path matches; may be given several times.", metavar="GLOB", group="Items")
     exclude: tuple[str, ...] = _option((), "No items whose path matches; may be given several times.", metavar="GLOB", group="Items")
+    path_column: str | None = _option(
+        None, "Column of a manifest with the path, URL or bytes. [default: by its name, such as path, file, image, url]", metavar="COL", group="Items"
+    )
+    id_column: str | None = _option(None, "Column of a manifest with the id. [default: id, if there is one]", metavar="COL", group="Items")
+    question_column: str | None = _option(
+        None,
+        "Column with a row's own question or questions, asked instead of the job's. [default: question or prompt, if there is one]",
+        metavar="COL",
+        group="Question",
+    )
+    keep: tuple[str, ...] = _option(
+        (),
+        "Carry a column of a manifest, or a key of the .json beside a picture in an archive, into OUTPUT; COL=NAME renames it; may be given several times.",
+        metavar="COL",
+        group="Items",
+    )
     max_pixels: int = _option(200_000_000, "Pictures with more pixels are an error row, unread.", metavar="N", group="Items")
-    max_file_size: str = _option("1GiB", "Files with more bytes are an error row, unread.", metavar="SIZE", group="Items")
+    max_file_size: str = _option("1GiB", "Files, and what archives unpack to, of more bytes are an error row, unread.", metavar="SIZE", group="Items")
+    max_compression_ratio: float = _option(
+        200.0, "Entries of archives that unpack to more than N times their size (and some megabytes) are an error row, unread.", metavar="N", group="Items"
+    )
     pages: str | None = _option(
         None,
         "Pages of a document or frames of an animation: 1, 1-3, 2,5- or all. [default: all of a PDF, the first of a picture file]",
@@ -148,6 +169,12 @@ class Job:
         """``max_file_size`` in bytes."""
         return parse_size(self.max_file_size)
 
+    @property
+    def kept_columns(self) -> dict[str, str]:
+        """Columns that are carried into OUTPUT, each with its name there."""
+        pairs = (text.partition("=") for text in self.keep)
+        return {column.strip(): name.strip() or column.strip() for column, _, name in pairs}
+
     def error_limit(self, done: int) -> float:
         """How many error items are tolerated once ``done`` items are done.
 
@@ -165,6 +192,8 @@ class Job:
         if self.temperature > 0:
             names += ["top_p", "seed"]
         found = {name: getattr(self, name) for name in names}
+        if self.keep:
+            found["keep"] = list(self.keep)
         if self.media == "video":
             found |= {"fps": self.sampling_fps, **{name: getattr(self, name) for name in ("every", "num_frames", "start", "end", "per")}}
             found["at"] = list(self.at)
@@ -348,6 +377,10 @@ def _check_ranges(job: Job) -> None:
         parse_size(job.max_memory)
     if job.max_file_bytes < 1:
         raise JobError(f"max_file_size must be above 0, not {job.max_file_size!r}")
+    if not job.max_compression_ratio >= 1:
+        raise JobError(f"max_compression_ratio must be at least 1, not {job.max_compression_ratio}")
+    if len(set(job.kept_columns.values()) - {""}) < len(job.keep):
+        raise JobError(f"keep takes a column each, once, as COL or COL=NAME, not {', '.join(map(repr, job.keep))}")
     if job.pages is not None:
         parse_pages(job.pages)
     if not 10 <= job.dpi <= 2400:
@@ -363,11 +396,14 @@ def _check_ranges(job: Job) -> None:
 def _check_questions(job: Job) -> None:
     if job.task != "vqa" and (job.questions or job.questions_file):
         raise JobError(f"questions go with the task vqa; give {job.task} its instruction with `prompt`")
+    if job.task != "vqa" and job.question_column:
+        raise JobError(f"question_column goes with the task vqa, not with {job.task}")
     if job.task == "vqa":
         if job.prompt is not None:
             raise JobError("vqa takes questions, not a prompt: use -q TEXT or --questions FILE")
-        if bool(job.questions) == bool(job.questions_file):
-            raise JobError("vqa needs questions: either -q TEXT (as often as you like) or --questions FILE")
+        rows_may_ask = job.question_column is not None or any(text.lower().endswith(TABLE_SUFFIXES) for text in job.inputs)
+        if bool(job.questions) == bool(job.questions_file) and (job.questions or not rows_may_ask):
+            raise JobError("vqa needs questions: either -q TEXT (as often as you like) or --questions FILE, or a manifest with a column of questions")
     for text in (*job.questions, *([job.prompt] if job.prompt is not None else [])):
         if not text.strip():
             raise JobError("an empty question or prompt")

@@ -27,7 +27,7 @@ from vlmbatch.engine import Engine, RequestQueue, open_engine
 from vlmbatch.errors import DecodeError, ItemError, JobError, PrepareError, ReadError, TooManyErrors
 from vlmbatch.job import Job
 from vlmbatch.prepare import Preparer
-from vlmbatch.read import Reader, open_reader
+from vlmbatch.read import Reader, is_stream, open_reader
 from vlmbatch.read.questions import Questions, read_questions
 from vlmbatch.records import Conversation, Item, Pixels, picture_size, utc_now
 from vlmbatch.reporter import Reporter, Silent
@@ -42,6 +42,9 @@ logger = logging.getLogger(__name__)
 MAX_READ_WORKERS = 8
 REQUESTS_AHEAD = 64
 TICK_SECONDS = 1.0
+HELD_BYTES = 64 << 20
+"""Bytes of pictures out of archives and tables that wait to be decoded."""
+
 READER_GRACE_SECONDS = 2.0
 
 
@@ -105,8 +108,8 @@ class Run:
         self._rows = RowMaker(job, self.revision, self.run_id)
         # A worker that loads a clip holds all its frames as pictures: two of them keep an engine busy.
         self._workers = job.read_workers or (2 if job.is_clip else min(MAX_READ_WORKERS, max(2, os.cpu_count() or 2)))
-        # Frames and clips wait as decoded pictures, files only as paths.
-        self._todo: Channel[Task] = Channel(2 if job.is_clip else 2 * self._workers)
+        # Frames and clips wait as decoded pictures, what a stream holds as bytes, files only as paths.
+        self._todo: Channel[Task] = Channel(2 if job.is_clip else 2 * self._workers, weight=lambda task: task.held_bytes, most_weight=HELD_BYTES)
         self._requests = RequestQueue(REQUESTS_AHEAD)
         self._results: Channel[Result] = Channel(4 * REQUESTS_AHEAD)
         self._failure: BaseException | None = None
@@ -190,7 +193,7 @@ class Run:
             if self._todo.stopped:
                 return
             count += 1
-            asked = self.questions.about(item.id)
+            asked = item.questions or self.questions.about(item.id)
             if not asked:
                 self._unasked += 1
                 self.reporter.item(error=False, kept=True, new_tokens=0)
@@ -208,7 +211,7 @@ class Run:
                 self._kept["items"] += 1
                 self.reporter.item(error=failed, kept=True, new_tokens=0)
                 continue
-            if not self._todo.put(Task(item, tuple(todo), order, len(todo))):
+            if not self._todo.put(Task(item, tuple(todo), order, len(todo), held_bytes=item.held_bytes)):
                 return
             order += len(todo)
         self._found = count
@@ -230,11 +233,11 @@ class Run:
 
     def _count(self) -> None:
         """Lists the items once more, ahead of the work and without it, so that the time left can be told."""
-        if self.job.media == "video" or "-" in self.job.inputs or any(map(is_url, self.job.inputs)):
-            return  # counting would mean decoding, eat what is to be read, or fetch it twice
+        if self.job.media == "video" or any(is_url(text) or is_stream(text) for text in self.job.inputs):
+            return  # counting would mean decoding, unpacking or fetching twice, or eat what is to be read
         count = 0
         try:
-            for count, _ in enumerate(open_reader(self.job), 1):
+            for count, _ in enumerate(open_reader(self.job, names_only=True), 1):
                 if self._todo.ended:
                     return  # the reader knows better by now
                 if count == self.job.limit:
@@ -270,8 +273,8 @@ class Run:
             pixels: Pixels = self._guarded(DecodeError, task.item.load)
         finally:
             task.read_seconds = time.perf_counter() - begun
-        # A frame's item holds the decoded frame; now that there are pixels, nobody needs it any more.
-        task.item = dataclasses.replace(task.item, load=_already_loaded)
+            # An item may hold a decoded frame or a picture's bytes; now that there are pixels, or none, nobody needs them any more.
+            task.item = dataclasses.replace(task.item, load=_already_loaded)
         width, height = picture_size(pixels.frames[0])
         task.size = (width, height)
         return pixels
@@ -412,6 +415,6 @@ def count_items(job: Job, *, stdin: BinaryIO | None = None) -> int:
     """How many items a job finds; loads no picture and no model."""
     if not job.inputs:
         raise JobError("nothing to do: give at least one INPUT (a file, a folder, a glob, or - for paths on stdin)")
-    reader = open_reader(job, stdin=stdin, sampler=make_sampler(job) if job.media == "video" else None)
+    reader = open_reader(job, stdin=stdin, sampler=make_sampler(job) if job.media == "video" else None, names_only=True)
     count = sum(1 for _ in reader)
     return count if job.limit is None else min(count, job.limit)

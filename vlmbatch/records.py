@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, Union
 
 import numpy as np
@@ -60,6 +60,9 @@ class Item:
         time_seconds: Presentation time of a frame, or start of a clip; None for an image.
         end_seconds: Time of the next sampled frame or the video's end, or the end of a clip; None for an image.
         fingerprint: Changes when the file does (size and mtime); empty when there is no file.
+        questions: What is asked about this item instead of the job's questions; empty for the job's.
+        extra: Values that are carried into its rows, by column of OUTPUT.
+        held_bytes: Bytes of the file that ``load`` holds, because they cannot be read again cheaply.
     """
 
     id: str
@@ -70,6 +73,9 @@ class Item:
     time_seconds: float | None = None
     end_seconds: float | None = None
     fingerprint: str = ""
+    questions: tuple[str, ...] = ()
+    extra: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    held_bytes: int = 0
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -171,7 +177,7 @@ class Completion:
 
 @dataclasses.dataclass(slots=True)
 class Record:
-    """A row of OUTPUT: one item and question. The keys are the same in JSONL, Parquet and CSV, in this order."""
+    """A row of OUTPUT: one item and question. The keys are the same in JSONL, Parquet and CSV, in this order; columns of ``extra`` follow them."""
 
     id: str
     source: str
@@ -208,6 +214,7 @@ class Record:
     compute_seconds: float
     run_id: str
     created_at: str
+    extra: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
     def key(self) -> tuple[str, str, str]:
@@ -215,8 +222,8 @@ class Record:
         return self.id, self.task, self.prompt
 
 
-RECORD_FIELDS: tuple[str, ...] = tuple(field.name for field in dataclasses.fields(Record))
-"""The keys of a row, in order."""
+RECORD_FIELDS: tuple[str, ...] = tuple(field.name for field in dataclasses.fields(Record) if field.name != "extra")
+"""The keys that every row has, in order."""
 
 
 def utc_now() -> str:

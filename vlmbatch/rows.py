@@ -20,6 +20,7 @@ class Task:
         order: Place of its first row among this run's rows.
         missing: Rows that are not written yet.
         failed: Whether one of its rows is an error.
+        held_bytes: Bytes of the file that the item holds until it is loaded.
     """
 
     item: Item
@@ -32,6 +33,7 @@ class Task:
     tiles: int = 0
     read_seconds: float = 0.0
     prepare_seconds: float = 0.0
+    held_bytes: int = 0
 
 
 @dataclasses.dataclass
@@ -98,4 +100,5 @@ class RowMaker:
             compute_seconds=timing.compute_seconds if timing else 0.0,
             run_id=self.run_id,
             created_at=utc_now(),
+            extra={name: item.extra.get(name) for name in self.job.kept_columns.values()},
         )

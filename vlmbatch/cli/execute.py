@@ -128,7 +128,7 @@ def _report(job: Job, summary: dict[str, Any], *, interrupted: bool) -> None:
     if summary["found"] == 0 and not failed and not interrupted:
         say("no %ss found", job.media)
     if left["without_question"]:
-        say("%d items without a question in %s", left["without_question"], job.questions_file)
+        say("%s without a question%s", _count(left["without_question"], "item"), f" in {job.questions_file}" if job.questions_file else "")
     if summary["finish_reason"].get("length"):
         say("%d answers were cut off at --max-new-tokens %d", summary["finish_reason"]["length"], job.max_new_tokens)
     native, full = summary["native_tiles"], summary["full_tiles"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Callable, Iterator
 from typing import NoReturn, Protocol
 
@@ -57,6 +58,11 @@ def check_size(width: int, height: int, max_pixels: int) -> None:
     """
     if width * height > max_pixels:
         raise DecodeError(f"{width} x {height} = {width * height:,} pixels are more than --max-pixels {max_pixels:,}")
+
+
+def digest(data: bytes) -> str:
+    """What stands for bytes in a fingerprint."""
+    return hashlib.blake2b(data, digest_size=16).hexdigest()
 
 
 def failing_load(kind: type[ItemError], message: str) -> Callable[[], Pixels]:

@@ -53,11 +53,11 @@ class ImageReader:
         MissingDependencyError: An INPUT needs a package that is not installed.
     """
 
-    def __init__(self, job: Job, stdin: BinaryIO | None = None) -> None:
-        """Checks the INPUTs; lists nothing yet."""
+    def __init__(self, job: Job, stdin: BinaryIO | None = None, names_only: bool = False) -> None:
+        """Checks the INPUTs; lists nothing yet. With ``names_only`` Items are only to be counted."""
         from vlmbatch.read.pages import PagePicker  # which loads pages with what is below
 
-        self._listing = Listing(job, stdin)
+        self._listing = Listing(job, stdin, names_only)
         self._picker = PagePicker(job)
         self._total = None if any(self._picker.opens(text) for text in job.inputs) else self._listing.estimate()
         self.counts: Counts = self._listing.counts
@@ -67,7 +67,17 @@ class ImageReader:
         index = 0
         for found in self._listing:
             for item_id, load in self._picker.parts(found):
-                yield Item(item_id, found.source, index, "image", load, fingerprint=found.fingerprint)
+                yield Item(
+                    item_id,
+                    found.source,
+                    index,
+                    "image",
+                    load,
+                    fingerprint=found.fingerprint,
+                    questions=found.questions,
+                    extra=found.extra,
+                    held_bytes=found.held_bytes,
+                )
                 index += 1
         self._total = index
 

@@ -22,6 +22,8 @@ _SINGLE = ".jpg .jpeg .jpe .jfif .bmp .dib .ppm .pgm .pbm .pnm .ico .tga .jp2 .j
 SINGLE = frozenset(_SINGLE.split())
 """Extensions of files that are one picture. The others inside a phone's .jpg (a depth map, a preview) and the sizes of an .ico are no pages."""
 
+PDF_MARK = b"%PDF-"
+
 Part = tuple[str, Callable[[], Pixels]]
 """(id, load) of what becomes an Item."""
 
@@ -49,6 +51,9 @@ class PagePicker:
         """Yields the parts, in order. The id of a page ends in ``#page=N``, but for the first when no other is asked for or there."""
         if found.error is not None:
             yield found.id, failing_load(ReadError, found.error)
+            return
+        if found.read is not None:
+            yield found.id, functools.partial(load_held, found.read, self._job)
             return
         if not self.opens(found.path):
             yield found.id, functools.partial(load_part, found.path, self._job, 1)
@@ -115,6 +120,23 @@ def load_part(path: str, job: Job, number: int) -> Pixels:
         if _is_pdf(path):
             return pdf.load_page(file, number, dpi=job.dpi, max_pixels=job.max_pixels)
         return load_image(file, job.max_pixels, number)
+
+
+def load_held(read: Callable[[], bytes], job: Job) -> Pixels:
+    """Loads what is no file by itself, such as an entry of an archive: a picture, or the first page of a document.
+
+    Args:
+        read: Gives the bytes; raises ``ReadError``.
+        job: As for ``load_part``.
+
+    Raises:
+        ReadError: As for ``load_part``.
+        DecodeError: Likewise.
+    """
+    with open_checked(read(), job.max_file_bytes) as file:
+        is_pdf = file.read(len(PDF_MARK)) == PDF_MARK
+        file.seek(0)
+        return pdf.load_page(file, 1, dpi=job.dpi, max_pixels=job.max_pixels) if is_pdf else load_image(file, job.max_pixels)
 
 
 def _is_pdf(path: str) -> bool:

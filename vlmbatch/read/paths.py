@@ -1,4 +1,4 @@
-"""INPUTs to files: what each is called (its id), which belong to the job, and which were given before."""
+"""INPUTs to files, and to what manifests and archives name: what each is called (its id), which belong to the job, and which were given before."""
 
 from __future__ import annotations
 
@@ -7,16 +7,18 @@ import hashlib
 import os
 import stat
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from fnmatch import fnmatchcase
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from vlmbatch.errors import JobError, MissingDependencyError
 from vlmbatch.job import Job, Kind
 from vlmbatch.read.base import Counts, one_line
+from vlmbatch.read.containers import container_kind, open_container
 from vlmbatch.read.extras import missing_for
 from vlmbatch.read.remote import RemoteInput
 from vlmbatch.read.walk import Entry, Glob, is_glob, walk
+from vlmbatch.records import RECORD_FIELDS
 from vlmbatch.urls import is_url, url_host, url_name, without_credentials
 
 _IMAGE = ".jpg .jpeg .jpe .jfif .png .apng .webp .bmp .dib .gif .tif .tiff .ppm .pgm .pbm .pnm .ico .tga .jp2 .j2k .avif .heic .heif .hif .pdf"
@@ -32,14 +34,18 @@ _STDIN_BLOCK_BYTES = 1 << 16
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Found:
-    """A file of the job.
+    """A file of the job, or what stands for one in a manifest or archive.
 
     Attributes:
-        path: What the operating system opens, or a URL.
+        path: What the operating system opens, or a URL; empty when there is neither.
         id: Stable name, valid UTF-8; see spec.md.
         source: The path for a person to read, valid UTF-8.
         fingerprint: ``size:mtime_ns``, or what a server states; empty when the file has none.
         error: Why this is no readable file; None when nothing is known against it.
+        read: Gives the bytes of what is no file by itself, on a worker's thread; raises ``ReadError``. None for a file.
+        held_bytes: Bytes that ``read`` holds.
+        questions: What is asked about it instead of the job's questions.
+        extra: Values that are carried into its rows.
     """
 
     path: str
@@ -47,6 +53,27 @@ class Found:
     source: str
     fingerprint: str = ""
     error: str | None = None
+    read: Callable[[], bytes] | None = None
+    held_bytes: int = 0
+    questions: tuple[str, ...] = ()
+    extra: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Part:
+    """What a manifest or archive names, before it is known whether it belongs to the job.
+
+    Attributes:
+        found: The thing; its id may be that of another one.
+        match: What ``include`` and ``exclude`` are held against.
+        label: Put behind an id that is taken.
+        repeats: What makes it the same as another one that was given before; empty when nothing does.
+    """
+
+    found: Found
+    match: str
+    label: str = ""
+    repeats: str = ""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -87,15 +114,18 @@ class Listing:
         JobError: An INPUT does not exist, cannot be listed, matches nothing or is of the other media.
     """
 
-    def __init__(self, job: Job, stdin: BinaryIO | None = None) -> None:
+    def __init__(self, job: Job, stdin: BinaryIO | None = None, names_only: bool = False) -> None:
         """Looks at every INPUT once; lists nothing.
 
         Args:
             job: The job.
             stdin: Where the INPUT ``-`` reads paths from, instead of standard input.
+            names_only: Whether files are only counted: what manifests and archives hold is then not read.
         """
         self.counts = Counts()
         self._job = job
+        self._names_only = names_only
+        self._rows_ask = job.task == "vqa" and not (job.questions or job.questions_file)
         self._media: Kind = job.media
         self._include, self._exclude = job.include, job.exclude
         self._stdin = stdin
@@ -104,6 +134,10 @@ class Listing:
         self._inputs = [self._look_at(text) for text in job.inputs]
         self._all_files = all(given.kind == "file" for given in self._inputs)
         self._may_repeat = len(self._inputs) > 1 or "-" in job.inputs
+        if taken := set(job.kept_columns.values()) & set(RECORD_FIELDS):
+            raise JobError(f"keep: every record has a key {min(taken)!r} of its own; carry the column under another name, such as {min(taken)}=my_{min(taken)}")
+        if job.keep and all(given.kind in ("file", "folder") for given in self._inputs):
+            raise JobError("keep carries columns of manifests and archives, and no INPUT is one")
         self._paths_seen: set[bytes] = set()
         self._ids_seen: set[bytes] = set()
 
@@ -123,8 +157,9 @@ class Listing:
         self._ids_seen.clear()
         for given in self._inputs:
             for entry in self._entries(given):
-                found = self._take(entry, given)
-                if found is not None:
+                if self._is_opened(entry, given):
+                    yield from self._inside(entry, given)
+                elif (found := self._take(entry, given)) is not None:
                     yield found
 
     def _look_at(self, text: str) -> _Input:
@@ -141,6 +176,11 @@ class Listing:
             return _Input(text, "folder", os.path.basename(os.path.abspath(text)))
         if os.path.exists(text):
             self._check_file(text)
+            if container_kind(text) is not None:
+                if self._is_output(text):
+                    raise JobError(f"{printable(text)} is INPUT and OUTPUT at once; give another OUTPUT with -o")
+                self._open(text, os.path.basename(text))
+                return _Input(text, "container", parent)
             return _Input(text, "file", parent)
         if not is_glob(text):
             raise JobError(f"no such file or folder: {printable(text)}")
@@ -177,11 +217,56 @@ class Listing:
                 yield Entry(given.text, given.name, f"folder not listed: {one_line(exc)}")
         elif given.glob is not None:
             yield from given.glob.entries()
-        elif given.kind == "file":
+        elif given.kind in ("file", "container"):
             yield Entry(given.text, os.path.basename(given.text))
         else:
             for path in read_paths(self._stdin or sys.stdin.buffer):
                 yield Entry(path, without_credentials(path) if is_url(path) else path.replace(os.sep, "/").removeprefix("./"))
+
+    def _is_opened(self, entry: Entry, given: _Input) -> bool:
+        """Whether a file is taken for what it holds: one that the user named, not one that lies in a folder."""
+        if entry.error is not None or given.kind == "folder" or container_kind(entry.path) is None:
+            return False
+        return given.glob is None or given.glob.names_suffix(os.path.splitext(entry.path)[1].lower())
+
+    def _is_output(self, path: str) -> bool:
+        return os.path.realpath(path) == os.path.realpath(self._job.output_path)
+
+    def _open(self, path: str, name: str) -> Iterable[Part]:
+        return open_container(path, printable(name), self._job, self.counts, self._names_only)
+
+    def _inside(self, entry: Entry, given: _Input) -> Iterator[Found]:
+        """What a manifest or archive holds and belongs to the job."""
+        if self._is_output(entry.path) or self._seen_before(os.path.realpath(entry.path)):
+            return  # a glob may find the OUTPUT of an earlier run
+        try:
+            parts = self._open(entry.path, entry.relative)
+        except JobError as exc:
+            name = printable(entry.relative)
+            parts = [Part(Found("", name, printable(entry.path), file_status(entry.path)[0], str(exc)), name)]
+        for part in parts:
+            found = part.found
+            if not self._passes(part.match):
+                self.counts.filtered += 1
+                continue
+            if part.repeats and self._seen_before(part.repeats):
+                continue
+            if found.held_bytes and self._job.shuffle:
+                raise JobError(f"shuffle would hold all that {found.source} and what follows it have inside; it takes pictures in files, zip and plain tar")
+            if found.path and found.error is None and media_of(found.path) not in (self._media, None):
+                found = dataclasses.replace(found, error=_other_media(found.path))
+            if self._rows_ask and not found.questions:
+                found = dataclasses.replace(found, error=found.error or "it has no question, and the job has none", questions=("",))
+            yield dataclasses.replace(found, id=self._unique(found.id, printable(given.name), part.label, found.questions))
+
+    def _seen_before(self, real_path: str) -> bool:
+        """Whether this was given before; counts it if so."""
+        real = _digest(real_path)
+        if real in self._paths_seen:
+            self.counts.duplicates += 1
+            return True
+        self._paths_seen.add(real)
+        return False
 
     def _take(self, entry: Entry, given: _Input) -> Found | None:
         """Decides whether a file belongs to the job, and names it."""
@@ -200,23 +285,23 @@ class Listing:
             self.counts.filtered += 1
             return None
         if self._may_repeat:
-            real = _digest(_real(entry.path))
-            if real in self._paths_seen:
-                self.counts.duplicates += 1
+            if self._seen_before(_real(entry.path)):
                 return None
-            self._paths_seen.add(real)
             name = self._unique(name, printable(given.name))
         fingerprint = entry.fingerprint
         if error is None and not is_url(entry.path):
-            fingerprint, error = _status(entry.path)
+            fingerprint, error = file_status(entry.path)
         return Found(entry.path, name, printable(without_credentials(entry.path)), fingerprint, error or missing_for(suffix_of(entry.path)))
 
-    def _unique(self, name: str, input_name: str) -> str:
+    def _unique(self, name: str, input_name: str, label: str = "", questions: tuple[str, ...] = ()) -> str:
+        """An id that no other thing has; two that are asked different questions may share one, as their rows differ."""
         candidate, number = name, 1
-        while _digest(candidate) in self._ids_seen:
-            candidate = f"{input_name}/{name}" + (f"#{number}" if number > 1 else "")
-            number += 1
-        self._ids_seen.add(_digest(candidate))
+        while self._ids_seen.intersection(keys := {_digest("\0".join((candidate, question))) for question in questions or ("",)}):
+            name += label
+            candidate = name if label else f"{input_name}/{name}" + (f"#{number}" if number > 1 else "")
+            number += not label
+            label = ""
+        self._ids_seen |= keys
         return candidate
 
     def _passes(self, name: str) -> bool:
@@ -252,7 +337,7 @@ def _real(path: str) -> str:
     return path if is_url(path) else os.path.realpath(path)
 
 
-def _status(path: str) -> tuple[str, str | None]:
+def file_status(path: str) -> tuple[str, str | None]:
     """The fingerprint of a file, and what is wrong with it when it is none that can be opened and read to its end."""
     try:
         status = os.stat(path)

@@ -89,6 +89,9 @@ class VideoReader:
         if found.error is not None:
             yield self._failed(found, ReadError(found.error))
             return
+        if found.read is not None:
+            yield self._failed(found, ReadError("videos are read from files, not from the bytes that a row holds or names"))
+            return
         before = self._index
         try:
             on_disk = OnDisk(found.path, self._job)
@@ -143,7 +146,7 @@ class VideoReader:
         return self._item(found, found.id, failing_load(type(error), str(error)), None, None)
 
     def _item(self, found: Found, item_id: str, load: Callable[[], Pixels], start: float | None, end: float | None) -> Item:
-        item = Item(item_id, found.source, self._index, self._media, load, start, end, found.fingerprint)
+        item = Item(item_id, found.source, self._index, self._media, load, start, end, found.fingerprint, found.questions, found.extra)
         self._index += 1
         return item
 

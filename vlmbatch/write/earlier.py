@@ -10,7 +10,6 @@ from typing import BinaryIO
 import numpy as np
 
 from vlmbatch.errors import OutputError
-from vlmbatch.records import RECORD_FIELDS
 from vlmbatch.write.atomic import reason
 from vlmbatch.write.columns import Row
 from vlmbatch.write.formats import Format
@@ -95,7 +94,7 @@ class EarlierRows:
             self._spill, self._offsets = spill, offsets
         return self._spill
 
-    def _read(self, columns: Sequence[str] = RECORD_FIELDS) -> Iterator[Row]:
+    def _read(self, columns: Sequence[str] | None = None) -> Iterator[Row]:
         if self._is_empty:
             return
         self._file.seek(0)

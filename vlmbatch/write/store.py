@@ -20,10 +20,10 @@ import numpy as np
 
 from vlmbatch.errors import OutputError
 from vlmbatch.job import Job
-from vlmbatch.records import Record, Status
+from vlmbatch.records import RECORD_FIELDS, Record, Status
 from vlmbatch.write.atomic import beside, reason, replacing
 from vlmbatch.write.base import Writer
-from vlmbatch.write.columns import Row, row_of
+from vlmbatch.write.columns import Kind, Row, clean_text, common_kind, kind_of, row_of
 from vlmbatch.write.earlier import EarlierRows
 from vlmbatch.write.formats import find_format
 from vlmbatch.write.identity import check_identity, earlier_identity
@@ -83,6 +83,7 @@ class OutputStore(Writer):
         self._guard = threading.RLock()
         self._table = RowTable()
         self._earlier: EarlierRows | None = None
+        self._kinds: dict[str, Kind | None] = dict.fromkeys(map(clean_text, job.kept_columns.values()))
         self._waiting = 0
         self._waiting_since = 0.0
         self._changed = False
@@ -100,6 +101,7 @@ class OutputStore(Writer):
         self._stat = _stat(self._output)
         self._published_at = clock()
         self._publish_cost = len(self._table) * SECONDS_PER_ROW
+        self._kinds_known = not len(self._table)
 
     @property
     def n_rows(self) -> int:
@@ -184,6 +186,7 @@ class OutputStore(Writer):
             self._check_open()
             place = self._journal.append(key, source, digest, question, row)
             self._table.put(key, place=place, index=row["index"], status=row["status"], question=question, source=source, fingerprint=digest, seen=True)
+            self._learn_kinds(row)
             self._changed = True
             if not self._waiting:
                 self._waiting_since = self._clock()
@@ -274,17 +277,30 @@ class OutputStore(Writer):
         if _stat(self._output) != self._stat:
             logger.warning("%s was changed by another program during the run; its changes are replaced", self._name)
         with replacing(self._output) as file:
-            self._format.write_rows(file, self._rows(order), self._job.to_dict(credentials=False))
+            self._format.write_rows(file, self._rows(order), self._job.to_dict(credentials=False), self._carried(order))
         self._stat = _stat(self._output)
+
+    def _carried(self, order: Int64Array) -> dict[str, Kind]:
+        """The carried columns with kinds that every row fits into; those of rows from before this run are looked at once."""
+        if self._kinds and not self._kinds_known:
+            for row in self._rows(order):
+                self._learn_kinds(row)
+            self._kinds_known = True
+        return {name: kind or "string" for name, kind in self._kinds.items()}
+
+    def _learn_kinds(self, row: Row) -> None:
+        for name, kind in self._kinds.items():
+            self._kinds[name] = common_kind(kind, kind_of(row.get(name)))
 
     def _rows(self, order: Int64Array) -> Iterator[Row]:
         """The rows, from the journal and from the OUTPUT of before."""
+        columns = dict.fromkeys((*RECORD_FIELDS, *self._kinds))
         places = self._table.places()[order]
         earlier = self._earlier.rows(-1 - places[places < 0]) if self._earlier else iter(())
         for number, place in zip(order, places, strict=True):
             row = next(earlier) if place < 0 else self._journal.read(int(place))
             row["index"] = self._table.index(number)
-            yield row
+            yield row if row.keys() == columns else {name: row.get(name) for name in columns}
 
     def _check_open(self) -> None:
         if self._failed or self._closed:
