@@ -39,6 +39,10 @@ class Pixels:
     times_seconds: tuple[float, ...] = ()
     duration_seconds: float | None = None
 
+    def arrays(self) -> list[UInt8Array]:
+        """The frames as arrays, uint8, (H, W, 3)."""
+        return [np.ascontiguousarray(frame, np.uint8) for frame in self.frames]
+
 
 def picture_size(picture: Picture) -> tuple[int, int]:
     """(width, height) in pixels."""

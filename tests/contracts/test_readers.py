@@ -81,12 +81,9 @@ class TestReader:
 
     def test_load_can_be_called_again_and_on_other_threads(self, folder: Path, make_job: Callable[..., Job]) -> None:
         item = next(iter(open_job(make_job(folder))))
-        expected = item.load().frames
+        expected = item.load().arrays()
         got: list[bool] = []
-        threads = [
-            threading.Thread(target=lambda: got.append(all(map(np.array_equal, map(np.asarray, expected), map(np.asarray, item.load().frames)))))
-            for _ in range(4)
-        ]
+        threads = [threading.Thread(target=lambda: got.append(all(map(np.array_equal, expected, item.load().arrays())))) for _ in range(4)]
         for thread in threads:
             thread.start()
         for thread in threads:

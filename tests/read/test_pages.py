@@ -37,7 +37,7 @@ def write_pages(path: Path, count: int = 4, size: tuple[int, int] = (40, 30)) ->
 
 def colour_of(item: Item) -> int:
     """Which page's colour an Item has, from 1."""
-    (pixels,) = item.load().frames
+    (pixels,) = item.load().arrays()
     assert pixels.dtype == np.uint8
     assert pixels.flags.c_contiguous
     middle = pixels[pixels.shape[0] // 2, pixels.shape[1] // 2].astype(int)
@@ -133,7 +133,7 @@ def test_the_estimate_is_right(tmp_path: Path) -> None:
 
 def test_pages_are_drawn_in_the_resolution_that_is_asked_for(tmp_path: Path) -> None:
     path = write_pages(tmp_path / "a.pdf", 1, (480, 300))
-    shapes = [items(path, **options)[0].load().frames[0].shape for options in ({}, {"dpi": 72}, {"dpi": 300})]
+    shapes = [items(path, **options)[0].load().arrays()[0].shape for options in ({}, {"dpi": 72}, {"dpi": 300})]
     assert shapes == [(625, 1000, 3), (300, 480, 3), (1250, 2000, 3)]
 
 
@@ -141,7 +141,7 @@ def test_a_pdf_is_drawn_on_white_and_upright(tmp_path: Path) -> None:
     document = pypdfium2.PdfDocument.new()
     document.new_page(100, 50).set_rotation(90)
     document.save(tmp_path / "a.pdf")
-    (pixels,) = items(tmp_path / "a.pdf", dpi=72)[0].load().frames
+    (pixels,) = items(tmp_path / "a.pdf", dpi=72)[0].load().arrays()
     assert pixels.shape == (100, 50, 3)
     assert pixels.min() == 255
 
@@ -156,14 +156,14 @@ def test_too_large_a_page_is_refused_before_it_is_drawn_and_the_others_go_on(tmp
     with pytest.raises(DecodeError, match=r"14400 x 14400 = 207,360,000 pixels are more than --max-pixels"):
         large.load()
     monkeypatch.undo()
-    assert first.load().frames[0].shape == last.load().frames[0].shape == (100, 100, 3)
+    assert first.load().arrays()[0].shape == last.load().arrays()[0].shape == (100, 100, 3)
 
 
 def test_the_pixel_limit_holds_for_each_page_of_a_tiff(tmp_path: Path) -> None:
     first, second = Image.new("RGB", (40, 30)), Image.new("RGB", (400, 300))
     first.save(tmp_path / "a.tif", save_all=True, append_images=[second])
     small, large = items(tmp_path / "a.tif", pages="all", max_pixels=10_000)
-    assert small.load().frames[0].shape == (30, 40, 3)
+    assert small.load().arrays()[0].shape == (30, 40, 3)
     with pytest.raises(DecodeError, match="400 x 300 = 120,000 pixels"):
         large.load()
 
@@ -177,8 +177,8 @@ def test_the_orientation_of_each_page_is_its_own(tmp_path: Path) -> None:
             stored.save(writer, "TIFF", **options)
             writer.newFrame()
     first, second = items(tmp_path / "a.tif", pages="all")
-    np.testing.assert_array_equal(first.load().frames[0], picture())
-    np.testing.assert_array_equal(second.load().frames[0], np.rot90(picture(), -1))
+    np.testing.assert_array_equal(first.load().arrays()[0], picture())
+    np.testing.assert_array_equal(second.load().arrays()[0], np.rot90(picture(), -1))
 
 
 def test_a_file_with_too_many_pages_is_one_error_row(tmp_path: Path) -> None:
@@ -284,7 +284,7 @@ def test_heic_is_read_upright(tmp_path: Path) -> None:
         image.save(tmp_path / "a.heic", exif=turned.tobytes(), quality=100)
     except (RuntimeError, OSError) as error:
         pytest.skip(f"this pillow-heif cannot write: {error}")
-    (pixels,) = items(tmp_path)[0].load().frames
+    (pixels,) = items(tmp_path)[0].load().arrays()
     assert pixels.shape == (64, 48, 3)
     assert pixels[32, 40, 2] > 150 > 100 > pixels[32, 40, 0]
     assert pixels[32, 8, 0] > 150 > 100 > pixels[32, 8, 2]
@@ -300,7 +300,7 @@ def test_a_missing_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     missing, there = items(tmp_path)
     with pytest.raises(ReadError, match=rf"pip install 'vlmbatch\[{extra}\]'"):
         missing.load()
-    assert there.load().frames[0].shape == (30, 40, 3)
+    assert there.load().arrays()[0].shape == (30, 40, 3)
 
 
 @pytest.fixture(scope="module")

@@ -56,7 +56,7 @@ def test_a_url_is_an_input(server: WebServer, tmp_path: Path) -> None:
     (item,) = items(url)
     assert (item.id, item.source, item.media) == ("my photo.png", url, "image")
     assert item.fingerprint.startswith('"7"|')
-    np.testing.assert_array_equal(item.load().frames[0], picture())
+    np.testing.assert_array_equal(item.load().arrays()[0], picture())
 
 
 def test_ids_of_urls_are_unique_and_the_same_url_is_taken_once(server: WebServer, tmp_path: Path) -> None:
@@ -87,7 +87,7 @@ def test_urls_on_stdin(server: WebServer, tmp_path: Path) -> None:
     first, second = items("-", stdin=f"{url}\n{tmp_path}/0.png\n".encode())
     assert (first.id, second.id) == (url.removesuffix("&token=abc"), f"{tmp_path}/0.png")
     assert server.requests == []
-    assert first.load().frames[0].shape == second.load().frames[0].shape
+    assert first.load().arrays()[0].shape == second.load().arrays()[0].shape
 
 
 @pytest.mark.parametrize("per", ["frame", "clip"])
@@ -101,7 +101,7 @@ def test_a_remote_video_is_a_temporary_file_while_it_is_needed(server: WebServer
     assert [item.id for item in found] == (ids if per == "frame" else ["clip.mp4"])
     assert len(list(copies.iterdir())) == (0 if per == "frame" else 1)
     expected = [0, 10, 20] if per == "frame" else [0, 24]
-    assert [number_of(frame) for item in found for frame in item.load().frames] == expected
+    assert [number_of(frame) for item in found for frame in item.load().arrays()] == expected
     found.clear()
     gc.collect()
     assert list(copies.iterdir()) == []
@@ -130,18 +130,18 @@ def test_a_file_a_folder_and_a_glob_of_a_store(memory: fsspec.AbstractFileSystem
     assert [item.id for item in items("memory://bucket", exclude=("b/*",))] == ["a.png"]
     (item,) = items("memory://bucket/a.png")
     assert (item.id, item.source) == ("a.png", "memory://bucket/a.png")
-    np.testing.assert_array_equal(item.load().frames[0], picture(seed=2))
+    np.testing.assert_array_equal(item.load().arrays()[0], picture(seed=2))
     reader = open_reader(Job(inputs=("memory://bucket",)))
     found = list(reader)
     assert reader.counts.other_media == 1
-    np.testing.assert_array_equal(found[2].load().frames[0], picture(seed=0))
+    np.testing.assert_array_equal(found[2].load().arrays()[0], picture(seed=0))
 
 
 def test_a_folder_by_its_file_url_is_that_folder(tmp_path: Path) -> None:
     write_picture(tmp_path / "in" / "sub" / "a.png")
     (item,) = items(f"file://{tmp_path}/in")
     assert item.id == "sub/a.png"
-    np.testing.assert_array_equal(item.load().frames[0], picture())
+    np.testing.assert_array_equal(item.load().arrays()[0], picture())
 
 
 def test_the_fingerprint_of_a_store_changes_with_the_file(memory: fsspec.AbstractFileSystem, tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ def items(*inputs: Path, **options: object) -> list[Item]:
 
 
 def shown(found: list[Item]) -> list[int]:
-    return [number_of(frame) for item in found for frame in item.load().frames]
+    return [number_of(frame) for item in found for frame in item.load().arrays()]
 
 
 CONTAINERS = [("a.mp4", "libx264"), ("a.mkv", "libx264"), ("a.ts", "libx264"), ("a.mov", "mpeg4"), ("a.webm", "libvpx-vp9")]
@@ -95,7 +95,7 @@ def test_display_rotation_makes_frames_upright(tmp_path: Path, degrees: int, hfl
     (item,) = items(write_video(tmp_path / "a.mp4", 1, rotation=degrees, hflip=hflip))
     turned = np.rot90(numbered(0), degrees // 90)
     expected = turned[:, ::-1] if hflip else turned
-    got = item.load().frames[0]
+    got = item.load().arrays()[0]
     assert got.shape == expected.shape
     assert got.flags.c_contiguous
     assert np.abs(got.astype(int) - expected).mean() < 12
@@ -106,7 +106,7 @@ def test_rotation_is_what_opencv_shows(tmp_path: Path, degrees: int) -> None:
     cv2 = pytest.importorskip("cv2")
     path = write_video(tmp_path / "a.mp4", 1, rotation=degrees)
     _, expected = cv2.VideoCapture(str(path)).read()
-    got = items(path)[0].load().frames[0]
+    got = items(path)[0].load().arrays()[0]
     assert got.shape == expected.shape
     assert np.abs(got.astype(int) - expected[..., ::-1]).mean() < 12
 
@@ -250,7 +250,7 @@ def test_random_damage_raises_nothing_but_item_errors(tmp_path: Path, name: str,
         way: dict[str, object] = [{"every": 1}, {"num_frames": 3}, {"per": "clip"}][number % 3]
         for item in items(tmp_path / name, **way):
             with contextlib.suppress(ItemError):
-                assert item.load().frames
+                assert item.load().arrays()
 
 
 def test_a_truncated_stream_gives_the_frames_that_are_there(tmp_path: Path) -> None:
