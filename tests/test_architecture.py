@@ -26,8 +26,9 @@ ALLOWED = {
     "summary": FLOOR,
     "reporter": set(),
     "rows": FLOOR | {"engine"},
+    "evaluate": FLOOR | {"write"},
     "pipeline": FLOOR | STAGES | {"summary", "rows", "reporter"},
-    "cli": FLOOR | STAGES | {"summary", "pipeline", "__version__"},
+    "cli": FLOOR | STAGES | {"summary", "evaluate", "pipeline", "__version__"},
     "__main__": {"cli"},
     "__init__": FLOOR | {"pipeline"},
 }
