@@ -85,7 +85,7 @@ def loaded_by(*command: str) -> set[str]:
 def test_help_and_import_load_nothing_heavy() -> None:
     heavy = {"torch", "transformers", "pyarrow", "av", "numpy", "PIL", "tokenizers", "huggingface_hub", "yaml", "psutil"}
     assert not loaded_by("import vlmbatch; vlmbatch.JobError") & heavy
-    for arguments in (["--help"], ["caption", "--help"], ["video", "--help"], ["run", "--help"]):
+    for arguments in (["--help"], ["caption", "--help"], ["video", "--help"], ["run", "--help"], ["eval", "--help"]):
         code = f"import sys; sys.argv = ['vlmbatch', *{arguments}]; from vlmbatch.cli.main import main\ntry: main()\nexcept SystemExit: pass"
         assert not loaded_by(code) & heavy, arguments
 

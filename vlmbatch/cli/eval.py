@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,12 +35,13 @@ Intervals are bootstrap percentiles (95 %) over rows. Exit codes: 0, 2 for bad u
 held."""
 
 DEFAULTS = EvalOptions()
+FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
 @click.command(name="eval", help=HELP, no_args_is_help=True)
-@click.argument("output", type=click.Path(dir_okay=False, path_type=Path))
-@click.option("--reference", required=True, type=click.Path(dir_okay=False, path_type=Path), help="The right answers.")
-@click.option("--against", type=click.Path(dir_okay=False, path_type=Path), metavar="OTHER", help="Another OUTPUT: the difference, over rows both have.")
+@click.argument("output", type=FILE)
+@click.option("--reference", required=True, type=FILE, help="The right answers.")
+@click.option("--against", type=FILE, metavar="OTHER", help="Another OUTPUT: the difference, over rows both have.")
 @click.option("--metric", "metrics", multiple=True, type=click.Choice(METRICS), help="Measure this only; may be repeated. [default: all that apply]")
 @click.option("--task", type=click.Choice(TASKS), help="Only rows of this task.")
 @click.option("--id-column", metavar="NAME", help="The reference's column of ids. [default: id, image, video, file or path]")
@@ -78,9 +80,12 @@ def _eval(
     from vlmbatch.evaluate.score import evaluate
     from vlmbatch.write import read_records
 
-    # Opened before the reference is read: a name that is mistyped is known at once.
-    rows, other = read_records(output, ROW_COLUMNS), read_records(against, ROW_COLUMNS) if against else None
-    found = evaluate(rows, read_reference(reference, options.columns, ignore_prompt=options.ignore_prompt), options, other)
+    def rows(path: Path) -> Iterator[dict[str, Any]]:
+        """Opens the file when it is its turn, so that an error before leaves none open."""
+        yield from read_records(path, ROW_COLUMNS)
+
+    right = read_reference(reference, options.columns, ignore_prompt=options.ignore_prompt)
+    found = evaluate(rows(output), right, options, rows(against) if against else None)
     names = {"output": str(output), "reference": str(reference), "against": str(against) if against else None}
     if json_path is not None:
         _write_json(json_path, describe(found, options, **names))

@@ -87,7 +87,7 @@ def join(rows: Iterable[Row], reference: Reference, options: EvalOptions, counts
     Raises:
         JobError: Nothing of OUTPUT is in the reference, or a row is there twice.
     """
-    names_prompts = any(prompt is not None for _, prompt in reference.entries)
+    names_prompts = reference.names_prompts
     first, paired = ("", ""), set()
     for row in _of_task(rows, options):
         counts.rows += 1

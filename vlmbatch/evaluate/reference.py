@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from vlmbatch.errors import JobError
 from vlmbatch.evaluate.options import Columns
 from vlmbatch.evaluate.texts import clean
+from vlmbatch.write.columns import clean_text
 
 ID_COLUMNS = ("id", "image", "video", "file", "path")
 PROMPT_COLUMNS = ("prompt", "question")
@@ -49,6 +50,11 @@ class Reference:
     def find(self, id: str, prompt: str) -> Entry | None:
         """The right answers to a question about an item; those without a question when none are about this one."""
         return self.entries.get((id, prompt.strip())) or self.entries.get((id, None))
+
+    @property
+    def names_prompts(self) -> bool:
+        """Whether an id alone does not say which entry is meant."""
+        return len({prompt for _, prompt in self.entries}) > 1
 
     @property
     def answers_per_row(self) -> tuple[int, int]:
@@ -114,8 +120,8 @@ def _add(reference: Reference, row: Mapping[str, Any], wanted: Wanted, where: st
     if not answers or row.get("status") == "error":
         reference.without_answer += 1
         return
-    asked = None if prompt is None else str(prompt).strip() or None
-    key = str(item).replace("\\", "/").removeprefix("./"), asked
+    asked = None if prompt is None else clean_text(str(prompt)).strip() or None
+    key = clean_text(str(item)).replace("\\", "/").removeprefix("./"), asked
     reference.entries.setdefault(key, Entry([])).answers.extend(answers)
 
 

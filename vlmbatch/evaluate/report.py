@@ -10,7 +10,7 @@ from vlmbatch.evaluate.join import Names
 from vlmbatch.evaluate.options import ERROR_RATES, EvalOptions
 from vlmbatch.evaluate.score import Evaluation, Figure, Group, Score, Worst
 
-PROMPT_WIDTH, TEXT_WIDTH, MOST_ANSWERS = 60, 200, 3
+NAME_WIDTH, PROMPT_WIDTH, TEXT_WIDTH, MOST_ANSWERS = 28, 60, 200, 3
 
 
 def describe(found: Evaluation, options: EvalOptions, **files: str | None) -> dict[str, Any]:
@@ -94,11 +94,14 @@ def _table(title: str, group: Group) -> Iterator[str]:
     yield ""
     paired = any(score.there for score in group.scores.values())
     title = f"{title} ({_count(group.rows, 'row')})"
-    yield f"{title:<28}" + (f"{'OUTPUT':>10}{'other':>10}{'difference':>12}   95 % interval" if paired else f"{'score':>10}   95 % interval")
+    if len(title) > NAME_WIDTH:
+        yield title
+        title = ""
+    yield f"{title:<{NAME_WIDTH}}" + (f"{'OUTPUT':>10}{'other':>10}{'difference':>12}   95 % interval" if paired else f"{'score':>10}   95 % interval")
     for name, score in group.scores.items():
         digits = 2 if name == "chrf" else 4
         note = "  (less is better)" if name in ERROR_RATES else ""
-        yield f"  {name:<26}{_score(score, digits)}{note}".rstrip()
+        yield f"  {name:<{NAME_WIDTH - 2}}{_score(score, digits)}{note}".rstrip()
 
 
 def _score(score: Score, digits: int) -> str:

@@ -137,10 +137,10 @@ def evaluate(rows: Iterable[Row], reference: Reference, options: EvalOptions, ot
     tally = Tally(measures, options, paired=other is not None)
     for pair in join(rows, reference, options, counts, other):
         tally.add(pair)
-    missing = Names()
+    missing, names_prompts = Names(), reference.names_prompts
     for (id, prompt), entry in reference.entries.items():
         if not entry.seen:
-            missing.add(id, prompt)
+            missing.add(id, prompt if names_prompts else None)
     overall, tasks, questions = tally.groups()
     return Evaluation(
         counts=counts,
@@ -228,10 +228,10 @@ class Tally:
 
     def groups(self) -> tuple[Group, dict[str, Group], dict[tuple[str, str], Group]]:
         """The scores over all rows, by task, and by question for the most frequent ones."""
-        question_of = np.array(self._question_of, np.int64)
-        errors = np.array(self._errors, bool)
-        here = [np.array(self._here[name]).reshape(-1, measure.columns) for name, measure in self.measures.items()]
-        there = [np.array(self._there[name]).reshape(-1, measure.columns) for name, measure in self.measures.items()] if self.paired else []
+        question_of = np.asarray(self._question_of)
+        errors = np.asarray(self._errors).astype(bool)
+        here = [np.asarray(self._here[name]).reshape(-1, measure.columns) for name, measure in self.measures.items()]
+        there = [np.asarray(self._there[name]).reshape(-1, measure.columns) for name, measure in self.measures.items()] if self.paired else []
         numbers = np.concatenate([*here, *there], axis=1)
         task_of = {question: task for (task, _), question in self.questions.items()}
         overall = self._group(numbers, errors)

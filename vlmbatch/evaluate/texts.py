@@ -6,6 +6,8 @@ import functools
 import re
 import unicodedata
 
+from vlmbatch.write.columns import clean_text
+
 ARTICLES = frozenset(("a", "an", "the"))
 NUMBERS = {
     "none": "0",
@@ -30,7 +32,7 @@ _DROPPED = frozenset("'’ʼ.")
 
 def clean(text: str) -> str:
     """The text in Unicode's composed form (NFC), without white space at its ends: é is é, however a file writes it."""
-    return (text if text.isascii() else unicodedata.normalize("NFC", text)).strip()
+    return (text if text.isascii() else unicodedata.normalize("NFC", clean_text(text))).strip()
 
 
 def one_line(text: str) -> str:
