@@ -27,8 +27,9 @@ ALLOWED = {
     "summary": FLOOR,
     "reporter": set(),
     "rows": FLOOR | {"engine"},
+    "evaluate": FLOOR | {"write"},
     "pipeline": FLOOR | STAGES | {"summary", "rows", "reporter"},
-    "cli": FLOOR | STAGES | {"summary", "pipeline", "__version__"},
+    "cli": FLOOR | STAGES | {"summary", "evaluate", "pipeline", "__version__"},
     "__main__": {"cli"},
     "__init__": FLOOR | {"pipeline"},
 }
@@ -85,7 +86,7 @@ def loaded_by(*command: str) -> set[str]:
 def test_help_and_import_load_nothing_heavy() -> None:
     heavy = {"torch", "transformers", "pyarrow", "av", "numpy", "PIL", "tokenizers", "huggingface_hub", "yaml", "psutil", "httpx2", "fsspec", "pypdfium2"}
     assert not loaded_by("import vlmbatch; vlmbatch.JobError") & heavy
-    for arguments in (["--help"], ["caption", "--help"], ["video", "--help"], ["run", "--help"]):
+    for arguments in (["--help"], ["caption", "--help"], ["video", "--help"], ["run", "--help"], ["eval", "--help"]):
         code = f"import sys; sys.argv = ['vlmbatch', *{arguments}]; from vlmbatch.cli.main import main\ntry: main()\nexcept SystemExit: pass"
         assert not loaded_by(code) & heavy, arguments
 
