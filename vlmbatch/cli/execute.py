@@ -129,8 +129,8 @@ def _report(job: Job, summary: dict[str, Any], *, interrupted: bool) -> None:
         say("no %ss found", job.media)
     if left["without_question"]:
         say("%d items without a question in %s", left["without_question"], job.questions_file)
-    if summary["finish_reason"].get("length"):
-        say("%d answers were cut off at --max-new-tokens %d", summary["finish_reason"]["length"], job.max_new_tokens)
+    if summary["cut_off"]["answers"]:
+        say("%s", summary["cut_off"]["hint"])
     native, full = summary["native_tiles"], summary["full_tiles"]
     if native and native <= 0.75 * full:
         say("small pictures were enlarged to %d tiles; --detail native would take %d", full, native)
