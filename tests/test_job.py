@@ -57,6 +57,10 @@ def test_a_job_comes_back_from_its_yaml(values: dict[str, object]) -> None:
         ({"media": "video", "at": [-1]}, "must not be below 0"),
         ({"media": "video", "window": 5}, "window goes with --per window"),
         ({"media": "video", "shuffle": True}, "shuffle"),
+        ({"sidecar": "srt"}, "sidecar srt goes with videos"),
+        ({"sidecar": "md"}, "sidecar must be one of txt, srt, vtt"),
+        ({"sidecar_dir": "x"}, "sidecar_dir goes with sidecar"),
+        ({"sidecar": "txt", "output": "-"}, "give a file with -o"),
         ({"inputs": 3}, "inputs must be text"),
     ],
 )

@@ -73,7 +73,11 @@ class Job:
     include: tuple[str, ...] = _option((), "Only items whose path matches; may be given several times.", metavar="GLOB", group="Items")
     exclude: tuple[str, ...] = _option((), "No items whose path matches; may be given several times.", metavar="GLOB", group="Items")
     max_pixels: int = _option(200_000_000, "Pictures with more pixels are an error row, unread.", metavar="N", group="Items")
-    overwrite: bool = _option(False, "Start OUTPUT anew, whatever it holds.", group="Output")
+    overwrite: bool = _option(False, "Start OUTPUT anew, whatever it holds; replace sidecars of others, too.", group="Output")
+    sidecar: Literal["txt", "srt", "vtt"] | None = _option(
+        None, "Also a file for each picture (txt) or video (txt, srt, vtt), beside it: photo.jpg has photo.txt. Files of others stay.", group="Output"
+    )
+    sidecar_dir: str | None = _option(None, "Sidecars go here, in the same tree as the ids, instead of beside the sources.", metavar="DIR", group="Output")
     retry_errors: bool = _option(False, "Do the error rows of an earlier run again.", group="Output")
     max_errors: str | None = _option(None, "Stop with exit code 4 when more items than N, or P% of those done, are errors.", metavar="N|P%", group="Output")
 
@@ -95,6 +99,7 @@ class Job:
         _check_types(self)
         _check_ranges(self)
         _check_questions(self)
+        _check_sidecar(self)
         _check_video(self)
 
     @property
@@ -313,6 +318,15 @@ def _check_questions(job: Job) -> None:
     for text in (*job.questions, *([job.prompt] if job.prompt is not None else [])):
         if not text.strip():
             raise JobError("an empty question or prompt")
+
+
+def _check_sidecar(job: Job) -> None:
+    if job.sidecar_dir is not None and job.sidecar is None:
+        raise JobError("sidecar_dir goes with sidecar: say which kind of files")
+    if job.sidecar in ("srt", "vtt") and job.media != "video":
+        raise JobError(f"sidecar {job.sidecar} goes with videos; a picture has a txt")
+    if job.sidecar is not None and job.output_path == "-":
+        raise JobError("sidecars are written from OUTPUT, which `-` does not keep: give a file with -o")
 
 
 def _check_video(job: Job) -> None:

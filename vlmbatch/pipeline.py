@@ -34,7 +34,7 @@ from vlmbatch.reporter import Reporter, Silent
 from vlmbatch.rows import Result, RowMaker, Task
 from vlmbatch.sample import make_sampler
 from vlmbatch.summary import RowStats, describe_run
-from vlmbatch.write import Writer, open_output, write_summary
+from vlmbatch.write import Writer, open_output, open_sidecars, read_records, write_summary
 
 logger = logging.getLogger(__name__)
 
@@ -97,6 +97,7 @@ class Run:
         self.preparer = Preparer.from_checkpoint(self.checkpoint, job.detail, job.seed) if self.checkpoint else None
         self.revision = self.checkpoint.revision if self.checkpoint else ""
         self.writer: Writer = open_output(job, {**job.identity(), "revision": self.revision}, stream=stdout)
+        self._sidecars = open_sidecars(job)
         self.reporter = reporter or Silent()
         self.engine = engine
         self.stats = RowStats()
@@ -115,6 +116,7 @@ class Run:
         self._unasked = 0
         self._found: int | None = None
         self._totals: dict[str, int] = {}
+        self._sidecar_counts: dict[str, int] | None = None
         self._kept = {"items": 0, "rows": 0, "errors": 0}
         self._native_tiles = self._full_tiles = 0
 
@@ -189,6 +191,8 @@ class Run:
             if self._todo.stopped:
                 return
             count += 1
+            if self._sidecars:
+                self._sidecars.expect(item.id, item.source)
             asked = self.questions.about(item.id)
             if not asked:
                 self._unasked += 1
@@ -348,7 +352,7 @@ class Run:
         """Commits and closes; a failure here is the run's failure, unless there was one before."""
         finished = self._failure is None and not self._interrupted
         self._totals = self.writer.totals()
-        for close in (functools.partial(self.writer.close, finished=finished), self.engine.close if self.engine else None):
+        for close in (functools.partial(self.writer.close, finished=finished), self._write_sidecars, self.engine.close if self.engine else None):
             try:
                 if close:
                     close()
@@ -357,6 +361,15 @@ class Run:
                     self._failure = error
                 else:
                     logger.error("%s", error)
+
+    def _write_sidecars(self) -> None:
+        """Writes the sidecars of this run's items from all their rows in OUTPUT, earlier runs' too. Of a run that did not come to its end there are none."""
+        if self._sidecars is None or self._failure is not None or self._interrupted:
+            return
+        for row in read_records(Path(self.job.output_path)):
+            if row["task"] == self.job.task and self._sidecars.expects(row["id"]) and row["prompt"] in self.questions.about(row["id"]):
+                self._sidecars.add(row)
+        self._sidecar_counts = self._sidecars.write()
 
     def _outcome(self, began: float, started_at: str) -> Outcome:
         summary = describe_run(
@@ -373,6 +386,7 @@ class Run:
             kept=self._kept,
             found=self._found,
             output=self._totals,
+            sidecars=self._sidecar_counts,
             left_alone={**dataclasses.asdict(self.reader.counts), "without_question": self._unasked},
             native_tiles=self._native_tiles if self.job.detail == "full" else None,
             full_tiles=self._full_tiles if self.job.detail == "full" else None,

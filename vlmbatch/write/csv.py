@@ -19,10 +19,16 @@ from vlmbatch.write.columns import COLUMNS, Row
 LARGEST_FIELD = 2**31 - 1
 """The csv module refuses fields of more than 131,072 characters unless told otherwise."""
 
-_PARSERS: dict[str, Callable[[str], Any]] = {"string": lambda text: text[1:] if _GUARDED.match(text) else text, "timestamp": str, "int32": int, "int64": int, "float32": float, "float64": float}
 _FORMULA = re.compile(r"'*[=+\-@\t\r\n]")
 """Apostrophes count as part of the beginning, so that a text that has its own comes back with just these."""
 _GUARDED = re.compile(r"'+[=+\-@\t\r\n]")
+
+
+def _unguarded(text: str) -> str:
+    return text[1:] if _GUARDED.match(text) else text
+
+
+_PARSERS: dict[str, Callable[[str], Any]] = {"string": _unguarded, "timestamp": str, "int32": int, "int64": int, "float32": float, "float64": float}
 _STATUSES_WITH = {"text": ("ok", "similar"), "error": ("error",)}
 """An empty field is null, except where the row's status says that there is a text, if an empty one."""
 
