@@ -18,11 +18,12 @@ from vlmbatch import tasks
 from vlmbatch.errors import JobError
 
 Kind = Literal["image", "video"]
-Per = Literal["frame", "clip", "window"]
+Per = Literal["frame", "clip", "window", "page", "tile"]
 Detail = Literal["full", "native", "low"]
 
 MAX_SEED = 2**63 - 1
 DEFAULT_FPS = 1.0
+DEFAULT_PER: dict[str, Per] = {"image": "page", "video": "frame"}
 OUTPUT_SUFFIXES = (".jsonl", ".parquet", ".csv")
 
 
@@ -89,17 +90,25 @@ class Job:
     at: tuple[float, ...] = _option((), "The frames on screen at these seconds.", metavar="T,T,…", group="Video")
     start: float | None = _option(None, "Leave out what is before this second.", metavar="SECONDS", group="Video")
     end: float | None = _option(None, "Leave out what is from this second on.", metavar="SECONDS", group="Video")
-    per: Per = _option("frame", "A record per frame, per clip (the whole video in one prompt) or per window of --window seconds.", group="Video")
+    per: Per = _option(
+        None,
+        "Videos: a record per frame, per clip (the whole video in one prompt) or per window of --window seconds [default: frame]. ocr: page asks about the "
+        "picture as a whole, tile about one tile after the other, and joins the answers to one record [default: page].",
+        group="Question",
+    )
     window: float | None = _option(None, "Length of a window with --per window. [default: 30]", metavar="SECONDS", group="Video")
 
     progress: Literal["auto", "on", "off"] = _option("auto", "The progress bar; auto: on a terminal.", group="Reporting")
     log_format: Literal["text", "json"] = _option("text", "Form of the log lines on stderr.", group="Reporting")
 
     def __post_init__(self) -> None:
+        if self.per is None:
+            object.__setattr__(self, "per", DEFAULT_PER.get(self.media, "page"))
         _check_types(self)
         _check_ranges(self)
         _check_questions(self)
         _check_sidecar(self)
+        _check_per(self)
         _check_video(self)
 
     @property
@@ -158,6 +167,8 @@ class Job:
             found["at"] = list(self.at)
             if self.per == "window":
                 found["window"] = self.window_seconds
+        elif self.per == "tile":
+            found["per"] = self.per
         return found
 
     def to_dict(self) -> dict[str, Any]:
@@ -327,6 +338,14 @@ def _check_sidecar(job: Job) -> None:
         raise JobError(f"sidecar {job.sidecar} goes with videos; a picture has a txt")
     if job.sidecar is not None and job.output_path == "-":
         raise JobError("sidecars are written from OUTPUT, which `-` does not keep: give a file with -o")
+
+
+def _check_per(job: Job) -> None:
+    allowed = ("frame", "clip", "window") if job.media == "video" else ("page", "tile")
+    if job.per not in allowed:
+        raise JobError(f"per must be one of {', '.join(allowed)} for {job.media}s, not {job.per!r}")
+    if job.per == "tile" and job.task != "ocr":
+        raise JobError(f"per tile goes with the task ocr: {job.task} is about the picture as a whole")
 
 
 def _check_video(job: Job) -> None:

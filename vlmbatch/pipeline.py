@@ -29,7 +29,7 @@ from vlmbatch.job import Job
 from vlmbatch.prepare import Preparer
 from vlmbatch.read import Reader, open_reader
 from vlmbatch.read.questions import Questions, read_questions
-from vlmbatch.records import Conversation, Item, Pixels, utc_now
+from vlmbatch.records import Conversation, Item, Pixels, Request, utc_now
 from vlmbatch.reporter import Reporter, Silent
 from vlmbatch.rows import Result, RowMaker, Task
 from vlmbatch.sample import make_sampler
@@ -95,6 +95,8 @@ class Run:
         self.reader: Reader = open_reader(job, stdin=stdin, sampler=make_sampler(job) if job.media == "video" else None)
         self.checkpoint: Checkpoint | None = None if engine else find_checkpoint(job.model, job.revision)
         self.preparer = Preparer.from_checkpoint(self.checkpoint, job.detail, job.seed) if self.checkpoint else None
+        if job.per == "tile" and self.preparer is None:
+            raise JobError("per tile follows a checkpoint's tiles: it needs a model on this machine")
         self.revision = self.checkpoint.revision if self.checkpoint else ""
         self.writer: Writer = open_output(job, {**job.identity(), "revision": self.revision}, stream=stdout)
         self._sidecars = open_sidecars(job)
@@ -168,8 +170,9 @@ class Run:
         closer.start()
         threads += [*preparers, closer]
         for completion in self.engine.run(self._requests):
-            task: Task = completion.request.tag
-            if not self._results.put(Result(task, completion.question, completion)):
+            task, part = completion.request.tag
+            whole = task.join(part, completion)
+            if whole is not None and not self._results.put(Result(task, completion.question, whole)):
                 break
 
     def _close_requests(self, preparers: list[threading.Thread]) -> None:
@@ -256,16 +259,24 @@ class Run:
                 pixels = self._load(task)
                 conversation = Conversation(task.item.media, pixels, task.item.id)
                 begun = time.perf_counter()
-                request = self._guarded(PrepareError, functools.partial(engine.prepare, conversation, [question for _, question in task.asked]))
+                requests = self._guarded(PrepareError, functools.partial(self._make_requests, engine, conversation, [question for _, question in task.asked]))
                 task.prepare_seconds = time.perf_counter() - begun
-                task.tiles = len(request.tiles)
+                task.tiles = sum(len(request.tiles) for request in requests)
+                task.parts = len(requests)
             except ItemError as error:
                 for position in range(len(task.asked)):
                     self._results.put(Result(task, position, error=error))
                 continue
-            request.tag = task
-            if not self._requests.put(request):
-                return
+            for part, request in enumerate(requests):
+                request.tag = (task, part)
+                if not self._requests.put(request):
+                    return
+
+    def _make_requests(self, engine: Engine, conversation: Conversation, questions: list[str]) -> list[Request]:
+        """The request of an item, or one for each of its tiles."""
+        if self.job.per != "tile" or self.preparer is None:
+            return [engine.prepare(conversation, questions)]
+        return [engine.prepare(tile, questions) for tile in self.preparer.cut(conversation)]
 
     def _load(self, task: Task) -> Pixels:
         begun = time.perf_counter()
@@ -318,7 +329,7 @@ class Run:
             task.failed = True
             logger.info("%s: %s: %s", record.id, record.error_type, record.error)
         task.new_tokens += record.new_tokens
-        if self.preparer and task.missing == 1 and task.size and task.tiles and task.item.media != "clip":
+        if self.preparer and self.job.per != "tile" and task.missing == 1 and task.size and task.tiles and task.item.media != "clip":
             self._full_tiles += task.tiles
             self._native_tiles += self.preparer.native_tiles(*task.size)
 

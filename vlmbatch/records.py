@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 UInt8Array = npt.NDArray[np.uint8]
-Media = Literal["image", "frame", "clip"]
+Media = Literal["image", "frame", "clip", "tile"]
 Status = Literal["ok", "error", "similar"]
 FinishReason = Literal["stop", "length"]
 
@@ -65,7 +65,8 @@ class Conversation:
     """Pixels on their way to the model, with what every question about them shares.
 
     Attributes:
-        media: Says which prompt the pixels get: that of a picture, or the video prompt with time stamps for a ``clip``.
+        media: Says which prompt the pixels get: that of a picture, that of a picture of one tile for a ``tile`` that was cut already, or the video prompt
+            with time stamps for a ``clip``.
         pixels: What was loaded.
         key: What sampling is seeded with, besides the job's seed: the item's id.
     """
