@@ -40,6 +40,17 @@ def test_tiles_are_those_of_the_whole_picture_in_reading_order(tiny: Path) -> No
     assert [np.array_equal(low.prepare(part, ["Read."]).tiles, alone.tiles) for part in low.cut(page)] == [True]
 
 
+def test_empty_tiles_are_not_asked_about_unless_all_are(tiny: Path) -> None:
+    preparer = Preparer.from_checkpoint(find_checkpoint(str(tiny)))
+    paper = np.full((90, 150, 3), 250, np.uint8)
+    paper[::7, ::7] -= 3
+    assert len(preparer.cut(Conversation("image", Pixels((paper,))))) == 1
+    paper[:10, :10] = 0
+    corner = preparer.cut(Conversation("image", Pixels((paper,))))
+    assert [int(part.pixels.frames[0].min()) for part in corner] == [0]
+    assert np.array_equal(preparer.prepare(corner[0], ["Read."]).tiles[0], preparer.prepare(Conversation("image", Pixels((paper,))), ["Read."]).tiles[0])
+
+
 def test_a_row_has_the_answers_about_its_tiles_one_below_the_other(tmp_path: Path, tiny: Path) -> None:
     for number in range(2):
         write_picture(tmp_path / "pages" / f"{number}.png", 150, 90, seed=number)
@@ -76,7 +87,15 @@ def completion(number: int, text: str | None, **values: Any) -> Completion:
 def test_figures_of_parts_are_joined() -> None:
     whole = join_completions(
         [
-            completion(0, " one \n", new_tokens=3, mean_logprob=-1.0, finish_reason="stop", batch_size=2, timing=Timing(wait_seconds=2, decode_seconds=1)),
+            completion(
+                0,
+                " one \n",
+                new_tokens=3,
+                mean_logprob=-1.0,
+                finish_reason="stop",
+                batch_size=2,
+                timing=Timing(wait_seconds=2, decode_seconds=1, compute_seconds=0.25),
+            ),
             completion(1, " ", new_tokens=1, mean_logprob=-3.0, finish_reason="length", batch_size=4, timing=Timing(wait_seconds=1, decode_seconds=2)),
             completion(2, "two", new_tokens=0, finish_reason="stop", prompt_tokens=5, timing=Timing(wait_seconds=3, compute_seconds=0.5)),
         ]
@@ -89,7 +108,7 @@ def test_figures_of_parts_are_joined() -> None:
         4,
         5,
     )
-    assert whole.timing == Timing(wait_seconds=1, decode_seconds=3, compute_seconds=0.5)
+    assert whole.timing == Timing(wait_seconds=1, decode_seconds=2, compute_seconds=0.75)
 
 
 def test_a_part_without_an_answer_makes_the_whole_an_error() -> None:

@@ -52,16 +52,17 @@ class Task:
 def join_completions(parts: Sequence[Completion]) -> Completion:
     """One answer of those about the parts of an item: their texts one below the other, an error when one of them is.
 
-    Tokens and seconds are added up; ``wait_seconds`` is until the first part, ``finish_reason`` is ``length`` when any part was cut off, and
-    ``mean_logprob`` is the mean over all tokens.
+    Tokens and shares of the busy time are added up. The parts go through the phases side by side, so of these the longest counts, and of the waiting the
+    shortest. ``finish_reason`` is ``length`` when any part was cut off; ``mean_logprob`` is the mean over all tokens.
 
     Args:
         parts: In reading order, at least one.
     """
     tokens = sum(part.new_tokens for part in parts)
     logprobs = [part.mean_logprob * part.new_tokens for part in parts if part.mean_logprob is not None]
-    timing = Timing(**{field.name: sum(getattr(part.timing, field.name) for part in parts) for field in dataclasses.fields(Timing)})
+    timing = Timing(**{field.name: max(getattr(part.timing, field.name) for part in parts) for field in dataclasses.fields(Timing)})
     timing.wait_seconds = min(part.timing.wait_seconds for part in parts)
+    timing.compute_seconds = sum(part.timing.compute_seconds for part in parts)
     error = next((part.error for part in parts if part.error is not None), None)
     reasons = {part.finish_reason for part in parts}
     return Completion(

@@ -22,6 +22,9 @@ __all__ = ["Detail", "Preparer"]
 
 Detail = Literal["full", "native", "low"]
 
+BLANK_LEVELS = 8
+"""Values of a tile's pixels that are no further apart than this, of 255, are the noise of a scan's margin."""
+
 DEFAULT_CONTEXT = 2048
 """What transformers' Llama configuration takes when config.json does not say; the published checkpoints say 8192."""
 
@@ -108,7 +111,9 @@ class Preparer:
         return Request(tiles, prefix_ids, question_ids, seeds, prepare_seconds=time.perf_counter() - start)
 
     def cut(self, conversation: Conversation) -> list[Conversation]:
-        """The tiles of a picture as conversations of their own, in reading order: row by row, without the global view.
+        """The tiles of a picture as conversations of their own, in reading order: row by row, without the global view and without tiles of one colour.
+
+        A model that is asked to read an empty tile makes words up.
 
         Args:
             conversation: About a picture.
@@ -118,7 +123,8 @@ class Preparer:
         """
         _check_pixels(conversation.pixels)
         tiles = self._tiles(conversation)
-        parts = tiles if len(tiles) == 1 else tiles[:-1]
+        grid = tiles if len(tiles) == 1 else tiles[:-1]
+        parts = [tile for tile in grid if int(tile.max()) - int(tile.min()) > BLANK_LEVELS] or [tiles[-1]]
         pixels = (Pixels((np.ascontiguousarray(tile.transpose(1, 2, 0)),)) for tile in parts)
         return [Conversation("tile", part, f"{conversation.key}#tile={number}") for number, part in enumerate(pixels)]
 
