@@ -19,12 +19,13 @@ from vlmbatch.errors import JobError
 from vlmbatch.urls import is_url, url_name, without_credentials
 
 Kind = Literal["image", "video"]
-Per = Literal["frame", "clip", "window"]
+Per = Literal["frame", "clip", "window", "page", "tile"]
 Detail = Literal["full", "native", "low"]
 
 MAX_SEED = 2**63 - 1
 DEFAULT_FPS = 1.0
 DEFAULT_DPI = 150
+DEFAULT_PER: dict[str, Per] = {"image": "page", "video": "frame"}
 OUTPUT_SUFFIXES = (".jsonl", ".parquet", ".csv")
 TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
 """Manifests that have columns; a .txt manifest has lines."""
@@ -106,7 +107,11 @@ class Job:
     max_pages: int = _option(10_000, "Files with more pages are an error row, where --pages looks for them.", metavar="N", group="Items")
     dpi: int = _option(DEFAULT_DPI, "Resolution that PDF pages are drawn in.", metavar="N", group="Items")
     allow_private_urls: bool = _option(False, "Fetch from private and other non-public addresses too, and through the system's proxy.", group="Items")
-    overwrite: bool = _option(False, "Start OUTPUT anew, whatever it holds.", group="Output")
+    overwrite: bool = _option(False, "Start OUTPUT anew, whatever it holds; replace sidecars of others, too.", group="Output")
+    sidecar: Literal["txt", "srt", "vtt"] | None = _option(
+        None, "Also a file for each picture (txt) or video (txt, srt, vtt), beside it: photo.jpg has photo.txt. Files of others stay.", group="Output"
+    )
+    sidecar_dir: str | None = _option(None, "Sidecars go here, in the same tree as the ids, instead of beside the sources.", metavar="DIR", group="Output")
     retry_errors: bool = _option(False, "Do the error rows of an earlier run again.", group="Output")
     max_errors: str | None = _option(None, "Stop with exit code 4 when more items than N, or P% of those done, are errors.", metavar="N|P%", group="Output")
 
@@ -118,16 +123,25 @@ class Job:
     at: tuple[float, ...] = _option((), "The frames on screen at these seconds.", metavar="T,T,…", group="Video")
     start: float | None = _option(None, "Leave out what is before this second.", metavar="SECONDS", group="Video")
     end: float | None = _option(None, "Leave out what is from this second on.", metavar="SECONDS", group="Video")
-    per: Per = _option("frame", "A record per frame, per clip (the whole video in one prompt) or per window of --window seconds.", group="Video")
+    per: Per = _option(
+        None,
+        "Videos: a record per frame, per clip (the whole video in one prompt) or per window of --window seconds [default: frame]. ocr: page asks about the "
+        "picture as a whole, tile about one tile after the other, and joins the answers to one record [default: page].",
+        group="Question",
+    )
     window: float | None = _option(None, "Length of a window with --per window. [default: 30]", metavar="SECONDS", group="Video")
 
     progress: Literal["auto", "on", "off"] = _option("auto", "The progress bar; auto: on a terminal.", group="Reporting")
     log_format: Literal["text", "json"] = _option("text", "Form of the log lines on stderr.", group="Reporting")
 
     def __post_init__(self) -> None:
+        if self.per is None:
+            object.__setattr__(self, "per", DEFAULT_PER.get(self.media, "page"))
         _check_types(self)
         _check_ranges(self)
         _check_questions(self)
+        _check_sidecar(self)
+        _check_per(self)
         _check_video(self)
 
     @property
@@ -199,10 +213,13 @@ class Job:
             found["at"] = list(self.at)
             if self.per == "window":
                 found["window"] = self.window_seconds
-        elif self.pages is not None:
-            found["pages"] = self.pages.replace(" ", "")
-        if self.media == "image" and self.dpi != DEFAULT_DPI:
-            found["dpi"] = self.dpi
+        else:
+            if self.pages is not None:
+                found["pages"] = self.pages.replace(" ", "")
+            if self.dpi != DEFAULT_DPI:
+                found["dpi"] = self.dpi
+            if self.per == "tile":
+                found["per"] = self.per
         return found
 
     def to_dict(self, *, credentials: bool = True) -> dict[str, Any]:
@@ -407,6 +424,23 @@ def _check_questions(job: Job) -> None:
     for text in (*job.questions, *([job.prompt] if job.prompt is not None else [])):
         if not text.strip():
             raise JobError("an empty question or prompt")
+
+
+def _check_sidecar(job: Job) -> None:
+    if job.sidecar_dir is not None and job.sidecar is None:
+        raise JobError("sidecar_dir goes with sidecar: say which kind of files")
+    if job.sidecar in ("srt", "vtt") and job.media != "video":
+        raise JobError(f"sidecar {job.sidecar} goes with videos; a picture has a txt")
+    if job.sidecar is not None and job.output_path == "-":
+        raise JobError("sidecars are written from OUTPUT, which `-` does not keep: give a file with -o")
+
+
+def _check_per(job: Job) -> None:
+    allowed = ("frame", "clip", "window") if job.media == "video" else ("page", "tile")
+    if job.per not in allowed:
+        raise JobError(f"per must be one of {', '.join(allowed)} for {job.media}s, not {job.per!r}")
+    if job.per == "tile" and job.task != "ocr":
+        raise JobError(f"per tile goes with the task ocr: {job.task} is about the picture as a whole")
 
 
 def _check_video(job: Job) -> None:

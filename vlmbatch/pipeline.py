@@ -29,13 +29,13 @@ from vlmbatch.job import Job
 from vlmbatch.prepare import Preparer
 from vlmbatch.read import Reader, is_stream, open_reader
 from vlmbatch.read.questions import Questions, read_questions
-from vlmbatch.records import Conversation, Item, Pixels, picture_size, utc_now
+from vlmbatch.records import Conversation, Item, Pixels, Request, picture_size, utc_now
 from vlmbatch.reporter import Reporter, Silent
 from vlmbatch.rows import Result, RowMaker, Task
 from vlmbatch.sample import make_sampler
 from vlmbatch.summary import RowStats, describe_run
 from vlmbatch.urls import is_url
-from vlmbatch.write import Writer, open_output, write_summary
+from vlmbatch.write import Writer, open_output, open_sidecars, read_records, write_summary
 
 logger = logging.getLogger(__name__)
 
@@ -99,8 +99,11 @@ class Run:
         self.reader: Reader = open_reader(job, stdin=stdin, sampler=make_sampler(job) if job.media == "video" else None)
         self.checkpoint: Checkpoint | None = None if engine else find_checkpoint(job.model, job.revision)
         self.preparer = Preparer.from_checkpoint(self.checkpoint, job.detail, job.seed) if self.checkpoint else None
+        if job.per == "tile" and self.preparer is None:
+            raise JobError("per tile follows a checkpoint's tiles: it needs a model on this machine")
         self.revision = self.checkpoint.revision if self.checkpoint else ""
         self.writer: Writer = open_output(job, {**job.identity(), "revision": self.revision}, stream=stdout)
+        self._sidecars = open_sidecars(job)
         self.reporter = reporter or Silent()
         self.engine = engine
         self.stats = RowStats()
@@ -119,6 +122,7 @@ class Run:
         self._unasked = 0
         self._found: int | None = None
         self._totals: dict[str, int] = {}
+        self._sidecar_counts: dict[str, int] | None = None
         self._kept = {"items": 0, "rows": 0, "errors": 0}
         self._native_tiles = self._full_tiles = 0
 
@@ -170,8 +174,9 @@ class Run:
         closer.start()
         threads += [*preparers, closer]
         for completion in self.engine.run(self._requests):
-            task: Task = completion.request.tag
-            if not self._results.put(Result(task, completion.question, completion)):
+            task, part = completion.request.tag
+            whole = task.join(part, completion)
+            if whole is not None and not self._results.put(Result(task, completion.question, whole)):
                 break
 
     def _close_requests(self, preparers: list[threading.Thread]) -> None:
@@ -193,6 +198,8 @@ class Run:
             if self._todo.stopped:
                 return
             count += 1
+            if self._sidecars:
+                self._sidecars.expect(item.id, item.source)
             asked = item.questions or self.questions.about(item.id)
             if not asked:
                 self._unasked += 1
@@ -256,16 +263,24 @@ class Run:
                 pixels = self._load(task)
                 conversation = Conversation(task.item.media, pixels, task.item.id)
                 begun = time.perf_counter()
-                request = self._guarded(PrepareError, functools.partial(engine.prepare, conversation, [question for _, question in task.asked]))
+                requests = self._guarded(PrepareError, functools.partial(self._make_requests, engine, conversation, [question for _, question in task.asked]))
                 task.prepare_seconds = time.perf_counter() - begun
-                task.tiles = len(request.tiles)
+                task.tiles = sum(len(request.tiles) for request in requests)
+                task.parts = len(requests)
             except ItemError as error:
                 for position in range(len(task.asked)):
                     self._results.put(Result(task, position, error=error))
                 continue
-            request.tag = task
-            if not self._requests.put(request):
-                return
+            for part, request in enumerate(requests):
+                request.tag = (task, part)
+                if not self._requests.put(request):
+                    return
+
+    def _make_requests(self, engine: Engine, conversation: Conversation, questions: list[str]) -> list[Request]:
+        """The request of an item, or one for each of its tiles."""
+        if self.job.per != "tile" or self.preparer is None:
+            return [engine.prepare(conversation, questions)]
+        return [engine.prepare(tile, questions) for tile in self.preparer.cut(conversation)]
 
     def _load(self, task: Task) -> Pixels:
         begun = time.perf_counter()
@@ -318,7 +333,7 @@ class Run:
             task.failed = True
             logger.info("%s: %s: %s", record.id, record.error_type, record.error)
         task.new_tokens += record.new_tokens
-        if self.preparer and task.missing == 1 and task.size and task.tiles and task.item.media != "clip":
+        if self.preparer and self.job.per != "tile" and task.missing == 1 and task.size and task.tiles and task.item.media != "clip":
             self._full_tiles += task.tiles
             self._native_tiles += self.preparer.native_tiles(*task.size)
 
@@ -351,7 +366,7 @@ class Run:
     def _close(self) -> None:
         """Commits and closes; a failure here is the run's failure, unless there was one before."""
         finished = self._failure is None and not self._interrupted
-        for close in (functools.partial(self.writer.close, finished=finished), self.engine.close if self.engine else None):
+        for close in (functools.partial(self.writer.close, finished=finished), self._write_sidecars, self.engine.close if self.engine else None):
             try:
                 if close:
                     close()
@@ -361,6 +376,15 @@ class Run:
                 else:
                     logger.error("%s", error)
         self._totals = self.writer.totals()
+
+    def _write_sidecars(self) -> None:
+        """Writes the sidecars of this run's items from all their rows in OUTPUT, earlier runs' too. Of a run that did not come to its end there are none."""
+        if self._sidecars is None or self._failure is not None or self._interrupted:
+            return
+        for row in read_records(Path(self.job.output_path)):
+            if row["task"] == self.job.task and self._sidecars.expects(row["id"]) and row["prompt"] in self.questions.about(row["id"]):
+                self._sidecars.add(row)
+        self._sidecar_counts = self._sidecars.write()
 
     def _outcome(self, began: float, started_at: str) -> Outcome:
         summary = describe_run(
@@ -377,6 +401,7 @@ class Run:
             kept=self._kept,
             found=self._found,
             output=self._totals,
+            sidecars=self._sidecar_counts,
             left_alone={**dataclasses.asdict(self.reader.counts), "without_question": self._unasked},
             native_tiles=self._native_tiles if self.job.detail == "full" else None,
             full_tiles=self._full_tiles if self.job.detail == "full" else None,

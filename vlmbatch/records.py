@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 UInt8Array = npt.NDArray[np.uint8]
 Picture: TypeAlias = Union[UInt8Array, "Image.Image"]
 """RGB: an array, uint8, (H, W, 3), or a Pillow image of mode RGB as the decoder made it, which spares two copies on the way to the tiles."""
-Media = Literal["image", "frame", "clip"]
+Media = Literal["image", "frame", "clip", "tile"]
 Status = Literal["ok", "error", "similar"]
 FinishReason = Literal["stop", "length"]
 
@@ -87,7 +87,8 @@ class Conversation:
     """Pixels on their way to the model, with what every question about them shares.
 
     Attributes:
-        media: Says which prompt the pixels get: that of a picture, or the video prompt with time stamps for a ``clip``.
+        media: Says which prompt the pixels get: that of a picture, that of a picture of one tile for a ``tile`` that was cut already, or the video prompt
+            with time stamps for a ``clip``.
         pixels: What was loaded.
         key: What sampling is seeded with, besides the job's seed: the item's id.
     """

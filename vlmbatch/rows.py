@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 from vlmbatch.engine import Engine
 from vlmbatch.job import Job
-from vlmbatch.records import Completion, Item, Record, utc_now
+from vlmbatch.records import Completion, Item, Record, Timing, utc_now
 from vlmbatch.tasks import parse_answer
 
 
@@ -21,6 +22,7 @@ class Task:
         missing: Rows that are not written yet.
         failed: Whether one of its rows is an error.
         held_bytes: Bytes of the file that the item holds until it is loaded.
+        parts: How many requests it was made into; each question has an answer to each.
     """
 
     item: Item
@@ -34,6 +36,49 @@ class Task:
     read_seconds: float = 0.0
     prepare_seconds: float = 0.0
     held_bytes: int = 0
+    parts: int = 1
+    _answers: dict[int, dict[int, Completion]] = dataclasses.field(default_factory=dict)
+
+    def join(self, part: int, completion: Completion) -> Completion | None:
+        """Takes the answer about a part of the item; gives the answer about the whole when it is the last one."""
+        if self.parts == 1:
+            return completion
+        answers = self._answers.setdefault(completion.question, {})
+        answers[part] = completion
+        if len(answers) < self.parts:
+            return None
+        del self._answers[completion.question]
+        return join_completions([answers[number] for number in range(self.parts)])
+
+
+def join_completions(parts: Sequence[Completion]) -> Completion:
+    """One answer of those about the parts of an item: their texts one below the other, an error when one of them is.
+
+    Tokens and shares of the busy time are added up. The parts go through the phases side by side, so of these the longest counts, and of the waiting the
+    shortest. ``finish_reason`` is ``length`` when any part was cut off; ``mean_logprob`` is the mean over all tokens.
+
+    Args:
+        parts: In reading order, at least one.
+    """
+    tokens = sum(part.new_tokens for part in parts)
+    logprobs = [part.mean_logprob * part.new_tokens for part in parts if part.mean_logprob is not None]
+    timing = Timing(**{field.name: max(getattr(part.timing, field.name) for part in parts) for field in dataclasses.fields(Timing)})
+    timing.wait_seconds = min(part.timing.wait_seconds for part in parts)
+    timing.compute_seconds = sum(part.timing.compute_seconds for part in parts)
+    error = next((part.error for part in parts if part.error is not None), None)
+    reasons = {part.finish_reason for part in parts}
+    return Completion(
+        parts[0].request,
+        parts[0].question,
+        text=None if error else "\n".join(part.text.strip() for part in parts if part.text and part.text.strip()),
+        error=error,
+        prompt_tokens=sum(part.prompt_tokens for part in parts),
+        new_tokens=tokens,
+        finish_reason=None if error else "length" if "length" in reasons else "stop",
+        mean_logprob=sum(logprobs) / tokens if logprobs and tokens and not error else None,
+        batch_size=max(part.batch_size for part in parts),
+        timing=timing,
+    )
 
 
 @dataclasses.dataclass

@@ -98,6 +98,7 @@ def describe_run(job: Job, stats: RowStats, *, wall_seconds: float, engine: dict
     return {
         **facts,
         **stats.describe(),
+        "cut_off": cut_off(stats, job),
         "wall_seconds": round(wall_seconds, 3),
         "items_per_second": round(stats.items / wall_seconds, 3),
         "new_tokens_per_second": round(stats.new_tokens / wall_seconds, 3),
@@ -108,6 +109,20 @@ def describe_run(job: Job, stats: RowStats, *, wall_seconds: float, engine: dict
         "versions": versions(),
         "job": job.to_dict(credentials=False),
     }
+
+
+def cut_off(stats: RowStats, job: Job) -> dict[str, Any]:
+    """How many answers ended only because they were as long as allowed, and what would let them end.
+
+    Args:
+        stats: The rows of the run.
+        job: Its settings.
+    """
+    answers = stats.finish["length"]
+    if not answers:
+        return {"answers": 0, "hint": None}
+    of = f"{answers} of {stats.finish.total()} answers {'was' if answers == 1 else 'were'} cut off at --max-new-tokens {job.max_new_tokens}"
+    return {"answers": answers, "hint": f"{of}; --max-new-tokens {2 * job.max_new_tokens} --overwrite asks again with more room"}
 
 
 def phase_figures(values: array.array[float]) -> dict[str, float]:

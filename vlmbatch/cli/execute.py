@@ -109,6 +109,19 @@ def _count(number: int, name: str) -> str:
     return f"{number} {name}{'' if number == 1 else 's'}"
 
 
+def say_sidecars(counts: dict[str, int]) -> None:
+    """What came of the sidecars."""
+    say = logging.getLogger("vlmbatch.report").info
+    changed = f" ({counts['unchanged']} more are as they were)" if counts["unchanged"] else ""
+    say("%s written%s", _count(counts["written"], "sidecar"), changed)
+    if counts["kept"]:
+        say("%s there that we did not write, or that was changed since: kept (--overwrite replaces)", _count(counts["kept"], "file"))
+    if counts["renamed"]:
+        say("%s named after the whole file, because another one has the shorter name", _count(counts["renamed"], "sidecar"))
+    if counts["no_place"]:
+        say("%s without a file on this disk to stand beside; use --sidecar-dir DIR", _count(counts["no_place"], "item"))
+
+
 def _report(job: Job, summary: dict[str, Any], *, interrupted: bool) -> None:
     """The closing lines."""
     say = logging.getLogger("vlmbatch.report").info
@@ -129,8 +142,10 @@ def _report(job: Job, summary: dict[str, Any], *, interrupted: bool) -> None:
         say("no %ss found", job.media)
     if left["without_question"]:
         say("%s without a question%s", _count(left["without_question"], "item"), f" in {job.questions_file}" if job.questions_file else "")
-    if summary["finish_reason"].get("length"):
-        say("%d answers were cut off at --max-new-tokens %d", summary["finish_reason"]["length"], job.max_new_tokens)
+    if summary["cut_off"]["answers"]:
+        say("%s", summary["cut_off"]["hint"])
+    if summary["sidecars"]:
+        say_sidecars(summary["sidecars"])
     native, full = summary["native_tiles"], summary["full_tiles"]
     if native and native <= 0.75 * full:
         say("small pictures were enlarged to %d tiles; --detail native would take %d", full, native)

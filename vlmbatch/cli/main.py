@@ -18,6 +18,7 @@ COMMANDS = {
     "run": ("vlmbatch.cli.run", "A job from a YAML file; the form for cron."),
     "stats": ("vlmbatch.cli.stats", "What a run took, from its own records."),
     "eval": ("vlmbatch.cli.eval", "How good the answers of an OUTPUT are, against a file of right ones."),
+    "export": ("vlmbatch.cli.export", "An OUTPUT as another table, or as text and subtitle files."),
     "models": ("vlmbatch.cli.models", "List, describe and fetch models."),
     "doctor": ("vlmbatch.cli.doctor", "What this machine has, and what to do about what is missing."),
 }

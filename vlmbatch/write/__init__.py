@@ -15,11 +15,25 @@ from vlmbatch.write.atomic import reason
 from vlmbatch.write.base import Writer
 from vlmbatch.write.columns import Row
 from vlmbatch.write.formats import find_format
+from vlmbatch.write.sidecar import Sidecars, open_sidecars, sidecars_path
 from vlmbatch.write.stdout import StdoutWriter
 from vlmbatch.write.store import CommitPolicy, OutputStore
 from vlmbatch.write.summary import read_summary, summary_path, write_summary
 
-__all__ = ["CommitPolicy", "OutputStore", "StdoutWriter", "Writer", "open_output", "read_records", "read_summary", "summary_path", "write_summary"]
+__all__ = [
+    "CommitPolicy",
+    "OutputStore",
+    "Sidecars",
+    "StdoutWriter",
+    "Writer",
+    "open_output",
+    "open_sidecars",
+    "read_records",
+    "read_summary",
+    "sidecars_path",
+    "summary_path",
+    "write_summary",
+]
 
 
 def open_output(job: Job, identity: Mapping[str, Any], *, stream: TextIO | None = None) -> Writer:
