@@ -48,6 +48,7 @@ class Item:
         time_seconds: Presentation time of a frame, or start of a clip; None for an image.
         end_seconds: Time of the next sampled frame or the video's end, or the end of a clip; None for an image.
         fingerprint: Changes when the file does (size and mtime); empty when there is no file.
+        similar_to: Id of the frame that this one resembles and gets its answers from; None for what is asked about.
     """
 
     id: str
@@ -58,6 +59,7 @@ class Item:
     time_seconds: float | None = None
     end_seconds: float | None = None
     fingerprint: str = ""
+    similar_to: str | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

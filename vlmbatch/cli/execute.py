@@ -114,7 +114,12 @@ def _report(job: Job, summary: dict[str, Any], *, interrupted: bool) -> None:
     say = logging.getLogger("vlmbatch.report").info
     status, kept, left = summary["status"], summary["kept"], summary["left_alone"]
     rate = f"{summary['items_per_second']:.2f} items/s, {summary['new_tokens_per_second']:.1f} tokens/s"
-    parts = [f"{status.get('ok', 0)} ok", _count(status.get("error", 0), "error"), *([f"{kept['rows']} done before"] if kept["rows"] else [])]
+    parts = [
+        f"{status.get('ok', 0)} ok",
+        *([f"{status['similar']} similar"] if "similar" in status else []),
+        _count(status.get("error", 0), "error"),
+        *([f"{kept['rows']} done before"] if kept["rows"] else []),
+    ]
     failed = summary["error"] is not None
     done = _count(summary["items"], "item")
     say("%s%s in %.1f s (%s): %s -> %s", "interrupted: " if interrupted else "", done, summary["wall_seconds"], rate, ", ".join(parts), job.output_path)
@@ -131,6 +136,12 @@ def _report(job: Job, summary: dict[str, Any], *, interrupted: bool) -> None:
         say("%d items without a question in %s", left["without_question"], job.questions_file)
     if summary["finish_reason"].get("length"):
         say("%d answers were cut off at --max-new-tokens %d", summary["finish_reason"]["length"], job.max_new_tokens)
+    if "similar" in status:
+        say(
+            "%s of %d resembled an earlier one and took its answers: so many pictures less to encode",
+            _count(summary["similar_items"], "frame"),
+            summary["items"],
+        )
     native, full = summary["native_tiles"], summary["full_tiles"]
     if native and native <= 0.75 * full:
         say("small pictures were enlarged to %d tiles; --detail native would take %d", full, native)
