@@ -37,6 +37,8 @@ HOMES = {
     "torch": {"engine", "cli/doctor.py"},
     "pyarrow": {"write", "read"},
     "av": {"read", "sample", "cli/doctor.py"},
+    "scenedetect": {"sample"},
+    "cv2": set(),
     "click": {"cli"},
     "tqdm": {"cli"},
     "transformers": set(),

@@ -26,6 +26,9 @@ MAX_SEED = 2**63 - 1
 DEFAULT_FPS = 1.0
 DEFAULT_DPI = 150
 DEFAULT_PER: dict[str, Per] = {"image": "page", "video": "frame"}
+DEFAULT_SKIP_SIMILAR = 0.05
+"""A field of 1/256 of the frame that changes by 13 of 255 levels: above what compression does to a still picture, below a line of text that is replaced."""
+
 OUTPUT_SUFFIXES = (".jsonl", ".parquet", ".csv")
 TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
 """Manifests that have columns; a .txt manifest has lines."""
@@ -121,6 +124,8 @@ class Job:
     every: int | None = _option(None, "Every N-th frame.", metavar="N", group="Video")
     num_frames: int | None = _option(None, "At most N frames, evenly spread.", metavar="N", group="Video")
     at: tuple[float, ...] = _option((), "The frames on screen at these seconds.", metavar="T,T,…", group="Video")
+    keyframes: bool = _option(False, "The frames where decoding can start; only these are decoded.", group="Video")
+    scenes: bool = _option(False, "The middle frame of each scene (PySceneDetect: the extra `scenes`).", group="Video")
     start: float | None = _option(None, "Leave out what is before this second.", metavar="SECONDS", group="Video")
     end: float | None = _option(None, "Leave out what is from this second on.", metavar="SECONDS", group="Video")
     per: Per = _option(
@@ -128,6 +133,13 @@ class Job:
         "Videos: a record per frame, per clip (the whole video in one prompt) or per window of --window seconds [default: frame]. ocr: page asks about the "
         "picture as a whole, tile about one tile after the other, and joins the answers to one record [default: page].",
         group="Question",
+    )
+    skip_similar: float | None = _option(
+        None,
+        f"Do not ask about a frame that differs from the last one asked about by at most THRESHOLD anywhere (0 to 1, {DEFAULT_SKIP_SIMILAR} unless given); "
+        "its row gets that frame's answer.",
+        metavar="[THRESHOLD]",
+        group="Video",
     )
     window: float | None = _option(None, "Length of a window with --per window. [default: 30]", metavar="SECONDS", group="Video")
 
@@ -157,7 +169,7 @@ class Job:
     @property
     def sampling_fps(self) -> float | None:
         """Frames a second to sample, the default resolved; None when frames are chosen in another way."""
-        if self.media != "video" or self.every is not None or self.num_frames is not None or self.at:
+        if self.media != "video" or any(way != "fps" for way in ways_of_sampling(self)):
             return None
         return DEFAULT_FPS if self.fps is None else self.fps
 
@@ -211,6 +223,7 @@ class Job:
         if self.media == "video":
             found |= {"fps": self.sampling_fps, **{name: getattr(self, name) for name in ("every", "num_frames", "start", "end", "per")}}
             found["at"] = list(self.at)
+            found |= {name: getattr(self, name) for name in ("keyframes", "scenes", "skip_similar")}
             if self.per == "window":
                 found["window"] = self.window_seconds
         else:
@@ -265,6 +278,8 @@ class Job:
                 value = "on" if value else "off"  # YAML reads on and off as booleans
             elif key in ("start", "end", "window") and isinstance(value, str):
                 value = parse_seconds(value)
+            elif key == "skip_similar" and isinstance(value, bool):
+                value = DEFAULT_SKIP_SIMILAR if value else None
             if key == "at" and isinstance(value, tuple):
                 value = tuple(seconds for part in value for seconds in (map(parse_seconds, part.split(",")) if isinstance(part, str) else (part,)))
             resolved[key] = value
@@ -443,8 +458,13 @@ def _check_per(job: Job) -> None:
         raise JobError(f"per tile goes with the task ocr: {job.task} is about the picture as a whole")
 
 
+def ways_of_sampling(job: Job) -> list[str]:
+    """The options of a job that choose frames: at most one in a job that is allowed."""
+    return [name for name in ("fps", "every", "num_frames", "at", "keyframes", "scenes") if getattr(job, name) not in (None, (), False)]
+
+
 def _check_video(job: Job) -> None:
-    ways = [name for name in ("fps", "every", "num_frames", "at") if getattr(job, name) not in (None, ())]
+    ways = ways_of_sampling(job)
     if job.media != "video":
         for field in dataclasses.fields(job):
             if field.metadata.get("group") == "Video" and getattr(job, field.name) != field.default:
@@ -470,3 +490,9 @@ def _check_video(job: Job) -> None:
         raise JobError(f"end ({job.end}) must come after start ({job.start})")
     if job.window is not None and job.per != "window":
         raise JobError("window goes with --per window")
+    if job.scenes and job.per == "window":
+        raise JobError("scenes goes with --per frame or --per clip: a window is cut by time, not by scenes")
+    if job.skip_similar is not None and job.per != "frame":
+        raise JobError("skip_similar goes with --per frame: the frames of a clip or window share one prompt")
+    if job.skip_similar is not None and not 0 <= job.skip_similar <= 1:
+        raise JobError(f"skip_similar must be from 0 to 1, not {job.skip_similar}")

@@ -17,7 +17,7 @@ import random
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO
 
@@ -29,9 +29,9 @@ from vlmbatch.job import Job
 from vlmbatch.prepare import Preparer
 from vlmbatch.read import Reader, is_stream, open_reader
 from vlmbatch.read.questions import Questions, read_questions
-from vlmbatch.records import Conversation, Item, Pixels, Request, picture_size, utc_now
+from vlmbatch.records import Conversation, Item, Pixels, Record, Request, picture_size, utc_now
 from vlmbatch.reporter import Reporter, Silent
-from vlmbatch.rows import Result, RowMaker, Task
+from vlmbatch.rows import Original, Result, RowMaker, Task
 from vlmbatch.sample import make_sampler
 from vlmbatch.summary import RowStats, describe_run
 from vlmbatch.urls import is_url
@@ -96,7 +96,7 @@ class Run:
             raise JobError("nothing to do: give at least one INPUT (a file, a folder, a glob, or - for paths on stdin)")
         self.job = job
         self.questions: Questions = read_questions(job)
-        self.reader: Reader = open_reader(job, stdin=stdin, sampler=make_sampler(job) if job.media == "video" else None)
+        self.reader: Reader = open_reader(job, stdin=stdin, sampler=make_sampler(job) if job.media == "video" else None, needless=self._needless)
         self.checkpoint: Checkpoint | None = None if engine else find_checkpoint(job.model, job.revision)
         self.preparer = Preparer.from_checkpoint(self.checkpoint, job.detail, job.seed) if self.checkpoint else None
         if job.per == "tile" and self.preparer is None:
@@ -104,6 +104,7 @@ class Run:
         self.revision = self.checkpoint.revision if self.checkpoint else ""
         self.writer: Writer = open_output(job, {**job.identity(), "revision": self.revision}, stream=stdout)
         self._sidecars = open_sidecars(job)
+        self._resumes = bool(self.writer.totals().get("rows"))
         self.reporter = reporter or Silent()
         self.engine = engine
         self.stats = RowStats()
@@ -194,6 +195,7 @@ class Run:
         """Lists the items, sorts out what is done already, and queues the rest."""
         order = 0
         count = 0
+        original: Original | None = None
         for item in self._items():
             if self._todo.stopped:
                 return
@@ -212,18 +214,40 @@ class Run:
                     failed |= self.writer.keep(item.id, self.job.task, question, item.index, number) == "error"
                 else:
                     todo.append((number, question))
+            if item.similar_to is None or original is None or original.id != item.similar_to or not original.asked.issuperset(asked):
+                original = Original(item.id, frozenset(asked), frozenset(question for _, question in todo))
             self._kept["rows"] += len(asked) - len(todo)
             self._kept["errors"] += failed
             if not todo:
                 self._kept["items"] += 1
                 self.reporter.item(error=failed, kept=True, new_tokens=0)
                 continue
-            if not self._todo.put(Task(item, tuple(todo), order, len(todo), held_bytes=item.held_bytes)):
+            task = Task(item, tuple(todo), order, len(todo), original=original, held_bytes=item.held_bytes)
+            if not self._send(task):
                 return
             order += len(todo)
         self._found = count
         self.reporter.total(count)
         self._todo.close()
+
+    def _send(self, task: Task) -> bool:
+        """Sends a task on its way: to the engine, or straight to the writer when its answers are another's. False when the run is to end."""
+        if not task.is_similar:
+            return self._todo.put(task)
+        task.item = dataclasses.replace(task.item, load=_already_loaded)  # many may wait for one answer, and none needs its pixels
+        return all(self._results.put(Result(task, position)) for position in range(len(task.asked)))
+
+    def _needless(self, video_id: str, fingerprint: str, frames: Callable[[], Sequence[Item]]) -> bool:
+        """Whether every row about a video's frames is done, so that it need not be decoded."""
+
+        def is_done(id: str, asked: Sequence[str], source: str = "") -> bool:
+            return all(self.writer.done(id, self.job.task, question, source, fingerprint) for question in asked)
+
+        # A row about the video itself tells of damage, which only decoding finds; it is among this run's items then.
+        if not self._resumes or self.job.retry_errors or is_done(video_id, self.questions.about(video_id)):
+            return False
+        items = frames()
+        return bool(items) and all(is_done(item.id, item.questions or self.questions.about(item.id), item.source) for item in items)
 
     def _items(self) -> Iterator[Item]:
         """Items of the job, shuffled and limited as it says."""
@@ -312,18 +336,41 @@ class Run:
             if result is None:
                 self.writer.tick()
                 continue
-            self._write_row(result)
-            task = result.task
-            task.missing -= 1
-            if task.missing:
+            record = self._record(result)
+            if record is None:
                 continue
-            self.reporter.item(error=task.failed, kept=False, new_tokens=task.new_tokens)
-            if self.stats.error_items > self.job.error_limit(self.stats.items):
-                raise TooManyErrors(f"{self.stats.error_items} of {self.stats.items} items are errors, more than --max-errors {self.job.max_errors}")
+            self._finish(result, record)
+            if result.task.original is not None and not result.task.is_similar:
+                for waiting in result.task.original.answered(record):
+                    self._finish(waiting, self._rows.similar(waiting, record))
 
-    def _write_row(self, result: Result) -> None:
+    def _record(self, result: Result) -> Record | None:
+        """The row of a result; None when it resembles an item that is not answered yet, and waits for it."""
+        original = result.task.original
+        if original is None or not result.task.is_similar:
+            return self._rows.record(result, self.engine)
+        found = original.records.get(result.question)
+        if found is None and result.question in original.pending:
+            original.waiting.setdefault(result.question, []).append(result)
+            return None
+        found = found or self.writer.find(original.id, self.job.task, result.question)
+        if found is None:
+            return self._rows.record(dataclasses.replace(result, error=ReadError(f"the row of {original.id}, which it resembles, cannot be read")), None)
+        return self._rows.similar(result, found)
+
+    def _finish(self, result: Result, record: Record) -> None:
+        """Writes a row, and tells when it was the last of its item."""
+        self._write_row(result, record)
         task = result.task
-        record = self._rows.record(result, self.engine)
+        task.missing -= 1
+        if task.missing:
+            return
+        self.reporter.item(error=task.failed, kept=False, new_tokens=task.new_tokens)
+        if self.stats.error_items > self.job.error_limit(self.stats.items):
+            raise TooManyErrors(f"{self.stats.error_items} of {self.stats.items} items are errors, more than --max-errors {self.job.max_errors}")
+
+    def _write_row(self, result: Result, record: Record) -> None:
+        task = result.task
         number, _ = task.asked[result.position]
         self.writer.write(record, task.item.fingerprint, task.order + result.position, number)
         self.stats.add(dataclasses.asdict(record), new_item=task.missing == len(task.asked))
@@ -440,6 +487,8 @@ def count_items(job: Job, *, stdin: BinaryIO | None = None) -> int:
     """How many items a job finds; loads no picture and no model."""
     if not job.inputs:
         raise JobError("nothing to do: give at least one INPUT (a file, a folder, a glob, or - for paths on stdin)")
-    reader = open_reader(job, stdin=stdin, sampler=make_sampler(job) if job.media == "video" else None, names_only=True)
+    # Frames are counted by their packets where that is possible.
+    sampler = make_sampler(job) if job.media == "video" else None
+    reader = open_reader(job, stdin=stdin, sampler=sampler, names_only=True, needless=lambda video_id, fingerprint, frames: bool(frames()))
     count = sum(1 for _ in reader)
     return count if job.limit is None else min(count, job.limit)

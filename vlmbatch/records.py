@@ -67,6 +67,7 @@ class Item:
         questions: What is asked about this item instead of the job's questions; empty for the job's.
         extra: Values that are carried into its rows, by column of OUTPUT.
         held_bytes: Bytes of the file that ``load`` holds, because they cannot be read again cheaply.
+        similar_to: Id of the frame that this one resembles and gets its answers from; None for what is asked about.
     """
 
     id: str
@@ -80,6 +81,7 @@ class Item:
     questions: tuple[str, ...] = ()
     extra: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     held_bytes: int = 0
+    similar_to: str | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -3,12 +3,37 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 from vlmbatch.engine import Engine
 from vlmbatch.job import Job
 from vlmbatch.records import Completion, Item, Record, Timing, utc_now
 from vlmbatch.tasks import parse_answer
+
+
+@dataclasses.dataclass(eq=False)
+class Original:
+    """An item that frames after it may resemble: its answers are theirs too.
+
+    Attributes:
+        id: Its id.
+        asked: What is asked about it.
+        pending: What of that this run answers; the rest is in OUTPUT already.
+        records: Its rows of this run, by question.
+        waiting: What waits for one of them, by question.
+    """
+
+    id: str
+    asked: frozenset[str]
+    pending: frozenset[str]
+    records: dict[str, Record] = dataclasses.field(default_factory=dict)
+    waiting: dict[str, list[Result]] = dataclasses.field(default_factory=dict)
+
+    def answered(self, record: Record) -> Iterator[Result]:
+        """Takes one of its rows, and yields what has waited for it."""
+        self.records[record.prompt] = record
+        yield from self.waiting.pop(record.prompt, ())
 
 
 @dataclasses.dataclass(eq=False)
@@ -23,6 +48,7 @@ class Task:
         failed: Whether one of its rows is an error.
         held_bytes: Bytes of the file that the item holds until it is loaded.
         parts: How many requests it was made into; each question has an answer to each.
+        original: Itself as others may resemble it, or the one that it resembles.
     """
 
     item: Item
@@ -38,6 +64,12 @@ class Task:
     held_bytes: int = 0
     parts: int = 1
     _answers: dict[int, dict[int, Completion]] = dataclasses.field(default_factory=dict)
+    original: Original | None = None
+
+    @property
+    def is_similar(self) -> bool:
+        """Whether its answers are those of another item."""
+        return self.original is not None and self.original.id != self.item.id
 
     def join(self, part: int, completion: Completion) -> Completion | None:
         """Takes the answer about a part of the item; gives the answer about the whole when it is the last one."""
@@ -83,12 +115,17 @@ def join_completions(parts: Sequence[Completion]) -> Completion:
 
 @dataclasses.dataclass
 class Result:
-    """One row to be written: a task's question and its completion, or the task's error."""
+    """One row to be written: a task's question and its completion, the task's error, or neither for an item that resembles another."""
 
     task: Task
     position: int
     completion: Completion | None = None
     error: Exception | None = None
+
+    @property
+    def question(self) -> str:
+        """What was asked."""
+        return self.task.asked[self.position][1]
 
 
 class RowMaker:
@@ -146,4 +183,27 @@ class RowMaker:
             run_id=self.run_id,
             created_at=utc_now(),
             extra={name: item.extra.get(name) for name in self.job.kept_columns.values()},
+        )
+
+    def similar(self, result: Result, original: Record) -> Record:
+        """The row of an item that resembles another: what the other's says, with nothing spent on it.
+
+        Where the other one's row is an error so is this one, and both are done again with ``--retry-errors``.
+        """
+        item = result.task.item
+        spent: dict[str, Any] = dict.fromkeys(("tiles", "prompt_tokens", "new_tokens", "batch_size"), 0)
+        spent |= dict.fromkeys((f"{phase}_seconds" for phase in ("read", "prepare", "wait", "vision", "prefill", "decode", "compute")), 0.0)
+        return dataclasses.replace(
+            original,
+            id=item.id,
+            source=item.source,
+            index=item.index,
+            media=item.media,
+            time_seconds=item.time_seconds,
+            end_seconds=item.end_seconds,
+            status="error" if original.status == "error" else "similar",
+            similar_to=original.id,
+            run_id=self.run_id,
+            created_at=utc_now(),
+            **spent,
         )

@@ -6,6 +6,7 @@ import contextlib
 import os
 from fractions import Fraction
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from tests.media import WIDTH, number_of, numbered, write_picture, write_sound, 
 from vlmbatch.errors import DecodeError, ItemError, ReadError
 from vlmbatch.job import Job
 from vlmbatch.read import open_reader, video_file
+from vlmbatch.read.skipping import Unsure
 from vlmbatch.read.video_file import VideoFile
 from vlmbatch.records import Item
 from vlmbatch.sample import make_sampler
@@ -28,6 +30,23 @@ def items(*inputs: Path, **options: object) -> list[Item]:
 
 def shown(found: list[Item]) -> list[int]:
     return [number_of(frame) for item in found for frame in item.load().arrays()]
+
+
+WAYS: list[dict[str, object]] = [
+    {"fps": 0.4},
+    {"num_frames": 4},
+    {"at": (0.1, 6.05, 11.9)},
+    {"every": 30, "start": 4.0},
+    {"per": "window", "window": 4.0},
+    {"keyframes": True},
+    {"keyframes": True, "start": 3.0, "end": 9.0},
+    {"keyframes": True, "per": "clip"},
+]
+
+
+def unsure(self: VideoFile, wanted: object) -> NoReturn:
+    """In the place of ``VideoFile._needed``: everything is decoded."""
+    raise Unsure("as it was told to be")
 
 
 CONTAINERS = [("a.mp4", "libx264"), ("a.mkv", "libx264"), ("a.ts", "libx264"), ("a.mov", "mpeg4"), ("a.webm", "libvpx-vp9")]
@@ -133,19 +152,32 @@ def test_skipping_gives_the_frames_that_decoding_everything_gives(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, codec: str, key_every: int
 ) -> None:
     path = write_video(tmp_path / name, 120, codec=codec, key_every=key_every)
-    ways: list[dict[str, object]] = [{"fps": 0.4}, {"num_frames": 4}, {"at": (0.1, 6.05, 11.9)}, {"every": 30, "start": 4.0}, {"per": "window", "window": 4.0}]
-    everything = [shown(items(path, **way)) for way in ways]
+    with monkeypatch.context() as patched:
+        patched.setattr(VideoFile, "_needed", unsure)
+        everything = [shown(items(path, **way)) for way in WAYS]
+    assert [shown(items(path, **way)) for way in WAYS] == everything
     monkeypatch.setattr(video_file, "SEEK_GAP_SECONDS", 0.5)
     monkeypatch.setattr(video_file, "_SEEK_MARGIN_SECONDS", 0.3)
-    assert [shown(items(path, **way)) for way in ways] == everything
+    assert [shown(items(path, **way)) for way in WAYS] == everything
 
 
-def test_skipping_decodes_less(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("way", "most"), [({"fps": 1}, 150), ({"num_frames": 4}, 40), ({"at": (15.0,)}, 13), ({"keyframes": True}, 17)])
+def test_skipping_decodes_less(tmp_path: Path, way: dict[str, object], most: int) -> None:
     path = write_video(tmp_path / "a.mp4", 200)
-    monkeypatch.setattr(video_file, "SEEK_GAP_SECONDS", 3.0)
+    job = Job(inputs=(str(path),), media="video", **way)
     with VideoFile(str(path), LIMIT) as video:
-        assert next(frame for frame in video.frames(15.0) if frame.time_seconds >= 15.0).time_seconds == 15.0
-        assert video.num_decoded < 40
+        (span,) = make_sampler(job)(video)
+        assert [number_of(frame.rgb()) for frame in span.choose(video)]
+        assert video.num_decoded <= most
+
+
+def test_a_seek_reads_less(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_video(tmp_path / "a.mp4", 600)
+    read: list[int] = []
+    steps = VideoFile._steps
+    monkeypatch.setattr(VideoFile, "_steps", lambda self, target: (read.append(step.pts) or step for step in steps(self, target)))
+    assert shown(items(path, at=(55.0,))) == [550]
+    assert len(read) < 120
 
 
 def test_only_sampled_frames_become_rgb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -221,16 +253,25 @@ def test_packets_that_cannot_be_decoded_are_told_in_one_item(tmp_path: Path, mon
     import av
 
     path = write_video(tmp_path / "a.mp4", 30, codec="mpeg4", b_frames=0, key_every=5)
-    decoded = VideoFile._decoded
+    decode = av.Packet.decode
 
-    def failing(self: VideoFile, from_key: bool = False) -> object:
-        for number, frame in enumerate(decoded(self, from_key)):
-            if number in (12, 13):
-                self._note(av.error.InvalidDataError(1, "Invalid data"))
-            else:
-                yield frame
+    class Failing:
+        """A packet that the decoder finds fault with."""
 
-    monkeypatch.setattr(VideoFile, "_decoded", failing)
+        def __init__(self, packet: av.Packet) -> None:
+            self._packet = packet
+
+        def __getattr__(self, name: str) -> object:
+            return getattr(self._packet, name)
+
+        def decode(self) -> list[av.VideoFrame]:
+            frames = decode(self._packet)
+            if any(round(frame.time * 10) in (12, 13) for frame in frames):
+                raise av.error.InvalidDataError(1, "Invalid data")
+            return frames
+
+    packets = video_file.packets
+    monkeypatch.setattr(video_file, "packets", lambda *args: map(Failing, packets(*args)))
     found = items(path, every=1)
     assert shown(found[:-1]) == [number for number in range(30) if number not in (12, 13)]
     assert found[-1].id == "a.mp4"

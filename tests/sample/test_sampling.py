@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import pytest
@@ -24,6 +24,7 @@ class Still:
 
     time_seconds: float
     duration_seconds: float = 0.1
+    stored_size: tuple[int, int] = (16, 9)
 
 
 class Film:
@@ -32,19 +33,21 @@ class Film:
     def __init__(self, times: Sequence[float], end_seconds: float) -> None:
         self.times, self.end_seconds = list(times), end_seconds
         self.taken = 0
-        self.wanted = 0.0
+        self.packet_times: object | None = object()
 
-    def frames(self, start_seconds: float = 0.0) -> Iterator[Still]:
+    def frames(self, next_instant: Callable[[float], float | None] | None = None) -> Iterator[Still]:
         for time in self.times:
             self.taken += 1
             yield Still(time)
 
-    def skip_to(self, seconds: float) -> None:
-        assert seconds >= self.wanted
-        self.wanted = seconds
+    def key_frames(self, start_seconds: float = 0.0) -> Iterator[Still]:
+        return (Still(time) for time in self.key_times() if time >= start_seconds)
 
     def frame_times(self) -> list[float]:
         return self.times
+
+    def key_times(self) -> list[float]:
+        return self.times[::12]
 
 
 def film(count: int = 100, fps: float = 10.0, first: float = 0.0) -> Film:
@@ -137,7 +140,6 @@ def test_choosing_ends_with_the_last_instant() -> None:
     video = film(10_000)
     assert chosen(video, at=(0.5, 1.0)) == [[0.5, 1.0]]
     assert video.taken == 12
-    assert video.wanted == 1.0
 
 
 def reference_indices(total: int, fps: float, duration: float, num_frames: int, native_fps: float) -> list[int]:
@@ -197,7 +199,7 @@ def test_nothing_is_asked_for_past_the_end() -> None:
 
 @pytest.mark.parametrize("name", WAYS)
 def test_every_way_takes_nothing_from_a_video_without_frames(name: str) -> None:
-    option: dict[str, object] = {"fps": {"fps": 1.0}, "every": {"every": 2}, "num_frames": {"num_frames": 3}, "at": {"at": (0.0,)}}[name]
+    option: dict[str, object] = {"fps": {"fps": 1.0}, "every": {"every": 2}, "num_frames": {"num_frames": 3}, "at": {"at": (0.0,)}}.get(name, {name: True})
     assert chosen(Film([], 0.0), **option) == [[]]
 
 

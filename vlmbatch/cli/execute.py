@@ -127,7 +127,12 @@ def _report(job: Job, summary: dict[str, Any], *, interrupted: bool) -> None:
     say = logging.getLogger("vlmbatch.report").info
     status, kept, left = summary["status"], summary["kept"], summary["left_alone"]
     rate = f"{summary['items_per_second']:.2f} items/s, {summary['new_tokens_per_second']:.1f} tokens/s"
-    parts = [f"{status.get('ok', 0)} ok", _count(status.get("error", 0), "error"), *([f"{kept['rows']} done before"] if kept["rows"] else [])]
+    parts = [
+        f"{status.get('ok', 0)} ok",
+        *([f"{status['similar']} similar"] if "similar" in status else []),
+        _count(status.get("error", 0), "error"),
+        *([f"{kept['rows']} done before"] if kept["rows"] else []),
+    ]
     failed = summary["error"] is not None
     done = _count(summary["items"], "item")
     say("%s%s in %.1f s (%s): %s -> %s", "interrupted: " if interrupted else "", done, summary["wall_seconds"], rate, ", ".join(parts), job.output_path)
@@ -146,6 +151,12 @@ def _report(job: Job, summary: dict[str, Any], *, interrupted: bool) -> None:
         say("%s", summary["cut_off"]["hint"])
     if summary["sidecars"]:
         say_sidecars(summary["sidecars"])
+    if "similar" in status:
+        say(
+            "%s of %d resembled an earlier one and took its answers: so many pictures less to encode",
+            _count(summary["similar_items"], "frame"),
+            summary["items"],
+        )
     native, full = summary["native_tiles"], summary["full_tiles"]
     if native and native <= 0.75 * full:
         say("small pictures were enlarged to %d tiles; --detail native would take %d", full, native)

@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args, get_origin
 import click
 
 from vlmbatch.errors import JobError
-from vlmbatch.job import Job, parse_seconds
+from vlmbatch.job import DEFAULT_SKIP_SIMILAR, Job, parse_seconds
 
 GROUPS = ("", "Question", "Video", "Generation", "Model", "Items", "Output", "Resources", "Reporting")
 
@@ -84,6 +84,19 @@ class Time(click.ParamType):  # type: ignore[type-arg]  # generic since click 8.
             self.fail(f"{value!r} is not a time such as 90 or 1:30", param, ctx)
 
 
+class Threshold(click.ParamType):  # type: ignore[type-arg]  # generic since click 8.2
+    """A number that may be left out."""
+
+    name = "THRESHOLD"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Text to a number."""
+        try:
+            return float(value)
+        except ValueError:
+            self.fail(f"{value!r} is not a number; without one, put this option after INPUT or another option after it", param, ctx)
+
+
 def job_options(names: Iterable[str], flags: dict[str, tuple[str, ...]] | None = None) -> Callable[[click.Command], click.Command]:
     """Adds an option for each of these fields to a command.
 
@@ -148,6 +161,8 @@ def _option(field: dataclasses.Field[Any], hint: Any, flags: tuple[str, ...] | N
     plain = next(part for part in (get_args(hint) or (hint,)) if part is not type(None)) if get_origin(hint) not in (tuple, Literal) else hint
     if field.name == "at":
         settings["type"] = Times()
+    elif field.name == "skip_similar":
+        settings |= {"type": Threshold(), "is_flag": False, "flag_value": DEFAULT_SKIP_SIMILAR}
     elif field.name in ("start", "end", "window"):
         settings["type"] = Time()
     elif field.name in ("batch_size", "read_workers"):

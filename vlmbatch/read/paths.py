@@ -25,9 +25,13 @@ _IMAGE = ".jpg .jpeg .jpe .jfif .png .apng .webp .bmp .dib .gif .tif .tiff .ppm 
 IMAGE_EXTENSIONS = frozenset(_IMAGE.split())
 """Extensions of pictures and documents: the formats that Pillow's own wheel opens, which are listed in images.py, and those of extras.py."""
 
-_VIDEO = ".mp4 .m4v .mov .mkv .webm .avi .mpg .mpeg .ts .mts .m2ts .wmv .asf .flv .ogv .3gp .3g2 .mxf .vob .y4m .h264 .264 .h265 .265 .hevc .ivf"
+_VIDEO = """
+.mp4 .m4v .mp4v .mov .qt .mkv .mk3d .webm .avi .divx .mpg .mpeg .mpe .m1v .m2v .mpv .vob .ts .mts .m2ts .m2t .tp .trp .tod .wmv .asf .dvr-ms .wtv .flv .f4v
+.ogv .ogm .rm .rmvb .3gp .3gpp .3g2 .mxf .gxf .dv .nut .nsv .amv .mj2 .mjpg .mjpeg .y4m .ivf .obu .av1 .h261 .h263 .h264 .264 .avc .h265 .265 .hevc .h266 .266
+.vvc .vc1 .lrv .insv
+"""
 VIDEO_EXTENSIONS = frozenset(_VIDEO.split())
-"""Extensions of videos."""
+"""Extensions of formats that FFmpeg reads, but for what mostly is no video (.ogg, .mod, .dat). A file given by name is opened whatever its extension."""
 
 _STDIN_BLOCK_BYTES = 1 << 16
 

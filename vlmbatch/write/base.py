@@ -64,6 +64,10 @@ class Writer(abc.ABC):
         """Says that a row that is done belongs to this run's items, at this place in input order; gives its status."""
         return None
 
+    def find(self, id: str, task: str, prompt: str) -> Record | None:
+        """A row that ``done`` said is there; None where rows cannot be read back."""
+        return None
+
     def totals(self) -> dict[str, int]:
         """Rows and error rows that the output has in all, those of earlier runs included; empty where that is not known."""
         return {}

@@ -71,11 +71,15 @@ class EarlierRows:
                     yield row
                     position = next(wanted, None)
             return
-        spill = self._spilled()
         for position in positions:
-            spill.seek(self._offsets[position])
-            row = decode(spill.readline().decode())
-            yield row
+            yield self.row(int(position))
+
+    def row(self, position: int) -> Row:
+        """The row at a position, through a temporary file."""
+        spill = self._spilled()
+        spill.seek(self._offsets[position])
+        row: Row = decode(spill.readline().decode())
+        return row
 
     def close(self) -> None:
         """Lets go of the files."""

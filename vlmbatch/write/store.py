@@ -173,6 +173,16 @@ class OutputStore(Writer):
                 self._changed = True
             return "error" if self._table.is_error(number) else "ok"
 
+    def find(self, id: str, task: str, prompt: str) -> Record | None:
+        """Reads a row back, from the journal or from the OUTPUT of before."""
+        with self._guard:
+            number = self._table.number(key_digest(id, task, prompt))
+            if number is None:
+                return None
+            place = self._table.place(number)
+            row = self._journal.read(place) if place >= 0 else self._earlier.row(-1 - place) if self._earlier else None
+            return None if row is None else Record(**row)
+
     def totals(self) -> dict[str, int]:
         """Rows and error rows that OUTPUT has in all."""
         with self._guard:

@@ -83,6 +83,10 @@ class RowTable:
         """Whether the row's status is ``error``."""
         return bool(self._flags[number] & _ERROR)
 
+    def place(self, number: int) -> int:
+        """Where the row stands: see ``put``."""
+        return self._places[number]
+
     def index(self, number: int) -> int:
         """The row's place in input order."""
         return self._indexes[number]
