@@ -17,6 +17,7 @@ COMMANDS = {
     "video": ("vlmbatch.cli.work", "Sampled frames, clips or windows of each video."),
     "run": ("vlmbatch.cli.run", "A job from a YAML file; the form for cron."),
     "stats": ("vlmbatch.cli.stats", "What a run took, from its own records."),
+    "finetune": ("vlmbatch.cli.finetune", "Teach a model your answers: pictures or videos with prompt and answer."),
     "models": ("vlmbatch.cli.models", "List, describe and fetch models."),
     "doctor": ("vlmbatch.cli.doctor", "What this machine has, and what to do about what is missing."),
 }
