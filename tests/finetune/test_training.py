@@ -138,8 +138,19 @@ def test_every_form_of_checkpoint_is_trained_and_keeps_its_number_format(job: Fi
     assert_same(open_tiny(out)[0], requests, wanted_answers(out, requests), find_checkpoint(str(out)).end_token_ids())
 
 
+@pytest.mark.parametrize("full", [False, True], ids=["adapter", "full"])
+def test_bfloat16_computes_and_float32_is_kept(job: FinetuneJob, tiny: Path, full: bool) -> None:
+    training = Finetuning(dataclasses.replace(job, dtype="bfloat16", full=full))
+    training.start()
+    losses = [entry["loss"] for entry in read_lines(training.folder.log) if "loss" in entry]
+    assert losses[-1] < losses[0]
+    before, after = weights(tiny), weights(Path(job.output_path))
+    changes = [(after[name] - before[name]).abs() for name in before if not torch.equal(before[name], after[name])]
+    assert min(float(change[change > 0].min()) for change in changes) < 1e-6  # in bfloat16 these would have been lost
+
+
 def test_a_killed_training_goes_on_and_ends_as_if_nothing_had_happened(job: FinetuneJob, tmp_path: Path) -> None:
-    long = dataclasses.replace(job, max_steps=120, save_every=5, eval_every=40)
+    long = dataclasses.replace(job, max_steps=60, save_every=5, eval_every=20)
     train(dataclasses.replace(long, output=str(tmp_path / "whole")))
     out = Path(job.output_path)
     options = [
@@ -169,13 +180,13 @@ def test_a_killed_training_goes_on_and_ends_as_if_nothing_had_happened(job: Fine
     with pytest.raises(ModelLoadError):
         find_checkpoint(str(out)).config  # noqa: B018
     latest = max((out / "checkpoints").iterdir(), key=lambda path: int(path.name.rpartition("-")[2]))
-    shutil.copytree(latest, out / "checkpoints" / "checkpoint-115")
-    (out / "checkpoints" / "checkpoint-115" / "trainer_state.json").write_text('{"global_step": 11')  # as a kill leaves one that it cut short
+    shutil.copytree(latest, out / "checkpoints" / "checkpoint-55")
+    (out / "checkpoints" / "checkpoint-55" / "trainer_state.json").write_text('{"global_step": 5')  # as a kill leaves one that it cut short
     with open(out / "training.jsonl", "a", encoding="utf-8") as file:
         file.write('{"step": 1')
     assert train(long).state["status"] == "finished"
     steps = [entry["step"] for entry in read_lines(out / "training.jsonl") if "loss" in entry]
-    assert steps == list(range(1, 121))
+    assert steps == list(range(1, 61))
     for name, value in weights(tmp_path / "whole").items():
         torch.testing.assert_close(weights(out)[name], value, rtol=1e-4, atol=1e-5, msg=name)
 
@@ -185,7 +196,7 @@ def test_a_stopped_training_is_saved_and_goes_on(job: FinetuneJob) -> None:
     training.stop()
     with pytest.raises(KeyboardInterrupt):
         training.start()
-    long = dataclasses.replace(job, max_steps=50)
+    long = dataclasses.replace(job, max_steps=10)
     training = Finetuning(long)
     check = training.folder.begin
 
@@ -197,9 +208,26 @@ def test_a_stopped_training_is_saved_and_goes_on(job: FinetuneJob) -> None:
     outcome = training.start()
     assert outcome.interrupted
     assert outcome.state["status"] == "training"
-    assert training.folder.last_checkpoint() == (training.folder.checkpoints / "checkpoint-1", 1)
+    assert training.folder.last_checkpoint() == (training.folder.checkpoints / "checkpoint-1", 1, False)
     assert train(long).state["status"] == "finished"
-    assert [entry["step"] for entry in read_lines(training.folder.log) if "loss" in entry] == list(range(1, 51))
+    assert [entry["step"] for entry in read_lines(training.folder.log) if "loss" in entry] == list(range(1, 11))
+
+
+def test_a_kill_after_the_last_update_costs_no_update_and_adds_none(job: FinetuneJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    train(dataclasses.replace(job, output=str(tmp_path / "whole")))
+
+    def killed(*arguments: object) -> None:
+        raise SystemExit
+
+    monkeypatch.setattr("vlmbatch.finetune.run.save_adapter", killed)
+    with pytest.raises(SystemExit):
+        train(job)
+    monkeypatch.undo()
+    state = train(job).state
+    assert (state["status"], state["result"]["updates"]) == ("finished", 4)
+    assert state["result"]["last_eval_loss"] < state["result"]["first_eval_loss"]
+    for name, value in weights(tmp_path / "whole").items():
+        assert torch.equal(weights(Path(job.output_path))[name], value), name
 
 
 def test_the_same_command_on_a_finished_out_changes_nothing(job: FinetuneJob) -> None:

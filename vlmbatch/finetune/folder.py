@@ -6,11 +6,25 @@ import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from vlmbatch.errors import OutputError
 from vlmbatch.write.atomic import reason, replacing
 from vlmbatch.write.lock import OutputLock
+
+
+class Saved(NamedTuple):
+    """Where a training can go on.
+
+    Attributes:
+        path: The Trainer's checkpoint.
+        step: Updates done.
+        complete: Whether these are all.
+    """
+
+    path: Path
+    step: int
+    complete: bool
 
 
 class TrainingFolder:
@@ -108,14 +122,14 @@ class TrainingFolder:
         with replacing(self.state_file) as file:
             file.write(json.dumps(state, ensure_ascii=False, indent=2).encode() + b"\n")
 
-    def last_checkpoint(self) -> tuple[Path, int] | None:
-        """The latest whole checkpoint and its step; None when there is none."""
+    def last_checkpoint(self) -> Saved | None:
+        """The latest whole checkpoint; None when there is none."""
         for path in sorted(self.checkpoints.glob("checkpoint-*"), key=_step, reverse=True):
             try:
                 state = json.loads((path / "trainer_state.json").read_bytes())  # what the Trainer writes last
             except (OSError, ValueError):
                 continue
-            return path, int(state["global_step"])
+            return Saved(path, int(state["global_step"]), int(state["global_step"]) >= int(state["max_steps"]))
         return None
 
 

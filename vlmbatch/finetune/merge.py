@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
+from safetensors.torch import load_file
 
 from vlmbatch.checkpoint import Checkpoint, find_checkpoint
 from vlmbatch.errors import ModelLoadError, OutputError
@@ -108,7 +109,11 @@ def merge_adapter(adapter: Path, folder: Path, model: str | None = None, revisio
     base = find_checkpoint(name, revision or (None if model else config.get("revision")))
     network = load_network(base, torch.float32)
     try:
-        merged = peft.PeftModel.from_pretrained(network, str(adapter)).merge_and_unload(safe_merge=True)
+        adapted = peft.PeftModel.from_pretrained(network, str(adapter))
+        strange = load_file(adapter / "adapter_model.safetensors").keys() ^ peft.get_peft_model_state_dict(adapted, save_embedding_layers=False).keys()
+        if strange:  # peft leaves out what does not fit
+            raise ValueError(f"only one of them has {min(strange)}")
+        merged = adapted.merge_and_unload(safe_merge=True)
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         raise ModelLoadError(f"the adapter {adapter} does not go with {base.name}: {' '.join(str(error).split())[:300]}") from error
     folder.mkdir(parents=True, exist_ok=True)

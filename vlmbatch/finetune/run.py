@@ -120,7 +120,7 @@ class Finetuning:
         job, main = self.job, processes.is_main_process
         found = self.folder.last_checkpoint()
         if main:
-            self._announce(plan, found[1] if found else None, processes.num_processes)
+            self._announce(plan, found.step if found else None, processes.num_processes)
         transformers.set_seed(job.seed)
         # An adapter is kept in float32 beside weights that nothing changes; weights that are trained are kept in float32 themselves.
         frozen_dtype = self.dtype if self.dtype == torch.bfloat16 and not job.full else torch.float32
@@ -129,19 +129,24 @@ class Finetuning:
         self._steering.stop_wanted = self._stop_wanted
         callbacks: list[transformers.TrainerCallback] = [self._steering]
         if main:
-            callbacks.append(TrainingLog(self.folder, found[1] if found else 0))
+            callbacks.append(TrainingLog(self.folder, found.step if found else 0))
         trainer = AnswerTrainer(
             pixel_normalization(self.checkpoint),
             model=model,
             args=self._arguments(measures=bool(plan.held_out), resumed=found is not None, processes=processes.num_processes),
-            data_collator=PadRight(self.checkpoint.read_json("config.json")["text_config"].get("pad_token_id") or 0),
+            data_collator=PadRight(self.checkpoint.config["text_config"].get("pad_token_id") or 0),
             train_dataset=Rows(plan.rows, plan.maker),
             eval_dataset=Rows(plan.held_out, plan.held_out_maker) if plan.held_out else None,
             callbacks=callbacks,
         )
         trainer.remove_callback(transformers.PrinterCallback)
         try:
-            trainer.train(resume_from_checkpoint=str(found[0]) if found else None)
+            if found and found.complete:
+                # Killed between the last update and the end; the Trainer would do one update more.
+                trainer._load_from_checkpoint(str(found.path))
+                trainer.state = transformers.TrainerState.load_from_json(str(found.path / "trainer_state.json"))
+            else:
+                trainer.train(resume_from_checkpoint=str(found.path) if found else None)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -161,12 +166,10 @@ class Finetuning:
         else:
             save_adapter(model, self.checkpoint, self.folder.adapter)
         measured = [entry for entry in trainer.state.log_history if "eval_token_loss" in entry]
-        kept = {"token_loss": "eval_loss", "token_accuracy": "eval_token_accuracy", "answer_accuracy": "eval_answer_accuracy"}
-        result = {"updates": trainer.state.global_step} | {
-            f"{when}_{name}": entry[f"eval_{key}"]
-            for when, entry in (("first", measured[0]), ("last", measured[-1])) if measured
-            for key, name in kept.items()
-        } if measured else {"updates": trainer.state.global_step}  # fmt: skip
+        result: dict[str, Any] = {"updates": trainer.state.global_step}
+        for when, entry in zip(("first", "last"), (measured[:1] + measured[-1:]), strict=False):
+            result |= {f"{when}_eval_loss": entry["eval_token_loss"]}
+            result |= {f"{when}_{name}": entry[name] for name in ("eval_token_accuracy", "eval_answer_accuracy")}
         self.folder.write_state({**(self.folder.state() or {}), "status": "finished" if self.job.full else "trained", "result": result})
         shutil.rmtree(self.folder.checkpoints, ignore_errors=True)
 
