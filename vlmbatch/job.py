@@ -34,9 +34,12 @@ TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
 """Manifests that have columns; a .txt manifest has lines."""
 
 
-def _option(default: Any, text: str, **metadata: Any) -> Any:
+def option(default: Any, text: str, **metadata: Any) -> Any:
     """A field with its help; ``metadata`` may hold metavar, flags (short ones), group and choices."""
     return dataclasses.field(default=default, metadata={"help": text, **metadata})
+
+
+_option = option
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -149,7 +152,7 @@ class Job:
     def __post_init__(self) -> None:
         if self.per is None:
             object.__setattr__(self, "per", DEFAULT_PER.get(self.media, "page"))
-        _check_types(self)
+        check_types(self)
         _check_ranges(self)
         _check_questions(self)
         _check_sidecar(self)
@@ -351,11 +354,15 @@ def _input_name(text: str) -> str:
     return path.resolve().name or "output"
 
 
-def _check_types(job: Job) -> None:
-    """Checks every value against its field's annotation: YAML may hold anything."""
+def check_types(job: Any) -> None:
+    """Checks every value of a dataclass of options against its field's annotation: YAML may hold anything.
+
+    Raises:
+        JobError: One is of another type.
+    """
     import typing
 
-    hints = typing.get_type_hints(Job)
+    hints = typing.get_type_hints(type(job))
     for field in dataclasses.fields(job):
         value = getattr(job, field.name)
         options = get_args(hints[field.name])
@@ -363,10 +370,7 @@ def _check_types(job: Job) -> None:
         if value is None and type(None) in allowed:
             continue
         plain = next(hint for hint in allowed if hint is not type(None))
-        if get_origin(plain) is Literal:
-            if value not in get_args(plain):
-                raise JobError(f"{field.name} must be one of {', '.join(map(str, get_args(plain)))}, not {value!r}")
-        elif get_origin(plain) is tuple:
+        if get_origin(plain) is tuple:
             if not isinstance(value, tuple):
                 raise JobError(f"{field.name} must be a list, not {value!r}")
             object.__setattr__(job, field.name, tuple(_convert(field.name, entry, get_args(plain)[0]) for entry in value))
@@ -375,6 +379,10 @@ def _check_types(job: Job) -> None:
 
 
 def _convert(name: str, value: Any, wanted: Any) -> Any:
+    if get_origin(wanted) is Literal:
+        if value not in get_args(wanted):
+            raise JobError(f"{name} must be one of {', '.join(map(str, get_args(wanted)))}, not {value!r}")
+        return value
     if wanted is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if not isinstance(value, wanted) or (isinstance(value, bool) and wanted is not bool):

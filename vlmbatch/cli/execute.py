@@ -65,7 +65,7 @@ def execute(job: Job, *, dry_run: bool, verbose: int, quiet: bool) -> None:
 
     with make_reporter(bar=bar, lines=job.progress != "off" and not quiet) as reporter:
         run = Run(job, reporter=reporter)
-        _catch_signals(run)
+        catch_signals(run)
         outcome = run.start()
     if outcome.error is not None and not hasattr(outcome.error, "exit_code"):
         logger.error("unexpected error, please report it", exc_info=outcome.error)
@@ -92,7 +92,7 @@ def print_job(job: Job) -> None:
     click.echo(yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=120), nl=False)
 
 
-def _catch_signals(run: Any) -> None:
+def catch_signals(run: Any) -> None:
     """The first Ctrl-C or SIGTERM stops the run in order; the second one ends it at once."""
 
     def stop(number: int, frame: FrameType | None) -> None:

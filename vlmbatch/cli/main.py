@@ -19,6 +19,7 @@ COMMANDS = {
     "stats": ("vlmbatch.cli.stats", "What a run took, from its own records."),
     "eval": ("vlmbatch.cli.eval", "How good the answers of an OUTPUT are, against a file of right ones."),
     "export": ("vlmbatch.cli.export", "An OUTPUT as another table, or as text and subtitle files."),
+    "finetune": ("vlmbatch.cli.finetune", "Teach a model your answers: pictures or videos with prompt and answer."),
     "models": ("vlmbatch.cli.models", "List, describe and fetch models."),
     "doctor": ("vlmbatch.cli.doctor", "What this machine has, and what to do about what is missing."),
 }

@@ -12,7 +12,7 @@ import click
 from vlmbatch.errors import JobError
 from vlmbatch.job import DEFAULT_SKIP_SIMILAR, Job, parse_seconds
 
-GROUPS = ("", "Question", "Video", "Generation", "Model", "Items", "Output", "Resources", "Reporting")
+GROUPS = ("", "Data", "Training", "LoRA", "Question", "Video", "Generation", "Model", "Items", "Output", "Resources", "Reporting")
 
 
 class GroupedCommand(click.Command):
@@ -97,15 +97,16 @@ class Threshold(click.ParamType):  # type: ignore[type-arg]  # generic since cli
             self.fail(f"{value!r} is not a number; without one, put this option after INPUT or another option after it", param, ctx)
 
 
-def job_options(names: Iterable[str], flags: dict[str, tuple[str, ...]] | None = None) -> Callable[[click.Command], click.Command]:
+def job_options(names: Iterable[str], flags: dict[str, tuple[str, ...]] | None = None, of: type[Any] = Job) -> Callable[[click.Command], click.Command]:
     """Adds an option for each of these fields to a command.
 
     Args:
-        names: Fields of ``Job``.
+        names: Fields of ``of``.
         flags: Other flags for some of them.
+        of: The dataclass of options.
     """
-    fields = {field.name: field for field in dataclasses.fields(Job)}
-    hints = typing.get_type_hints(Job)
+    fields = {field.name: field for field in dataclasses.fields(of)}
+    hints = typing.get_type_hints(of)
 
     def add(command: click.Command) -> click.Command:
         for name in names:
@@ -165,7 +166,7 @@ def _option(field: dataclasses.Field[Any], hint: Any, flags: tuple[str, ...] | N
         settings |= {"type": Threshold(), "is_flag": False, "flag_value": DEFAULT_SKIP_SIMILAR}
     elif field.name in ("start", "end", "window"):
         settings["type"] = Time()
-    elif field.name in ("batch_size", "read_workers"):
+    elif field.name in ("batch_size", "read_workers") and field.default is None:
         settings["type"] = NumberOrAuto()
         text += " [default: auto]"
     elif get_origin(plain) is Literal:
@@ -173,6 +174,8 @@ def _option(field: dataclasses.Field[Any], hint: Any, flags: tuple[str, ...] | N
         settings["metavar"] = None
     elif get_origin(plain) is tuple:
         settings["multiple"] = True
+        if get_origin(get_args(plain)[0]) is Literal:
+            settings["type"] = click.Choice(get_args(get_args(plain)[0]))
     elif plain is bool:
         return GroupedOption([f"{long}", field.name], is_flag=True, default=None, help=text, group=settings["group"])
     else:
