@@ -65,7 +65,7 @@ class ExampleMaker:
 
     def random(self, rng: np.random.Generator, *, full: float = 0.35) -> Example:
         """A random example; ``full`` is the share of pictures at full detail (more tiles, so more work), half of the others are at native detail."""
-        if rng.random() < 0.1:
+        if rng.random() < 0.15:
             return self.clip(scenes.random_clip(rng), rng)
         in_full = rng.random() < full
         if in_full and rng.random() < 0.25:
