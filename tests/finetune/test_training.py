@@ -6,6 +6,7 @@ import dataclasses
 import json
 import logging
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -153,22 +154,7 @@ def test_a_killed_training_goes_on_and_ends_as_if_nothing_had_happened(job: Fine
     long = dataclasses.replace(job, max_steps=60, save_every=5, eval_every=20)
     train(dataclasses.replace(long, output=str(tmp_path / "whole")))
     out = Path(job.output_path)
-    options = [
-        "--max-steps",
-        120,
-        "--save-every",
-        5,
-        "--eval-every",
-        40,
-        "--log-every",
-        1,
-        "--batch-size",
-        2,
-        "--gradient-accumulation",
-        1,
-        "--learning-rate",
-        1e-3,
-    ]
+    options = shlex.split("--max-steps 60 --save-every 5 --eval-every 20 --log-every 1 --batch-size 2 --gradient-accumulation 1 --learning-rate 1e-3")
     command = [sys.executable, "-m", "vlmbatch", "finetune", job.data, "-o", out, "--model", job.model, "--device", "cpu", "--detail", "low", *options]
     process = subprocess.Popen([*map(str, command)], env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE, text=True)
     while process.poll() is None and not (out / "checkpoints" / "checkpoint-10" / "trainer_state.json").exists():
@@ -391,23 +377,9 @@ def test_a_loss_that_is_no_number_ends_the_training(job: FinetuneJob) -> None:
 @pytest.mark.slow
 def test_two_processes_train_and_one_of_them_writes(job: FinetuneJob, tmp_path: Path) -> None:
     out = tmp_path / "two"
-    options = ["--max-steps", 4, "--save-every", 2, "--log-every", 1, "--batch-size", 2, "--gradient-accumulation", 1, "--device", "cpu", "--detail", "low"]
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--nproc-per-node",
-        2,
-        "-m",
-        "vlmbatch",
-        "finetune",
-        job.data,
-        "-o",
-        out,
-        "--model",
-        job.model,
-        *options,
-    ]
+    options = shlex.split("--max-steps 4 --save-every 2 --log-every 1 --batch-size 2 --gradient-accumulation 1 --device cpu --detail low")
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", 2, "-m", "vlmbatch"]
+    command = [*launch, "finetune", job.data, "-o", out, "--model", job.model, *options]
     result = subprocess.run([*map(str, command)], env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     assert "2 processes" in result.stderr
