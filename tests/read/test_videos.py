@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 from fractions import Fraction
 from pathlib import Path
@@ -10,8 +11,10 @@ from typing import NoReturn
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
-from tests.media import WIDTH, number_of, numbered, write_picture, write_sound, write_video
+from tests.media import HEIGHT, WIDTH, number_of, numbered, write_picture, write_sound, write_video
 from vlmbatch.errors import DecodeError, ItemError, ReadError
 from vlmbatch.job import Job
 from vlmbatch.read import open_reader, video_file
@@ -332,3 +335,75 @@ def test_one_bad_video_does_not_stop_the_next(tmp_path: Path) -> None:
     assert [(item.id, item.index) for item in reader] == [("a.mp4", 0), ("b.mp4#t=0.000", 1)]
     assert reader.counts.other_media == 1
     assert reader.estimate() == 2
+
+
+ENCODERS = {
+    "closed": ("a.mp4", "libx264", {}),
+    "open": ("a.mkv", "libx264", {"x264-params": "open-gop=1:bframes=3:b-pyramid=normal"}),
+    "refresh": ("a.mkv", "libx264", {"x264-params": "intra-refresh=1:bframes=0"}),
+    "hevc": ("a.mp4", "libx265", {"x265-params": "log-level=none:pools=none:frame-threads=1:bframes=4:open-gop=1"}),
+    "mpeg2": ("a.mpg", "mpeg2video", {}),
+    "mpeg4": ("a.mkv", "mpeg4", {}),
+    "vp8": ("a.webm", "libvpx", {"auto-alt-ref": "1", "lag-in-frames": "16"}),
+    "vp9": ("a.webm", "libvpx-vp9", {"auto-alt-ref": "1", "lag-in-frames": "16"}),
+    "av1": ("a.mkv", "libsvtav1", {"svtav1-params": "lp=1"}),
+}
+
+
+@pytest.mark.parametrize("kind", ENCODERS)
+def test_skipping_gives_the_same_pictures_with_every_kind_of_reference(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    import av
+
+    name, codec, encoder = ENCODERS[kind]
+    if codec not in av.codecs_available:
+        pytest.skip(f"this FFmpeg does not write {codec}")
+    moving = np.random.default_rng(0).integers(0, 256, (HEIGHT, WIDTH + 100, 3), np.uint8)
+    path = write_video(
+        tmp_path / name, 100, fps=25, codec=codec, key_every=23, encoder=encoder, draw=lambda number: np.ascontiguousarray(moving[:, number : number + WIDTH])
+    )
+    ways: list[dict[str, object]] = [{"fps": 3}, {"num_frames": 5}, {"at": (0.9, 0.96, 1.9, 2.8)}, {"keyframes": True}]
+    with monkeypatch.context() as patched:
+        patched.setattr(VideoFile, "_needed", unsure)
+        everything = [items(path, **way) for way in ways]
+    found = [items(path, **way) for way in ways]
+    assert [[item.id for item in some] for some in found] == [[item.id for item in some] for some in everything]
+    for ours, theirs in zip(itertools.chain(*found), itertools.chain(*everything), strict=True):
+        assert np.array_equal(ours.load().frames[0], theirs.load().frames[0]), ours.id
+
+
+@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    gaps=st.lists(st.integers(1, 900), min_size=5, max_size=60), key_every=st.integers(3, 30), b_frames=st.integers(0, 3), fps=st.sampled_from([0.7, 2.0, 9.0])
+)
+def test_random_times_are_sampled_as_decoding_everything_would(tmp_path: Path, gaps: list[int], key_every: int, b_frames: int, fps: float) -> None:
+    pts = [sum(gaps[:number]) for number in range(len(gaps))]
+    path = write_video(tmp_path / "a.mkv", len(pts), pts=pts, time_base=Fraction(1, 1000), key_every=key_every, b_frames=b_frames)
+    stop = (pts[-1] + 100) / 1000
+    for way in ({"fps": fps}, {"num_frames": 4}, {"every": 3}):
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(VideoFile, "_needed", unsure)
+            everything = items(path, **way)
+        found = items(path, **way)
+        assert [(item.id, item.end_seconds) for item in found] == [(item.id, item.end_seconds) for item in everything]
+        assert shown(found) == shown(everything)
+        assert found[-1].time_seconds <= stop
+
+
+def test_a_stream_that_starts_in_the_middle_gives_what_can_be_decoded(tmp_path: Path) -> None:
+    """As a recording of a broadcast does: without the key frame that the first packets refer to."""
+    import av
+
+    whole = write_video(tmp_path / "whole.ts", 60, encoder={"x264-params": "open-gop=1"})
+    path = tmp_path / "cut.ts"
+    with av.open(str(whole)) as source, av.open(str(path), "w") as target:
+        stream = target.add_stream_from_template(source.streams.video[0])
+        for number, packet in enumerate(source.demux(video=0)):
+            if packet.size and number >= 5:
+                packet.stream = stream
+                target.mux(packet)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(VideoFile, "_needed", unsure)
+        everything = items(path, fps=2), items(path, every=1)
+    found = items(path, fps=2), items(path, every=1)
+    assert [[item.id for item in some] for some in found] == [[item.id for item in some] for some in everything]
+    assert shown(found[0]) == shown(everything[0])

@@ -35,7 +35,9 @@ class Step:
         is_shown: Whether it gives a frame that is shown.
         is_sure: Whether that frame can be decoded: it is not before the first key frame.
         wanted: Whether the frame is asked for.
+        is_led_to: For a key frame: whether a frame is wanted that is shown before it and decoded after it, and so may refer to what is before it.
         fresh: Whether decoding starts anew here, with what came before left out.
+        key: The last key frame before it in decoding order.
     """
 
     packet: Any
@@ -44,7 +46,9 @@ class Step:
     is_shown: bool
     is_sure: bool = True
     wanted: bool = False
+    is_led_to: bool = False
     fresh: bool = False
+    key: Step | None = dataclasses.field(default=None, repr=False)
     settled: bool = False
 
 
@@ -66,6 +70,7 @@ def mark(steps: Iterable[Step], wanted: Wanted, *, from_start: bool) -> Iterator
     window: collections.deque[Step] = collections.deque()
     ahead: list[int] = []
     by_pts: dict[int, Step] = {}
+    key: Step | None = None
     key_pts: int | None = None
     next_pts: int | None = None
 
@@ -77,9 +82,13 @@ def mark(steps: Iterable[Step], wanted: Wanted, *, from_start: bool) -> Iterator
         asked = wanted(step, next_pts, is_first)
         step.wanted = asked if step.is_sure else from_start
         step.settled = True
+        if step.wanted and step.key is not None and step.pts < step.key.pts:
+            step.key.is_led_to = True
+        step.key = None
 
     for step in steps:
         window.append(step)
+        step.key = key
         if step.is_shown:
             if key_pts is None and step.is_key:
                 key_pts = step.pts
@@ -89,6 +98,7 @@ def mark(steps: Iterable[Step], wanted: Wanted, *, from_start: bool) -> Iterator
                 raise Unsure("the packets' times repeat or run backwards")
             bisect.insort(ahead, step.pts)
             by_pts[step.pts] = step
+            key = step if step.is_key else key
         else:
             step.settled = True
         if len(ahead) > LOOKAHEAD:
@@ -103,30 +113,16 @@ def mark(steps: Iterable[Step], wanted: Wanted, *, from_start: bool) -> Iterator
 def leave_out(steps: Iterable[Step]) -> Iterator[Step]:
     """Yields the steps that must be decoded for those that are wanted, and a few more."""
     held: list[Step] = []
-    keys: list[int] = []
     num_bytes = 0
     for step in steps:
-        if step.is_key:
-            if len(keys) == 2:
-                # Frames shown before a key frame and decoded after it come before the next one, so nothing will need what is before the one before.
-                _start(held, keys[1])
-                del held[: keys[1]]
-                keys = [0]
-                num_bytes = sum(step.packet.size for step in held)
-            keys.append(len(held))
+        if step.is_key and step.is_shown and held and not step.is_led_to:
+            step.fresh = True
+            held, num_bytes = [], 0
         held.append(step)
         num_bytes += int(step.packet.size)
         if step.wanted or num_bytes > MAX_HELD_BYTES:
-            first = next((number for number in reversed(keys) if held[number].pts <= step.pts), 0) if step.wanted else 0
-            _start(held, first)
-            yield from held[first:]
-            held, keys, num_bytes = [], [], 0
-
-
-def _start(held: list[Step], first: int) -> None:
-    """Notes that decoding starts anew at a step, if anything is left out before it."""
-    if first:
-        held[first].fresh = True
+            yield from held
+            held, num_bytes = [], 0
 
 
 class Sieve:

@@ -311,6 +311,8 @@ class VideoFile:
                     continue
                 if self._time(packet.pts) > target + SAME_SECONDS:
                     raise Unsure("a seek went too far")
+                if not is_shown(packet, codec):
+                    raise Unsure("a seek went to where nothing is shown")
                 # Where key frames are far apart, each seek would go back to before where reading already was.
                 self._seekable = self._time(packet.pts) > self._read_seconds
                 target = None
