@@ -335,7 +335,7 @@ def _check_ranges(job: Job) -> None:
         raise JobError("max_file_size must be at least 1 byte")
     if not job.max_compression_ratio >= 1:
         raise JobError(f"max_compression_ratio must be at least 1, not {job.max_compression_ratio}")
-    if len(set(job.kept_columns.values()) - {""}) < len(job.keep):
+    if len(set(job.kept_columns.values())) < len(job.keep) or "" in job.kept_columns:
         raise JobError(f"keep takes a column each, once, as COL or COL=NAME, not {', '.join(map(repr, job.keep))}")
     if job.max_errors is not None and not re.fullmatch(r"\d+|\d+(\.\d+)?%", job.max_errors):
         raise JobError(f"max_errors must be a number such as 100 or a share such as 5%, not {job.max_errors!r}")

@@ -141,10 +141,9 @@ def test_a_file_without_permission_is_a_read_error(tmp_path: Path) -> None:
         load(path)
 
 
-def test_a_file_beyond_the_size_limit_is_a_read_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(images, "MAX_FILE_BYTES", 10)
-    with pytest.raises(ReadError, match="more than the 10 that are read"):
-        load(write_picture(tmp_path / "a.png"))
+def test_a_file_beyond_the_size_limit_is_a_read_error(tmp_path: Path) -> None:
+    with pytest.raises(ReadError, match="more than --max-file-size 10"):
+        images.load_image(str(write_picture(tmp_path / "a.png")), 10**8, 10)
 
 
 def test_too_many_pixels_are_refused_before_decoding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,8 +11,8 @@ from vlmbatch.tasks import TASKS
 
 INPUT_HELP = (
     "INPUT is a file, a folder (with all below it), a glob, a manifest (.txt with a path a line; .csv, .tsv, .jsonl or .parquet with a column of paths, URLs "
-    "or pictures), {archive}or - for paths on stdin. {opened} where they are named or matched by a glob that ends in their suffix, and left alone inside "
-    "folders; paths in a manifest count from its folder."
+    "or pictures), {archive}or - for paths on stdin. {opened} where they are named or matched by a glob (a manifest: by one that ends in its suffix), and left "
+    "alone inside folders; paths in a manifest count from its folder."
 )
 INPUT_HELPS = {
     "image": INPUT_HELP.format(archive="an archive (.zip, .tar, .tar.gz, .tar.zst …), ", opened="Manifests and archives are opened"),

@@ -196,9 +196,13 @@ class Listing:
 
     def _is_opened(self, entry: Entry, given: _Input) -> bool:
         """Whether a file is taken for what it holds: one that the user named, not one that lies in a folder."""
-        if entry.error is not None or given.kind == "folder" or container_kind(entry.path) is None:
+        kind = container_kind(entry.path)
+        if entry.error is not None or given.kind == "folder" or kind is None:
             return False
-        return given.glob is None or given.glob.names_suffix(os.path.splitext(entry.path)[1].lower())
+        if given.glob is None or given.glob.names_suffix(os.path.splitext(entry.path)[1].lower()):
+            return True
+        # Notes and tables lie about everywhere; an archive is nothing else.
+        return kind == "archive" and self._media == "image" and given.glob.names(entry.relative)
 
     def _is_output(self, path: str) -> bool:
         return os.path.realpath(path) == os.path.realpath(self._job.output_path)

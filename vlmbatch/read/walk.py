@@ -124,6 +124,10 @@ class Glob:
             if _matches(entry.relative.split("/"), self.parts, deep):
                 yield entry
 
+    def names(self, relative: str) -> bool:
+        """Whether the pattern stands for this path itself, not for a folder above it."""
+        return _matches(relative.split("/"), self.parts, deep=True)
+
     def names_suffix(self, suffix: str) -> bool:
         """Whether the pattern itself spells out this extension."""
         return bool(suffix) and self.parts[-1].lower().endswith(suffix)
