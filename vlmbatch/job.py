@@ -91,7 +91,7 @@ class Job:
         group="Items",
     )
     max_pixels: int = _option(200_000_000, "Pictures with more pixels are an error row, unread.", metavar="N", group="Items")
-    max_file_size: str = _option("2GiB", "Pictures of more bytes, in a file or unpacked, are an error row, unread.", metavar="SIZE", group="Items")
+    max_file_size: str = _option("1GiB", "Files with more bytes are an error row, unread.", metavar="SIZE", group="Items")
     max_compression_ratio: float = _option(
         200.0, "Entries of archives that unpack to more than N times their size (and some megabytes) are an error row, unread.", metavar="N", group="Items"
     )
@@ -332,7 +332,7 @@ def _check_ranges(job: Job) -> None:
     if job.max_memory is not None:
         parse_size(job.max_memory)
     if job.max_file_bytes < 1:
-        raise JobError("max_file_size must be at least 1 byte")
+        raise JobError(f"max_file_size must be above 0, not {job.max_file_size!r}")
     if not job.max_compression_ratio >= 1:
         raise JobError(f"max_compression_ratio must be at least 1, not {job.max_compression_ratio}")
     if len(set(job.kept_columns.values())) < len(job.keep) or "" in job.kept_columns:

@@ -14,14 +14,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.containers import CONTAINERS, MANIFESTS, contain
+from tests.bundles import BUNDLES, MANIFESTS, contain
 from tests.media import write_picture, write_video
 from vlmbatch.errors import ItemError, JobError
 from vlmbatch.job import Job
 from vlmbatch.read import READERS, Reader, open_reader
 from vlmbatch.sample import make_sampler
 
-KINDS = ["image", "frame", "clip", "window", *CONTAINERS]
+KINDS = ["image", "frame", "clip", "window", *BUNDLES]
 """Kinds of Items, and how to ask for them; then pictures in each kind of manifest and archive."""
 
 
@@ -37,7 +37,7 @@ def kind(request: pytest.FixtureRequest) -> str:
 @pytest.fixture
 def make_job(kind: str) -> Callable[..., Job]:
     def make(*inputs: Path, **options: object) -> Job:
-        if kind in CONTAINERS:
+        if kind in BUNDLES:
             inputs = tuple(contain(given, kind) if given.exists() else given for given in inputs)
         how = {"media": "video", "per": kind} if kind in ("frame", "clip", "window") else {"media": "image"}
         return Job(inputs=tuple(map(str, inputs)), **how, **options)

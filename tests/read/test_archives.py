@@ -21,7 +21,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from tests.containers import tar_bytes
+from tests.bundles import tar_bytes
 from tests.media import picture, write_picture
 from vlmbatch.errors import ItemError, JobError
 from vlmbatch.job import Job

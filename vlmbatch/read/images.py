@@ -23,7 +23,7 @@ _KNOWN = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "DIB", "GIF", "TIFF", "PPM", "ICO
 FORMATS = tuple(name for name in _KNOWN if name in Image.OPEN)
 """Formats that are opened, as far as this Pillow has them. It knows more, some of which start other programs (EPS runs Ghostscript)."""
 
-MAX_FILE_BYTES = 2 << 30
+MAX_FILE_BYTES = 1 << 30
 
 Image.MAX_IMAGE_PIXELS = None
 """Pillow's own limit is one for the whole process and warns below its double; ``load_image`` checks the job's ``max_pixels`` before it decodes."""

@@ -126,7 +126,7 @@ class Manifest:
         if self._is_output and (os.path.exists(path) or not os.path.exists(full)):
             full = path  # a record's source counts from the folder that its run was started in
         fingerprint, error = file_status(full)
-        if not fingerprint and error is None and (outer := _container_of(full)):
+        if not fingerprint and error is None and (outer := _bundle_of(full)):
             error = f"it is inside {printable(outer)}: give that as INPUT"
         return Found(full, "", printable(full), fingerprint, error)
 
@@ -165,7 +165,7 @@ def carrying(found: Found, name: str, extra: Mapping[str, Any], questions: tuple
     return dataclasses.replace(found, id=name, fingerprint=fingerprint, extra=extra, questions=questions)
 
 
-def _container_of(path: str) -> str | None:
+def _bundle_of(path: str) -> str | None:
     """The archive or manifest that a path leads into, as the source of a record may; None for none."""
     outer = path.rpartition("#row=")[0] or path
     while outer and outer != os.path.dirname(outer) and not os.path.exists(outer):

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from vlmbatch.read.paths import media_of, printable
 
 MANIFESTS = ("txt", "csv", "parquet")
-CONTAINERS = (*MANIFESTS, "zip", "tar", "tar.gz")
+BUNDLES = (*MANIFESTS, "zip", "tar", "tar.gz")
 
 
 def contain(folder: Path, kind: str) -> Path:
