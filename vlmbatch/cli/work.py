@@ -46,6 +46,8 @@ def _command(name: str, summary: str, *, media: str, asks: bool) -> click.Comman
     names = field_names(video=media == "video")
     if name == "vqa":
         names.remove("prompt")
+    if not asks:
+        names.remove("question_column")
     job_options([*(["questions", "questions_file"] if asks else []), *names])(command)
     add_reporting(command, quiet_flags=("--quiet",) if asks else ("-q", "--quiet"))
     return command
