@@ -419,7 +419,7 @@ def _check_ranges(job: Job) -> None:
         raise JobError(f"max_file_size must be above 0, not {job.max_file_size!r}")
     if not job.max_compression_ratio >= 1:
         raise JobError(f"max_compression_ratio must be at least 1, not {job.max_compression_ratio}")
-    if len(set(job.kept_columns.values()) - {""}) < len(job.keep):
+    if len(set(job.kept_columns.values())) < len(job.keep) or "" in job.kept_columns:
         raise JobError(f"keep takes a column each, once, as COL or COL=NAME, not {', '.join(map(repr, job.keep))}")
     if job.pages is not None:
         parse_pages(job.pages)

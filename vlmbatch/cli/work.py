@@ -11,8 +11,8 @@ from vlmbatch.tasks import TASKS
 
 INPUT_HELP = (
     "INPUT is a file, a folder (with all below it), a glob, a manifest (.txt with a path a line; .csv, .tsv, .jsonl or .parquet with a column of paths, URLs "
-    "or pictures), {archive}a URL (https://, s3://, gs://, hf:// …), or - for paths and URLs on stdin. {opened} where they are named or matched by a glob that "
-    "ends in their suffix, and left alone inside folders; paths in a manifest count from its folder."
+    "or pictures), {archive}a URL (https://, s3://, gs://, hf:// …), or - for paths and URLs on stdin. {opened} where they are named or matched by a glob "
+    "(a manifest: by one that ends in its suffix), and left alone inside folders; paths in a manifest count from its folder."
 )
 PAGES_HELP = (
     " A PDF counts as a picture a page, named or found in a folder. Other files with several pictures (TIFF, GIF, WebP …) give their first: see --pages."
@@ -49,6 +49,8 @@ def _command(name: str, summary: str, *, media: str, asks: bool) -> click.Comman
     names = field_names(video=media == "video")
     if name == "vqa":
         names.remove("prompt")
+    if not asks:
+        names.remove("question_column")
     job_options([*(["questions", "questions_file"] if asks else []), *names])(command)
     add_reporting(command, quiet_flags=("--quiet",) if asks else ("-q", "--quiet"))
     return command

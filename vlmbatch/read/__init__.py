@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, BinaryIO
 from vlmbatch.errors import JobError
 from vlmbatch.job import Job
 from vlmbatch.read.base import Counts, Reader
-from vlmbatch.read.containers import is_stream
+from vlmbatch.read.bundles import is_stream
 
 if TYPE_CHECKING:
     from vlmbatch.read.videos import Needless, Sampler

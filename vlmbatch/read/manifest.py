@@ -123,9 +123,12 @@ class Manifest:
             return Found(written, "", printable(written), read=functools.partial(_load_remote, written, self._job))
         path = urllib.parse.unquote(urllib.parse.urlsplit(written).path) if _URL.match(written) else written
         full = os.path.join(self._folder, path)
-        if self._is_output and os.path.exists(path):
-            full = path  # a record's source is written as its run's folder saw it
-        return Found(full, "", printable(full), *file_status(full))
+        if self._is_output and (os.path.exists(path) or not os.path.exists(full)):
+            full = path  # a record's source counts from the folder that its run was started in
+        fingerprint, error = file_status(full)
+        if not fingerprint and error is None and (outer := _bundle_of(full)):
+            error = f"it is inside {printable(outer)}: give that as INPUT"
+        return Found(full, "", printable(full), fingerprint, error)
 
     def _in_memory(self, data: bytes | str, label: str) -> Found:
         """Bytes, or base64 of them, that a row holds."""
@@ -160,6 +163,14 @@ def carrying(found: Found, name: str, extra: Mapping[str, Any], questions: tuple
     """A thing with its id, what it carries and what is asked about it. Its rows are done again when a carried value changes."""
     fingerprint = f"{found.fingerprint}:{digest(repr(extra).encode('utf-8', 'backslashreplace'))}" if extra else found.fingerprint
     return dataclasses.replace(found, id=name, fingerprint=fingerprint, extra=extra, questions=questions)
+
+
+def _bundle_of(path: str) -> str | None:
+    """The archive or manifest that a path leads into, as the source of a record may; None for none."""
+    outer = path.rpartition("#row=")[0] or path
+    while outer and outer != os.path.dirname(outer) and not os.path.exists(outer):
+        outer = os.path.dirname(outer)
+    return outer if os.path.isfile(outer) else None
 
 
 def _given(data: bytes) -> bytes:

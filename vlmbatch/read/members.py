@@ -122,7 +122,7 @@ def _stored(path: str, file: BinaryIO, limits: Limits) -> Iterator[Member]:
     status = os.fstat(file.fileno())
     with tarfile.open(fileobj=file, mode="r:", tarinfo=_Header) as tar:
         for info in _entries(tar):
-            if info.isreg() and info.offset_data + info.size > status.st_size:
+            if info.isreg() and not info.issparse() and info.offset_data + info.size > status.st_size:
                 raise ReadError(f"cut off within {info.name}")
             read = functools.partial(_read_slice, path, info.offset_data, info.size)
             yield Member(info.name, read, f"{status.st_size}:{status.st_mtime_ns}:{info.offset_data}:{info.size}", _trouble(info, limits))

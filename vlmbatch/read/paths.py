@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 from vlmbatch.errors import JobError, MissingDependencyError
 from vlmbatch.job import Job, Kind
 from vlmbatch.read.base import Counts, one_line
-from vlmbatch.read.containers import container_kind, open_container
+from vlmbatch.read.bundles import bundle_kind, open_bundle
 from vlmbatch.read.extras import missing_for
 from vlmbatch.read.remote import RemoteInput
 from vlmbatch.read.walk import Entry, Glob, is_glob, walk
@@ -180,11 +180,11 @@ class Listing:
             return _Input(text, "folder", os.path.basename(os.path.abspath(text)))
         if os.path.exists(text):
             self._check_file(text)
-            if container_kind(text) is not None:
+            if bundle_kind(text) is not None:
                 if self._is_output(text):
                     raise JobError(f"{printable(text)} is INPUT and OUTPUT at once; give another OUTPUT with -o")
                 self._open(text, os.path.basename(text))
-                return _Input(text, "container", parent)
+                return _Input(text, "bundle", parent)
             return _Input(text, "file", parent)
         if not is_glob(text):
             raise JobError(f"no such file or folder: {printable(text)}")
@@ -221,7 +221,7 @@ class Listing:
                 yield Entry(given.text, given.name, f"folder not listed: {one_line(exc)}")
         elif given.glob is not None:
             yield from given.glob.entries()
-        elif given.kind in ("file", "container"):
+        elif given.kind in ("file", "bundle"):
             yield Entry(given.text, os.path.basename(given.text))
         else:
             for path in read_paths(self._stdin or sys.stdin.buffer):
@@ -229,15 +229,19 @@ class Listing:
 
     def _is_opened(self, entry: Entry, given: _Input) -> bool:
         """Whether a file is taken for what it holds: one that the user named, not one that lies in a folder."""
-        if entry.error is not None or given.kind == "folder" or container_kind(entry.path) is None:
+        kind = bundle_kind(entry.path)
+        if entry.error is not None or given.kind == "folder" or kind is None:
             return False
-        return given.glob is None or given.glob.names_suffix(os.path.splitext(entry.path)[1].lower())
+        if given.glob is None or given.glob.names_suffix(os.path.splitext(entry.path)[1].lower()):
+            return True
+        # Notes and tables lie about everywhere; an archive is nothing else.
+        return kind == "archive" and self._media == "image" and given.glob.names(entry.relative)
 
     def _is_output(self, path: str) -> bool:
         return os.path.realpath(path) == os.path.realpath(self._job.output_path)
 
     def _open(self, path: str, name: str) -> Iterable[Part]:
-        return open_container(path, printable(name), self._job, self.counts, self._names_only)
+        return open_bundle(path, printable(name), self._job, self.counts, self._names_only)
 
     def _inside(self, entry: Entry, given: _Input) -> Iterator[Found]:
         """What a manifest or archive holds and belongs to the job."""

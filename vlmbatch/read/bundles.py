@@ -17,7 +17,7 @@ PACKED_TAR_SUFFIXES = (".tar.gz", ".tgz", ".tar.zst", ".tzst", ".tar.bz2", ".tbz
 ARCHIVE_SUFFIXES = (".zip", ".tar", *PACKED_TAR_SUFFIXES)
 
 
-def container_kind(path: str) -> Literal["manifest", "archive"] | None:
+def bundle_kind(path: str) -> Literal["manifest", "archive"] | None:
     """What a file is by its name; None when it holds one thing."""
     name = path.lower()
     return "manifest" if name.endswith(MANIFEST_SUFFIXES) else "archive" if name.endswith(ARCHIVE_SUFFIXES) else None
@@ -28,7 +28,7 @@ def is_stream(text: str) -> bool:
     return text == "-" or text.lower().endswith(PACKED_TAR_SUFFIXES)
 
 
-def open_container(path: str, name: str, job: Job, counts: Counts, names_only: bool) -> Iterable[Part]:
+def open_bundle(path: str, name: str, job: Job, counts: Counts, names_only: bool) -> Iterable[Part]:
     """What a manifest or archive holds, in its order.
 
     Args:
@@ -41,7 +41,7 @@ def open_container(path: str, name: str, job: Job, counts: Counts, names_only: b
     Raises:
         JobError: The columns of a manifest cannot be understood, or it is an archive in a video job.
     """
-    if container_kind(path) == "manifest":
+    if bundle_kind(path) == "manifest":
         from vlmbatch.read.manifest import Manifest
 
         return Manifest(path, name, job, names_only)
