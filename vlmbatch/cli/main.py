@@ -19,6 +19,7 @@ COMMANDS = {
     "stats": ("vlmbatch.cli.stats", "What a run took, from its own records."),
     "models": ("vlmbatch.cli.models", "List, describe and fetch models."),
     "doctor": ("vlmbatch.cli.doctor", "What this machine has, and what to do about what is missing."),
+    "bench": ("vlmbatch.cli.bench", "What this machine does, beside its own limits."),
 }
 
 EPILOG = """\b
