@@ -17,7 +17,7 @@ from vlmbatch.bench import checkpoint as checkpoints
 from vlmbatch.bench import flops, phases, pictures, shapes, workloads
 from vlmbatch.bench.bench import Bench
 from vlmbatch.bench.compare import import_transformers
-from vlmbatch.bench.rows import Row, number
+from vlmbatch.bench.rows import Row, number, spread, summarize
 from vlmbatch.bench.run import Settings, open_bench, run
 from vlmbatch.bench.sizes import NAMES, PHASE_NAMES, QUICK_NAMES, WORKLOAD_NAMES, Sizes
 from vlmbatch.bench.subject import Outcome, Subject
@@ -30,7 +30,7 @@ from vlmbatch.job import Job
 from vlmbatch.prepare import Preparer
 
 SIZES = Sizes(
-    rounds=2,
+    rounds=1,
     ceiling_seconds=0.01,
     copy_bytes=1 << 20,
     gemm_rows=64,
@@ -42,13 +42,14 @@ SIZES = Sizes(
     photos=2,
     frames=3,
     questions=2,
-    lengths=4,
+    lengths=3,
     scans=2,
     small=3,
     files=((64, 48),),
-    batches=(2, 3),
+    batches=(2,),
     singles=2,
 )
+LENGTHS = (3, 14, 6)
 
 
 def settings_for(model: Path | str, **settings: object) -> Settings:
@@ -63,7 +64,9 @@ def subject_for(tiny: Path) -> Subject:
 def rows(tiny: Path) -> list[Row]:
     """Every row there is, workloads compared with transformers."""
     settings = settings_for(tiny, compare="transformers")
-    return list(run(open_bench(settings, SIZES), settings.names()))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(workloads, "LENGTHS", LENGTHS)
+        return list(run(open_bench(settings, SIZES), settings.names()))
 
 
 def test_every_name_has_rows_with_figures(rows: list[Row]) -> None:
@@ -81,10 +84,11 @@ def test_every_name_has_rows_with_figures(rows: list[Row]) -> None:
 def test_transformers_gives_the_same_tokens_one_at_a_time_and_padded(rows: list[Row]) -> None:
     compared = [row for row in rows if "equal" in row.details]
     assert len(compared) == 2 * len(WORKLOAD_NAMES)
+    assert "over generate, batches of 2" in compared[1].what
     for row in compared:
         assert row.details["equal"] == row.details["answers"], row
     answers = {row.name: row.details["answers"] for row in compared}  # the batch comes last: it has all of them
-    assert answers == {"photos": 2, "frames": 3, "questions": 2, "lengths": 4, "scans": 2, "small": 3}
+    assert answers == {"photos": 2, "frames": 3, "questions": 2, "lengths": 3, "scans": 2, "small": 3}
 
 
 def test_workloads_are_what_their_rows_say(rows: list[Row]) -> None:
@@ -93,7 +97,7 @@ def test_workloads_are_what_their_rows_say(rows: list[Row]) -> None:
     assert details["photos"]["new_tokens"] == 2 * 48
     assert details["frames"]["tiles"] == details["frames"]["answers"] == 3
     assert (details["questions"]["requests"], details["questions"]["answers"]) == (1, 2)
-    assert details["lengths"]["new_tokens"] == sum(workloads.LENGTHS[:4])
+    assert details["lengths"]["new_tokens"] == sum(LENGTHS)
     assert details["small"]["tiles"] == 3
     together = {row.details["sequences"]: row.details["together"] for row in rows if row.name == "decode"}
     assert together == {1: 1, 3: 3}
@@ -113,11 +117,10 @@ def test_flops_are_those_that_the_reference_computes(tiny: Path) -> None:
     with torch.inference_mode(), FlopCounterMode(display=False) as counter:
         out = model(input_ids=ids, logits_to_keep=1, use_cache=True)
     masked = text.layers * (4 * tokens**2 - 2 * tokens * (tokens + 1)) * text.heads * text.head_dim  # eager attention computes what the causal mask hides
-    rotation = text.head_dim * tokens  # the angles are a product of position and frequency
-    assert counter.get_total_flops() - masked == flops.prompt_flops(shape, tokens) + rotation
+    assert counter.get_total_flops() - masked == flops.prompt_flops(shape, tokens)
     with torch.inference_mode(), FlopCounterMode(display=False) as counter:
         model(input_ids=ids[:, :1], past_key_values=out.past_key_values, logits_to_keep=1)
-    assert counter.get_total_flops() == flops.token_flops(shape, tokens + 1) + text.head_dim
+    assert counter.get_total_flops() == flops.token_flops(shape, tokens + 1)
 
 
 def test_a_step_reads_every_weight_of_the_language_model_but_the_embeddings(tiny: Path) -> None:
@@ -228,6 +231,12 @@ def test_pictures_differ_and_scans_repeat_themselves() -> None:
 
 def test_numbers_have_three_digits() -> None:
     assert [number(value) for value in (0.0, 1234.5, 12.34, 1.234, 0.1234, 0.00123)] == ["0", "1,234", "12.3", "1.23", "0.123", "0.00123"]
+
+
+def test_a_spread_is_told_where_there_are_several_rounds() -> None:
+    assert spread([2.0, 1.5, 3.0]) == "(1.50 to 3.00)"
+    assert spread([2.0]) == ""
+    assert summarize([2.0, 1.5, 3.0]) == {"median": 2.0, "least": 1.5, "most": 3.0, "rounds": 3}
 
 
 def test_a_missing_transformers_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -201,7 +201,8 @@ def _try_batches(reference: Reference, prompts: Sequence[Prompt], sizes: Sequenc
             continue
         batches = reference.batches(prompts, size)
         try:
-            reference.run(batches[:1])
+            if reference.device.type != "cpu":
+                reference.run(batches[:1])  # what is allocated and tuned at first use is not what is asked for
             found[size] = reference.run(batches).seconds
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):

@@ -128,7 +128,7 @@ class Subject:
         failure: Exception | None = None
         for done in engine.run(queue):
             failure = failure or done.error
-            outcome.answers[done.request.tag, done.question] = done.text or ""
+            outcome.answers[done.request.tag, done.question] = (done.text or "")[: limits[done.request.tag] if limits else None]
             outcome.batch_size = max(outcome.batch_size, done.batch_size)
             outcome.seconds = time.perf_counter() - started
         if failure is not None:
@@ -178,12 +178,13 @@ def _listen(request: Request, outcome: Outcome, started: float, limit: int) -> C
     """What hears the tokens of a request, and ends its answer at the limit."""
 
     def on_text(question: int, piece: str) -> None:
-        now = time.perf_counter() - started
+        if request.cancelled:
+            return  # a token that was under way when the answer was over
         key = (int(request.tag), question)
         outcome.answers[key] = outcome.answers.get(key, "") + piece
         if len(outcome.answers[key]) >= limit:
             request.cancelled = True
-            outcome.seconds = now
+            outcome.seconds = time.perf_counter() - started
 
     return on_text
 
