@@ -30,19 +30,20 @@ ALLOWED = {
     "evaluate": FLOOR | {"write"},
     "pipeline": FLOOR | STAGES | {"summary", "rows", "reporter"},
     "finetune": FLOOR | STAGES,
-    "cli": FLOOR | STAGES | {"summary", "evaluate", "pipeline", "finetune", "__version__"},
+    "bench": FLOOR | {"read", "prepare", "engine"},
+    "cli": FLOOR | STAGES | {"summary", "evaluate", "pipeline", "finetune", "bench", "__version__"},
     "__main__": {"cli"},
     "__init__": FLOOR | {"pipeline"},
 }
 HOMES = {
-    "torch": {"engine", "finetune", "cli/doctor.py"},
+    "torch": {"engine", "finetune", "bench", "cli/doctor.py"},
     "pyarrow": {"write", "read"},
     "av": {"read", "sample", "cli/doctor.py"},
     "scenedetect": {"sample"},
     "cv2": set(),
     "click": {"cli"},
     "tqdm": {"cli"},
-    "transformers": {"finetune"},
+    "transformers": {"finetune", "bench/compare.py"},
     "peft": {"finetune"},
     "accelerate": {"finetune"},
     "matplotlib": {"finetune"},
@@ -92,7 +93,8 @@ def loaded_by(*command: str) -> set[str]:
 def test_help_and_import_load_nothing_heavy() -> None:
     heavy = {"torch", "transformers", "pyarrow", "av", "numpy", "PIL", "tokenizers", "huggingface_hub", "yaml", "psutil", "httpx2", "fsspec", "pypdfium2"}
     assert not loaded_by("import vlmbatch; vlmbatch.JobError") & heavy
-    for arguments in (["--help"], ["caption", "--help"], ["video", "--help"], ["run", "--help"], ["eval", "--help"], ["finetune", "--help"]):
+    for command in ("caption", "video", "run", "eval", "finetune", "bench", None):
+        arguments = [*([command] if command else []), "--help"]
         code = f"import sys; sys.argv = ['vlmbatch', *{arguments}]; from vlmbatch.cli.main import main\ntry: main()\nexcept SystemExit: pass"
         assert not loaded_by(code) & heavy, arguments
 

@@ -22,6 +22,7 @@ COMMANDS = {
     "finetune": ("vlmbatch.cli.finetune", "Teach a model your answers: pictures or videos with prompt and answer."),
     "models": ("vlmbatch.cli.models", "List, describe and fetch models."),
     "doctor": ("vlmbatch.cli.doctor", "What this machine has, and what to do about what is missing."),
+    "bench": ("vlmbatch.cli.bench", "What this machine does, beside its own limits."),
 }
 
 EPILOG = """\b

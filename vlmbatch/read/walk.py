@@ -136,6 +136,7 @@ class Glob:
     def enters(self, relative: str) -> bool:
         """Whether a file below this folder could match."""
         return _matches(relative.split("/"), self.parts, "**" in self.parts, partial=True)
+
     def names(self, relative: str) -> bool:
         """Whether the pattern stands for this path itself, not for a folder above it."""
         return _matches(relative.split("/"), self.parts, deep=True)

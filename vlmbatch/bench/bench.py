@@ -1,0 +1,103 @@
+"""What the measurements share: the subject, the sizes, and what is measured once and used by several."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+import vlmbatch
+from vlmbatch.bench.ceilings import Ceiling, copy_ceiling, gemm_ceiling
+from vlmbatch.bench.pictures import photo
+from vlmbatch.bench.sizes import Sizes
+from vlmbatch.bench.subject import Outcome, Subject
+from vlmbatch.engine.device import device_memory
+from vlmbatch.records import Request
+
+if TYPE_CHECKING:
+    from vlmbatch.bench.compare import Reference
+
+PROMPT = "Describe this image in one sentence."
+
+
+@dataclasses.dataclass
+class Bench:
+    """One run of the benchmark.
+
+    Attributes:
+        subject: What is measured.
+        sizes: How much work that is.
+        reference: What it is compared with, or None.
+    """
+
+    subject: Subject
+    sizes: Sizes
+    reference: Reference | None = None
+    _warm: bool = False
+
+    @functools.cached_property
+    def gemm(self) -> Ceiling:
+        """The ceiling of computing."""
+        return gemm_ceiling(self.subject.shape, self.subject.device, self.subject.dtype, self.sizes)
+
+    @functools.cached_property
+    def copy(self) -> Ceiling:
+        """The ceiling of moving data."""
+        return copy_ceiling(self.subject.device, self.sizes)
+
+    def warm(self, requests: list[Request], max_new_tokens: int) -> None:
+        """Has what is allocated, compiled or tuned at first use done before anything is measured: a GPU does the work once, a CPU one small request."""
+        if self.subject.device.type != "cpu":
+            self.subject.run(requests, max_new_tokens)
+        elif not self._warm:
+            self.subject.run(self.subject.requests([photo(0, 64, 64)], [PROMPT], "low"), 2)
+            self._warm = True
+
+    def repeat(self, call: Callable[[], Outcome]) -> list[Outcome]:
+        """As many rounds of a piece of work as the sizes say."""
+        return [call() for _ in range(self.sizes.rounds)]
+
+    def describe(self) -> dict[str, Any]:
+        """Machine, versions and model, for the head of the table and for JSON."""
+        subject, device = self.subject, self.subject.device
+        return {
+            "vlmbatch": vlmbatch.__version__,
+            "model": subject.checkpoint.name,
+            "revision": subject.checkpoint.revision,
+            "parameters": subject.shape.parameters,
+            "device": str(device),
+            "device_name": device_name(device),
+            "memory_bytes": device_memory(device).total,
+            "dtype": str(subject.dtype).removeprefix("torch."),
+            "torch": str(torch.__version__),
+            "threads": torch.get_num_threads(),
+            "cores": os.cpu_count(),
+            "python": platform.python_version(),
+            "transformers": self.reference.version if self.reference else None,
+        }
+
+
+def device_name(device: torch.device) -> str:
+    """The card's or processor's name, as its maker calls it."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    if sys.platform == "linux":
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def timed(call: Callable[[], object]) -> float:
+    """Wall seconds of a call."""
+    started = time.perf_counter()
+    call()
+    return time.perf_counter() - started

@@ -1,0 +1,79 @@
+"""What the device itself can do: matrix products in the model's sizes and number format, and copies in memory. Measured, not read off a data sheet."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import time
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+
+from vlmbatch.bench.sizes import Sizes
+from vlmbatch.engine.device import synchronize
+from vlmbatch.engine.shape import ModelShape
+
+
+@dataclasses.dataclass(frozen=True)
+class Ceiling:
+    """The best of several measurements.
+
+    Attributes:
+        per_second: Operations, or bytes, a second.
+        what: What reached it.
+        all: Every measurement, by what it was.
+    """
+
+    per_second: float
+    what: str
+    all: dict[str, float]
+
+
+def gemm_ceiling(shape: ModelShape, device: torch.device, dtype: torch.dtype, sizes: Sizes) -> Ceiling:
+    """Floating-point operations a second of ``F.linear`` on matrices as large as the model's own, the best of them."""
+    found = {}
+    for inputs, outputs in _products(shape):
+        x = torch.randn(sizes.gemm_rows, inputs, device=device).to(dtype)
+        weight = torch.randn(outputs, inputs, device=device).to(dtype)
+        seconds = _fastest(functools.partial(F.linear, x, weight), device, sizes.ceiling_seconds)
+        found[f"{sizes.gemm_rows} x {inputs} x {outputs}"] = 2 * sizes.gemm_rows * inputs * outputs / seconds
+    best = max(found, key=lambda what: found[what])
+    return Ceiling(found[best], best, found)
+
+
+def copy_ceiling(device: torch.device, sizes: Sizes) -> Ceiling:
+    """Bytes a second of copying a block within the device's memory, read and written bytes counted."""
+    source = torch.ones(sizes.copy_bytes, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    seconds = _fastest(lambda: target.copy_(source), device, sizes.ceiling_seconds)
+    what = f"{sizes.copy_bytes >> 20} MiB, read and written"
+    return Ceiling(2 * sizes.copy_bytes / seconds, what, {what: 2 * sizes.copy_bytes / seconds})
+
+
+def _products(shape: ModelShape) -> list[tuple[int, int]]:
+    """Inputs and outputs of the model's largest matrices: MLP and attention of the vision encoder, MLP of the language model."""
+    v, t = shape.vision, shape.text
+    return [(v.hidden, v.mlp), (v.mlp, v.hidden), (v.hidden, 3 * v.hidden), (t.hidden, 2 * t.mlp), (t.mlp, t.hidden)]
+
+
+def _fastest(call: Callable[[], object], device: torch.device, seconds: float) -> float:
+    """Seconds of one call: the best of at least five rounds, each long enough that neither the clock nor the launch of a kernel counts."""
+    with torch.inference_mode():
+        call()
+        synchronize(device)
+        calls = max(1, int(0.01 / max(1e-7, _timed(call, device, 1))))
+        best, ends, rounds = float("inf"), time.perf_counter() + seconds, 0
+        while rounds < 5 or time.perf_counter() < ends:
+            best = min(best, _timed(call, device, calls) / calls)
+            rounds += 1
+    return best
+
+
+def _timed(call: Callable[[], object], device: torch.device, calls: int) -> float:
+    synchronize(device)
+    started = time.perf_counter()
+    for _ in range(calls):
+        call()
+    synchronize(device)
+    return time.perf_counter() - started

@@ -1,0 +1,129 @@
+"""Checkpoints in a published model's true shapes with random weights: speed depends on shapes, not on what was learned."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+
+from vlmbatch.bench.shapes import SHAPES
+from vlmbatch.checkpoint import DEMO, Checkpoint, find_checkpoint
+from vlmbatch.engine.shape import ModelShape
+from vlmbatch.engine.weights import tensor_shapes
+from vlmbatch.errors import OutputError
+
+VOCABULARY, CONTEXT = 49280, 8192
+COPIED = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json")
+
+
+class EndlessCheckpoint(Checkpoint):
+    """A checkpoint without an end token: every answer runs to its limit, so that the same work is the same work with any weights."""
+
+    def end_token_ids(self) -> frozenset[int]:
+        """None."""
+        return frozenset()
+
+
+def open_checkpoint(shape: str, model: str | None, revision: str | None = None) -> EndlessCheckpoint:
+    """The checkpoint that is measured.
+
+    Args:
+        shape: A row of ``SHAPES``; used when there is no model.
+        model: A folder, a hub id, or ``demo``.
+        revision: Branch, tag or commit of a hub id.
+
+    Raises:
+        ModelLoadError: There is no such model.
+        OutputError: The random weights cannot be written.
+    """
+    found = find_checkpoint(model, revision) if model else find_checkpoint(str(cached_checkpoint(shape)))
+    return EndlessCheckpoint(found.folder, found.name if model else shape, found.revision)
+
+
+def cached_checkpoint(name: str, root: Path | None = None) -> Path:
+    """The folder of a random checkpoint, written when it is not there yet.
+
+    Args:
+        name: A row of ``SHAPES``.
+        root: Where it is kept; a folder of this user's among the system's temporary files, unless another is named.
+
+    Raises:
+        OutputError: It cannot be written; the message names TMPDIR.
+    """
+    owner = os.getuid() if hasattr(os, "getuid") else "bench"
+    root = root or Path(tempfile.gettempdir()) / f"vlmbatch-bench-{owner}"
+    digest = hashlib.sha256(json.dumps([SHAPES[name], VOCABULARY, CONTEXT, find_checkpoint(DEMO).revision]).encode()).hexdigest()[:12]
+    folder = root / f"{name}-{digest}"
+    if folder.is_dir():
+        return folder
+    try:
+        root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        fresh = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=root))
+        try:
+            write_checkpoint(name, fresh)
+            if not folder.is_dir():
+                fresh.rename(folder)
+        finally:
+            shutil.rmtree(fresh, ignore_errors=True)
+    except (OSError, SafetensorError) as error:
+        raise OutputError(f"cannot write random weights to {root}: {error}; TMPDIR names another place") from error
+    return folder
+
+
+def write_checkpoint(name: str, folder: Path, seed: int = 0) -> Path:
+    """Writes weights (bfloat16, normal, 0.02) and files; tokenizer and template are the demo model's, whose ids all lie in the vocabulary.
+
+    Args:
+        name: A row of ``SHAPES``.
+        folder: Where; made if it is not there.
+        seed: Of the weights.
+
+    Returns:
+        The folder.
+    """
+    write_settings(name, folder)
+    shape = ModelShape.from_checkpoint(find_checkpoint(str(folder)))
+    generator = torch.Generator().manual_seed(seed)
+    tensors = {}
+    for tensor, size in tensor_shapes(shape).items():
+        if "norm" in tensor:
+            tensors[tensor] = (torch.zeros if tensor.endswith("bias") else torch.ones)(size, dtype=torch.bfloat16)
+        else:
+            tensors[tensor] = (torch.randn(size, generator=generator) * 0.02).to(torch.bfloat16)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+def write_settings(name: str, folder: Path) -> None:
+    """Writes every file of a random checkpoint but the weights."""
+    folder.mkdir(parents=True, exist_ok=True)
+    demo = find_checkpoint(DEMO)
+    settings = SHAPES[name]
+    vision, longest = settings["vision"], settings["longest_edge"]
+    text = {"model_type": "llama", "vocab_size": VOCABULARY, "max_position_embeddings": CONTEXT, "rms_norm_eps": 1e-5, "head_dim": 64, **settings["text"]}
+    for file in COPIED:
+        shutil.copy(demo.folder / file, folder)
+    config = {
+        "model_type": "smolvlm",
+        "architectures": ["SmolVLMForConditionalGeneration"],
+        "image_token_id": demo.config["image_token_id"],
+        "scale_factor": settings["scale_factor"],
+        "tie_word_embeddings": False,
+        "text_config": {**text, "pad_token_id": 2},
+        "vision_config": vision,
+    }
+    processor = demo.image_processor() | {"max_image_size": {"longest_edge": vision["image_size"]}, "size": {"longest_edge": longest}}
+    processor["video_sampling"] = {"fps": 1, "max_frames": 64, "video_size": {"longest_edge": vision["image_size"]}}
+    _write_json(folder / "config.json", config)
+    _write_json(folder / "preprocessor_config.json", processor)
+
+
+def _write_json(path: Path, value: object) -> None:
+    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")

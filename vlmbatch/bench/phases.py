@@ -1,0 +1,209 @@
+"""The phases of an answer, each alone: reading and preparing, the vision encoder, prefill, decoding; how long the first word takes, and memory."""
+
+from __future__ import annotations
+
+import functools
+import statistics
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import torch
+
+from vlmbatch.bench import flops
+from vlmbatch.bench.bench import PROMPT, Bench, timed
+from vlmbatch.bench.pictures import photo, photos, write_jpeg
+from vlmbatch.bench.rows import Row, share, spread, summarize
+from vlmbatch.bench.subject import Outcome, used_bytes
+from vlmbatch.job import Detail
+from vlmbatch.read.images import load_image
+from vlmbatch.records import Conversation, Request
+
+MAX_PIXELS = 200_000_000
+SAMPLE_SECONDS = 0.005
+
+
+def gemm(bench: Bench) -> Iterator[Row]:
+    """The most that matrix products of the model's sizes reach."""
+    ceiling = bench.gemm
+    yield Row("gemm", ceiling.what, ceiling.per_second / 1e9, "GFLOP/s", "the ceiling of computing", {"gflops": {k: v / 1e9 for k, v in ceiling.all.items()}})
+
+
+def copy(bench: Bench) -> Iterator[Row]:
+    """The most that copying in the device's memory reaches."""
+    yield Row("copy", bench.copy.what, bench.copy.per_second / 1e9, "GB/s", "the ceiling of moving data")
+
+
+def vision(bench: Bench) -> Iterator[Row]:
+    """The vision encoder, on tiles that all differ."""
+    subject = bench.subject
+    requests = subject.requests(photos(bench.sizes.tiles), [PROMPT], "low")
+    bench.warm(requests, 1)
+    outcomes = bench.repeat(lambda: subject.run(requests, 1))
+    rates = [outcome.stats.tiles / outcome.stats.vision_seconds for outcome in outcomes]
+    rate = statistics.median(rates)
+    operations = flops.tile_flops(subject.shape)
+    calls = outcomes[0].stats.vision_calls
+    details = {
+        "tiles_per_second": summarize(rates),
+        "gflop_per_tile": operations / 1e9,
+        "share_of_gemm": operations * rate / bench.gemm.per_second,
+        "tiles": len(requests),
+        "calls": calls,
+    }
+    what = f"{len(requests)} tiles in {calls} call{'' if calls == 1 else 's'}"
+    yield Row("vision", what, 1 / rate, "s a tile", share(operations * rate, bench.gemm.per_second, "gemm"), details)
+
+
+def prefill(bench: Bench) -> Iterator[Row]:
+    """Prompts of one tile and many words, whose vision part is not counted."""
+    subject, sizes = bench.subject, bench.sizes
+    tokens = min(sizes.prompt_tokens, subject.shape.text.context - 8)
+    requests = [_lengthen(request, tokens) for request in subject.requests(photos(sizes.prompts), [PROMPT], "low")]
+    bench.warm(requests, 1)
+    outcomes = bench.repeat(lambda: subject.run(requests, 1))
+    rates = [outcome.stats.prefill_tokens / outcome.stats.prefill_seconds for outcome in outcomes]
+    rate = statistics.median(rates)
+    operations = sum(flops.prompt_flops(subject.shape, request.prompt_tokens) for request in requests) / sum(r.prompt_tokens for r in requests)
+    details = {
+        "tokens_per_second": summarize(rates),
+        "gflop_per_token": operations / 1e9,
+        "share_of_gemm": operations * rate / bench.gemm.per_second,
+        "prompts": len(requests),
+        "prompt_tokens": requests[0].prompt_tokens,
+    }
+    note = share(operations * rate, bench.gemm.per_second, "gemm")
+    yield Row("prefill", f"{len(requests)} prompts of {requests[0].prompt_tokens} tokens", rate, "tokens/s", note, details)
+
+
+def _lengthen(request: Request, tokens: int) -> Request:
+    """Repeats a request's question until the prompt has so many tokens."""
+    question = list(request.questions[0])
+    room = max(len(question), tokens - len(request.prefix_ids))
+    request.questions = [(question * (room // len(question) + 1))[:room]]
+    return request
+
+
+def decode(bench: Bench) -> Iterator[Row]:
+    """Decoding alone: questions about one tile, so that all of them start together and nothing is encoded meanwhile."""
+    subject, sizes = bench.subject, bench.sizes
+    weights = flops.step_weight_bytes(subject.shape, subject.dtype.itemsize)
+    for count in sizes.decode_sequences:
+        request = subject.requests([photo(0, 640, 480)], [f"What is in part {number}?" for number in range(count)], "low")
+        bench.warm(request, sizes.decode_tokens)
+        outcomes = bench.repeat(functools.partial(subject.run, request, sizes.decode_tokens))
+        rates = [outcome.stats.decode_tokens / outcome.stats.decode_seconds for outcome in outcomes]
+        rate, together = statistics.median(rates), outcomes[0].batch_size
+        cached = request[0].prompt_tokens + sizes.decode_tokens // 2
+        moved = weights * rate / together
+        computed = flops.token_flops(subject.shape, cached) * rate
+        details = {
+            "tokens_per_second": summarize(rates),
+            "sequences": count,
+            "together": together,
+            "new_tokens": sizes.decode_tokens,
+            "weight_bytes_per_step": weights,
+            "share_of_copy": moved / bench.copy.per_second,
+            "share_of_gemm": computed / bench.gemm.per_second,
+        }
+        what = f"{count} sequence{'' if count == 1 else 's'}" + (f", {together} at a time" if together < count else "")
+        note = share(moved, bench.copy.per_second, "copy") if together == 1 else share(computed, bench.gemm.per_second, "gemm")
+        yield Row("decode", what, rate, "tokens/s", note, details)
+
+
+def first_token(bench: Bench) -> Iterator[Row]:
+    """From a prepared request to its first token, with nothing else to do."""
+    subject = bench.subject
+    kinds: dict[Detail, str] = {"low": "a frame of one tile", "full": "a photo at full detail"}
+    for detail, name in kinds.items():
+        if detail == "full" and bench.sizes.rounds == 1 and subject.device.type == "cpu":
+            continue  # many tiles, several times, would be most of a quick run
+        begun = time.perf_counter()
+        requests = subject.requests([photo(0, 640, 480)], [PROMPT], detail)
+        prepare_seconds = time.perf_counter() - begun
+        seconds = subject.first_token_seconds(requests[0], max(3, bench.sizes.rounds))
+        details = {"seconds": summarize(seconds), "prepare_seconds": prepare_seconds, "tiles": len(requests[0].tiles), "tokens": requests[0].prompt_tokens}
+        what = f"{name} ({len(requests[0].tiles)} tile{'' if len(requests[0].tiles) == 1 else 's'}, {requests[0].prompt_tokens} tokens)"
+        yield Row("first-token", what, statistics.median(seconds), "s", spread(seconds), details)
+
+
+def memory(bench: Bench) -> Iterator[Row]:
+    """The peak of photos at full detail beside what the budget says of weights, tiles, keys and values."""
+    subject, new_tokens = bench.subject, 16
+    engine = subject.engine
+    requests = subject.requests(photos(bench.sizes.photos), [PROMPT], "full")
+    subject.run(requests[:1], 1)  # the first encoder call tells the budget what a tile takes
+    peak, outcome = peak_bytes(lambda: subject.run(requests, new_tokens), subject.device)
+    figures = engine.stats.memory
+    tiles = min(figures["tiles_at_once"], sum(len(request.tiles) for request in requests))
+    longest = max(request.prompt_tokens for request in requests) + new_tokens
+    parts = {
+        "weight_bytes": figures["weight_bytes"],
+        "activation_bytes": tiles * figures["tile_bytes"],
+        "cache_bytes": outcome.batch_size * longest * figures["kv_bytes_per_token"],
+    }
+    predicted, taken = sum(parts.values()), peak - subject.baseline_bytes
+    details = {"peak_bytes": taken, "predicted_bytes": predicted, **parts, "limit_bytes": figures["limit_bytes"], "sequences": outcome.batch_size}
+    what = f"{len(requests)} photos at full detail, {outcome.batch_size} at a time"
+    note = f"{100 * taken / predicted:.0f} % of the {predicted / 1e6:,.0f} MB predicted; the limit is {figures['limit_bytes'] / 1e6:,.0f} MB"
+    yield Row("memory", what, taken / 1e6, "MB", note, details)
+
+
+def peak_bytes(call: Callable[[], Outcome], device: torch.device) -> tuple[int, Outcome]:
+    """The most memory in use while a call runs, in bytes: CUDA's own count, elsewhere looked at every few milliseconds."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        outcome = call()
+        return torch.cuda.max_memory_allocated(device), outcome
+    highest, ended = used_bytes(device), threading.Event()
+
+    def watch() -> None:
+        nonlocal highest
+        while not ended.wait(SAMPLE_SECONDS):
+            highest = max(highest, used_bytes(device))
+
+    watcher = threading.Thread(target=watch, name="memory", daemon=True)
+    watcher.start()
+    try:
+        outcome = call()
+    finally:
+        ended.set()
+        watcher.join()
+    return max(highest, used_bytes(device)), outcome
+
+
+def reading(bench: Bench) -> Iterator[Row]:
+    """JPEG files to requests on one thread, as each reading worker does it."""
+    preparer = bench.subject.preparer("full")
+    with tempfile.TemporaryDirectory() as folder:
+        for width, height in bench.sizes.files:
+            path = write_jpeg(Path(folder) / f"{width}.jpg", width, height)
+
+            def load_and_prepare(path: Path = path) -> None:
+                preparer.prepare(Conversation("image", load_image(str(path), MAX_PIXELS)), [PROMPT])
+
+            load_and_prepare()
+            times: list[float] = []
+            ends = time.perf_counter() + bench.sizes.ceiling_seconds
+            while len(times) < 5 or time.perf_counter() < ends:
+                times.append(timed(load_and_prepare))
+            rate = 1 / statistics.median(times)
+            details = {"seconds": summarize(times), "file_bytes": path.stat().st_size, "tiles": preparer.full_tiles(width, height), "cores": psutil.cpu_count()}
+            what = f"JPEG of {width} x {height}, {path.stat().st_size / 1e6:.1f} MB"
+            yield Row("reading", what, rate, "images/s", "a core", details)
+
+
+PHASES: dict[str, Callable[[Bench], Iterator[Row]]] = {
+    "gemm": gemm,
+    "copy": copy,
+    "reading": reading,
+    "vision": vision,
+    "prefill": prefill,
+    "decode": decode,
+    "first-token": first_token,
+    "memory": memory,
+}
+"""By name."""

@@ -1,0 +1,99 @@
+"""The benchmark from its settings to its rows."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from typing import Literal
+
+from vlmbatch.bench import workloads
+from vlmbatch.bench.bench import Bench
+from vlmbatch.bench.checkpoint import open_checkpoint
+from vlmbatch.bench.phases import PHASES
+from vlmbatch.bench.rows import Row
+from vlmbatch.bench.sizes import NAMES, QUICK_NAMES, Sizes, choose_sizes
+from vlmbatch.bench.subject import Subject
+from vlmbatch.engine.device import is_out_of_memory
+from vlmbatch.errors import ItemError, JobError
+from vlmbatch.job import Job
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What to measure.
+
+    Attributes:
+        job: Model, device, number format and memory; without a model there are random weights.
+        shape: The random weights' shape.
+        model: A real checkpoint instead.
+        only: What is measured; everything when empty.
+        quick: Little of it.
+        compare: Whether transformers does the workloads too.
+    """
+
+    job: Job
+    shape: str = "256m"
+    model: str | None = None
+    only: Sequence[str] = ()
+    quick: bool = False
+    compare: Literal["transformers"] | None = None
+
+    def names(self) -> list[str]:
+        """What is measured, in the order of the table.
+
+        Raises:
+            JobError: A name is unknown.
+        """
+        unknown = [name for name in self.only if name not in NAMES]
+        if unknown:
+            raise JobError(f"nothing called {unknown[0]!r} is measured; there is {', '.join(NAMES)}")
+        chosen = self.only or (QUICK_NAMES if self.quick else NAMES)
+        return [name for name in NAMES if name in chosen]
+
+
+def open_bench(settings: Settings, sizes: Sizes | None = None) -> Bench:
+    """Finds checkpoint, device and, where it is asked for, transformers.
+
+    Args:
+        settings: What to measure.
+        sizes: How much of it; follows from the device, unless it is given.
+
+    Raises:
+        MissingDependencyError: transformers is asked for and not installed.
+        EngineError: The model or the device is not there.
+        JobError: A name is unknown.
+    """
+    settings.names()
+    if settings.compare:
+        from vlmbatch.bench.compare import Reference, import_transformers
+
+        import_transformers()
+    subject = Subject(settings.job, open_checkpoint(settings.shape, settings.model, settings.job.revision))
+    bench = Bench(subject, sizes or choose_sizes(subject.device.type, quick=settings.quick))
+    if settings.compare:
+        bench.reference = Reference(subject)  # before the engine is opened, which takes its share of what memory is free then
+    return bench
+
+
+def run(bench: Bench, names: Sequence[str], starting: Callable[[str], None] = lambda name: None) -> Iterator[Row]:
+    """Measures, and gives each row as soon as it is known. What memory has no room for is a row that says so.
+
+    Args:
+        bench: From ``open_bench``.
+        names: What to measure.
+        starting: Called with each name before it is measured.
+
+    Raises:
+        EngineError: The engine cannot go on.
+    """
+    try:
+        for name in names:
+            starting(name)
+            try:
+                yield from PHASES[name](bench) if name in PHASES else workloads.measure(bench, name)
+            except (ItemError, RuntimeError, MemoryError) as error:
+                if not isinstance(error, ItemError) and not is_out_of_memory(error):
+                    raise
+                yield Row(name, "failed", None, "", " ".join(str(error).split()), {"error_type": type(error).__name__}, failed=True)
+    finally:
+        bench.subject.close()

@@ -1,0 +1,132 @@
+"""Whole workloads, from prepared requests to the last answer: what a folder of photos, a video, questions, scans or thumbnails come to in items a second."""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+from collections.abc import Callable, Iterator, Sequence
+
+from vlmbatch.bench.bench import PROMPT, Bench
+from vlmbatch.bench.pictures import photo, photos, scan, small_sizes
+from vlmbatch.bench.rows import Row, number, spread, summarize
+from vlmbatch.bench.subject import Outcome
+from vlmbatch.records import Request
+
+LENGTHS = (8, 128, 16, 96, 32, 64, 24, 48)
+"""Tokens of answers of very different length, in turn."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """A workload.
+
+    Attributes:
+        name: What ``--only`` calls it.
+        what: The work, in words.
+        requests: The prepared requests.
+        max_new_tokens: Length of every answer, or of the longest.
+        limits: Length of each request's answer, where they differ.
+        unit: What is counted.
+    """
+
+    name: str
+    what: str
+    requests: list[Request]
+    max_new_tokens: int
+    limits: tuple[int, ...] | None = None
+    unit: str = "items/s"
+
+    @property
+    def answers(self) -> int:
+        """Answers in all."""
+        return sum(len(request.questions) for request in self.requests)
+
+    def run(self, bench: Bench) -> Outcome:
+        """Does the work once."""
+        return bench.subject.run(self.requests, self.max_new_tokens, limits=self.limits)
+
+
+def _photos(bench: Bench) -> Work:
+    requests = bench.subject.requests(photos(bench.sizes.photos), [PROMPT], "full")
+    return Work("photos", f"{len(requests)} photos at full detail ({_tiles(requests)}), 48 tokens", requests, 48)
+
+
+def _frames(bench: Bench) -> Work:
+    requests = bench.subject.requests(photos(bench.sizes.frames, ((640, 360),)), [PROMPT], "low")
+    return Work("frames", f"{len(requests)} video frames of 1 tile, 32 tokens", requests, 32)
+
+
+def _questions(bench: Bench) -> Work:
+    asked = [f"What is in part {part} of the picture?" for part in range(bench.sizes.questions)]
+    requests = bench.subject.requests([photo(0, 640, 480)], asked, "full")
+    return Work("questions", f"{len(asked)} questions about a photo of {len(requests[0].tiles)} tiles, 32 tokens", requests, 32, unit="answers/s")
+
+
+def _lengths(bench: Bench) -> Work:
+    count = bench.sizes.lengths
+    requests = bench.subject.requests(photos(count, ((640, 360),)), [PROMPT], "low")
+    limits = tuple(LENGTHS[place % len(LENGTHS)] for place in range(count))
+    return Work("lengths", f"{count} frames of 1 tile, {min(limits)} to {max(limits)} tokens", requests, max(limits), limits)
+
+
+def _scans(bench: Bench) -> Work:
+    requests = bench.subject.requests([scan(page) for page in range(bench.sizes.scans)], [PROMPT], "full")
+    different = len({tile.tobytes() for request in requests for tile in request.tiles})
+    tiles = sum(len(request.tiles) for request in requests)
+    return Work("scans", f"{len(requests)} scans, {different} of {tiles} tiles differ, 48 tokens", requests, 48)
+
+
+def _small(bench: Bench) -> Work:
+    sizes = small_sizes(bench.subject.shape.vision.image_size)
+    requests = bench.subject.requests(photos(bench.sizes.small, sizes), [PROMPT], "native")
+    return Work("small", f"{len(requests)} thumbnails, native detail ({_tiles(requests)}), 32 tokens", requests, 32)
+
+
+WORKLOADS: dict[str, Callable[[Bench], Work]] = {
+    "photos": _photos,
+    "frames": _frames,
+    "questions": _questions,
+    "lengths": _lengths,
+    "scans": _scans,
+    "small": _small,
+}
+"""By name; each makes its pictures and requests when it is called."""
+
+
+def measure(bench: Bench, name: str) -> Iterator[Row]:
+    """One workload: items a second, and, where there is a reference, its time over ours."""
+    work = WORKLOADS[name](bench)
+    bench.warm(work.requests, work.max_new_tokens)
+    if bench.reference is not None:
+        from vlmbatch.bench.compare import compare
+
+        yield from compare(bench, bench.reference, work)
+        return
+    yield speed(work, bench.repeat(lambda: work.run(bench)))
+
+
+def speed(work: Work, outcomes: Sequence[Outcome]) -> Row:
+    """The row of our side."""
+    rates = [work.answers / outcome.seconds for outcome in outcomes]
+    tokens = [outcome.new_tokens / outcome.seconds for outcome in outcomes]
+    stats = outcomes[-1].stats
+    details = {
+        "per_second": summarize(rates),
+        "new_tokens_per_second": summarize(tokens),
+        "requests": len(work.requests),
+        "answers": work.answers,
+        "tiles": sum(len(request.tiles) for request in work.requests),
+        "prompt_tokens": sum(request.prompt_tokens for request in work.requests),
+        "new_tokens": outcomes[-1].new_tokens,
+        "together": outcomes[-1].batch_size,
+        "phase_seconds": {phase: getattr(stats, f"{phase}_seconds") for phase in ("busy", "vision", "prefill", "decode")},
+    }
+    note = " ".join(filter(None, (spread(rates), f"{number(statistics.median(tokens))} tokens/s")))
+    return Row(work.name, work.what, statistics.median(rates), work.unit, note, details)
+
+
+def _tiles(requests: Sequence[Request]) -> str:
+    counts = sorted({len(request.tiles) for request in requests})
+    if len(counts) == 1:
+        return f"{counts[0]} tile{'' if counts[0] == 1 else 's'}"
+    return f"{counts[0]} to {counts[-1]} tiles"

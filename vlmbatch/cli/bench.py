@@ -1,0 +1,112 @@
+"""``bench``: what this machine does, beside its own limits."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from vlmbatch.bench.shapes import SHAPES
+from vlmbatch.bench.sizes import NAMES
+from vlmbatch.cli.options import GroupedCommand, GroupedOption, given, job_options
+from vlmbatch.job import Job
+
+HELP = """What this machine does: the model's phases and whole workloads, beside the machine's own limits.
+
+The work is made up on the spot: random weights in a published model's shapes (speed does not depend on what was learned) and drawn pictures. Answers run to
+their limits. Shares are of what matrix products (gemm) and copies (copy) reach in the same run."""
+
+
+def _callback(shape: str | None, model: str | None, only: tuple[str, ...], quick: bool, compare: Any, json_path: str | None, **values: Any) -> None:
+    from vlmbatch.bench.run import Settings, open_bench, run
+
+    if model is None and values.get("revision"):
+        raise click.UsageError("--revision goes with --model")
+    if model is not None and shape is not None:
+        raise click.UsageError("--shape makes random weights, --model takes real ones: give one")
+    job = Job.from_dict({**given(values), **({"model": model} if model else {})})
+    settings = Settings(job, shape or "256m", model, only, quick, compare)
+    report = Report(json_path)
+    bench = open_bench(settings)
+    report.head(bench.describe())
+    for row in run(bench, settings.names(), report.starting):
+        report.add(row)
+    report.close()
+    raise click.exceptions.Exit(3 if any(row.failed for row in report.rows) else 0)
+
+
+class Report:
+    """The table, line by line as it is known, and the same as JSON."""
+
+    def __init__(self, json_path: str | None) -> None:
+        """``json_path`` is a file, ``-`` for stdout (the table goes to stderr then), or None."""
+        self.rows: list[Any] = []
+        self._path = json_path
+        self._machine: dict[str, Any] = {}
+        self._tty = sys.stderr.isatty()
+
+    def head(self, machine: dict[str, Any]) -> None:
+        """Says what is measured, on what."""
+        self._machine = machine
+        cores = f", {machine['threads']} threads" if machine["device"] == "cpu" else ""
+        reference = f", transformers {machine['transformers']}" if machine["transformers"] else ""
+        self._say(
+            f"{machine['model']}, {machine['parameters'] / 1e6:,.1f} M weights, {machine['dtype']} on {machine['device']} ({machine['device_name']}{cores})"
+        )
+        self._say(f"vlmbatch {machine['vlmbatch']}, torch {machine['torch']}{reference}")
+        self._write()
+
+    def starting(self, name: str) -> None:
+        """Tells somebody who watches what takes so long."""
+        if self._tty:
+            click.echo(f"… {name}\r", err=True, nl=False)
+
+    def add(self, row: Any) -> None:
+        """Prints a row and keeps it; the file holds what is known so far."""
+        self.rows.append(row)
+        self._say(row.line())
+        self._write()
+
+    def close(self) -> None:
+        """Prints the JSON, where stdout was asked for."""
+        if self._path == "-":
+            click.echo(self._json())
+
+    def _say(self, line: str) -> None:
+        if self._tty:
+            click.echo("\x1b[2K", err=True, nl=False)
+        click.echo(line, err=self._path == "-")
+
+    def _json(self) -> str:
+        return json.dumps({"machine": self._machine, "rows": [dataclasses.asdict(row) for row in self.rows]}, indent=2)
+
+    def _write(self) -> None:
+        if self._path not in (None, "-"):
+            from vlmbatch.write.atomic import replacing
+
+            with replacing(Path(str(self._path))) as file:
+                file.write(self._json().encode() + b"\n")
+
+
+_command = GroupedCommand("bench", callback=_callback, help=HELP)
+_command.params += [
+    GroupedOption(["--shape"], type=click.Choice(list(SHAPES)), default=None, help="Random weights in the shapes of this SmolVLM2. [default: 256m]", group=""),
+    GroupedOption(["--model"], default=None, metavar="MODEL", help="A real checkpoint instead: hub id, local folder, or `demo`.", group=""),
+    GroupedOption(["--quick"], is_flag=True, help="A few of the rows, with little work: about a minute on two cores.", group=""),
+    GroupedOption(["--only"], type=click.Choice(NAMES), multiple=True, help="Only these rows; may be given several times.", group=""),
+    GroupedOption(
+        ["--compare"],
+        type=click.Choice(["transformers"]),
+        default=None,
+        help="Do the workloads with transformers' generate as well, in turns, and print ratios.",
+        group="",
+    ),
+    GroupedOption(["--json", "json_path"], default=None, metavar="PATH", help="Write the figures as JSON too; `-` is stdout.", group=""),
+]
+job_options(["revision", "device", "dtype", "max_memory", "memory_fraction", "batch_size"])(_command)
+
+COMMANDS = {"bench": _command}
