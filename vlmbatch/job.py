@@ -35,7 +35,7 @@ TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
 
 
 def option(default: Any, text: str, **metadata: Any) -> Any:
-    """A field with its help; ``metadata`` may hold metavar, flags (short ones), group and choices."""
+    """A field with its help; ``metadata`` may hold metavar, flags (short ones), group, choices, and media where only one knows it."""
     return dataclasses.field(default=default, metadata={"help": text, **metadata})
 
 
@@ -102,16 +102,21 @@ class Job:
     max_pixels: int = _option(200_000_000, "Pictures with more pixels are an error row, unread.", metavar="N", group="Items")
     max_file_size: str = _option("1GiB", "Files, and what archives unpack to, of more bytes are an error row, unread.", metavar="SIZE", group="Items")
     max_compression_ratio: float = _option(
-        200.0, "Entries of archives that unpack to more than N times their size (and some megabytes) are an error row, unread.", metavar="N", group="Items"
+        200.0,
+        "Entries of archives that unpack to more than N times their size (and some megabytes) are an error row, unread.",
+        metavar="N",
+        group="Items",
+        media="image",
     )
     pages: str | None = _option(
         None,
         "Pages of a document or frames of an animation: 1, 1-3, 2,5- or all. [default: all of a PDF, the first of a picture file]",
         metavar="PAGES",
         group="Items",
+        media="image",
     )
-    max_pages: int = _option(10_000, "Files with more pages are an error row, where --pages looks for them.", metavar="N", group="Items")
-    dpi: int = _option(DEFAULT_DPI, "Resolution that PDF pages are drawn in.", metavar="N", group="Items")
+    max_pages: int = _option(10_000, "Files with more pages are an error row, where --pages looks for them.", metavar="N", group="Items", media="image")
+    dpi: int = _option(DEFAULT_DPI, "Resolution that PDF pages are drawn in.", metavar="N", group="Items", media="image")
     allow_private_urls: bool = _option(False, "Fetch from private and other non-public addresses too, and through the system's proxy.", group="Items")
     overwrite: bool = _option(False, "Start OUTPUT anew, whatever it holds; replace sidecars of others, too.", group="Output")
     sidecar: Literal["txt", "srt", "vtt"] | None = _option(

@@ -117,9 +117,10 @@ def job_options(names: Iterable[str], flags: dict[str, tuple[str, ...]] | None =
 
 
 def field_names(*, video: bool) -> list[str]:
-    """Fields that are options of every work command, the video ones among them or not."""
+    """Fields that are options of every work command of the media."""
     skip = {"inputs", "media", "task", "questions", "questions_file"}
-    return [f.name for f in dataclasses.fields(Job) if f.name not in skip and (video or f.metadata.get("group") != "Video")]
+    other = "image" if video else "video"
+    return [f.name for f in dataclasses.fields(Job) if f.name not in skip and f.metadata.get("media", f.metadata.get("group", "").lower()) != other]
 
 
 def given(values: dict[str, Any]) -> dict[str, Any]:

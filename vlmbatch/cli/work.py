@@ -51,6 +51,8 @@ def _command(name: str, summary: str, *, media: str, asks: bool) -> click.Comman
         names.remove("prompt")
     if not asks:
         names.remove("question_column")
+    if name in ("caption", "vqa"):
+        names.remove("per")  # nothing to choose: a picture is asked about as a whole
     job_options([*(["questions", "questions_file"] if asks else []), *names])(command)
     add_reporting(command, quiet_flags=("--quiet",) if asks else ("-q", "--quiet"))
     return command
