@@ -149,7 +149,7 @@ def test_encrypted_entries_and_links_of_a_zip_are_errors(tmp_path: Path, picture
 def test_entries_beyond_the_size_limit_are_errors_and_the_next_is_read(tmp_path: Path, pictures: list[bytes], kind: str) -> None:
     path = (write_zip if kind == "zip" else write_tar)(tmp_path / f"a.{kind}", [("big.png", os.urandom(50_000)), ("1.png", pictures[1])])
     found = items(path, max_file_size="20KB")
-    assert error(found[0]) == "50,000 bytes are more than --max-file-size 20,000"
+    assert error(found[0]) == "50,000 bytes are more than --max-file-size allows (20,000)"
     assert seed_of(found[1]) == 1
 
 

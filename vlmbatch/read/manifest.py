@@ -5,9 +5,7 @@ from __future__ import annotations
 import base64
 import dataclasses
 import functools
-import importlib
 import os
-import re
 import urllib.parse
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -15,8 +13,10 @@ from typing import Any
 from vlmbatch.errors import JobError, ReadError
 from vlmbatch.job import Job
 from vlmbatch.read.base import digest
-from vlmbatch.read.paths import Found, Part, file_status, printable
+from vlmbatch.read.extras import missing_for
+from vlmbatch.read.paths import Found, Part, file_status, printable, real_path, suffix_of
 from vlmbatch.read.tables import Row, open_table
+from vlmbatch.urls import is_url, without_credentials
 
 _PATHS = "path file_path filepath file_name filename file image_path image_file image img_path img jpg png video_path video_file video"
 _URLS = "url image_url img_url video_url uri"
@@ -33,7 +33,6 @@ _OUTPUT_COLUMNS = {"id", "source", "media", "task", "prompt", "status", "run_id"
 _LONGEST_PATH = 4096
 _BASE64_STARTS = ("/9j/", "iVBORw0KGgo", "R0lGOD", "UklGR")
 """How JPEG, PNG, GIF and WebP begin in base64."""
-_URL = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]+://")
 
 
 class Manifest:
@@ -89,10 +88,11 @@ class Manifest:
             found = self._in_file(written) if data is None else self._in_memory(data, label)
         except ReadError as exc:
             found = Found("", "", printable(self._path) + label, error=str(exc))
-        name = printable(item_id or written.replace(os.sep, "/").removeprefix("./") or f"{self._name}{label}")
+        named = without_credentials(written) if is_url(written) else written.replace(os.sep, "/").removeprefix("./")
+        name = printable(item_id or named or f"{self._name}{label}")
         extra = {kept: row.get(column) for column, kept in self._job.kept_columns.items()}
         # A row that adds nothing to its path is the same as that path given in another way; of an OUTPUT's rows about an item one is taken.
-        repeats = f"id:{name}" if self._is_output else os.path.realpath(found.path) if found.path and not (questions or extra or item_id) else ""
+        repeats = f"id:{name}" if self._is_output else real_path(found.path) if found.path and not (questions or extra or item_id) else ""
         return Part(carrying(found, name, extra, questions), printable(written) or name, label=label, repeats=repeats)
 
     def _content_of(self, value: Any) -> tuple[str, bytes | str | None]:
@@ -112,23 +112,24 @@ class Manifest:
             raise ReadError(f"the column {self._content!r} holds {type(value).__name__}, not a path, URL or bytes")
         if value.startswith("data:"):
             return "", value.partition(",")[2]
-        is_long = len(value) > _LONGEST_PATH and not _URL.match(value)
+        is_long = len(value) > _LONGEST_PATH and not is_url(value)
         if is_long or self._content in _BYTES.split() or (len(value) > 100 and value.startswith(_BASE64_STARTS)):
             return "", value
         return value, None
 
     def _in_file(self, written: str) -> Found:
         """A file or URL that a row names."""
-        if _URL.match(written) and not written.lower().startswith("file://"):
-            return Found(written, "", printable(written), read=functools.partial(_load_remote, written, self._job))
-        path = urllib.parse.unquote(urllib.parse.urlsplit(written).path) if _URL.match(written) else written
+        is_local = written.lower().startswith("file://")
+        if is_url(written) and not is_local:
+            return Found(written, "", printable(without_credentials(written)), error=missing_for(suffix_of(written)))
+        path = urllib.parse.unquote(urllib.parse.urlsplit(written).path) if is_local else written
         full = os.path.join(self._folder, path)
         if self._is_output and (os.path.exists(path) or not os.path.exists(full)):
             full = path  # a record's source counts from the folder that its run was started in
         fingerprint, error = file_status(full)
         if not fingerprint and error is None and (outer := _bundle_of(full)):
             error = f"it is inside {printable(outer)}: give that as INPUT"
-        return Found(full, "", printable(full), fingerprint, error)
+        return Found(full, "", printable(full), fingerprint, error or missing_for(suffix_of(full)))
 
     def _in_memory(self, data: bytes | str, label: str) -> Found:
         """Bytes, or base64 of them, that a row holds."""
@@ -182,15 +183,6 @@ def _from_base64(text: str, column: str) -> bytes:
         return base64.b64decode("".join(text.split()), validate=True)
     except ValueError as exc:
         raise ReadError(f"the column {column!r} does not hold base64: {exc}") from exc
-
-
-def _load_remote(url: str, job: Job) -> bytes:
-    try:
-        remote = importlib.import_module("vlmbatch.read.remote")
-    except ModuleNotFoundError as exc:
-        raise ReadError(f"remote inputs need {exc.name}, which is not installed") from exc
-    data: bytes = remote.load_bytes(url, job)
-    return data
 
 
 def _first(names: tuple[str, ...], columns: tuple[str, ...]) -> str | None:

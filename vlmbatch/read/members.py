@@ -36,7 +36,7 @@ class Limits:
     def trouble(self, unpacked_bytes: int, packed_bytes: int | None = None) -> str | None:
         """Why an entry is not unpacked; None when it may be."""
         if unpacked_bytes > self.max_bytes:
-            return f"{unpacked_bytes:,} bytes are more than --max-file-size {self.max_bytes:,}"
+            return f"{unpacked_bytes:,} bytes are more than --max-file-size allows ({self.max_bytes:,})"
         if packed_bytes is not None and unpacked_bytes > self.max_ratio * (packed_bytes + _BUFFER_BYTES):
             return f"{packed_bytes:,} bytes unpack to {unpacked_bytes:,}, more than --max-compression-ratio {self.max_ratio:g}"
         return None

@@ -152,7 +152,7 @@ class Listing:
     def estimate(self) -> int | None:
         """How many files there are, if that is known without listing anything."""
         filtered = self._include or self._exclude
-        return len({_real(given.text) for given in self._inputs}) if self._all_files and not filtered else None
+        return len({real_path(given.text) for given in self._inputs}) if self._all_files and not filtered else None
 
     def __iter__(self) -> Iterator[Found]:
         """Yields the files. ``counts`` starts over."""
@@ -293,7 +293,7 @@ class Listing:
             self.counts.filtered += 1
             return None
         if self._may_repeat:
-            if self._seen_before(_real(entry.path)):
+            if self._seen_before(real_path(entry.path)):
                 return None
             name = self._unique(name, printable(given.name))
         fingerprint = entry.fingerprint
@@ -340,7 +340,7 @@ def _decoded(names: list[bytes], separator: bytes) -> Iterator[str]:
             yield os.fsdecode(name)
 
 
-def _real(path: str) -> str:
+def real_path(path: str) -> str:
     """What is the same for two ways of naming a file."""
     return path if is_url(path) else os.path.realpath(path)
 

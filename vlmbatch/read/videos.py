@@ -115,7 +115,7 @@ class VideoReader:
         if found.error is not None:
             yield self._failed(found, ReadError(found.error))
             return
-        if found.read is not None:
+        if found.read is not None and not found.path:
             yield self._failed(found, ReadError("videos are read from files, not from the bytes that a row holds or names"))
             return
         before = self._index

@@ -10,7 +10,6 @@ from typing import Any, TextIO
 
 from vlmbatch.errors import OutputError
 from vlmbatch.job import Job
-from vlmbatch.records import RECORD_FIELDS
 from vlmbatch.write.atomic import reason
 from vlmbatch.write.base import Writer
 from vlmbatch.write.columns import Row
@@ -57,8 +56,8 @@ def open_output(job: Job, identity: Mapping[str, Any], *, stream: TextIO | None 
     return StdoutWriter(stream)
 
 
-def read_records(path: Path, columns: Sequence[str] = RECORD_FIELDS) -> Iterator[Row]:
-    """The rows of an OUTPUT, finished or not, in order, in bounded memory, restricted to ``columns``.
+def read_records(path: Path, columns: Sequence[str] | None = None) -> Iterator[Row]:
+    """The rows of an OUTPUT, finished or not, in order, in bounded memory: whole, or restricted to ``columns``.
 
     Raises:
         OutputError: It is not there, cannot be read, or was not written by vlmbatch; at once or while it is read.
