@@ -22,6 +22,8 @@ from vlmbatch.prepare.tiles import TilePlan, TileSettings, cut_tiles
 
 PATCHES = TILE // PATCH  # along an edge of a tile
 IGNORED = -100
+READING = 0.45
+"""Share of words and numbers among the pictures."""
 REPLAYED = 3
 """Drawing costs as much as learning, so one of so many examples in a batch is new; the others were drawn before."""
 KEPT = 8_000
@@ -55,7 +57,8 @@ class Example:
 class ExampleMaker:
     """Draws scenes and prepares them."""
 
-    def __init__(self, checkpoint: Checkpoint) -> None:
+    def __init__(self, checkpoint: Checkpoint, reading: float = READING) -> None:
+        self.reading = reading
         settings = checkpoint.image_processor()
         edge = settings["max_image_size"]["longest_edge"]
         self.prompt = PromptWriter.from_checkpoint(checkpoint)
@@ -72,7 +75,7 @@ class ExampleMaker:
             scene = scenes.random_page(rng, int(rng.integers(160, 480)))
         else:
             longest = (64, 1600) if rng.random() < 0.1 else (64, 384) if in_full else (64, 192)
-            scene = scenes.random_scene(rng, longest=longest, reading=0.45)
+            scene = scenes.random_scene(rng, longest=longest, reading=self.reading)
         if rng.random() < 0.6:
             scene = dataclasses.replace(scene, pixels=scenes.jpeg(scene.pixels, int(rng.integers(60, 96))))
         if in_full:
@@ -85,7 +88,7 @@ class ExampleMaker:
 
     def tiny(self, rng: np.random.Generator) -> Example:
         """A random picture that is one tile: a fifth of the work of a large one."""
-        scene = scenes.random_scene(rng, longest=(64, 192), reading=0.5)
+        scene = scenes.random_scene(rng, longest=(64, 192), reading=self.reading)
         if rng.random() < 0.5:
             scene = dataclasses.replace(scene, pixels=scenes.jpeg(scene.pixels, int(rng.integers(60, 96))))
         return self.image(scene, rng, self.low)
@@ -177,12 +180,12 @@ def collate(examples: Sequence[Example], pad: int) -> Batch:
 class TileBatches(torch.utils.data.IterableDataset[tuple[torch.Tensor, torch.Tensor]]):
     """An endless stream of tiles that show something, uint8 (size, 3, E, E), with what their patches show, int64 (size, PATCHES², 4)."""
 
-    def __init__(self, checkpoint: Checkpoint, seed: int, size: int) -> None:
-        self.checkpoint, self.seed, self.size = checkpoint, seed, size
+    def __init__(self, checkpoint: Checkpoint, seed: int, size: int, reading: float = READING) -> None:
+        self.checkpoint, self.seed, self.size, self.reading = checkpoint, seed, size, reading
 
     def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         torch.set_num_threads(1)
-        maker = ExampleMaker(self.checkpoint)
+        maker = ExampleMaker(self.checkpoint, self.reading)
         info = torch.utils.data.get_worker_info()
         rng = np.random.default_rng((self.seed, info.id if info else 0, 1))
         fresh: list[tuple[npt.NDArray[np.uint8], IntArray]] = []
@@ -204,14 +207,14 @@ class TileBatches(torch.utils.data.IterableDataset[tuple[torch.Tensor, torch.Ten
 class Batches(torch.utils.data.IterableDataset[Batch]):
     """An endless stream of random batches; another seed, another stream."""
 
-    def __init__(self, checkpoint: Checkpoint, seed: int, size: int, tiny_batches: int, light_batches: int, pad: int) -> None:
+    def __init__(self, checkpoint: Checkpoint, seed: int, size: int, tiny_batches: int, light_batches: int, pad: int, reading: float = READING) -> None:
         """First come batches of pictures of one tile, twice as many in a batch; then such in which most pictures are at native detail."""
         self.checkpoint, self.seed, self.size, self.pad = checkpoint, seed, size, pad
-        self.tiny_batches, self.light_batches = tiny_batches, light_batches
+        self.tiny_batches, self.light_batches, self.reading = tiny_batches, light_batches, reading
 
     def __iter__(self) -> Iterator[Batch]:
         torch.set_num_threads(1)
-        maker = ExampleMaker(self.checkpoint)
+        maker = ExampleMaker(self.checkpoint, self.reading)
         info = torch.utils.data.get_worker_info()
         rng = np.random.default_rng((self.seed, info.id if info else 0))
         workers = info.num_workers if info else 1

@@ -27,7 +27,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from training import scenes
 from training.checkpoint import write_checkpoint
-from training.examples import Batch, Batches, Example, ExampleMaker, TileBatches, collate
+from training.examples import READING, Batch, Batches, Example, ExampleMaker, TileBatches, collate
 from vlmbatch.checkpoint import Checkpoint, find_checkpoint
 from vlmbatch.engine.device import cpu_has_bfloat16, empty_cache
 from vlmbatch.engine.model import LanguageModel, VisionEncoder, Weights
@@ -75,6 +75,13 @@ class Trainee(nn.Module):
         self.names = list(tensor_shapes(self.shape))
         self.weights = nn.ParameterList([nn.Parameter(tensors[name].float()) for name in self.names])
         self.normalization = pixel_normalization(checkpoint)
+
+    def start_from(self, folder: Path) -> None:
+        """Takes the weights of a trained checkpoint of the same shapes."""
+        tensors = load_file(folder / "model.safetensors")
+        with torch.no_grad():
+            for name, weight in self.named().items():
+                weight.copy_(tensors[name])
 
     def named(self) -> dict[str, torch.Tensor]:
         """The weights by name."""
@@ -170,14 +177,17 @@ class Training:
     Alone the encoder takes a tenth of the time a step, and without it the language model has nothing to learn from.
     """
 
-    def __init__(self, folder: Path, peak: float, compiled: bool = False) -> None:
+    def __init__(self, folder: Path, peak: float, compiled: bool = False, start: Path | None = None) -> None:
         base = folder / "untrained"
         if not base.exists():
             write_checkpoint(base)
         torch.manual_seed(0)
         self.folder, self.peak = folder, peak
+        self.reading = READING
         self.checkpoint = find_checkpoint(str(base))
         self.model = Trainee(base)
+        if start is not None:
+            self.model.start_from(start)
         self.head = PatchHead(self.model.shape.vision.hidden)
         self.parameters = [*self.model.parameters(), *self.head.parameters()]
         self.optimizer = torch.optim.AdamW(self.parameters, lr=peak, betas=(0.9, 0.98), weight_decay=0.05, fused=True)
@@ -190,7 +200,7 @@ class Training:
     def see(self, steps: int, size: int) -> None:
         """Trains the vision encoder alone, up to a number of steps."""
         losses = collections.deque[float](maxlen=100)
-        stream = TileBatches(self.checkpoint, seed=self.vision_step + 1, size=size)
+        stream = TileBatches(self.checkpoint, seed=self.vision_step + 1, size=size, reading=self.reading)
         for tiles, patches in torch.utils.data.DataLoader(stream, batch_size=None, num_workers=1, prefetch_factor=4):
             if self.vision_step >= steps:
                 break
@@ -208,7 +218,7 @@ class Training:
         losses = collections.deque[tuple[float, float]](maxlen=100)
         tiny = max(0, tiny_steps - self.step)
         light = max(0, int(LIGHT_SHARE * steps) - max(self.step, tiny_steps))
-        stream = Batches(self.checkpoint, seed=self.step + 1, size=size, tiny_batches=tiny, light_batches=light, pad=PAD)
+        stream = Batches(self.checkpoint, seed=self.step + 1, size=size, tiny_batches=tiny, light_batches=light, pad=PAD, reading=self.reading)
         for batch in torch.utils.data.DataLoader(stream, batch_size=None, num_workers=1, prefetch_factor=4):
             if self.step >= steps:
                 break
@@ -285,6 +295,8 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=20, help="scenes a step; each has about five answers")
     parser.add_argument("--tiles", type=int, default=96, help="tiles a step of the vision encoder alone")
     parser.add_argument("--learning-rate", type=float, default=1e-3)
+    parser.add_argument("--start", type=Path, metavar="FOLDER", help="begin with the weights of this checkpoint, such as vlmbatch/demo")
+    parser.add_argument("--reading", type=float, default=READING, help="share of words and numbers among the pictures")
     parser.add_argument("--compile", action="store_true", help="compile the training step: minutes at the start, 1.5x the speed afterwards")
     parser.add_argument("--export", type=Path, metavar="FOLDER", help="write the trained checkpoint here, train nothing")
     arguments = parser.parse_args()
@@ -293,7 +305,8 @@ def main() -> None:
     if arguments.export:
         export(arguments.folder, arguments.export)
         return
-    training = Training(arguments.folder, arguments.learning_rate, arguments.compile)
+    training = Training(arguments.folder, arguments.learning_rate, arguments.compile, arguments.start)
+    training.reading = arguments.reading
     training.see(arguments.vision_steps, arguments.tiles)
     training.answer(arguments.tiny_steps, arguments.steps, arguments.batch_size)
 
