@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from vlmbatch.errors import JobError
-from vlmbatch.job import Job, parse_size
+from vlmbatch.job import DEFAULT_SKIP_SIMILAR, Job, parse_size
 
 INPUTS = {"inputs": ["photos"]}
 
@@ -21,6 +21,7 @@ INPUTS = {"inputs": ["photos"]}
         {"task": "ocr", "per": "tile", "sidecar": "txt", "sidecar_dir": "texts"},
         {"media": "video", "at": [1, 2.5], "start": 1},
         {"media": "video", "per": "window", "window": 10, "fps": 2.0, "model": "demo"},
+        {"media": "video", "scenes": True, "skip_similar": 0.1},
         {"batch_size": "auto", "max_errors": "5%", "max_memory": "6GiB", "temperature": 1, "include": ["*.png"]},
     ],
 )
@@ -54,6 +55,13 @@ def test_a_job_comes_back_from_its_yaml(values: dict[str, object]) -> None:
         ({"fps": 1.0}, "fps goes with videos"),
         ({"media": "video", "fps": 1, "every": 2}, "fps and every are different ways"),
         ({"media": "video", "fps": 0}, "fps must be above 0"),
+        ({"media": "video", "keyframes": True, "scenes": True}, "keyframes and scenes are different ways"),
+        ({"media": "video", "num_frames": 3, "scenes": True}, "num_frames and scenes are different ways"),
+        ({"media": "video", "scenes": True, "per": "window"}, "scenes goes with --per frame or --per clip"),
+        ({"media": "video", "skip_similar": True, "per": "clip"}, "skip_similar goes with --per frame"),
+        ({"media": "video", "skip_similar": 1.5}, "skip_similar must be from 0 to 1"),
+        ({"media": "video", "skip_similar": "much"}, "skip_similar must be a number"),
+        ({"keyframes": True}, "keyframes goes with videos"),
         ({"media": "video", "start": 5, "end": 5}, "end .* must come after start"),
         ({"media": "video", "at": [-1]}, "must not be below 0"),
         ({"media": "video", "window": 5}, "window goes with --per window"),
@@ -83,6 +91,21 @@ def test_yaml_s_own_readings_are_understood() -> None:
     for values in ({"at": "soon"}, {"end": float("nan")}, {"start": float("inf")}):
         with pytest.raises(JobError, match="time"):
             Job.from_dict({**INPUTS, "media": "video", **values})
+
+
+def test_skip_similar_needs_no_number() -> None:
+    video = {**INPUTS, "media": "video"}
+    assert Job.from_dict({**video, "skip_similar": True}).skip_similar == DEFAULT_SKIP_SIMILAR
+    assert Job.from_dict({**video, "skip_similar": False}).skip_similar is None
+    assert Job.from_dict({**video, "skip_similar": 0}).skip_similar == 0.0
+
+
+def test_frames_chosen_in_another_way_have_no_rate() -> None:
+    video = {**INPUTS, "media": "video"}
+    assert Job.from_dict(video).sampling_fps == 1.0
+    for way in ({"keyframes": True}, {"scenes": True}, {"every": 2}):
+        assert Job.from_dict({**video, **way}).sampling_fps is None
+        assert Job.from_dict({**video, **way}).identity() != Job.from_dict(video).identity()
 
 
 def test_a_job_cannot_be_changed() -> None:

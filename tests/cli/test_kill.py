@@ -11,9 +11,11 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from tests.media import write_picture
+from tests.media import HEIGHT, WIDTH, write_picture, write_video
+from vlmbatch.records import UInt8Array
 
 PICTURES, QUESTIONS = 90, 8
 
@@ -116,3 +118,31 @@ def test_an_open_stdin_does_not_hold_up_an_interrupted_run(tmp_path: Path, tiny:
     assert process.wait(timeout=30) == 130, process.stderr.read()
     process.stdin.close()
     process.stderr.close()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_kill_9_among_similar_frames_leaves_every_row_once(tmp_path: Path, tiny: Path) -> None:
+    def draw(number: int) -> UInt8Array:
+        return np.full((HEIGHT, WIDTH, 3), (number // 3) % 4 * 80, np.uint8)
+
+    write_video(tmp_path / "a.mp4", 900, draw=draw)
+    arguments = ["video", "a.mp4", "--every", "1", "--skip-similar", "--model", str(tiny), "--max-new-tokens", "2", "--detail", "low", "-o", "out.jsonl"]
+    command = [sys.executable, "-m", "vlmbatch", *arguments]
+    rng = random.Random(3)
+    for wanted in (1, 256):
+        process = begin(command, tmp_path)
+        while process.poll() is None and journal_lines(tmp_path) <= wanted + rng.randrange(40):
+            time.sleep(0.01)  # watching another process, not synchronising with it
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        found = rows(tmp_path)
+        assert len(found) == len(set(found))
+    process = begin(command, tmp_path)
+    _, errors = process.communicate()
+    assert process.returncode == 0, errors
+    lines = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [line["id"] for line in lines] == [f"a.mp4#t={number / 10:.3f}" for number in range(900)]
+    assert [line["status"] for line in lines] == ["ok", "similar", "similar"] * 300
+    texts = {line["id"]: line["text"] for line in lines}
+    assert all(line["text"] == texts[line["similar_to"]] for line in lines if line["similar_to"])

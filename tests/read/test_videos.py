@@ -401,9 +401,10 @@ def test_a_stream_that_starts_in_the_middle_gives_what_can_be_decoded(tmp_path: 
             if packet.size and number >= 5:
                 packet.stream = stream
                 target.mux(packet)
+    ways: list[dict[str, object]] = [{"fps": 2}, {"every": 1}, {"keyframes": True}]
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(VideoFile, "_needed", unsure)
-        everything = items(path, fps=2), items(path, every=1)
-    found = items(path, fps=2), items(path, every=1)
+        everything = [items(path, **way) for way in ways]
+    found = [items(path, **way) for way in ways]
     assert [[item.id for item in some] for some in found] == [[item.id for item in some] for some in everything]
     assert shown(found[0]) == shown(everything[0])

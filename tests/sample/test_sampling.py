@@ -89,6 +89,7 @@ def test_times_that_are_no_binary_fractions_are_met() -> None:
     assert chosen(film(400, 10.0), fps=0.1) == [[0, 10, 20, 30]]
 
 
+@settings(deadline=None)
 @given(
     gaps=st.lists(st.integers(1, 3000), min_size=1, max_size=30),
     fps=st.sampled_from([0.3, 1.0, 2.0, 7.0, 25.0]),
@@ -154,6 +155,7 @@ def reference_indices(total: int, fps: float, duration: float, num_frames: int, 
     return [int(index) for index in np.unique(np.linspace(start, end, wanted, dtype=int))]
 
 
+@settings(deadline=None)
 @given(total=st.integers(1, 5000), native_fps=st.sampled_from([1.0, 5.0, 10.0, 30.0]), fps=st.sampled_from([0.5, 1.0, 2.0]))
 def test_a_clip_takes_the_frames_that_the_checkpoint_takes(total: int, native_fps: float, fps: float) -> None:
     duration = total / native_fps

@@ -152,11 +152,8 @@ def _report(job: Job, summary: dict[str, Any], *, interrupted: bool) -> None:
     if summary["sidecars"]:
         say_sidecars(summary["sidecars"])
     if "similar" in status:
-        say(
-            "%s of %d resembled an earlier one and took its answers: so many pictures less to encode",
-            _count(summary["similar_items"], "frame"),
-            summary["items"],
-        )
+        answers = _count(status["similar"], "answer")
+        say("%d of %s resembled an earlier one: so many encodes and %s saved", summary["similar_items"], _count(summary["items"], "frame"), answers)
     native, full = summary["native_tiles"], summary["full_tiles"]
     if native and native <= 0.75 * full:
         say("small pictures were enlarged to %d tiles; --detail native would take %d", full, native)

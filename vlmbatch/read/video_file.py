@@ -176,7 +176,7 @@ class VideoFile:
         yield from self._chosen(None if next_instant is None else wanted, lambda frame: True)
 
     def key_frames(self, start_seconds: float = 0.0) -> Iterator[DecodedFrame]:
-        """Yields the frames from a time on where decoding can start, as the container says, and decodes no others."""
+        """Yields the frames from a time on where decoding can start, as container and decoder say, and decodes no others."""
 
         def wanted(step: Step, next_pts: int | None, is_first: bool) -> bool:
             self._due_seconds = start_seconds
@@ -185,7 +185,7 @@ class VideoFile:
         yield from self._chosen(wanted, lambda frame: frame.is_key and frame.time_seconds >= start_seconds - SAME_SECONDS)
 
     def _chosen(self, wanted: Wanted | None, keeps: Callable[[DecodedFrame], bool]) -> Iterator[DecodedFrame]:
-        """Yields what is wanted, or, when the packets do not tell how to get it, all that ``keeps`` says."""
+        """Yields those of the wanted frames that ``keeps`` says, or, when the packets do not tell how to get them, of all frames."""
         if self._started:
             self._reopen()
         self._started = True
@@ -194,7 +194,7 @@ class VideoFile:
             before = self.num_broken, self.broken_seconds, self.broken_reason
             try:
                 for frame in self._needed(wanted):
-                    if frame.time_seconds > self._last_seconds + SAME_SECONDS / 2:
+                    if frame.time_seconds > self._last_seconds + SAME_SECONDS / 2 and keeps(frame):
                         self._last_seconds = frame.time_seconds
                         yield frame
                 return
