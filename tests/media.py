@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 from pathlib import Path
 
@@ -75,6 +75,8 @@ def write_video(
     rotation: int | None = None,
     hflip: bool = False,
     audio_from_seconds: float | None = None,
+    draw: Callable[[int], UInt8Array] = numbered,
+    encoder: dict[str, str] | None = None,
     options: dict[str, str] | None = None,
 ) -> Path:
     """Writes a video of ``numbered`` frames.
@@ -91,6 +93,8 @@ def write_video(
         rotation: Degrees of the display matrix, counter-clockwise; None for no matrix.
         hflip: Whether the display matrix mirrors.
         audio_from_seconds: Where a sound track begins; None for no sound.
+        draw: Gives the frame of a number, uint8, (48, 96, 3).
+        encoder: Options for the encoder, beside those that this sets.
         options: For the container.
     """
     import av
@@ -106,12 +110,14 @@ def write_video(
         stream.codec_context.thread_count = 1
         if codec == "libx264":
             stream.codec_context.options = {"preset": "ultrafast", "bf": str(b_frames), "crf": "18", "sc_threshold": "0"}
+        if encoder is not None:
+            stream.codec_context.options = {**stream.codec_context.options, **encoder}
         if rotation is not None:
             stream.set_display_rotation(rotation, hflip=hflip)
         sound = container.add_stream("aac", rate=8000) if audio_from_seconds is not None else None
         container.start_encoding()
         for number in range(count):
-            frame = av.VideoFrame.from_ndarray(numbered(number), format="rgb24")
+            frame = av.VideoFrame.from_ndarray(draw(number), format="rgb24")
             frame.pts = number if pts is None else pts[number]
             frame.time_base = unit
             container.mux(stream.encode(frame))

@@ -13,32 +13,40 @@ import vlmbatch
 from vlmbatch import errors
 
 PACKAGE = Path(vlmbatch.__file__).parent
-FLOOR = {"errors", "tasks", "job", "records", "channel", "checkpoint"}
+FLOOR = {"errors", "tasks", "urls", "job", "records", "channel", "checkpoint"}
 STAGES = {"read", "sample", "prepare", "engine", "write"}
 ALLOWED = {
     **dict.fromkeys(STAGES, FLOOR),
     "errors": set(),
     "channel": set(),
     "tasks": {"errors"},
+    "urls": set(),
     "records": {"errors"},
     "checkpoint": {"errors"},
-    "job": {"errors", "tasks"},
+    "job": {"errors", "tasks", "urls"},
     "summary": FLOOR,
     "reporter": set(),
     "rows": FLOOR | {"engine"},
+    "evaluate": FLOOR | {"write"},
     "pipeline": FLOOR | STAGES | {"summary", "rows", "reporter"},
+    "finetune": FLOOR | STAGES,
     "bench": FLOOR | {"read", "prepare", "engine"},
-    "cli": FLOOR | STAGES | {"summary", "pipeline", "bench", "__version__"},
+    "cli": FLOOR | STAGES | {"summary", "evaluate", "pipeline", "finetune", "bench", "__version__"},
     "__main__": {"cli"},
     "__init__": FLOOR | {"pipeline"},
 }
 HOMES = {
-    "torch": {"engine", "bench", "cli/doctor.py"},
+    "torch": {"engine", "finetune", "bench", "cli/doctor.py"},
     "pyarrow": {"write", "read"},
     "av": {"read", "sample", "cli/doctor.py"},
+    "scenedetect": {"sample"},
+    "cv2": set(),
     "click": {"cli"},
     "tqdm": {"cli"},
-    "transformers": {"bench/compare.py"},
+    "transformers": {"finetune", "bench/compare.py"},
+    "peft": {"finetune"},
+    "accelerate": {"finetune"},
+    "matplotlib": {"finetune"},
 }
 
 
@@ -83,9 +91,10 @@ def loaded_by(*command: str) -> set[str]:
 
 
 def test_help_and_import_load_nothing_heavy() -> None:
-    heavy = {"torch", "transformers", "pyarrow", "av", "numpy", "PIL", "tokenizers", "huggingface_hub", "yaml", "psutil"}
+    heavy = {"torch", "transformers", "pyarrow", "av", "numpy", "PIL", "tokenizers", "huggingface_hub", "yaml", "psutil", "httpx2", "fsspec", "pypdfium2"}
     assert not loaded_by("import vlmbatch; vlmbatch.JobError") & heavy
-    for arguments in (["--help"], ["caption", "--help"], ["video", "--help"], ["run", "--help"], ["bench", "--help"]):
+    for command in ("caption", "video", "run", "eval", "finetune", "bench", None):
+        arguments = [*([command] if command else []), "--help"]
         code = f"import sys; sys.argv = ['vlmbatch', *{arguments}]; from vlmbatch.cli.main import main\ntry: main()\nexcept SystemExit: pass"
         assert not loaded_by(code) & heavy, arguments
 

@@ -18,6 +18,7 @@ INPUTS = {"inputs": ["photos"]}
     [
         {},
         {"task": "vqa", "questions": ["Why?", "Wo?"], "output": "x.parquet"},
+        {"task": "ocr", "per": "tile", "sidecar": "txt", "sidecar_dir": "texts"},
         {"media": "video", "at": [1, 2.5], "start": 1},
         {"media": "video", "per": "window", "window": 10, "fps": 2.0, "model": "demo"},
         {"batch_size": "auto", "max_errors": "5%", "max_memory": "6GiB", "temperature": 1, "include": ["*.png"]},
@@ -57,6 +58,14 @@ def test_a_job_comes_back_from_its_yaml(values: dict[str, object]) -> None:
         ({"media": "video", "at": [-1]}, "must not be below 0"),
         ({"media": "video", "window": 5}, "window goes with --per window"),
         ({"media": "video", "shuffle": True}, "shuffle"),
+        ({"per": "frame"}, "per must be one of page, tile for images"),
+        ({"per": "book"}, "per must be one of frame, clip"),
+        ({"per": "tile"}, "per tile goes with the task ocr"),
+        ({"media": "video", "per": "tile", "task": "ocr"}, "per must be one of frame, clip, window for videos"),
+        ({"sidecar": "srt"}, "sidecar srt goes with videos"),
+        ({"sidecar": "md"}, "sidecar must be one of txt, srt, vtt"),
+        ({"sidecar_dir": "x"}, "sidecar_dir goes with sidecar"),
+        ({"sidecar": "txt", "output": "-"}, "give a file with -o"),
         ({"inputs": 3}, "inputs must be text"),
     ],
 )

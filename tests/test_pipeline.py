@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import srt
+import webvtt
 
 from tests.media import write_picture, write_video
 from vlmbatch.engine.scripted import ScriptedEngine
@@ -287,3 +289,55 @@ def test_a_reader_that_dies_ends_the_run_after_committing(photos: Path) -> None:
     assert outcome.exit_code == 1
     assert 3 <= len(rows(job(photos))) <= 5
     assert not [thread for thread in threading.enumerate() if thread.name in ("reader", "writer") or thread.name.startswith("prepare")]
+
+
+def test_sidecars_are_written_of_all_rows_of_the_items_when_a_run_comes_to_its_end(photos: Path) -> None:
+    job_of = job(photos, sidecar="txt")
+    outcome, _ = start(job_of, ScriptedEngine(die_after=6))
+    assert outcome.exit_code == 1
+    assert outcome.summary["sidecars"] is None
+    assert not list(photos.glob("*.txt"))
+    outcome, again = start(job_of)
+    assert len(again.answered) == 13
+    assert outcome.summary["sidecars"]["written"] == 19
+    assert (photos / "03.txt").read_text() == f"03.png: {job_of.instruction}\n"
+    assert not (photos / "07.txt").exists()
+    (photos / "08.png").unlink()
+    (photos / "08.txt").unlink()
+    start(job(photos, sidecar="txt", prompt="Other?"))  # in the same OUTPUT; 08.png has a row there, and no place any more
+    assert (photos / "03.txt").read_text() == "03.png: Other?\n"
+    assert not (photos / "08.txt").exists()
+
+
+def test_subtitles_of_a_video_that_became_another_are_those_of_the_other(tmp_path: Path) -> None:
+    (tmp_path / "v").mkdir()
+    write_video(tmp_path / "v" / "clip.mp4", 50, fps=10)
+    frames = job(tmp_path / "v", media="video", fps=1, sidecar="srt")
+    start(frames, ScriptedEngine(lambda key, question: key[-5]))
+    found = list(srt.parse((tmp_path / "v" / "clip.srt").read_text(encoding="utf-8")))
+    assert [cue.content for cue in found] == list("01234")
+    assert found[-1].end.total_seconds() == 5
+    write_video(tmp_path / "v" / "clip.mp4", 23, fps=10)
+    _, again = start(frames, ScriptedEngine(lambda key, question: "so" if key[-5] != "1" else "-->\n\n&"))
+    assert len(again.answered) == 3
+    found = list(srt.parse((tmp_path / "v" / "clip.srt").read_text(encoding="utf-8")))
+    assert [(cue.start.total_seconds(), cue.end.total_seconds(), cue.content) for cue in found] == [(0, 1, "so"), (1, 2, "-> &"), (2, 2.3, "so")]
+    assert len(rows(frames)) == 5  # the rows of the frames that are gone
+
+
+def test_windows_of_a_video_have_subtitles_too(tmp_path: Path) -> None:
+    (tmp_path / "v").mkdir()
+    write_video(tmp_path / "v" / "clip.mp4", 50, fps=10)
+    start(job(tmp_path / "v", media="video", per="window", window=2, sidecar="vtt", sidecar_dir=str(tmp_path / "subs")))
+    assert [(cue.start, cue.end) for cue in webvtt.read(tmp_path / "subs" / "clip.vtt")] == [
+        *(("00:00:00.000", "00:00:02.000"), ("00:00:02.000", "00:00:04.000"), ("00:00:04.000", "00:00:05.000"))
+    ]
+
+
+def test_a_folder_where_sidecars_cannot_be_written_ends_in_an_error_with_every_row_kept(photos: Path) -> None:
+    (photos / "03.txt").mkdir()
+    outcome, _ = start(job(photos, sidecar="txt"))
+    assert outcome.exit_code == 1
+    assert "03.txt: Is a directory" in str(outcome.error)
+    assert len(rows(job(photos))) == 20
+    assert (photos / "04.txt").exists()

@@ -7,8 +7,9 @@ import array
 import pytest
 
 from tests.write.rows import record as make_record
+from vlmbatch.job import Job
 from vlmbatch.records import RECORD_FIELDS
-from vlmbatch.summary import RowStats, phase_figures
+from vlmbatch.summary import RowStats, describe_run, phase_figures
 
 
 def test_percentiles_are_ranks_of_what_was_seen() -> None:
@@ -29,3 +30,19 @@ def test_items_count_once_however_many_questions_they_have() -> None:
     assert found["errors"] == {"ReadError": 1}
     assert stats.error_items == 1
     assert found["phases"]["compute_seconds"]["total"] == pytest.approx(1.5)
+
+
+@pytest.mark.parametrize(("lengths", "begin"), [(1, "1 of 3 answers was cut off"), (2, "2 of 3 answers were cut off"), (0, None)])
+def test_answers_that_were_cut_off_are_counted_and_a_way_out_is_named(lengths: int, begin: str | None) -> None:
+    stats = RowStats()
+    row = {name: getattr(make_record(0), name) for name in RECORD_FIELDS}
+    for number in range(3):
+        stats.add({**row, "finish_reason": "length" if number < lengths else "stop"}, new_item=True)
+    stats.add({**row, "finish_reason": None, "status": "error"}, new_item=True)
+    found = describe_run(Job(inputs=("x",), max_new_tokens=40), stats, wall_seconds=1.0, engine={}, revision="")["cut_off"]
+    assert found["answers"] == lengths
+    if begin is None:
+        assert found["hint"] is None
+    else:
+        assert found["hint"].startswith(begin)
+        assert "at --max-new-tokens 40; --max-new-tokens 80" in found["hint"]

@@ -65,7 +65,7 @@ class ExampleMaker:
 
     def random(self, rng: np.random.Generator, *, full: float = 0.35) -> Example:
         """A random example; ``full`` is the share of pictures at full detail (more tiles, so more work), half of the others are at native detail."""
-        if rng.random() < 0.1:
+        if rng.random() < 0.15:
             return self.clip(scenes.random_clip(rng), rng)
         in_full = rng.random() < full
         if in_full and rng.random() < 0.25:
@@ -76,7 +76,10 @@ class ExampleMaker:
         if rng.random() < 0.6:
             scene = dataclasses.replace(scene, pixels=scenes.jpeg(scene.pixels, int(rng.integers(60, 96))))
         if in_full:
-            return self.image(scene, rng, self.full)
+            example = self.image(scene, rng, self.full)
+            if rng.random() < 0.1 and len(example.tiles) > 1:
+                example.tiles[-1] = 128  # without the global view the tiles must do
+            return example
         height, width = scene.pixels.shape[:2]
         return self.image(scene, rng, self.low if rng.random() < 0.5 else self.full.native(width, height))
 

@@ -13,7 +13,7 @@ import av
 import numpy as np
 from PIL import Image
 
-from training.scenes import BACKGROUNDS, Scene, Shape, moving_clip, shape_scene, text_scene
+from training.scenes import BACKGROUNDS, Scene, Shape, moving_clip, page_scene, shape_scene, text_scene
 
 PALE, GREY, CREAM, DARK, BLUE = BACKGROUNDS[0], BACKGROUNDS[2], BACKGROUNDS[5], BACKGROUNDS[4], BACKGROUNDS[6]
 EXIF_ORIENTATION = 0x0112
@@ -61,7 +61,8 @@ def scans() -> dict[str, Scene]:
         "word.png": text_scene("PAPER", (400, 200)),
         "number.png": text_scene("2047", (320, 200), CREAM),
         "sign.jpg": text_scene("EXIT", (512, 320), (35, 150, 60), (247, 247, 247), fill=0.7),
-        "page.png": text_scene("INDEX", (600, 400), PALE, (40, 75, 215), fill=0.6),
+        "index.png": text_scene("INDEX", (600, 400), PALE, (40, 75, 215), fill=0.7),
+        "page.png": page_scene(["NO", "12", "CAT", "7"], (2, 2), (384, 384)),
     }
 
 

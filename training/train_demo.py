@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import collections
+import dataclasses
 import functools
 import json
 import logging
@@ -26,7 +27,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from training import scenes
 from training.checkpoint import write_checkpoint
-from training.examples import Batch, Batches, ExampleMaker, TileBatches, collate
+from training.examples import Batch, Batches, Example, ExampleMaker, TileBatches, collate
 from vlmbatch.checkpoint import Checkpoint, find_checkpoint
 from vlmbatch.engine.device import cpu_has_bfloat16, empty_cache
 from vlmbatch.engine.model import LanguageModel, VisionEncoder, Weights
@@ -38,6 +39,7 @@ PAD = 2
 LONGEST_WORD = 6
 EVAL_SEED = 987_654
 LIGHT_SHARE = 0.6
+SCORED_AT_ONCE = 20
 HALF = torch.bfloat16 if cpu_has_bfloat16() else torch.float32
 
 
@@ -121,30 +123,44 @@ class PackedAttention:
         return (weights @ v).transpose(1, 2).reshape(self.rows * self.longest, heads * dim)
 
 
+DRAWINGS: dict[str, tuple[str, ...]] = {"shapes": ("full", "native", "low"), "words": ("full", "native", "low"), "pages": ("full",), "clips": ("video",)}
+"""What is scored, and at which details. Words on a page are too small for the others."""
+
+
+def draw(maker: ExampleMaker, kind: str, detail: str, rng: np.random.Generator) -> Example:
+    """A random example as it is scored: pictures of 64 to 1600 pixels behind JPEG compression of quality 60 to 95, or a clip."""
+    if kind == "clips":
+        return maker.clip(scenes.random_clip(rng), rng)
+    scene = scenes.random_page(rng, int(rng.integers(160, 480))) if kind == "pages" else scenes.random_scene(rng, reading=float(kind == "words"))
+    scene = dataclasses.replace(scene, pixels=scenes.jpeg(scene.pixels, int(rng.integers(60, 96))))
+    height, width = scene.pixels.shape[:2]
+    return maker.image(scene, rng, {"full": maker.full, "native": maker.full.native(width, height), "low": maker.low}[detail])
+
+
 @torch.no_grad()
 def score(model: Trainee, checkpoint: Checkpoint, count: int, seed: int = EVAL_SEED) -> dict[str, float]:
-    """Share of answers exactly right on unseen scenes of 64 to 1024 pixels at full detail, and on unseen clips, by kind of question.
+    """Share of answers exactly right on unseen scenes and clips, by what is drawn, detail and kind of question.
 
-    Six tenths of the scenes are of shapes, the others of words and numbers, and clips. An answer counts when the model's best token is the right one at every
-    position behind the right tokens before it: then greedy decoding gives it too.
+    An answer counts when the model's best token is the right one at every position behind the right tokens before it: then greedy decoding gives it too.
+
+    Args:
+        model: What answers.
+        checkpoint: Its files.
+        count: Pictures of each kind at each detail.
+        seed: Of the drawings.
     """
     maker, rng = ExampleMaker(checkpoint), np.random.default_rng(seed)
     right: dict[str, list[bool]] = collections.defaultdict(list)
-    for number in range(count // 20):
-        turn = "shapes" if number % 5 < 3 else "words" if number % 5 == 3 else "clips"
-        reading = 1.0 if turn == "words" else 0.0
-        drawn = [
-            maker.clip(scenes.random_clip(rng), rng) if turn == "clips" else maker.image(scenes.random_scene(rng, reading=reading), rng, maker.full)
-            for _ in range(20)
-        ]
-        batch = collate(drawn, PAD)
-        logits, labels, _ = model(batch, torch.float32)
-        hit = torch.zeros(batch.labels.shape, dtype=torch.bool)
-        hit[batch.labels != -100] = (logits.argmax(-1) == labels).cpu()
-        for row, start, end, kind in batch.spans:
-            correct = bool(hit[row, start:end].all())
-            right[turn].append(correct)
-            right[f"{turn}: {kind}"].append(correct)
+    for turn, detail in ((turn, detail) for turn, details in DRAWINGS.items() for detail in details):
+        for begin in range(0, count, SCORED_AT_ONCE):
+            batch = collate([draw(maker, turn, detail, rng) for _ in range(min(SCORED_AT_ONCE, count - begin))], PAD)
+            logits, labels, _ = model(batch, torch.float32)
+            hit = torch.zeros(batch.labels.shape, dtype=torch.bool)
+            hit[batch.labels != -100] = (logits.argmax(-1) == labels).cpu()
+            for row, start, end, kind in batch.spans:
+                correct = bool(hit[row, start:end].all())
+                right[f"{turn} {detail}"].append(correct)
+                right[f"{turn} {detail}: {kind}"].append(correct)
     return {kind: round(sum(found) / len(found), 3) for kind, found in sorted(right.items())}
 
 
@@ -206,8 +222,8 @@ class Training:
             if self.step % 250 == 0 or self.step == steps:
                 self._save()
             if self.step % 500 == 0 or self.step == steps:
-                result = score(self.model, self.checkpoint, 100)
-                logger.info("step %d %s", self.step, " ".join(f"{kind} {share:.3f}" for kind, share in result.items()))
+                result = score(self.model, self.checkpoint, 40)
+                logger.info("step %d %s", self.step, " ".join(f"{kind} {share:.3f}" for kind, share in result.items() if ":" not in kind))
 
     def _vision_loss(self, tiles: torch.Tensor, patches: torch.Tensor) -> torch.Tensor:
         return self.head.loss(self.model.see(tiles).float(), patches)
@@ -256,7 +272,7 @@ def export(folder: Path, target: Path) -> None:
     with torch.no_grad():
         for weight in model.weights:
             weight.copy_(weight.to(torch.bfloat16))
-    result = score(model, find_checkpoint(str(base)), 800, seed=EVAL_SEED + 1)
+    result = score(model, find_checkpoint(str(base)), 200, seed=EVAL_SEED + 1)
     print(json.dumps({"step": state["step"], **result}, indent=2))
 
 

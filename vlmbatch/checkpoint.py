@@ -166,11 +166,21 @@ def find_checkpoint(model: str, revision: str | None = None, *, fetch: bool = Fa
     if folder.is_dir():
         if revision:
             raise ModelLoadError(f"--revision goes with a hub id; {model} is a folder")
+        _refuse_adapter(folder)
         return Checkpoint(folder, model, _folder_revision(folder))
     if model.count("/") != 1 or model.startswith((".", "/", "~")):
         raise ModelLoadError(f"no such model: {model} is neither a folder, a hub id (owner/name) nor `demo`")
     folder = _hub_folder(model, revision, fetch)
     return Checkpoint(folder, model, folder.name)
+
+
+def _refuse_adapter(folder: Path) -> None:
+    """Says what to do with a folder that holds an adapter and no checkpoint."""
+    if (folder / "config.json").exists():
+        return
+    for adapter in (folder, folder / "adapter"):
+        if (adapter / "adapter_config.json").is_file():
+            raise ModelLoadError(f"{adapter} is an adapter, not a checkpoint: `vlmbatch models merge {adapter} -o FOLDER` makes one of it, for --model FOLDER")
 
 
 def cached_folder(model: str) -> Path | None:

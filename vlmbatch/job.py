@@ -16,19 +16,30 @@ from typing import Any, Literal, get_args, get_origin
 
 from vlmbatch import tasks
 from vlmbatch.errors import JobError
+from vlmbatch.urls import is_url, url_name, without_credentials
 
 Kind = Literal["image", "video"]
-Per = Literal["frame", "clip", "window"]
+Per = Literal["frame", "clip", "window", "page", "tile"]
 Detail = Literal["full", "native", "low"]
 
 MAX_SEED = 2**63 - 1
 DEFAULT_FPS = 1.0
+DEFAULT_DPI = 150
+DEFAULT_PER: dict[str, Per] = {"image": "page", "video": "frame"}
+DEFAULT_SKIP_SIMILAR = 0.05
+"""A field of 1/256 of the frame that changes by 13 of 255 levels: above what compression does to a still picture, below a line of text that is replaced."""
+
 OUTPUT_SUFFIXES = (".jsonl", ".parquet", ".csv")
+TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
+"""Manifests that have columns; a .txt manifest has lines."""
 
 
-def _option(default: Any, text: str, **metadata: Any) -> Any:
-    """A field with its help; ``metadata`` may hold metavar, flags (short ones), group and choices."""
+def option(default: Any, text: str, **metadata: Any) -> Any:
+    """A field with its help; ``metadata`` may hold metavar, flags (short ones), group, choices, and media where only one knows it."""
     return dataclasses.field(default=default, metadata={"help": text, **metadata})
+
+
+_option = option
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -72,8 +83,46 @@ class Job:
     shuffle: bool = _option(False, "Take the items in random order (the output stays in input order).", group="Items")
     include: tuple[str, ...] = _option((), "Only items whose path matches; may be given several times.", metavar="GLOB", group="Items")
     exclude: tuple[str, ...] = _option((), "No items whose path matches; may be given several times.", metavar="GLOB", group="Items")
+    path_column: str | None = _option(
+        None, "Column of a manifest with the path, URL or bytes. [default: by its name, such as path, file, image, url]", metavar="COL", group="Items"
+    )
+    id_column: str | None = _option(None, "Column of a manifest with the id. [default: id, if there is one]", metavar="COL", group="Items")
+    question_column: str | None = _option(
+        None,
+        "Column with a row's own question or questions, asked instead of the job's. [default: question or prompt, if there is one]",
+        metavar="COL",
+        group="Question",
+    )
+    keep: tuple[str, ...] = _option(
+        (),
+        "Carry a column of a manifest, or a key of the .json beside a picture in an archive, into OUTPUT; COL=NAME renames it; may be given several times.",
+        metavar="COL",
+        group="Items",
+    )
     max_pixels: int = _option(200_000_000, "Pictures with more pixels are an error row, unread.", metavar="N", group="Items")
-    overwrite: bool = _option(False, "Start OUTPUT anew, whatever it holds.", group="Output")
+    max_file_size: str = _option("1GiB", "Files, and what archives unpack to, of more bytes are an error row, unread.", metavar="SIZE", group="Items")
+    max_compression_ratio: float = _option(
+        200.0,
+        "Entries of archives that unpack to more than N times their size (and some megabytes) are an error row, unread.",
+        metavar="N",
+        group="Items",
+        media="image",
+    )
+    pages: str | None = _option(
+        None,
+        "Pages of a document or frames of an animation: 1, 1-3, 2,5- or all. [default: all of a PDF, the first of a picture file]",
+        metavar="PAGES",
+        group="Items",
+        media="image",
+    )
+    max_pages: int = _option(10_000, "Files with more pages are an error row, where --pages looks for them.", metavar="N", group="Items", media="image")
+    dpi: int = _option(DEFAULT_DPI, "Resolution that PDF pages are drawn in.", metavar="N", group="Items", media="image")
+    allow_private_urls: bool = _option(False, "Fetch from private and other non-public addresses too, and through the system's proxy.", group="Items")
+    overwrite: bool = _option(False, "Start OUTPUT anew, whatever it holds; replace sidecars of others, too.", group="Output")
+    sidecar: Literal["txt", "srt", "vtt"] | None = _option(
+        None, "Also a file for each picture (txt) or video (txt, srt, vtt), beside it: photo.jpg has photo.txt. Files of others stay.", group="Output"
+    )
+    sidecar_dir: str | None = _option(None, "Sidecars go here, in the same tree as the ids, instead of beside the sources.", metavar="DIR", group="Output")
     retry_errors: bool = _option(False, "Do the error rows of an earlier run again.", group="Output")
     max_errors: str | None = _option(None, "Stop with exit code 4 when more items than N, or P% of those done, are errors.", metavar="N|P%", group="Output")
 
@@ -83,18 +132,36 @@ class Job:
     every: int | None = _option(None, "Every N-th frame.", metavar="N", group="Video")
     num_frames: int | None = _option(None, "At most N frames, evenly spread.", metavar="N", group="Video")
     at: tuple[float, ...] = _option((), "The frames on screen at these seconds.", metavar="T,T,…", group="Video")
+    keyframes: bool = _option(False, "The frames where decoding can start; only these are decoded.", group="Video")
+    scenes: bool = _option(False, "The middle frame of each scene (PySceneDetect: the extra `scenes`).", group="Video")
     start: float | None = _option(None, "Leave out what is before this second.", metavar="SECONDS", group="Video")
     end: float | None = _option(None, "Leave out what is from this second on.", metavar="SECONDS", group="Video")
-    per: Per = _option("frame", "A record per frame, per clip (the whole video in one prompt) or per window of --window seconds.", group="Video")
+    per: Per = _option(
+        None,
+        "Videos: a record per frame, per clip (the whole video in one prompt) or per window of --window seconds [default: frame]. ocr: page asks about the "
+        "picture as a whole, tile about one tile after the other, and joins the answers to one record [default: page].",
+        group="Question",
+    )
+    skip_similar: float | None = _option(
+        None,
+        f"Do not ask about a frame that differs from the last one asked about by at most THRESHOLD anywhere (0 to 1, {DEFAULT_SKIP_SIMILAR} unless given); "
+        "its row gets that frame's answer.",
+        metavar="[THRESHOLD]",
+        group="Video",
+    )
     window: float | None = _option(None, "Length of a window with --per window. [default: 30]", metavar="SECONDS", group="Video")
 
     progress: Literal["auto", "on", "off"] = _option("auto", "The progress bar; auto: on a terminal.", group="Reporting")
     log_format: Literal["text", "json"] = _option("text", "Form of the log lines on stderr.", group="Reporting")
 
     def __post_init__(self) -> None:
-        _check_types(self)
+        if self.per is None:
+            object.__setattr__(self, "per", DEFAULT_PER.get(self.media, "page"))
+        check_types(self)
         _check_ranges(self)
         _check_questions(self)
+        _check_sidecar(self)
+        _check_per(self)
         _check_video(self)
 
     @property
@@ -110,7 +177,7 @@ class Job:
     @property
     def sampling_fps(self) -> float | None:
         """Frames a second to sample, the default resolved; None when frames are chosen in another way."""
-        if self.media != "video" or self.every is not None or self.num_frames is not None or self.at:
+        if self.media != "video" or any(way != "fps" for way in ways_of_sampling(self)):
             return None
         return DEFAULT_FPS if self.fps is None else self.fps
 
@@ -131,6 +198,17 @@ class Job:
         """``max_memory`` in bytes."""
         return None if self.max_memory is None else parse_size(self.max_memory)
 
+    @property
+    def max_file_bytes(self) -> int:
+        """``max_file_size`` in bytes."""
+        return parse_size(self.max_file_size)
+
+    @property
+    def kept_columns(self) -> dict[str, str]:
+        """Columns that are carried into OUTPUT, each with its name there."""
+        pairs = (text.partition("=") for text in self.keep)
+        return {column.strip(): name.strip() or column.strip() for column, _, name in pairs}
+
     def error_limit(self, done: int) -> float:
         """How many error items are tolerated once ``done`` items are done.
 
@@ -148,21 +226,37 @@ class Job:
         if self.temperature > 0:
             names += ["top_p", "seed"]
         found = {name: getattr(self, name) for name in names}
+        if self.keep:
+            found["keep"] = list(self.keep)
         if self.media == "video":
             found |= {"fps": self.sampling_fps, **{name: getattr(self, name) for name in ("every", "num_frames", "start", "end", "per")}}
             found["at"] = list(self.at)
+            found |= {name: getattr(self, name) for name in ("keyframes", "scenes", "skip_similar")}
             if self.per == "window":
                 found["window"] = self.window_seconds
+        else:
+            if self.pages is not None:
+                found["pages"] = self.pages.replace(" ", "")
+            if self.dpi != DEFAULT_DPI:
+                found["dpi"] = self.dpi
+            if self.per == "tile":
+                found["per"] = self.per
         return found
 
-    def to_dict(self) -> dict[str, Any]:
-        """Every setting that applies, in order, as YAML and JSON can hold it."""
+    def to_dict(self, *, credentials: bool = True) -> dict[str, Any]:
+        """Every setting that applies, in order, as YAML and JSON can hold it.
+
+        Args:
+            credentials: Whether URLs keep passwords and signatures; what is kept beside OUTPUT does without.
+        """
         values: dict[str, Any] = {}
         for field in dataclasses.fields(self):
             if self.media != "video" and field.metadata.get("group") == "Video":
                 continue
             value = getattr(self, field.name)
             values[field.name] = list(value) if isinstance(value, tuple) else value
+        if not credentials:
+            values["inputs"] = [without_credentials(text) for text in self.inputs]
         return values
 
     @classmethod
@@ -186,12 +280,14 @@ class Job:
                 value = (value,)
             elif value in ("auto", None) and key in ("batch_size", "read_workers"):
                 value = None
-            elif key in ("max_errors", "max_memory") and isinstance(value, int):
+            elif key in ("max_errors", "max_memory", "max_file_size", "pages") and isinstance(value, int) and not isinstance(value, bool):
                 value = str(value)
             elif key == "progress" and isinstance(value, bool):
                 value = "on" if value else "off"  # YAML reads on and off as booleans
             elif key in ("start", "end", "window") and isinstance(value, str):
                 value = parse_seconds(value)
+            elif key == "skip_similar" and isinstance(value, bool):
+                value = DEFAULT_SKIP_SIMILAR if value else None
             if key == "at" and isinstance(value, tuple):
                 value = tuple(seconds for part in value for seconds in (map(parse_seconds, part.split(",")) if isinstance(part, str) else (part,)))
             resolved[key] = value
@@ -215,6 +311,25 @@ def parse_size(text: str) -> int:
     return int(float(match[1]) * base ** " KMGT".index(match[2].upper() or " "))
 
 
+def parse_pages(text: str) -> tuple[tuple[int, int | None], ...]:
+    """(first, last) of each range of pages in ``1``, ``1-3``, ``2,5-`` or ``all``; counted from 1, both ends included, the last None where it is open.
+
+    Raises:
+        JobError: It is no such list.
+    """
+    if text.strip() == "all":
+        return ((1, None),)
+    ranges = []
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*([0-9]{1,9})\s*(?:(-)\s*([0-9]{1,9})?)?\s*", part)
+        first = int(match[1]) if match else 0
+        last = None if not match or (match[2] and not match[3]) else int(match[3] or match[1])
+        if not first or (last is not None and last < first):
+            raise JobError(f"not pages: {text!r}; write 1, 1-3, 2,5- or all")
+        ranges.append((first, last))
+    return tuple(ranges)
+
+
 def parse_seconds(text: str) -> float:
     """Seconds of ``90``, ``1:30`` or ``0:01:30.5``.
 
@@ -234,17 +349,25 @@ def _input_name(text: str) -> str:
     """The name that an OUTPUT gets from its INPUT: of the file or folder, or of the folder that a glob starts in."""
     if text == "-":
         return "stdin"
+    if is_url(text):
+        while re.search(r"[*?\[]", url_name(text)) and "/" in text.partition("://")[2]:
+            text = text.rpartition("/")[0]
+        return url_name(text) or "output"
     path = Path(text)
     while re.search(r"[*?\[]", str(path)):
         path = path.parent
     return path.resolve().name or "output"
 
 
-def _check_types(job: Job) -> None:
-    """Checks every value against its field's annotation: YAML may hold anything."""
+def check_types(job: Any) -> None:
+    """Checks every value of a dataclass of options against its field's annotation: YAML may hold anything.
+
+    Raises:
+        JobError: One is of another type.
+    """
     import typing
 
-    hints = typing.get_type_hints(Job)
+    hints = typing.get_type_hints(type(job))
     for field in dataclasses.fields(job):
         value = getattr(job, field.name)
         options = get_args(hints[field.name])
@@ -252,10 +375,7 @@ def _check_types(job: Job) -> None:
         if value is None and type(None) in allowed:
             continue
         plain = next(hint for hint in allowed if hint is not type(None))
-        if get_origin(plain) is Literal:
-            if value not in get_args(plain):
-                raise JobError(f"{field.name} must be one of {', '.join(map(str, get_args(plain)))}, not {value!r}")
-        elif get_origin(plain) is tuple:
+        if get_origin(plain) is tuple:
             if not isinstance(value, tuple):
                 raise JobError(f"{field.name} must be a list, not {value!r}")
             object.__setattr__(job, field.name, tuple(_convert(field.name, entry, get_args(plain)[0]) for entry in value))
@@ -264,6 +384,10 @@ def _check_types(job: Job) -> None:
 
 
 def _convert(name: str, value: Any, wanted: Any) -> Any:
+    if get_origin(wanted) is Literal:
+        if value not in get_args(wanted):
+            raise JobError(f"{name} must be one of {', '.join(map(str, get_args(wanted)))}, not {value!r}")
+        return value
     if wanted is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if not isinstance(value, wanted) or (isinstance(value, bool) and wanted is not bool):
@@ -275,7 +399,7 @@ _TYPE_NAMES = {int: "a whole number", float: "a number", str: "text", bool: "tru
 
 
 def _check_ranges(job: Job) -> None:
-    at_least = {"max_new_tokens": 1, "batch_size": 1, "read_workers": 1, "limit": 1, "every": 1, "num_frames": 1, "max_pixels": 1, "seed": 0}
+    at_least = {"max_new_tokens": 1, "batch_size": 1, "read_workers": 1, "limit": 1, "every": 1, "num_frames": 1, "max_pixels": 1, "max_pages": 1, "seed": 0}
     for name, lowest in at_least.items():
         value = getattr(job, name)
         if value is not None and value < lowest:
@@ -296,6 +420,18 @@ def _check_ranges(job: Job) -> None:
         raise JobError(f"device must be auto, cpu, cuda, cuda:N or mps, not {job.device!r}")
     if job.max_memory is not None:
         parse_size(job.max_memory)
+    if job.max_file_bytes < 1:
+        raise JobError(f"max_file_size must be above 0, not {job.max_file_size!r}")
+    if not job.max_compression_ratio >= 1:
+        raise JobError(f"max_compression_ratio must be at least 1, not {job.max_compression_ratio}")
+    if len(set(job.kept_columns.values())) < len(job.keep) or "" in job.kept_columns:
+        raise JobError(f"keep takes a column each, once, as COL or COL=NAME, not {', '.join(map(repr, job.keep))}")
+    if job.pages is not None:
+        parse_pages(job.pages)
+    if not 10 <= job.dpi <= 2400:
+        raise JobError(f"dpi must be from 10 to 2400, not {job.dpi}")
+    if job.output is not None and is_url(job.output):
+        raise JobError(f"output must be a file on this machine, not {without_credentials(job.output)}: rows are journaled beside it; copy it there afterwards")
     if job.max_errors is not None and not re.fullmatch(r"\d+|\d+(\.\d+)?%", job.max_errors):
         raise JobError(f"max_errors must be a number such as 100 or a share such as 5%, not {job.max_errors!r}")
     if job.output is not None and job.output != "-" and Path(job.output).suffix.lower() not in OUTPUT_SUFFIXES:
@@ -305,23 +441,50 @@ def _check_ranges(job: Job) -> None:
 def _check_questions(job: Job) -> None:
     if job.task != "vqa" and (job.questions or job.questions_file):
         raise JobError(f"questions go with the task vqa; give {job.task} its instruction with `prompt`")
+    if job.task != "vqa" and job.question_column:
+        raise JobError(f"question_column goes with the task vqa, not with {job.task}")
     if job.task == "vqa":
         if job.prompt is not None:
             raise JobError("vqa takes questions, not a prompt: use -q TEXT or --questions FILE")
-        if bool(job.questions) == bool(job.questions_file):
-            raise JobError("vqa needs questions: either -q TEXT (as often as you like) or --questions FILE")
+        rows_may_ask = job.question_column is not None or any(text.lower().endswith(TABLE_SUFFIXES) for text in job.inputs)
+        if bool(job.questions) == bool(job.questions_file) and (job.questions or not rows_may_ask):
+            raise JobError("vqa needs questions: either -q TEXT (as often as you like) or --questions FILE, or a manifest with a column of questions")
     for text in (*job.questions, *([job.prompt] if job.prompt is not None else [])):
         if not text.strip():
             raise JobError("an empty question or prompt")
 
 
+def _check_sidecar(job: Job) -> None:
+    if job.sidecar_dir is not None and job.sidecar is None:
+        raise JobError("sidecar_dir goes with sidecar: say which kind of files")
+    if job.sidecar in ("srt", "vtt") and job.media != "video":
+        raise JobError(f"sidecar {job.sidecar} goes with videos; a picture has a txt")
+    if job.sidecar is not None and job.output_path == "-":
+        raise JobError("sidecars are written from OUTPUT, which `-` does not keep: give a file with -o")
+
+
+def _check_per(job: Job) -> None:
+    allowed = ("frame", "clip", "window") if job.media == "video" else ("page", "tile")
+    if job.per not in allowed:
+        raise JobError(f"per must be one of {', '.join(allowed)} for {job.media}s, not {job.per!r}")
+    if job.per == "tile" and job.task != "ocr":
+        raise JobError(f"per tile goes with the task ocr: {job.task} is about the picture as a whole")
+
+
+def ways_of_sampling(job: Job) -> list[str]:
+    """The options of a job that choose frames: at most one in a job that is allowed."""
+    return [name for name in ("fps", "every", "num_frames", "at", "keyframes", "scenes") if getattr(job, name) not in (None, (), False)]
+
+
 def _check_video(job: Job) -> None:
-    ways = [name for name in ("fps", "every", "num_frames", "at") if getattr(job, name) not in (None, ())]
+    ways = ways_of_sampling(job)
     if job.media != "video":
         for field in dataclasses.fields(job):
             if field.metadata.get("group") == "Video" and getattr(job, field.name) != field.default:
                 raise JobError(f"{field.name} goes with videos; use `vlmbatch video`, or media: video in a job file")
         return
+    if job.pages is not None:
+        raise JobError("pages goes with pictures and documents; choose frames of a video with fps, every, num_frames or at")
     if job.shuffle:
         raise JobError("shuffle goes with images: the frames of a video come in their order")
     if len(ways) > 1:
@@ -340,3 +503,9 @@ def _check_video(job: Job) -> None:
         raise JobError(f"end ({job.end}) must come after start ({job.start})")
     if job.window is not None and job.per != "window":
         raise JobError("window goes with --per window")
+    if job.scenes and job.per == "window":
+        raise JobError("scenes goes with --per frame or --per clip: a window is cut by time, not by scenes")
+    if job.skip_similar is not None and job.per != "frame":
+        raise JobError("skip_similar goes with --per frame: the frames of a clip or window share one prompt")
+    if job.skip_similar is not None and not 0 <= job.skip_similar <= 1:
+        raise JobError(f"skip_similar must be from 0 to 1, not {job.skip_similar}")

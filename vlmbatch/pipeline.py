@@ -17,7 +17,7 @@ import random
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO
 
@@ -27,20 +27,24 @@ from vlmbatch.engine import Engine, RequestQueue, open_engine
 from vlmbatch.errors import DecodeError, ItemError, JobError, PrepareError, ReadError, TooManyErrors
 from vlmbatch.job import Job
 from vlmbatch.prepare import Preparer
-from vlmbatch.read import Reader, open_reader
+from vlmbatch.read import Reader, is_stream, open_reader
 from vlmbatch.read.questions import Questions, read_questions
-from vlmbatch.records import Conversation, Item, Pixels, picture_size, utc_now
+from vlmbatch.records import Conversation, Item, Pixels, Record, Request, picture_size, utc_now
 from vlmbatch.reporter import Reporter, Silent
-from vlmbatch.rows import Result, RowMaker, Task
+from vlmbatch.rows import Original, Result, RowMaker, Task
 from vlmbatch.sample import make_sampler
 from vlmbatch.summary import RowStats, describe_run
-from vlmbatch.write import Writer, open_output, write_summary
+from vlmbatch.urls import is_url
+from vlmbatch.write import Writer, open_output, open_sidecars, read_records, write_summary
 
 logger = logging.getLogger(__name__)
 
 MAX_READ_WORKERS = 8
 REQUESTS_AHEAD = 64
 TICK_SECONDS = 1.0
+HELD_BYTES = 64 << 20
+"""Bytes of pictures out of archives and tables that wait to be decoded."""
+
 READER_GRACE_SECONDS = 2.0
 
 
@@ -92,11 +96,15 @@ class Run:
             raise JobError("nothing to do: give at least one INPUT (a file, a folder, a glob, or - for paths on stdin)")
         self.job = job
         self.questions: Questions = read_questions(job)
-        self.reader: Reader = open_reader(job, stdin=stdin, sampler=make_sampler(job) if job.media == "video" else None)
+        self.reader: Reader = open_reader(job, stdin=stdin, sampler=make_sampler(job) if job.media == "video" else None, needless=self._needless)
         self.checkpoint: Checkpoint | None = None if engine else find_checkpoint(job.model, job.revision)
         self.preparer = Preparer.from_checkpoint(self.checkpoint, job.detail, job.seed) if self.checkpoint else None
+        if job.per == "tile" and self.preparer is None:
+            raise JobError("per tile follows a checkpoint's tiles: it needs a model on this machine")
         self.revision = self.checkpoint.revision if self.checkpoint else ""
         self.writer: Writer = open_output(job, {**job.identity(), "revision": self.revision}, stream=stdout)
+        self._sidecars = open_sidecars(job)
+        self._resumes = bool(self.writer.totals().get("rows"))
         self.reporter = reporter or Silent()
         self.engine = engine
         self.stats = RowStats()
@@ -104,8 +112,8 @@ class Run:
         self._rows = RowMaker(job, self.revision, self.run_id)
         # A worker that loads a clip holds all its frames as pictures: two of them keep an engine busy.
         self._workers = job.read_workers or (2 if job.is_clip else min(MAX_READ_WORKERS, max(2, os.cpu_count() or 2)))
-        # Frames and clips wait as decoded pictures, files only as paths.
-        self._todo: Channel[Task] = Channel(2 if job.is_clip else 2 * self._workers)
+        # Frames and clips wait as decoded pictures, what a stream holds as bytes, files only as paths.
+        self._todo: Channel[Task] = Channel(2 if job.is_clip else 2 * self._workers, weight=lambda task: task.held_bytes, most_weight=HELD_BYTES)
         self._requests = RequestQueue(REQUESTS_AHEAD)
         self._results: Channel[Result] = Channel(4 * REQUESTS_AHEAD)
         self._failure: BaseException | None = None
@@ -115,6 +123,7 @@ class Run:
         self._unasked = 0
         self._found: int | None = None
         self._totals: dict[str, int] = {}
+        self._sidecar_counts: dict[str, int] | None = None
         self._kept = {"items": 0, "rows": 0, "errors": 0}
         self._native_tiles = self._full_tiles = 0
 
@@ -166,8 +175,9 @@ class Run:
         closer.start()
         threads += [*preparers, closer]
         for completion in self.engine.run(self._requests):
-            task: Task = completion.request.tag
-            if not self._results.put(Result(task, completion.question, completion)):
+            task, part = completion.request.tag
+            whole = task.join(part, completion)
+            if whole is not None and not self._results.put(Result(task, completion.question, whole)):
                 break
 
     def _close_requests(self, preparers: list[threading.Thread]) -> None:
@@ -185,11 +195,14 @@ class Run:
         """Lists the items, sorts out what is done already, and queues the rest."""
         order = 0
         count = 0
+        original: Original | None = None
         for item in self._items():
             if self._todo.stopped:
                 return
             count += 1
-            asked = self.questions.about(item.id)
+            if self._sidecars:
+                self._sidecars.expect(item.id, item.source)
+            asked = item.questions or self.questions.about(item.id)
             if not asked:
                 self._unasked += 1
                 self.reporter.item(error=False, kept=True, new_tokens=0)
@@ -197,22 +210,44 @@ class Run:
             todo = []
             failed = False
             for number, question in enumerate(asked):
-                if self.writer.done(item.id, self.job.task, question, item.fingerprint):
+                if self.writer.done(item.id, self.job.task, question, item.source, item.fingerprint):
                     failed |= self.writer.keep(item.id, self.job.task, question, item.index, number) == "error"
                 else:
                     todo.append((number, question))
+            if item.similar_to is None or original is None or original.id != item.similar_to or not original.asked.issuperset(asked):
+                original = Original(item.id, frozenset(asked), frozenset(question for _, question in todo))
             self._kept["rows"] += len(asked) - len(todo)
             self._kept["errors"] += failed
             if not todo:
                 self._kept["items"] += 1
                 self.reporter.item(error=failed, kept=True, new_tokens=0)
                 continue
-            if not self._todo.put(Task(item, tuple(todo), order, len(todo))):
+            task = Task(item, tuple(todo), order, len(todo), original=original, held_bytes=item.held_bytes)
+            if not self._send(task):
                 return
             order += len(todo)
         self._found = count
         self.reporter.total(count)
         self._todo.close()
+
+    def _send(self, task: Task) -> bool:
+        """Sends a task on its way: to the engine, or straight to the writer when its answers are another's. False when the run is to end."""
+        if not task.is_similar:
+            return self._todo.put(task)
+        task.item = dataclasses.replace(task.item, load=_already_loaded)  # many may wait for one answer, and none needs its pixels
+        return all(self._results.put(Result(task, position)) for position in range(len(task.asked)))
+
+    def _needless(self, video_id: str, fingerprint: str, frames: Callable[[], Sequence[Item]]) -> bool:
+        """Whether every row about a video's frames is done, so that it need not be decoded."""
+
+        def is_done(id: str, asked: Sequence[str], source: str = "") -> bool:
+            return all(self.writer.done(id, self.job.task, question, source, fingerprint) for question in asked)
+
+        # A row about the video itself tells of damage, which only decoding finds; it is among this run's items then.
+        if not self._resumes or self.job.retry_errors or is_done(video_id, self.questions.about(video_id)):
+            return False
+        items = frames()
+        return bool(items) and all(is_done(item.id, item.questions or self.questions.about(item.id), item.source) for item in items)
 
     def _items(self) -> Iterator[Item]:
         """Items of the job, shuffled and limited as it says."""
@@ -229,11 +264,11 @@ class Run:
 
     def _count(self) -> None:
         """Lists the items once more, ahead of the work and without it, so that the time left can be told."""
-        if self.job.media == "video" or "-" in self.job.inputs:
-            return  # counting would mean decoding, or eat what is to be read
+        if self.job.media == "video" or any(is_url(text) or is_stream(text) for text in self.job.inputs):
+            return  # counting would mean decoding, unpacking or fetching twice, or eat what is to be read
         count = 0
         try:
-            for count, _ in enumerate(open_reader(self.job), 1):
+            for count, _ in enumerate(open_reader(self.job, names_only=True), 1):
                 if self._todo.ended:
                     return  # the reader knows better by now
                 if count == self.job.limit:
@@ -252,16 +287,24 @@ class Run:
                 pixels = self._load(task)
                 conversation = Conversation(task.item.media, pixels, task.item.id)
                 begun = time.perf_counter()
-                request = self._guarded(PrepareError, functools.partial(engine.prepare, conversation, [question for _, question in task.asked]))
+                requests = self._guarded(PrepareError, functools.partial(self._make_requests, engine, conversation, [question for _, question in task.asked]))
                 task.prepare_seconds = time.perf_counter() - begun
-                task.tiles = len(request.tiles)
+                task.tiles = sum(len(request.tiles) for request in requests)
+                task.parts = len(requests)
             except ItemError as error:
                 for position in range(len(task.asked)):
                     self._results.put(Result(task, position, error=error))
                 continue
-            request.tag = task
-            if not self._requests.put(request):
-                return
+            for part, request in enumerate(requests):
+                request.tag = (task, part)
+                if not self._requests.put(request):
+                    return
+
+    def _make_requests(self, engine: Engine, conversation: Conversation, questions: list[str]) -> list[Request]:
+        """The request of an item, or one for each of its tiles."""
+        if self.job.per != "tile" or self.preparer is None:
+            return [engine.prepare(conversation, questions)]
+        return [engine.prepare(tile, questions) for tile in self.preparer.cut(conversation)]
 
     def _load(self, task: Task) -> Pixels:
         begun = time.perf_counter()
@@ -269,8 +312,8 @@ class Run:
             pixels: Pixels = self._guarded(DecodeError, task.item.load)
         finally:
             task.read_seconds = time.perf_counter() - begun
-        # A frame's item holds the decoded frame; now that there are pixels, nobody needs it any more.
-        task.item = dataclasses.replace(task.item, load=_already_loaded)
+            # An item may hold a decoded frame or a picture's bytes; now that there are pixels, or none, nobody needs them any more.
+            task.item = dataclasses.replace(task.item, load=_already_loaded)
         width, height = picture_size(pixels.frames[0])
         task.size = (width, height)
         return pixels
@@ -293,18 +336,41 @@ class Run:
             if result is None:
                 self.writer.tick()
                 continue
-            self._write_row(result)
-            task = result.task
-            task.missing -= 1
-            if task.missing:
+            record = self._record(result)
+            if record is None:
                 continue
-            self.reporter.item(error=task.failed, kept=False, new_tokens=task.new_tokens)
-            if self.stats.error_items > self.job.error_limit(self.stats.items):
-                raise TooManyErrors(f"{self.stats.error_items} of {self.stats.items} items are errors, more than --max-errors {self.job.max_errors}")
+            self._finish(result, record)
+            if result.task.original is not None and not result.task.is_similar:
+                for waiting in result.task.original.answered(record):
+                    self._finish(waiting, self._rows.similar(waiting, record))
 
-    def _write_row(self, result: Result) -> None:
+    def _record(self, result: Result) -> Record | None:
+        """The row of a result; None when it resembles an item that is not answered yet, and waits for it."""
+        original = result.task.original
+        if original is None or not result.task.is_similar:
+            return self._rows.record(result, self.engine)
+        found = original.records.get(result.question)
+        if found is None and result.question in original.pending:
+            original.waiting.setdefault(result.question, []).append(result)
+            return None
+        found = found or self.writer.find(original.id, self.job.task, result.question)
+        if found is None:
+            return self._rows.record(dataclasses.replace(result, error=ReadError(f"the row of {original.id}, which it resembles, cannot be read")), None)
+        return self._rows.similar(result, found)
+
+    def _finish(self, result: Result, record: Record) -> None:
+        """Writes a row, and tells when it was the last of its item."""
+        self._write_row(result, record)
         task = result.task
-        record = self._rows.record(result, self.engine)
+        task.missing -= 1
+        if task.missing:
+            return
+        self.reporter.item(error=task.failed, kept=False, new_tokens=task.new_tokens)
+        if self.stats.error_items > self.job.error_limit(self.stats.items):
+            raise TooManyErrors(f"{self.stats.error_items} of {self.stats.items} items are errors, more than --max-errors {self.job.max_errors}")
+
+    def _write_row(self, result: Result, record: Record) -> None:
+        task = result.task
         number, _ = task.asked[result.position]
         self.writer.write(record, task.item.fingerprint, task.order + result.position, number)
         self.stats.add(dataclasses.asdict(record), new_item=task.missing == len(task.asked))
@@ -314,7 +380,7 @@ class Run:
             task.failed = True
             logger.info("%s: %s: %s", record.id, record.error_type, record.error)
         task.new_tokens += record.new_tokens
-        if self.preparer and task.missing == 1 and task.size and task.tiles and task.item.media != "clip":
+        if self.preparer and self.job.per != "tile" and task.missing == 1 and task.size and task.tiles and task.item.media != "clip":
             self._full_tiles += task.tiles
             self._native_tiles += self.preparer.native_tiles(*task.size)
 
@@ -347,8 +413,7 @@ class Run:
     def _close(self) -> None:
         """Commits and closes; a failure here is the run's failure, unless there was one before."""
         finished = self._failure is None and not self._interrupted
-        self._totals = self.writer.totals()
-        for close in (functools.partial(self.writer.close, finished=finished), self.engine.close if self.engine else None):
+        for close in (functools.partial(self.writer.close, finished=finished), self._write_sidecars, self.engine.close if self.engine else None):
             try:
                 if close:
                     close()
@@ -357,6 +422,16 @@ class Run:
                     self._failure = error
                 else:
                     logger.error("%s", error)
+        self._totals = self.writer.totals()
+
+    def _write_sidecars(self) -> None:
+        """Writes the sidecars of this run's items from all their rows in OUTPUT, earlier runs' too. Of a run that did not come to its end there are none."""
+        if self._sidecars is None or self._failure is not None or self._interrupted:
+            return
+        for row in read_records(Path(self.job.output_path)):
+            if row["task"] == self.job.task and self._sidecars.expects(row["id"]) and row["prompt"] in self.questions.about(row["id"]):
+                self._sidecars.add(row)
+        self._sidecar_counts = self._sidecars.write()
 
     def _outcome(self, began: float, started_at: str) -> Outcome:
         summary = describe_run(
@@ -373,6 +448,7 @@ class Run:
             kept=self._kept,
             found=self._found,
             output=self._totals,
+            sidecars=self._sidecar_counts,
             left_alone={**dataclasses.asdict(self.reader.counts), "without_question": self._unasked},
             native_tiles=self._native_tiles if self.job.detail == "full" else None,
             full_tiles=self._full_tiles if self.job.detail == "full" else None,
@@ -411,6 +487,8 @@ def count_items(job: Job, *, stdin: BinaryIO | None = None) -> int:
     """How many items a job finds; loads no picture and no model."""
     if not job.inputs:
         raise JobError("nothing to do: give at least one INPUT (a file, a folder, a glob, or - for paths on stdin)")
-    reader = open_reader(job, stdin=stdin, sampler=make_sampler(job) if job.media == "video" else None)
+    # Frames are counted by their packets where that is possible.
+    sampler = make_sampler(job) if job.media == "video" else None
+    reader = open_reader(job, stdin=stdin, sampler=sampler, names_only=True, needless=lambda video_id, fingerprint, frames: bool(frames()))
     count = sum(1 for _ in reader)
     return count if job.limit is None else min(count, job.limit)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, Union
 
 import numpy as np
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 UInt8Array = npt.NDArray[np.uint8]
 Picture: TypeAlias = Union[UInt8Array, "Image.Image"]
 """RGB: an array, uint8, (H, W, 3), or a Pillow image of mode RGB as the decoder made it, which spares two copies on the way to the tiles."""
-Media = Literal["image", "frame", "clip"]
+Media = Literal["image", "frame", "clip", "tile"]
 Status = Literal["ok", "error", "similar"]
 FinishReason = Literal["stop", "length"]
 
@@ -38,6 +38,10 @@ class Pixels:
     frames: Sequence[Picture]
     times_seconds: tuple[float, ...] = ()
     duration_seconds: float | None = None
+
+    def arrays(self) -> list[UInt8Array]:
+        """The frames as arrays, uint8, (H, W, 3)."""
+        return [np.ascontiguousarray(frame, np.uint8) for frame in self.frames]
 
 
 def picture_size(picture: Picture) -> tuple[int, int]:
@@ -60,6 +64,10 @@ class Item:
         time_seconds: Presentation time of a frame, or start of a clip; None for an image.
         end_seconds: Time of the next sampled frame or the video's end, or the end of a clip; None for an image.
         fingerprint: Changes when the file does (size and mtime); empty when there is no file.
+        questions: What is asked about this item instead of the job's questions; empty for the job's.
+        extra: Values that are carried into its rows, by column of OUTPUT.
+        held_bytes: Bytes of the file that ``load`` holds, because they cannot be read again cheaply.
+        similar_to: Id of the frame that this one resembles and gets its answers from; None for what is asked about.
     """
 
     id: str
@@ -70,6 +78,10 @@ class Item:
     time_seconds: float | None = None
     end_seconds: float | None = None
     fingerprint: str = ""
+    questions: tuple[str, ...] = ()
+    extra: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    held_bytes: int = 0
+    similar_to: str | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -77,7 +89,8 @@ class Conversation:
     """Pixels on their way to the model, with what every question about them shares.
 
     Attributes:
-        media: Says which prompt the pixels get: that of a picture, or the video prompt with time stamps for a ``clip``.
+        media: Says which prompt the pixels get: that of a picture, that of a picture of one tile for a ``tile`` that was cut already, or the video prompt
+            with time stamps for a ``clip``.
         pixels: What was loaded.
         key: What sampling is seeded with, besides the job's seed: the item's id.
     """
@@ -96,6 +109,7 @@ class Request:
         prefix_ids: Token ids of the chat opening and the media; every question continues them.
         questions: For each question the token ids that follow the prefix.
         seeds: For each question the seed that its sampling starts from.
+        tile_keys: For each tile a digest of its pixels, by which equal tiles are known; empty where nobody made them.
         tag: Whatever the caller wants back with every completion.
         prepare_seconds: How long preparing took, wall time.
         queued_at: ``time.perf_counter()`` when the engine's queue took it; set by the queue.
@@ -107,6 +121,7 @@ class Request:
     prefix_ids: Sequence[int]
     questions: Sequence[Sequence[int]]
     seeds: Sequence[int] = ()
+    tile_keys: Sequence[bytes] = ()
     tag: Any = None
     prepare_seconds: float = 0.0
     queued_at: float = 0.0
@@ -169,7 +184,7 @@ class Completion:
 
 @dataclasses.dataclass(slots=True)
 class Record:
-    """A row of OUTPUT: one item and question. The keys are the same in JSONL, Parquet and CSV, in this order."""
+    """A row of OUTPUT: one item and question. The keys are the same in JSONL, Parquet and CSV, in this order; columns of ``extra`` follow them."""
 
     id: str
     source: str
@@ -206,6 +221,7 @@ class Record:
     compute_seconds: float
     run_id: str
     created_at: str
+    extra: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
     def key(self) -> tuple[str, str, str]:
@@ -213,8 +229,8 @@ class Record:
         return self.id, self.task, self.prompt
 
 
-RECORD_FIELDS: tuple[str, ...] = tuple(field.name for field in dataclasses.fields(Record))
-"""The keys of a row, in order."""
+RECORD_FIELDS: tuple[str, ...] = tuple(field.name for field in dataclasses.fields(Record) if field.name != "extra")
+"""The keys that every row has, in order."""
 
 
 def utc_now() -> str:

@@ -3,11 +3,37 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 from vlmbatch.engine import Engine
 from vlmbatch.job import Job
-from vlmbatch.records import Completion, Item, Record, utc_now
+from vlmbatch.records import Completion, Item, Record, Timing, utc_now
 from vlmbatch.tasks import parse_answer
+
+
+@dataclasses.dataclass(eq=False)
+class Original:
+    """An item that frames after it may resemble: its answers are theirs too.
+
+    Attributes:
+        id: Its id.
+        asked: What is asked about it.
+        pending: What of that this run answers; the rest is in OUTPUT already.
+        records: Its rows of this run, by question.
+        waiting: What waits for one of them, by question.
+    """
+
+    id: str
+    asked: frozenset[str]
+    pending: frozenset[str]
+    records: dict[str, Record] = dataclasses.field(default_factory=dict)
+    waiting: dict[str, list[Result]] = dataclasses.field(default_factory=dict)
+
+    def answered(self, record: Record) -> Iterator[Result]:
+        """Takes one of its rows, and yields what has waited for it."""
+        self.records[record.prompt] = record
+        yield from self.waiting.pop(record.prompt, ())
 
 
 @dataclasses.dataclass(eq=False)
@@ -20,6 +46,9 @@ class Task:
         order: Place of its first row among this run's rows.
         missing: Rows that are not written yet.
         failed: Whether one of its rows is an error.
+        held_bytes: Bytes of the file that the item holds until it is loaded.
+        parts: How many requests it was made into; each question has an answer to each.
+        original: Itself as others may resemble it, or the one that it resembles.
     """
 
     item: Item
@@ -32,16 +61,71 @@ class Task:
     tiles: int = 0
     read_seconds: float = 0.0
     prepare_seconds: float = 0.0
+    held_bytes: int = 0
+    parts: int = 1
+    _answers: dict[int, dict[int, Completion]] = dataclasses.field(default_factory=dict)
+    original: Original | None = None
+
+    @property
+    def is_similar(self) -> bool:
+        """Whether its answers are those of another item."""
+        return self.original is not None and self.original.id != self.item.id
+
+    def join(self, part: int, completion: Completion) -> Completion | None:
+        """Takes the answer about a part of the item; gives the answer about the whole when it is the last one."""
+        if self.parts == 1:
+            return completion
+        answers = self._answers.setdefault(completion.question, {})
+        answers[part] = completion
+        if len(answers) < self.parts:
+            return None
+        del self._answers[completion.question]
+        return join_completions([answers[number] for number in range(self.parts)])
+
+
+def join_completions(parts: Sequence[Completion]) -> Completion:
+    """One answer of those about the parts of an item: their texts one below the other, an error when one of them is.
+
+    Tokens and shares of the busy time are added up. The parts go through the phases side by side, so of these the longest counts, and of the waiting the
+    shortest. ``finish_reason`` is ``length`` when any part was cut off; ``mean_logprob`` is the mean over all tokens.
+
+    Args:
+        parts: In reading order, at least one.
+    """
+    tokens = sum(part.new_tokens for part in parts)
+    logprobs = [part.mean_logprob * part.new_tokens for part in parts if part.mean_logprob is not None]
+    timing = Timing(**{field.name: max(getattr(part.timing, field.name) for part in parts) for field in dataclasses.fields(Timing)})
+    timing.wait_seconds = min(part.timing.wait_seconds for part in parts)
+    timing.compute_seconds = sum(part.timing.compute_seconds for part in parts)
+    error = next((part.error for part in parts if part.error is not None), None)
+    reasons = {part.finish_reason for part in parts}
+    return Completion(
+        parts[0].request,
+        parts[0].question,
+        text=None if error else "\n".join(part.text.strip() for part in parts if part.text and part.text.strip()),
+        error=error,
+        prompt_tokens=sum(part.prompt_tokens for part in parts),
+        new_tokens=tokens,
+        finish_reason=None if error else "length" if "length" in reasons else "stop",
+        mean_logprob=sum(logprobs) / tokens if logprobs and tokens and not error else None,
+        batch_size=max(part.batch_size for part in parts),
+        timing=timing,
+    )
 
 
 @dataclasses.dataclass
 class Result:
-    """One row to be written: a task's question and its completion, or the task's error."""
+    """One row to be written: a task's question and its completion, the task's error, or neither for an item that resembles another."""
 
     task: Task
     position: int
     completion: Completion | None = None
     error: Exception | None = None
+
+    @property
+    def question(self) -> str:
+        """What was asked."""
+        return self.task.asked[self.position][1]
 
 
 class RowMaker:
@@ -98,4 +182,28 @@ class RowMaker:
             compute_seconds=timing.compute_seconds if timing else 0.0,
             run_id=self.run_id,
             created_at=utc_now(),
+            extra={name: item.extra.get(name) for name in self.job.kept_columns.values()},
+        )
+
+    def similar(self, result: Result, original: Record) -> Record:
+        """The row of an item that resembles another: what the other's says, with nothing spent on it.
+
+        Where the other one's row is an error so is this one, and both are done again with ``--retry-errors``.
+        """
+        item = result.task.item
+        spent: dict[str, Any] = dict.fromkeys(("tiles", "prompt_tokens", "new_tokens", "batch_size"), 0)
+        spent |= dict.fromkeys((f"{phase}_seconds" for phase in ("read", "prepare", "wait", "vision", "prefill", "decode", "compute")), 0.0)
+        return dataclasses.replace(
+            original,
+            id=item.id,
+            source=item.source,
+            index=item.index,
+            media=item.media,
+            time_seconds=item.time_seconds,
+            end_seconds=item.end_seconds,
+            status="error" if original.status == "error" else "similar",
+            similar_to=original.id,
+            run_id=self.run_id,
+            created_at=utc_now(),
+            **spent,
         )

@@ -28,6 +28,7 @@ class RowStats:
         status: Rows by status.
         errors: Error rows by class name.
         finish: Rows by finish reason.
+        error_items, similar_items: Items whose first row says so.
         new_tokens, prompt_tokens, tiles: Sums.
         batch_sizes: Rows by the batch they were in.
     """
@@ -35,6 +36,7 @@ class RowStats:
     rows: int = 0
     items: int = 0
     error_items: int = 0
+    similar_items: int = 0
     status: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
     errors: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
     finish: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
@@ -57,9 +59,10 @@ class RowStats:
             self.items += 1
             self.tiles += row["tiles"] or 0
             self.error_items += row["status"] == "error"
+            self.similar_items += row["status"] == "similar"
         if row["error_type"]:
             self.errors[row["error_type"]] += 1
-        if row["finish_reason"]:
+        if row["finish_reason"] and row["status"] != "similar":
             self.finish[row["finish_reason"]] += 1
         self.new_tokens += row["new_tokens"] or 0
         self.prompt_tokens += row["prompt_tokens"] or 0
@@ -73,6 +76,7 @@ class RowStats:
         return {
             "items": self.items,
             "rows": self.rows,
+            "similar_items": self.similar_items,
             "status": dict(self.status),
             "errors": dict(self.errors),
             "finish_reason": dict(self.finish),
@@ -98,6 +102,7 @@ def describe_run(job: Job, stats: RowStats, *, wall_seconds: float, engine: dict
     return {
         **facts,
         **stats.describe(),
+        "cut_off": cut_off(stats, job),
         "wall_seconds": round(wall_seconds, 3),
         "items_per_second": round(stats.items / wall_seconds, 3),
         "new_tokens_per_second": round(stats.new_tokens / wall_seconds, 3),
@@ -106,8 +111,22 @@ def describe_run(job: Job, stats: RowStats, *, wall_seconds: float, engine: dict
         "revision": revision,
         "identity": {**job.identity(), "revision": revision},
         "versions": versions(),
-        "job": job.to_dict(),
+        "job": job.to_dict(credentials=False),
     }
+
+
+def cut_off(stats: RowStats, job: Job) -> dict[str, Any]:
+    """How many answers ended only because they were as long as allowed, and what would let them end.
+
+    Args:
+        stats: The rows of the run.
+        job: Its settings.
+    """
+    answers = stats.finish["length"]
+    if not answers:
+        return {"answers": 0, "hint": None}
+    of = f"{answers} of {stats.finish.total()} answers {'was' if answers == 1 else 'were'} cut off at --max-new-tokens {job.max_new_tokens}"
+    return {"answers": answers, "hint": f"{of}; --max-new-tokens {2 * job.max_new_tokens} --overwrite asks again with more room"}
 
 
 def phase_figures(values: array.array[float]) -> dict[str, float]:

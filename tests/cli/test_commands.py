@@ -6,6 +6,7 @@ import csv
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -198,3 +199,19 @@ def test_log_lines_can_be_json(vlmbatch: Command, photos: Path, tiny: Path) -> N
     entries = [json.loads(line) for line in result.stderr.splitlines()]
     assert entries[-1]["level"] == "info"
     assert {"time", "message"} <= entries[-1].keys()
+
+
+def test_manifests_and_archives_are_inputs_and_carry_columns(vlmbatch: Command, photos: Path, tiny: Path, tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text("image,label\nphotos/0.png,cat\nphotos/gone.png,dog\n")
+    shutil.make_archive(str(tmp_path / "shard"), "gztar", photos)
+    command = ("caption", "rows.csv", "shard.tar.gz", "--keep", "label=kind", "--model", tiny, "--max-new-tokens", 2, "-o", "out.parquet")
+    result = vlmbatch(*command)
+    assert result.returncode == 3, result.stderr
+    rows = pq.read_table(tmp_path / "out.parquet").to_pylist()
+    found = [(row["id"], row["kind"], row["status"]) for row in rows]
+    assert found[:2] == [("photos/0.png", "cat", "ok"), ("photos/gone.png", "dog", "error")]
+    assert found[2:] == [(f"shard.tar.gz/{number}.png", None, "ok") for number in range(4)]
+    assert "6 done before" in vlmbatch(*command).stderr
+    assert "# 6 items" in vlmbatch(*command, "--dry-run").stdout
+    refused = vlmbatch("caption", "rows.csv", "--keep", "nope", "--model", tiny)
+    assert (refused.returncode, refused.stderr) == (2, "vlmbatch: manifest rows.csv: it has no column 'nope' (columns: image, label)\n")

@@ -49,7 +49,7 @@ class TestWriter:
     def test_a_row_that_was_never_written_is_not_done(self, opened: tuple[Writer, Callable[[], Rows]]) -> None:
         writer, read = opened
         with writer:
-            assert not writer.done("a.jpg", "caption", "Describe.", "x")
+            assert not writer.done("a.jpg", "caption", "Describe.", "/data/a.jpg", "x")
             writer.keep("a.jpg", "caption", "Describe.", 0)
         assert read() == []
 

@@ -11,14 +11,16 @@ import pytest
 import torch
 
 from tests.engine.reference import run_all
-from tests.engine.test_parity import mixed_requests, open_tiny
+from tests.engine.test_parity import mixed_requests, open_tiny, picture
 from vlmbatch.checkpoint import find_checkpoint
 from vlmbatch.engine.base import RequestQueue
 from vlmbatch.engine.budget import CAPS, MemoryBudget
 from vlmbatch.engine.cache import row_capacity
+from vlmbatch.engine.features import FeatureCache
 from vlmbatch.engine.shape import ModelShape
 from vlmbatch.engine.torch_engine import TorchEngine
 from vlmbatch.errors import GenerateError, OutOfMemoryError
+from vlmbatch.records import Conversation, Pixels
 
 
 def texts(engine: TorchEngine, requests: list[Any]) -> dict[tuple[int, int], str | None]:
@@ -315,3 +317,36 @@ def test_shares_of_the_busy_time_add_up_even_when_memory_runs_out(tiny: Path, ph
     found = run_all(engine, mixed_requests(preparer))
     assert engine.stats.oom_events
     assert sum(completion.timing.compute_seconds for completion in found.values()) == pytest.approx(engine.stats.busy_seconds, rel=1e-3)
+
+
+def test_equal_tiles_are_encoded_once_and_answered_the_same(tiny: Path) -> None:
+    engine, preparer = open_tiny(tiny)
+    rng = np.random.default_rng(5)
+    page = np.full((96, 128, 3), 255, np.uint8)
+    page[:24, :32] = rng.integers(0, 256, (24, 32, 3), dtype=np.uint8)
+    other = picture(rng, 120, 90)
+    drawn = [page, other, page, page]
+    requests = [preparer.prepare(Conversation("image", Pixels([pixels]), f"{number}.png"), ["Why?"]) for number, pixels in enumerate(drawn)]
+    distinct = {tile.tobytes() for request in requests for tile in request.tiles}
+    found = run_all(engine, requests)
+    assert engine.stats.tiles == len(distinct)
+    assert engine.stats.tiles + engine.stats.tiles_reused == sum(len(request.tiles) for request in requests)
+    assert found[0, 0].text == found[2, 0].text == found[3, 0].text != found[1, 0].text
+    for request in requests:
+        request.tile_keys = ()
+    plain = open_tiny(tiny)[0]
+    again = run_all(plain, requests)
+    assert plain.stats.tiles_reused == 0
+    assert {key: answer.text for key, answer in again.items()} == {key: answer.text for key, answer in found.items()}
+
+
+def test_the_features_used_last_are_kept_within_their_room() -> None:
+    kept = FeatureCache(most_bytes=3 * 16)
+    for name in (b"a", b"b", b"c"):
+        kept.put(name, torch.full((4,), float(ord(name))))
+    assert kept.get(b"a") is not None
+    kept.put(b"d", torch.zeros(4))
+    kept.put(b"", torch.zeros(4))
+    kept.put(b"large", torch.zeros(100))
+    assert [name for name in (b"a", b"b", b"c", b"d", b"", b"large") if kept.get(name) is not None] == [b"a", b"c", b"d"]
+    assert kept.bytes == 48

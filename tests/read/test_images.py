@@ -20,7 +20,7 @@ LIMIT = 200_000_000
 
 
 def load(path: Path, max_pixels: int = LIMIT) -> np.ndarray:
-    pixels = np.asarray(images.load_image(str(path), max_pixels).frames[0])
+    pixels = images.load_image(str(path), max_pixels).arrays()[0]
     assert pixels.dtype == np.uint8
     assert pixels.ndim == 3
     assert pixels.shape[2] == 3
@@ -141,10 +141,14 @@ def test_a_file_without_permission_is_a_read_error(tmp_path: Path) -> None:
         load(path)
 
 
-def test_a_file_beyond_the_size_limit_is_a_read_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(images, "MAX_FILE_BYTES", 10)
-    with pytest.raises(ReadError, match="more than the 10 that are read"):
-        load(write_picture(tmp_path / "a.png"))
+def test_a_file_beyond_the_size_limit_is_a_read_error(tmp_path: Path) -> None:
+    path = write_picture(tmp_path / "a.png")
+    size = path.stat().st_size
+    (within,) = open_reader(Job(inputs=(str(path),), max_file_size=str(size)))
+    assert within.load().arrays()[0].shape == (30, 40, 3)
+    (beyond,) = open_reader(Job(inputs=(str(path),), max_file_size=str(size - 1)))
+    with pytest.raises(ReadError, match=f"{size:,} bytes are more than --max-file-size allows"):
+        beyond.load()
 
 
 def test_too_many_pixels_are_refused_before_decoding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -181,7 +185,7 @@ def test_the_reader_gives_an_item_a_picture(tmp_path: Path) -> None:
         ("sub/b.png", 2, "image", None),
     ]
     assert reader.estimate() == 3
-    np.testing.assert_array_equal(np.asarray(items[0].load().frames[0]), picture())
+    np.testing.assert_array_equal(items[0].load().arrays()[0], picture())
     with pytest.raises(DecodeError):
         items[1].load()
 
@@ -190,7 +194,7 @@ def test_names_that_are_not_utf8_are_opened(tmp_path: Path) -> None:
     write_picture(tmp_path / "a.png").rename(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.png"))
     (item,) = open_reader(Job(inputs=(str(tmp_path),)))
     assert item.id == "caf\\xe9.png"
-    assert np.asarray(item.load().frames[0]).shape == (30, 40, 3)
+    assert item.load().arrays()[0].shape == (30, 40, 3)
 
 
 def test_missing_paths_on_stdin_are_items_that_fail(tmp_path: Path) -> None:

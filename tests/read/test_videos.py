@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 from fractions import Fraction
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
-from tests.media import WIDTH, number_of, numbered, write_picture, write_sound, write_video
+from tests.media import HEIGHT, WIDTH, number_of, numbered, write_picture, write_sound, write_video
 from vlmbatch.errors import DecodeError, ItemError, ReadError
 from vlmbatch.job import Job
 from vlmbatch.read import open_reader, video_file
+from vlmbatch.read.skipping import Unsure
 from vlmbatch.read.video_file import VideoFile
 from vlmbatch.records import Item
 from vlmbatch.sample import make_sampler
@@ -27,7 +32,24 @@ def items(*inputs: Path, **options: object) -> list[Item]:
 
 
 def shown(found: list[Item]) -> list[int]:
-    return [number_of(frame) for item in found for frame in item.load().frames]
+    return [number_of(frame) for item in found for frame in item.load().arrays()]
+
+
+WAYS: list[dict[str, object]] = [
+    {"fps": 0.4},
+    {"num_frames": 4},
+    {"at": (0.1, 6.05, 11.9)},
+    {"every": 30, "start": 4.0},
+    {"per": "window", "window": 4.0},
+    {"keyframes": True},
+    {"keyframes": True, "start": 3.0, "end": 9.0},
+    {"keyframes": True, "per": "clip"},
+]
+
+
+def unsure(self: VideoFile, wanted: object) -> NoReturn:
+    """In the place of ``VideoFile._needed``: everything is decoded."""
+    raise Unsure("as it was told to be")
 
 
 CONTAINERS = [("a.mp4", "libx264"), ("a.mkv", "libx264"), ("a.ts", "libx264"), ("a.mov", "mpeg4"), ("a.webm", "libvpx-vp9")]
@@ -95,7 +117,7 @@ def test_display_rotation_makes_frames_upright(tmp_path: Path, degrees: int, hfl
     (item,) = items(write_video(tmp_path / "a.mp4", 1, rotation=degrees, hflip=hflip))
     turned = np.rot90(numbered(0), degrees // 90)
     expected = turned[:, ::-1] if hflip else turned
-    got = item.load().frames[0]
+    got = item.load().arrays()[0]
     assert got.shape == expected.shape
     assert got.flags.c_contiguous
     assert np.abs(got.astype(int) - expected).mean() < 12
@@ -106,7 +128,7 @@ def test_rotation_is_what_opencv_shows(tmp_path: Path, degrees: int) -> None:
     cv2 = pytest.importorskip("cv2")
     path = write_video(tmp_path / "a.mp4", 1, rotation=degrees)
     _, expected = cv2.VideoCapture(str(path)).read()
-    got = items(path)[0].load().frames[0]
+    got = items(path)[0].load().arrays()[0]
     assert got.shape == expected.shape
     assert np.abs(got.astype(int) - expected[..., ::-1]).mean() < 12
 
@@ -133,19 +155,32 @@ def test_skipping_gives_the_frames_that_decoding_everything_gives(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, codec: str, key_every: int
 ) -> None:
     path = write_video(tmp_path / name, 120, codec=codec, key_every=key_every)
-    ways: list[dict[str, object]] = [{"fps": 0.4}, {"num_frames": 4}, {"at": (0.1, 6.05, 11.9)}, {"every": 30, "start": 4.0}, {"per": "window", "window": 4.0}]
-    everything = [shown(items(path, **way)) for way in ways]
+    with monkeypatch.context() as patched:
+        patched.setattr(VideoFile, "_needed", unsure)
+        everything = [shown(items(path, **way)) for way in WAYS]
+    assert [shown(items(path, **way)) for way in WAYS] == everything
     monkeypatch.setattr(video_file, "SEEK_GAP_SECONDS", 0.5)
     monkeypatch.setattr(video_file, "_SEEK_MARGIN_SECONDS", 0.3)
-    assert [shown(items(path, **way)) for way in ways] == everything
+    assert [shown(items(path, **way)) for way in WAYS] == everything
 
 
-def test_skipping_decodes_less(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("way", "most"), [({"fps": 1}, 150), ({"num_frames": 4}, 40), ({"at": (15.0,)}, 13), ({"keyframes": True}, 17)])
+def test_skipping_decodes_less(tmp_path: Path, way: dict[str, object], most: int) -> None:
     path = write_video(tmp_path / "a.mp4", 200)
-    monkeypatch.setattr(video_file, "SEEK_GAP_SECONDS", 3.0)
+    job = Job(inputs=(str(path),), media="video", **way)
     with VideoFile(str(path), LIMIT) as video:
-        assert next(frame for frame in video.frames(15.0) if frame.time_seconds >= 15.0).time_seconds == 15.0
-        assert video.num_decoded < 40
+        (span,) = make_sampler(job)(video)
+        assert [number_of(frame.rgb()) for frame in span.choose(video)]
+        assert video.num_decoded <= most
+
+
+def test_a_seek_reads_less(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_video(tmp_path / "a.mp4", 600)
+    read: list[int] = []
+    steps = VideoFile._steps
+    monkeypatch.setattr(VideoFile, "_steps", lambda self, target: (read.append(step.pts) or step for step in steps(self, target)))
+    assert shown(items(path, at=(55.0,))) == [550]
+    assert len(read) < 120
 
 
 def test_only_sampled_frames_become_rgb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -221,16 +256,25 @@ def test_packets_that_cannot_be_decoded_are_told_in_one_item(tmp_path: Path, mon
     import av
 
     path = write_video(tmp_path / "a.mp4", 30, codec="mpeg4", b_frames=0, key_every=5)
-    decoded = VideoFile._decoded
+    decode = av.Packet.decode
 
-    def failing(self: VideoFile, from_key: bool = False) -> object:
-        for number, frame in enumerate(decoded(self, from_key)):
-            if number in (12, 13):
-                self._note(av.error.InvalidDataError(1, "Invalid data"))
-            else:
-                yield frame
+    class Failing:
+        """A packet that the decoder finds fault with."""
 
-    monkeypatch.setattr(VideoFile, "_decoded", failing)
+        def __init__(self, packet: av.Packet) -> None:
+            self._packet = packet
+
+        def __getattr__(self, name: str) -> object:
+            return getattr(self._packet, name)
+
+        def decode(self) -> list[av.VideoFrame]:
+            frames = decode(self._packet)
+            if any(round(frame.time * 10) in (12, 13) for frame in frames):
+                raise av.error.InvalidDataError(1, "Invalid data")
+            return frames
+
+    packets = video_file.packets
+    monkeypatch.setattr(video_file, "packets", lambda *args: map(Failing, packets(*args)))
     found = items(path, every=1)
     assert shown(found[:-1]) == [number for number in range(30) if number not in (12, 13)]
     assert found[-1].id == "a.mp4"
@@ -250,7 +294,7 @@ def test_random_damage_raises_nothing_but_item_errors(tmp_path: Path, name: str,
         way: dict[str, object] = [{"every": 1}, {"num_frames": 3}, {"per": "clip"}][number % 3]
         for item in items(tmp_path / name, **way):
             with contextlib.suppress(ItemError):
-                assert item.load().frames
+                assert item.load().arrays()
 
 
 def test_a_truncated_stream_gives_the_frames_that_are_there(tmp_path: Path) -> None:
@@ -291,3 +335,75 @@ def test_one_bad_video_does_not_stop_the_next(tmp_path: Path) -> None:
     assert [(item.id, item.index) for item in reader] == [("a.mp4", 0), ("b.mp4#t=0.000", 1)]
     assert reader.counts.other_media == 1
     assert reader.estimate() == 2
+
+
+ENCODERS = {
+    "closed": ("a.mp4", "libx264", {}),
+    "open": ("a.mkv", "libx264", {"x264-params": "open-gop=1:bframes=3:b-pyramid=normal"}),
+    "refresh": ("a.mkv", "libx264", {"x264-params": "intra-refresh=1:bframes=0"}),
+    "hevc": ("a.mp4", "libx265", {"x265-params": "log-level=none:pools=none:frame-threads=1:bframes=4:open-gop=1"}),
+    "mpeg2": ("a.mpg", "mpeg2video", {}),
+    "mpeg4": ("a.mkv", "mpeg4", {}),
+    "vp8": ("a.webm", "libvpx", {"auto-alt-ref": "1", "lag-in-frames": "16"}),
+    "vp9": ("a.webm", "libvpx-vp9", {"auto-alt-ref": "1", "lag-in-frames": "16"}),
+    "av1": ("a.mkv", "libsvtav1", {"svtav1-params": "lp=1"}),
+}
+
+
+@pytest.mark.parametrize("kind", ENCODERS)
+def test_skipping_gives_the_same_pictures_with_every_kind_of_reference(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    import av
+
+    name, codec, encoder = ENCODERS[kind]
+    if codec not in av.codecs_available:
+        pytest.skip(f"this FFmpeg does not write {codec}")
+    moving = np.random.default_rng(0).integers(0, 256, (HEIGHT, WIDTH + 100, 3), np.uint8)
+    path = write_video(
+        tmp_path / name, 100, fps=25, codec=codec, key_every=23, encoder=encoder, draw=lambda number: np.ascontiguousarray(moving[:, number : number + WIDTH])
+    )
+    ways: list[dict[str, object]] = [{"fps": 3}, {"num_frames": 5}, {"at": (0.9, 0.96, 1.9, 2.8)}, {"keyframes": True}]
+    with monkeypatch.context() as patched:
+        patched.setattr(VideoFile, "_needed", unsure)
+        everything = [items(path, **way) for way in ways]
+    found = [items(path, **way) for way in ways]
+    assert [[item.id for item in some] for some in found] == [[item.id for item in some] for some in everything]
+    for ours, theirs in zip(itertools.chain(*found), itertools.chain(*everything), strict=True):
+        assert np.array_equal(ours.load().frames[0], theirs.load().frames[0]), ours.id
+
+
+@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    gaps=st.lists(st.integers(1, 900), min_size=5, max_size=60), key_every=st.integers(3, 30), b_frames=st.integers(0, 3), fps=st.sampled_from([0.7, 2.0, 9.0])
+)
+def test_random_times_are_sampled_as_decoding_everything_would(tmp_path: Path, gaps: list[int], key_every: int, b_frames: int, fps: float) -> None:
+    pts = [sum(gaps[:number]) for number in range(len(gaps))]
+    path = write_video(tmp_path / "a.mkv", len(pts), pts=pts, time_base=Fraction(1, 1000), key_every=key_every, b_frames=b_frames)
+    stop = (pts[-1] + 100) / 1000
+    for way in ({"fps": fps}, {"num_frames": 4}, {"every": 3}):
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(VideoFile, "_needed", unsure)
+            everything = items(path, **way)
+        found = items(path, **way)
+        assert [(item.id, item.end_seconds) for item in found] == [(item.id, item.end_seconds) for item in everything]
+        assert shown(found) == shown(everything)
+        assert found[-1].time_seconds <= stop
+
+
+def test_a_stream_that_starts_in_the_middle_gives_what_can_be_decoded(tmp_path: Path) -> None:
+    """As a recording of a broadcast does: without the key frame that the first packets refer to."""
+    import av
+
+    whole = write_video(tmp_path / "whole.ts", 60, encoder={"x264-params": "open-gop=1"})
+    path = tmp_path / "cut.ts"
+    with av.open(str(whole)) as source, av.open(str(path), "w") as target:
+        stream = target.add_stream_from_template(source.streams.video[0])
+        for number, packet in enumerate(source.demux(video=0)):
+            if packet.size and number >= 5:
+                packet.stream = stream
+                target.mux(packet)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(VideoFile, "_needed", unsure)
+        everything = items(path, fps=2), items(path, every=1)
+    found = items(path, fps=2), items(path, every=1)
+    assert [[item.id for item in some] for some in found] == [[item.id for item in some] for some in everything]
+    assert shown(found[0]) == shown(everything[0])

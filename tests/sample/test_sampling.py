@@ -5,11 +5,11 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vlmbatch.job import Job
@@ -24,6 +24,7 @@ class Still:
 
     time_seconds: float
     duration_seconds: float = 0.1
+    stored_size: tuple[int, int] = (16, 9)
 
 
 class Film:
@@ -32,19 +33,21 @@ class Film:
     def __init__(self, times: Sequence[float], end_seconds: float) -> None:
         self.times, self.end_seconds = list(times), end_seconds
         self.taken = 0
-        self.wanted = 0.0
+        self.packet_times: object | None = object()
 
-    def frames(self, start_seconds: float = 0.0) -> Iterator[Still]:
+    def frames(self, next_instant: Callable[[float], float | None] | None = None) -> Iterator[Still]:
         for time in self.times:
             self.taken += 1
             yield Still(time)
 
-    def skip_to(self, seconds: float) -> None:
-        assert seconds >= self.wanted
-        self.wanted = seconds
+    def key_frames(self, start_seconds: float = 0.0) -> Iterator[Still]:
+        return (Still(time) for time in self.key_times() if time >= start_seconds)
 
     def frame_times(self) -> list[float]:
         return self.times
+
+    def key_times(self) -> list[float]:
+        return self.times[::12]
 
 
 def film(count: int = 100, fps: float = 10.0, first: float = 0.0) -> Film:
@@ -137,7 +140,6 @@ def test_choosing_ends_with_the_last_instant() -> None:
     video = film(10_000)
     assert chosen(video, at=(0.5, 1.0)) == [[0.5, 1.0]]
     assert video.taken == 12
-    assert video.wanted == 1.0
 
 
 def reference_indices(total: int, fps: float, duration: float, num_frames: int, native_fps: float) -> list[int]:
@@ -197,7 +199,7 @@ def test_nothing_is_asked_for_past_the_end() -> None:
 
 @pytest.mark.parametrize("name", WAYS)
 def test_every_way_takes_nothing_from_a_video_without_frames(name: str) -> None:
-    option: dict[str, object] = {"fps": {"fps": 1.0}, "every": {"every": 2}, "num_frames": {"num_frames": 3}, "at": {"at": (0.0,)}}[name]
+    option: dict[str, object] = {"fps": {"fps": 1.0}, "every": {"every": 2}, "num_frames": {"num_frames": 3}, "at": {"at": (0.0,)}}.get(name, {name: True})
     assert chosen(Film([], 0.0), **option) == [[]]
 
 
@@ -206,3 +208,48 @@ def test_frames_are_streamed() -> None:
     first = next(iter(Fps(1.0).frames(video, 0.0, math.inf)))
     assert first.time_seconds == 0
     assert video.taken == 2
+
+
+class Sparse(Film):
+    """A film that leaves out all that it may: what is on screen at no instant."""
+
+    def frames(self, next_instant: Callable[[float], float | None] | None = None) -> Iterator[Still]:
+        ended = False
+        for number, time in enumerate(self.times):
+            due = next_instant(time - 1e-6 if number else -math.inf) if next_instant else time
+            until = self.times[number + 1] if number + 1 < len(self.times) else math.inf
+            if due is None or due < until - 5e-7:
+                assert not ended, "it goes on after the frame that ends the last one"
+                ended = due is None
+                self.taken += 1
+                yield Still(time)
+
+
+@settings(deadline=None)
+@given(
+    gaps=st.lists(st.integers(1, 3000), min_size=1, max_size=60),
+    first=st.sampled_from([0, 40, 700]),
+    way=st.sampled_from([{"fps": 0.3}, {"fps": 1.0}, {"fps": 7.0}, {"every": 3}, {"num_frames": 4}, {"at": (0.0, 0.04, 2.5, 2.6, 30.0)}, {"keyframes": True}]),
+    start=st.sampled_from([0.0, 1.5]),
+    end=st.sampled_from([None, 4.0]),
+    per=st.sampled_from(["frame", "clip", "window"]),
+)
+def test_what_may_be_left_out_changes_nothing(gaps: list[int], first: int, way: dict[str, object], start: float, end: float | None, per: str) -> None:
+    times = [(first + sum(gaps[:number])) / 1000 for number in range(len(gaps))]
+    stop = times[-1] + gaps[-1] / 1000
+    options: dict[str, object] = {**way, "start": start, "end": end, "per": per, **({"window": 2.0} if per == "window" else {})}
+    assert chosen(Sparse(times, stop), **options) == chosen(Film(times, stop), **options)
+
+
+def test_key_frames_of_a_stretch() -> None:
+    assert chosen(film(60), keyframes=True) == [[0, 1.2, 2.4, 3.6, 4.8]]
+    assert chosen(film(60), keyframes=True, start=1.2, end=3.6) == [[1.2, 2.4]]
+    assert chosen(film(60), keyframes=True, per="clip") == [[0, 1.2, 2.4, 3.6, 4.8]]
+    assert chosen(film(60), keyframes=True, per="window", window=3.0) == [[0, 1.2, 2.4], [3.6, 4.8]]
+
+
+def test_every_frame_of_a_video_whose_packets_have_no_times_is_counted_by_decoding() -> None:
+    video = film(10)
+    video.packet_times = None
+    video.frame_times = lambda: pytest.fail("that would decode it twice")  # type: ignore[method-assign]
+    assert chosen(video, every=4) == [[0, 0.4, 0.8]]

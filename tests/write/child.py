@@ -26,7 +26,7 @@ def write_until_killed(output: Path, total: int) -> None:
         fresh = []
         for number in range(total):
             made = record(number, text=f"{number} " * 50)
-            if rows.done(*made.key, "size"):
+            if rows.done(*made.key, made.source, "size"):
                 rows.keep(*made.key, number)
                 continue
             rows.write(made, "size")

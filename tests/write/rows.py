@@ -75,7 +75,7 @@ def crash(open_store: OutputStore) -> None:
 
 
 def is_done(open_store: OutputStore, made: Record, fingerprint: str = "") -> bool:
-    return open_store.done(*made.key, fingerprint)
+    return open_store.done(*made.key, made.source, fingerprint)
 
 
 def texts(output: Path) -> list[str | None]:

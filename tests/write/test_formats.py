@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import json
 import math
@@ -36,6 +37,15 @@ AWKWARD = [
     "\\n",
     '"',
     "x" * 200_000,
+    "=1+1",
+    "'=1+1",
+    "''@x",
+    "'quoted'",
+    "'",
+    "- item",
+    "-1",
+    "\t=x",
+    "\n+x",
 ]
 
 
@@ -137,6 +147,22 @@ def test_csv_is_rfc_4180(tmp_path: Path) -> None:
     assert content.startswith(b"id,source,index,")
     assert b',"a ""b""\nc",' in content
     assert content.endswith(b"\r\n")
+
+
+@pytest.mark.parametrize("text", ["=HYPERLINK(1)", "+1", "-1", "- item", "@SUM(A1)", "\t=1", "\r=1", "\n=1", "'=1"])
+def test_no_text_in_a_csv_is_a_formula_and_numbers_stay_numbers(text: str) -> None:
+    file = io.BytesIO()
+    FORMATS[".csv"].write_rows(file, [row_of(record(0, text, id=text, prompt=text, mean_logprob=-0.5))])
+    fields = dict(zip(*csv.reader(io.StringIO(file.getvalue().decode(), newline="")), strict=True))
+    assert fields["text"] == fields["id"] == fields["prompt"] == f"'{text}"
+    assert fields["mean_logprob"] == "-0.5"
+
+
+def test_a_csv_that_a_spreadsheet_saved_with_a_byte_order_mark_is_read() -> None:
+    file = io.BytesIO()
+    FORMATS[".csv"].write_rows(file, [row_of(record(0, "naïve"))])
+    rows = FORMATS[".csv"].read_rows(io.BytesIO(b"\xef\xbb\xbf" + file.getvalue()))
+    assert [row["text"] for row in rows] == ["naïve"]
 
 
 def test_writing_other_formats_does_not_load_pyarrow() -> None:

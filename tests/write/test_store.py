@@ -6,17 +6,25 @@ import json
 import logging
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.write.rows import ONLY_WHEN_ASKED, PROMPT, SUFFIXES, crash, failed, ids, is_done, record, store, texts
 from vlmbatch.errors import OutputError
+from vlmbatch.records import Record
 from vlmbatch.write import CommitPolicy, read_records, write_summary
 
 
 @pytest.fixture(params=SUFFIXES)
 def output(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     return tmp_path / f"out.{request.param}"
+
+
+def identity_of(path: Path) -> tuple[int, int, int]:
+    """What changes when a file is written or replaced; reading it changes its access time only."""
+    status = path.stat()
+    return status.st_ino, status.st_size, status.st_mtime_ns
 
 
 class TestOrder:
@@ -90,6 +98,33 @@ class TestResume:
             assert is_done(rows, record(0), "2 kB")
         assert texts(output) == ["new"]
 
+    def test_rows_about_what_a_changed_file_no_longer_holds_are_left_out(self, output: Path) -> None:
+        def frame(seconds: int, **changes: Any) -> Record:
+            return record(seconds, id=f"clip.mp4#t={seconds}.000", source="/data/clip.mp4", **changes)
+
+        with store(output) as rows:
+            for seconds in range(4):
+                rows.write(frame(seconds), "4 s")
+            rows.write(record(9), "x")
+            rows.write(record(10, id="broken.mp4", source="/data/broken.mp4", status="error", error_type="DecodeError", text=None), "broken")
+        with store(output) as rows:  # the clip is shorter now and the broken one whole; 00009.jpg is not asked about this time
+            assert not is_done(rows, frame(0), "2 s")
+            rows.write(frame(0, text="new"), "2 s")
+            rows.write(frame(1, text="new"), "2 s")
+            rows.write(record(2, id="broken.mp4#t=0.000", source="/data/broken.mp4", text="whole"), "whole")
+        found = [(row["id"], row["text"]) for row in read_records(output)]
+        assert found == [("clip.mp4#t=0.000", "new"), ("clip.mp4#t=1.000", "new"), ("broken.mp4#t=0.000", "whole"), ("00009.jpg", "picture 9")]
+        with store(output) as rows:
+            assert is_done(rows, frame(1), "2 s")
+            assert rows.totals() == {"rows": 4, "errors": 0}
+
+    def test_a_changed_file_keeps_its_answers_to_other_questions(self, output: Path) -> None:
+        with store(output) as rows:
+            rows.write(record(0, prompt="Is it day?"), "1 kB")
+        with store(output) as rows:
+            rows.write(record(0, "new"), "2 kB")
+        assert texts(output) == ["new", "picture 0"]
+
     def test_a_fingerprint_that_was_not_known_is_taken_over(self, output: Path) -> None:
         with store(output) as rows:
             rows.write(record(0))
@@ -115,12 +150,12 @@ class TestResume:
         with store(output) as rows:
             for number in range(5):
                 rows.write(record(number), "x")
-        before, journal = output.stat(), Path(f"{output}.journal").stat()
+        before, journal = identity_of(output), Path(f"{output}.journal").stat()
         with store(output) as rows:
             for number in range(5):
                 assert is_done(rows, record(number), "x")
                 rows.keep(*record(number).key, number)
-        assert output.stat() == before
+        assert identity_of(output) == before
         assert Path(f"{output}.journal").stat().st_ino == journal.st_ino
 
     def test_a_deleted_output_is_made_anew_with_any_settings(self, output: Path) -> None:
@@ -154,7 +189,7 @@ class TestResume:
             for number in range(50):
                 rows.write(record(number), "x")
         assert sorted(os.listdir(output.parent)) == [output.name, f"{output.name}.journal"]
-        assert Path(f"{output}.journal").stat().st_size < 50 * 70 + 400
+        assert Path(f"{output}.journal").stat().st_size < 50 * 87 + 400
 
     def test_an_output_without_rows_can_be_read_and_continued(self, output: Path) -> None:
         store(output).close()
@@ -379,7 +414,7 @@ def test_the_journal_begins_with_the_settings(tmp_path: Path) -> None:
     output = tmp_path / "out.jsonl"
     store(output).close()
     header = json.loads(Path(f"{output}.journal").read_text().splitlines()[0][9:])
-    assert header["vlmbatch_journal"] == 1
+    assert header["vlmbatch_journal"] == 2
     assert header["identity"]["revision"] == "r1"
 
 

@@ -30,6 +30,7 @@ def look() -> Iterator[Finding]:
     """Looks at everything that a run depends on."""
     yield from _compute()
     yield from _formats()
+    yield from _extras()
     yield from _models()
     yield from _folder()
 
@@ -71,6 +72,17 @@ def _formats() -> Iterator[Finding]:
         "videos", f"{text} (PyAV {av.__version__}, libavcodec {version})", "install PyAV from its wheel: pip install --force-reinstall av" if lacking else ""
     )
     yield Finding("outputs", f"jsonl, csv, parquet (pyarrow {importlib.metadata.version('pyarrow')})")
+
+
+def _extras() -> Iterator[Finding]:
+    from vlmbatch.read.extras import EXTRAS, REMOTE, is_there
+
+    needed = {extra: (what, [module]) for extra, (what, module, _) in EXTRAS.items()} | {"remote": ("URLs", list(REMOTE.values()))}
+    for extra, (what, modules) in needed.items():
+        missing = [module for module in modules if not is_there(module)]
+        yield Finding(
+            what, f"no {', '.join(missing)}" if missing else ", ".join(modules), f"if you need them: pip install 'vlmbatch[{extra}]'" if missing else ""
+        )
 
 
 def _models() -> Iterator[Finding]:

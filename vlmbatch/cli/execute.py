@@ -65,7 +65,7 @@ def execute(job: Job, *, dry_run: bool, verbose: int, quiet: bool) -> None:
 
     with make_reporter(bar=bar, lines=job.progress != "off" and not quiet) as reporter:
         run = Run(job, reporter=reporter)
-        _catch_signals(run)
+        catch_signals(run)
         outcome = run.start()
     if outcome.error is not None and not hasattr(outcome.error, "exit_code"):
         logger.error("unexpected error, please report it", exc_info=outcome.error)
@@ -92,7 +92,7 @@ def print_job(job: Job) -> None:
     click.echo(yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=120), nl=False)
 
 
-def _catch_signals(run: Any) -> None:
+def catch_signals(run: Any) -> None:
     """The first Ctrl-C or SIGTERM stops the run in order; the second one ends it at once."""
 
     def stop(number: int, frame: FrameType | None) -> None:
@@ -109,12 +109,30 @@ def _count(number: int, name: str) -> str:
     return f"{number} {name}{'' if number == 1 else 's'}"
 
 
+def say_sidecars(counts: dict[str, int]) -> None:
+    """What came of the sidecars."""
+    say = logging.getLogger("vlmbatch.report").info
+    changed = f" ({counts['unchanged']} more are as they were)" if counts["unchanged"] else ""
+    say("%s written%s", _count(counts["written"], "sidecar"), changed)
+    if counts["kept"]:
+        say("%s there that we did not write, or that was changed since: kept (--overwrite replaces)", _count(counts["kept"], "file"))
+    if counts["renamed"]:
+        say("%s named after the whole file, because another one has the shorter name", _count(counts["renamed"], "sidecar"))
+    if counts["no_place"]:
+        say("%s without a file on this disk to stand beside; use --sidecar-dir DIR", _count(counts["no_place"], "item"))
+
+
 def _report(job: Job, summary: dict[str, Any], *, interrupted: bool) -> None:
     """The closing lines."""
     say = logging.getLogger("vlmbatch.report").info
     status, kept, left = summary["status"], summary["kept"], summary["left_alone"]
     rate = f"{summary['items_per_second']:.2f} items/s, {summary['new_tokens_per_second']:.1f} tokens/s"
-    parts = [f"{status.get('ok', 0)} ok", _count(status.get("error", 0), "error"), *([f"{kept['rows']} done before"] if kept["rows"] else [])]
+    parts = [
+        f"{status.get('ok', 0)} ok",
+        *([f"{status['similar']} similar"] if "similar" in status else []),
+        _count(status.get("error", 0), "error"),
+        *([f"{kept['rows']} done before"] if kept["rows"] else []),
+    ]
     failed = summary["error"] is not None
     done = _count(summary["items"], "item")
     say("%s%s in %.1f s (%s): %s -> %s", "interrupted: " if interrupted else "", done, summary["wall_seconds"], rate, ", ".join(parts), job.output_path)
@@ -128,9 +146,17 @@ def _report(job: Job, summary: dict[str, Any], *, interrupted: bool) -> None:
     if summary["found"] == 0 and not failed and not interrupted:
         say("no %ss found", job.media)
     if left["without_question"]:
-        say("%d items without a question in %s", left["without_question"], job.questions_file)
-    if summary["finish_reason"].get("length"):
-        say("%d answers were cut off at --max-new-tokens %d", summary["finish_reason"]["length"], job.max_new_tokens)
+        say("%s without a question%s", _count(left["without_question"], "item"), f" in {job.questions_file}" if job.questions_file else "")
+    if summary["cut_off"]["answers"]:
+        say("%s", summary["cut_off"]["hint"])
+    if summary["sidecars"]:
+        say_sidecars(summary["sidecars"])
+    if "similar" in status:
+        say(
+            "%s of %d resembled an earlier one and took its answers: so many pictures less to encode",
+            _count(summary["similar_items"], "frame"),
+            summary["items"],
+        )
     native, full = summary["native_tiles"], summary["full_tiles"]
     if native and native <= 0.75 * full:
         say("small pictures were enlarged to %d tiles; --detail native would take %d", full, native)

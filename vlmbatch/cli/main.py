@@ -17,6 +17,9 @@ COMMANDS = {
     "video": ("vlmbatch.cli.work", "Sampled frames, clips or windows of each video."),
     "run": ("vlmbatch.cli.run", "A job from a YAML file; the form for cron."),
     "stats": ("vlmbatch.cli.stats", "What a run took, from its own records."),
+    "eval": ("vlmbatch.cli.eval", "How good the answers of an OUTPUT are, against a file of right ones."),
+    "export": ("vlmbatch.cli.export", "An OUTPUT as another table, or as text and subtitle files."),
+    "finetune": ("vlmbatch.cli.finetune", "Teach a model your answers: pictures or videos with prompt and answer."),
     "models": ("vlmbatch.cli.models", "List, describe and fetch models."),
     "doctor": ("vlmbatch.cli.doctor", "What this machine has, and what to do about what is missing."),
     "bench": ("vlmbatch.cli.bench", "What this machine does, beside its own limits."),
@@ -26,7 +29,8 @@ EPILOG = """\b
 Try it without a network:
   vlmbatch caption photos/ --model demo -o -
 Exit codes: 0 ok, 1 the run could not go on, 2 bad usage or job, 3 some items
-are errors, 4 stopped by --max-errors, 75 OUTPUT is in use, 130 interrupted.
+are errors, 4 stopped by --max-errors or worse than --fail-under, 75 OUTPUT is
+in use, 130 interrupted.
 """
 
 

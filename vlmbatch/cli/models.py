@@ -75,4 +75,20 @@ def _fetch(model: str, revision: str | None) -> None:
     click.echo(f"{checkpoint.name} {checkpoint.revision}: {size / 1e6:.0f} MB in {checkpoint.folder}")
 
 
+@_models.command(name="merge")
+@click.argument("adapter")
+@click.option("-o", "--output", required=True, metavar="FOLDER", help="Folder of the new checkpoint.")
+@click.option("--model", metavar="MODEL", help="The checkpoint that the adapter belongs to. [default: the one it names]")
+@click.option("--revision", metavar="REV", help="Branch, tag or commit of a hub id.")
+def _merge(adapter: str, output: str, model: str | None, revision: str | None) -> None:
+    """Fold an adapter that `vlmbatch finetune` made into its checkpoint."""
+    from vlmbatch.finetune.extras import require
+
+    require()
+    from vlmbatch.finetune.merge import merge_adapter
+
+    checkpoint = merge_adapter(Path(adapter), Path(output), model, revision)
+    click.echo(f"{checkpoint.folder} is ready: vlmbatch caption INPUT --model {output}")
+
+
 COMMANDS = {"models": _models}

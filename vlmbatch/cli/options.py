@@ -10,9 +10,9 @@ from typing import Any, Literal, get_args, get_origin
 import click
 
 from vlmbatch.errors import JobError
-from vlmbatch.job import Job, parse_seconds
+from vlmbatch.job import DEFAULT_SKIP_SIMILAR, Job, parse_seconds
 
-GROUPS = ("", "Question", "Video", "Generation", "Model", "Items", "Output", "Resources", "Reporting")
+GROUPS = ("", "Data", "Training", "LoRA", "Question", "Video", "Generation", "Model", "Items", "Output", "Resources", "Reporting")
 
 
 class GroupedCommand(click.Command):
@@ -84,15 +84,29 @@ class Time(click.ParamType):  # type: ignore[type-arg]  # generic since click 8.
             self.fail(f"{value!r} is not a time such as 90 or 1:30", param, ctx)
 
 
-def job_options(names: Iterable[str], flags: dict[str, tuple[str, ...]] | None = None) -> Callable[[click.Command], click.Command]:
+class Threshold(click.ParamType):  # type: ignore[type-arg]  # generic since click 8.2
+    """A number that may be left out."""
+
+    name = "THRESHOLD"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Text to a number."""
+        try:
+            return float(value)
+        except ValueError:
+            self.fail(f"{value!r} is not a number; without one, put this option after INPUT or another option after it", param, ctx)
+
+
+def job_options(names: Iterable[str], flags: dict[str, tuple[str, ...]] | None = None, of: type[Any] = Job) -> Callable[[click.Command], click.Command]:
     """Adds an option for each of these fields to a command.
 
     Args:
-        names: Fields of ``Job``.
+        names: Fields of ``of``.
         flags: Other flags for some of them.
+        of: The dataclass of options.
     """
-    fields = {field.name: field for field in dataclasses.fields(Job)}
-    hints = typing.get_type_hints(Job)
+    fields = {field.name: field for field in dataclasses.fields(of)}
+    hints = typing.get_type_hints(of)
 
     def add(command: click.Command) -> click.Command:
         for name in names:
@@ -103,9 +117,10 @@ def job_options(names: Iterable[str], flags: dict[str, tuple[str, ...]] | None =
 
 
 def field_names(*, video: bool) -> list[str]:
-    """Fields that are options of every work command, the video ones among them or not."""
+    """Fields that are options of every work command of the media."""
     skip = {"inputs", "media", "task", "questions", "questions_file"}
-    return [f.name for f in dataclasses.fields(Job) if f.name not in skip and (video or f.metadata.get("group") != "Video")]
+    other = "image" if video else "video"
+    return [f.name for f in dataclasses.fields(Job) if f.name not in skip and f.metadata.get("media", f.metadata.get("group", "").lower()) != other]
 
 
 def given(values: dict[str, Any]) -> dict[str, Any]:
@@ -148,9 +163,11 @@ def _option(field: dataclasses.Field[Any], hint: Any, flags: tuple[str, ...] | N
     plain = next(part for part in (get_args(hint) or (hint,)) if part is not type(None)) if get_origin(hint) not in (tuple, Literal) else hint
     if field.name == "at":
         settings["type"] = Times()
+    elif field.name == "skip_similar":
+        settings |= {"type": Threshold(), "is_flag": False, "flag_value": DEFAULT_SKIP_SIMILAR}
     elif field.name in ("start", "end", "window"):
         settings["type"] = Time()
-    elif field.name in ("batch_size", "read_workers"):
+    elif field.name in ("batch_size", "read_workers") and field.default is None:
         settings["type"] = NumberOrAuto()
         text += " [default: auto]"
     elif get_origin(plain) is Literal:
@@ -158,6 +175,8 @@ def _option(field: dataclasses.Field[Any], hint: Any, flags: tuple[str, ...] | N
         settings["metavar"] = None
     elif get_origin(plain) is tuple:
         settings["multiple"] = True
+        if get_origin(get_args(plain)[0]) is Literal:
+            settings["type"] = click.Choice(get_args(get_args(plain)[0]))
     elif plain is bool:
         return GroupedOption([f"{long}", field.name], is_flag=True, default=None, help=text, group=settings["group"])
     else:

@@ -9,7 +9,18 @@ import click
 from vlmbatch.cli.options import GroupedCommand, GroupedOption, build_job, field_names, job_options
 from vlmbatch.tasks import TASKS
 
-INPUT_HELP = "INPUT is a file, a folder (with all below it), a glob, or - for paths on stdin."
+INPUT_HELP = (
+    "INPUT is a file, a folder (with all below it), a glob, a manifest (.txt with a path a line; .csv, .tsv, .jsonl or .parquet with a column of paths, URLs "
+    "or pictures), {archive}a URL (https://, s3://, gs://, hf:// …), or - for paths and URLs on stdin. {opened} where they are named or matched by a glob "
+    "(a manifest: by one that ends in its suffix), and left alone inside folders; paths in a manifest count from its folder."
+)
+PAGES_HELP = (
+    " A PDF counts as a picture a page, named or found in a folder. Other files with several pictures (TIFF, GIF, WebP …) give their first: see --pages."
+)
+INPUT_HELPS = {
+    "image": INPUT_HELP.format(archive="an archive (.zip, .tar, .tar.gz, .tar.zst …), ", opened="Manifests and archives are opened") + PAGES_HELP,
+    "video": INPUT_HELP.format(archive="", opened="Manifests are opened"),
+}
 
 
 def _command(name: str, summary: str, *, media: str, asks: bool) -> click.Command:
@@ -28,7 +39,7 @@ def _command(name: str, summary: str, *, media: str, asks: bool) -> click.Comman
         fixed = {"inputs": inputs, "media": media, **({} if media == "video" else {"task": name})}
         execute(build_job({**values, **fixed}), dry_run=dry_run, verbose=verbose, quiet=quiet)
 
-    command = GroupedCommand(name, callback=callback, help=f"{summary}\n\n{INPUT_HELP}", no_args_is_help=True)
+    command = GroupedCommand(name, callback=callback, help=f"{summary}\n\n{INPUT_HELPS[media]}", no_args_is_help=True)
     command.params.append(click.Argument(["inputs"], nargs=-1, required=True, metavar="INPUT..."))
     if media == "video":
         task = GroupedOption(
@@ -38,6 +49,10 @@ def _command(name: str, summary: str, *, media: str, asks: bool) -> click.Comman
     names = field_names(video=media == "video")
     if name == "vqa":
         names.remove("prompt")
+    if not asks:
+        names.remove("question_column")
+    if name in ("caption", "vqa"):
+        names.remove("per")  # nothing to choose: a picture is asked about as a whole
     job_options([*(["questions", "questions_file"] if asks else []), *names])(command)
     add_reporting(command, quiet_flags=("--quiet",) if asks else ("-q", "--quiet"))
     return command

@@ -20,13 +20,16 @@ __all__ = ["ENGINES", "Engine", "EngineStats", "RequestQueue", "open_engine"]
 
 def _open_torch(job: Job, checkpoint: Checkpoint, prepare: Prepare, decode: Decode) -> Engine:
     from vlmbatch.engine.budget import CAPS, MemoryBudget
-    from vlmbatch.engine.device import device_memory, find_device, find_dtype, is_out_of_memory
+    from vlmbatch.engine.device import SMALL_MODEL_PARAMETERS, device_memory, find_device, find_dtype, is_out_of_memory, keep_freed_memory
+    from vlmbatch.engine.kernels import can_pack, choose_kernels, packed_bytes
     from vlmbatch.engine.sampling import SamplingOptions
     from vlmbatch.engine.shape import ModelShape
     from vlmbatch.engine.torch_engine import TorchEngine
     from vlmbatch.engine.weights import load_model
 
     device = find_device(job.device)
+    if device.type == "cpu":
+        keep_freed_memory()
     shape = ModelShape.from_checkpoint(checkpoint)
     dtype = find_dtype(job.dtype, device, shape.parameters)
     limit = int(device_memory(device).free * job.memory_fraction)
@@ -42,7 +45,14 @@ def _open_torch(job: Job, checkpoint: Checkpoint, prepare: Prepare, decode: Deco
         if not is_out_of_memory(error):
             raise
         raise OutOfMemoryError(f"{checkpoint.name} did not fit while it was loaded ({' '.join(str(error).split())[:200]})") from error
-    return TorchEngine(model, budget, prepare=prepare, decode=decode, end_ids=end_ids, options=options, batch_size=job.batch_size)
+    kernels = {}
+    # A model as small as the demo gains little, and without a choice it answers alike on every machine, to the last bit of its confidence.
+    if shape.parameters >= SMALL_MODEL_PARAMETERS and can_pack(device, dtype) and budget.reserve_packed(packed_bytes(model.vision, model.language)):
+        kernels = choose_kernels(model.vision, model.language)
+        budget.packed_bytes = packed_bytes(model.vision, model.language, chosen=True)
+    engine = TorchEngine(model, budget, prepare=prepare, decode=decode, end_ids=end_ids, options=options, batch_size=job.batch_size)
+    engine.stats.kernels = kernels
+    return engine
 
 
 ENGINES: dict[str, Callable[[Job, Checkpoint, Prepare, Decode], Engine]] = {"torch": _open_torch}

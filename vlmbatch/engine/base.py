@@ -19,6 +19,7 @@ class EngineStats:
         busy_seconds: Wall time in which it was computing or scheduling, not waiting for requests.
         vision_seconds, prefill_seconds, decode_seconds: The phases that make it up.
         tiles, prefill_tokens, decode_tokens: What the phases worked through.
+        tiles_reused: Tiles that were not encoded, as an equal one had been.
         vision_calls, prefill_calls, decode_steps: How many calls that took.
         max_sequences: The most sequences that were alive at a time.
         max_tiles: The most tiles in one encoder call.
@@ -26,6 +27,7 @@ class EngineStats:
         cleanups: How often caches were given back to the device.
         cleanup_seconds: What that cost.
         memory: What the memory budget allowed, in bytes.
+        kernels: For each kind of matrix the row counts from which on a packed kernel multiplies it; empty where none does.
         peak_device_bytes: The most device memory that was allocated, or None on a CPU.
     """
 
@@ -34,6 +36,7 @@ class EngineStats:
     prefill_seconds: float = 0.0
     decode_seconds: float = 0.0
     tiles: int = 0
+    tiles_reused: int = 0
     prefill_tokens: int = 0
     decode_tokens: int = 0
     vision_calls: int = 0
@@ -45,6 +48,7 @@ class EngineStats:
     cleanups: int = 0
     cleanup_seconds: float = 0.0
     memory: dict[str, int] = dataclasses.field(default_factory=dict)
+    kernels: dict[str, list[int]] = dataclasses.field(default_factory=dict)
     peak_device_bytes: int | None = None
 
 

@@ -17,6 +17,7 @@ KNOWN_PARAMETERS = dict(zip(KNOWN_MODELS, (256_500_000, 507_500_000, 2_247_000_0
 """Weights of the published checkpoints, counted on their shapes."""
 
 WORKSPACE_SHARE = 0.25
+PACKED_SHARE = 0.25
 LARGEST_PICTURE_TILES = 17
 """Tiles of a square picture at full detail: 4 x 4 and the global view."""
 
@@ -50,6 +51,7 @@ class MemoryBudget:
         limit: Bytes that the engine may take in all.
         caps: What the device takes at once.
         tile_bytes: Peak activation bytes of a tile: an estimate, until the first encoder call has been measured.
+        packed_bytes: Bytes of second copies of weights (kernels.py); 0 without them.
     """
 
     shape: ModelShape
@@ -57,14 +59,15 @@ class MemoryBudget:
     limit: int
     caps: Caps
     tile_bytes: int = 0
+    packed_bytes: int = 0
 
     def __post_init__(self) -> None:
         self.tile_bytes = self.tile_bytes or self.shape.tile_bytes(self.itemsize)
 
     @property
     def weight_bytes(self) -> int:
-        """Bytes of the weights."""
-        return self.shape.parameters * self.itemsize
+        """Bytes of the weights, second copies for faster kernels included."""
+        return self.shape.parameters * self.itemsize + self.packed_bytes
 
     @property
     def workspace_bytes(self) -> int:
@@ -87,6 +90,13 @@ class MemoryBudget:
         text = self.shape.text
         token_bytes = (6 * text.hidden + 3 * text.mlp) * self.itemsize
         return max(1, min(self.caps.prefill_tokens, self.workspace_bytes // token_bytes))
+
+    def reserve_packed(self, size: int) -> bool:
+        """Sets memory aside for second copies of weights, where they take at most a quarter of what is left; says whether it did."""
+        if size > PACKED_SHARE * (self.limit - self.weight_bytes):
+            return False
+        self.packed_bytes = size
+        return True
 
     def sequences(self, tokens: int) -> int:
         """How many sequences of so many tokens fit, within the device's cap."""

@@ -18,6 +18,9 @@ SMALL_MODEL_PARAMETERS = 20_000_000
 OUT_OF_MEMORY_SIGNS = ("out of memory", "can't allocate memory", "not enough memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
 """How the messages of CUDA, MPS, the CPU allocator and the libraries below them say that memory ran out."""
 
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
+"""glibc's mallopt(3): from which size on free memory at the end of the heap is returned, and how many blocks may be mapped on their own."""
+
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -157,6 +160,18 @@ def empty_cache(device: torch.device) -> None:
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc has it; others have no need of it
         if trim is not None:
             trim(0)
+
+
+def keep_freed_memory() -> None:
+    """Has the C library keep large blocks that are freed for the next allocation, instead of handing them back to the system each time.
+
+    Fresh pages from the system are zeroed one by one as they are touched, which took a tenth of the vision encoder's time. ``empty_cache`` still returns
+    what is free. Only glibc has the switches.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:
+        mallopt(M_MMAP_MAX, 0)
+        mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -25,7 +25,7 @@ class _StorageMeter(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         for leaf in tree_leaves((args, kwargs)):
-            if isinstance(leaf, torch.Tensor):
+            if isinstance(leaf, torch.Tensor) and leaf.layout is torch.strided:  # oneDNN's packed weights have no storage to ask for
                 self._known.add(leaf.untyped_storage()._cdata)  # what came from outside is not counted
         for leaf in tree_leaves(result):
             if isinstance(leaf, torch.Tensor):

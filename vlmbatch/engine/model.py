@@ -36,6 +36,10 @@ class Linear:
         """(…, in) to (…, out)."""
         return F.linear(x, self.weight, self.bias)
 
+    def gelu(self, x: Tensor) -> Tensor:
+        """The product behind a GELU, in its approximation by a hyperbolic tangent."""
+        return F.gelu(self(x), approximate="tanh")
+
 
 class Weights:
     """The tensors of a checkpoint by name. Those that are stacked into one matrix are taken out."""
@@ -118,8 +122,7 @@ class VisionLayer:
         query, key, value = qkv.view(n, patches, 3, self.heads, hidden // self.heads).permute(2, 0, 3, 1, 4)
         attended = F.scaled_dot_product_attention(query, key, value)
         x = x + self.out(attended.transpose(1, 2).reshape(n, patches, hidden))
-        y = F.gelu(self.fc1(F.layer_norm(x, (hidden,), *self.norm2, eps=self.eps)), approximate="tanh")
-        return x + self.fc2(y)
+        return x + self.fc2(self.fc1.gelu(F.layer_norm(x, (hidden,), *self.norm2, eps=self.eps)))
 
 
 class LanguageModel:
@@ -182,24 +185,27 @@ class TextLayer:
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """Root-mean-square norm as LlamaRMSNorm computes it: in float32, rounded to x's dtype before the weight is multiplied in."""
+    if x.dtype == torch.float32:
+        return F.rms_norm(x, x.shape[-1:], weight, eps)  # the same numbers in one operation
     y = x.float()
     y = y * torch.rsqrt(y.square().mean(-1, keepdim=True) + eps)
     return weight * y.to(x.dtype)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary position embedding of (N, heads, D), the halves of D paired as in Llama."""
-    half = x.shape[-1] // 2
-    turned = torch.cat((-x[..., half:], x[..., :half]), dim=-1)
-    return x * cos + turned * sin
+    """Rotary position embedding of (N, heads, D), the halves of D paired as in Llama; ``sin`` is negative in the first half, see ``rotary_table``."""
+    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, dims=-1), sin)
 
 
 def rotary_table(shape: TextShape, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Cosines and sines (context, head_dim): frequencies theta^(-2i/D), computed in float32 (RoFormer, arXiv:2104.09864)."""
+    """Cosines and sines (context, head_dim): frequencies theta^(-2i/D), computed in float32 (RoFormer, arXiv:2104.09864).
+
+    A pair (a, b) turns to (a cos - b sin, b cos + a sin): the sines of the first half carry the minus.
+    """
     exponents = torch.arange(0, shape.head_dim, 2, dtype=torch.float32) / shape.head_dim
     angles = torch.arange(shape.context, dtype=torch.float32)[:, None] * (1.0 / shape.rope_theta**exponents)
-    angles = torch.cat((angles, angles), dim=-1)
-    return angles.cos().to(device, dtype), angles.sin().to(device, dtype)
+    cos, sin = angles.cos(), angles.sin()
+    return torch.cat((cos, cos), dim=-1).to(device, dtype), torch.cat((-sin, sin), dim=-1).to(device, dtype)
 
 
 def position_ids(shape: VisionShape) -> Tensor:

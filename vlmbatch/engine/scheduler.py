@@ -25,7 +25,7 @@ class Work:
         request: The request.
         pending: Numbers of the questions that no sequence answers yet.
         unanswered: Questions without a completion.
-        features: Encoded tiles so far, one tensor an encoder call.
+        features: Features of the tiles encoded so far, one tensor a tile.
         encoded: Tiles among them.
         prefix: Keys and values of the prefix, for questions that start later; None while there are none or it is not computed.
         wait_seconds, vision_seconds, prefill_seconds: Phases of the request as a whole.

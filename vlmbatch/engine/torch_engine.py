@@ -18,6 +18,7 @@ from vlmbatch.engine.base import EngineStats, RequestQueue
 from vlmbatch.engine.budget import MemoryBudget, gib
 from vlmbatch.engine.cache import Cache, DecodeAttention, PrefillAttention, Segment
 from vlmbatch.engine.cleanup import Cleaner
+from vlmbatch.engine.features import FeatureCache
 from vlmbatch.engine.measure import measure_peak
 from vlmbatch.engine.recovery import Recovery
 from vlmbatch.engine.sampling import SamplingOptions, choose_tokens
@@ -71,6 +72,7 @@ class TorchEngine:
         self._done: list[Completion] = []
         self._mark = time.perf_counter()
         self._measured = False
+        self._kept = FeatureCache()
 
     def run(self, source: RequestQueue) -> Iterator[Completion]:
         """See ``Engine``."""
@@ -130,6 +132,7 @@ class TorchEngine:
             if not devices.is_out_of_memory(error):
                 raise EngineError(f"{phase} failed: {type(error).__name__}: {message}") from error
             del error
+            self._kept.clear()
             for work in self._recovery.handle(phase, size, works, message):
                 self._fail(work, GenerateError(f"out of memory in {phase} with nothing else in the batch: {message}"))
 
@@ -137,23 +140,45 @@ class TorchEngine:
         """Encodes tiles of several requests in one call."""
         for run in runs:
             run.work.started()
-        parts = [torch.from_numpy(run.work.request.tiles[run.begin : run.end]) for run in runs]
-        tiles = (parts[0] if len(parts) == 1 else torch.cat(parts)).to(self.model.device)
-        features = self.model.vision(tiles) if self._measured else self._encode_measured(tiles)
+        wanted = [(run.work.request, number) for run in runs for number in range(run.begin, run.end)]
+        features = self._features(wanted)
         devices.synchronize(self.model.device)
         begin = 0
         for run in runs:
             count = run.end - run.begin
-            run.work.features.append(features[begin : begin + count].reshape(-1, features.shape[-1]))
+            run.work.features += features[begin : begin + count]
             run.work.encoded = run.end
             begin += count
         seconds = self._lap("vision")
         for run in runs:
             run.work.vision_seconds += seconds
             run.work.shared_seconds += seconds * (run.end - run.begin) / begin
-        self.stats.tiles += begin
+
+    def _features(self, wanted: list[tuple[Request, int]]) -> list[torch.Tensor]:
+        """Features (tile_tokens, hidden) of tiles; equal tiles are encoded once."""
+        found: list[torch.Tensor | None] = []
+        fresh: dict[bytes | int, int] = {}  # key, or place where there is none, to the place among the tiles to encode
+        chosen: list[torch.Tensor] = []
+        for place, (request, number) in enumerate(wanted):
+            key = request.tile_keys[number] if request.tile_keys else b""
+            found.append(self._kept.get(key))
+            if found[-1] is None and (key or place) not in fresh:
+                fresh[key or place] = len(chosen)
+                chosen.append(torch.from_numpy(request.tiles[number]))
+        if not chosen:
+            self.stats.tiles_reused += len(wanted)
+            return [features for features in found if features is not None]
+        tiles = torch.stack(chosen).to(self.model.device)
+        encoded = self.model.vision(tiles) if self._measured else self._encode_measured(tiles)
+        self.stats.tiles += len(chosen)
+        self.stats.tiles_reused += len(wanted) - len(chosen)
         self.stats.vision_calls += 1
-        self.stats.max_tiles = max(self.stats.max_tiles, begin)
+        self.stats.max_tiles = max(self.stats.max_tiles, len(chosen))
+        for name, number in fresh.items():
+            if isinstance(name, bytes):
+                self._kept.put(name, encoded[number].clone())
+        keys = (request.tile_keys[number] if request.tile_keys else place for place, (request, number) in enumerate(wanted))
+        return [encoded[fresh[key]] if features is None else features for key, features in zip(keys, found, strict=True)]
 
     def _encode_measured(self, tiles: torch.Tensor) -> torch.Tensor:
         """The first encoder call: its first tile alone, to learn what a tile costs, then the others."""
@@ -249,7 +274,7 @@ class TorchEngine:
     def _prefix_embeds(self, work: Work) -> torch.Tensor:
         """Embeddings (tokens, hidden) of a prefix, the vision features in the places of the image tokens."""
         ids = torch.tensor(work.request.prefix_ids, device=self.model.device)
-        features = work.features[0] if len(work.features) == 1 else torch.cat(work.features)
+        features = torch.cat(work.features)
         embeds = self.model.language.embed(ids)
         places = ids == self.model.shape.image_token_id
         if int(places.sum()) != len(features):
@@ -380,6 +405,7 @@ class TorchEngine:
         self.scheduler.live.clear()
         self.scheduler.waiting.clear()
         self.cache.arenas.clear()
+        self._kept.clear()
         if self.model.device.type == "cuda":
             self.stats.peak_device_bytes = torch.cuda.max_memory_allocated(self.model.device)
         try:

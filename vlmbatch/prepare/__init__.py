@@ -22,6 +22,9 @@ __all__ = ["Detail", "Preparer"]
 
 Detail = Literal["full", "native", "low"]
 
+BLANK_LEVELS = 8
+"""Values of a tile's pixels that are no further apart than this, of 255, are the noise of a scan's margin."""
+
 DEFAULT_CONTEXT = 2048
 """What transformers' Llama configuration takes when config.json does not say; the published checkpoints say 8192."""
 
@@ -97,7 +100,7 @@ class Preparer:
             raise PrepareError("there is no question to ask")
         _check_pixels(conversation.pixels)
         _check_text(questions)
-        words = self._clip_words if conversation.media == "clip" else self._picture_words
+        words = {"clip": self._clip_words, "tile": self._tile_words}.get(conversation.media, self._picture_words)
         prefix_ids, question_ids = words(conversation.pixels, questions)
         self._check_context(len(prefix_ids) + max(map(len, question_ids)), conversation)
         tiles = self._tiles(conversation)
@@ -105,7 +108,26 @@ class Preparer:
         if image_tokens != len(tiles) * self.seq_len:
             raise PrepareError(f"{image_tokens} image tokens for {len(tiles)} tiles of {self.seq_len}: tokenizer and processor do not match")
         seeds = [self._question_seed(conversation.key, question) for question in questions]
-        return Request(tiles, prefix_ids, question_ids, seeds, prepare_seconds=time.perf_counter() - start)
+        keys = [hashlib.blake2b(tile, digest_size=16).digest() for tile in tiles]
+        return Request(tiles, prefix_ids, question_ids, seeds, keys, prepare_seconds=time.perf_counter() - start)
+
+    def cut(self, conversation: Conversation) -> list[Conversation]:
+        """The tiles of a picture as conversations of their own, in reading order: row by row, without the global view and without tiles of one colour.
+
+        A model that is asked to read an empty tile makes words up.
+
+        Args:
+            conversation: About a picture.
+
+        Raises:
+            PrepareError: It is no RGB picture.
+        """
+        _check_pixels(conversation.pixels)
+        tiles = self._tiles(conversation)
+        grid = tiles if len(tiles) == 1 else tiles[:-1]
+        parts = [tile for tile in grid if int(tile.max()) - int(tile.min()) > BLANK_LEVELS] or [tiles[-1]]
+        pixels = (Pixels((np.ascontiguousarray(tile.transpose(1, 2, 0)),)) for tile in parts)
+        return [Conversation("tile", part, f"{conversation.key}#tile={number}") for number, part in enumerate(pixels)]
 
     def full_tiles(self, width: int, height: int) -> int:
         """Tiles that a picture of this size takes with ``full`` detail."""
@@ -134,6 +156,9 @@ class Preparer:
             raise PrepareError(f"the picture takes {plan.rows} x {plan.cols} tiles; the vocabulary has positions for {MAX_GRID} x {MAX_GRID}")
         return self._image_prefix(plan.rows, plan.cols), [self._image_question(question) for question in questions]
 
+    def _tile_words(self, pixels: Pixels, questions: Sequence[str]) -> tuple[tuple[int, ...], list[tuple[int, ...]]]:
+        return self._image_prefix(0, 0), [self._image_question(question) for question in questions]
+
     def _clip_words(self, pixels: Pixels, questions: Sequence[str]) -> tuple[tuple[int, ...], list[tuple[int, ...]]]:
         times = pixels.times_seconds
         if len(times) != len(pixels.frames):
@@ -143,6 +168,8 @@ class Preparer:
 
     def _tiles(self, conversation: Conversation) -> UInt8Array:
         frames = conversation.pixels.frames
+        if conversation.media == "tile":
+            return np.ascontiguousarray(conversation.pixels.arrays()[0].transpose(2, 0, 1))[np.newaxis]
         try:
             if conversation.media != "clip":
                 return cut_tiles(frames[0], self._settings(frames[0]))[0]

@@ -151,6 +151,14 @@ class PromptWriter:
         """Token ids of what follows the last frame: the break, the question and the turn's end."""
         return self._question(f"{VIDEO_OUTRO}{question}{self.tokens.end_of_utterance}\nAssistant:")
 
+    def answer(self, text: str) -> list[int]:
+        """Token ids of an answer as the model should give it: what the chat template writes behind ``Assistant:``, up to the end of the turn.
+
+        Raises:
+            PrepareError: The answer holds an image token.
+        """
+        return self._question(f" {text}{self.tokens.end_of_utterance}")
+
     def decode(self, ids: Sequence[int]) -> str:
         """The words of an answer, special tokens left out, white space around it cut off."""
         return self.tokenizer.decode(list(ids), skip_special_tokens=True).strip()
@@ -161,7 +169,7 @@ class PromptWriter:
     def _question(self, text: str) -> list[int]:
         ids = list(self.tokenizer.encode(text, add_special_tokens=False).ids)
         if self.image_token_id in ids:
-            raise PrepareError(f"a question may not hold the token {self.tokens.image}: it stands for pixels")
+            raise PrepareError(f"a question or answer may not hold the token {self.tokens.image}: it stands for pixels")
         return ids
 
     def _single_id(self, token: str) -> int:

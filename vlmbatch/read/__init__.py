@@ -8,40 +8,45 @@ from typing import TYPE_CHECKING, BinaryIO
 from vlmbatch.errors import JobError
 from vlmbatch.job import Job
 from vlmbatch.read.base import Counts, Reader
+from vlmbatch.read.bundles import is_stream
 
 if TYPE_CHECKING:
-    from vlmbatch.read.videos import Sampler
+    from vlmbatch.read.videos import Needless, Sampler
 
-__all__ = ["READERS", "Counts", "Reader", "open_reader"]
+__all__ = ["READERS", "Counts", "Reader", "is_stream", "open_reader"]
 
 
-def _images(job: Job, stdin: BinaryIO | None, sampler: Sampler | None) -> Reader:
+def _images(job: Job, stdin: BinaryIO | None, sampler: Sampler | None, names_only: bool, needless: Needless | None) -> Reader:
     from vlmbatch.read.images import ImageReader
 
-    return ImageReader(job, stdin)
+    return ImageReader(job, stdin, names_only)
 
 
-def _videos(job: Job, stdin: BinaryIO | None, sampler: Sampler | None) -> Reader:
+def _videos(job: Job, stdin: BinaryIO | None, sampler: Sampler | None, names_only: bool, needless: Needless | None) -> Reader:
     from vlmbatch.read.videos import VideoReader
 
     if sampler is None:
         raise JobError("a video job needs a sampler: sample.make_sampler(job)")
-    return VideoReader(job, sampler, stdin)
+    return VideoReader(job, sampler, stdin, needless)
 
 
-READERS: dict[str, Callable[[Job, BinaryIO | None, Sampler | None], Reader]] = {"image": _images, "video": _videos}
+READERS: dict[str, Callable[[Job, BinaryIO | None, Sampler | None, bool, Needless | None], Reader]] = {"image": _images, "video": _videos}
 """Kind of media to what makes its reader. A reader's module is imported when it is asked for: image jobs do not load PyAV."""
 
 
-def open_reader(job: Job, *, stdin: BinaryIO | None = None, sampler: Sampler | None = None) -> Reader:
+def open_reader(
+    job: Job, *, stdin: BinaryIO | None = None, sampler: Sampler | None = None, names_only: bool = False, needless: Needless | None = None
+) -> Reader:
     """Makes the reader of a job.
 
     Args:
         job: The job.
         stdin: Where the INPUT ``-`` reads paths from, instead of standard input.
         sampler: Which frames of a video become Items; needed for videos.
+        names_only: Whether Items are only to be counted, not loaded: what archives and tables hold is then passed over.
+        needless: Says of which videos no pixels will be asked for, so that they are not decoded.
 
     Raises:
-        JobError: An INPUT does not exist, cannot be listed, matches nothing or is of the other media.
+        JobError: An INPUT does not exist, cannot be listed, matches nothing, is of the other media, or is a manifest whose columns cannot be understood.
     """
-    return READERS[job.media](job, stdin, sampler)
+    return READERS[job.media](job, stdin, sampler, names_only, needless)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Callable, Iterator
 from typing import NoReturn, Protocol
 
-from vlmbatch.errors import ItemError
+from vlmbatch.errors import DecodeError, ItemError
 from vlmbatch.records import Item, Pixels
 
 
@@ -47,6 +48,21 @@ def one_line(error: BaseException) -> str:
     """What an exception says, on one line; an error of the operating system or of ffmpeg without number and path."""
     text = getattr(error, "strerror", None) or str(error)
     return " ".join(str(text).split()) or type(error).__name__
+
+
+def check_size(width: int, height: int, max_pixels: int) -> None:
+    """Refuses a picture before it is decoded.
+
+    Raises:
+        DecodeError: It has more pixels than ``max_pixels``.
+    """
+    if width * height > max_pixels:
+        raise DecodeError(f"{width} x {height} = {width * height:,} pixels are more than --max-pixels {max_pixels:,}")
+
+
+def digest(data: bytes) -> str:
+    """What stands for bytes in a fingerprint."""
+    return hashlib.blake2b(data, digest_size=16).hexdigest()
 
 
 def failing_load(kind: type[ItemError], message: str) -> Callable[[], Pixels]:

@@ -1,27 +1,33 @@
-"""Picture files to Items. A picture is opened, checked and decoded in ``load``, on the worker's thread."""
+"""Picture files and documents to Items. A picture is opened, checked and decoded in ``load``, on the worker's thread."""
 
 from __future__ import annotations
 
-import functools
+import io
+import logging
 import os
 import struct
 from collections.abc import Iterator
-from typing import BinaryIO
+from typing import IO, BinaryIO
 
 from PIL import Image, UnidentifiedImageError
 
 from vlmbatch.errors import DecodeError, ItemError, ReadError
 from vlmbatch.job import Job
-from vlmbatch.read.base import Counts, failing_load, one_line
-from vlmbatch.read.paths import Found, Listing
+from vlmbatch.read.base import Counts, check_size, one_line
+from vlmbatch.read.extras import is_there
+from vlmbatch.read.paths import Listing
 from vlmbatch.records import Item, Pixels
 
+logger = logging.getLogger(__name__)
+
 Image.init()
-_KNOWN = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "DIB", "GIF", "TIFF", "PPM", "ICO", "TGA", "JPEG2000", "AVIF")
+if is_there("pillow_heif"):
+    import pillow_heif
+
+    pillow_heif.register_heif_opener()
+_KNOWN = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "DIB", "GIF", "TIFF", "PPM", "ICO", "TGA", "JPEG2000", "AVIF", "HEIF")
 FORMATS = tuple(name for name in _KNOWN if name in Image.OPEN)
 """Formats that are opened, as far as this Pillow has them. It knows more, some of which start other programs (EPS runs Ghostscript)."""
-
-MAX_FILE_BYTES = 2 << 30
 
 Image.MAX_IMAGE_PIXELS = None
 """Pillow's own limit is one for the whole process and warns below its double; ``load_image`` checks the job's ``max_pixels`` before it decodes."""
@@ -40,65 +46,147 @@ _UPRIGHT = {
 
 
 class ImageReader:
-    """Gives one Item a picture file.
+    """Gives one Item a picture file, and one a page of files with several where they are asked for.
 
     Raises:
         JobError: An INPUT does not exist, cannot be listed, matches nothing or is a video.
+        MissingDependencyError: An INPUT needs a package that is not installed.
     """
 
-    def __init__(self, job: Job, stdin: BinaryIO | None = None) -> None:
-        """Checks the INPUTs; lists nothing yet."""
-        self._listing = Listing(job, stdin)
-        self._max_pixels = job.max_pixels
-        self._total = self._listing.estimate()
+    def __init__(self, job: Job, stdin: BinaryIO | None = None, names_only: bool = False) -> None:
+        """Checks the INPUTs; lists nothing yet. With ``names_only`` Items are only to be counted."""
+        from vlmbatch.read.pages import PagePicker  # which loads pages with what is below
+
+        self._listing = Listing(job, stdin, names_only)
+        self._picker = PagePicker(job)
+        self._total = None if any(self._picker.opens(text) for text in job.inputs) else self._listing.estimate()
         self.counts: Counts = self._listing.counts
 
     def __iter__(self) -> Iterator[Item]:
-        """Yields an Item a file, in input order."""
-        index = -1
-        for index, found in enumerate(self._listing):
-            yield Item(found.id, found.source, index, "image", self._load(found), fingerprint=found.fingerprint)
-        self._total = index + 1
+        """Yields the Items, in input order."""
+        index = 0
+        for found in self._listing:
+            for item_id, load in self._picker.parts(found):
+                yield Item(
+                    item_id,
+                    found.source,
+                    index,
+                    "image",
+                    load,
+                    fingerprint=found.fingerprint,
+                    questions=found.questions,
+                    extra=found.extra,
+                    held_bytes=found.held_bytes,
+                )
+                index += 1
+        self._total = index
 
     def estimate(self) -> int | None:
-        """How many pictures there are: known from the start when every INPUT is a file, otherwise after an iteration."""
+        """How many Items there are: known from the start when every INPUT is a file with one, otherwise after an iteration."""
         return self._total
 
-    def _load(self, found: Found) -> functools.partial[Pixels]:
-        if found.error is not None:
-            return functools.partial(failing_load(ReadError, found.error))
-        return functools.partial(load_image, found.path, self._max_pixels)
+
+def open_checked(source: str | bytes, max_file_bytes: int | None = None) -> IO[bytes]:
+    """Opens a file, or bytes as one; without ``max_file_bytes`` of any size.
+
+    Raises:
+        ReadError: It cannot be opened, or has more bytes than ``max_file_bytes``.
+        DecodeError: It is empty.
+    """
+    try:
+        file = io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb")
+        try:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(0)
+            if size == 0:
+                raise DecodeError("empty file")
+            if max_file_bytes is not None and size > max_file_bytes:
+                raise ReadError(f"{size:,} bytes are more than --max-file-size allows ({max_file_bytes:,})")
+        except BaseException:
+            file.close()
+            raise
+    except (OSError, ValueError) as exc:
+        raise ReadError(one_line(exc)) from exc
+    return file
 
 
-def load_image(path: str, max_pixels: int) -> Pixels:
-    """Reads a picture: upright, first frame of an animation, RGB on white as transformers' ``convert_to_rgb`` makes it.
+def load_image(source: str | IO[bytes], max_pixels: int, number: int = 1) -> Pixels:
+    """Reads a picture: upright, RGB on white as transformers' ``convert_to_rgb`` makes it.
 
     Args:
-        path: The file.
+        source: A path, or an open file that can be sought in.
         max_pixels: Pictures with more pixels are refused before they are decoded.
+        number: Of the page or frame, from 1.
 
     Returns:
         One frame, as Pillow's picture.
 
     Raises:
         ReadError: The file cannot be opened or read.
-        DecodeError: It is not a whole picture of a known format, or too large.
+        DecodeError: It is not a whole picture of a known format, too large, or has no such page.
     """
     try:
-        with open(path, "rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            if size == 0:
-                raise DecodeError("empty file")
-            if size > MAX_FILE_BYTES:
-                raise ReadError(f"{size:,} bytes are more than the {MAX_FILE_BYTES:,} that are read")
-            _check_sizes(_icon_sizes(file), max_pixels)
-            with _identify(file) as image:
-                _check_sizes([image.size], max_pixels)
-                return Pixels((_decode(image),))
+        if isinstance(source, str):
+            with open_checked(source) as file:
+                return load_image(file, max_pixels, number)
+        with _identify(source, max_pixels) as image:
+            _go_to(image, number, max_pixels)
+            return Pixels((_decode(image),))
     except ItemError:
         raise
     except (OSError, ValueError) as exc:
         raise ReadError(one_line(exc)) from exc
+
+
+def count_frames(file: IO[bytes], max_pixels: int, limit: int) -> int:
+    """How many pages or frames a picture file has; decodes none.
+
+    Args:
+        file: The open file.
+        max_pixels: Pictures with more pixels are refused.
+        limit: Where counting the pages of a TIFF file ends; the other formats state the number, or can be skimmed.
+
+    Raises:
+        ReadError: The file cannot be read.
+        DecodeError: It is not a picture of a known format, or too large.
+    """
+    with _identify(file, max_pixels) as image:
+        if image.format == "TIFF":
+            return _count_tiff(image, limit)
+        try:
+            return int(getattr(image, "n_frames", 1))
+        except Exception as exc:
+            logger.debug("frames not counted: %s", one_line(exc))
+            return 1
+
+
+def _count_tiff(image: Image.Image, limit: int) -> int:
+    """Follows the chain of a TIFF file's pages."""
+    for total in range(1, limit):
+        try:
+            image.seek(total)
+        except EOFError:
+            return total
+        except Exception as exc:
+            # A page that makes no sense says so when it is loaded; only where the chain itself is broken, what follows is lost.
+            logger.debug("page %d is damaged: %s", total + 1, one_line(exc))
+            if image.tell() != total:
+                return total + 1
+    return limit
+
+
+def _go_to(image: Image.Image, number: int, max_pixels: int) -> None:
+    """Makes a page the one that is decoded; frames of an animation are drawn one over the other up to it."""
+    check_size(*image.size, max_pixels)
+    for index in range(1, number) if image.format == "GIF" else range(number - 1, number):
+        try:
+            if index:
+                image.seek(index)
+        except EOFError as exc:
+            raise DecodeError(f"no page {number}") from exc
+        except Exception as exc:
+            raise _translated(exc, f"broken {image.format}") from exc
+        check_size(*image.size, max_pixels)
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -114,7 +202,9 @@ def to_rgb(image: Image.Image) -> Image.Image:
 # theirs catches Exception; only an error number says that reading failed rather than decoding.
 
 
-def _identify(file: BinaryIO) -> Image.Image:
+def _identify(file: IO[bytes], max_pixels: int) -> Image.Image:
+    for width, height in _icon_sizes(file):
+        check_size(width, height, max_pixels)
     try:
         return Image.open(file, formats=FORMATS)
     except UnidentifiedImageError as exc:
@@ -149,13 +239,7 @@ def _translated(error: Exception, what: str) -> ItemError:
     return DecodeError(f"{what}: {one_line(error)}")
 
 
-def _check_sizes(sizes: list[tuple[int, int]], max_pixels: int) -> None:
-    for width, height in sizes:
-        if width * height > max_pixels:
-            raise DecodeError(f"{width} x {height} = {width * height:,} pixels are more than --max-pixels {max_pixels:,}")
-
-
-def _icon_sizes(file: BinaryIO) -> list[tuple[int, int]]:
+def _icon_sizes(file: IO[bytes]) -> list[tuple[int, int]]:
     """(width, height) that the pictures inside an .ico state themselves; none for other files.
 
     Pillow decodes them as soon as it opens an icon, and the icon's directory can say 16 x 16 of a PNG with a billion pixels.

@@ -1,4 +1,4 @@
-"""INPUTs to files: what each is called (its id), which belong to the job, and which were given before."""
+"""INPUTs to files, and to what manifests and archives name: what each is called (its id), which belong to the job, and which were given before."""
 
 from __future__ import annotations
 
@@ -7,36 +7,49 @@ import hashlib
 import os
 import stat
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from fnmatch import fnmatchcase
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
-from vlmbatch.errors import JobError
+from vlmbatch.errors import JobError, MissingDependencyError
 from vlmbatch.job import Job, Kind
 from vlmbatch.read.base import Counts, one_line
+from vlmbatch.read.bundles import bundle_kind, open_bundle
+from vlmbatch.read.extras import missing_for
+from vlmbatch.read.remote import RemoteInput
 from vlmbatch.read.walk import Entry, Glob, is_glob, walk
+from vlmbatch.records import RECORD_FIELDS
+from vlmbatch.urls import is_url, url_host, url_name, without_credentials
 
-_IMAGE = ".jpg .jpeg .jpe .jfif .png .apng .webp .bmp .dib .gif .tif .tiff .ppm .pgm .pbm .pnm .ico .tga .jp2 .j2k .avif"
+_IMAGE = ".jpg .jpeg .jpe .jfif .png .apng .webp .bmp .dib .gif .tif .tiff .ppm .pgm .pbm .pnm .ico .tga .jp2 .j2k .avif .heic .heif .hif .pdf"
 IMAGE_EXTENSIONS = frozenset(_IMAGE.split())
-"""Extensions of the formats that Pillow's own wheel opens; the formats are listed in images.py."""
+"""Extensions of pictures and documents: the formats that Pillow's own wheel opens, which are listed in images.py, and those of extras.py."""
 
-_VIDEO = ".mp4 .m4v .mov .mkv .webm .avi .mpg .mpeg .ts .mts .m2ts .wmv .asf .flv .ogv .3gp .3g2 .mxf .vob .y4m .h264 .264 .h265 .265 .hevc .ivf"
+_VIDEO = """
+.mp4 .m4v .mp4v .mov .qt .mkv .mk3d .webm .avi .divx .mpg .mpeg .mpe .m1v .m2v .mpv .vob .ts .mts .m2ts .m2t .tp .trp .tod .wmv .asf .dvr-ms .wtv .flv .f4v
+.ogv .ogm .rm .rmvb .3gp .3gpp .3g2 .mxf .gxf .dv .nut .nsv .amv .mj2 .mjpg .mjpeg .y4m .ivf .obu .av1 .h261 .h263 .h264 .264 .avc .h265 .265 .hevc .h266 .266
+.vvc .vc1 .lrv .insv
+"""
 VIDEO_EXTENSIONS = frozenset(_VIDEO.split())
-"""Extensions of videos."""
+"""Extensions of formats that FFmpeg reads, but for what mostly is no video (.ogg, .mod, .dat). A file given by name is opened whatever its extension."""
 
 _STDIN_BLOCK_BYTES = 1 << 16
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Found:
-    """A file of the job.
+    """A file of the job, or what stands for one in a manifest or archive.
 
     Attributes:
-        path: What the operating system opens.
+        path: What the operating system opens, or a URL; empty when there is neither.
         id: Stable name, valid UTF-8; see spec.md.
         source: The path for a person to read, valid UTF-8.
-        fingerprint: ``size:mtime_ns``; empty when the file has none.
+        fingerprint: ``size:mtime_ns``, or what a server states; empty when the file has none.
         error: Why this is no readable file; None when nothing is known against it.
+        read: Gives the bytes of what is no file by itself, on a worker's thread; raises ``ReadError``. None for a file.
+        held_bytes: Bytes that ``read`` holds.
+        questions: What is asked about it instead of the job's questions.
+        extra: Values that are carried into its rows.
     """
 
     path: str
@@ -44,6 +57,27 @@ class Found:
     source: str
     fingerprint: str = ""
     error: str | None = None
+    read: Callable[[], bytes] | None = None
+    held_bytes: int = 0
+    questions: tuple[str, ...] = ()
+    extra: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Part:
+    """What a manifest or archive names, before it is known whether it belongs to the job.
+
+    Attributes:
+        found: The thing; its id may be that of another one.
+        match: What ``include`` and ``exclude`` are held against.
+        label: Put behind an id that is taken.
+        repeats: What makes it the same as another one that was given before; empty when nothing does.
+    """
+
+    found: Found
+    match: str
+    label: str = ""
+    repeats: str = ""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -54,14 +88,20 @@ class _Input:
     kind: str
     name: str
     glob: Glob | None = None
+    remote: RemoteInput | None = None
 
 
 def media_of(path: str) -> Kind | None:
-    """What a file is by its extension; None when that does not say."""
-    suffix = os.path.splitext(path)[1].lower()
+    """What a file or URL is by its extension; None when that does not say."""
+    suffix = suffix_of(path)
     if suffix in IMAGE_EXTENSIONS:
         return "image"
     return "video" if suffix in VIDEO_EXTENSIONS else None
+
+
+def suffix_of(path: str) -> str:
+    """The extension of a file or URL, in small letters, with its dot."""
+    return os.path.splitext(url_name(path) if is_url(path) else path)[1].lower()
 
 
 def printable(path: str) -> str:
@@ -78,14 +118,18 @@ class Listing:
         JobError: An INPUT does not exist, cannot be listed, matches nothing or is of the other media.
     """
 
-    def __init__(self, job: Job, stdin: BinaryIO | None = None) -> None:
+    def __init__(self, job: Job, stdin: BinaryIO | None = None, names_only: bool = False) -> None:
         """Looks at every INPUT once; lists nothing.
 
         Args:
             job: The job.
             stdin: Where the INPUT ``-`` reads paths from, instead of standard input.
+            names_only: Whether files are only counted: what manifests and archives hold is then not read.
         """
         self.counts = Counts()
+        self._job = job
+        self._names_only = names_only
+        self._rows_ask = job.task == "vqa" and not (job.questions or job.questions_file)
         self._media: Kind = job.media
         self._include, self._exclude = job.include, job.exclude
         self._stdin = stdin
@@ -94,6 +138,10 @@ class Listing:
         self._inputs = [self._look_at(text) for text in job.inputs]
         self._all_files = all(given.kind == "file" for given in self._inputs)
         self._may_repeat = len(self._inputs) > 1 or "-" in job.inputs
+        if taken := set(job.kept_columns.values()) & set(RECORD_FIELDS):
+            raise JobError(f"keep: every record has a key {min(taken)!r} of its own; carry the column under another name, such as {min(taken)}=my_{min(taken)}")
+        if job.keep and all(given.kind in ("file", "folder") for given in self._inputs):
+            raise JobError("keep carries columns of manifests and archives, and no INPUT is one")
         self._paths_seen: set[bytes] = set()
         self._ids_seen: set[bytes] = set()
 
@@ -104,7 +152,7 @@ class Listing:
     def estimate(self) -> int | None:
         """How many files there are, if that is known without listing anything."""
         filtered = self._include or self._exclude
-        return len({os.path.realpath(given.text) for given in self._inputs}) if self._all_files and not filtered else None
+        return len({_real(given.text) for given in self._inputs}) if self._all_files and not filtered else None
 
     def __iter__(self) -> Iterator[Found]:
         """Yields the files. ``counts`` starts over."""
@@ -113,13 +161,16 @@ class Listing:
         self._ids_seen.clear()
         for given in self._inputs:
             for entry in self._entries(given):
-                found = self._take(entry, given)
-                if found is not None:
+                if self._is_opened(entry, given):
+                    yield from self._inside(entry, given)
+                elif (found := self._take(entry, given)) is not None:
                     yield found
 
     def _look_at(self, text: str) -> _Input:
         if text == "-":
             return _Input(text, "stdin", "stdin")
+        if is_url(text):
+            return self._look_at_url(text)
         parent = os.path.basename(os.path.dirname(os.path.abspath(text)))
         if os.path.isdir(text):
             try:
@@ -128,9 +179,12 @@ class Listing:
                 raise JobError(f"cannot list the folder {printable(text)}: {one_line(exc)}") from exc
             return _Input(text, "folder", os.path.basename(os.path.abspath(text)))
         if os.path.exists(text):
-            media = media_of(text)
-            if media is not None and media != self._media:
-                raise JobError(_other_media(text))
+            self._check_file(text)
+            if bundle_kind(text) is not None:
+                if self._is_output(text):
+                    raise JobError(f"{printable(text)} is INPUT and OUTPUT at once; give another OUTPUT with -o")
+                self._open(text, os.path.basename(text))
+                return _Input(text, "bundle", parent)
             return _Input(text, "file", parent)
         if not is_glob(text):
             raise JobError(f"no such file or folder: {printable(text)}")
@@ -139,19 +193,88 @@ class Listing:
             raise JobError(f"no file matches {printable(text)}")
         return _Input(text, "glob", os.path.basename(os.path.abspath(glob.root)), glob)
 
+    def _look_at_url(self, text: str) -> _Input:
+        remote = RemoteInput(text, self._job)
+        if remote.kind == "file":
+            self._check_file(text)
+        return _Input(text, remote.kind, url_name(text) if remote.kind == "folder" else url_host(text), remote.glob, remote)
+
+    def _check_file(self, text: str) -> None:
+        """Refuses a file that was named and cannot be of the job."""
+        media = media_of(text)
+        if media is not None and media != self._media:
+            raise JobError(_other_media(text))
+        missing = missing_for(suffix_of(text))
+        if missing is not None:
+            raise MissingDependencyError(missing)
+
     def _entries(self, given: _Input) -> Iterator[Entry]:
-        if given.kind == "folder":
+        if given.remote is not None:
+            try:
+                yield from given.remote.entries()
+            except Exception as exc:  # a file system's own errors, once the listing has begun
+                yield Entry(given.text, given.name, f"not listed: {one_line(exc)}")
+        elif given.kind == "folder":
             try:
                 yield from walk(given.text)
             except OSError as exc:
                 yield Entry(given.text, given.name, f"folder not listed: {one_line(exc)}")
         elif given.glob is not None:
             yield from given.glob.entries()
-        elif given.kind == "file":
+        elif given.kind in ("file", "bundle"):
             yield Entry(given.text, os.path.basename(given.text))
         else:
             for path in read_paths(self._stdin or sys.stdin.buffer):
-                yield Entry(path, path.replace(os.sep, "/").removeprefix("./"))
+                yield Entry(path, without_credentials(path) if is_url(path) else path.replace(os.sep, "/").removeprefix("./"))
+
+    def _is_opened(self, entry: Entry, given: _Input) -> bool:
+        """Whether a file is taken for what it holds: one that the user named, not one that lies in a folder."""
+        kind = bundle_kind(entry.path)
+        if entry.error is not None or given.kind == "folder" or kind is None:
+            return False
+        if given.glob is None or given.glob.names_suffix(os.path.splitext(entry.path)[1].lower()):
+            return True
+        # Notes and tables lie about everywhere; an archive is nothing else.
+        return kind == "archive" and self._media == "image" and given.glob.names(entry.relative)
+
+    def _is_output(self, path: str) -> bool:
+        return os.path.realpath(path) == os.path.realpath(self._job.output_path)
+
+    def _open(self, path: str, name: str) -> Iterable[Part]:
+        return open_bundle(path, printable(name), self._job, self.counts, self._names_only)
+
+    def _inside(self, entry: Entry, given: _Input) -> Iterator[Found]:
+        """What a manifest or archive holds and belongs to the job."""
+        if self._is_output(entry.path) or self._seen_before(os.path.realpath(entry.path)):
+            return  # a glob may find the OUTPUT of an earlier run
+        try:
+            parts = self._open(entry.path, entry.relative)
+        except JobError as exc:
+            name = printable(entry.relative)
+            parts = [Part(Found("", name, printable(entry.path), file_status(entry.path)[0], str(exc)), name)]
+        for part in parts:
+            found = part.found
+            if not self._passes(part.match):
+                self.counts.filtered += 1
+                continue
+            if part.repeats and self._seen_before(part.repeats):
+                continue
+            if found.held_bytes and self._job.shuffle:
+                raise JobError(f"shuffle would hold all that {found.source} and what follows it have inside; it takes pictures in files, zip and plain tar")
+            if found.path and found.error is None and media_of(found.path) not in (self._media, None):
+                found = dataclasses.replace(found, error=_other_media(found.path))
+            if self._rows_ask and not found.questions:
+                found = dataclasses.replace(found, error=found.error or "it has no question, and the job has none", questions=("",))
+            yield dataclasses.replace(found, id=self._unique(found.id, printable(given.name), part.label, found.questions))
+
+    def _seen_before(self, real_path: str) -> bool:
+        """Whether this was given before; counts it if so."""
+        real = _digest(real_path)
+        if real in self._paths_seen:
+            self.counts.duplicates += 1
+            return True
+        self._paths_seen.add(real)
+        return False
 
     def _take(self, entry: Entry, given: _Input) -> Found | None:
         """Decides whether a file belongs to the job, and names it."""
@@ -162,7 +285,7 @@ class Listing:
                 return None
             error = _other_media(entry.path)
         if error is None and media is None and given.kind in ("folder", "glob"):
-            suffix = os.path.splitext(entry.path)[1].lower()
+            suffix = suffix_of(entry.path)
             if given.glob is None or not given.glob.names_suffix(suffix):
                 return None
         name = printable(entry.relative)
@@ -170,23 +293,23 @@ class Listing:
             self.counts.filtered += 1
             return None
         if self._may_repeat:
-            real = _digest(os.path.realpath(entry.path))
-            if real in self._paths_seen:
-                self.counts.duplicates += 1
+            if self._seen_before(_real(entry.path)):
                 return None
-            self._paths_seen.add(real)
             name = self._unique(name, printable(given.name))
-        fingerprint = ""
-        if error is None:
-            fingerprint, error = _status(entry.path)
-        return Found(entry.path, name, printable(entry.path), fingerprint, error)
+        fingerprint = entry.fingerprint
+        if error is None and not is_url(entry.path):
+            fingerprint, error = file_status(entry.path)
+        return Found(entry.path, name, printable(without_credentials(entry.path)), fingerprint, error or missing_for(suffix_of(entry.path)))
 
-    def _unique(self, name: str, input_name: str) -> str:
+    def _unique(self, name: str, input_name: str, label: str = "", questions: tuple[str, ...] = ()) -> str:
+        """An id that no other thing has; two that are asked different questions may share one, as their rows differ."""
         candidate, number = name, 1
-        while _digest(candidate) in self._ids_seen:
-            candidate = f"{input_name}/{name}" + (f"#{number}" if number > 1 else "")
-            number += 1
-        self._ids_seen.add(_digest(candidate))
+        while self._ids_seen.intersection(keys := {_digest("\0".join((candidate, question))) for question in questions or ("",)}):
+            name += label
+            candidate = name if label else f"{input_name}/{name}" + (f"#{number}" if number > 1 else "")
+            number += not label
+            label = ""
+        self._ids_seen |= keys
         return candidate
 
     def _passes(self, name: str) -> bool:
@@ -217,7 +340,12 @@ def _decoded(names: list[bytes], separator: bytes) -> Iterator[str]:
             yield os.fsdecode(name)
 
 
-def _status(path: str) -> tuple[str, str | None]:
+def _real(path: str) -> str:
+    """What is the same for two ways of naming a file."""
+    return path if is_url(path) else os.path.realpath(path)
+
+
+def file_status(path: str) -> tuple[str, str | None]:
     """The fingerprint of a file, and what is wrong with it when it is none that can be opened and read to its end."""
     try:
         status = os.stat(path)
@@ -240,7 +368,7 @@ def _matches_any(name: str, patterns: tuple[str, ...]) -> bool:
 
 def _other_media(path: str) -> str:
     what, command = ("a video", "video") if media_of(path) == "video" else ("a picture", "caption")
-    return f"{printable(path)} is {what}: use `vlmbatch {command}`"
+    return f"{printable(without_credentials(path))} is {what}: use `vlmbatch {command}`"
 
 
 def _digest(text: str) -> bytes:

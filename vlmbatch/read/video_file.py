@@ -4,86 +4,60 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import itertools
 import logging
 import math
-import os
-import struct
-import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from fractions import Fraction
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import numpy as np
-
-from vlmbatch.errors import DecodeError, ReadError
-from vlmbatch.read.base import one_line
-from vlmbatch.records import UInt8Array
+from vlmbatch.errors import DecodeError
+from vlmbatch.read.base import check_size, one_line
+from vlmbatch.read.container import MICROSECONDS, SAME_SECONDS, drops_exactly, is_shown, open_container, origin_seconds, packets
+from vlmbatch.read.frame import DecodedFrame
+from vlmbatch.read.skipping import Sieve, Step, Unsure, Wanted, leave_out, mark
 
 if TYPE_CHECKING:
     import av
-    from av.container import InputContainer
-    from av.video.stream import VideoStream
+
+__all__ = ["DecodedFrame", "NextInstant", "PacketTimes", "VideoFile"]
 
 logger = logging.getLogger(__name__)
 
 SEEK_GAP_SECONDS = 15.0
-"""Gaps shorter than this are decoded: key frames are often 10 s apart, and a seek goes back to the one before."""
+"""Gaps shorter than this are read through: key frames are often 10 s apart, and a seek goes back to the one before."""
 
 _SEEK_MARGIN_SECONDS = 1.0
 """Containers seek by decoding time, which runs ahead of presentation time by the reordered frames."""
 
-_TOLERANCE_SECONDS = 1e-6
 _FALLBACK_FPS = 25
-_MAX_DEMUX_ERRORS = 16
 _SHORT_SECONDS = 1.0
 """A stated duration below this is checked against the packets, which are few when it is right: files that hold few times state next to nothing."""
 
-_MICROSECONDS = 1_000_000
+NextInstant = Callable[[float], float | None]
+"""Gives the first instant not before a time that is asked for; None when there is none."""
 
 
-@dataclasses.dataclass(frozen=True, slots=True, eq=False)
-class DecodedFrame:
-    """A frame as the decoder gives it; only ``rgb`` makes RGB of it.
+@dataclasses.dataclass(frozen=True, slots=True)
+class PacketTimes:
+    """What the packets say about the frames.
 
     Attributes:
-        time_seconds: Presentation time, the container's start subtracted.
-        duration_seconds: How long it stands when nothing follows.
-        is_key: Whether decoding can start here.
+        times: Times of the frames, ascending, in seconds.
+        key_times: Times of those where decoding can start.
+        last_duration_seconds: How long the last one stands.
     """
 
-    time_seconds: float
-    duration_seconds: float
-    is_key: bool
-    _frame: av.VideoFrame
-    _max_pixels: int
-    _lock: threading.Lock = dataclasses.field(default_factory=threading.Lock, repr=False)
-
-    def rgb(self) -> UInt8Array:
-        """The upright picture, uint8, (H, W, 3).
-
-        Raises:
-            DecodeError: It cannot be converted, or has too many pixels.
-        """
-        _check_size(self._frame.width, self._frame.height, self._max_pixels)
-        from av.video.reformatter import VideoReformatter
-
-        try:
-            # PyAV changes the frame while it converts it, so threads take turns. One thread a conversion: it runs on one of many workers already.
-            with self._lock:
-                converted = VideoReformatter().reformat(self._frame, format="rgb24", threads=1)
-            pixels = np.asarray(converted.to_ndarray(), np.uint8)
-        except (OSError, ValueError, RuntimeError, MemoryError) as exc:
-            raise DecodeError(f"a frame cannot be converted to RGB: {one_line(exc)}") from exc
-        return np.ascontiguousarray(_upright(pixels, self._frame), np.uint8)
+    times: tuple[float, ...]
+    key_times: tuple[float, ...]
+    last_duration_seconds: float
 
 
 class VideoFile:
     """A video file, opened. One thread at a time; ``frames`` starts over each time; only its latest iterator goes on.
 
     Attributes:
-        num_decoded: Frames decoded so far.
+        num_decoded: Frames that came out of the decoder so far.
         num_broken: Packets so far that could not be read or decoded.
         broken_seconds: Time of the last frame before the first of them.
         broken_reason: What the decoder said.
@@ -102,19 +76,17 @@ class VideoFile:
         """
         self._path = path
         self._max_pixels = max_pixels
-        self._container, self._stream = _open(path)
+        self._container, self._stream = open_container(path)
         self.num_decoded = 0
         self.num_broken = 0
         self.broken_seconds = 0.0
         self.broken_reason = ""
-        self._wanted_seconds = 0.0
         self._last_seconds = -math.inf
-        self._seekable = True
         self._started = False
         self._step = 1 / Fraction(self._stream.average_rate or self._stream.guessed_rate or _FALLBACK_FPS)
-        self._origin = _origin(self._container, self._stream)
+        self._origin = origin_seconds(self._container, self._stream)
         try:
-            _check_size(self._stream.codec_context.width, self._stream.codec_context.height, max_pixels)
+            check_size(self._stream.codec_context.width, self._stream.codec_context.height, max_pixels)
         except DecodeError:
             self.close()
             raise
@@ -138,80 +110,108 @@ class VideoFile:
         if stream.duration and stream.time_base:
             end = float((stream.duration + (stream.start_time or 0)) * stream.time_base - self._origin)
         else:
-            end = (self._container.duration or 0) / _MICROSECONDS
+            end = (self._container.duration or 0) / MICROSECONDS
         if end > _SHORT_SECONDS:
             return end
         times = self.frame_times()
         return max(end, times[-1] + float(self._step)) if times else 0.0
 
-    def frame_times(self) -> list[float]:
-        """Times of all frames, ascending, in seconds: from the packets. Only where these have none (AVI, raw streams) are frames decoded."""
-        return list(self._frame_times)
+    @functools.cached_property
+    def packet_times(self) -> PacketTimes | None:
+        """Times as the packets state them; None where they do not (AVI, raw streams), or where that is not what decoding gives. Decodes nothing."""
+        container, stream = open_container(self._path)
+        found: dict[int, bool] = {}
+        last = (-math.inf, 0)
+        with container:
+            if not stream.time_base:
+                return None
+            for packet in packets(container, stream):
+                if not packet.size or not is_shown(packet, stream.codec_context.name):
+                    continue
+                if packet.pts is None or packet.pts in found:
+                    return None
+                found[packet.pts] = packet.is_keyframe
+                last = max(last, (packet.pts, packet.duration or 0))
+            duration = last[1] * stream.time_base
+        times = [(float(self._time(pts)), found[pts]) for pts in sorted(found)]
+        return PacketTimes(tuple(time for time, _ in times), tuple(time for time, is_key in times if is_key), float(duration or self._step))
+
+    def frame_times(self) -> tuple[float, ...]:
+        """Times of all frames, ascending, in seconds: from the packets. Only where these have none are frames decoded."""
+        return self._all_times.times
+
+    def key_times(self) -> tuple[float, ...]:
+        """Times of the key frames, as ``frame_times``."""
+        return self._all_times.key_times
 
     @functools.cached_property
-    def _frame_times(self) -> tuple[float, ...]:
-        container, stream = _open(self._path)
-        with container:
-            pts = [packet.pts for packet in _packets(container, stream) if packet.size and not packet.is_discard]
-        if None in pts or not stream.time_base:
-            with VideoFile(self._path, self._max_pixels) as again:
-                return tuple(frame.time_seconds for frame in again.frames())
-        return tuple(float(time) for time in sorted({self._time(value) for value in pts if value is not None}))
+    def _all_times(self) -> PacketTimes:
+        if self.packet_times is not None:
+            return self.packet_times
+        with VideoFile(self._path, self._max_pixels) as again:
+            frames = [(frame.time_seconds, frame.is_key) for frame in again.frames()]
+        return PacketTimes(tuple(time for time, _ in frames), tuple(time for time, is_key in frames if is_key), float(self._step))
 
     def _time(self, pts: int) -> Fraction:
         return pts * (self._stream.time_base or Fraction(1)) - self._origin
 
-    def skip_to(self, seconds: float) -> None:
-        """Says that ``frames`` may leave out what is over before this time."""
-        self._wanted_seconds = seconds
+    def frames(self, next_instant: NextInstant | None = None) -> Iterator[DecodedFrame]:
+        """Yields frames in presentation order, times strictly rising. Damaged packets are passed over and counted.
 
-    def frames(self, start_seconds: float = 0.0) -> Iterator[DecodedFrame]:
-        """Yields frames in presentation order, times strictly rising.
-
-        The frame on screen at ``start_seconds``, or at what ``skip_to`` said last, and all later ones are among them. Damaged packets are passed
-        over and counted.
+        Args:
+            next_instant: The instants that are asked for. Frames that are on screen at none of them may be left out; the frame after the last one is
+                not. None asks for every frame.
         """
+
+        def wanted(step: Step, next_pts: int | None, is_first: bool) -> bool:
+            assert next_instant is not None
+            time = float(self._time(step.pts))
+            due = next_instant(-math.inf if is_first else time - SAME_SECONDS)
+            self._due_seconds = time if due is None else due
+            # After the last instant one more is needed, to see where the one before it ends.
+            if due is None or next_pts is None:
+                return self._seek_seconds is None
+            return due < float(self._time(next_pts)) - SAME_SECONDS / 2
+
+        yield from self._chosen(None if next_instant is None else wanted, lambda frame: True)
+
+    def key_frames(self, start_seconds: float = 0.0) -> Iterator[DecodedFrame]:
+        """Yields the frames from a time on where decoding can start, as the container says, and decodes no others."""
+
+        def wanted(step: Step, next_pts: int | None, is_first: bool) -> bool:
+            self._due_seconds = start_seconds
+            return step.is_key and float(self._time(step.pts)) >= start_seconds - SAME_SECONDS
+
+        yield from self._chosen(wanted, lambda frame: frame.is_key and frame.time_seconds >= start_seconds - SAME_SECONDS)
+
+    def _chosen(self, wanted: Wanted | None, keeps: Callable[[DecodedFrame], bool]) -> Iterator[DecodedFrame]:
+        """Yields what is wanted, or, when the packets do not tell how to get it, all that ``keeps`` says."""
         if self._started:
             self._reopen()
         self._started = True
-        self._wanted_seconds, self._last_seconds = start_seconds, -math.inf
-        current = self._timed(self._decoded())
-        while True:
-            reached = max(self._last_seconds, 0.0) + SEEK_GAP_SECONDS
-            if self._seekable and self._wanted_seconds > reached and self.end_seconds > reached:
-                current = self._jump(min(self._wanted_seconds, self.end_seconds))
-                self._wanted_seconds = -math.inf
-            frame = next(current, None)
-            if frame is None:
-                return
-            if frame.time_seconds > self._last_seconds + _TOLERANCE_SECONDS / 2:
-                self._last_seconds = frame.time_seconds
-                self.num_decoded += 1
-                yield frame
-
-    def _jump(self, seconds: float) -> Iterator[DecodedFrame]:
-        """Frames from the key frame before a time on; from the file's start when the container cannot say where that is."""
-        if self._stream.time_base:
-            pts = int((Fraction(seconds - _SEEK_MARGIN_SECONDS) + self._origin) / self._stream.time_base)
+        self._last_seconds = -math.inf
+        if wanted is not None and self._stream.time_base:
+            before = self.num_broken, self.broken_seconds, self.broken_reason
             try:
-                self._container.seek(pts, stream=self._stream)
-                # Frames before the first key frame may refer to what was skipped.
-                decoded = itertools.dropwhile(lambda frame: not frame.key_frame, self._decoded(from_key=True))
-                first = next(decoded, None)
-            except (OSError, ValueError) as exc:
-                logger.debug("no seeking in %s: %s", self._path, one_line(exc))
-                first = None
-            if first is not None and first.pts is not None and self._time(first.pts) <= seconds + _TOLERANCE_SECONDS:
-                # Where key frames are far apart, each seek would go back to before where decoding already was.
-                self._seekable = self._time(first.pts) > self._last_seconds + _TOLERANCE_SECONDS
-                return self._timed(itertools.chain([first], decoded))
-        self._seekable = False
-        self._reopen()
-        return self._timed(self._decoded())
+                for frame in self._needed(wanted):
+                    if frame.time_seconds > self._last_seconds + SAME_SECONDS / 2:
+                        self._last_seconds = frame.time_seconds
+                        yield frame
+                return
+            except Unsure as exc:
+                logger.debug("%s: everything is decoded: %s", self._path, exc)
+            self.num_broken, self.broken_seconds, self.broken_reason = before
+            self._reopen()
+        done_seconds, self._last_seconds = self._last_seconds, -math.inf
+        for frame in self._timed(self._decoded()):
+            if frame.time_seconds > self._last_seconds + SAME_SECONDS / 2:
+                self._last_seconds = frame.time_seconds
+                if frame.time_seconds > done_seconds + SAME_SECONDS / 2 and keeps(frame):
+                    yield frame
 
     def _reopen(self) -> None:
         self._container.close()
-        self._container, self._stream = _open(self._path)
+        self._container, self._stream = open_container(self._path)
 
     def _timed(self, decoded: Iterator[av.VideoFrame]) -> Iterator[DecodedFrame]:
         """Gives frames their times; one without a time, or with one that runs backwards, follows the one before at the frame rate."""
@@ -221,106 +221,118 @@ class VideoFile:
             if time is None or (last is not None and time <= last):
                 time = Fraction(0) if last is None else last + self._step
             last = time
-            duration = frame.duration * (self._stream.time_base or 0) or self._step
-            yield DecodedFrame(float(time), float(duration), bool(frame.key_frame), frame, self._max_pixels)
+            yield self._frame(frame, time)
 
-    def _decoded(self, from_key: bool = False) -> Iterator[av.VideoFrame]:
-        """Frames as the decoder gives them, in presentation order; with ``from_key`` packets before the first key frame are left out."""
+    def _frame(self, frame: av.VideoFrame, time: Fraction) -> DecodedFrame:
+        duration = frame.duration * (self._stream.time_base or 0) or self._step
+        return DecodedFrame(float(time), float(duration), bool(frame.key_frame), frame, self._max_pixels)
+
+    def _decoded(self) -> Iterator[av.VideoFrame]:
+        """Every frame as the decoder gives it, in presentation order."""
+        for packet in packets(self._container, self._stream, self._note):
+            yield from self._decode(packet)
+
+    def _decode(self, packet: av.Packet[av.VideoStream] | None) -> list[av.VideoFrame]:
+        """Frames that come out of the decoder when a packet goes in, or, for None, those that are left in it."""
         from av.error import FFmpegError
 
-        for packet in _packets(self._container, self._stream, self._note):
-            if from_key and packet.size and not packet.is_keyframe:
-                continue
-            from_key = False
-            try:
-                frames = packet.decode()
-            except (FFmpegError, MemoryError) as exc:
-                self._note(exc)
-                continue
-            yield from frames
+        try:
+            frames = self._stream.codec_context.decode(None) if packet is None else packet.decode()
+        except (FFmpegError, MemoryError) as exc:
+            self._note(exc)
+            return []
+        self.num_decoded += len(frames)
+        return frames
 
     def _note(self, error: Exception) -> None:
         if not self.num_broken:
             self.broken_seconds, self.broken_reason = max(self._last_seconds, 0.0), one_line(error)
         self.num_broken += 1
 
+    def _needed(self, wanted: Wanted) -> Iterator[DecodedFrame]:
+        """Frames that are wanted, decoding what they need: stretches of the video, with a seek between them where much can be left out.
 
-def _open(path: str) -> tuple[InputContainer, VideoStream]:
-    import av
+        Raises:
+            Unsure: Something is not as the packets said.
+        """
+        self._seekable = True
+        self._read_seconds = -math.inf
+        target: float | None = None
+        while True:
+            self._due_seconds = -math.inf
+            self._seek_seconds: float | None = None
+            steps = mark(self._steps(target), wanted, from_start=target is None)
+            yield from self._stretch(leave_out(steps))
+            target = self._seek_seconds
+            if target is None:
+                return
+            self._seek(target)
 
-    try:
-        size = os.stat(path).st_size
-        with open(path, "rb") as file:
-            file.read(1)
-    except (OSError, ValueError) as exc:
-        raise ReadError(one_line(exc)) from exc
-    if size == 0:
-        raise DecodeError("empty file")
-    try:
-        # `file:` and the whitelist: a name is never taken for a URL, and a playlist in a video's clothes reaches no network.
-        container = av.open(f"file:{path}", options={"protocol_whitelist": "file"}, metadata_errors="replace")
-    except (av.error.FFmpegError, ValueError, RuntimeError, MemoryError) as exc:
-        # The bytes could be read, so this is about what they say, even where ffmpeg calls it an input/output error.
-        raise DecodeError(f"not a video: {one_line(exc)}") from exc
-    try:
-        attached = av.stream.Disposition.attached_pic
-        stream = next((stream for stream in container.streams.video if not stream.disposition & attached), None)
-        if stream is None:
-            raise DecodeError("no video stream")
-        if stream.codec_context is None:
-            raise DecodeError("no decoder for this video's format")
-        stream.thread_type = "AUTO"
-    except BaseException:
-        container.close()
-        raise
-    return container, stream
+    def _stretch(self, steps: Iterator[Step]) -> Iterator[DecodedFrame]:
+        """Decodes packets, lets frames that nothing refers to out where the decoder can, and yields what is wanted."""
+        codec = self._stream.codec_context
+        drops = drops_exactly(self._stream)
+        sieve = Sieve()
+        before = self.num_broken
+        fed = False
 
+        def kept(frames: list[av.VideoFrame]) -> Iterator[DecodedFrame]:
+            if self.num_broken > before:
+                raise Unsure(self.broken_reason)
+            for frame in frames:
+                if sieve.keeps(frame.pts, is_key=bool(frame.key_frame), is_corrupt=frame.is_corrupt) and frame.pts is not None:
+                    yield self._frame(frame, self._time(frame.pts))
 
-def _packets(container: InputContainer, stream: VideoStream, note: Any = None) -> Iterator[av.Packet[Any]]:
-    """Packets of the stream and the empty one that flushes the decoder. Reading goes on after an error, a few times."""
-    from av.error import FFmpegError
+        for step in steps:
+            if step.fresh and fed:
+                yield from kept(self._decode(None))
+                sieve.end()
+                codec.flush_buffers()
+            fed = True
+            sieve.expect(step)
+            codec.skip_frame = "NONREF" if drops and not (step.wanted or step.fresh) else "DEFAULT"
+            yield from kept(self._decode(step.packet))
+        yield from kept(self._decode(None) if fed else [])
+        sieve.end()
 
-    num_errors = 0
-    while num_errors < _MAX_DEMUX_ERRORS:
+    def _steps(self, target: float | None) -> Iterator[Step]:
+        """Packets from here on; after a seek from the first key frame on. Ends early where the rest is better reached by a seek."""
+        codec = self._stream.codec_context.name
+        before = self.num_broken
+        for packet in packets(self._container, self._stream, self._note):
+            if self.num_broken > before:
+                raise Unsure(self.broken_reason)
+            if not packet.size:
+                continue
+            if packet.pts is None:
+                raise Unsure("a packet has no time")
+            if target is not None:
+                if not packet.is_keyframe:
+                    continue
+                if self._time(packet.pts) > target + SAME_SECONDS:
+                    raise Unsure("a seek went too far")
+                if not is_shown(packet, codec):
+                    raise Unsure("a seek went to where nothing is shown")
+                # Where key frames are far apart, each seek would go back to before where reading already was.
+                self._seekable = self._time(packet.pts) > self._read_seconds
+                target = None
+            self._read_seconds = max(self._read_seconds, float(self._time(packet.pts)))
+            yield Step(packet, packet.pts, packet.is_keyframe, is_shown(packet, codec))
+            reached = max(self._read_seconds, 0.0) + SEEK_GAP_SECONDS
+            if self._seekable and self._due_seconds > reached and self.end_seconds > reached:
+                self._seek_seconds = min(self._due_seconds, self.end_seconds)
+                return
+        if target is not None:
+            raise Unsure("no key frame after a seek")
+
+    def _seek(self, seconds: float) -> None:
+        """Goes to a key frame before a time.
+
+        Raises:
+            Unsure: The container cannot.
+        """
+        pts = int((Fraction(seconds - _SEEK_MARGIN_SECONDS) + self._origin) / (self._stream.time_base or Fraction(1)))
         try:
-            yield from container.demux(stream)
-            return
-        except IndexError:
-            # At the end PyAV flushes every stream, and fails at one that turned up after the file was opened (MPEG-TS); this one came before it.
-            return
-        except FFmpegError as exc:
-            num_errors += 1
-            if note is not None:
-                note(exc)
-
-
-def _origin(container: InputContainer, stream: VideoStream) -> Fraction:
-    """The time that a player calls 0, in seconds: the container's start, exact where it is the stream's own (it is stated in microseconds)."""
-    own = Fraction(0) if stream.start_time is None else stream.start_time * (stream.time_base or Fraction(0))
-    if container.start_time is None:
-        return own
-    start = Fraction(container.start_time, _MICROSECONDS)
-    return own if abs(own - start) <= _TOLERANCE_SECONDS else start
-
-
-def _check_size(width: int, height: int, max_pixels: int) -> None:
-    if width * height > max_pixels:
-        raise DecodeError(f"{width} x {height} = {width * height:,} pixels are more than --max-pixels {max_pixels:,}")
-
-
-def _upright(pixels: UInt8Array, frame: av.VideoFrame) -> UInt8Array:
-    """Turns and mirrors a picture as its display matrix says.
-
-    The matrix ((a, b, u), (c, d, v), (x, y, w)) takes a stored point (p, q) to (a p + c q + x, b p + d q + y) (ffmpeg's libavutil/display.h);
-    angles between the quarter turns are left alone.
-    """
-    matrix: Any = frame.side_data.get("DISPLAYMATRIX")
-    if matrix is None:
-        return pixels
-    a, b, _, c, d = struct.unpack_from("=5i", bytes(matrix))
-    if abs(b) > abs(a):
-        pixels = pixels.transpose(1, 0, 2)
-        a, d = c, b
-    if a < 0:
-        pixels = pixels[:, ::-1]
-    return pixels[::-1] if d < 0 else pixels
+            self._container.seek(pts, stream=self._stream)
+        except (OSError, ValueError) as exc:
+            raise Unsure(f"no seeking: {one_line(exc)}") from exc

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import logging
-from collections.abc import Callable, Iterator
-from typing import BinaryIO, Protocol
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, BinaryIO, Protocol
 
 from vlmbatch.errors import DecodeError, ItemError, ReadError
 from vlmbatch.job import Job
 from vlmbatch.read.base import Counts, failing_load, one_line
+from vlmbatch.read.frame import DecodedFrame
 from vlmbatch.read.paths import Found, Listing
-from vlmbatch.read.video_file import DecodedFrame, VideoFile
+from vlmbatch.read.planned import PlannedVideo
+from vlmbatch.read.remote import OnDisk
+from vlmbatch.read.video_file import VideoFile
 from vlmbatch.records import Item, Media, Pixels
 
 logger = logging.getLogger(__name__)
@@ -36,12 +40,33 @@ class Span(Protocol):
         ...
 
 
+class Judge(Protocol):
+    """Judges the chosen frames of one video, in their order."""
+
+    def is_similar(self, frame: DecodedFrame) -> bool:
+        """Whether a frame resembles the last one that was kept; it is kept itself when it does not."""
+        ...
+
+
 class Sampler(Protocol):
     """Gives the spans of a video."""
+
+    @property
+    def needs_pixels(self) -> bool:
+        """Whether the choice takes more than the times of the frames."""
+        ...
+
+    def judge(self) -> Judge | None:
+        """What judges the frames of a video; None when every frame counts."""
+        ...
 
     def __call__(self, video: VideoFile) -> Iterator[Span]:
         """Yields the spans in order of time."""
         ...
+
+
+Needless = Callable[[str, str, Callable[[], Sequence[Item]]], bool]
+"""Says of a video's id, its fingerprint and what makes the Items of its frames (from the packets alone) whether no pixels of it will be asked for."""
 
 
 class VideoReader:
@@ -54,20 +79,23 @@ class VideoReader:
         JobError: An INPUT does not exist, cannot be listed, matches nothing or is a picture.
     """
 
-    def __init__(self, job: Job, sampler: Sampler, stdin: BinaryIO | None = None) -> None:
+    def __init__(self, job: Job, sampler: Sampler, stdin: BinaryIO | None = None, needless: Needless | None = None) -> None:
         """Checks the INPUTs; lists nothing yet.
 
         Args:
             job: The job.
             sampler: What ``sample.make_sampler(job)`` gives.
             stdin: Where the INPUT ``-`` reads paths from, instead of standard input.
+            needless: Says of which videos no pixels will be asked for. Their Items are made from the packets' times, and nothing is decoded.
         """
         self._listing = Listing(job, stdin)
         self._sampler = sampler
         self._per_frame = job.per == "frame"
         self._per_window = job.per == "window"
         self._media: Media = "frame" if self._per_frame else "clip"
+        self._job = job
         self._max_pixels = job.max_pixels
+        self._needless = needless
         self._total: int | None = None
         self._index = 0
         self.counts: Counts = self._listing.counts
@@ -87,10 +115,17 @@ class VideoReader:
         if found.error is not None:
             yield self._failed(found, ReadError(found.error))
             return
+        if found.read is not None:
+            yield self._failed(found, ReadError("videos are read from files, not from the bytes that a row holds or names"))
+            return
         before = self._index
         try:
-            with VideoFile(found.path, self._max_pixels) as video:
-                yield from self._frames(found, video) if self._per_frame else self._clips(found, video)
+            on_disk = OnDisk(found.path, self._job)
+            with VideoFile(on_disk.path, self._max_pixels) as video:
+                if items := self._planned(found, video):
+                    yield from items
+                    return
+                yield from self._frames(found, video, self._sampler.judge()) if self._per_frame else self._clips(found, on_disk, video)
                 if self._index > before or not self._per_frame:
                     error = _damage(video)
                 elif not video.num_decoded and next(video.frames(), None) is None:
@@ -107,31 +142,49 @@ class VideoReader:
         if self._index == before:
             logger.warning("%s: no frame of it was asked for", found.source)
 
-    def _frames(self, found: Found, video: VideoFile) -> Iterator[Item]:
+    def _planned(self, found: Found, video: VideoFile) -> list[Item]:
+        """The Items of a video from its packets alone, where no pixels will be asked for and the packets tell."""
+        if self._needless is None or not self._per_frame or self._sampler.needs_pixels:
+            return []
+        before = self._index
+        items: list[Item] = []
+
+        def plan() -> list[Item]:
+            if video.packet_times is not None:
+                planned = PlannedVideo(found.path, self._max_pixels, video.packet_times, video.end_seconds)
+                items.extend(self._frames(found, planned, None))
+            return items
+
+        if self._needless(found.id, found.fingerprint, plan):
+            return items
+        self._index = before
+        return []
+
+    def _frames(self, found: Found, video: Any, judge: Judge | None) -> Iterator[Item]:
         """Items of frames, each held back until the next is known: its time is where this one ends."""
         pending: DecodedFrame | None = None
-        last_seconds = -1.0
+        item_id = kept_id = ""
+        similar_to: str | None = None
         for span in self._sampler(video):
             for frame in span.choose(video):
                 if pending is not None:
-                    yield self._frame(found, pending, frame.time_seconds, last_seconds)
-                    last_seconds = pending.time_seconds
+                    yield self._frame(found, item_id, pending, frame.time_seconds, similar_to)
+                item_id = _frame_id(found.id, frame, pending)
+                similar_to = kept_id if judge is not None and judge.is_similar(frame) else None
+                kept_id = similar_to or item_id
                 pending = frame
         if pending is not None:
             end = video.end_seconds
-            yield self._frame(found, pending, end if end > pending.time_seconds else pending.time_seconds + pending.duration_seconds, last_seconds)
+            yield self._frame(found, item_id, pending, end if end > pending.time_seconds else pending.time_seconds + pending.duration_seconds, similar_to)
 
-    def _frame(self, found: Found, frame: DecodedFrame, end_seconds: float, last_seconds: float) -> Item:
-        item_id = f"{found.id}#t={frame.time_seconds:.3f}"
-        if f"{last_seconds:.3f}" == f"{frame.time_seconds:.3f}":
-            # More than a thousand frames a second.
-            item_id = f"{found.id}#t={frame.time_seconds:.6f}"
-        return self._item(found, item_id, lambda: Pixels((frame.rgb(),)), frame.time_seconds, end_seconds)
+    def _frame(self, found: Found, item_id: str, frame: DecodedFrame, end_seconds: float, similar_to: str | None) -> Item:
+        start, end = frame.stretch_seconds or (frame.time_seconds, end_seconds)
+        return dataclasses.replace(self._item(found, item_id, lambda: Pixels((frame.rgb(),)), start, end), similar_to=similar_to)
 
-    def _clips(self, found: Found, video: VideoFile) -> Iterator[Item]:
+    def _clips(self, found: Found, on_disk: OnDisk, video: VideoFile) -> Iterator[Item]:
         for span in self._sampler(video):
             item_id = f"{found.id}#t={span.start_seconds:.3f}-{span.end_seconds:.3f}" if self._per_window else found.id
-            load = functools.partial(load_clip, found.path, self._max_pixels, span)
+            load = on_disk.bind(functools.partial(load_clip, on_disk.path, self._max_pixels, span))
             yield self._item(found, item_id, load, span.start_seconds, span.end_seconds)
         if not video.end_seconds:
             raise DecodeError("no frames")
@@ -140,9 +193,16 @@ class VideoReader:
         return self._item(found, found.id, failing_load(type(error), str(error)), None, None)
 
     def _item(self, found: Found, item_id: str, load: Callable[[], Pixels], start: float | None, end: float | None) -> Item:
-        item = Item(item_id, found.source, self._index, self._media, load, start, end, found.fingerprint)
+        item = Item(item_id, found.source, self._index, self._media, load, start, end, found.fingerprint, found.questions, found.extra)
         self._index += 1
         return item
+
+
+def _frame_id(video_id: str, frame: DecodedFrame, before: DecodedFrame | None) -> str:
+    if before is not None and f"{before.time_seconds:.3f}" == f"{frame.time_seconds:.3f}":
+        # More than a thousand frames a second.
+        return f"{video_id}#t={frame.time_seconds:.6f}"
+    return f"{video_id}#t={frame.time_seconds:.3f}"
 
 
 def load_clip(path: str, max_pixels: int, span: Span) -> Pixels:

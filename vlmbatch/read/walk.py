@@ -21,11 +21,13 @@ class Entry:
         path: What the operating system opens.
         relative: Path below the folder, ``/`` as separator.
         error: Why a folder could not be listed; None for a file.
+        fingerprint: What changes with the file, where the listing says it.
     """
 
     path: str
     relative: str
     error: str | None = None
+    fingerprint: str = ""
 
 
 def walk(root: str, enters: Callable[[str], bool] = lambda relative: True, hidden: bool = False) -> Iterator[Entry]:
@@ -118,11 +120,26 @@ class Glob:
         """Yields the files that match; nothing when the folder before the first wildcard is none."""
         if not os.path.isdir(self.root or "."):
             return
-        hidden = any(part.startswith(".") for part in self.parts)
-        deep = "**" in self.parts
-        for entry in walk(self.root, lambda relative: _matches(relative.split("/"), self.parts, deep, partial=True), hidden):
-            if _matches(entry.relative.split("/"), self.parts, deep):
+        for entry in walk(self.root, self.enters, self.hidden):
+            if self.matches(entry.relative):
                 yield entry
+
+    @property
+    def hidden(self) -> bool:
+        """Whether names that start with a dot can match."""
+        return any(part.startswith(".") for part in self.parts)
+
+    def matches(self, relative: str) -> bool:
+        """Whether a path below ``root`` matches."""
+        return _matches(relative.split("/"), self.parts, "**" in self.parts)
+
+    def enters(self, relative: str) -> bool:
+        """Whether a file below this folder could match."""
+        return _matches(relative.split("/"), self.parts, "**" in self.parts, partial=True)
+
+    def names(self, relative: str) -> bool:
+        """Whether the pattern stands for this path itself, not for a folder above it."""
+        return _matches(relative.split("/"), self.parts, deep=True)
 
     def names_suffix(self, suffix: str) -> bool:
         """Whether the pattern itself spells out this extension."""

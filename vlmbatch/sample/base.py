@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, Self, TypeVar
+
+from vlmbatch.records import UInt8Array
 
 TOLERANCE_SECONDS = 1e-6
 """Two times closer than this are the same: containers count in microseconds, and 1/fps is rarely a binary fraction."""
@@ -26,6 +28,22 @@ class Frame(Protocol):
         """How long it stands when nothing follows."""
         ...
 
+    @property
+    def stored_size(self) -> tuple[int, int]:
+        """Width and height in pixels, before it is turned upright."""
+        ...
+
+    def standing_for(self, start_seconds: float, end_seconds: float) -> Self:
+        """The same frame, standing for a stretch instead of until the next one."""
+        ...
+
+    def thumbnail(self, width: int, height: int, form: str = "rgb24") -> UInt8Array:
+        """A small picture in one of FFmpeg's pixel formats, each pixel the mean of those it stands for."""
+        ...
+
+
+NextInstant = Callable[[float], float | None]
+"""Gives the first instant not before a time that is asked for; None when there is none."""
 
 F = TypeVar("F", bound=Frame)
 F_co = TypeVar("F_co", bound=Frame, covariant=True)
@@ -39,16 +57,28 @@ class Video(Protocol[F_co]):
         """Where it ends."""
         ...
 
-    def frames(self, start_seconds: float = 0.0) -> Iterator[F_co]:
-        """Yields frames in presentation order, times strictly rising; the frame on screen at ``start_seconds`` and all later ones are among them."""
+    def frames(self, next_instant: NextInstant | None = None) -> Iterator[F_co]:
+        """Yields frames in presentation order, times strictly rising.
+
+        Frames that are on screen at no instant that is asked for may be left out, but for the one after the last instant; None asks for every frame.
+        """
         ...
 
-    def skip_to(self, seconds: float) -> None:
-        """Says that ``frames`` may leave out what is over before this time."""
+    def key_frames(self, start_seconds: float = 0.0) -> Iterator[F_co]:
+        """Yields the frames from a time on where decoding can start, and decodes no others."""
         ...
 
     def frame_times(self) -> Sequence[float]:
-        """Times of all frames, ascending, in seconds: read from the packets, nothing is decoded."""
+        """Times of all frames, ascending, in seconds; nothing is decoded where the packets state them."""
+        ...
+
+    def key_times(self) -> Sequence[float]:
+        """Times of the key frames, as ``frame_times``."""
+        ...
+
+    @property
+    def packet_times(self) -> object | None:
+        """None where ``frame_times`` takes decoding everything."""
         ...
 
 
@@ -68,8 +98,25 @@ class Span:
     choose: Callable[[Video[Any]], Iterator[Any]]
 
 
+class Judge(Protocol):
+    """Judges the chosen frames of one video, in their order."""
+
+    def is_similar(self, frame: Any) -> bool:
+        """Whether a frame resembles the last one that was kept; it is kept itself when it does not."""
+        ...
+
+
 class Sampler(Protocol):
     """Gives the spans of a video: one for ``--per frame`` and ``--per clip``, one a window for ``--per window``; none when nothing of it is asked for."""
+
+    @property
+    def needs_pixels(self) -> bool:
+        """Whether the choice takes more than the times of the frames."""
+        ...
+
+    def judge(self) -> Judge | None:
+        """What judges the chosen frames of a video; None when every frame counts."""
+        ...
 
     def __call__(self, video: Video[Any]) -> Iterator[Span]:
         """Yields the spans in order of time."""

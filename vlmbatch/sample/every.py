@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from vlmbatch.sample.base import MAX_CLIP_FRAMES, TOLERANCE_SECONDS, F, Video
-from vlmbatch.sample.screen import evenly, inside
+from vlmbatch.sample.screen import evenly, inside, listed, on_screen
 
 logger = logging.getLogger(__name__)
 
@@ -26,7 +26,10 @@ class Every:
 
     def frames(self, video: Video[F], start_seconds: float, end_seconds: float) -> Iterator[F]:
         """Yields frames 0, N, 2N … of those whose time is in [start, end)."""
-        later = itertools.dropwhile(lambda frame: frame.time_seconds < start_seconds - TOLERANCE_SECONDS, video.frames(start_seconds))
+        if video.packet_times is not None:
+            # Known times are instants, and what is between instants need not be decoded.
+            return on_screen(video, listed(inside(video, start_seconds, end_seconds)[:: self.step]))
+        later = itertools.dropwhile(lambda frame: frame.time_seconds < start_seconds - TOLERANCE_SECONDS, video.frames())
         within = itertools.takewhile(lambda frame: frame.time_seconds < end_seconds - TOLERANCE_SECONDS, later)
         return itertools.islice(within, 0, None, self.step)
 

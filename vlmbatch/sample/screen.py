@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import bisect
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
-from vlmbatch.sample.base import TOLERANCE_SECONDS, F, Video
-
-NextInstant = Callable[[float], float | None]
-"""Gives the first instant not before a time; None when there is none."""
+from vlmbatch.sample.base import TOLERANCE_SECONDS, F, NextInstant, Video
 
 
 def on_screen(video: Video[F], next_instant: NextInstant) -> Iterator[F]:
@@ -26,13 +23,12 @@ def on_screen(video: Video[F], next_instant: NextInstant) -> Iterator[F]:
     if due is None:
         return
     previous: F | None = None
-    for frame in video.frames(due):
+    for frame in video.frames(next_instant):
         if previous is not None and due < frame.time_seconds - TOLERANCE_SECONDS:
             yield previous
             due = next_instant(frame.time_seconds - TOLERANCE_SECONDS)
             if due is None:
                 return
-            video.skip_to(due)
         previous = frame
     if previous is not None:
         end = video.end_seconds
@@ -54,7 +50,11 @@ def listed(instants: Sequence[float]) -> NextInstant:
 
 def inside(video: Video[Any], start_seconds: float, end_seconds: float) -> Sequence[float]:
     """Times of the frames in [start, end)."""
-    times = video.frame_times()
+    return stretch(video.frame_times(), start_seconds, end_seconds)
+
+
+def stretch(times: Sequence[float], start_seconds: float, end_seconds: float) -> Sequence[float]:
+    """Those of ascending times that are in [start, end)."""
     return times[bisect.bisect_left(times, start_seconds - TOLERANCE_SECONDS) : bisect.bisect_left(times, end_seconds - TOLERANCE_SECONDS)]
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from vlmbatch.job import Per
 from vlmbatch.sample.base import TOLERANCE_SECONDS, Span, Video, Way
 from vlmbatch.sample.screen import listed, on_screen
+from vlmbatch.sample.similar import SimilarFrames
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -23,6 +24,8 @@ class SpanSampler:
         start_seconds: Where to begin.
         end_seconds: Where to stop; infinity for the video's end.
         window_seconds: Length of a window.
+        skip_similar: The largest difference of two frames that count as similar; None when every frame counts.
+        needs_pixels: Whether the choice takes more than the times of the frames.
     """
 
     way: Way
@@ -30,6 +33,12 @@ class SpanSampler:
     start_seconds: float = 0.0
     end_seconds: float = math.inf
     window_seconds: float = 30.0
+    skip_similar: float | None = None
+    needs_pixels: bool = False
+
+    def judge(self) -> SimilarFrames | None:
+        """Judges which chosen frames of one video resemble an earlier one; None when every frame counts."""
+        return None if self.skip_similar is None else SimilarFrames(self.skip_similar)
 
     def __call__(self, video: Video[Any]) -> Iterator[Span]:
         """Yields the spans in order of time."""

@@ -4,21 +4,36 @@ from __future__ import annotations
 
 import io
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
 from vlmbatch.errors import OutputError
 from vlmbatch.job import Job
+from vlmbatch.records import RECORD_FIELDS
 from vlmbatch.write.atomic import reason
 from vlmbatch.write.base import Writer
 from vlmbatch.write.columns import Row
 from vlmbatch.write.formats import find_format
+from vlmbatch.write.sidecar import Sidecars, open_sidecars, sidecars_path
 from vlmbatch.write.stdout import StdoutWriter
 from vlmbatch.write.store import CommitPolicy, OutputStore
 from vlmbatch.write.summary import read_summary, summary_path, write_summary
 
-__all__ = ["CommitPolicy", "OutputStore", "StdoutWriter", "Writer", "open_output", "read_records", "read_summary", "summary_path", "write_summary"]
+__all__ = [
+    "CommitPolicy",
+    "OutputStore",
+    "Sidecars",
+    "StdoutWriter",
+    "Writer",
+    "open_output",
+    "open_sidecars",
+    "read_records",
+    "read_summary",
+    "sidecars_path",
+    "summary_path",
+    "write_summary",
+]
 
 
 def open_output(job: Job, identity: Mapping[str, Any], *, stream: TextIO | None = None) -> Writer:
@@ -42,8 +57,8 @@ def open_output(job: Job, identity: Mapping[str, Any], *, stream: TextIO | None 
     return StdoutWriter(stream)
 
 
-def read_records(path: Path) -> Iterator[Row]:
-    """The rows of an OUTPUT, finished or not, in order, in bounded memory.
+def read_records(path: Path, columns: Sequence[str] = RECORD_FIELDS) -> Iterator[Row]:
+    """The rows of an OUTPUT, finished or not, in order, in bounded memory, restricted to ``columns``.
 
     Raises:
         OutputError: It is not there, cannot be read, or was not written by vlmbatch; at once or while it is read.
@@ -60,7 +75,7 @@ def read_records(path: Path) -> Iterator[Row]:
             try:
                 if file.read(1):
                     file.seek(0)
-                    yield from format.read_rows(file)
+                    yield from format.read_rows(file, columns)
             except OutputError as error:
                 raise OutputError(f"{path} was not written by vlmbatch ({error})") from error
             except OSError as error:

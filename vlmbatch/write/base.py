@@ -56,12 +56,16 @@ class Writer(abc.ABC):
         """Commits when one is due. Called about once a second, so that rows do not wait for the next one to be committed."""
         return
 
-    def done(self, id: str, task: str, prompt: str, fingerprint: str = "") -> bool:
+    def done(self, id: str, task: str, prompt: str, source: str = "", fingerprint: str = "") -> bool:
         """Whether the row is there from an earlier run and need not be done again."""
         return False
 
     def keep(self, id: str, task: str, prompt: str, index: int, question: int = 0) -> Status | None:
         """Says that a row that is done belongs to this run's items, at this place in input order; gives its status."""
+        return None
+
+    def find(self, id: str, task: str, prompt: str) -> Record | None:
+        """A row that ``done`` said is there; None where rows cannot be read back."""
         return None
 
     def totals(self) -> dict[str, int]:

@@ -1,17 +1,24 @@
-"""The columns of a row: their types, and how a record becomes plain values of exactly these types."""
+"""The columns of a row: their types, and how a record becomes plain values of exactly these types.
+
+Behind the columns that every row has stand those that a job carries from its manifests (``Job.keep``). What these hold is only known once rows come, so
+their kind is the narrowest that every value so far fits into.
+"""
 
 from __future__ import annotations
 
+import base64
+import datetime
+import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
 
 from vlmbatch.records import Record
 
 Row = dict[str, Any]
-"""A row as plain values, keys in the order of ``RECORD_FIELDS``."""
+"""A row as plain values, keys in the order of ``RECORD_FIELDS``, carried columns behind them."""
 
-Kind = Literal["string", "int32", "int64", "float32", "float64", "timestamp"]
+Kind = Literal["string", "int32", "int64", "float32", "float64", "timestamp", "bool"]
 
 
 class Column(NamedTuple):
@@ -66,7 +73,54 @@ COLUMNS: dict[str, Column] = {
 
 def row_of(record: Record) -> Row:
     """The record as plain values: what is not a finite number is null (0 where null is not allowed), and text is valid Unicode."""
-    return {name: convert(getattr(record, name)) for name, convert in _CONVERTERS}
+    row = {name: convert(getattr(record, name)) for name, convert in _CONVERTERS}
+    for name, value in record.extra.items():
+        row[clean_text(name)] = plain_value(value)
+    return row
+
+
+def plain_value(value: Any) -> Any:
+    """A carried value as JSON can hold it: times as ISO text, bytes as base64, what is not a finite number as null."""
+    if value is None or isinstance(value, bool | int):
+        return value
+    if isinstance(value, str):
+        return clean_text(value)
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {clean_text(str(key)): plain_value(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain_value(entry) for entry in value]
+    if isinstance(value, datetime.date | datetime.time):
+        return value.isoformat()
+    if isinstance(value, bytes):
+        return base64.b64encode(value).decode()
+    return clean_text(str(value))
+
+
+def kind_of(value: Any) -> Kind | None:
+    """The narrowest kind of column for a plain value; None for null, which every kind has room for."""
+    if value is None:
+        return None
+    if isinstance(value, bool):
+        return "bool"
+    if isinstance(value, int):
+        return "int64" if -(2**63) <= value < 2**63 else "string"
+    return "float64" if isinstance(value, float) else "string"
+
+
+def common_kind(one: Kind | None, other: Kind | None) -> Kind | None:
+    """The narrowest kind for the values of both."""
+    if one == other or other is None:
+        return one
+    if one is None:
+        return other
+    return "float64" if {one, other} == {"int64", "float64"} else "string"
+
+
+def as_text(value: Any) -> str | None:
+    """A plain value in a column of text: text as it is, everything else as JSON."""
+    return value if value is None or isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def clean_text(text: str) -> str:

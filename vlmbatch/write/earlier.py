@@ -10,7 +10,6 @@ from typing import BinaryIO
 import numpy as np
 
 from vlmbatch.errors import OutputError
-from vlmbatch.records import RECORD_FIELDS
 from vlmbatch.write.atomic import reason
 from vlmbatch.write.columns import Row
 from vlmbatch.write.formats import Format
@@ -72,11 +71,15 @@ class EarlierRows:
                     yield row
                     position = next(wanted, None)
             return
-        spill = self._spilled()
         for position in positions:
-            spill.seek(self._offsets[position])
-            row = decode(spill.readline().decode())
-            yield row
+            yield self.row(int(position))
+
+    def row(self, position: int) -> Row:
+        """The row at a position, through a temporary file."""
+        spill = self._spilled()
+        spill.seek(self._offsets[position])
+        row: Row = decode(spill.readline().decode())
+        return row
 
     def close(self) -> None:
         """Lets go of the files."""
@@ -95,7 +98,7 @@ class EarlierRows:
             self._spill, self._offsets = spill, offsets
         return self._spill
 
-    def _read(self, columns: Sequence[str] = RECORD_FIELDS) -> Iterator[Row]:
+    def _read(self, columns: Sequence[str] | None = None) -> Iterator[Row]:
         if self._is_empty:
             return
         self._file.seek(0)

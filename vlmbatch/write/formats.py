@@ -2,28 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, Protocol
 
 from vlmbatch.errors import OutputError
-from vlmbatch.records import RECORD_FIELDS
 from vlmbatch.write import csv, jsonl, parquet
-from vlmbatch.write.columns import Row
+from vlmbatch.write.columns import Kind, Row
 
 
 class WriteRows(Protocol):
-    """Writes rows to a binary file, in bounded memory; ``job`` goes into the file's metadata where the format has any."""
+    """Writes rows to a binary file, in bounded memory; ``job`` goes into the file's metadata where the format has any, ``extra`` are carried columns."""
 
-    def __call__(self, file: BinaryIO, rows: Iterable[Row], job: dict[str, Any] | None = None) -> None:
+    def __call__(self, file: BinaryIO, rows: Iterable[Row], job: dict[str, Any] | None = None, extra: Mapping[str, Kind] | None = None) -> None:
         """Writes every row."""
 
 
 class ReadRows(Protocol):
     """Reads rows from a binary file, in bounded memory, as the values that records hold; raises OutputError for a file of another kind."""
 
-    def __call__(self, file: BinaryIO, columns: Sequence[str] = RECORD_FIELDS) -> Iterator[Row]:
-        """Gives rows restricted to ``columns``."""
+    def __call__(self, file: BinaryIO, columns: Sequence[str] | None = None) -> Iterator[Row]:
+        """Gives rows restricted to ``columns``; without them whole, carried columns behind ``RECORD_FIELDS``."""
 
 
 class Format(NamedTuple):

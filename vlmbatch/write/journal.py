@@ -2,11 +2,11 @@
 
 Every line begins with the CRC-32 of what follows it, so that a line that was half written, or damaged later, is known::
 
-    CRC {"vlmbatch_journal": 1, "identity": {…}, "base": true}      the header, once
-    CRC KEY FINGERPRINT                                             a row that stands in OUTPUT
-    CRC KEY FINGERPRINT INDEX QUESTION STATUS {"id": …}             a row, whole
+    CRC {"vlmbatch_journal": 2, "identity": {…}, "base": true}      the header, once
+    CRC KEY SOURCE FINGERPRINT                                      a row that stands in OUTPUT
+    CRC KEY SOURCE FINGERPRINT INDEX QUESTION STATUS {"id": …}      a row, whole
 
-KEY and FINGERPRINT are digests in hexadecimal (``-``: no fingerprint). A later line about a row replaces an earlier one.
+KEY, SOURCE (the file) and FINGERPRINT (what the file was) are digests in hexadecimal; ``-``: not known. A later line about a row replaces an earlier one.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from vlmbatch.write.jsonl import decode, encode
 
 logger = logging.getLogger(__name__)
 
-VERSION = 1
+VERSION = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +52,7 @@ class Entry(NamedTuple):
     """A line about a row; ``place`` is the offset of the line, or -1 when the row itself stands in OUTPUT (then row_index, question and status say nothing)."""
 
     key: bytes
+    source: int
     fingerprint: int
     place: int = -1
     row_index: int = 0
@@ -140,14 +141,14 @@ class Journal:
             raise OutputError(f"cannot write {path}: {reason(error)}") from error
         self._reader = open(path, "rb")
 
-    def append(self, key: bytes, fingerprint: int, question: int, row: Row) -> int:
+    def append(self, key: bytes, source: int, fingerprint: int, question: int, row: Row) -> int:
         """Takes a row; it is in memory until ``commit``.
 
         Returns:
             Its place, for ``read``.
         """
         place = self._end + len(self._pending)
-        self._pending += _line(f"{key.hex()} {_fingerprint_text(fingerprint)} {row['index']} {question} {row['status']} {encode(row)}")
+        self._pending += _line(f"{key.hex()} {_hex(source)} {_hex(fingerprint)} {row['index']} {question} {row['status']} {encode(row)}")
         return place
 
     def commit(self) -> None:
@@ -186,7 +187,7 @@ class Journal:
             raise OutputError(f"cannot read {self._path}: {reason(error)}") from error
         if payload is None:
             raise OutputError(f"{self._path} was damaged during the run")
-        row: Row = decode(payload.split(b" ", 5)[5].decode())
+        row: Row = decode(payload.split(b" ", 6)[6].decode())
         return row
 
     def close(self) -> None:
@@ -197,8 +198,8 @@ class Journal:
             self._handle = -1
 
 
-def write_journal(path: Path, header: Header, fingerprints: Iterable[tuple[bytes, int]] = ()) -> int:
-    """Puts a journal in the place of the one at ``path``: a header, and a line for each row that stands in OUTPUT.
+def write_journal(path: Path, header: Header, known: Iterable[tuple[bytes, int, int]] = ()) -> int:
+    """Puts a journal in the place of the one at ``path``: a header, and a line for each row that stands in OUTPUT (key, source, fingerprint).
 
     Returns:
         Its length in bytes.
@@ -208,8 +209,8 @@ def write_journal(path: Path, header: Header, fingerprints: Iterable[tuple[bytes
     """
     with replacing(path) as file:
         file.write(header.encode())
-        for key, fingerprint in fingerprints:
-            file.write(_line(f"{key.hex()} {_fingerprint_text(fingerprint)}"))
+        for key, source, fingerprint in known:
+            file.write(_line(f"{key.hex()} {_hex(source)} {_hex(fingerprint)}"))
         return file.tell()
 
 
@@ -237,16 +238,16 @@ def _parse(line: bytes, place: int) -> Entry | None:
     payload = _payload(line)
     if payload is None:
         return None
-    parts = payload.split(b" ", 5)
+    parts = payload.split(b" ", 6)
     try:
         key = bytes.fromhex(parts[0].decode())
-        fingerprint = 0 if parts[1] == b"-" else int(parts[1], 16)
-        if len(parts) == 2:
-            return Entry(key, fingerprint)
-        return Entry(key, fingerprint, place, int(parts[2]), int(parts[3]), parts[4].decode())
+        source, fingerprint = (0 if part == b"-" else int(part, 16) for part in parts[1:3])
+        if len(parts) == 3:
+            return Entry(key, source, fingerprint)
+        return Entry(key, source, fingerprint, place, int(parts[3]), int(parts[4]), parts[5].decode())
     except (ValueError, IndexError):
         return None
 
 
-def _fingerprint_text(fingerprint: int) -> str:
-    return f"{fingerprint:016x}" if fingerprint else "-"
+def _hex(digest: int) -> str:
+    return f"{digest:016x}" if digest else "-"

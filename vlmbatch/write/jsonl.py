@@ -1,27 +1,27 @@
-"""Rows as JSON Lines: one object a line, UTF-8, keys in the order of ``RECORD_FIELDS``."""
+"""Rows as JSON Lines: one object a line, UTF-8, keys in the order of ``RECORD_FIELDS``, carried columns behind them."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, BinaryIO
 
 from vlmbatch.errors import OutputError
 from vlmbatch.records import RECORD_FIELDS
-from vlmbatch.write.columns import Row
+from vlmbatch.write.columns import Kind, Row
 
 encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode
 decode = json.JSONDecoder().decode
 
 
-def write_rows(file: BinaryIO, rows: Iterable[Row], job: dict[str, Any] | None = None) -> None:
-    """Writes rows; the job has no place in this format."""
+def write_rows(file: BinaryIO, rows: Iterable[Row], job: dict[str, Any] | None = None, extra: Mapping[str, Kind] | None = None) -> None:
+    """Writes rows; the job and the kinds of columns have no place in this format."""
     for row in rows:
         file.write(encode(row).encode("utf-8", "backslashreplace") + b"\n")
 
 
-def read_rows(file: BinaryIO, columns: Sequence[str] = RECORD_FIELDS) -> Iterator[Row]:
-    """Reads rows, restricted to ``columns``.
+def read_rows(file: BinaryIO, columns: Sequence[str] | None = None) -> Iterator[Row]:
+    """Reads rows, restricted to ``columns``; without them whole.
 
     Raises:
         OutputError: A line is not a record.
@@ -31,6 +31,7 @@ def read_rows(file: BinaryIO, columns: Sequence[str] = RECORD_FIELDS) -> Iterato
             continue
         try:
             row = decode(line.decode())
-            yield {name: row[name] for name in columns}
+            found = {name: row[name] for name in columns or RECORD_FIELDS}
+            yield found if columns else {**found, **row}
         except (ValueError, KeyError, TypeError) as error:
             raise OutputError(f"line {number} is not a record") from error

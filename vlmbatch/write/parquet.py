@@ -5,12 +5,12 @@ from __future__ import annotations
 import datetime
 import itertools
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, BinaryIO
 
 from vlmbatch.errors import MissingDependencyError, OutputError
 from vlmbatch.records import RECORD_FIELDS
-from vlmbatch.write.columns import COLUMNS, Row, round_float32
+from vlmbatch.write.columns import COLUMNS, Kind, Row, as_text, round_float32
 
 ROWS_PER_GROUP = 8192
 """Rows that are held in memory while writing; large enough for the columns to compress."""
@@ -36,8 +36,8 @@ def require() -> Any:
     return pyarrow
 
 
-def schema(job: dict[str, Any] | None = None) -> Any:
-    """The ``pyarrow.Schema`` of a file, with the job as metadata when there is one."""
+def schema(job: dict[str, Any] | None = None, extra: Mapping[str, Kind] | None = None) -> Any:
+    """The ``pyarrow.Schema`` of a file: the columns of every row, carried ones, and the job as metadata when there is one."""
     arrow = require()
     types = {
         "string": arrow.string(),
@@ -46,26 +46,31 @@ def schema(job: dict[str, Any] | None = None) -> Any:
         "float32": arrow.float32(),
         "float64": arrow.float64(),
         "timestamp": arrow.timestamp("ms", tz="UTC"),
+        "bool": arrow.bool_(),
     }
     fields = [arrow.field(name, types[column.kind], nullable=column.nullable) for name, column in COLUMNS.items()]
+    fields += [arrow.field(name, types[kind]) for name, kind in (extra or {}).items()]
     return arrow.schema(fields, metadata=None if job is None else {JOB_KEY: json.dumps(job, ensure_ascii=False).encode()})
 
 
-def write_rows(file: BinaryIO, rows: Iterable[Row], job: dict[str, Any] | None = None) -> None:
+def write_rows(file: BinaryIO, rows: Iterable[Row], job: dict[str, Any] | None = None, extra: Mapping[str, Kind] | None = None) -> None:
     """Writes rows, a row group at a time."""
     arrow = require()
-    layout = schema(job)
+    layout = schema(job, extra)
     rows = iter(rows)
     with arrow.parquet.ParquetWriter(file, layout, compression="zstd") as writer:
         while group := list(itertools.islice(rows, ROWS_PER_GROUP)):
             columns = {name: [row[name] for row in group] for name in RECORD_FIELDS}
             columns["created_at"] = [_milliseconds(stamp) for stamp in columns["created_at"]]
+            for name, kind in (extra or {}).items():
+                values = [row.get(name) for row in group]
+                columns[name] = [as_text(value) for value in values] if kind == "string" else values
             arrays = [arrow.array(columns[field.name], field.type) for field in layout]
             writer.write_table(arrow.Table.from_arrays(arrays, schema=layout))
 
 
-def read_rows(file: BinaryIO, columns: Sequence[str] = RECORD_FIELDS) -> Iterator[Row]:
-    """Reads rows, restricted to ``columns``; only these are read from the disk.
+def read_rows(file: BinaryIO, columns: Sequence[str] | None = None) -> Iterator[Row]:
+    """Reads rows, restricted to ``columns`` (only these are read from the disk); without them whole.
 
     Raises:
         OutputError: It is not a Parquet file, or a column is missing or of another type.
@@ -77,16 +82,17 @@ def read_rows(file: BinaryIO, columns: Sequence[str] = RECORD_FIELDS) -> Iterato
         missing = [name for name in RECORD_FIELDS if name not in names]
         if missing:
             raise OutputError(f"it has no column {missing[0]!r}")
-        for batch in table.iter_batches(batch_size=ROWS_PER_GROUP, columns=list(columns)):
-            values = [_plain(arrow, name, batch.column(name)) for name in columns]
-            yield from (dict(zip(columns, row, strict=True)) for row in zip(*values, strict=True))
+        wanted = list(columns or [*RECORD_FIELDS, *(name for name in table.schema_arrow.names if name not in COLUMNS)])
+        for batch in table.iter_batches(batch_size=ROWS_PER_GROUP, columns=wanted):
+            values = [_plain(arrow, name, batch.column(name)) for name in wanted]
+            yield from (dict(zip(wanted, row, strict=True)) for row in zip(*values, strict=True))
     except arrow.ArrowException as error:
         raise OutputError("it is not a Parquet file of records") from error
 
 
 def _plain(arrow: Any, name: str, values: Any) -> list[Any]:
     """A column as the values that a record holds."""
-    kind = COLUMNS[name].kind
+    kind = COLUMNS[name].kind if name in COLUMNS else None
     if kind == "timestamp":
         stamps = values.cast(arrow.timestamp("ms", tz="UTC"), safe=False).cast(arrow.int64()).to_pylist()
         return [_iso(stamp) for stamp in stamps]

@@ -20,16 +20,16 @@ import numpy as np
 
 from vlmbatch.errors import OutputError
 from vlmbatch.job import Job
-from vlmbatch.records import Record, Status
+from vlmbatch.records import RECORD_FIELDS, Record, Status
 from vlmbatch.write.atomic import beside, reason, replacing
 from vlmbatch.write.base import Writer
-from vlmbatch.write.columns import Row, row_of
+from vlmbatch.write.columns import Kind, Row, clean_text, common_kind, kind_of, row_of
 from vlmbatch.write.earlier import EarlierRows
 from vlmbatch.write.formats import find_format
 from vlmbatch.write.identity import check_identity, earlier_identity
 from vlmbatch.write.journal import Header, Journal, JournalScan, plain_json, write_journal
 from vlmbatch.write.lock import OutputLock
-from vlmbatch.write.table import Int64Array, RowTable, fingerprint_digest, key_digest
+from vlmbatch.write.table import Int64Array, RowTable, key_digest, short_digest
 
 logger = logging.getLogger(__name__)
 
@@ -83,6 +83,7 @@ class OutputStore(Writer):
         self._guard = threading.RLock()
         self._table = RowTable()
         self._earlier: EarlierRows | None = None
+        self._kinds: dict[str, Kind | None] = dict.fromkeys(map(clean_text, job.kept_columns.values()))
         self._waiting = 0
         self._waiting_since = 0.0
         self._changed = False
@@ -100,6 +101,7 @@ class OutputStore(Writer):
         self._stat = _stat(self._output)
         self._published_at = clock()
         self._publish_cost = len(self._table) * SECONDS_PER_ROW
+        self._kinds_known = not len(self._table)
 
     @property
     def n_rows(self) -> int:
@@ -132,17 +134,23 @@ class OutputStore(Writer):
         for entry in scan:
             if entry.place >= 0:
                 self._table.put(
-                    entry.key, place=entry.place, index=entry.row_index, status=entry.status, question=entry.question, fingerprint=entry.fingerprint
+                    entry.key,
+                    place=entry.place,
+                    index=entry.row_index,
+                    status=entry.status,
+                    question=entry.question,
+                    source=entry.source,
+                    fingerprint=entry.fingerprint,
                 )
                 self._changed = True
                 continue
             number = self._table.number(entry.key)
             if number is not None:
-                self._table.set_fingerprint(number, entry.fingerprint)
+                self._table.set_file(number, entry.source, entry.fingerprint)
 
-    def done(self, id: str, task: str, prompt: str, fingerprint: str = "") -> bool:
+    def done(self, id: str, task: str, prompt: str, source: str = "", fingerprint: str = "") -> bool:
         """Whether the row is there, its file is the same as far as is known, and it is no error that is to be done again."""
-        digest = fingerprint_digest(fingerprint)
+        digest = short_digest(fingerprint)
         with self._guard:
             number = self._table.number(key_digest(id, task, prompt))
             if number is None or (self._job.retry_errors and self._table.is_error(number)):
@@ -151,7 +159,7 @@ class OutputStore(Writer):
             if digest and not known and self._table.is_error(number):
                 return False  # there was no file then, and there is one now
             if digest and not known:
-                self._table.set_fingerprint(number, digest)
+                self._table.set_file(number, short_digest(source), digest)
                 self._fingerprints_changed = True
             return not (digest and known and digest != known)
 
@@ -165,19 +173,30 @@ class OutputStore(Writer):
                 self._changed = True
             return "error" if self._table.is_error(number) else "ok"
 
+    def find(self, id: str, task: str, prompt: str) -> Record | None:
+        """Reads a row back, from the journal or from the OUTPUT of before."""
+        with self._guard:
+            number = self._table.number(key_digest(id, task, prompt))
+            if number is None:
+                return None
+            place = self._table.place(number)
+            row = self._journal.read(place) if place >= 0 else self._earlier.row(-1 - place) if self._earlier else None
+            return None if row is None else Record(**row)
+
     def totals(self) -> dict[str, int]:
         """Rows and error rows that OUTPUT has in all."""
         with self._guard:
-            return {"rows": len(self._table), "errors": sum(self._table.is_error(number) for number in range(len(self._table)))}
+            return {"rows": len(self._table), "errors": self._table.errors()}
 
     def write(self, record: Record, fingerprint: str = "", order: int | None = None, question: int = 0) -> None:
         """Takes a record; ``order`` does not matter here, as rows are sorted by index."""
         row = row_of(record)
-        key, digest = key_digest(*record.key), fingerprint_digest(fingerprint)
+        key, source, digest = key_digest(*record.key), short_digest(row["source"]), short_digest(fingerprint)
         with self._guard:
             self._check_open()
-            place = self._journal.append(key, digest, question, row)
-            self._table.put(key, place=place, index=row["index"], status=row["status"], question=question, fingerprint=digest, seen=True)
+            place = self._journal.append(key, source, digest, question, row)
+            self._table.put(key, place=place, index=row["index"], status=row["status"], question=question, source=source, fingerprint=digest, seen=True)
+            self._learn_kinds(row)
             self._changed = True
             if not self._waiting:
                 self._waiting_since = self._clock()
@@ -222,6 +241,7 @@ class OutputStore(Writer):
         if not finished and not len(self._table):
             self._journal_path.unlink()
             return
+        self._drop_outdated()
         order = self._table.in_order()
         published = self._changed or not self._output.exists() or not self._is_as_it_was(order)
         if published:
@@ -230,7 +250,19 @@ class OutputStore(Writer):
             except OutputError as error:
                 raise OutputError(f"{error}; what was finished is kept in {self._journal_path.name}, and the same command goes on from there") from error
         if published or self._fingerprints_changed:
-            write_journal(self._journal_path, Header(self._identity), self._table.fingerprints())
+            write_journal(self._journal_path, Header(self._identity), self._table.known_files())
+
+    def _drop_outdated(self) -> None:
+        """Takes out rows about what a changed file no longer holds: frames of the video that it was, or the error that it had as a whole."""
+        outdated, current = self._table.outdated()
+        if not len(outdated):
+            return
+        ids = {row["id"] for row in self._rows(current)}
+        gone = [int(number) for number, row in zip(outdated, self._rows(outdated), strict=True) if row["id"] not in ids]
+        if gone:
+            logger.info("%s: %d rows about what changed files no longer hold are left out", self._name, len(gone))
+            self._table.drop(gone)
+            self._changed = True
 
     def _is_as_it_was(self, order: Int64Array) -> bool:
         """Whether OUTPUT already holds exactly the rows of the table, in their order."""
@@ -255,17 +287,30 @@ class OutputStore(Writer):
         if _stat(self._output) != self._stat:
             logger.warning("%s was changed by another program during the run; its changes are replaced", self._name)
         with replacing(self._output) as file:
-            self._format.write_rows(file, self._rows(order), self._job.to_dict())
+            self._format.write_rows(file, self._rows(order), self._job.to_dict(credentials=False), self._carried(order))
         self._stat = _stat(self._output)
+
+    def _carried(self, order: Int64Array) -> dict[str, Kind]:
+        """The carried columns with kinds that every row fits into; those of rows from before this run are looked at once."""
+        if self._kinds and not self._kinds_known:
+            for row in self._rows(order):
+                self._learn_kinds(row)
+            self._kinds_known = True
+        return {name: kind or "string" for name, kind in self._kinds.items()}
+
+    def _learn_kinds(self, row: Row) -> None:
+        for name, kind in self._kinds.items():
+            self._kinds[name] = common_kind(kind, kind_of(row.get(name)))
 
     def _rows(self, order: Int64Array) -> Iterator[Row]:
         """The rows, from the journal and from the OUTPUT of before."""
+        columns = dict.fromkeys((*RECORD_FIELDS, *self._kinds))
         places = self._table.places()[order]
         earlier = self._earlier.rows(-1 - places[places < 0]) if self._earlier else iter(())
         for number, place in zip(order, places, strict=True):
             row = next(earlier) if place < 0 else self._journal.read(int(place))
             row["index"] = self._table.index(number)
-            yield row
+            yield row if row.keys() == columns else {name: row.get(name) for name in columns}
 
     def _check_open(self) -> None:
         if self._failed or self._closed:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import numpy.typing as npt
 
 Int64Array = npt.NDArray[np.int64]
 
-_ERROR, _SEEN = 1, 2
+_ERROR, _SEEN, _GONE = 1, 2, 4
 _ROOM = 65536
 
 
@@ -20,11 +20,11 @@ def key_digest(id: str, task: str, prompt: str) -> bytes:
     return hashlib.blake2b(f"{id}\0{task}\0{prompt}".encode("utf-8", "backslashreplace"), digest_size=16).digest()
 
 
-def fingerprint_digest(fingerprint: str) -> int:
-    """What stands for a file's fingerprint: 64 bits, 0 for none."""
-    if not fingerprint:
+def short_digest(text: str) -> int:
+    """What stands for a file's path or fingerprint: 64 bits, 0 for none."""
+    if not text:
         return 0
-    return int.from_bytes(hashlib.blake2b(fingerprint.encode("utf-8", "backslashreplace"), digest_size=8).digest(), "big") or 1
+    return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "backslashreplace"), digest_size=8).digest(), "big") or 1
 
 
 class RowTable:
@@ -32,9 +32,11 @@ class RowTable:
 
     def __init__(self) -> None:
         self._numbers: dict[bytes, int] = {}
+        self._count = 0  # of numbers given, those of dropped rows included
         self._places = array("q")
         self._indexes = array("q")
         self._questions = array("i")
+        self._sources = array("Q")
         self._fingerprints = array("Q")
         self._flags = array("B")
 
@@ -45,7 +47,7 @@ class RowTable:
         """The row's number in this table; None when it is not there."""
         return self._numbers.get(key)
 
-    def put(self, key: bytes, *, place: int, index: int, status: str, question: int = 0, fingerprint: int = 0, seen: bool = False) -> None:
+    def put(self, key: bytes, *, place: int, index: int, status: str, question: int = 0, source: int = 0, fingerprint: int = 0, seen: bool = False) -> None:
         """Adds a row, or replaces what is known about it.
 
         Args:
@@ -54,16 +56,19 @@ class RowTable:
             index: Place of the item in input order.
             status: The row's.
             question: The question's place among those about the item.
-            fingerprint: From ``fingerprint_digest``.
+            source: Of the file, from ``short_digest``.
+            fingerprint: Likewise.
             seen: Whether the row belongs to this run's items.
         """
         number = self._numbers.get(key)
         if number is None:
-            number = len(self._numbers)
+            number = self._count
             self._make_room(number)
+            self._count += 1
         self._places[number] = place
         self._indexes[number] = index
         self._questions[number] = question
+        self._sources[number] = source
         self._fingerprints[number] = fingerprint
         self._flags[number] = (_ERROR if status == "error" else 0) | (_SEEN if seen else 0)
         self._numbers[key] = number  # last, so that an interruption leaves no row half known
@@ -71,12 +76,16 @@ class RowTable:
     def _make_room(self, number: int) -> None:
         if number < len(self._flags):
             return
-        for column in (self._places, self._indexes, self._questions, self._fingerprints, self._flags):
+        for column in (self._places, self._indexes, self._questions, self._sources, self._fingerprints, self._flags):
             column.frombytes(bytes(column.itemsize * (number + _ROOM - len(column))))
 
     def is_error(self, number: int) -> bool:
         """Whether the row's status is ``error``."""
         return bool(self._flags[number] & _ERROR)
+
+    def place(self, number: int) -> int:
+        """Where the row stands: see ``put``."""
+        return self._places[number]
 
     def index(self, number: int) -> int:
         """The row's place in input order."""
@@ -86,8 +95,9 @@ class RowTable:
         """The digest of the file that the row was made from; 0 when it is not known."""
         return self._fingerprints[number]
 
-    def set_fingerprint(self, number: int, fingerprint: int) -> None:
-        """States what file the row was made from."""
+    def set_file(self, number: int, source: int, fingerprint: int) -> None:
+        """States what file the row was made from, and what that file was."""
+        self._sources[number] = source
         self._fingerprints[number] = fingerprint
 
     def move(self, number: int, index: int, question: int) -> bool:
@@ -104,18 +114,51 @@ class RowTable:
 
     def in_order(self) -> Int64Array:
         """Row numbers in the order of OUTPUT: by index, at the same index those that this run has seen first, then by question, then by age."""
-        count = len(self)
+        count = self._count
         places = self.places()
-        unseen = (np.array(self._flags, np.uint8)[:count] & _SEEN) == 0
+        flags = np.array(self._flags, np.uint8)[:count]
+        unseen = (flags & _SEEN) == 0
         from_journal = places >= 0
         age = np.where(from_journal, places, -1 - places)
         questions, indexes = np.array(self._questions, np.int32)[:count], np.array(self._indexes, np.int64)[:count]
-        return np.lexsort((age, from_journal, questions, unseen, indexes)).astype(np.int64)
+        order = np.lexsort((age, from_journal, questions, unseen, indexes)).astype(np.int64)
+        kept: Int64Array = order[(flags[order] & _GONE) == 0]
+        return kept
 
     def places(self) -> Int64Array:
         """Where each row stands, by number: an offset in the journal, or ``-1 - position`` in the OUTPUT of before."""
-        return np.array(self._places, np.int64)[: len(self)]
+        return np.array(self._places, np.int64)[: self._count]
 
-    def fingerprints(self) -> Iterator[tuple[bytes, int]]:
-        """Key and fingerprint of every row whose fingerprint is known."""
-        return ((key, self._fingerprints[number]) for key, number in self._numbers.items() if self._fingerprints[number])
+    def outdated(self) -> tuple[Int64Array, Int64Array]:
+        """Rows of files that have changed, as far as this run has seen the files.
+
+        Returns:
+            Numbers of rows that this run has not seen, made from a file of which it has seen a later state; and numbers of the rows seen of these files.
+        """
+        flags = np.array(self._flags, np.uint8)[: self._count]
+        sources, fingerprints = (np.array(column, np.uint64)[: self._count] for column in (self._sources, self._fingerprints))
+        known = (sources != 0) & (fingerprints != 0) & ((flags & _GONE) == 0)
+        seen = known & ((flags & _SEEN) != 0)
+        seen_sources, first = np.unique(sources[seen], return_index=True)
+        if not len(seen_sources):
+            return np.zeros(0, np.int64), np.zeros(0, np.int64)
+        place = np.searchsorted(seen_sources, sources).clip(max=len(seen_sources) - 1)
+        changed = known & ~seen & (seen_sources[place] == sources) & (fingerprints[seen][first][place] != fingerprints)
+        return np.flatnonzero(changed), np.flatnonzero(seen & np.isin(sources, sources[changed]))
+
+    def drop(self, numbers: Iterable[int]) -> None:
+        """Takes rows out."""
+        gone = set(numbers)
+        for number in gone:
+            self._flags[number] |= _GONE
+        for key in [key for key, number in self._numbers.items() if number in gone]:
+            del self._numbers[key]
+
+    def errors(self) -> int:
+        """How many rows have the status ``error``."""
+        flags = np.array(self._flags, np.uint8)[: self._count]
+        return int(np.count_nonzero((flags & (_ERROR | _GONE)) == _ERROR))
+
+    def known_files(self) -> Iterator[tuple[bytes, int, int]]:
+        """Key, source and fingerprint of every row whose fingerprint is known."""
+        return ((key, self._sources[number], self._fingerprints[number]) for key, number in self._numbers.items() if self._fingerprints[number])

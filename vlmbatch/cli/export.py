@@ -1,0 +1,134 @@
+"""``export``: an OUTPUT in another form, without asking the model again."""
+
+from __future__ import annotations
+
+import codecs
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+
+from vlmbatch.errors import JobError, OutputError
+
+TABLES = ("jsonl", "parquet", "csv")
+TEXTS = ("txt", "srt", "vtt")
+
+
+@click.command(name="export")
+@click.argument("output", metavar="OUTPUT", type=click.Path(path_type=Path))
+@click.option("--to", "form", type=click.Choice((*TABLES, *TEXTS)), required=True, help="A table of all rows, or a text or subtitle file each.")
+@click.option(
+    "-o",
+    "--output",
+    "target",
+    metavar="PATH",
+    help="Tables: the file, `-` for stdout [default: OUTPUT with the other suffix]. Texts and subtitles: a folder, or the file when OUTPUT is about one "
+    "picture or video [default: beside the sources].",
+)
+@click.option("--overwrite", is_flag=True, help="Replace what is there.")
+@click.option("--bom", is_flag=True, help="csv: begin with a byte order mark, without which Excel does not see that it is UTF-8.")
+def _export(output: Path, form: str, target: str | None, overwrite: bool, bom: bool) -> None:
+    """OUTPUT as a table of another format, or as a text or subtitle file for each picture or video.
+
+    Tables have every row. Texts and subtitles are what --sidecar writes: rows with an answer, files of others left alone.
+    """
+    from vlmbatch.write import read_records
+
+    if bom and form != "csv":
+        raise JobError("--bom goes with --to csv")
+    rows = read_records(output)  # says at once when there is nothing to read
+    if form in TABLES:
+        export_table(output, rows, form, target, overwrite=overwrite, bom=bom)
+    elif target is not None and Path(target).suffix.lower() == f".{form}" and not os.path.isdir(target):
+        export_text(output, rows, form, Path(target), overwrite=overwrite)
+    elif target == "-":
+        raise JobError(f"{form} files cannot go to stdout: give -o FOLDER, or -o FILE.{form} for one picture or video")
+    else:
+        export_texts(output, rows, form, target, overwrite=overwrite)
+
+
+def export_table(output: Path, rows: Iterator[dict[str, Any]], form: str, target: str | None, *, overwrite: bool, bom: bool) -> None:
+    """Writes every row to a table of another format, whole or not at all."""
+    from vlmbatch.write import read_summary
+    from vlmbatch.write.atomic import replacing
+    from vlmbatch.write.formats import find_format
+
+    path = Path(target) if target is not None and target != "-" else output.with_suffix(f".{form}")
+    if path.suffix.lower() != f".{form}":
+        raise JobError(f"--to {form} writes a file that ends in .{form}, not {path}")
+    format = find_format(path)
+    job = (read_summary(output) or {}).get("job")
+    opening = codecs.BOM_UTF8 if bom else b""
+    if target == "-":
+        if form == "parquet":
+            raise JobError("parquet does not go to stdout: give -o FILE.parquet")
+        sys.stdout.buffer.write(opening)
+        format.write_rows(sys.stdout.buffer, rows, job)
+        sys.stdout.buffer.flush()
+        return
+    _make_way(output, path, overwrite)
+    count = 0
+
+    def counted() -> Iterator[dict[str, Any]]:
+        nonlocal count
+        for count, row in enumerate(rows, 1):  # noqa: B007
+            yield row
+
+    with replacing(path) as file:
+        file.write(opening)
+        format.write_rows(file, counted(), job)
+    click.echo(f"{count} row{'' if count == 1 else 's'} -> {path}", err=True)
+
+
+def export_text(output: Path, rows: Iterator[dict[str, Any]], form: str, path: Path, *, overwrite: bool) -> None:
+    """Writes the one file of an OUTPUT that is about one picture or video."""
+    from vlmbatch.write.atomic import replacing
+
+    sidecars = _gather(output, rows, form, None, overwrite=overwrite)
+    found = [content for *_, content in sidecars.contents()]
+    if len(found) != 1 or found[0] is None:
+        raise JobError(f"{output} is about {len(found)} files, not one: give -o FOLDER" if len(found) != 1 else f"{output} has no answer to write")
+    _make_way(output, path, overwrite)
+    with replacing(path) as file:
+        file.write(found[0])
+    click.echo(f"1 file -> {path}", err=True)
+
+
+def export_texts(output: Path, rows: Iterator[dict[str, Any]], form: str, folder: str | None, *, overwrite: bool) -> None:
+    """Writes a file for each picture or video, as ``--sidecar`` does."""
+    from vlmbatch.cli.execute import say_sidecars, set_up_logging
+
+    set_up_logging("text", verbose=0, quiet=False, bar=False)
+    say_sidecars(_gather(output, rows, form, folder, overwrite=overwrite).write())
+
+
+def _gather(output: Path, rows: Iterator[dict[str, Any]], form: str, folder: str | None, *, overwrite: bool) -> Any:
+    from vlmbatch.write import Sidecars, sidecars_path
+
+    sidecars = Sidecars(form, sidecars_path(output), folder=None if folder is None else Path(folder), overwrite=overwrite)
+    answers = timed = 0
+    for row in rows:
+        sidecars.expect(row["id"], row["source"])
+        sidecars.add(row)
+        answers += row["status"] != "error"
+        timed += row["time_seconds"] is not None
+    if form != "txt" and answers and not timed:
+        raise JobError(f"{output} has no times: {form} files are made from videos")
+    return sidecars
+
+
+def _make_way(output: Path, path: Path, overwrite: bool) -> None:
+    if path.exists() and os.path.samefile(path, output):
+        raise JobError(f"{path} is the OUTPUT itself: give -o another file")
+    if path.exists() and not overwrite:
+        raise OutputError(f"{path} is there; --overwrite replaces it")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"cannot write {path}: {error.strerror}") from error
+
+
+COMMANDS = {"export": _export}

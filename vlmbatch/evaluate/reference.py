@@ -1,0 +1,199 @@
+"""The right answers: a .jsonl, .csv or .parquet file with an id, maybe a question, and one answer or more a row."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import itertools
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from vlmbatch.errors import JobError
+from vlmbatch.evaluate.options import Columns
+from vlmbatch.evaluate.texts import clean
+from vlmbatch.write.columns import clean_text
+
+ID_COLUMNS = ("id", "image", "video", "file", "path")
+PROMPT_COLUMNS = ("prompt", "question")
+ANSWER_COLUMNS = ("answers", "answer", "caption", "text")
+
+Rows = Iterator[tuple[int, Mapping[str, Any]]]
+
+
+@dataclasses.dataclass(slots=True)
+class Entry:
+    """The right answers to one question about one item.
+
+    Attributes:
+        answers: All of them; rows of the same id and question add up.
+        seen: Whether a row of OUTPUT answers it.
+    """
+
+    answers: list[str]
+    seen: bool = False
+
+
+@dataclasses.dataclass
+class Reference:
+    """What is right.
+
+    Attributes:
+        entries: By id and prompt; the prompt is None for what is right whatever is asked.
+        without_answer: Rows of the file that have no answer: an empty field, null, or a row of another OUTPUT that is an error.
+    """
+
+    entries: dict[tuple[str, str | None], Entry] = dataclasses.field(default_factory=dict)
+    without_answer: int = 0
+
+    def find(self, id: str, prompt: str) -> Entry | None:
+        """The right answers to a question about an item; those without a question when none are about this one."""
+        return self.entries.get((id, prompt.strip())) or self.entries.get((id, None))
+
+    @property
+    def names_prompts(self) -> bool:
+        """Whether an id alone does not say which entry is meant."""
+        return len({prompt for _, prompt in self.entries}) > 1
+
+    @property
+    def answers_per_row(self) -> tuple[int, int]:
+        """The fewest and the most right answers of an entry."""
+        counts = [len(entry.answers) for entry in self.entries.values()]
+        return min(counts), max(counts)
+
+
+def read_reference(path: Path, columns: Columns, *, ignore_prompt: bool = False) -> Reference:
+    """Reads a reference; another OUTPUT whose ``text`` was corrected is one.
+
+    Args:
+        path: The file.
+        columns: Where it keeps what.
+        ignore_prompt: Read no prompt, though there is a column.
+
+    Raises:
+        JobError: It cannot be read or understood; the message names the line or the columns.
+        MissingDependencyError: A .parquet file, and pyarrow is not installed.
+    """
+    rows = {".jsonl": _jsonl, ".csv": _csv, ".parquet": _parquet}.get(path.suffix.lower())
+    if rows is None:
+        raise JobError(f"reference {path}: write it as .jsonl, .csv or .parquet")
+    wanted = Wanted(
+        (columns.id,) if columns.id else ID_COLUMNS,
+        () if ignore_prompt else (columns.prompt,) if columns.prompt else PROMPT_COLUMNS,
+        tuple((name,) for name in columns.answers) or (ANSWER_COLUMNS,),
+        prompt_is_named=bool(columns.prompt),
+    )
+    names = (*wanted.ids, *wanted.prompts, *itertools.chain(*wanted.answers), "status")
+    unit = "row" if path.suffix.lower() == ".parquet" else "line"
+    reference = Reference()
+    try:
+        for number, row in rows(path, names):
+            _add(reference, row, wanted, f"reference {path}, {unit} {number}")
+    except OSError as error:
+        raise JobError(f"reference {path}: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise JobError(f"reference {path}: it is not UTF-8 text") from error
+    if not reference.entries:
+        raise JobError(f"reference {path}: no answers in it" + (f"; all of its {reference.without_answer} rows have none" if reference.without_answer else ""))
+    return reference
+
+
+class Wanted(NamedTuple):
+    """Columns to look for: of each kind several names, of which the first that is not null counts; answers may come from several columns."""
+
+    ids: tuple[str, ...]
+    prompts: tuple[str, ...]
+    answers: tuple[tuple[str, ...], ...]
+    prompt_is_named: bool
+
+
+def _add(reference: Reference, row: Mapping[str, Any], wanted: Wanted, where: str) -> None:
+    _, item = _find(row, wanted.ids, where, "--id-column")
+    if item is None or item == "":
+        raise JobError(f"{where}: an empty id")
+    if wanted.prompt_is_named or any(name in row for name in wanted.prompts):
+        _, prompt = _find(row, wanted.prompts, where, "--prompt-column")
+    else:
+        prompt = None
+    answers = [answer for names in wanted.answers for answer in _answers(*_find(row, names, where, "--answer-column"), where)]
+    if not answers or row.get("status") == "error":
+        reference.without_answer += 1
+        return
+    asked = None if prompt is None else clean_text(str(prompt)).strip() or None
+    key = clean_text(str(item)).replace("\\", "/").removeprefix("./"), asked
+    reference.entries.setdefault(key, Entry([])).answers.extend(answers)
+
+
+def _find(row: Mapping[str, Any], names: Sequence[str], where: str, option: str) -> tuple[str, Any]:
+    """The first of the columns that is not null in this row, and what it holds."""
+    there = [name for name in names if name in row]
+    if not there:
+        columns = ", ".join(str(name) for name in row if name is not None) or "nothing"
+        raise JobError(f"{where}: no column named {', '.join(names)}; there is {columns}: choose with {option}")
+    return next(((name, row[name]) for name in there if row[name] is not None), (there[0], None))
+
+
+def _answers(name: str, value: Any, where: str) -> list[str]:
+    """A cell as right answers: a text, a number, or a list of them (also as the VQA data sets have it, of objects with ``answer``)."""
+    if value is None:
+        return []
+    if name == "answers" and isinstance(value, str) and value.lstrip().startswith("["):
+        try:
+            value = json.loads(value)
+        except ValueError as error:
+            raise JobError(f"{where}: {name!r} is not a JSON list ({error})") from error
+    found = []
+    for entry in value if isinstance(value, list) else [value]:
+        plain = entry.get("answer") if isinstance(entry, dict) else entry
+        if isinstance(plain, bool) or not isinstance(plain, str | int | float):
+            raise JobError(f"{where}: the answer {json.dumps(entry, default=str)[:60]} is neither a text nor a number")
+        found.append(clean(str(plain)))
+    return found
+
+
+def _jsonl(path: Path, names: Sequence[str]) -> Rows:
+    with open(path, encoding="utf-8-sig") as file:
+        for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except ValueError as error:
+                raise JobError(f"reference {path}, line {number}: not JSON ({error})") from error
+            if not isinstance(row, dict):
+                raise JobError(f"reference {path}, line {number}: not an object")
+            yield number, row
+
+
+def _csv(path: Path, names: Sequence[str]) -> Rows:
+    csv.field_size_limit(max(csv.field_size_limit(), 2**31 - 1))
+    with open(path, encoding="utf-8-sig", newline="") as file:
+        rows = csv.DictReader(file)
+        try:
+            for row in rows:
+                # An empty field is a question nobody has answered yet, except in a row of an OUTPUT, where the status says that there is a text.
+                said = row.get("status") in ("ok", "similar")
+                yield rows.line_num, {name: None if value == "" and not (said and name == "text") else value for name, value in row.items()}
+        except csv.Error as error:
+            raise JobError(f"reference {path}, line {rows.line_num}: {error}") from error
+
+
+def _parquet(path: Path, names: Sequence[str]) -> Rows:
+    from vlmbatch.write.parquet import require
+
+    arrow = require()
+    with open(path, "rb") as file:
+        try:
+            table = arrow.parquet.ParquetFile(file)
+            every = table.schema_arrow.names
+            for number, row in enumerate(_read(table, [name for name in names if name in every]), 1):
+                yield number, dict.fromkeys(every) | row
+        except arrow.ArrowException as error:
+            raise JobError(f"reference {path}: it is not a Parquet file ({error})") from error
+
+
+def _read(table: Any, names: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """The rows of some columns; others, such as the pictures of a data set, are not read from the disk."""
+    for batch in table.iter_batches(columns=list(names)):
+        yield from batch.to_pylist()

@@ -1,0 +1,138 @@
+"""OUT while it is made: what it was started with, where it can go on, and that one run at a time writes to it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from vlmbatch.errors import OutputError
+from vlmbatch.write.atomic import reason, replacing
+from vlmbatch.write.lock import OutputLock
+
+
+class Saved(NamedTuple):
+    """Where a training can go on.
+
+    Attributes:
+        path: The Trainer's checkpoint.
+        step: Updates done.
+        complete: Whether these are all.
+    """
+
+    path: Path
+    step: int
+    complete: bool
+
+
+class TrainingFolder:
+    """Names and states of what is in OUT.
+
+    Attributes:
+        path: OUT.
+        state_file: The settings, and at the end the result.
+        verdicts: What was found about every row.
+        log: A line for every loss and every measurement.
+        curves: The same as a picture.
+        checkpoints: Where an unfinished training can go on; removed at the end.
+        adapter: The LoRA adapter.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Makes and checks nothing."""
+        self.path = path
+        self.state_file = path / "finetune.json"
+        self.verdicts = path / "rows.jsonl"
+        self.log = path / "training.jsonl"
+        self.curves = path / "curves.png"
+        self.checkpoints = path / "checkpoints"
+        self.adapter = path / "adapter"
+
+    def open(self, *, overwrite: bool) -> OutputLock:
+        """Makes the folder, or empties it, and holds it until the lock is released.
+
+        Raises:
+            OutputLockedError: Another training holds it.
+            OutputError: It cannot be made, or holds something else than a training.
+        """
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            lock = OutputLock(self.path)
+            try:
+                self._make(overwrite)
+            except BaseException:
+                lock.release()
+                raise
+            return lock
+        except OSError as error:
+            raise OutputError(f"cannot write {self.path}: {reason(error)}") from error
+
+    def _make(self, overwrite: bool) -> None:
+        if self.path.exists() and not self.path.is_dir():
+            raise OutputError(f"{self.path} is a file; OUT is a folder")
+        others = {path.name for path in self.path.iterdir()} - {self.verdicts.name, f"{self.verdicts.name}.tmp"} if self.path.exists() else set()
+        if others and not self.state_file.exists():
+            raise OutputError(f"{self.path} holds something else ({min(others)}); choose an empty or a new folder")
+        if overwrite and self.path.exists():
+            shutil.rmtree(self.path)
+        self.path.mkdir(exist_ok=True)
+
+    def state(self) -> dict[str, Any] | None:
+        """What ``finetune.json`` says; None when there is none.
+
+        Raises:
+            OutputError: It cannot be read.
+        """
+        try:
+            state = json.loads(self.state_file.read_bytes())
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError) as error:
+            raise OutputError(f"cannot read {self.state_file}: {error}") from error
+        return state if isinstance(state, dict) else {}
+
+    def begin(self, identity: Mapping[str, Any], job: Mapping[str, Any]) -> bool:
+        """Notes what the training depends on, or compares it with what was noted.
+
+        Returns:
+            Whether the training is finished already.
+
+        Raises:
+            OutputError: The folder holds a training with other settings.
+        """
+        state = self.state()
+        if state is None:
+            self.write_state({"status": "training", "identity": dict(identity), "job": dict(job)})
+            return False
+        earlier = state.get("identity", {})
+        for name, value in identity.items():
+            if earlier.get(name) != value:
+                change = "" if name in ("rows", "held_out") else f" ({earlier.get(name)!r} there, {value!r} now)"
+                raise OutputError(f"{self.path} holds a training with another {name}{change}; choose another OUT, or start anew with --overwrite")
+        return state.get("status") == "finished"
+
+    def write_state(self, state: Mapping[str, Any]) -> None:
+        """Replaces ``finetune.json``.
+
+        Raises:
+            OutputError: It cannot be written.
+        """
+        with replacing(self.state_file) as file:
+            file.write(json.dumps(state, ensure_ascii=False, indent=2).encode() + b"\n")
+
+    def last_checkpoint(self) -> Saved | None:
+        """The latest whole checkpoint; None when there is none."""
+        for path in sorted(self.checkpoints.glob("checkpoint-*"), key=_step, reverse=True):
+            try:
+                state = json.loads((path / "trainer_state.json").read_bytes())  # what the Trainer writes last
+            except (OSError, ValueError):
+                continue
+            return Saved(path, int(state["global_step"]), int(state["global_step"]) >= int(state["max_steps"]))
+        return None
+
+
+def _step(path: Path) -> int:
+    number = path.name.rpartition("-")[2]
+    return int(number) if number.isdecimal() else -1

@@ -1,0 +1,102 @@
+"""What is heard of a training: lines on the terminal, lines in a file, a picture of the curves; and the way to end it early."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import time
+from typing import Any
+
+import accelerate
+import torch
+import transformers
+
+from vlmbatch.errors import EngineError
+from vlmbatch.finetune.curves import draw_curves, read_log
+from vlmbatch.finetune.extras import has_matplotlib
+from vlmbatch.finetune.folder import TrainingFolder
+from vlmbatch.write.atomic import replacing
+
+report = logging.getLogger("vlmbatch.report")
+
+_NAMES = {
+    **{name: name for name in ("loss", "learning_rate", "grad_norm", "eval_token_accuracy", "eval_answer_accuracy", "eval_answers")},
+    "eval_token_loss": "eval_loss",
+}
+"""The Trainer's names of what is kept, and the log's."""
+
+
+class TrainingLog(transformers.TrainerCallback):
+    """Writes and says what the Trainer logs; on the first process only."""
+
+    def __init__(self, folder: TrainingFolder, resumed_step: int) -> None:
+        """Keeps the log's lines up to a step: what came after it was lost with a kill and is done again."""
+        self._folder = folder
+        self._began = time.monotonic()
+        self._entries = [entry for entry in read_log(folder.log) if entry.get("step", 0) <= resumed_step] if resumed_step else []
+        with replacing(folder.log) as file:
+            file.write("".join(json.dumps(entry) + "\n" for entry in self._entries).encode())
+
+    @property
+    def entries(self) -> list[dict[str, Any]]:
+        """The lines so far."""
+        return self._entries
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **others: Any) -> None:
+        """Takes a loss or a measurement.
+
+        Raises:
+            EngineError: The loss is not a number any more.
+        """
+        kept = {_NAMES[name]: value for name, value in (logs or {}).items() if name in _NAMES}
+        if not kept:
+            return
+        for name in ("loss", "eval_loss"):
+            if not math.isfinite(kept.get(name, 0.0)):
+                raise EngineError(f"the {name} is {kept[name]} at update {state.global_step}: lower --learning-rate, or use --dtype float32")
+        entry = {"step": state.global_step, "epoch": round(state.epoch or 0.0, 4), **kept, "seconds": round(time.monotonic() - self._began, 1)}
+        self._entries.append(entry)
+        with open(self._folder.log, "a", encoding="utf-8") as file:
+            file.write(json.dumps(entry) + "\n")
+        report.info("%s", self._line(entry, state.max_steps))
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, **others: Any) -> None:
+        """Draws the curves anew."""
+        self.draw()
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **others: Any) -> None:
+        """Draws the curves for the last time."""
+        self.draw()
+
+    def draw(self) -> None:
+        """Draws the curves, if there is something to draw with."""
+        if self._entries and has_matplotlib():
+            draw_curves(self._entries, self._folder.curves)
+
+    def _line(self, entry: dict[str, Any], steps: int) -> str:
+        place = f"update {entry['step']}/{steps}"
+        if "eval_loss" in entry:
+            shares = f"{entry['eval_answer_accuracy']:.1%} of {entry['eval_answers']} answers and {entry['eval_token_accuracy']:.1%} of their tokens right"
+            return f"{place}: held out: loss {entry['eval_loss']:.4f}, {shares}"
+        return f"{place}: loss {entry['loss']:.4f}, learning rate {entry['learning_rate']:.2e}, {entry['seconds']:.0f} s"
+
+
+class Steering(transformers.TrainerCallback):
+    """Ends a training in order when it is asked to, and measures at its end."""
+
+    def __init__(self, *, measures: bool) -> None:
+        """Says whether anything is held out to measure."""
+        self._measures = measures
+        self.stop_wanted = False
+        self.stopped = False
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **others: Any) -> Any:
+        """Saves and stops when any process was asked to."""
+        # Saving takes all processes, so they must agree.
+        wanted = torch.tensor(float(self.stop_wanted), device=args.device)
+        if float(accelerate.utils.reduce(wanted, "sum")) and state.global_step < state.max_steps:
+            self.stopped = control.should_save = control.should_training_stop = True
+        elif state.global_step >= state.max_steps:
+            control.should_evaluate = self._measures
+        return control

@@ -1,0 +1,89 @@
+"""A checkpoint as transformers' model, and what of it is trained."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import peft
+import torch
+import transformers
+from safetensors import SafetensorError, safe_open
+
+from vlmbatch.checkpoint import Checkpoint
+from vlmbatch.errors import ModelLoadError
+from vlmbatch.finetune.job import FinetuneJob
+
+PARTS = {
+    "text": ("model.text_model.", "lm_head."),
+    "connector": ("model.connector.",),
+    "vision": ("model.vision_model.",),
+}
+"""How the names of each part's weights begin."""
+
+ADAPTED = {
+    "text": r"model\.text_model\.layers\.\d+\.(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj)",
+    "connector": r"model\.connector\.modality_projection\.proj",
+    "vision": r"model\.vision_model\.encoder\.layers\.\d+\.(self_attn\.([qkv]|out)_proj|mlp\.fc[12])",
+}
+"""The matrices of each part that get an adapter."""
+
+_DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+
+
+def load_network(checkpoint: Checkpoint, dtype: torch.dtype) -> Any:
+    """Loads a checkpoint into a ``transformers.SmolVLMForConditionalGeneration``, on the CPU.
+
+    Args:
+        checkpoint: The checkpoint.
+        dtype: Number format of the weights.
+
+    Raises:
+        ModelLoadError: A file is missing or broken, or lacks weights.
+    """
+    checkpoint.weight_files()
+    transformers.utils.logging.disable_progress_bar()
+    loaded: Any
+    try:
+        loaded = transformers.SmolVLMForConditionalGeneration.from_pretrained(
+            checkpoint.folder, dtype=dtype, use_safetensors=True, local_files_only=True, output_loading_info=True
+        )
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        raise ModelLoadError(f"{checkpoint.name} cannot be loaded: {' '.join(str(error).split())[:300]}") from error
+    model, info = loaded
+    missing = set(info["missing_keys"])
+    if missing == {"lm_head.weight"}:
+        # Files leave shared tensors out, whatever the flag in config.json says.
+        with torch.no_grad():
+            model.lm_head.weight.copy_(model.get_input_embeddings().weight)
+    elif missing:
+        raise ModelLoadError(f"{checkpoint.name}: the weights lack {min(missing)}")
+    return model
+
+
+def stored_dtype(checkpoint: Checkpoint) -> torch.dtype:
+    """The number format that a checkpoint's weights are stored in.
+
+    Raises:
+        ModelLoadError: They cannot be read, or are of a format that cannot be trained.
+    """
+    path = checkpoint.weight_files()[0]
+    try:
+        with safe_open(path, framework="pt") as file:
+            name = file.get_slice(next(iter(file.keys()))).get_dtype()
+    except (SafetensorError, OSError) as error:
+        raise ModelLoadError(f"{checkpoint.name}: {path.name} cannot be read: {error}") from error
+    if name not in _DTYPES:
+        raise ModelLoadError(f"{checkpoint.name}: weights of the format {name} cannot be trained; there is {', '.join(_DTYPES)}")
+    return _DTYPES[name]
+
+
+def trainable(model: Any, job: FinetuneJob) -> Any:
+    """The model with what the job trains: a ``peft.PeftModel``, or the model itself with the frozen parts switched off."""
+    if job.full:
+        frozen = tuple(prefix for part, prefixes in PARTS.items() if part not in job.parts for prefix in prefixes)
+        for name, weight in model.named_parameters():
+            weight.requires_grad_(not name.startswith(frozen) if frozen else True)
+        return model
+    targets = "|".join(f"({ADAPTED[part]})" for part in job.parts)
+    config = peft.LoraConfig(r=job.lora_rank, lora_alpha=job.lora_alpha, lora_dropout=job.lora_dropout, target_modules=targets)  # type: ignore[arg-type]
+    return peft.get_peft_model(model, config)

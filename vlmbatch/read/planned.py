@@ -1,0 +1,74 @@
+"""A video seen through its packets' times alone: what would be chosen is known without decoding, and a frame is decoded when its pixels are asked for."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator
+
+from vlmbatch.errors import DecodeError
+from vlmbatch.read.container import SAME_SECONDS
+from vlmbatch.read.video_file import NextInstant, PacketTimes, VideoFile
+from vlmbatch.records import UInt8Array
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class PlannedFrame:
+    """A frame by its time.
+
+    Attributes:
+        time_seconds: Presentation time.
+        duration_seconds: How long it stands when nothing follows.
+        stretch_seconds: None: it stands until the next one.
+    """
+
+    time_seconds: float
+    duration_seconds: float
+    _load: Callable[[float], UInt8Array]
+    stretch_seconds: None = None
+
+    def rgb(self) -> UInt8Array:
+        """The upright picture, uint8, (H, W, 3); the file is opened for it.
+
+        Raises:
+            ReadError: The file cannot be opened.
+            DecodeError: The frame cannot be decoded.
+        """
+        return self._load(self.time_seconds)
+
+
+class PlannedVideo:
+    """Frames as ``VideoFile`` gives them, without decoding."""
+
+    def __init__(self, path: str, max_pixels: int, packet_times: PacketTimes, end_seconds: float) -> None:
+        """Takes what a ``VideoFile`` says about itself."""
+        self._path, self._max_pixels = path, max_pixels
+        self.packet_times = packet_times
+        self.end_seconds = end_seconds
+
+    def frames(self, next_instant: NextInstant | None = None) -> Iterator[PlannedFrame]:
+        """Yields every frame, in order of time."""
+        return self._planned(self.packet_times.times)
+
+    def key_frames(self, start_seconds: float = 0.0) -> Iterator[PlannedFrame]:
+        """Yields the key frames from a time on."""
+        return self._planned(tuple(time for time in self.packet_times.key_times if time >= start_seconds - SAME_SECONDS))
+
+    def frame_times(self) -> tuple[float, ...]:
+        """Times of all frames, ascending, in seconds."""
+        return self.packet_times.times
+
+    def key_times(self) -> tuple[float, ...]:
+        """Times of the key frames, ascending, in seconds."""
+        return self.packet_times.key_times
+
+    def _planned(self, times: tuple[float, ...]) -> Iterator[PlannedFrame]:
+        for time in times:
+            yield PlannedFrame(time, self.packet_times.last_duration_seconds, self._load)
+
+    def _load(self, seconds: float) -> UInt8Array:
+        with VideoFile(self._path, self._max_pixels) as video:
+            for frame in video.frames(lambda after: seconds if after <= seconds + SAME_SECONDS else None):
+                if math.isclose(frame.time_seconds, seconds, rel_tol=0, abs_tol=SAME_SECONDS):
+                    return frame.rgb()
+        raise DecodeError(f"the frame at {seconds:.3f} s cannot be decoded")

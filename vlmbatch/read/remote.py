@@ -1,0 +1,129 @@
+"""Inputs that are URLs: ``http`` and ``https``, and whatever fsspec knows (``s3://``, ``gs://``, ``hf://`` …). The one door to both.
+
+What a URL costs: nothing is asked before its turn, but for a look at each URL that is an INPUT itself. A picture is held in memory while a worker
+decodes it; a video, and a document whose pages become Items, is a temporary file until nothing needs it any more.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import io
+import os
+import tempfile
+import weakref
+from collections.abc import Callable, Iterator
+from typing import BinaryIO
+
+from vlmbatch.errors import MissingDependencyError, ReadError
+from vlmbatch.job import Job
+from vlmbatch.read.base import one_line
+from vlmbatch.read.extras import need_remote
+from vlmbatch.read.walk import Entry, Glob
+from vlmbatch.records import Pixels
+from vlmbatch.urls import is_url, is_web, url_name
+
+
+def load_bytes(url: str, job: Job) -> bytes:
+    """What a URL holds.
+
+    Args:
+        url: ``http``, ``https``, or one that fsspec knows.
+        job: Gives ``max_file_size`` and ``allow_private_urls``.
+
+    Raises:
+        ReadError: The bytes cannot be had, or must not; one line says why.
+    """
+    sink = io.BytesIO()
+    _fetch(url, sink, job)
+    return sink.getvalue()
+
+
+def _fetch(url: str, sink: BinaryIO, job: Job) -> None:
+    if not is_web(url):
+        from vlmbatch.read import stores
+
+        stores.fetch(url, sink, job.max_file_bytes, allow_private=job.allow_private_urls)
+        return
+    try:
+        need_remote("web URLs")
+    except MissingDependencyError as exc:
+        raise ReadError(str(exc)) from exc
+    from vlmbatch.read import web
+
+    web.fetch(url, sink, job.max_file_bytes, allow_private=job.allow_private_urls)
+
+
+class RemoteInput:
+    """An INPUT that is a URL. A folder or glob of a file system is listed one folder at a time.
+
+    Attributes:
+        kind: ``file``, ``folder`` or ``glob``.
+        glob: The pattern, when it is one.
+
+    Raises:
+        JobError: It is not there (``http`` and ``https`` are not asked yet), or its scheme is not known.
+        MissingDependencyError: It needs a package that is not installed.
+    """
+
+    def __init__(self, url: str, job: Job) -> None:
+        self._url, self._job = url, job
+        self.kind = "file"
+        self.glob: Glob | None = None
+        if is_web(url):
+            need_remote("web URLs")
+            return
+        from vlmbatch.read.stores import StoreInput
+
+        self._store = StoreInput(url, allow_private=job.allow_private_urls)
+        self.kind, self.glob = self._store.kind, self._store.glob
+
+    def entries(self) -> Iterator[Entry]:
+        """Yields the files."""
+        if not is_web(self._url):
+            yield from self._store.entries()
+            return
+        from vlmbatch.read import web
+
+        yield Entry(self._url, url_name(self._url), fingerprint=web.fingerprint(self._url, allow_private=self._job.allow_private_urls))
+
+
+class OnDisk:
+    """A file of the job as the operating system opens it; that of a URL is fetched, and deleted when nothing refers to it any more.
+
+    Attributes:
+        path: The file.
+
+    Raises:
+        ReadError: The bytes of the URL cannot be had.
+    """
+
+    def __init__(self, path: str, job: Job) -> None:
+        self.path = path
+        self._is_copy = is_url(path)
+        if not self._is_copy:
+            return
+        try:
+            handle, self.path = tempfile.mkstemp(os.path.splitext(url_name(path))[1][:16], "vlmbatch-")
+            remove = weakref.finalize(self, _remove, self.path)
+            try:
+                with open(handle, "wb") as file:
+                    _fetch(path, file, job)
+            except BaseException:
+                remove()
+                raise
+        except OSError as exc:
+            raise ReadError(f"no room for a copy: {one_line(exc)}") from exc
+
+    def bind(self, load: Callable[[], Pixels]) -> Callable[[], Pixels]:
+        """A ``load`` that keeps the file for as long as it may be called."""
+        return functools.partial(_load, self, load) if self._is_copy else load
+
+
+def _load(kept: OnDisk, load: Callable[[], Pixels]) -> Pixels:
+    return load()
+
+
+def _remove(path: str) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)

@@ -1,0 +1,97 @@
+"""Answers about stretches of a video as subtitles: SubRip (``.srt``), WebVTT (``.vtt``), or a transcript with time stamps (``.txt``)."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
+
+
+class Cue(NamedTuple):
+    """A text and when it is shown; ``lines`` are those of the text, none of them blank."""
+
+    start_ms: int
+    end_ms: int
+    lines: tuple[str, ...]
+
+
+def make_cues(spans: Iterable[tuple[float, float, str]]) -> Iterator[Cue]:
+    """Cues in order of time that do not overlap.
+
+    Answers about the same stretch stand one below the other. A text that goes on in the next stretch is one cue; where nothing is known in between it is
+    not, so that no cue claims what nobody looked at. Times are rounded down to whole milliseconds, so that no cue runs past the video's end.
+
+    Args:
+        spans: (start, end, text), in seconds, ascending by start.
+    """
+    held: Cue | None = None
+    for cue in _cut(spans):
+        if held is not None and held.lines == cue.lines and held.end_ms == cue.start_ms:
+            held = held._replace(end_ms=cue.end_ms)
+            continue
+        if held is not None:
+            yield held
+        held = cue
+    if held is not None:
+        yield held
+
+
+def _cut(spans: Iterable[tuple[float, float, str]]) -> Iterator[Cue]:
+    """A cue a stretch, each cut where the next one begins, without those that nobody would see."""
+    held: Cue | None = None
+    for start, group in itertools.groupby(spans, key=lambda span: span[0]):
+        answers = list(group)
+        lines = tuple(line for *_, text in answers for line in text_lines(text))
+        cue = Cue(_milliseconds(start), max(_milliseconds(end) for _, end, _ in answers), lines)
+        if held is not None and _is_shown(held := held._replace(end_ms=min(held.end_ms, cue.start_ms))):
+            yield held
+        held = cue
+    if held is not None and _is_shown(held):
+        yield held
+
+
+def text_lines(text: str) -> list[str]:
+    """The lines of a text, white space around them cut off: a blank one would end a cue. Every character that some program takes for a line break is one."""
+    return [line for line in map(str.strip, text.replace("\0", "").splitlines()) if line]
+
+
+def srt(cues: Iterable[Cue]) -> str:
+    """SubRip. The format has no way to write ``-->`` in a text; it becomes ``->``."""
+    blocks = (
+        f"{number}\n{_stamp(cue.start_ms, ',')} --> {_stamp(cue.end_ms, ',')}\n" + "\n".join(cue.lines).replace("-->", "->") + "\n"
+        for number, cue in enumerate(cues, 1)
+    )
+    return "\n".join(blocks)
+
+
+def vtt(cues: Iterable[Cue]) -> str:
+    """WebVTT, with ``&``, ``<`` and ``>`` (so ``-->`` too) as character references."""
+    blocks = (f"\n{_stamp(cue.start_ms)} --> {_stamp(cue.end_ms)}\n" + "\n".join(map(_escape, cue.lines)) + "\n" for cue in cues)
+    return "WEBVTT\n" + "".join(blocks)
+
+
+def transcript(cues: Iterable[Cue]) -> str:
+    """One line a cue: ``[00:00:12.000 --> 00:00:13.500] what it says``."""
+    return "".join(f"[{_stamp(cue.start_ms)} --> {_stamp(cue.end_ms)}] {' '.join(cue.lines)}\n" for cue in cues)
+
+
+FORMS: dict[str, Callable[[Iterable[Cue]], str]] = {"srt": srt, "vtt": vtt, "txt": transcript}
+"""By the suffix of the file."""
+
+
+def _milliseconds(seconds: float) -> int:
+    # 1.001 is a binary fraction just below it.
+    return int(seconds * 1000 + 1e-6)
+
+
+def _is_shown(cue: Cue) -> bool:
+    return bool(cue.lines) and cue.end_ms > cue.start_ms
+
+
+def _stamp(milliseconds: int, point: str = ".") -> str:
+    seconds, fraction = divmod(milliseconds, 1000)
+    return f"{seconds // 3600:02d}:{seconds // 60 % 60:02d}:{seconds % 60:02d}{point}{fraction:03d}"
+
+
+def _escape(line: str) -> str:
+    return line.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
