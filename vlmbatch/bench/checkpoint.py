@@ -59,8 +59,10 @@ def cached_checkpoint(name: str, root: Path | None = None) -> Path:
     """
     owner = os.getuid() if hasattr(os, "getuid") else "bench"
     root = root or Path(tempfile.gettempdir()) / f"vlmbatch-bench-{owner}"
-    digest = hashlib.sha256(json.dumps([SHAPES[name], VOCABULARY, CONTEXT, find_checkpoint(DEMO).revision]).encode()).hexdigest()[:12]
-    folder = root / f"{name}-{digest}"
+    demo = find_checkpoint(DEMO)
+    copied = [(demo.folder / file).read_text(encoding="utf-8") for file in COPIED]
+    digest = hashlib.sha256(json.dumps([SHAPES[name], VOCABULARY, CONTEXT, demo.config["image_token_id"], demo.image_processor(), copied]).encode()).hexdigest()
+    folder = root / f"{name}-{digest[:12]}"
     if folder.is_dir():
         return folder
     try:
