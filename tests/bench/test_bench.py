@@ -169,6 +169,7 @@ def test_first_tokens_are_timed_one_after_the_other(tiny: Path) -> None:
     assert len(subject.first_token_seconds(request, 3)) == 3
     assert subject.engine.stats.max_sequences == 1
     assert subject.engine.stats.prefill_calls == 4
+    assert subject.engine.stats.tiles == 4 * len(request.tiles)  # none is known again
 
 
 def test_what_cannot_be_done_is_a_row_and_the_rest_goes_on(tmp_path: Path) -> None:

@@ -153,7 +153,9 @@ class Subject:
 
         def put() -> None:
             arrived = time.perf_counter()
-            queue.put(dataclasses.replace(request, on_text=lambda question, piece: found.append(time.perf_counter() - arrived), cancelled=False))
+            fresh = dataclasses.replace(request, tile_keys=(), cancelled=False)  # without keys an engine cannot know the tiles again
+            fresh.on_text = lambda question, piece: found.append(time.perf_counter() - arrived)
+            queue.put(fresh)
 
         put()
         for done in self._limited(1).run(queue):
