@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from vlmbatch.checkpoint import Checkpoint, find_checkpoint
 from vlmbatch.errors import ModelLoadError, OutputError
-from vlmbatch.finetune.network import load_network, stored_dtype
+from vlmbatch.finetune.network import load_network, quiet_peft, stored_dtype
 from vlmbatch.write.atomic import reason, sync_folder
 
 logger = logging.getLogger(__name__)
@@ -109,7 +109,8 @@ def merge_adapter(adapter: Path, folder: Path, model: str | None = None, revisio
     base = find_checkpoint(name, revision or (None if model else config.get("revision")))
     network = load_network(base, torch.float32)
     try:
-        adapted = peft.PeftModel.from_pretrained(network, str(adapter))
+        with quiet_peft():
+            adapted = peft.PeftModel.from_pretrained(network, str(adapter))
         strange = load_file(adapter / "adapter_model.safetensors").keys() ^ peft.get_peft_model_state_dict(adapted, save_embedding_layers=False).keys()
         if strange:  # peft leaves out what does not fit
             raise ValueError(f"only one of them has {min(strange)}")

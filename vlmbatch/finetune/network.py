@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import peft
@@ -60,6 +63,14 @@ def load_network(checkpoint: Checkpoint, dtype: torch.dtype) -> Any:
     return model
 
 
+@contextlib.contextmanager
+def quiet_peft() -> Iterator[None]:
+    """Hides that peft asks transformers for a name that transformers is about to drop."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
+        yield
+
+
 def stored_dtype(checkpoint: Checkpoint) -> torch.dtype:
     """The number format that a checkpoint's weights are stored in.
 
@@ -86,4 +97,5 @@ def trainable(model: Any, job: FinetuneJob) -> Any:
         return model
     targets = "|".join(f"({ADAPTED[part]})" for part in job.parts)
     config = peft.LoraConfig(r=job.lora_rank, lora_alpha=job.lora_alpha, lora_dropout=job.lora_dropout, target_modules=targets)  # type: ignore[arg-type]
-    return peft.get_peft_model(model, config)
+    with quiet_peft():
+        return peft.get_peft_model(model, config)
