@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from tests.media import write_huge_png, write_picture, write_video
+from tests.media import numbered, write_huge_png, write_picture, write_video
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -96,6 +96,8 @@ def test_a_dash_reads_paths_from_stdin_and_writes_rows_to_stdout(vlmbatch: Comma
         (["caption", "photos", "-o", "x.txt"], 2, "output must end in"),
         (["vqa", "photos"], 2, "vqa needs questions"),
         (["video", "photos", "--fps", "1", "--every", "2"], 2, "different ways"),
+        (["video", "--skip-similar", "photos"], 2, "'photos' is not a number; without one, put this option after INPUT"),
+        (["video", "photos", "--scenes", "--per", "window"], 2, "scenes goes with --per frame or --per clip"),
         (["run", "none.yaml"], 2, "none.yaml: No such file"),
         (["caption", "photos", "--model", "owner/nothing"], 1, "--model demo"),
         (["caption", "photos", "--model", "photos"], 1, "config.json is missing"),
@@ -172,6 +174,15 @@ def test_video_by_frames_and_as_a_clip(vlmbatch: Command, tiny: Path, tmp_path: 
     clip = lines(tmp_path / "clip.jsonl")[0]
     assert (clip["id"], clip["media"], clip["time_seconds"]) == ("a.mp4", "clip", 0)
     assert clip["tiles"] == 3
+
+
+def test_similar_frames_are_told_in_the_closing_lines(vlmbatch: Command, tiny: Path, tmp_path: Path) -> None:
+    write_video(tmp_path / "a.mp4", 30, fps=10, draw=lambda number: numbered(0))
+    result = vlmbatch("video", "a.mp4", "--keyframes", "--model", tiny, "--max-new-tokens", 2, "-o", "still.jsonl", "--skip-similar")
+    assert result.returncode == 0, result.stderr
+    assert "1 ok, 2 similar, 0 errors" in result.stderr
+    assert "2 of 3 frames resembled an earlier one: so many encodes and 2 answers saved" in result.stderr
+    assert [row["similar_to"] for row in lines(tmp_path / "still.jsonl")] == [None, "a.mp4#t=0.000", "a.mp4#t=0.000"]
 
 
 def test_stats_tell_what_a_run_took(vlmbatch: Command, photos: Path, tiny: Path) -> None:
