@@ -18,6 +18,7 @@ from vlmbatch.bench.bench import PROMPT, Bench, timed
 from vlmbatch.bench.pictures import photo, photos, write_jpeg
 from vlmbatch.bench.rows import Row, share, spread, summarize
 from vlmbatch.bench.subject import Outcome, used_bytes
+from vlmbatch.engine.device import empty_cache
 from vlmbatch.job import Detail
 from vlmbatch.read.images import load_image
 from vlmbatch.records import Conversation, Request
@@ -136,6 +137,8 @@ def memory(bench: Bench) -> Iterator[Row]:
     engine = subject.engine
     requests = subject.requests(photos(bench.sizes.photos), [PROMPT], "full")
     subject.run(requests[:1], 1)  # the first encoder call tells the budget what a tile takes
+    empty_cache(subject.device)  # what earlier rows left free would count as the baseline, and not as taken
+    baseline = used_bytes(subject.device)
     peak, outcome = peak_bytes(lambda: subject.run(requests, new_tokens), subject.device)
     figures = engine.stats.memory
     tiles = min(figures["tiles_at_once"], sum(len(request.tiles) for request in requests))
@@ -145,7 +148,7 @@ def memory(bench: Bench) -> Iterator[Row]:
         "activation_bytes": tiles * figures["tile_bytes"],
         "cache_bytes": outcome.batch_size * longest * figures["kv_bytes_per_token"],
     }
-    predicted, taken = sum(parts.values()), peak - subject.baseline_bytes
+    predicted, taken = sum(parts.values()), peak - baseline + figures["weight_bytes"]
     details = {"peak_bytes": taken, "predicted_bytes": predicted, **parts, "limit_bytes": figures["limit_bytes"], "sequences": outcome.batch_size}
     what = f"{len(requests)} photos at full detail, {outcome.batch_size} at a time"
     note = f"{100 * taken / predicted:.0f} % of the {predicted / 1e6:,.0f} MB predicted; the limit is {figures['limit_bytes'] / 1e6:,.0f} MB"
