@@ -90,7 +90,7 @@ def read_data(path: Path, video_job: Job) -> Data:
         raise JobError(f"{path}: there is no row in it" + (f" with status ok ({left_out} others)" if left_out else ""))
     made_by = _output_job(path) if is_output else {}
     clips = video_job
-    if made_by.get("media") == "video":
+    if made_by.get("per") in ("frame", "clip", "window"):
         clips = Job.from_dict({"inputs": video_job.inputs, "media": "video", **{name: made_by[name] for name in CLIP_OPTIONS if name in made_by}})
     return Data(found, clips, made_by.get("detail"), left_out)
 
