@@ -15,7 +15,7 @@ from typing import Any
 from vlmbatch.errors import JobError, ReadError
 from vlmbatch.job import Job
 from vlmbatch.read.base import digest
-from vlmbatch.read.paths import Found, Part, file_status, printable
+from vlmbatch.read.paths import Found, Part, file_status, printable, real_path
 from vlmbatch.read.tables import Row, open_table
 
 _PATHS = "path file_path filepath file_name filename file image_path image_file image img_path img jpg png video_path video_file video"
@@ -92,7 +92,7 @@ class Manifest:
         name = printable(item_id or written.replace(os.sep, "/").removeprefix("./") or f"{self._name}{label}")
         extra = {kept: row.get(column) for column, kept in self._job.kept_columns.items()}
         # A row that adds nothing to its path is the same as that path given in another way; of an OUTPUT's rows about an item one is taken.
-        repeats = f"id:{name}" if self._is_output else os.path.realpath(found.path) if found.path and not (questions or extra or item_id) else ""
+        repeats = f"id:{name}" if self._is_output else real_path(found.path) if found.path and not (questions or extra or item_id) else ""
         return Part(carrying(found, name, extra, questions), printable(written) or name, label=label, repeats=repeats)
 
     def _content_of(self, value: Any) -> tuple[str, bytes | str | None]:
