@@ -80,6 +80,7 @@ def test_whole_files_of_every_kind_are_read(tmp_path: Path) -> None:
     assert [entry for entry in said if entry.get("bad") != 0 or entry.get("good", 0) < 1] == []
 
 
+@pytest.mark.timeout(600)
 def test_damaged_files_are_rows(corpus: list[tuple[str, Path]]) -> None:
     assert len(corpus) >= 1000
     assert troubles(random.Random(11).sample(corpus, 160)) == []
