@@ -24,7 +24,7 @@ from typing import Any, BinaryIO, TextIO
 from vlmbatch.channel import Channel
 from vlmbatch.checkpoint import Checkpoint, find_checkpoint
 from vlmbatch.engine import Engine, RequestQueue, open_engine
-from vlmbatch.errors import DecodeError, ItemError, JobError, PrepareError, ReadError, TooManyErrors
+from vlmbatch.errors import DecodeError, EngineError, ItemError, JobError, PrepareError, ReadError, TooManyErrors
 from vlmbatch.job import Job
 from vlmbatch.prepare import Preparer
 from vlmbatch.read import Reader, is_stream, open_reader
@@ -122,6 +122,7 @@ class Run:
         self._stop_wanted = threading.Event()
         self._unasked = 0
         self._found: int | None = None
+        self._rows_asked = 0
         self._totals: dict[str, int] = {}
         self._sidecar_counts: dict[str, int] | None = None
         self._kept = {"items": 0, "rows": 0, "errors": 0}
@@ -158,6 +159,9 @@ class Run:
             self._stop_wanted.set()
             self._results.close()
             threads[1].join()
+            missing = self._rows_asked - self.stats.rows
+            if ended and self._failure is None and missing > 0:
+                self._failure = EngineError(f"{missing} row{' has' if missing == 1 else 's have'} no answer; the same command asks again")
             self._close()
         return self._outcome(began, started_at)
 
@@ -178,7 +182,9 @@ class Run:
             task, part = completion.request.tag
             whole = task.join(part, completion)
             if whole is not None and not self._results.put(Result(task, completion.question, whole)):
-                break
+                return
+        if not self._requests.ended:
+            raise EngineError("the engine ended before its requests did")
 
     def _close_requests(self, preparers: list[threading.Thread]) -> None:
         for thread in preparers:
@@ -227,6 +233,7 @@ class Run:
                 return
             order += len(todo)
         self._found = count
+        self._rows_asked = order
         self.reporter.total(count)
         self._todo.close()
 
@@ -397,7 +404,7 @@ class Run:
 
     def _fail(self, error: BaseException) -> None:
         """Notes the first failure and stops every stage; the writer still takes what is finished, unless it is what failed."""
-        if self._ending:
+        if self._ending and threading.current_thread().name != "writer":  # which has the last rows still to write
             logger.debug("after the end: %s", error)
             return
         if self._failure is None:

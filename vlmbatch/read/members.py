@@ -120,6 +120,10 @@ def tar_members(path: str, limits: Limits, wants: Callable[[str], bool]) -> Iter
 def _stored(path: str, file: BinaryIO, limits: Limits) -> Iterator[Member]:
     """Entries of an uncompressed tar: where each stands, so that a worker reads it."""
     status = os.fstat(file.fileno())
+    is_written = any(file.read(tarfile.BLOCKSIZE))
+    file.seek(0)
+    if status.st_size and not is_written and (status.st_size > tarfile.RECORDSIZE or not path.lower().endswith(".tar")):
+        raise ReadError("nothing where the first entry should be: zeros")  # an archive without entries is one record of zeros
     with tarfile.open(fileobj=file, mode="r:", tarinfo=_Header) as tar:
         for info in _entries(tar):
             if info.isreg() and not info.issparse() and info.offset_data + info.size > status.st_size:
@@ -144,10 +148,14 @@ def _streamed(file: BinaryIO, unpack: Callable[[BinaryIO], Any], limits: Limits,
 
 
 def _entries(tar: Any) -> Iterator[tarfile.TarInfo]:
+    """Headers of what is no folder, to the zeros that end an archive; what stands behind them is looked at, as a hole in the middle is zeros too."""
     while (info := tar.next()) is not None:
         tar.members.clear()  # tarfile keeps every header that it has seen
         if not info.isdir():
             yield info
+    while block := tar.fileobj.read(_BLOCK_BYTES):
+        if block.count(0) < len(block):
+            raise ReadError("zeros, as at the end of an archive, and more behind them, which is not read")
 
 
 def _trouble(info: tarfile.TarInfo, limits: Limits) -> str | None:
@@ -175,18 +183,20 @@ def _given(data: bytes) -> bytes:
 
 
 class _Header(tarfile.TarInfo):
-    """A header of an entry. ``tarfile`` takes a damaged one in the middle for the end of the archive."""
+    """A header of an entry. ``tarfile`` takes a damaged one in the middle, and a file that is cut off before one, for the end of the archive."""
 
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
         """Reads a block of 512 bytes.
 
         Raises:
-            ReadError: It is neither a header nor the zeros that end an archive.
+            ReadError: It is neither a header nor the zeros that end an archive, or there is nothing.
         """
         try:
             return super().frombuf(buf, encoding, errors)
         except tarfile.HeaderError as exc:
+            if not buf:
+                raise ReadError("it ends without the zeros that end a tar archive: it may be cut off") from exc
             if any(buf):
                 raise ReadError(f"no tar header where one should be: {one_line(exc)}") from exc
             raise

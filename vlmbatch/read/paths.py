@@ -106,7 +106,11 @@ def suffix_of(path: str) -> str:
 
 def printable(path: str) -> str:
     r"""A path as valid UTF-8 text with ``/`` as separator; bytes of the name that are not UTF-8 are written ``\xNN``."""
-    return path.replace(os.sep, "/").encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    path = path.replace(os.sep, "/")
+    try:
+        return path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    except UnicodeEncodeError:  # half a character, as JSON can hold and no file name can
+        return path.encode("utf-8", "backslashreplace").decode()
 
 
 class Listing:
@@ -189,7 +193,11 @@ class Listing:
         if not is_glob(text):
             raise JobError(f"no such file or folder: {printable(text)}")
         glob = Glob.parse(text)
-        if next(glob.entries(), None) is None:
+        try:
+            found = next(glob.entries(), None)
+        except OSError as exc:
+            raise JobError(f"cannot list the folder {printable(glob.root)}: {one_line(exc)}") from exc
+        if found is None:
             raise JobError(f"no file matches {printable(text)}")
         return _Input(text, "glob", os.path.basename(os.path.abspath(glob.root)), glob)
 
@@ -214,13 +222,11 @@ class Listing:
                 yield from given.remote.entries()
             except Exception as exc:  # a file system's own errors, once the listing has begun
                 yield Entry(given.text, given.name, f"not listed: {one_line(exc)}")
-        elif given.kind == "folder":
+        elif given.kind in ("folder", "glob"):
             try:
-                yield from walk(given.text)
+                yield from given.glob.entries() if given.glob is not None else walk(given.text)
             except OSError as exc:
                 yield Entry(given.text, given.name, f"folder not listed: {one_line(exc)}")
-        elif given.glob is not None:
-            yield from given.glob.entries()
         elif given.kind in ("file", "bundle"):
             yield Entry(given.text, os.path.basename(given.text))
         else:
@@ -342,7 +348,10 @@ def _decoded(names: list[bytes], separator: bytes) -> Iterator[str]:
 
 def real_path(path: str) -> str:
     """What is the same for two ways of naming a file."""
-    return path if is_url(path) else os.path.realpath(path)
+    try:
+        return path if is_url(path) else os.path.realpath(path)
+    except ValueError:  # a NUL in it, or half a character: no file has such a name
+        return path
 
 
 def file_status(path: str) -> tuple[str, str | None]:
@@ -372,4 +381,4 @@ def _other_media(path: str) -> str:
 
 
 def _digest(text: str) -> bytes:
-    return hashlib.blake2b(os.fsencode(text), digest_size=16).digest()
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()

@@ -70,6 +70,8 @@ def read_rows(file: BinaryIO, columns: Sequence[str] | None = None) -> Iterator[
         parsers = [(name, positions[name], _PARSERS[kind], nullable) for name, (kind, nullable) in zip(wanted, kinds, strict=True)]
         status = positions["status"]
         for fields in reader:
+            if fields and len(fields) != len(header):
+                raise OutputError(f"line {reader.line_num} is not a record")
             if fields:
                 yield {name: _null(name, fields[status]) if nullable and not fields[at] else parse(fields[at]) for name, at, parse, nullable in parsers}
     except (ValueError, IndexError, csv.Error) as error:

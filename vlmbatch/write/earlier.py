@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -37,6 +38,7 @@ class EarlierRows:
         try:
             self._file: BinaryIO = open(path, "rb")
             self._is_empty = not self._file.read(1)
+            self._state = self._status()
         except OSError as error:
             raise OutputError(f"cannot read {path}: {reason(error)}") from error
         self._spill: BinaryIO | None = None
@@ -101,6 +103,8 @@ class EarlierRows:
     def _read(self, columns: Sequence[str] | None = None) -> Iterator[Row]:
         if self._is_empty:
             return
+        if self._status() != self._state:
+            raise OutputError(f"{self._path} was changed by another program during the run")
         self._file.seek(0)
         try:
             yield from self._format.read_rows(self._file, columns)
@@ -108,6 +112,11 @@ class EarlierRows:
             raise self._foreign(str(error)) from error
         except OSError as error:
             raise OutputError(f"cannot read {self._path}: {reason(error)}") from error
+
+    def _status(self) -> tuple[int, int]:
+        """What changes when a program writes into the file; one that puts another in its place does no harm."""
+        found = os.fstat(self._file.fileno())
+        return found.st_size, found.st_mtime_ns
 
     def _foreign(self, why: str) -> OutputError:
         return OutputError(f"{self._path} was not written by vlmbatch ({why}); --overwrite replaces it")

@@ -1,0 +1,31 @@
+"""A run with the scripted engine as a process, which starts quickly: ``python -m tests.faults.scripted FOLDER OUTPUT MILLISECONDS`` (of an answer)."""
+
+from __future__ import annotations
+
+import sys
+
+from vlmbatch.cli.execute import catch_signals, set_up_logging
+from vlmbatch.engine.scripted import ScriptedEngine
+from vlmbatch.errors import VlmbatchError
+from vlmbatch.job import Job
+from vlmbatch.pipeline import Run
+
+
+def main() -> int:
+    """Runs the job as the command line would; gives its exit code."""
+    folder, output, milliseconds = sys.argv[1:]
+    set_up_logging("text", verbose=0, quiet=False, bar=False)
+    try:
+        run = Run(Job(inputs=(folder,), output=output), engine=ScriptedEngine(seconds=float(milliseconds) / 1000))
+    except VlmbatchError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    catch_signals(run)
+    outcome = run.start()
+    if outcome.error is not None:
+        print(outcome.error, file=sys.stderr)
+    return outcome.exit_code
+
+
+if __name__ == "__main__":
+    sys.exit(main())
