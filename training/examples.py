@@ -22,11 +22,20 @@ from vlmbatch.prepare.tiles import TilePlan, TileSettings, cut_tiles
 
 PATCHES = TILE // PATCH  # along an edge of a tile
 IGNORED = -100
+LONGEST_WORD = 6
+MOST_SHAPES = 3
+PATCH_CLASSES = (
+    1 + MOST_SHAPES * len(scenes.SHAPES),
+    1 + MOST_SHAPES * len(scenes.COLORS),
+    1 + LONGEST_WORD * len(scenes.CHARACTERS),
+    1 + LONGEST_WORD * len(scenes.CHARACTERS),
+)
+"""A character and its place are one class, not two: so the encoder learns to say "B, second" where a sum over patches keeps it readable."""
 READING = 0.45
 """Share of words and numbers among the pictures."""
 REPLAYED = 3
 """Drawing costs as much as learning, so one of so many examples in a batch is new; the others were drawn before."""
-KEPT = 8_000
+KEPT = 20_000
 """Examples that are kept for that."""
 IntArray = npt.NDArray[np.int64]
 
@@ -37,7 +46,8 @@ class Example:
 
     Attributes:
         tiles: uint8, (n_tiles, 3, E, E).
-        patches: What each patch shows, int64, (n_tiles, PATCHES², 4): shape, colour, character, place in reading order; 0 for none, -100 for not asked.
+        patches: What each patch shows, int64, (n_tiles, PATCHES², 4): shape, colour, and the characters in its left and in its right half, each as one class
+            with its place in reading order among what the tile shows (``PATCH_CLASSES``); 0 for none, -100 for not asked.
         prefix: Token ids up to the last media token.
         asked: For each question its token ids and those of its answer.
         kinds: For each question its kind, for scoring.
@@ -79,10 +89,7 @@ class ExampleMaker:
         if rng.random() < 0.6:
             scene = dataclasses.replace(scene, pixels=scenes.jpeg(scene.pixels, int(rng.integers(60, 96))))
         if in_full:
-            example = self.image(scene, rng, self.full)
-            if rng.random() < 0.1 and len(example.tiles) > 1:
-                example.tiles[-1] = 128  # without the global view the tiles must do
-            return example
+            return self.image(scene, rng, self.full)
         height, width = scene.pixels.shape[:2]
         return self.image(scene, rng, self.low if rng.random() < 0.5 else self.full.native(width, height))
 
@@ -193,7 +200,7 @@ class TileBatches(torch.utils.data.IterableDataset[tuple[torch.Tensor, torch.Ten
         while True:
             # Most tiles hold a whole shape or word: from the inside of a large shape nothing can be learned.
             example = maker.tiny(rng) if rng.random() < 0.7 else maker.random(rng, full=0.8)
-            shown = (example.patches[..., :3] > 0).any(axis=(1, 2))
+            shown = (example.patches > 0).any(axis=(1, 2))
             fresh += zip(example.tiles[shown], example.patches[shown], strict=True)
             if len(fresh) >= 4 * self.size:  # mixed, so that a batch is not one picture
                 for _ in range(4 * REPLAYED):
@@ -277,16 +284,28 @@ def _shape_of(question: str) -> scenes.Shape:
 
 
 def _patch_labels(labels: npt.NDArray[np.uint8], things: Sequence[scenes.Thing], plan: TilePlan, pages: bool = False) -> IntArray:
-    """What each patch of each tile shows, taken at the patch's centre.
+    """What each patch of each tile shows, see ``Example.patches``. The whole of a page is too small to be read, so nothing is asked there."""
+    image, wide = Image.fromarray(labels), 2 * PATCHES
+    whole = np.asarray(image.resize((wide, PATCHES), Image.Resampling.NEAREST))[None]
+    tiles = whole
+    if plan.rows:
+        grid = np.asarray(image.resize((plan.cols * wide, plan.rows * PATCHES), Image.Resampling.NEAREST))
+        cut = grid.reshape(plan.rows, PATCHES, plan.cols, wide).transpose(0, 2, 1, 3).reshape(-1, PATCHES, wide)
+        tiles = np.concatenate([cut, whole])
+    asked = np.stack([_tile_labels(tile, things) for tile in tiles])
+    if pages:
+        asked[-1] = IGNORED
+    return asked
 
-    Which place a thing has in reading order can be seen in the whole picture only, or, on a page, in a tile that holds a whole word only.
-    """
-    table = np.asarray(things, np.int64)
-    image = Image.fromarray(labels)
-    whole = table[np.asarray(image.resize((PATCHES, PATCHES), Image.Resampling.NEAREST)).reshape(1, -1)]
-    if not plan.rows:
-        return whole
-    grid = np.asarray(image.resize((plan.cols * PATCHES, plan.rows * PATCHES), Image.Resampling.NEAREST))
-    cut = table[grid.reshape(plan.rows, PATCHES, plan.cols, PATCHES).transpose(0, 2, 1, 3).reshape(-1, PATCHES * PATCHES)]
-    (whole if pages else cut)[..., -1] = IGNORED
-    return np.concatenate([cut, whole])
+
+def _tile_labels(tile: npt.NDArray[np.uint8], things: Sequence[scenes.Thing]) -> IntArray:
+    """The classes of one tile's patches, (PATCHES², 4), from things at two places of each patch, (PATCHES, 2 * PATCHES)."""
+    table = np.zeros((len(things), 3), np.int64)
+    for place, number in enumerate(n for n in np.unique(tile) if n):
+        shape, color, character = things[number]
+        if shape:
+            table[number] = 1 + place * len(scenes.SHAPES) + shape - 1, 1 + place * len(scenes.COLORS) + color - 1, 0
+        elif place < LONGEST_WORD:
+            table[number, 2] = 1 + place * len(scenes.CHARACTERS) + character - 1
+    found = table[tile]
+    return np.concatenate([found[:, ::2], found[:, 1::2, 2:]], axis=-1).reshape(-1, 4)

@@ -20,8 +20,8 @@ from vlmbatch.tasks import DEFAULT_PROMPTS
 
 UInt8Array = npt.NDArray[np.uint8]
 Question = tuple[str, str]
-Thing = tuple[int, int, int, int]  # shape, colour, character, place in reading order; each counted from 1, 0 for none
-NOTHING: Thing = (0, 0, 0, 0)
+Thing = tuple[int, int, int]  # shape, colour, character; each counted from 1, 0 for none
+NOTHING: Thing = (0, 0, 0)
 
 SHAPES = ("circle", "square", "triangle", "star")
 COLORS: dict[str, tuple[int, int, int]] = {
@@ -71,8 +71,8 @@ class Scene:
         text: The answer to every OCR prompt.
         questions: Questions with their answers; captions and OCR not among them.
         labels: Which thing each pixel shows, uint8, (H, W): an index into ``things``.
-        things: What each label is.
-        pages: Whether the order of things is that within a tile, as on a page with a word in each cell, and not that in the whole picture.
+        things: What each label is, in reading order.
+        pages: Whether it is a page: too small to be read as a whole.
     """
 
     pixels: UInt8Array
@@ -155,7 +155,7 @@ def shape_scene(
     pixels, labels = draw_shapes(shapes, size, background, rng)
     caption = f" {relation} a".join(f" {s.name}" for s in shapes)
     caption = _article(f"A{caption}.")
-    things = (NOTHING, *((SHAPES.index(s.kind) + 1, list(COLORS).index(s.color) + 1, 0, i + 1) for i, s in enumerate(shapes)))
+    things = (NOTHING, *((SHAPES.index(s.kind) + 1, list(COLORS).index(s.color) + 1, 0) for s in shapes))
     return Scene(pixels, caption, "No text.", tuple(shape_questions(shapes, relation, size)), labels, things)
 
 
@@ -326,7 +326,7 @@ def _write(
     for i, character in enumerate(text):
         start, end = x + font.getlength(text[:i]), x + font.getlength(text[: i + 1])
         canvas.rectangle((start, y + top, max(start, end - 1), y + bottom), fill=len(things))
-        things.append((0, 0, CHARACTERS.index(character) + 1, i + 1))
+        things.append((0, 0, CHARACTERS.index(character) + 1))
 
 
 def random_clip(rng: np.random.Generator, *, longest: tuple[int, int] = (64, 320), max_frames: int = 8) -> Clip:
@@ -390,7 +390,7 @@ def moving_clip(
         (f"What color is the {kind}?", f"{color.capitalize()}."),
         ("What shape is moving?", f"{kind.capitalize()}."),
     )
-    things = (NOTHING, (SHAPES.index(kind) + 1, list(COLORS).index(color) + 1, 0, 1))
+    things = (NOTHING, (SHAPES.index(kind) + 1, list(COLORS).index(color) + 1, 0))
     return Clip(tuple(frames), tuple(times_seconds), duration_seconds, _article(f"A {name} moves {direction}."), questions, tuple(labels), things)
 
 

@@ -65,10 +65,18 @@ class Weights:
         return Linear(torch.cat(weights), torch.cat(biases) if biases else None)
 
 
+class AttendTiles(Protocol):
+    """Attention of all patches of a tile to each other."""
+
+    def __call__(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Takes and gives (n, heads, patches, D)."""
+        ...
+
+
 class VisionEncoder:
     """SigLIP over square tiles, and the connector: every ``scale_factor``² patches become one token of the language model."""
 
-    def __init__(self, shape: ModelShape, weights: Weights, scale: Tensor, shift: Tensor) -> None:
+    def __init__(self, shape: ModelShape, weights: Weights, scale: Tensor, shift: Tensor, attend: AttendTiles = F.scaled_dot_product_attention) -> None:
         """Takes the weights under ``model.`` and the pixel normalization ``x * scale + shift`` by channel, each (3,) float32."""
         self.shape, self.scale_factor = shape.vision, shape.scale_factor
         self.scale, self.shift = scale, shift
@@ -76,7 +84,7 @@ class VisionEncoder:
         patch = vision("embeddings.patch_embedding.weight")
         self.patch = Linear(patch.reshape(patch.shape[0], -1), vision("embeddings.patch_embedding.bias"))
         self.position = F.embedding(position_ids(shape.vision).to(patch.device), vision("embeddings.position_embedding.weight"))
-        self.layers = [VisionLayer(shape.vision, vision.under(f"encoder.layers.{i}")) for i in range(shape.vision.layers)]
+        self.layers = [VisionLayer(shape.vision, vision.under(f"encoder.layers.{i}"), attend) for i in range(shape.vision.layers)]
         self.norm = (vision("post_layernorm.weight"), vision("post_layernorm.bias"))
         self.projection = weights.linear("connector.modality_projection.proj")
 
@@ -106,7 +114,8 @@ class VisionEncoder:
 class VisionLayer:
     """One layer of the vision encoder: attention over all patches of a tile, then the MLP."""
 
-    def __init__(self, shape: VisionShape, weights: Weights) -> None:
+    def __init__(self, shape: VisionShape, weights: Weights, attend: AttendTiles) -> None:
+        self.attend = attend
         self.heads, self.eps = shape.heads, shape.norm_eps
         self.norm1 = (weights("layer_norm1.weight"), weights("layer_norm1.bias"))
         self.qkv = weights.linear("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", bias=True)
@@ -120,7 +129,7 @@ class VisionLayer:
         n, patches, hidden = x.shape
         qkv = self.qkv(F.layer_norm(x, (hidden,), *self.norm1, eps=self.eps))
         query, key, value = qkv.view(n, patches, 3, self.heads, hidden // self.heads).permute(2, 0, 3, 1, 4)
-        attended = F.scaled_dot_product_attention(query, key, value)
+        attended = self.attend(query, key, value)
         x = x + self.out(attended.transpose(1, 2).reshape(n, patches, hidden))
         return x + self.fc2(self.fc1.gelu(F.layer_norm(x, (hidden,), *self.norm2, eps=self.eps)))
 
