@@ -257,7 +257,7 @@ def _pick_questions(scene: scenes.Scene, rng: np.random.Generator) -> list[tuple
         found = kinds[str(kind)]
         picked.append((str(kind), *found[int(rng.integers(len(found)))]))
     if names and rng.random() < 0.4:
-        shapes = [_shape_of(question) for question, _ in names]
+        shapes = [scenes.shape_named(question) for question, _ in names]
         picked += [("no", *q) for q in scenes.absent_questions(shapes, rng, 1)]
     return picked
 
@@ -276,11 +276,6 @@ def question_kind(question: str, answer: str) -> str:
     if first == "Where":
         return "position"
     return "relation" if question.startswith("What is") and not question.endswith("word?") else "text"
-
-
-def _shape_of(question: str) -> scenes.Shape:
-    color, kind = question.rstrip("?").split()[-2:]
-    return scenes.Shape(kind, color, 0, 0, 0)
 
 
 def _patch_labels(labels: npt.NDArray[np.uint8], things: Sequence[scenes.Thing], plan: TilePlan, pages: bool = False) -> IntArray:

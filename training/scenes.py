@@ -198,6 +198,12 @@ def absent_questions(shapes: Sequence[Shape], rng: np.random.Generator, count: i
     return [(f"Is there a {name}?".replace("a orange", "an orange"), "No.") for name in picked]
 
 
+def shape_named(question: str) -> Shape:
+    """The shape, placed nowhere, that a question ends in."""
+    color, kind = question.rstrip("?").split()[-2:]
+    return Shape(kind, color, 0, 0, 0)
+
+
 def random_text(rng: np.random.Generator, edge: int) -> Scene:
     """A random word or number of one to six characters in a picture with a given longest edge."""
     longest = 6 if edge >= 128 else 4 if edge >= 90 else 3
