@@ -7,7 +7,9 @@ position ids restart behind the prefix and the mask hides the other questions, a
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -16,12 +18,16 @@ from PIL import Image
 
 from training import scenes
 from training.checkpoint import PATCH, TILE
+from training.optimizer import Schedule
 from vlmbatch.checkpoint import Checkpoint
+from vlmbatch.finetune.examples import IGNORED
 from vlmbatch.prepare.prompt import PromptWriter
 from vlmbatch.prepare.tiles import TilePlan, TileSettings, cut_tiles
 
 PATCHES = TILE // PATCH  # along an edge of a tile
-IGNORED = -100
+PAD = 2
+LIGHT_SHARE = 0.6
+"""Share of the mixture's steps in which most pictures are at native detail: a third of the work of full detail."""
 LONGEST_WORD = 6
 MOST_SHAPES = 3
 PATCH_CLASSES = (
@@ -124,36 +130,27 @@ class ExampleMaker:
         return list(self.prompt.tokenizer.encode(f" {answer}<end_of_utterance>", add_special_tokens=False).ids)
 
 
-@dataclasses.dataclass(frozen=True)
-class Batch:
-    """Examples side by side; L is the longest one, B their number, N all tiles.
+class AnswerSpan(NamedTuple):
+    """Where an answer stands in a batch, and the kind of its question."""
 
-    Attributes:
-        tiles: uint8, (N, 3, E, E).
-        patches: int64, (N, PATCHES², 4).
-        input_ids: int64, (B, L).
-        position_ids: int64, (B, L).
-        mask: bool, (B, 1, L, L); True where a query may look.
-        labels: int64, (B, L); -100 where no loss is taken; already shifted.
-        spans: (row, start, end, kind) of each answer.
+    row: int
+    start: int
+    end: int
+    kind: str
+
+
+def collate(examples: Sequence[Example]) -> tuple[dict[str, torch.Tensor], list[AnswerSpan]]:
+    """Packs B examples, the longest of L tokens, N tiles in all.
+
+    Returns:
+        ``tiles``, uint8, (N, 3, E, E); ``patches``, int64, (N, PATCHES², 4); ``input_ids``, ``position_ids`` and ``labels``, int64, (B, L), labels
+        already shifted and -100 where no loss is taken; ``mask``, bool, (B, 1, L, L), True where a query may look. And where the answers stand.
     """
-
-    tiles: torch.Tensor
-    patches: torch.Tensor
-    input_ids: torch.Tensor
-    position_ids: torch.Tensor
-    mask: torch.Tensor
-    labels: torch.Tensor
-    spans: list[tuple[int, int, int, str]]
-
-
-def collate(examples: Sequence[Example], pad: int) -> Batch:
-    """Packs examples into a batch."""
     # Lengths in steps of 32: fewer shapes, for which fewer kernels are set up and kept.
     rows, longest = len(examples), -(-max(e.length() for e in examples) // 32) * 32
-    input_ids = np.full((rows, longest), pad, np.int64)
+    input_ids = np.full((rows, longest), PAD, np.int64)
     positions = np.zeros((rows, longest), np.int64)
-    labels = np.full((rows, longest), -100, np.int64)
+    labels = np.full((rows, longest), IGNORED, np.int64)
     segment = np.full((rows, longest), -1, np.int64)
     spans = []
     for row, example in enumerate(examples):
@@ -168,33 +165,48 @@ def collate(examples: Sequence[Example], pad: int) -> Batch:
             positions[row, at:end] = len(example.prefix) + np.arange(len(ids))
             segment[row, at:end] = number + 1
             labels[row, end - len(answer) : end] = answer
-            spans.append((row, end - len(answer), end, example.kinds[number]))
+            spans.append(AnswerSpan(row, end - len(answer), end, example.kinds[number]))
             at = end
     causal = np.tril(np.ones((longest, longest), bool))
     same = (segment[:, :, None] == segment[:, None, :]) | (segment[:, None, :] == 0)
     mask = causal[None] & same
-    return Batch(
-        torch.from_numpy(np.concatenate([e.tiles for e in examples])),
-        torch.from_numpy(np.concatenate([e.patches for e in examples])),
-        torch.from_numpy(input_ids),
-        torch.from_numpy(positions),
-        torch.from_numpy(mask[:, None]),
-        torch.from_numpy(labels),
-        spans,
-    )
+    batch = {
+        "tiles": torch.from_numpy(np.concatenate([e.tiles for e in examples])),
+        "patches": torch.from_numpy(np.concatenate([e.patches for e in examples])),
+        "input_ids": torch.from_numpy(input_ids),
+        "position_ids": torch.from_numpy(positions),
+        "mask": torch.from_numpy(mask[:, None]),
+        "labels": torch.from_numpy(labels),
+    }
+    return batch, spans
 
 
-class TileBatches(torch.utils.data.IterableDataset[tuple[torch.Tensor, torch.Tensor]]):
-    """An endless stream of tiles that show something, uint8 (size, 3, E, E), with what their patches show, int64 (size, PATCHES², 4)."""
+class Stages(torch.utils.data.IterableDataset[dict[str, torch.Tensor]]):
+    """The batches of a training, from a step on: tiles for the vision encoder alone, then answers about pictures of one tile, then about everything."""
 
-    def __init__(self, checkpoint: Checkpoint, seed: int, size: int, reading: float = READING) -> None:
-        self.checkpoint, self.seed, self.size, self.reading = checkpoint, seed, size, reading
+    def __init__(self, checkpoint: Checkpoint, schedule: Schedule, start: int, *, tiles: int, examples: int, reading: float = READING) -> None:
+        """Takes the step to begin with, and the size of a batch of tiles and of examples; batches of pictures of one tile hold twice as many."""
+        self.checkpoint, self.schedule, self.start = checkpoint, schedule, start
+        self.tiles, self.examples, self.reading = tiles, examples, reading
 
-    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
         torch.set_num_threads(1)
         maker = ExampleMaker(self.checkpoint, self.reading)
-        info = torch.utils.data.get_worker_info()
-        rng = np.random.default_rng((self.seed, info.id if info else 0, 1))
+        rng = np.random.default_rng(self.start)
+        schedule, step = self.schedule, self.start
+        if step < schedule.vision:
+            yield from itertools.islice(self._tiles(maker, rng), schedule.vision - step)
+            step = schedule.vision
+        if step < schedule.vision + schedule.tiny:
+            yield from itertools.islice(self._answers(rng, 2 * self.examples, maker.tiny), schedule.vision + schedule.tiny - step)
+            step = schedule.vision + schedule.tiny
+        light = schedule.vision + schedule.tiny + int(LIGHT_SHARE * schedule.mixture)
+        if step < light:
+            yield from itertools.islice(self._answers(rng, self.examples, lambda rng: maker.random(rng, full=0.15)), light - step)
+        yield from self._answers(rng, self.examples, lambda rng: maker.random(rng, full=0.4))
+
+    def _tiles(self, maker: ExampleMaker, rng: np.random.Generator) -> Iterator[dict[str, torch.Tensor]]:
+        """Batches of tiles that show something."""
         fresh: list[tuple[npt.NDArray[np.uint8], IntArray]] = []
         seen: list[tuple[npt.NDArray[np.uint8], IntArray]] = []
         while True:
@@ -202,48 +214,24 @@ class TileBatches(torch.utils.data.IterableDataset[tuple[torch.Tensor, torch.Ten
             example = maker.tiny(rng) if rng.random() < 0.7 else maker.random(rng, full=0.8)
             shown = (example.patches > 0).any(axis=(1, 2))
             fresh += zip(example.tiles[shown], example.patches[shown], strict=True)
-            if len(fresh) >= 4 * self.size:  # mixed, so that a batch is not one picture
+            if len(fresh) >= 4 * self.tiles:  # mixed, so that a batch is not one picture
                 for _ in range(4 * REPLAYED):
-                    chosen = [fresh[i] for i in rng.choice(len(fresh), self.size // REPLAYED, replace=False)]
-                    chosen += [seen[i] for i in rng.integers(len(seen), size=self.size - len(chosen))] if seen else []
-                    yield torch.from_numpy(np.stack([t for t, _ in chosen])), torch.from_numpy(np.stack([p for _, p in chosen]))
+                    chosen = [fresh[i] for i in rng.choice(len(fresh), self.tiles // REPLAYED, replace=False)]
+                    chosen += [(seen or fresh)[i] for i in rng.integers(len(seen or fresh), size=self.tiles - len(chosen))]
+                    yield {"tiles": torch.from_numpy(np.stack([t for t, _ in chosen])), "patches": torch.from_numpy(np.stack([p for _, p in chosen]))}
                 seen = (seen + fresh)[-KEPT:]
                 fresh = []
 
-
-class Batches(torch.utils.data.IterableDataset[Batch]):
-    """An endless stream of random batches; another seed, another stream."""
-
-    def __init__(self, checkpoint: Checkpoint, seed: int, size: int, tiny_batches: int, light_batches: int, pad: int, reading: float = READING) -> None:
-        """First come batches of pictures of one tile, twice as many in a batch; then such in which most pictures are at native detail."""
-        self.checkpoint, self.seed, self.size, self.pad = checkpoint, seed, size, pad
-        self.tiny_batches, self.light_batches, self.reading = tiny_batches, light_batches, reading
-
-    def __iter__(self) -> Iterator[Batch]:
-        torch.set_num_threads(1)
-        maker = ExampleMaker(self.checkpoint, self.reading)
-        info = torch.utils.data.get_worker_info()
-        rng = np.random.default_rng((self.seed, info.id if info else 0))
-        workers = info.num_workers if info else 1
-        count = 0
+    def _answers(self, rng: np.random.Generator, size: int, make: Callable[[np.random.Generator], Example]) -> Iterator[dict[str, torch.Tensor]]:
+        """Batches of examples, eight at a time from examples sorted by length, so that a batch holds little padding."""
         seen: list[Example] = []
-        kind = None
         while True:
-            done = count * workers
-            tiny = done < self.tiny_batches
-            size = 2 * self.size if tiny else self.size
-            full = 0.15 if done < self.tiny_batches + self.light_batches else 0.4
-            if kind != (tiny, full):
-                kind, seen = (tiny, full), []
-            # Eight batches' worth at a time, sorted by length, so that a batch holds little padding.
-            fresh = [maker.tiny(rng) if tiny else maker.random(rng, full=full) for _ in range(8 * size // REPLAYED)]
-            old = [seen[i] for i in rng.integers(len(seen), size=8 * size - len(fresh))] if seen else []
+            fresh = [make(rng) for _ in range(8 * size // REPLAYED)]
+            old = [(seen or fresh)[i] for i in rng.integers(len(seen or fresh), size=8 * size - len(fresh))]
             pool = sorted(fresh + old, key=Example.length)
             seen = (seen + fresh)[-KEPT:]
-            batches = range(0, len(pool), size)
-            for start in rng.permutation(batches):
-                yield collate(pool[start : start + size], self.pad)
-            count += len(batches)
+            for start in rng.permutation(range(0, len(pool), size)):
+                yield collate(pool[start : start + size])[0]
 
 
 def _pick_questions(scene: scenes.Scene, rng: np.random.Generator) -> list[tuple[str, str, str]]:
