@@ -309,9 +309,13 @@ class Listing:
                 return None
             name = self._unique(name, printable(given.name))
         fingerprint = entry.fingerprint
-        if error is None and not self._names_only and not is_url(entry.path):
+        if error is None and not is_url(entry.path) and not self._is_only_counted(entry.path):
             fingerprint, error = file_status(entry.path)
         return Found(entry.path, name, printable(without_credentials(entry.path)), fingerprint, error or missing_for(suffix_of(entry.path)))
+
+    def _is_only_counted(self, path: str) -> bool:
+        """Whether nobody will open the file, so that it need not be looked at."""
+        return self._names_only and self._job.pages is None and suffix_of(path) != ".pdf"
 
     def _unique(self, name: str, input_name: str, label: str = "", questions: tuple[str, ...] = ()) -> str:
         """An id that no other thing has; two that are asked different questions may share one, as their rows differ."""
