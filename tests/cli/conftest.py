@@ -61,6 +61,7 @@ def as_it_was() -> Iterator[None]:
     try:
         with warnings.catch_warnings():
             warnings.resetwarnings()
+            warnings.simplefilter("ignore", ResourceWarning)  # as Python does by itself; the process that is meant would end here
             yield
     finally:
         logging.captureWarnings(False)
