@@ -30,8 +30,9 @@ demo: $(VENV)/.installed
 	$(BIN)/vlmbatch video sample_data/clips --per clip --fps 1 --model demo -o $(DEMO)/clips.jsonl --overwrite
 	@$(BIN)/python sample_data/show.py $(DEMO)/captions.jsonl $(DEMO)/answers.csv $(DEMO)/clips.jsonl
 
+# A worker a core, as tests with tiny models have no use for two; four at most, for the sake of memory.
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n logical --maxprocesses 4 --dist worksteal
 
 test-all: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -q -m ""

@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from pathlib import Path
 
 import pytest
 
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # the cores are busy with the other workers' tests
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may ask the network
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+def pytest_collection_finish() -> None:
+    """Takes the libraries, which stay, out of what every garbage collection looks through; an engine makes one when it ends."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_unconfigure() -> None:
+    """Gives them back, so that they are taken down in order."""
+    gc.unfreeze()
 
 
 @pytest.fixture(scope="session")
@@ -16,4 +30,6 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny random checkpoint in the hub's layout."""
     from tests.checkpoints import write_tiny_checkpoint
 
-    return write_tiny_checkpoint(tmp_path_factory.mktemp("models") / "tiny")
+    folder = write_tiny_checkpoint(tmp_path_factory.mktemp("models") / "tiny")
+    pytest_collection_finish()  # transformers has come in
+    return folder

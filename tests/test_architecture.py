@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -97,6 +98,19 @@ def test_help_and_import_load_nothing_heavy() -> None:
         arguments = [*([command] if command else []), "--help"]
         code = f"import sys; sys.argv = ['vlmbatch', *{arguments}]; from vlmbatch.cli.main import main\ntry: main()\nexcept SystemExit: pass"
         assert not loaded_by(code) & heavy, arguments
+
+
+def test_a_plain_run_loads_no_compiler_no_tables_and_no_videos(tmp_path: Path) -> None:
+    """Each of these costs a tenth of a second to seconds, before the first answer."""
+    heavy = {"torch._dynamo", "torch._inductor", "sympy", "pyarrow", "av", "transformers", "pandas", "matplotlib", "huggingface_hub", "peft", "accelerate"}
+    heavy |= {"httpx2", "fsspec", "pypdfium2", "scenedetect", "cv2", "jiwer", "sacrebleu", "duckdb", "yaml", "tqdm.auto", "vlmbatch.bench", "vlmbatch.evaluate"}
+    output = tmp_path / "out.jsonl"
+    picture = PACKAGE.parent / "sample_data" / "images" / "circle.png"
+    arguments = ["vlmbatch", "caption", str(picture), "--model", "demo", "-o", str(output)]
+    loaded = loaded_by(f"import sys; sys.argv = {arguments}; from vlmbatch.cli.main import main\ntry: main()\nexcept SystemExit: pass")
+    assert json.loads(output.read_text(encoding="utf-8"))["status"] == "ok"
+    assert "torch" in loaded
+    assert not loaded & heavy
 
 
 def test_loading_the_public_names_does_not_load_torch() -> None:

@@ -12,10 +12,12 @@ import srt
 import webvtt
 
 from tests.media import write_picture, write_video
+from vlmbatch.cli.progress import make_reporter
 from vlmbatch.engine.scripted import ScriptedEngine
 from vlmbatch.errors import EngineError, JobError, OutputError, TooManyErrors
 from vlmbatch.job import Job
 from vlmbatch.pipeline import Outcome, Run, run
+from vlmbatch.read import Reader, open_reader
 from vlmbatch.records import RECORD_FIELDS
 from vlmbatch.write import read_records
 
@@ -243,6 +245,22 @@ def test_video_frames_clips_and_windows_are_items(tmp_path: Path) -> None:
     windows = job(tmp_path / "v", media="video", per="window", window=2, overwrite=True)
     start(windows)
     assert [(row["id"], row["time_seconds"], row["end_seconds"]) for row in rows(windows)][1] == ("clip.mp4#t=2.000-4.000", 2.0, pytest.approx(4.0))
+
+
+def test_items_are_counted_for_the_progress_after_the_first_answer_not_before(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = ScriptedEngine()
+    answers_before_counting = []
+
+    def watched(job: Job, **settings: Any) -> Reader:
+        if settings.get("names_only"):
+            answers_before_counting.append(len(engine.answered))
+        return open_reader(job, **settings)
+
+    monkeypatch.setattr("vlmbatch.pipeline.open_reader", watched)
+    with make_reporter(bar=False, lines=True) as reporter:
+        assert Run(job(photos), engine=engine, reporter=reporter).start().exit_code == 3
+    assert len(answers_before_counting) == 1
+    assert answers_before_counting[0] > 0
 
 
 def test_an_empty_folder_is_no_error(tmp_path: Path) -> None:

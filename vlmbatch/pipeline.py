@@ -138,8 +138,6 @@ class Run:
         began = time.perf_counter()
         started_at = utc_now()
         threads = [self._thread("reader", self._read), self._thread("writer", self._write), self._thread("stopper", self._stop_when_wanted)]
-        if not isinstance(self.reporter, Silent):
-            threads.append(self._thread("counter", self._count))
         try:
             for thread in threads:
                 thread.start()
@@ -178,7 +176,12 @@ class Run:
         closer = self._thread("closer", lambda: self._close_requests(preparers))
         closer.start()
         threads += [*preparers, closer]
+        counter = None if isinstance(self.reporter, Silent) else self._thread("counter", self._count)
         for completion in self.engine.run(self._requests):
+            if counter is not None:  # not before: a long listing would hold up the first answer
+                counter.start()
+                threads.append(counter)
+                counter = None
             task, part = completion.request.tag
             whole = task.join(part, completion)
             if whole is not None and not self._results.put(Result(task, completion.question, whole)):

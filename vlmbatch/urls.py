@@ -16,7 +16,7 @@ _SECRET = re.compile(
 
 def is_url(text: str) -> bool:
     """Whether a text is a URL: ``https://…``, ``s3://…``; a drive's ``C://`` is none."""
-    return _URL.match(text) is not None
+    return "://" in text and _URL.match(text) is not None
 
 
 def scheme_of(url: str) -> str:

@@ -1,4 +1,4 @@
-"""The commands as a user runs them: real processes, real files, a tiny checkpoint."""
+"""The commands from their arguments to files, lines and exit codes, with a tiny checkpoint; some as processes, as a user runs them."""
 
 from __future__ import annotations
 
@@ -7,30 +7,14 @@ import json
 import os
 import re
 import shutil
-import subprocess
-import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from tests.cli.conftest import Command
 from tests.media import numbered, write_huge_png, write_picture, write_video
-
-Command = Callable[..., subprocess.CompletedProcess[str]]
-
-
-@pytest.fixture
-def vlmbatch(tmp_path: Path) -> Command:
-    """Runs a command line in an empty folder."""
-
-    def call(*arguments: object, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-        command = [sys.executable, "-m", "vlmbatch", *map(str, arguments)]
-        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, input=stdin, env=environment, check=False)
-
-    return call
 
 
 @pytest.fixture
@@ -44,8 +28,8 @@ def lines(path: Path) -> list[dict[str, object]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def test_caption_writes_a_file_named_after_its_input(vlmbatch: Command, photos: Path, tiny: Path, tmp_path: Path) -> None:
-    result = vlmbatch("caption", "photos", "--model", tiny, "--max-new-tokens", 4)
+def test_caption_writes_a_file_named_after_its_input(process: Command, photos: Path, tiny: Path, tmp_path: Path) -> None:
+    result = process("caption", "photos", "--model", tiny, "--max-new-tokens", 4)
     assert result.returncode == 0, result.stderr
     found = lines(tmp_path / "photos.caption.jsonl")
     assert [row["id"] for row in found] == ["0.png", "1.png", "2.png", "3.png"]
@@ -60,7 +44,7 @@ def test_caption_writes_a_file_named_after_its_input(vlmbatch: Command, photos: 
     assert summary["engine"]["max_sequences"] == 4
     total = sum(float(str(row["compute_seconds"])) for row in found)
     assert total == pytest.approx(summary["engine"]["busy_seconds"], rel=0.05)
-    assert vlmbatch("caption", "photos", "--model", tiny, "--max-new-tokens", 4).returncode == 0
+    assert process("caption", "photos", "--model", tiny, "--max-new-tokens", 4).returncode == 0
     assert lines(tmp_path / "photos.caption.jsonl") == found
 
 
@@ -75,8 +59,8 @@ def test_the_three_formats_hold_the_same_rows(vlmbatch: Command, photos: Path, t
     assert list(first[0]) == list(table[0]) == list(sheet[0])
 
 
-def test_a_dash_reads_paths_from_stdin_and_writes_rows_to_stdout(vlmbatch: Command, photos: Path, tiny: Path) -> None:
-    result = vlmbatch(
+def test_a_dash_reads_paths_from_stdin_and_writes_rows_to_stdout(process: Command, photos: Path, tiny: Path) -> None:
+    result = process(
         "vqa", "-", "-q", "Why?", "-q", "What?", "-o", "-", "--model", tiny, "--max-new-tokens", 2, stdin="photos/2.png\nphotos/none.png\nphotos/0.png\n"
     )
     assert result.returncode == 3, result.stderr

@@ -1,35 +1,17 @@
-"""``export`` and ``--sidecar`` as a user runs them: real processes, real files, a tiny checkpoint."""
+"""``export`` and ``--sidecar`` from their arguments to files and exit codes, with a tiny checkpoint."""
 
 from __future__ import annotations
 
 import csv
-import os
-import subprocess
-import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 import webvtt
 
+from tests.cli.conftest import Command
 from tests.media import write_picture, write_video
 from tests.write.rows import failed, record, store
-
-Command = Callable[..., subprocess.CompletedProcess[str]]
-
-
-@pytest.fixture
-def vlmbatch(tmp_path: Path) -> Command:
-    """Runs a command line in an empty folder."""
-
-    def call(*arguments: object) -> subprocess.CompletedProcess[str]:
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-        return subprocess.run(
-            [sys.executable, "-m", "vlmbatch", *map(str, arguments)], cwd=tmp_path, capture_output=True, text=True, env=environment, check=False
-        )
-
-    return call
 
 
 @pytest.fixture

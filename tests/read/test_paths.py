@@ -11,7 +11,8 @@ import pytest
 from tests.media import write_picture
 from vlmbatch.errors import JobError
 from vlmbatch.job import Job
-from vlmbatch.read.paths import Found, Listing, read_paths
+from vlmbatch.read import open_reader
+from vlmbatch.read.paths import Found, Listing, file_status, read_paths
 
 
 def files(*inputs: object, stdin: bytes | None = None, **options: object) -> list[Found]:
@@ -191,3 +192,20 @@ def test_stdin_can_be_given_once() -> None:
 def test_how_many_files_there_are_is_known_when_each_was_named(tree: Path) -> None:
     assert Listing(Job(inputs=(str(tree / "b.jpg"), str(tree / "a.JPEG")))).estimate() == 2
     assert Listing(Job(inputs=(str(tree),))).estimate() is None
+
+
+def test_counting_looks_at_no_file_that_nobody_would_open(tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tree / "pipe.pdf").symlink_to(tmp_path / "pipe")
+    job = Job(inputs=(str(tree),))
+    looked_at = []
+
+    def watched(path: str) -> tuple[str, str | None]:
+        looked_at.append(os.path.basename(path))
+        return file_status(path)
+
+    monkeypatch.setattr("vlmbatch.read.paths.file_status", watched)
+    counted = list(open_reader(job, names_only=True))
+    assert looked_at == ["pipe.pdf"]
+    assert [item.id for item in counted] == [item.id for item in open_reader(job)]
+    assert len(looked_at) == 1 + len(counted)

@@ -158,6 +158,49 @@ class TestResume:
         assert identity_of(output) == before
         assert Path(f"{output}.journal").stat().st_ino == journal.st_ino
 
+    def test_an_output_that_nobody_touched_is_not_read_again(self, output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        with store(output) as rows:
+            for number in (3, 1, 4):
+                rows.write(record(number), "x")
+            rows.write(failed(2), "x")
+
+        def not_again(*arguments: object) -> None:
+            raise AssertionError("OUTPUT is read through")
+
+        with monkeypatch.context() as patch:
+            patch.setattr("vlmbatch.write.earlier.EarlierRows.scan", not_again)
+            with store(output, retry_errors=True) as rows:
+                assert [is_done(rows, record(number), "x") for number in range(6)] == [False, True, False, True, True, False]
+                assert not is_done(rows, record(1), "y")
+                assert rows.totals() == {"rows": 4, "errors": 1}
+                assert rows.find(*record(4).key) == next(Record(**row) for row in read_records(output) if row["id"] == "00004.jpg")
+                rows.write(record(0), "x")
+                rows.keep(*record(4).key, -1)  # it comes first now
+            assert texts(output) == ["picture 4", "picture 0", "picture 1", "picture 2", "picture 3"]
+            with store(output) as rows:
+                assert rows.n_rows == 5
+            os.utime(output)
+            with pytest.raises(AssertionError, match="is read through"):
+                store(output)
+        with store(output) as rows:
+            assert is_done(rows, record(4), "x")
+        assert texts(output) == ["picture 4", "picture 0", "picture 1", "picture 2", "picture 3"]
+
+    def test_a_journal_that_lost_a_line_has_output_read(self, output: Path, caplog: pytest.LogCaptureFixture) -> None:
+        with store(output) as rows:
+            for number in range(4):
+                rows.write(record(number), "x")
+        journal = Path(f"{output}.journal")
+        whole = journal.read_bytes().splitlines(keepends=True)
+        for lines in ([*whole[:2], *whole[3:]], whole[:-1], [*whole[:2], whole[2].replace(b"ok", b"OK"), *whole[3:]], whole[:1]):
+            journal.write_bytes(b"".join(lines))
+            with store(output) as rows:
+                assert rows.n_rows == 4
+                assert all(is_done(rows, record(number), "x") for number in range(4))
+                assert rows.find(*record(3).key).text == "picture 3"
+        assert caplog.text.count("damaged line") == 1
+        assert texts(output) == [f"picture {number}" for number in range(4)]
+
     def test_a_deleted_output_is_made_anew_with_any_settings(self, output: Path) -> None:
         with store(output) as rows:
             rows.write(record(0))

@@ -167,16 +167,19 @@ def compare(bench: Bench, reference: Reference, work: Work) -> Iterator[Row]:
     singles = bench.sizes.singles if work.limits is None else max(bench.sizes.singles, len(LENGTHS))  # as long on average as all of them
     ways = {"one at a time": reference.batches(prompts[:singles], 1)}
     tried = _try_batches(reference, prompts, bench.sizes.batches)
-    if tried:
-        best = min(tried, key=lambda size: tried[size])
-        ways[f"batches of {best}"] = reference.batches(prompts, best)
-    reference.run(ways["one at a time"][:1])
-    ours: list[Outcome] = []
     theirs: dict[str, list[Outcome]] = {way: [] for way in ways}
-    for _ in range(bench.sizes.rounds):
+    if tried:
+        best = min(tried, key=lambda size: tried[size].seconds)
+        ways[f"batches of {best}"] = reference.batches(prompts, best)
+        theirs[f"batches of {best}"] = [tried[best]] if bench.sizes.rounds == 1 else []  # one round: that was it
+    if not tried or reference.device.type != "cpu":
+        reference.run(ways["one at a time"][:1])
+    ours: list[Outcome] = []
+    for number in range(bench.sizes.rounds):
         ours.append(work.run(bench))
         for way, batches in ways.items():
-            theirs[way].append(reference.run(batches))
+            if len(theirs[way]) == number:
+                theirs[way].append(reference.run(batches))
     yield speed(work, ours)
     for way in ways:
         rates = [len(outcome.answers) / outcome.seconds for outcome in theirs[way]]
@@ -188,15 +191,15 @@ def compare(bench: Bench, reference: Reference, work: Work) -> Iterator[Row]:
             "per_second": summarize(rates),
             "answers": len(found),
             "equal": equal,
-            "tried_seconds": {str(batch): seconds for batch, seconds in tried.items()},
+            "tried_seconds": {str(batch): outcome.seconds for batch, outcome in tried.items()},
         }
         note = " ".join(filter(None, (spread(ratios), f"{equal} of {len(found)} answers equal")))
         yield Row(work.name, f"  over generate, {way}", statistics.median(ratios), "x", note, details)
 
 
-def _try_batches(reference: Reference, prompts: Sequence[Prompt], sizes: Sequence[int]) -> dict[int, float]:
-    """Seconds of the whole work by batch size; sizes that memory has no room for are left out."""
-    found: dict[int, float] = {}
+def _try_batches(reference: Reference, prompts: Sequence[Prompt], sizes: Sequence[int]) -> dict[int, Outcome]:
+    """The whole work by batch size; sizes that memory has no room for are left out."""
+    found: dict[int, Outcome] = {}
     for size in dict.fromkeys(min(size, len(prompts)) for size in sizes):
         if size == 1:
             continue
@@ -204,7 +207,7 @@ def _try_batches(reference: Reference, prompts: Sequence[Prompt], sizes: Sequenc
         try:
             if reference.device.type != "cpu":
                 reference.run(batches[:1])  # what is allocated and tuned at first use is not what is asked for
-            found[size] = reference.run(batches).seconds
+            found[size] = reference.run(batches)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise

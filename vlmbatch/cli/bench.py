@@ -96,7 +96,7 @@ _command = GroupedCommand("bench", callback=_callback, help=HELP)
 _command.params += [
     GroupedOption(["--shape"], type=click.Choice(list(SHAPES)), default=None, help="Random weights in the shapes of this SmolVLM2. [default: 256m]", group=""),
     GroupedOption(["--model"], default=None, metavar="MODEL", help="A real checkpoint instead: hub id, local folder, or `demo`.", group=""),
-    GroupedOption(["--quick"], is_flag=True, help="A few of the rows, with little work: about a minute on two cores.", group=""),
+    GroupedOption(["--quick"], is_flag=True, help="A few of the rows, with little work: about a minute on two cores, --compare included.", group=""),
     GroupedOption(["--only"], type=click.Choice(NAMES), multiple=True, help="Only these rows; may be given several times.", group=""),
     GroupedOption(
         ["--compare"],

@@ -72,11 +72,13 @@ class TorchEngine:
         self._done: list[Completion] = []
         self._mark = time.perf_counter()
         self._measured = False
+        self._is_clear = True
         self._kept = FeatureCache()
 
     def run(self, source: RequestQueue) -> Iterator[Completion]:
         """See ``Engine``."""
         self._mark = time.perf_counter()
+        self._is_clear = False
         with torch.inference_mode():
             try:
                 while self._pull(source) and not source.stopped:
@@ -90,7 +92,8 @@ class TorchEngine:
 
     def close(self) -> None:
         """See ``Engine``."""
-        self._clear()
+        if not self._is_clear:
+            self._clear()
 
     def _pull(self, source: RequestQueue) -> bool:
         """Takes requests while there is use for them; False when there is nothing left to do."""
@@ -412,3 +415,4 @@ class TorchEngine:
             self._cleaner.clean()
         except RuntimeError as error:  # a device that failed refuses this too, and its first error is the one to tell
             logger.debug("cleaning up failed: %s", error)
+        self._is_clear = True

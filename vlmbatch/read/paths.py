@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import os
 import stat
 import sys
+import types
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from fnmatch import fnmatchcase
 from typing import Any, BinaryIO
@@ -34,6 +36,7 @@ VIDEO_EXTENSIONS = frozenset(_VIDEO.split())
 """Extensions of formats that FFmpeg reads, but for what mostly is no video (.ogg, .mod, .dat). A file given by name is opened whatever its extension."""
 
 _STDIN_BLOCK_BYTES = 1 << 16
+_NOTHING: Mapping[str, Any] = types.MappingProxyType({})
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -60,7 +63,7 @@ class Found:
     read: Callable[[], bytes] | None = None
     held_bytes: int = 0
     questions: tuple[str, ...] = ()
-    extra: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    extra: Mapping[str, Any] = dataclasses.field(default_factory=lambda: _NOTHING)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -99,6 +102,7 @@ def media_of(path: str) -> Kind | None:
     return "video" if suffix in VIDEO_EXTENSIONS else None
 
 
+@functools.lru_cache(maxsize=256)  # asked several times in a row about each of a million files
 def suffix_of(path: str) -> str:
     """The extension of a file or URL, in small letters, with its dot."""
     return os.path.splitext(url_name(path) if is_url(path) else path)[1].lower()
@@ -107,6 +111,8 @@ def suffix_of(path: str) -> str:
 def printable(path: str) -> str:
     r"""A path as valid UTF-8 text with ``/`` as separator; bytes of the name that are not UTF-8 are written ``\xNN``."""
     path = path.replace(os.sep, "/")
+    if path.isascii():
+        return path
     try:
         return path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
     except UnicodeEncodeError:  # half a character, as JSON can hold and no file name can
@@ -303,9 +309,13 @@ class Listing:
                 return None
             name = self._unique(name, printable(given.name))
         fingerprint = entry.fingerprint
-        if error is None and not is_url(entry.path):
+        if error is None and not is_url(entry.path) and not self._is_only_counted(entry.path):
             fingerprint, error = file_status(entry.path)
         return Found(entry.path, name, printable(without_credentials(entry.path)), fingerprint, error or missing_for(suffix_of(entry.path)))
+
+    def _is_only_counted(self, path: str) -> bool:
+        """Whether nobody will open the file, so that it need not be looked at."""
+        return self._names_only and self._job.pages is None and suffix_of(path) != ".pdf"
 
     def _unique(self, name: str, input_name: str, label: str = "", questions: tuple[str, ...] = ()) -> str:
         """An id that no other thing has; two that are asked different questions may share one, as their rows differ."""

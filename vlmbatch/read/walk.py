@@ -42,26 +42,27 @@ def walk(root: str, enters: Callable[[str], bool] = lambda relative: True, hidde
         hidden: Whether names that start with a dot are taken.
     """
     listed: set[tuple[int, int]] = set()
-    stack: list[tuple[str, str, Iterator[tuple[str, bool]]]] = []
+    stack: list[tuple[str, str, Iterator[str], set[str]]] = []
 
     def push(folder: str, prefix: str) -> None:
         status = os.stat(folder or ".")
         identity = (status.st_dev, status.st_ino)
         if identity not in listed:
             listed.add(identity)
-            stack.append((folder, prefix, iter(_names(folder))))
+            names, folders = _names(folder)
+            stack.append((folder, prefix, iter(names), folders))
 
     push(root, "")
     while stack:
-        folder, prefix, names = stack[-1]
-        name, is_folder = next(names, ("", False))
+        folder, prefix, names, folders = stack[-1]
+        name = next(names, "")
         if not name:
             stack.pop()
             continue
         if name.startswith(".") and not hidden:
             continue
         path, relative = os.path.join(folder, name), prefix + name
-        if not is_folder:
+        if name not in folders:
             yield Entry(path, relative)
         elif enters(relative):
             try:
@@ -70,20 +71,23 @@ def walk(root: str, enters: Callable[[str], bool] = lambda relative: True, hidde
                 yield Entry(path, relative, f"folder not listed: {one_line(exc)}")
 
 
-def _names(folder: str) -> list[tuple[str, bool]]:
-    """(name, whether it is a folder) of what a folder holds, sorted; pipes, sockets and devices are left out."""
-    found = []
+def _names(folder: str) -> tuple[list[str], set[str]]:
+    """What a folder holds, sorted, and which of it are folders; pipes, sockets and devices are left out."""
+    names: list[str] = []
+    folders: set[str] = set()
     with os.scandir(folder or ".") as entries:
         for entry in entries:
             try:
-                is_folder = entry.is_dir()
-                if is_folder or entry.is_symlink() or entry.is_file():
-                    found.append((entry.name, is_folder))
+                if not entry.is_file(follow_symlinks=False):
+                    if entry.is_dir():
+                        folders.add(entry.name)
+                    elif not entry.is_symlink():
+                        continue
             except OSError:
-                # A link that leads back to itself: kept as a file, which then fails to open.
-                found.append((entry.name, False))
-    found.sort()
-    return found
+                pass  # a link that leads back to itself: kept as a file, which then fails to open
+            names.append(entry.name)
+    names.sort()
+    return names, folders
 
 
 def is_glob(text: str) -> bool:

@@ -2,11 +2,12 @@
 
 Every line begins with the CRC-32 of what follows it, so that a line that was half written, or damaged later, is known::
 
-    CRC {"vlmbatch_journal": 2, "identity": {…}, "base": true}      the header, once
-    CRC KEY SOURCE FINGERPRINT                                      a row that stands in OUTPUT
-    CRC KEY SOURCE FINGERPRINT INDEX QUESTION STATUS {"id": …}      a row, whole
+    CRC {"vlmbatch_journal": 2, "identity": {…}, "base": true, "output": […]}      the header, once
+    CRC KEY SOURCE FINGERPRINT INDEX QUESTION STATUS                               a row that stands in OUTPUT; STATUS is ``error`` or ``ok``
+    CRC KEY SOURCE FINGERPRINT INDEX QUESTION STATUS {"id": …}                     a row, whole
 
 KEY, SOURCE (the file) and FINGERPRINT (what the file was) are digests in hexadecimal; ``-``: not known. A later line about a row replaces an earlier one.
+Rows that stand in OUTPUT come in its order, and as long as OUTPUT is the file that the header means, it need not be read to know what is done.
 """
 
 from __future__ import annotations
@@ -38,18 +39,20 @@ class Header:
     Attributes:
         identity: The settings that the rows depend on, as plain JSON values.
         base: Whether the rows of OUTPUT belong to these. False after ``--overwrite``, until the old OUTPUT is known to be gone.
+        output: What is known OUTPUT by: numbers of which another file, or another content, has others, and how many rows it has. None: not known.
     """
 
     identity: dict[str, Any]
     base: bool = True
+    output: tuple[int, ...] | None = None
 
     def encode(self) -> bytes:
         """The line."""
-        return _line(encode({"vlmbatch_journal": VERSION, "identity": self.identity, "base": self.base}))
+        return _line(encode({"vlmbatch_journal": VERSION, "identity": self.identity, "base": self.base, "output": self.output}))
 
 
 class Entry(NamedTuple):
-    """A line about a row; ``place`` is the offset of the line, or -1 when the row itself stands in OUTPUT (then row_index, question and status say nothing)."""
+    """A line about a row; ``place`` is the offset of the line, or -1 when the row itself stands in OUTPUT."""
 
     key: bytes
     source: int
@@ -61,7 +64,7 @@ class Entry(NamedTuple):
 
 
 class JournalScan:
-    """Goes through the lines of a journal. Lines that are damaged are left out, and said so.
+    """Goes through the lines of a journal. Lines that are damaged are left out, and said so, once.
 
     Attributes:
         header: The header; None when there is no journal, or an empty file.
@@ -74,6 +77,7 @@ class JournalScan:
     def __init__(self, path: Path) -> None:
         self._path = path
         self.end = self._start = 0
+        self._has_complained = False
         self.header: Header | None = None
         try:
             with open(path, "rb") as file:
@@ -90,11 +94,12 @@ class JournalScan:
         try:
             values = decode((_payload(line) or b"").decode())
             version, identity, base = values["vlmbatch_journal"], dict(values["identity"]), bool(values["base"])
+            output = tuple(values.get("output") or ()) or None
         except (ValueError, KeyError, TypeError) as error:
             raise OutputError(f"{self._path} is damaged or was not written by vlmbatch; --overwrite starts anew") from error
         if version != VERSION:
             raise OutputError(f"{self._path} was written by another version of vlmbatch; --overwrite starts anew")
-        return Header(identity, base)
+        return Header(identity, base, output)
 
     def __iter__(self) -> Iterator[Entry]:
         if self.header is None:
@@ -114,7 +119,8 @@ class JournalScan:
                         yield entry
         except OSError as error:
             raise OutputError(f"cannot read {self._path}: {reason(error)}") from error
-        if damaged_before_end:
+        if damaged_before_end and not self._has_complained:
+            self._has_complained = True
             logger.warning("%s: %d damaged lines; their rows are done again", self._path, damaged_before_end)
 
 
@@ -198,8 +204,13 @@ class Journal:
             self._handle = -1
 
 
-def write_journal(path: Path, header: Header, known: Iterable[tuple[bytes, int, int]] = ()) -> int:
-    """Puts a journal in the place of the one at ``path``: a header, and a line for each row that stands in OUTPUT (key, source, fingerprint).
+def write_journal(path: Path, header: Header, known: Iterable[tuple[bytes, int, int, int, int, str]] = ()) -> int:
+    """Puts a journal in the place of the one at ``path``: a header, and a line for each row that stands in OUTPUT, in its order.
+
+    Args:
+        path: The file.
+        header: Its first line.
+        known: Key, source, fingerprint, index, question and status of each row.
 
     Returns:
         Its length in bytes.
@@ -209,8 +220,8 @@ def write_journal(path: Path, header: Header, known: Iterable[tuple[bytes, int, 
     """
     with replacing(path) as file:
         file.write(header.encode())
-        for key, source, fingerprint in known:
-            file.write(_line(f"{key.hex()} {_hex(source)} {_hex(fingerprint)}"))
+        for key, source, fingerprint, index, question, status in known:
+            file.write(_line(f"{key.hex()} {_hex(source)} {_hex(fingerprint)} {index} {question} {status}"))
         return file.tell()
 
 
@@ -242,9 +253,7 @@ def _parse(line: bytes, place: int) -> Entry | None:
     try:
         key = bytes.fromhex(parts[0].decode())
         source, fingerprint = (0 if part == b"-" else int(part, 16) for part in parts[1:3])
-        if len(parts) == 3:
-            return Entry(key, source, fingerprint)
-        return Entry(key, source, fingerprint, place, int(parts[3]), int(parts[4]), parts[5].decode())
+        return Entry(key, source, fingerprint, place if len(parts) == 7 else -1, int(parts[3]), int(parts[4]), parts[5].decode())
     except (ValueError, IndexError):
         return None
 

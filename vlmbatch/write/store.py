@@ -88,6 +88,7 @@ class OutputStore(Writer):
         self._waiting_since = 0.0
         self._changed = False
         self._fingerprints_changed = False
+        self._at_rest = False  # whether the journal tells all about OUTPUT
         self._failed = False
         self._closed = False
         _make_folder(self._output)
@@ -122,7 +123,6 @@ class OutputStore(Writer):
             first = self._earlier.first()
             if first is not None:
                 check_identity(self._name, scan.header.identity if scan.header else earlier_identity(self._name, first, self._identity), self._identity)
-            self._earlier.scan(self._table)
         self._load(scan)
         if scan.header is None or not len(self._table):
             return Journal(self._journal_path, write_journal(self._journal_path, Header(self._identity)))
@@ -130,23 +130,43 @@ class OutputStore(Writer):
         return Journal(self._journal_path, scan.end)
 
     def _load(self, scan: JournalScan) -> None:
-        """Adds what the journal knows; a row that it only names, but that is not in OUTPUT, is gone."""
+        """Learns what rows there are: from the journal alone when OUTPUT is the file that it means, otherwise from both."""
+        meant = scan.header.output if scan.header and self._earlier else None
+        if self._earlier and meant and meant[:-1] == _stat(self._output):
+            self._at_rest = True
+            self._earlier.count = self._read_journal(scan)
+            if self._earlier.count == meant[-1]:
+                return
+            self._table, self._earlier.count, self._at_rest = RowTable(), 0, False  # lines are missing
+        if self._earlier:
+            self._earlier.scan(self._table)
+        self._read_journal(scan)
+
+    def _read_journal(self, scan: JournalScan) -> int:
+        """Adds what the journal knows; gives the number of rows that it says stand in OUTPUT. If OUTPUT is another one, what it does not have is gone."""
+        standing = 0
         for entry in scan:
             if entry.place >= 0:
-                self._table.put(
-                    entry.key,
-                    place=entry.place,
-                    index=entry.row_index,
-                    status=entry.status,
-                    question=entry.question,
-                    source=entry.source,
-                    fingerprint=entry.fingerprint,
-                )
+                place = entry.place
                 self._changed = True
+            elif self._at_rest:
+                place = -1 - standing
+                standing += 1
+            else:
+                number = self._table.number(entry.key)
+                if number is not None:
+                    self._table.set_file(number, entry.source, entry.fingerprint)
                 continue
-            number = self._table.number(entry.key)
-            if number is not None:
-                self._table.set_file(number, entry.source, entry.fingerprint)
+            self._table.put(
+                entry.key,
+                place=place,
+                index=entry.row_index,
+                status=entry.status,
+                question=entry.question,
+                source=entry.source,
+                fingerprint=entry.fingerprint,
+            )
+        return standing
 
     def done(self, id: str, task: str, prompt: str, source: str = "", fingerprint: str = "") -> bool:
         """Whether the row is there, its file is the same as far as is known, and it is no error that is to be done again."""
@@ -249,8 +269,9 @@ class OutputStore(Writer):
                 self._publish(order)
             except OutputError as error:
                 raise OutputError(f"{error}; what was finished is kept in {self._journal_path.name}, and the same command goes on from there") from error
-        if published or self._fingerprints_changed:
-            write_journal(self._journal_path, Header(self._identity), self._table.known_files())
+        if published or self._fingerprints_changed or not self._at_rest:
+            header = Header(self._identity, output=self._stat and (*self._stat, len(order)))
+            write_journal(self._journal_path, header, self._table.known_files())
 
     def _drop_outdated(self) -> None:
         """Takes out rows about what a changed file no longer holds: frames of the video that it was, or the error that it had as a whole."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from array import array
 from collections.abc import Iterable, Iterator
@@ -15,6 +16,7 @@ _ERROR, _SEEN, _GONE = 1, 2, 4
 _ROOM = 65536
 
 
+@functools.lru_cache(maxsize=8)  # a row is asked for, found and moved in a row
 def key_digest(id: str, task: str, prompt: str) -> bytes:
     """What stands for a row's identity: 16 bytes, so that two rows among 10^12 share one with a probability of about 10^-15."""
     return hashlib.blake2b(f"{id}\0{task}\0{prompt}".encode("utf-8", "backslashreplace"), digest_size=16).digest()
@@ -159,6 +161,11 @@ class RowTable:
         flags = np.array(self._flags, np.uint8)[: self._count]
         return int(np.count_nonzero((flags & (_ERROR | _GONE)) == _ERROR))
 
-    def known_files(self) -> Iterator[tuple[bytes, int, int]]:
-        """Key, source and fingerprint of every row whose fingerprint is known."""
-        return ((key, self._sources[number], self._fingerprints[number]) for key, number in self._numbers.items() if self._fingerprints[number])
+    def known_files(self) -> Iterator[tuple[bytes, int, int, int, int, str]]:
+        """Key, source, fingerprint, index, question and status (``error`` or ``ok``) of every row, in the order of OUTPUT."""
+        keys = [b""] * self._count
+        for key, number in self._numbers.items():
+            keys[number] = key
+        for number in self.in_order().tolist():
+            status = "error" if self.is_error(number) else "ok"
+            yield keys[number], self._sources[number], self._fingerprints[number], self._indexes[number], self._questions[number], status

@@ -1,0 +1,231 @@
+"""A folder of a million pictures: how soon the first one is prepared, what memory a path takes, and how quickly a run finds out what is done already.
+
+    python -m benchmarks.many_files
+    python -m benchmarks.many_files --files 100000 --json
+
+The files are links to a few small pictures, all in one folder, which is the hardest case: a folder is sorted before its first file is known. Every figure is
+measured in a process of its own, and as wall time and CPU time: on a busy machine only the second means something. The first picture is prepared by the
+pipeline as the command line runs it, progress included, with an engine that answers nothing. ``bytes`` is what the process grows by at most, a path or row.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import multiprocessing
+import os
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import psutil
+from PIL import Image
+
+from vlmbatch.job import Job
+from vlmbatch.records import Conversation, Record, Request
+from vlmbatch.write.store import CommitPolicy, OutputStore
+
+LINKS_A_FILE = 50_000
+"""ext4 takes 65,000 links to a file."""
+
+PROMPT = "Describe this image in one sentence."
+NEVER = CommitPolicy(rows=1 << 14, seconds=1e9, publish_seconds=1e9)
+
+
+def make_folder(folder: Path, count: int) -> None:
+    """Makes so many picture files, in an order that is not that of their names."""
+    folder.mkdir()
+    for number in range(count):
+        path = folder / f"IMG_{number * 7_919 % count:08d}.png"
+        if number % LINKS_A_FILE == 0:
+            first = path
+            Image.new("RGB", (8, 8), (number % 256, 128, 0)).save(path)
+        else:
+            os.link(first, path)
+
+
+class Measured:
+    """Seconds and bytes from when it is made until ``stop``."""
+
+    def __init__(self) -> None:
+        self._process = psutil.Process()
+        self._begun, self._cpu, self._bytes = time.perf_counter(), time.process_time(), self._process.memory_info().rss
+
+    def stop(self) -> dict[str, float]:
+        """The figures so far."""
+        peak = _peak_bytes(self._process)
+        return {"wall_seconds": time.perf_counter() - self._begun, "cpu_seconds": time.process_time() - self._cpu, "peak_bytes": peak - self._bytes}
+
+
+def _peak_bytes(process: psutil.Process) -> int:
+    """The most memory that the process has had, where the system says it; elsewhere what it has now."""
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:
+        return int(process.memory_info().rss)
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+
+
+def first_prepared(folder: Path, output: Path) -> dict[str, float]:
+    """Until the pipeline has prepared its first picture."""
+    from vlmbatch.cli.progress import make_reporter
+    from vlmbatch.engine.scripted import ScriptedEngine
+    from vlmbatch.pipeline import Run
+
+    found: dict[str, float] = {}
+
+    class FirstOnly(ScriptedEngine):
+        def prepare(self, conversation: Conversation, questions: Any) -> Request:
+            if not found:
+                found.update(measured.stop())
+                run.stop()
+            return super().prepare(conversation, questions)
+
+    measured = Measured()
+    with make_reporter(bar=False, lines=True) as reporter:
+        run = Run(Job(inputs=(str(folder),), output=str(output)), engine=FirstOnly(), reporter=reporter)
+        run.start()
+    return found
+
+
+def listing(folder: Path, shuffle: bool) -> dict[str, float]:
+    """Until the last Item; with ``shuffle`` they are all held, as the run then does."""
+    from vlmbatch.read import open_reader
+
+    reader = open_reader(Job(inputs=(str(folder),), output="x.jsonl", shuffle=shuffle))
+    measured = Measured()
+    count = len(list(reader)) if shuffle else sum(1 for _ in reader)
+    return {**measured.stop(), "rows": count}
+
+
+def open_store(output: Path) -> OutputStore:
+    job = Job(inputs=("pictures",), output=str(output), model="demo")
+    return OutputStore(output, job, {**job.identity(), "revision": "r1"}, policy=NEVER)
+
+
+def write_rows(output: Path, count: int, killed: bool) -> None:
+    """Leaves what a run over so many pictures leaves, or one that was killed before its end."""
+    rows = open_store(output)
+    for number in range(count):
+        rows.write(_record(number), f"{1000 + number}:1700000000000000000")
+    rows.commit()
+    if killed:
+        os._exit(0)
+    rows.close()
+
+
+def _record(number: int) -> Record:
+    name = f"IMG_{number:08d}.png"
+    return Record(
+        id=name,
+        source=f"/data/pictures/{name}",
+        index=number,
+        media="image",
+        time_seconds=None,
+        end_seconds=None,
+        width=640,
+        height=480,
+        task="caption",
+        prompt=PROMPT,
+        text="A red circle to the left of a blue square.",
+        status="ok",
+        error_type=None,
+        error=None,
+        similar_to=None,
+        finish_reason="stop",
+        mean_logprob=-0.123456,
+        model="demo",
+        revision="r1",
+        engine="torch",
+        device="cpu",
+        dtype="float32",
+        tiles=17,
+        prompt_tokens=1100,
+        new_tokens=20,
+        batch_size=4,
+        read_seconds=0.0123456,
+        prepare_seconds=0.25,
+        wait_seconds=0.5,
+        vision_seconds=0.1,
+        prefill_seconds=0.2,
+        decode_seconds=0.3,
+        compute_seconds=0.05,
+        run_id="20260131T120000-abcdef",
+        created_at="2026-01-31T12:00:00.123Z",
+    )
+
+
+def resumed(output: Path, count: int) -> dict[str, float]:
+    """Until it is known of every row that it is done, and where it now stands."""
+    measured = Measured()
+    rows = open_store(output)
+    for number in range(count):
+        name = f"IMG_{number:08d}.png"
+        if not rows.done(name, "caption", PROMPT, f"/data/pictures/{name}", f"{1000 + number}:1700000000000000000"):
+            raise SystemExit(f"row {number} is not known")
+        rows.keep(name, "caption", PROMPT, number)
+    figures = {**measured.stop(), "rows": count}
+    rows.close()
+    return figures
+
+
+def alone(call: Callable[[], Any]) -> Any:
+    """What a call gives in a process of its own."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(call).result()
+
+
+def measure(count: int, folder: Path) -> list[dict[str, Any]]:
+    """One row a figure."""
+    pictures, output = folder / "pictures", folder / "out.jsonl"
+    make_folder(pictures, count)
+    rows = [
+        {"what": "first picture prepared", **alone(functools.partial(first_prepared, pictures, folder / "first.jsonl"))},
+        {"what": "all listed", **alone(functools.partial(listing, pictures, False))},
+        {"what": "all listed, --shuffle", **alone(functools.partial(listing, pictures, True))},
+    ]
+    shutil.rmtree(pictures)
+    alone(functools.partial(write_rows, output, count, False))
+    rows.append({"what": "resume, finished OUTPUT", **alone(functools.partial(resumed, output, count))})
+    Path(f"{output}.journal").unlink()
+    rows.append({"what": "resume, OUTPUT without its journal", **alone(functools.partial(resumed, output, count))})
+    for path in (output, Path(f"{output}.journal")):
+        path.unlink()
+    killed = multiprocessing.get_context("spawn").Process(target=write_rows, args=(output, count, True))
+    killed.start()
+    killed.join()
+    rows.append({"what": "resume, killed before the end", **alone(functools.partial(resumed, output, count))})
+    for row in rows:
+        row["bytes_each"] = row.pop("peak_bytes") / count
+        for clock in ("wall", "cpu"):
+            row[f"{clock}_per_second"] = row["rows"] / row[f"{clock}_seconds"] if "rows" in row else None
+    return rows
+
+
+def main() -> None:
+    """Prints a table, or JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--files", type=int, default=1_000_000, help="files in the folder, and rows in OUTPUT")
+    parser.add_argument("--folder", type=Path, help="where they are made, and removed again; default: the system's folder for temporary files")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir=options.folder) as folder:
+        rows = measure(options.files, Path(folder))
+    if options.json:
+        json.dump(rows, sys.stdout, indent=2)
+        print()
+        return
+    print(f"{f'{options.files:,} files':<36}{'wall s':>8}{'CPU s':>8}{'a second':>11}{'a CPU second':>14}{'bytes each':>12}")
+    for row in rows:
+        rates = [f"{row[f'{clock}_per_second']:,.0f}" if row[f"{clock}_per_second"] else "" for clock in ("wall", "cpu")]
+        print(f"{row['what']:<36}{row['wall_seconds']:>8.2f}{row['cpu_seconds']:>8.2f}{rates[0]:>11}{rates[1]:>14}{row['bytes_each']:>12,.0f}")
+
+
+if __name__ == "__main__":
+    main()
