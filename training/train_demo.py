@@ -98,7 +98,7 @@ def train(arguments: argparse.Namespace) -> bool:
             model.start_from(arguments.start)
         matrices = model.matrices()
         others = [weight for weight in model.parameters() if not any(weight is matrix for matrix in matrices)]
-        optimizer = MuonWithAdamW(matrices, others, arguments.learning_rate)
+        optimizer = MuonWithAdamW(matrices, others, lr=1.0)
         stages = Stages(checkpoint, schedule, found.step if found else 0, tiles=arguments.tiles, examples=arguments.batch_size, reading=arguments.reading)
         steering = Steering(measures=True)
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -111,7 +111,10 @@ def train(arguments: argparse.Namespace) -> bool:
             data_collator=lambda batches: batches[0],
             train_dataset=stages,
             eval_dataset=stages,
-            optimizers=(optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, schedule)),
+            optimizers=(
+                optimizer,
+                torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: arguments.learning_rate * schedule(step)),
+            ),  # a state keeps no function
             callbacks=[steering, TrainingLog(folder, found.step if found else 0)],
         )
         trainer.remove_callback(transformers.PrinterCallback)
@@ -126,7 +129,6 @@ def _settings(folder: TrainingFolder, schedule: Schedule, arguments: argparse.Na
         output_dir=str(folder.checkpoints),
         max_steps=schedule.total,
         per_device_train_batch_size=1,  # batches come made
-        learning_rate=arguments.learning_rate,
         max_grad_norm=1.0,
         use_cpu=True,
         eval_strategy="steps",
