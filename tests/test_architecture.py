@@ -13,7 +13,7 @@ import vlmbatch
 from vlmbatch import errors
 
 PACKAGE = Path(vlmbatch.__file__).parent
-FLOOR = {"errors", "tasks", "urls", "job", "records", "channel", "checkpoint"}
+FLOOR = {"errors", "tasks", "urls", "filesystems", "job", "records", "channel", "checkpoint"}
 STAGES = {"read", "sample", "prepare", "engine", "write"}
 ALLOWED = {
     **dict.fromkeys(STAGES, FLOOR),
@@ -21,6 +21,7 @@ ALLOWED = {
     "channel": set(),
     "tasks": {"errors"},
     "urls": set(),
+    "filesystems": {"errors", "urls"},
     "records": {"errors"},
     "checkpoint": {"errors"},
     "job": {"errors", "tasks", "urls"},

@@ -18,7 +18,6 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any, BinaryIO, TextIO
 
 from vlmbatch.channel import Channel
@@ -35,7 +34,7 @@ from vlmbatch.rows import Original, Result, RowMaker, Task
 from vlmbatch.sample import make_sampler
 from vlmbatch.summary import RowStats, describe_run
 from vlmbatch.urls import is_url
-from vlmbatch.write import Writer, open_output, open_sidecars, read_records, write_summary
+from vlmbatch.write import Writer, open_output, open_sidecars, read_records
 
 logger = logging.getLogger(__name__)
 
@@ -103,7 +102,7 @@ class Run:
             raise JobError("per tile follows a checkpoint's tiles: it needs a model on this machine")
         self.revision = self.checkpoint.revision if self.checkpoint else ""
         self.writer: Writer = open_output(job, {**job.identity(), "revision": self.revision}, stream=stdout)
-        self._sidecars = open_sidecars(job)
+        self._sidecars = open_sidecars(job, self.writer.path)
         self._resumes = bool(self.writer.totals().get("rows"))
         self.reporter = reporter or Silent()
         self.engine = engine
@@ -435,7 +434,8 @@ class Run:
         """Writes the sidecars of this run's items from all their rows in OUTPUT, earlier runs' too. Of a run that did not come to its end there are none."""
         if self._sidecars is None or self._failure is not None or self._interrupted:
             return
-        for row in read_records(Path(self.job.output_path)):
+        assert self.writer.path is not None  # a job with sidecars has an OUTPUT that can be read back
+        for row in read_records(self.writer.path):
             if row["task"] == self.job.task and self._sidecars.expects(row["id"]) and row["prompt"] in self.questions.about(row["id"]):
                 self._sidecars.add(row)
         self._sidecar_counts = self._sidecars.write()
@@ -460,9 +460,9 @@ class Run:
             native_tiles=self._native_tiles if self.job.detail == "full" else None,
             full_tiles=self._full_tiles if self.job.detail == "full" else None,
         )
-        if self.job.output_path != "-" and not isinstance(self._failure, JobError):
+        if not isinstance(self._failure, JobError):
             try:
-                write_summary(Path(self.job.output_path), summary)
+                self.writer.write_summary(summary)
             except Exception as error:
                 if self._failure is None:
                     self._failure = error

@@ -12,13 +12,14 @@ from typing import Any
 import click
 
 from vlmbatch.errors import JobError, OutputError
+from vlmbatch.urls import is_url, url_name
 
 TABLES = ("jsonl", "parquet", "csv")
 TEXTS = ("txt", "srt", "vtt")
 
 
 @click.command(name="export")
-@click.argument("output", metavar="OUTPUT", type=click.Path(path_type=Path))
+@click.argument("output", metavar="OUTPUT")
 @click.option("--to", "form", type=click.Choice((*TABLES, *TEXTS)), required=True, help="A table of all rows, or a text or subtitle file each.")
 @click.option(
     "-o",
@@ -30,18 +31,36 @@ TEXTS = ("txt", "srt", "vtt")
 )
 @click.option("--overwrite", is_flag=True, help="Replace what is there.")
 @click.option("--bom", is_flag=True, help="csv: begin with a byte order mark, without which Excel does not see that it is UTF-8.")
-def _export(output: Path, form: str, target: str | None, overwrite: bool, bom: bool) -> None:
+def _export(output: str, form: str, target: str | None, overwrite: bool, bom: bool) -> None:
     """OUTPUT as a table of another format, or as a text or subtitle file for each picture or video.
 
-    Tables have every row. Texts and subtitles are what --sidecar writes: rows with an answer, files of others left alone.
+    Tables have every row. Texts and subtitles are what --sidecar writes: rows with an answer, files of others left alone. OUTPUT may be a URL; what is made
+    of it is called after it, in the current folder.
     """
-    from vlmbatch.write import read_records
+    from vlmbatch.write import local_copy
 
     if bom and form != "csv":
         raise JobError("--bom goes with --to csv")
-    rows = read_records(output)  # says at once when there is nothing to read
+    with local_copy(output, allow_private=True) as path:
+        export(path, Path(url_name(output) if is_url(output) else output), form, target, overwrite=overwrite, bom=bom)
+
+
+def export(path: Path, output: Path, form: str, target: str | None, *, overwrite: bool, bom: bool) -> None:
+    """Writes what is asked for.
+
+    Args:
+        path: The file that is read.
+        output: What it is called: the same, or a name in the current folder.
+        form: One of ``TABLES`` or ``TEXTS``.
+        target: Where it goes, as given.
+        overwrite: Whether what is there is replaced.
+        bom: Whether CSV begins with a byte order mark.
+    """
+    from vlmbatch.write import read_records, read_summary
+
+    rows = read_records(path)  # says at once when there is nothing to read
     if form in TABLES:
-        export_table(output, rows, form, target, overwrite=overwrite, bom=bom)
+        export_table(output, rows, (read_summary(path) or {}).get("job"), form, target, overwrite=overwrite, bom=bom)
     elif target is not None and Path(target).suffix.lower() == f".{form}" and not os.path.isdir(target):
         export_text(output, rows, form, Path(target), overwrite=overwrite)
     elif target == "-":
@@ -50,9 +69,10 @@ def _export(output: Path, form: str, target: str | None, overwrite: bool, bom: b
         export_texts(output, rows, form, target, overwrite=overwrite)
 
 
-def export_table(output: Path, rows: Iterator[dict[str, Any]], form: str, target: str | None, *, overwrite: bool, bom: bool) -> None:
-    """Writes every row to a table of another format, whole or not at all."""
-    from vlmbatch.write import read_summary
+def export_table(
+    output: Path, rows: Iterator[dict[str, Any]], job: dict[str, Any] | None, form: str, target: str | None, *, overwrite: bool, bom: bool
+) -> None:
+    """Writes every row to a table of another format, whole or not at all; ``job`` goes into its metadata."""
     from vlmbatch.write.atomic import replacing
     from vlmbatch.write.formats import find_format
 
@@ -60,7 +80,6 @@ def export_table(output: Path, rows: Iterator[dict[str, Any]], form: str, target
     if path.suffix.lower() != f".{form}":
         raise JobError(f"--to {form} writes a file that ends in .{form}, not {path}")
     format = find_format(path)
-    job = (read_summary(output) or {}).get("job")
     opening = codecs.BOM_UTF8 if bom else b""
     if target == "-":
         if form == "parquet":
@@ -121,7 +140,7 @@ def _gather(output: Path, rows: Iterator[dict[str, Any]], form: str, folder: str
 
 
 def _make_way(output: Path, path: Path, overwrite: bool) -> None:
-    if path.exists() and os.path.samefile(path, output):
+    if path.exists() and output.exists() and os.path.samefile(path, output):
         raise JobError(f"{path} is the OUTPUT itself: give -o another file")
     if path.exists() and not overwrite:
         raise OutputError(f"{path} is there; --overwrite replaces it")

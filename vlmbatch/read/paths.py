@@ -244,6 +244,8 @@ class Listing:
         return kind == "archive" and self._media == "image" and given.glob.names(entry.relative)
 
     def _is_output(self, path: str) -> bool:
+        if is_url(self._job.output_path):
+            return path == self._job.output_path
         return os.path.realpath(path) == os.path.realpath(self._job.output_path)
 
     def _open(self, path: str, name: str) -> Iterable[Part]:

@@ -48,16 +48,20 @@ def sidecars_path(output: Path) -> Path:
     return beside(output, ".sidecars")
 
 
-def open_sidecars(job: Job) -> Sidecars | None:
+def open_sidecars(job: Job, output: Path | None) -> Sidecars | None:
     """What gathers the sidecars of a run; None when the job asks for none.
+
+    Args:
+        job: The job.
+        output: The file of this disk that has the rows.
 
     Raises:
         OutputError: The folder for them cannot be made.
     """
-    if job.sidecar is None:
+    if job.sidecar is None or output is None:
         return None
     folder = None if job.sidecar_dir is None else Path(job.sidecar_dir)
-    return Sidecars(job.sidecar, sidecars_path(Path(job.output_path)), folder=folder, overwrite=job.overwrite)
+    return Sidecars(job.sidecar, sidecars_path(output), folder=folder, overwrite=job.overwrite)
 
 
 class Sidecars:
