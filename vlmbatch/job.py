@@ -98,7 +98,7 @@ class Job:
     )
     keep: tuple[str, ...] = _option(
         (),
-        "Carry a column of a manifest, or a key of the .json beside a picture in an archive, into OUTPUT; COL=NAME renames it; may be given several times.",
+        "Carry a column of a manifest, or a key of the .json beside an entry of an archive, into OUTPUT; COL=NAME renames it; may be given several times.",
         metavar="COL",
         group="Items",
     )
@@ -109,7 +109,6 @@ class Job:
         "Entries of archives that unpack to more than N times their size (and some megabytes) are an error row, unread.",
         metavar="N",
         group="Items",
-        media="image",
     )
     pages: str | None = _option(
         None,

@@ -17,6 +17,7 @@ from vlmbatch.read.base import Counts, one_line
 from vlmbatch.read.bundles import bundle_kind, open_bundle
 from vlmbatch.read.extras import missing_for
 from vlmbatch.read.remote import RemoteInput
+from vlmbatch.read.temporary import TemporaryFile
 from vlmbatch.read.walk import Entry, Glob, is_glob, walk
 from vlmbatch.records import RECORD_FIELDS
 from vlmbatch.urls import is_url, url_host, url_name, without_credentials
@@ -48,6 +49,7 @@ class Found:
         error: Why this is no readable file; None when nothing is known against it.
         read: Gives the bytes of what is no file by itself, on a worker's thread; raises ``ReadError``. None for a file.
         held_bytes: Bytes that ``read`` holds.
+        copy: Makes a file of what is none by itself; raises ``ReadError``. None where that takes ``read``.
         questions: What is asked about it instead of the job's questions.
         extra: Values that are carried into its rows.
     """
@@ -59,6 +61,7 @@ class Found:
     error: str | None = None
     read: Callable[[], bytes] | None = None
     held_bytes: int = 0
+    copy: Callable[[], TemporaryFile] | None = None
     questions: tuple[str, ...] = ()
     extra: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
@@ -241,7 +244,7 @@ class Listing:
         if given.glob is None or given.glob.names_suffix(os.path.splitext(entry.path)[1].lower()):
             return True
         # Notes and tables lie about everywhere; an archive is nothing else.
-        return kind == "archive" and self._media == "image" and given.glob.names(entry.relative)
+        return kind == "archive" and given.glob.names(entry.relative)
 
     def _is_output(self, path: str) -> bool:
         if is_url(self._job.output_path):
