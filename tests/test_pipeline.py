@@ -357,3 +357,17 @@ def test_an_output_behind_a_url_has_rows_summary_and_sidecars(photos: Path) -> N
         assert [row["id"] for row in read_records(path)] == [f"{number:02d}.png" for number in range(20)]
         assert read_summary(path) == json.loads(json.dumps(outcome.summary))
     files.rm("/bucket", recursive=True)
+
+
+def test_sidecars_have_the_answers_to_the_questions_that_the_rows_of_a_manifest_ask(photos: Path) -> None:
+    table = photos / "asked.csv"
+    table.write_text("path,question\n01.png,Who?\n02.png,Why?\n02.png,Where?\n")
+    start(job(table, task="vqa", sidecar="txt", output=str(photos.parent / "out.jsonl")))
+    assert (photos / "01.txt").read_text() == "01.png: Who?\n"
+    assert (photos / "02.txt").read_text() == "02.png: Why?\n02.png: Where?\n"
+    table.write_text("path,question\n01.png,Who?\n01.png,\n02.png,Where?\n")
+    outcome, engine = start(job(table, task="vqa", questions=["What?"], sidecar="txt", output=str(photos.parent / "out.jsonl")))
+    assert len(engine.answered) == 1
+    assert outcome.summary["kept"]["rows"] == 2
+    assert (photos / "01.txt").read_text() == "01.png: Who?\n01.png: What?\n"
+    assert (photos / "02.txt").read_text() == "02.png: Where?\n"  # what was asked before stays in OUTPUT only

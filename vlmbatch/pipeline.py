@@ -206,7 +206,7 @@ class Run:
                 return
             count += 1
             if self._sidecars:
-                self._sidecars.expect(item.id, item.source)
+                self._sidecars.expect(item.id, item.source, item.questions)
             asked = item.questions or self.questions.about(item.id)
             if not asked:
                 self._unasked += 1
@@ -436,7 +436,7 @@ class Run:
             return
         assert self.writer.path is not None  # a job with sidecars has an OUTPUT that can be read back
         for row in read_records(self.writer.path):
-            if row["task"] == self.job.task and self._sidecars.expects(row["id"]) and row["prompt"] in self.questions.about(row["id"]):
+            if row["task"] == self.job.task and self._sidecars.expects(row["id"], row["prompt"], self.questions.about(row["id"])):
                 self._sidecars.add(row)
         self._sidecar_counts = self._sidecars.write()
 
