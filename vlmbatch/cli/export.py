@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import codecs
+import dataclasses
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import click
 
 from vlmbatch.errors import JobError, OutputError
+from vlmbatch.tasks import TASKS
 from vlmbatch.urls import is_url, url_name
 
 TABLES = ("jsonl", "parquet", "csv")
 TEXTS = ("txt", "srt", "vtt")
+STATUSES = ("ok", "error", "similar")
 
 
 @click.command(name="export")
@@ -29,23 +32,46 @@ TEXTS = ("txt", "srt", "vtt")
     help="Tables: the file, `-` for stdout [default: OUTPUT with the other suffix]. Texts and subtitles: a folder, or the file when OUTPUT is about one "
     "picture or video [default: beside the sources].",
 )
+@click.option("--task", "tasks", multiple=True, type=click.Choice(TASKS), help="Only rows of this task; may be given several times.")
+@click.option("--prompt", "prompts", multiple=True, metavar="TEXT", help="Only answers to this question or instruction; may be given several times.")
+@click.option("--status", "statuses", multiple=True, type=click.Choice(STATUSES), help="Only rows with this status; may be given several times.")
 @click.option("--overwrite", is_flag=True, help="Replace what is there.")
 @click.option("--bom", is_flag=True, help="csv: begin with a byte order mark, without which Excel does not see that it is UTF-8.")
-def _export(output: str, form: str, target: str | None, overwrite: bool, bom: bool) -> None:
+def _export(output: str, form: str, target: str | None, overwrite: bool, bom: bool, **wanted: tuple[str, ...]) -> None:
     """OUTPUT as a table of another format, or as a text or subtitle file for each picture or video.
 
-    Tables have every row. Texts and subtitles are what --sidecar writes: rows with an answer, files of others left alone. OUTPUT may be a URL; what is made
-    of it is called after it, in the current folder.
+    Tables have every row, or those that --task, --prompt and --status leave. Texts and subtitles are what --sidecar writes: rows with an answer, files of
+    others left alone. OUTPUT may be a URL; what is made of it is called after it, in the current folder.
     """
     from vlmbatch.write import local_copy
 
     if bom and form != "csv":
         raise JobError("--bom goes with --to csv")
     with local_copy(output, allow_private=True) as path:
-        export(path, Path(url_name(output) if is_url(output) else output), form, target, overwrite=overwrite, bom=bom)
+        export(path, Path(url_name(output) if is_url(output) else output), form, target, Wanted(**wanted), overwrite=overwrite, bom=bom)
 
 
-def export(path: Path, output: Path, form: str, target: str | None, *, overwrite: bool, bom: bool) -> None:
+@dataclasses.dataclass(frozen=True)
+class Wanted:
+    """Which rows are taken; of each column those with one of the values, all where there are none.
+
+    Attributes:
+        tasks: Tasks.
+        prompts: Questions and instructions, word for word.
+        statuses: Values of ``status``.
+    """
+
+    tasks: tuple[str, ...] = ()
+    prompts: tuple[str, ...] = ()
+    statuses: tuple[str, ...] = ()
+
+    def of(self, rows: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+        """The rows that are taken."""
+        columns = [(name, values) for name, values in (("task", self.tasks), ("prompt", self.prompts), ("status", self.statuses)) if values]
+        return (row for row in rows if all(row[name] in values for name, values in columns))
+
+
+def export(path: Path, output: Path, form: str, target: str | None, wanted: Wanted, *, overwrite: bool, bom: bool) -> None:
     """Writes what is asked for.
 
     Args:
@@ -53,14 +79,17 @@ def export(path: Path, output: Path, form: str, target: str | None, *, overwrite
         output: What it is called: the same, or a name in the current folder.
         form: One of ``TABLES`` or ``TEXTS``.
         target: Where it goes, as given.
+        wanted: Which rows are taken.
         overwrite: Whether what is there is replaced.
         bom: Whether CSV begins with a byte order mark.
     """
     from vlmbatch.write import read_records, read_summary
+    from vlmbatch.write.columns import carried_kinds
 
-    rows = read_records(path)  # says at once when there is nothing to read
+    rows = wanted.of(read_records(path))  # says at once when there is nothing to read
     if form in TABLES:
-        export_table(output, rows, (read_summary(path) or {}).get("job"), form, target, overwrite=overwrite, bom=bom)
+        extra = carried_kinds(wanted.of(read_records(path))) if form != "jsonl" else {}  # which only a look at every row tells
+        export_table(output, rows, (read_summary(path) or {}).get("job"), extra, form, target, overwrite=overwrite, bom=bom)
     elif target is not None and Path(target).suffix.lower() == f".{form}" and not os.path.isdir(target):
         export_text(output, rows, form, Path(target), overwrite=overwrite)
     elif target == "-":
@@ -70,9 +99,17 @@ def export(path: Path, output: Path, form: str, target: str | None, *, overwrite
 
 
 def export_table(
-    output: Path, rows: Iterator[dict[str, Any]], job: dict[str, Any] | None, form: str, target: str | None, *, overwrite: bool, bom: bool
+    output: Path,
+    rows: Iterator[dict[str, Any]],
+    job: dict[str, Any] | None,
+    extra: Mapping[str, Any],
+    form: str,
+    target: str | None,
+    *,
+    overwrite: bool,
+    bom: bool,
 ) -> None:
-    """Writes every row to a table of another format, whole or not at all; ``job`` goes into its metadata."""
+    """Writes rows to a table of another format, whole or not at all; ``job`` goes into its metadata, ``extra`` are the kinds of carried columns."""
     from vlmbatch.write.atomic import replacing
     from vlmbatch.write.formats import find_format
 
@@ -85,7 +122,7 @@ def export_table(
         if form == "parquet":
             raise JobError("parquet does not go to stdout: give -o FILE.parquet")
         sys.stdout.buffer.write(opening)
-        format.write_rows(sys.stdout.buffer, rows, job)
+        format.write_rows(sys.stdout.buffer, rows, job, extra)
         sys.stdout.buffer.flush()
         return
     _make_way(output, path, overwrite)
@@ -98,7 +135,7 @@ def export_table(
 
     with replacing(path) as file:
         file.write(opening)
-        format.write_rows(file, counted(), job)
+        format.write_rows(file, counted(), job, extra)
     click.echo(f"{count} row{'' if count == 1 else 's'} -> {path}", err=True)
 
 
