@@ -11,7 +11,9 @@ import pytest
 from tests.media import write_picture
 from vlmbatch.errors import JobError
 from vlmbatch.job import Job
-from vlmbatch.read.paths import Found, Listing, read_paths
+from vlmbatch.read.found import Found
+from vlmbatch.read.names import read_paths
+from vlmbatch.read.paths import Listing
 
 
 def files(*inputs: object, stdin: bytes | None = None, **options: object) -> list[Found]:

@@ -17,9 +17,10 @@ from typing import Any, Literal
 from vlmbatch.errors import ReadError
 from vlmbatch.job import Job
 from vlmbatch.read.base import Counts
+from vlmbatch.read.found import Found, Part
 from vlmbatch.read.manifest import carrying, questions_of
 from vlmbatch.read.members import Limits, Member, tar_members, zip_members
-from vlmbatch.read.paths import Found, Part, file_status, media_of, printable
+from vlmbatch.read.names import file_status, media_of, printable
 
 SIDECARS = (".json", ".txt")
 MAX_SAMPLE = 64

@@ -9,7 +9,7 @@ from vlmbatch.job import TABLE_SUFFIXES, Job
 from vlmbatch.read.base import Counts
 
 if TYPE_CHECKING:
-    from vlmbatch.read.paths import Part
+    from vlmbatch.read.found import Part
 
 MANIFEST_SUFFIXES = (".txt", *TABLE_SUFFIXES)
 PACKED_TAR_SUFFIXES = (".tar.gz", ".tgz", ".tar.zst", ".tzst", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")

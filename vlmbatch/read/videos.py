@@ -11,8 +11,9 @@ from typing import Any, BinaryIO, Protocol
 from vlmbatch.errors import DecodeError, ItemError, ReadError
 from vlmbatch.job import Job
 from vlmbatch.read.base import Counts, failing_load, one_line
+from vlmbatch.read.found import Found
 from vlmbatch.read.frame import DecodedFrame
-from vlmbatch.read.paths import Found, Listing
+from vlmbatch.read.paths import Listing
 from vlmbatch.read.planned import PlannedVideo
 from vlmbatch.read.remote import OnDisk
 from vlmbatch.read.temporary import TemporaryFile
