@@ -14,7 +14,7 @@ import vlmbatch
 from vlmbatch import errors
 
 PACKAGE = Path(vlmbatch.__file__).parent
-FLOOR = {"errors", "tasks", "urls", "job", "records", "channel", "checkpoint"}
+FLOOR = {"errors", "tasks", "urls", "filesystems", "job", "records", "channel", "checkpoint"}
 STAGES = {"read", "sample", "prepare", "engine", "write"}
 ALLOWED = {
     **dict.fromkeys(STAGES, FLOOR),
@@ -22,14 +22,16 @@ ALLOWED = {
     "channel": set(),
     "tasks": {"errors"},
     "urls": set(),
+    "filesystems": {"errors", "urls"},
     "records": {"errors"},
     "checkpoint": {"errors"},
     "job": {"errors", "tasks", "urls"},
     "summary": FLOOR,
     "reporter": set(),
+    "threads": set(),
     "rows": FLOOR | {"engine"},
     "evaluate": FLOOR | {"write"},
-    "pipeline": FLOOR | STAGES | {"summary", "rows", "reporter"},
+    "pipeline": FLOOR | STAGES | {"summary", "rows", "reporter", "threads"},
     "finetune": FLOOR | STAGES,
     "bench": FLOOR | {"read", "prepare", "engine"},
     "cli": FLOOR | STAGES | {"summary", "evaluate", "pipeline", "finetune", "bench", "__version__"},

@@ -47,8 +47,10 @@ def test_empty_tiles_are_not_asked_about_unless_all_are(tiny: Path) -> None:
     assert len(preparer.cut(Conversation("image", Pixels((paper,))))) == 1
     paper[:10, :10] = 0
     corner = preparer.cut(Conversation("image", Pixels((paper,))))
-    assert [int(part.pixels.frames[0].min()) for part in corner] == [0]
-    assert np.array_equal(preparer.prepare(corner[0], ["Read."]).tiles[0], preparer.prepare(Conversation("image", Pixels((paper,))), ["Read."]).tiles[0])
+    whole = preparer.prepare(Conversation("image", Pixels((paper,))), ["Read."]).tiles[:-1]
+    (tile,) = preparer.prepare(corner[0], ["Read."]).tiles
+    assert len(corner) == 1 < len(whole)
+    assert (tile == 0).sum() == (whole == 0).sum() > 0
 
 
 def test_a_row_has_the_answers_about_its_tiles_one_below_the_other(tmp_path: Path, tiny: Path) -> None:

@@ -7,6 +7,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pytest
 import srt
 import webvtt
@@ -19,7 +20,7 @@ from vlmbatch.job import Job
 from vlmbatch.pipeline import Outcome, Run, run
 from vlmbatch.read import Reader, open_reader
 from vlmbatch.records import RECORD_FIELDS
-from vlmbatch.write import read_records
+from vlmbatch.write import local_copy, read_records, read_summary
 
 
 @pytest.fixture
@@ -359,3 +360,32 @@ def test_a_folder_where_sidecars_cannot_be_written_ends_in_an_error_with_every_r
     assert "03.txt: Is a directory" in str(outcome.error)
     assert len(rows(job(photos))) == 20
     assert (photos / "04.txt").exists()
+
+
+def test_an_output_behind_a_url_has_rows_summary_and_sidecars(photos: Path) -> None:
+    files = fsspec.filesystem("memory")
+    where = {"output": "memory://bucket/out.parquet", "staging_dir": str(photos.parent / "staging")}
+    outcome, _engine = start(job(photos, **where, sidecar="txt", limit=3))
+    assert outcome.exit_code == 0
+    assert (photos / "02.txt").read_text() == f"02.png: {job(photos).instruction}\n"
+    outcome, engine = start(job(photos, **where))
+    assert outcome.summary["kept"]["rows"] == 3
+    assert len(engine.prepared) == 16
+    with local_copy(where["output"]) as path:
+        assert [row["id"] for row in read_records(path)] == [f"{number:02d}.png" for number in range(20)]
+        assert read_summary(path) == json.loads(json.dumps(outcome.summary))
+    files.rm("/bucket", recursive=True)
+
+
+def test_sidecars_have_the_answers_to_the_questions_that_the_rows_of_a_manifest_ask(photos: Path) -> None:
+    table = photos / "asked.csv"
+    table.write_text("path,question\n01.png,Who?\n02.png,Why?\n02.png,Where?\n")
+    start(job(table, task="vqa", sidecar="txt", output=str(photos.parent / "out.jsonl")))
+    assert (photos / "01.txt").read_text() == "01.png: Who?\n"
+    assert (photos / "02.txt").read_text() == "02.png: Why?\n02.png: Where?\n"
+    table.write_text("path,question\n01.png,Who?\n01.png,\n02.png,Where?\n")
+    outcome, engine = start(job(table, task="vqa", questions=["What?"], sidecar="txt", output=str(photos.parent / "out.jsonl")))
+    assert len(engine.answered) == 1
+    assert outcome.summary["kept"]["rows"] == 2
+    assert (photos / "01.txt").read_text() == "01.png: Who?\n01.png: What?\n"
+    assert (photos / "02.txt").read_text() == "02.png: Where?\n"  # what was asked before stays in OUTPUT only

@@ -94,3 +94,9 @@ class TooManyErrors(VlmbatchError):
     """The limit of ``--max-errors`` was reached."""
 
     exit_code = 4
+
+
+def one_line(error: BaseException) -> str:
+    """What an exception says, on one line; an error of the operating system or of ffmpeg without number and path."""
+    text = getattr(error, "strerror", None) or str(error)
+    return " ".join(str(text).split()) or type(error).__name__

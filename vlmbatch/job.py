@@ -16,7 +16,7 @@ from typing import Any, Literal, get_args, get_origin
 
 from vlmbatch import tasks
 from vlmbatch.errors import JobError
-from vlmbatch.urls import is_url, url_name, without_credentials
+from vlmbatch.urls import is_url, is_web, scheme_of, url_name, without_credentials
 
 Kind = Literal["image", "video"]
 Per = Literal["frame", "clip", "window", "page", "tile"]
@@ -55,7 +55,10 @@ class Job:
     task: tasks.Task = "caption"
 
     output: str | None = _option(
-        None, "Where the records go: .jsonl, .parquet or .csv; `-` is JSONL on stdout. [default: INPUTNAME.TASK.jsonl here]", flags=("-o",), metavar="PATH"
+        None,
+        "Where the records go: .jsonl, .parquet or .csv, also a URL (s3://, gs://, hf:// …); `-` is JSONL on stdout. [default: INPUTNAME.TASK.jsonl here]",
+        flags=("-o",),
+        metavar="PATH",
     )
     model: str = _option("HuggingFaceTB/SmolVLM2-500M-Video-Instruct", "Hub id, local folder, or `demo`.", metavar="MODEL", group="Model")
     revision: str | None = _option(None, "Branch, tag or commit of a hub id.", metavar="REV", group="Model")
@@ -95,7 +98,7 @@ class Job:
     )
     keep: tuple[str, ...] = _option(
         (),
-        "Carry a column of a manifest, or a key of the .json beside a picture in an archive, into OUTPUT; COL=NAME renames it; may be given several times.",
+        "Carry a column of a manifest, or a key of the .json beside an entry of an archive, into OUTPUT; COL=NAME renames it; may be given several times.",
         metavar="COL",
         group="Items",
     )
@@ -106,7 +109,6 @@ class Job:
         "Entries of archives that unpack to more than N times their size (and some megabytes) are an error row, unread.",
         metavar="N",
         group="Items",
-        media="image",
     )
     pages: str | None = _option(
         None,
@@ -118,6 +120,9 @@ class Job:
     max_pages: int = _option(10_000, "Files with more pages are an error row, where --pages looks for them.", metavar="N", group="Items", media="image")
     dpi: int = _option(DEFAULT_DPI, "Resolution that PDF pages are drawn in.", metavar="N", group="Items", media="image")
     allow_private_urls: bool = _option(False, "Fetch from private and other non-public addresses too, and through the system's proxy.", group="Items")
+    staging_dir: str | None = _option(
+        None, "Where the rows of an OUTPUT that is a URL are kept until they are uploaded. [default: in the user's cache folder]", metavar="DIR", group="Output"
+    )
     overwrite: bool = _option(False, "Start OUTPUT anew, whatever it holds; replace sidecars of others, too.", group="Output")
     sidecar: Literal["txt", "srt", "vtt"] | None = _option(
         None, "Also a file for each picture (txt) or video (txt, srt, vtt), beside it: photo.jpg has photo.txt. Files of others stay.", group="Output"
@@ -159,6 +164,7 @@ class Job:
             object.__setattr__(self, "per", DEFAULT_PER.get(self.media, "page"))
         check_types(self)
         _check_ranges(self)
+        _check_output(self)
         _check_questions(self)
         _check_sidecar(self)
         _check_per(self)
@@ -257,6 +263,7 @@ class Job:
             values[field.name] = list(value) if isinstance(value, tuple) else value
         if not credentials:
             values["inputs"] = [without_credentials(text) for text in self.inputs]
+            values["output"] = self.output and without_credentials(self.output)
         return values
 
     @classmethod
@@ -430,12 +437,19 @@ def _check_ranges(job: Job) -> None:
         parse_pages(job.pages)
     if not 10 <= job.dpi <= 2400:
         raise JobError(f"dpi must be from 10 to 2400, not {job.dpi}")
-    if job.output is not None and is_url(job.output):
-        raise JobError(f"output must be a file on this machine, not {without_credentials(job.output)}: rows are journaled beside it; copy it there afterwards")
     if job.max_errors is not None and not re.fullmatch(r"\d+|\d+(\.\d+)?%", job.max_errors):
         raise JobError(f"max_errors must be a number such as 100 or a share such as 5%, not {job.max_errors!r}")
-    if job.output is not None and job.output != "-" and Path(job.output).suffix.lower() not in OUTPUT_SUFFIXES:
-        raise JobError(f"output must end in {', '.join(OUTPUT_SUFFIXES)} or be `-`, not {job.output!r}")
+
+
+def _check_output(job: Job) -> None:
+    url = job.output if job.output is not None and is_url(job.output) else None
+    if url is not None and (is_web(url) or "::" in scheme_of(url)):
+        raise JobError(f"output must be a file, or a URL of a store that can be written such as s3://, gs:// or hf://, not {without_credentials(url)}")
+    name = url_name(url) if url is not None else job.output
+    if name is not None and name != "-" and Path(name).suffix.lower() not in OUTPUT_SUFFIXES:
+        raise JobError(f"output must end in {', '.join(OUTPUT_SUFFIXES)} or be `-`, not {without_credentials(str(job.output))!r}")
+    if job.staging_dir is not None and url is None:
+        raise JobError("staging_dir goes with an output that is a URL: a file has its journal beside it")
 
 
 def _check_questions(job: Job) -> None:

@@ -14,11 +14,9 @@ import functools
 import logging
 import os
 import random
-import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any, BinaryIO, TextIO
 
 from vlmbatch.channel import Channel
@@ -34,8 +32,9 @@ from vlmbatch.reporter import Reporter, Silent
 from vlmbatch.rows import Original, Result, RowMaker, Task
 from vlmbatch.sample import make_sampler
 from vlmbatch.summary import RowStats, describe_run
+from vlmbatch.threads import READER, WRITER, StageThreads
 from vlmbatch.urls import is_url
-from vlmbatch.write import Writer, open_output, open_sidecars, read_records, write_summary
+from vlmbatch.write import Writer, open_output, open_sidecars, read_records
 
 logger = logging.getLogger(__name__)
 
@@ -44,8 +43,6 @@ REQUESTS_AHEAD = 64
 TICK_SECONDS = 1.0
 HELD_BYTES = 64 << 20
 """Bytes of pictures out of archives and tables that wait to be decoded."""
-
-READER_GRACE_SECONDS = 2.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,7 +100,7 @@ class Run:
             raise JobError("per tile follows a checkpoint's tiles: it needs a model on this machine")
         self.revision = self.checkpoint.revision if self.checkpoint else ""
         self.writer: Writer = open_output(job, {**job.identity(), "revision": self.revision}, stream=stdout)
-        self._sidecars = open_sidecars(job)
+        self._sidecars = open_sidecars(job, self.writer.path)
         self._resumes = bool(self.writer.totals().get("rows"))
         self.reporter = reporter or Silent()
         self.engine = engine
@@ -116,10 +113,7 @@ class Run:
         self._todo: Channel[Task] = Channel(2 if job.is_clip else 2 * self._workers, weight=lambda task: task.held_bytes, most_weight=HELD_BYTES)
         self._requests = RequestQueue(REQUESTS_AHEAD)
         self._results: Channel[Result] = Channel(4 * REQUESTS_AHEAD)
-        self._failure: BaseException | None = None
-        self._interrupted = False
-        self._ending = False
-        self._stop_wanted = threading.Event()
+        self._threads = StageThreads(self._todo, self._requests, self._results)
         self._unasked = 0
         self._found: int | None = None
         self._rows_asked = 0
@@ -130,75 +124,48 @@ class Run:
 
     def stop(self) -> None:
         """Ends the run soon: what is finished is committed, what is in hand is dropped. May be called from a signal handler."""
-        self._interrupted = True
-        self._stop_wanted.set()
+        self._threads.stop()
 
     def start(self) -> Outcome:
         """Does the work, on this thread and a few others, and writes the summary."""
         began = time.perf_counter()
         started_at = utc_now()
-        threads = [self._thread("reader", self._read), self._thread("writer", self._write), self._thread("stopper", self._stop_when_wanted)]
+        threads = self._threads
         try:
-            for thread in threads:
-                thread.start()
+            threads.start(READER, self._read)
+            threads.start(WRITER, self._write)
+            threads.start_stopper()
             if self._todo.wait():
-                self._compute(threads)
+                self._compute()
         except BaseException as error:
-            self._fail(error)
+            threads.fail(error)
         finally:
-            ended = self._failure is None and not self._interrupted
-            self._todo.close() if ended else self._todo.stop()
-            for thread in threads:
-                if thread.name == "reader" and not ended:
-                    thread.join(READER_GRACE_SECONDS)  # it may wait for a line on stdin that never comes
-                elif thread.name not in ("writer", "stopper"):
-                    thread.join()
-            self._ending = True
-            self._stop_wanted.set()
-            self._results.close()
-            threads[1].join()
+            ended = threads.end()
             missing = self._rows_asked - self.stats.rows
-            if ended and self._failure is None and missing > 0:
-                self._failure = EngineError(f"{missing} row{' has' if missing == 1 else 's have'} no answer; the same command asks again")
+            if ended and threads.failure is None and missing > 0:
+                threads.failure = EngineError(f"{missing} row{' has' if missing == 1 else 's have'} no answer; the same command asks again")
             self._close()
         return self._outcome(began, started_at)
 
-    def _compute(self, threads: list[threading.Thread]) -> None:
+    def _compute(self) -> None:
         """Loads the engine, starts the threads that feed it, and hands its answers on."""
         if self.engine is None:
             assert self.checkpoint is not None
             assert self.preparer is not None
             self.reporter.loading(self.checkpoint.name)
             self.engine = open_engine(self.job, self.checkpoint, self.preparer.prepare, self.preparer.decode)
-        preparers = [self._thread(f"prepare-{number}", self._prepare) for number in range(self._workers)]
-        for thread in preparers:
-            thread.start()
-        closer = self._thread("closer", lambda: self._close_requests(preparers))
-        closer.start()
-        threads += [*preparers, closer]
-        counter = None if isinstance(self.reporter, Silent) else self._thread("counter", self._count)
+        self._threads.start_preparers(self._workers, self._prepare)
+        waits_for_first = not isinstance(self.reporter, Silent)
         for completion in self.engine.run(self._requests):
-            if counter is not None:  # not before: a long listing would hold up the first answer
-                counter.start()
-                threads.append(counter)
-                counter = None
+            if waits_for_first:  # to be counted: a long listing would hold up the first answer
+                waits_for_first = False
+                self._threads.start("counter", self._count)
             task, part = completion.request.tag
             whole = task.join(part, completion)
             if whole is not None and not self._results.put(Result(task, completion.question, whole)):
                 return
         if not self._requests.ended:
             raise EngineError("the engine ended before its requests did")
-
-    def _close_requests(self, preparers: list[threading.Thread]) -> None:
-        for thread in preparers:
-            thread.join()
-        self._requests.close()
-
-    def _stop_when_wanted(self) -> None:
-        """Stops the stages for ``stop``, which may run in a signal handler and must not wait for a lock."""
-        self._stop_wanted.wait()
-        if not self._ending:
-            self._stop_channels()
 
     def _read(self) -> None:
         """Lists the items, sorts out what is done already, and queues the rest."""
@@ -210,7 +177,7 @@ class Run:
                 return
             count += 1
             if self._sidecars:
-                self._sidecars.expect(item.id, item.source)
+                self._sidecars.expect(item.id, item.source, item.questions)
             asked = item.questions or self.questions.about(item.id)
             if not asked:
                 self._unasked += 1
@@ -394,52 +361,26 @@ class Run:
             self._full_tiles += task.tiles
             self._native_tiles += self.preparer.native_tiles(*task.size)
 
-    def _thread(self, name: str, work: Callable[[], None]) -> threading.Thread:
-        """A thread whose exceptions end the run."""
-
-        def guarded() -> None:
-            try:
-                work()
-            except BaseException as error:
-                self._fail(error)
-
-        return threading.Thread(target=guarded, name=name, daemon=True)
-
-    def _fail(self, error: BaseException) -> None:
-        """Notes the first failure and stops every stage; the writer still takes what is finished, unless it is what failed."""
-        if self._ending and threading.current_thread().name != "writer":  # which has the last rows still to write
-            logger.debug("after the end: %s", error)
-            return
-        if self._failure is None:
-            self._failure = error
-        if threading.current_thread().name == "writer":
-            self._results.stop()
-        self._stop_channels()
-
-    def _stop_channels(self) -> None:
-        self._todo.stop()
-        self._requests.stop()
-
     def _close(self) -> None:
         """Commits and closes; a failure here is the run's failure, unless there was one before."""
-        finished = self._failure is None and not self._interrupted
-        for close in (functools.partial(self.writer.close, finished=finished), self._write_sidecars, self.engine.close if self.engine else None):
+        for close in (functools.partial(self.writer.close, finished=self._threads.is_well), self._write_sidecars, self.engine.close if self.engine else None):
             try:
                 if close:
                     close()
             except BaseException as error:
-                if self._failure is None:
-                    self._failure = error
+                if self._threads.failure is None:
+                    self._threads.failure = error
                 else:
                     logger.error("%s", error)
         self._totals = self.writer.totals()
 
     def _write_sidecars(self) -> None:
         """Writes the sidecars of this run's items from all their rows in OUTPUT, earlier runs' too. Of a run that did not come to its end there are none."""
-        if self._sidecars is None or self._failure is not None or self._interrupted:
+        if self._sidecars is None or not self._threads.is_well:
             return
-        for row in read_records(Path(self.job.output_path)):
-            if row["task"] == self.job.task and self._sidecars.expects(row["id"]) and row["prompt"] in self.questions.about(row["id"]):
+        assert self.writer.path is not None  # a job with sidecars has an OUTPUT that can be read back
+        for row in read_records(self.writer.path):
+            if row["task"] == self.job.task and self._sidecars.expects(row["id"], row["prompt"], self.questions.about(row["id"])):
                 self._sidecars.add(row)
         self._sidecar_counts = self._sidecars.write()
 
@@ -453,8 +394,8 @@ class Run:
             ended_at=utc_now(),
             run_id=self.run_id,
             revision=self.revision,
-            interrupted=self._interrupted,
-            error=None if self._failure is None else f"{type(self._failure).__name__}: {self._failure}",
+            interrupted=self._threads.interrupted,
+            error=None if self._threads.failure is None else f"{type(self._threads.failure).__name__}: {self._threads.failure}",
             kept=self._kept,
             found=self._found,
             output=self._totals,
@@ -463,13 +404,13 @@ class Run:
             native_tiles=self._native_tiles if self.job.detail == "full" else None,
             full_tiles=self._full_tiles if self.job.detail == "full" else None,
         )
-        if self.job.output_path != "-" and not isinstance(self._failure, JobError):
+        if not isinstance(self._threads.failure, JobError):
             try:
-                write_summary(Path(self.job.output_path), summary)
+                self.writer.write_summary(summary)
             except Exception as error:
-                if self._failure is None:
-                    self._failure = error
-        return Outcome(summary, self._interrupted, self._failure)
+                if self._threads.failure is None:
+                    self._threads.failure = error
+        return Outcome(summary, self._threads.interrupted, self._threads.failure)
 
 
 def _already_loaded() -> Pixels:

@@ -21,8 +21,8 @@ from vlmbatch.job import Job
 from vlmbatch.read import READERS, Reader, open_reader
 from vlmbatch.sample import make_sampler
 
-KINDS = ["image", "frame", "clip", "window", *BUNDLES]
-"""Kinds of Items, and how to ask for them; then pictures in each kind of manifest and archive."""
+KINDS = ["image", "frame", "clip", "window", *BUNDLES, "frame in zip", "clip in tar", "frame in tar.gz"]
+"""Kinds of Items, and how to ask for them; then pictures in each kind of manifest and archive, and videos in archives."""
 
 
 def open_job(job: Job) -> Reader:
@@ -37,9 +37,10 @@ def kind(request: pytest.FixtureRequest) -> str:
 @pytest.fixture
 def make_job(kind: str) -> Callable[..., Job]:
     def make(*inputs: Path, **options: object) -> Job:
-        if kind in BUNDLES:
-            inputs = tuple(contain(given, kind) if given.exists() else given for given in inputs)
-        how = {"media": "video", "per": kind} if kind in ("frame", "clip", "window") else {"media": "image"}
+        what, _, bundle = kind.partition(" in ") if " in " in kind else ("", "", kind) if kind in BUNDLES else (kind, "", "")
+        if bundle:
+            inputs = tuple(contain(given, bundle) if given.exists() else given for given in inputs)
+        how = {"media": "video", "per": what} if what in ("frame", "clip", "window") else {"media": "image"}
         return Job(inputs=tuple(map(str, inputs)), **how, **options)
 
     return make

@@ -118,7 +118,7 @@ def test_a_writer_that_dies(photos: Path, monkeypatch: pytest.MonkeyPatch, after
         nonlocal written
         written += 1
         if written > after:
-            while written == COUNT and not running._ending:  # the last row is often written when everything else has ended
+            while written == COUNT and not running._threads.ending:  # the last row is often written when everything else has ended
                 threading.Event().wait(0.001)
             raise OutputError("the disk is gone")
         write(*values)

@@ -27,7 +27,6 @@ from vlmbatch.errors import ItemError, JobError
 from vlmbatch.job import Job
 from vlmbatch.read import Reader, open_reader
 from vlmbatch.records import Item
-from vlmbatch.sample import make_sampler
 
 PACKERS: dict[str, Callable[[bytes], bytes]] = {
     "tar": bytes,
@@ -225,12 +224,6 @@ def test_archives_are_opened_where_they_are_named(tmp_path: Path, pictures: list
 def test_include_and_exclude_look_at_names_inside(tmp_path: Path, pictures: list[bytes]) -> None:
     path = write_zip(tmp_path / "a.zip", [("s/0.png", pictures[0]), ("t/1.png", pictures[1]), ("s/2.png", pictures[2])])
     assert [item.id for item in items(path, include=("s/*",), exclude=("2.*",))] == ["a.zip/s/0.png"]
-
-
-def test_a_video_job_refuses_an_archive(tmp_path: Path) -> None:
-    job = Job(inputs=(str(write_zip(tmp_path / "a.zip", [])),), media="video")
-    with pytest.raises(JobError, match="unpack it first"):
-        open_reader(job, sampler=make_sampler(job))
 
 
 @pytest.mark.parametrize("kind", ["zip", "tar", "tar.gz"])

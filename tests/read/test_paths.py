@@ -12,7 +12,9 @@ from tests.media import write_picture
 from vlmbatch.errors import JobError
 from vlmbatch.job import Job
 from vlmbatch.read import open_reader
-from vlmbatch.read.paths import Found, Listing, file_status, read_paths
+from vlmbatch.read.found import Found
+from vlmbatch.read.names import file_status, read_paths
+from vlmbatch.read.paths import Listing
 
 
 def files(*inputs: object, stdin: bytes | None = None, **options: object) -> list[Found]:

@@ -200,11 +200,6 @@ def test_a_store_without_its_package_says_which(monkeypatch: pytest.MonkeyPatch)
         open_reader(Job(inputs=("s3://bucket/a.png",)))
 
 
-def test_output_is_a_file_of_this_machine() -> None:
-    with pytest.raises(JobError, match=r"output must be a file on this machine, not s3://bucket/out\.jsonl"):
-        Job(inputs=("a",), output="s3://key:secret@bucket/out.jsonl")
-
-
 def test_a_run_over_urls_goes_on_where_it_stopped_and_keeps_no_secret(server: WebServer, tmp_path: Path) -> None:
     urls = [server.url(f"/run/{name}.png?X-Amz-Signature=hidden&v=1", Answer(png(tmp_path), headers={"ETag": name})) for name in "ab"]
     urls.append(server.url("/run/c.png", Answer(status=404)).replace("http://", "http://me:hidden@"))

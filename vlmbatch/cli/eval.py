@@ -9,14 +9,16 @@ from typing import Any
 
 import click
 
+from vlmbatch.cli.options import OutputName
 from vlmbatch.errors import JobError
 from vlmbatch.evaluate.options import METRICS, Columns, EvalOptions, parse_limits
 from vlmbatch.tasks import TASKS
+from vlmbatch.urls import without_credentials
 
 BELOW_LIMIT = 4
 """The exit code when a ``--fail-under`` is not held: the one of limits that the user set."""
 
-HELP = """How good the answers of OUTPUT are, measured against right answers.
+HELP = """How good the answers of OUTPUT (a file or URL) are, measured against right answers.
 
 REFERENCE is .jsonl, .csv or .parquet with columns `id`, `answer` (or `caption`, `text`, or `answers`, a list) and, where several things were asked, `prompt`
 (or `question`); rows of the same id and question add up. Another OUTPUT whose texts were corrected will do. Rows are joined by id and prompt, or by id alone
@@ -36,12 +38,13 @@ held."""
 
 DEFAULTS = EvalOptions()
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+OUTPUT = OutputName()
 
 
 @click.command(name="eval", help=HELP, no_args_is_help=True)
-@click.argument("output", type=FILE)
+@click.argument("output", type=OUTPUT)
 @click.option("--reference", required=True, type=FILE, help="The right answers.")
-@click.option("--against", type=FILE, metavar="OTHER", help="Another OUTPUT: the difference, over rows both have.")
+@click.option("--against", type=OUTPUT, metavar="OTHER", help="Another OUTPUT: the difference, over rows both have.")
 @click.option("--metric", "metrics", multiple=True, type=click.Choice(METRICS), help="Measure this only; may be repeated. [default: all that apply]")
 @click.option("--task", type=click.Choice(TASKS), help="Only rows of this task.")
 @click.option("--id-column", metavar="NAME", help="The reference's column of ids. [default: id, image, video, file or path]")
@@ -59,9 +62,9 @@ FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 )
 @click.option("--json", "json_path", is_flag=False, flag_value="-", metavar="[PATH.json|-]", help="Write JSON to a file, or to stdout instead of the table.")
 def _eval(
-    output: Path,
+    output: str,
     reference: Path,
-    against: Path | None,
+    against: str | None,
     id_column: str | None,
     prompt_column: str | None,
     answer_column: tuple[str, ...],
@@ -78,19 +81,21 @@ def _eval(
     from vlmbatch.evaluate.reference import read_reference
     from vlmbatch.evaluate.report import describe, lines
     from vlmbatch.evaluate.score import evaluate
-    from vlmbatch.write import read_records
+    from vlmbatch.write import local_copy, read_records
 
-    def rows(path: Path) -> Iterator[dict[str, Any]]:
+    def rows(name: str) -> Iterator[dict[str, Any]]:
         """Opens the file when it is its turn, so that an error before leaves none open."""
-        yield from read_records(path, ROW_COLUMNS)
+        with local_copy(name, allow_private=True) as path:
+            yield from read_records(path, ROW_COLUMNS)
 
     right = read_reference(reference, options.columns, ignore_prompt=options.ignore_prompt)
     found = evaluate(rows(output), right, options, rows(against) if against else None)
-    names = {"output": str(output), "reference": str(reference), "against": str(against) if against else None}
+    shown = without_credentials(output)
+    names = {"output": shown, "reference": str(reference), "against": without_credentials(against) if against else None}
     if json_path is not None:
         _write_json(json_path, describe(found, options, **names))
     if json_path != "-":
-        for line in lines(found, options, output=str(output), reference=str(reference), against=names["against"]):
+        for line in lines(found, options, output=shown, reference=str(reference), against=names["against"]):
             click.echo(line)
     failed = found.below(limits)
     for message in failed:

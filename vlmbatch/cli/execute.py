@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import os
 import signal
 import sys
 import threading
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -15,6 +17,7 @@ import click
 
 from vlmbatch.cli.progress import make_reporter
 from vlmbatch.job import Job
+from vlmbatch.urls import is_url, without_credentials
 
 logger = logging.getLogger("vlmbatch")
 
@@ -62,7 +65,11 @@ def execute(job: Job, *, dry_run: bool, verbose: int, quiet: bool) -> None:
         print_job(job)
         return
     from vlmbatch.pipeline import Run
+    from vlmbatch.write import default_staging_root
 
+    cache = os.environ.get("XDG_CACHE_HOME")
+    if cache and is_url(job.output_path) and job.staging_dir is None:
+        job = dataclasses.replace(job, staging_dir=str(default_staging_root(Path(cache))))
     with make_reporter(bar=bar, lines=job.progress != "off" and not quiet) as reporter:
         run = Run(job, reporter=reporter)
         catch_signals(run)
@@ -135,7 +142,8 @@ def _report(job: Job, summary: dict[str, Any], *, interrupted: bool) -> None:
     ]
     failed = summary["error"] is not None
     done = _count(summary["items"], "item")
-    say("%s%s in %.1f s (%s): %s -> %s", "interrupted: " if interrupted else "", done, summary["wall_seconds"], rate, ", ".join(parts), job.output_path)
+    output = without_credentials(job.output_path)
+    say("%s%s in %.1f s (%s): %s -> %s", "interrupted: " if interrupted else "", done, summary["wall_seconds"], rate, ", ".join(parts), output)
     for name, count in summary["errors"].items():
         say("  %d x %s", count, name)
     other = "videos" if job.media == "image" else "images"

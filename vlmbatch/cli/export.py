@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import codecs
+import dataclasses
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import click
 
 from vlmbatch.errors import JobError, OutputError
+from vlmbatch.tasks import TASKS
+from vlmbatch.urls import is_url, url_name
 
 TABLES = ("jsonl", "parquet", "csv")
 TEXTS = ("txt", "srt", "vtt")
+STATUSES = ("ok", "error", "similar")
 
 
 @click.command(name="export")
-@click.argument("output", metavar="OUTPUT", type=click.Path(path_type=Path))
+@click.argument("output", metavar="OUTPUT")
 @click.option("--to", "form", type=click.Choice((*TABLES, *TEXTS)), required=True, help="A table of all rows, or a text or subtitle file each.")
 @click.option(
     "-o",
@@ -28,20 +32,64 @@ TEXTS = ("txt", "srt", "vtt")
     help="Tables: the file, `-` for stdout [default: OUTPUT with the other suffix]. Texts and subtitles: a folder, or the file when OUTPUT is about one "
     "picture or video [default: beside the sources].",
 )
+@click.option("--task", "tasks", multiple=True, type=click.Choice(TASKS), help="Only rows of this task; may be given several times.")
+@click.option("--prompt", "prompts", multiple=True, metavar="TEXT", help="Only answers to this question or instruction; may be given several times.")
+@click.option("--status", "statuses", multiple=True, type=click.Choice(STATUSES), help="Only rows with this status; may be given several times.")
 @click.option("--overwrite", is_flag=True, help="Replace what is there.")
 @click.option("--bom", is_flag=True, help="csv: begin with a byte order mark, without which Excel does not see that it is UTF-8.")
-def _export(output: Path, form: str, target: str | None, overwrite: bool, bom: bool) -> None:
+def _export(output: str, form: str, target: str | None, overwrite: bool, bom: bool, **wanted: tuple[str, ...]) -> None:
     """OUTPUT as a table of another format, or as a text or subtitle file for each picture or video.
 
-    Tables have every row. Texts and subtitles are what --sidecar writes: rows with an answer, files of others left alone.
+    Tables have every row, or those that --task, --prompt and --status leave. Texts and subtitles are what --sidecar writes: rows with an answer, files of
+    others left alone. OUTPUT may be a URL; what is made of it is called after it, in the current folder.
     """
-    from vlmbatch.write import read_records
+    from vlmbatch.write import local_copy
 
     if bom and form != "csv":
         raise JobError("--bom goes with --to csv")
-    rows = read_records(output)  # says at once when there is nothing to read
+    with local_copy(output, allow_private=True) as path:
+        export(path, Path(url_name(output) if is_url(output) else output), form, target, Wanted(**wanted), overwrite=overwrite, bom=bom)
+
+
+@dataclasses.dataclass(frozen=True)
+class Wanted:
+    """Which rows are taken; of each column those with one of the values, all where there are none.
+
+    Attributes:
+        tasks: Tasks.
+        prompts: Questions and instructions, word for word.
+        statuses: Values of ``status``.
+    """
+
+    tasks: tuple[str, ...] = ()
+    prompts: tuple[str, ...] = ()
+    statuses: tuple[str, ...] = ()
+
+    def of(self, rows: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+        """The rows that are taken."""
+        columns = [(name, values) for name, values in (("task", self.tasks), ("prompt", self.prompts), ("status", self.statuses)) if values]
+        return (row for row in rows if all(row[name] in values for name, values in columns))
+
+
+def export(path: Path, output: Path, form: str, target: str | None, wanted: Wanted, *, overwrite: bool, bom: bool) -> None:
+    """Writes what is asked for.
+
+    Args:
+        path: The file that is read.
+        output: What it is called: the same, or a name in the current folder.
+        form: One of ``TABLES`` or ``TEXTS``.
+        target: Where it goes, as given.
+        wanted: Which rows are taken.
+        overwrite: Whether what is there is replaced.
+        bom: Whether CSV begins with a byte order mark.
+    """
+    from vlmbatch.write import read_records, read_summary
+    from vlmbatch.write.columns import carried_kinds
+
+    rows = wanted.of(read_records(path))  # says at once when there is nothing to read
     if form in TABLES:
-        export_table(output, rows, form, target, overwrite=overwrite, bom=bom)
+        extra = carried_kinds(wanted.of(read_records(path))) if form != "jsonl" else {}  # which only a look at every row tells
+        export_table(output, rows, (read_summary(path) or {}).get("job"), extra, form, target, overwrite=overwrite, bom=bom)
     elif target is not None and Path(target).suffix.lower() == f".{form}" and not os.path.isdir(target):
         export_text(output, rows, form, Path(target), overwrite=overwrite)
     elif target == "-":
@@ -50,9 +98,18 @@ def _export(output: Path, form: str, target: str | None, overwrite: bool, bom: b
         export_texts(output, rows, form, target, overwrite=overwrite)
 
 
-def export_table(output: Path, rows: Iterator[dict[str, Any]], form: str, target: str | None, *, overwrite: bool, bom: bool) -> None:
-    """Writes every row to a table of another format, whole or not at all."""
-    from vlmbatch.write import read_summary
+def export_table(
+    output: Path,
+    rows: Iterator[dict[str, Any]],
+    job: dict[str, Any] | None,
+    extra: Mapping[str, Any],
+    form: str,
+    target: str | None,
+    *,
+    overwrite: bool,
+    bom: bool,
+) -> None:
+    """Writes rows to a table of another format, whole or not at all; ``job`` goes into its metadata, ``extra`` are the kinds of carried columns."""
     from vlmbatch.write.atomic import replacing
     from vlmbatch.write.formats import find_format
 
@@ -60,13 +117,12 @@ def export_table(output: Path, rows: Iterator[dict[str, Any]], form: str, target
     if path.suffix.lower() != f".{form}":
         raise JobError(f"--to {form} writes a file that ends in .{form}, not {path}")
     format = find_format(path)
-    job = (read_summary(output) or {}).get("job")
     opening = codecs.BOM_UTF8 if bom else b""
     if target == "-":
         if form == "parquet":
             raise JobError("parquet does not go to stdout: give -o FILE.parquet")
         sys.stdout.buffer.write(opening)
-        format.write_rows(sys.stdout.buffer, rows, job)
+        format.write_rows(sys.stdout.buffer, rows, job, extra)
         sys.stdout.buffer.flush()
         return
     _make_way(output, path, overwrite)
@@ -79,7 +135,7 @@ def export_table(output: Path, rows: Iterator[dict[str, Any]], form: str, target
 
     with replacing(path) as file:
         file.write(opening)
-        format.write_rows(file, counted(), job)
+        format.write_rows(file, counted(), job, extra)
     click.echo(f"{count} row{'' if count == 1 else 's'} -> {path}", err=True)
 
 
@@ -121,7 +177,7 @@ def _gather(output: Path, rows: Iterator[dict[str, Any]], form: str, folder: str
 
 
 def _make_way(output: Path, path: Path, overwrite: bool) -> None:
-    if path.exists() and os.path.samefile(path, output):
+    if path.exists() and output.exists() and os.path.samefile(path, output):
         raise JobError(f"{path} is the OUTPUT itself: give -o another file")
     if path.exists() and not overwrite:
         raise OutputError(f"{path} is there; --overwrite replaces it")

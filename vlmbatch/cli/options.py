@@ -11,6 +11,7 @@ import click
 
 from vlmbatch.errors import JobError
 from vlmbatch.job import DEFAULT_SKIP_SIMILAR, Job, parse_seconds
+from vlmbatch.urls import is_url
 
 GROUPS = ("", "Data", "Training", "LoRA", "Question", "Video", "Generation", "Model", "Items", "Output", "Resources", "Reporting")
 
@@ -37,6 +38,16 @@ class GroupedOption(click.Option):
     def __init__(self, *arguments: Any, group: str = "Reporting", **settings: Any) -> None:
         super().__init__(*arguments, **settings)
         self.group = group
+
+
+class OutputName(click.ParamType):  # type: ignore[type-arg]  # generic since click 8.2
+    """An OUTPUT that is there: a file, or a URL of a store."""
+
+    name = "output"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The text; a folder and, but for URLs, what is not there are usage errors."""
+        return value if is_url(value) else click.Path(exists=True, dir_okay=False).convert(value, param, ctx)
 
 
 class NumberOrAuto(click.ParamType):  # type: ignore[type-arg]  # generic since click 8.2

@@ -8,6 +8,8 @@ from typing import Any
 
 import click
 
+from vlmbatch.urls import without_credentials
+
 
 def collect(path: Path) -> dict[str, Any]:
     """Figures over all rows of an OUTPUT."""
@@ -30,9 +32,9 @@ def collect(path: Path) -> dict[str, Any]:
     return figures
 
 
-def show(path: Path, figures: dict[str, Any]) -> None:
+def show(name: str, figures: dict[str, Any]) -> None:
     """Prints the figures as a table."""
-    click.echo(f"{path}: {figures['items']} items, {figures['rows']} rows")
+    click.echo(f"{name}: {figures['items']} items, {figures['rows']} rows")
     for name, count in figures["models"].items():
         click.echo(f"  {count} rows by {name}")
     status = ", ".join(f"{count} {name}" for name, count in figures["status"].items()) or "nothing"
@@ -52,15 +54,18 @@ def show(path: Path, figures: dict[str, Any]) -> None:
 
 
 @click.command(name="stats")
-@click.argument("output", type=click.Path(dir_okay=False, path_type=Path))
+@click.argument("output")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def _stats(output: Path, as_json: bool) -> None:
-    """What a run took, from its own records: counts, tokens, and the seconds of each phase with percentiles."""
-    figures = collect(output)
+def _stats(output: str, as_json: bool) -> None:
+    """What a run took, from its own records: counts, tokens, and the seconds of each phase with percentiles. OUTPUT may be a URL."""
+    from vlmbatch.write import local_copy
+
+    with local_copy(output, allow_private=True) as path:
+        figures = collect(path)
     if as_json:
         click.echo(json.dumps(figures, indent=2))
     else:
-        show(output, figures)
+        show(without_credentials(output), figures)
 
 
 COMMANDS = {"stats": _stats}

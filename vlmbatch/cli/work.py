@@ -11,15 +11,16 @@ from vlmbatch.tasks import TASKS
 
 INPUT_HELP = (
     "INPUT is a file, a folder (with all below it), a glob, a manifest (.txt with a path a line; .csv, .tsv, .jsonl or .parquet with a column of paths, URLs "
-    "or pictures), {archive}a URL (https://, s3://, gs://, hf:// …), or - for paths and URLs on stdin. {opened} where they are named or matched by a glob "
+    "or pictures), an archive (.zip, .tar, .tar.gz, .tar.zst …), a URL (https://, s3://, gs://, hf:// …), or - for paths and URLs on stdin. Manifests and "
+    "archives are opened where they are named or matched by a glob "
     "(a manifest: by one that ends in its suffix), and left alone inside folders; paths in a manifest count from its folder."
 )
 PAGES_HELP = (
     " A PDF counts as a picture a page, named or found in a folder. Other files with several pictures (TIFF, GIF, WebP …) give their first: see --pages."
 )
 INPUT_HELPS = {
-    "image": INPUT_HELP.format(archive="an archive (.zip, .tar, .tar.gz, .tar.zst …), ", opened="Manifests and archives are opened") + PAGES_HELP,
-    "video": INPUT_HELP.format(archive="", opened="Manifests are opened"),
+    "image": INPUT_HELP + PAGES_HELP,
+    "video": INPUT_HELP,
 }
 
 

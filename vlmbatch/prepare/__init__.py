@@ -14,16 +14,14 @@ from PIL import Image
 
 from vlmbatch.checkpoint import Checkpoint
 from vlmbatch.errors import ModelLoadError, PrepareError
+from vlmbatch.prepare.pieces import lay_out
 from vlmbatch.prepare.prompt import MAX_GRID, PromptWriter
-from vlmbatch.prepare.tiles import TileSettings, cut_tiles, plan_tiles
+from vlmbatch.prepare.tiles import TileSettings, cut_tiles, fit_picture, plan_tiles
 from vlmbatch.records import Conversation, Picture, Pixels, Request, UInt8Array, picture_size
 
 __all__ = ["Detail", "Preparer"]
 
 Detail = Literal["full", "native", "low"]
-
-BLANK_LEVELS = 8
-"""Values of a tile's pixels that are no further apart than this, of 255, are the noise of a scan's margin."""
 
 DEFAULT_CONTEXT = 2048
 """What transformers' Llama configuration takes when config.json does not say; the published checkpoints say 8192."""
@@ -112,7 +110,7 @@ class Preparer:
         return Request(tiles, prefix_ids, question_ids, seeds, keys, prepare_seconds=time.perf_counter() - start)
 
     def cut(self, conversation: Conversation) -> list[Conversation]:
-        """The tiles of a picture as conversations of their own, in reading order: row by row, without the global view and without tiles of one colour.
+        """A picture in tiles that are conversations of their own, in reading order and cut between lines and words: see pieces.py. None has one colour only.
 
         A model that is asked to read an empty tile makes words up.
 
@@ -123,11 +121,15 @@ class Preparer:
             PrepareError: It is no RGB picture.
         """
         _check_pixels(conversation.pixels)
-        tiles = self._tiles(conversation)
-        grid = tiles if len(tiles) == 1 else tiles[:-1]
-        parts = [tile for tile in grid if int(tile.max()) - int(tile.min()) > BLANK_LEVELS] or [tiles[-1]]
-        pixels = (Pixels((np.ascontiguousarray(tile.transpose(1, 2, 0)),)) for tile in parts)
-        return [Conversation("tile", part, f"{conversation.key}#tile={number}") for number, part in enumerate(pixels)]
+        picture = conversation.pixels.frames[0]
+        settings = self._settings(picture)
+        try:
+            page, plan = fit_picture(picture, settings)
+            parts = lay_out(np.asarray(page), settings.tile_edge) if plan.rows else []
+            parts = parts or [np.ascontiguousarray(cut_tiles(picture, settings)[0][-1].transpose(1, 2, 0))]
+        except (ValueError, OSError, MemoryError) as error:
+            raise _uncuttable(picture, error) from error
+        return [Conversation("tile", Pixels((part,)), f"{conversation.key}#tile={number}") for number, part in enumerate(parts)]
 
     def full_tiles(self, width: int, height: int) -> int:
         """Tiles that a picture of this size takes with ``full`` detail."""
@@ -177,8 +179,7 @@ class Preparer:
                 raise PrepareError("the checkpoint does not say how frames of a clip are cut; ask about single frames (--per frame)")
             return np.concatenate([cut_tiles(frame, self._clip)[0] for frame in frames])
         except (ValueError, OSError, MemoryError) as error:
-            width, height = picture_size(frames[0])
-            raise PrepareError(f"a picture of {width} x {height} pixels cannot be cut into tiles: {error or type(error).__name__}") from error
+            raise _uncuttable(frames[0], error) from error
 
     def _check_context(self, prompt_tokens: int, conversation: Conversation) -> None:
         if prompt_tokens + 1 <= self.context:
@@ -218,6 +219,11 @@ def _longest_edge(size: Any, name: str, where: str) -> int:
     if not isinstance(edge, int) or isinstance(edge, bool) or edge < 1:
         raise ModelLoadError(f"{name}: {where} has no longest_edge in pixels: {size!r}")
     return edge
+
+
+def _uncuttable(picture: Picture, error: Exception) -> PrepareError:
+    width, height = picture_size(picture)
+    return PrepareError(f"a picture of {width} x {height} pixels cannot be cut into tiles: {error or type(error).__name__}")
 
 
 def _check_pixels(pixels: Pixels) -> None:

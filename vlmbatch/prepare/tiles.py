@@ -86,6 +86,26 @@ def plan_tiles(width: int, height: int, settings: TileSettings) -> TilePlan:
     return TilePlan(resized, fitted, rows, cols)
 
 
+def fit_picture(picture: Picture, settings: TileSettings) -> tuple[Image.Image, TilePlan]:
+    """Resizes a picture to whole tiles.
+
+    Args:
+        picture: RGB.
+        settings: The checkpoint's settings.
+
+    Returns:
+        The picture, and the plan that it follows.
+    """
+    plan = plan_tiles(*picture_size(picture), settings)
+    resample = Image.Resampling(settings.resample)
+    image = Image.fromarray(picture) if isinstance(picture, np.ndarray) else picture
+    if plan.resized != image.size:
+        image = image.resize(plan.resized, resample)
+    if plan.fitted != image.size:
+        image = image.resize(plan.fitted, resample)
+    return image, plan
+
+
 def cut_tiles(picture: Picture, settings: TileSettings) -> tuple[UInt8Array, TilePlan]:
     """Cuts a picture into tiles, row by row, the global view last.
 
@@ -96,19 +116,13 @@ def cut_tiles(picture: Picture, settings: TileSettings) -> tuple[UInt8Array, Til
     Returns:
         Tiles, uint8, (n_tiles, 3, E, E), and the plan they follow.
     """
-    plan = plan_tiles(*picture_size(picture), settings)
+    image, plan = fit_picture(picture, settings)
     edge = settings.tile_edge
-    resample = Image.Resampling(settings.resample)
-    image = Image.fromarray(picture) if isinstance(picture, np.ndarray) else picture
-    if plan.resized != image.size:
-        image = image.resize(plan.resized, resample)
-    if plan.fitted != image.size:
-        image = image.resize(plan.fitted, resample)
     tiles = np.empty((plan.n_tiles, 3, edge, edge), np.uint8)
     if plan.rows:
         grid = np.asarray(image).reshape(plan.rows, edge, plan.cols, edge, 3)
         tiles[:-1].reshape(plan.rows, plan.cols, 3, edge, edge)[:] = grid.transpose(0, 2, 4, 1, 3)
-        image = image.resize((edge, edge), resample)
+        image = image.resize((edge, edge), Image.Resampling(settings.resample))
     tiles[-1] = np.asarray(image).transpose(2, 0, 1)
     return tiles, plan
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import NoReturn, Protocol
 
 from vlmbatch.errors import DecodeError, ItemError
+from vlmbatch.errors import one_line as one_line
 from vlmbatch.records import Item, Pixels
 
 
@@ -42,12 +43,6 @@ class Reader(Protocol):
     def estimate(self) -> int | None:
         """How many Items there are in all; None while that is unknown."""
         ...
-
-
-def one_line(error: BaseException) -> str:
-    """What an exception says, on one line; an error of the operating system or of ffmpeg without number and path."""
-    text = getattr(error, "strerror", None) or str(error)
-    return " ".join(str(text).split()) or type(error).__name__
 
 
 def check_size(width: int, height: int, max_pixels: int) -> None:

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Literal
 
-from vlmbatch.errors import JobError
 from vlmbatch.job import TABLE_SUFFIXES, Job
 from vlmbatch.read.base import Counts
 
 if TYPE_CHECKING:
-    from vlmbatch.read.paths import Part
+    from vlmbatch.read.found import Part
 
 MANIFEST_SUFFIXES = (".txt", *TABLE_SUFFIXES)
 PACKED_TAR_SUFFIXES = (".tar.gz", ".tgz", ".tar.zst", ".tzst", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
@@ -39,14 +38,12 @@ def open_bundle(path: str, name: str, job: Job, counts: Counts, names_only: bool
         names_only: Whether things are only counted: their bytes are then not read.
 
     Raises:
-        JobError: The columns of a manifest cannot be understood, or it is an archive in a video job.
+        JobError: The columns of a manifest cannot be understood.
     """
     if bundle_kind(path) == "manifest":
         from vlmbatch.read.manifest import Manifest
 
         return Manifest(path, name, job, names_only)
-    if job.media == "video":
-        raise JobError(f"{name}: videos in archives are not read; unpack it first")
     from vlmbatch.read.archives import Archive
 
     return Archive(path, name, job, counts, names_only)

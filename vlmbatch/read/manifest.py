@@ -14,7 +14,8 @@ from vlmbatch.errors import JobError, ReadError
 from vlmbatch.job import Job
 from vlmbatch.read.base import digest
 from vlmbatch.read.extras import missing_for
-from vlmbatch.read.paths import Found, Part, file_status, printable, real_path, suffix_of
+from vlmbatch.read.found import Found, Part
+from vlmbatch.read.names import file_status, printable, real_path, suffix_of
 from vlmbatch.read.tables import Row, open_table
 from vlmbatch.urls import is_url, without_credentials
 

@@ -4,21 +4,30 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
 import os
+import posixpath
 import stat
 import tarfile
 import zipfile
 from collections.abc import Callable, Iterator
-from typing import Any, BinaryIO, Self
+from typing import IO, Any, BinaryIO, Literal, Self, TypeVar
 
 from vlmbatch.errors import ReadError
-from vlmbatch.read.base import digest, one_line
+from vlmbatch.read.base import one_line
+from vlmbatch.read.temporary import TemporaryFile
 
 _BUFFER_BYTES = 1 << 16
 """Packed bytes that may have been read ahead, and so do not count against a compression ratio."""
 
 _BLOCK_BYTES = 1 << 16
 """Unpacked bytes of a compressed tar that are asked for at once."""
+
+
+_COPY_BYTES = 1 << 20
+"""Bytes that are copied at once."""
+
+T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -52,6 +61,7 @@ class Member:
         fingerprint: Changes when the entry does.
         error: Why it cannot be read; None when nothing is known against it.
         held_bytes: Bytes that ``read`` holds.
+        copy: Makes a file of it, or gives the one that was made; raises ``ReadError``.
     """
 
     name: str
@@ -59,9 +69,14 @@ class Member:
     fingerprint: str
     error: str | None = None
     held_bytes: int = 0
+    copy: Callable[[], TemporaryFile] | None = None
 
 
-def zip_members(path: str, limits: Limits, wants: Callable[[str], bool]) -> Iterator[Member]:
+Wanted = Callable[[str, int], Literal["bytes", "file"] | None]
+"""Says of a name and a size in bytes what is asked for: the bytes, a file of them, or neither."""
+
+
+def zip_members(path: str, limits: Limits, wants: Wanted) -> Iterator[Member]:
     """Yields the files of a zip archive in the order of its directory.
 
     Args:
@@ -85,7 +100,8 @@ def zip_members(path: str, limits: Limits, wants: Callable[[str], bool]) -> Iter
                 error = "a link, not a file"
             elif info.flag_bits & 1:
                 error = "encrypted"
-            yield Member(info.filename.replace("\\", "/"), functools.partial(_read_zipped, archive, info), f"{info.CRC:08x}:{info.file_size}", error)
+            read, copy = functools.partial(_read_zipped, archive, info), functools.partial(_copy, info.filename, functools.partial(_zipped, archive, info))
+            yield Member(info.filename.replace("\\", "/"), read, f"{info.CRC:08x}:{info.file_size}", error, copy=copy)
 
 
 def _read_zipped(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
@@ -95,13 +111,29 @@ def _read_zipped(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
         raise ReadError(f"damaged entry: {one_line(exc)}") from exc
 
 
-def tar_members(path: str, limits: Limits, wants: Callable[[str], bool]) -> Iterator[Member]:
+def _zipped(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Iterator[bytes]:
+    try:
+        with archive.open(info) as file:
+            while block := file.read(_COPY_BYTES):
+                yield block
+    except GeneratorExit:
+        raise
+    except Exception as exc:  # as for ``_read_zipped``
+        raise ReadError(f"damaged entry: {one_line(exc)}") from exc
+
+
+def _copy(name: str, blocks: Callable[[], Iterator[bytes]]) -> TemporaryFile:
+    """A file of an entry; it has the entry's suffix, which is what some formats are known by."""
+    return TemporaryFile(posixpath.splitext(name)[1], lambda file: file.writelines(blocks()))
+
+
+def tar_members(path: str, limits: Limits, wants: Wanted) -> Iterator[Member]:
     """Yields the files of a tar archive in its order.
 
     Args:
         path: The archive.
         limits: What an entry may take.
-        wants: Says of a name whether its bytes are needed; asked for compressed archives, whose entries cannot be read later.
+        wants: What is asked for; compressed archives are asked, as their entries cannot be read later.
 
     Raises:
         ReadError: It is no tar archive, or it is damaged or cut off; entries before that were yielded.
@@ -129,22 +161,51 @@ def _stored(path: str, file: BinaryIO, limits: Limits) -> Iterator[Member]:
             if info.isreg() and not info.issparse() and info.offset_data + info.size > status.st_size:
                 raise ReadError(f"cut off within {info.name}")
             read = functools.partial(_read_slice, path, info.offset_data, info.size)
-            yield Member(info.name, read, f"{status.st_size}:{status.st_mtime_ns}:{info.offset_data}:{info.size}", _trouble(info, limits))
+            copy = functools.partial(_copy, info.name, functools.partial(_slices, path, info.offset_data, info.size))
+            yield Member(info.name, read, f"{status.st_size}:{status.st_mtime_ns}:{info.offset_data}:{info.size}", _trouble(info, limits), copy=copy)
 
 
-def _streamed(file: BinaryIO, unpack: Callable[[BinaryIO], Any], limits: Limits, wants: Callable[[str], bool]) -> Iterator[Member]:
+def _streamed(file: BinaryIO, unpack: Callable[[BinaryIO], Any], limits: Limits, wants: Wanted) -> Iterator[Member]:
     """Entries of a compressed tar, with the bytes of those that are wanted."""
     opened: Any = _Unpacked(unpack(file), file, limits)  # has as much of a file as tarfile needs
     with opened as stream, tarfile.open(fileobj=stream, mode="r|", bufsize=_BLOCK_BYTES, tarinfo=_Header) as tar:
         for info in _entries(tar):
             error = _trouble(info, limits)
-            data = b""
-            if error is None and wants(info.name):
-                extracted = tar.extractfile(info)
-                data = extracted.read() if extracted else b""
-            yield Member(info.name, functools.partial(_given, data), digest(data), error, len(data))
-            del data
+            how = None if error else wants(info.name, info.size)
+            extracted = tar.extractfile(info) if how else None
+            data, copy, content = b"", None, hashlib.blake2b(digest_size=16)
+            if how == "bytes" and extracted:
+                content.update(data := extracted.read())
+            elif how == "file" and extracted:
+                try:
+                    copy = _copy(info.name, functools.partial(_streamed_blocks, extracted, content))
+                except _StreamError as exc:
+                    raise exc.error from exc
+                except ReadError as exc:
+                    error = str(exc)
+            yield Member(info.name, functools.partial(_given, data), content.hexdigest(), error, len(data), functools.partial(_given, copy) if copy else None)
+            del data, copy
             stream.next_entry()
+
+
+class _StreamError(Exception):
+    """The stream cannot be read any further, which is not an error of the copy."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(str(error))
+        self.error = error
+
+
+def _streamed_blocks(stream: IO[bytes], content: hashlib.blake2b) -> Iterator[bytes]:
+    while True:
+        try:
+            block = stream.read(_COPY_BYTES)
+        except Exception as exc:
+            raise _StreamError(exc) from exc
+        if not block:
+            return
+        content.update(block)
+        yield block
 
 
 def _entries(tar: Any) -> Iterator[tarfile.TarInfo]:
@@ -178,8 +239,15 @@ def _read_slice(path: str, start: int, size: int) -> bytes:
     return data
 
 
-def _given(data: bytes) -> bytes:
-    return data
+def _slices(path: str, start: int, size: int) -> Iterator[bytes]:
+    """What ``_read_slice`` gives, in blocks."""
+    end = start + size
+    for place in range(start, end, _COPY_BYTES):
+        yield _read_slice(path, place, min(_COPY_BYTES, end - place))
+
+
+def _given(made: T) -> T:
+    return made
 
 
 class _Header(tarfile.TarInfo):

@@ -10,8 +10,9 @@ from vlmbatch.errors import DecodeError, ItemError, ReadError
 from vlmbatch.job import Job, parse_pages
 from vlmbatch.read import pdf
 from vlmbatch.read.base import failing_load, one_line
+from vlmbatch.read.found import Found
 from vlmbatch.read.images import count_frames, load_image, open_checked
-from vlmbatch.read.paths import Found, suffix_of
+from vlmbatch.read.names import suffix_of
 from vlmbatch.read.remote import OnDisk, load_bytes
 from vlmbatch.records import Pixels
 from vlmbatch.urls import is_url

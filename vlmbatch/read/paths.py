@@ -3,84 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import hashlib
 import os
-import stat
 import sys
-import types
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from fnmatch import fnmatchcase
-from typing import Any, BinaryIO
+from collections.abc import Iterable, Iterator
+from typing import BinaryIO
 
 from vlmbatch.errors import JobError, MissingDependencyError
 from vlmbatch.job import Job, Kind
 from vlmbatch.read.base import Counts, one_line
 from vlmbatch.read.bundles import bundle_kind, open_bundle
 from vlmbatch.read.extras import missing_for
+from vlmbatch.read.found import Found, Part
+from vlmbatch.read.names import file_status, matches_any, media_of, printable, read_paths, real_path, suffix_of
 from vlmbatch.read.remote import RemoteInput
 from vlmbatch.read.walk import Entry, Glob, is_glob, walk
 from vlmbatch.records import RECORD_FIELDS
 from vlmbatch.urls import is_url, url_host, url_name, without_credentials
-
-_IMAGE = ".jpg .jpeg .jpe .jfif .png .apng .webp .bmp .dib .gif .tif .tiff .ppm .pgm .pbm .pnm .ico .tga .jp2 .j2k .avif .heic .heif .hif .pdf"
-IMAGE_EXTENSIONS = frozenset(_IMAGE.split())
-"""Extensions of pictures and documents: the formats that Pillow's own wheel opens, which are listed in images.py, and those of extras.py."""
-
-_VIDEO = """
-.mp4 .m4v .mp4v .mov .qt .mkv .mk3d .webm .avi .divx .mpg .mpeg .mpe .m1v .m2v .mpv .vob .ts .mts .m2ts .m2t .tp .trp .tod .wmv .asf .dvr-ms .wtv .flv .f4v
-.ogv .ogm .rm .rmvb .3gp .3gpp .3g2 .mxf .gxf .dv .nut .nsv .amv .mj2 .mjpg .mjpeg .y4m .ivf .obu .av1 .h261 .h263 .h264 .264 .avc .h265 .265 .hevc .h266 .266
-.vvc .vc1 .lrv .insv
-"""
-VIDEO_EXTENSIONS = frozenset(_VIDEO.split())
-"""Extensions of formats that FFmpeg reads, but for what mostly is no video (.ogg, .mod, .dat). A file given by name is opened whatever its extension."""
-
-_STDIN_BLOCK_BYTES = 1 << 16
-_NOTHING: Mapping[str, Any] = types.MappingProxyType({})
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Found:
-    """A file of the job, or what stands for one in a manifest or archive.
-
-    Attributes:
-        path: What the operating system opens, or a URL; empty when there is neither.
-        id: Stable name, valid UTF-8; see spec.md.
-        source: The path for a person to read, valid UTF-8.
-        fingerprint: ``size:mtime_ns``, or what a server states; empty when the file has none.
-        error: Why this is no readable file; None when nothing is known against it.
-        read: Gives the bytes of what is no file by itself, on a worker's thread; raises ``ReadError``. None for a file.
-        held_bytes: Bytes that ``read`` holds.
-        questions: What is asked about it instead of the job's questions.
-        extra: Values that are carried into its rows.
-    """
-
-    path: str
-    id: str
-    source: str
-    fingerprint: str = ""
-    error: str | None = None
-    read: Callable[[], bytes] | None = None
-    held_bytes: int = 0
-    questions: tuple[str, ...] = ()
-    extra: Mapping[str, Any] = dataclasses.field(default_factory=lambda: _NOTHING)
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Part:
-    """What a manifest or archive names, before it is known whether it belongs to the job.
-
-    Attributes:
-        found: The thing; its id may be that of another one.
-        match: What ``include`` and ``exclude`` are held against.
-        label: Put behind an id that is taken.
-        repeats: What makes it the same as another one that was given before; empty when nothing does.
-    """
-
-    found: Found
-    match: str
-    label: str = ""
-    repeats: str = ""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -92,31 +31,6 @@ class _Input:
     name: str
     glob: Glob | None = None
     remote: RemoteInput | None = None
-
-
-def media_of(path: str) -> Kind | None:
-    """What a file or URL is by its extension; None when that does not say."""
-    suffix = suffix_of(path)
-    if suffix in IMAGE_EXTENSIONS:
-        return "image"
-    return "video" if suffix in VIDEO_EXTENSIONS else None
-
-
-@functools.lru_cache(maxsize=256)  # asked several times in a row about each of a million files
-def suffix_of(path: str) -> str:
-    """The extension of a file or URL, in small letters, with its dot."""
-    return os.path.splitext(url_name(path) if is_url(path) else path)[1].lower()
-
-
-def printable(path: str) -> str:
-    r"""A path as valid UTF-8 text with ``/`` as separator; bytes of the name that are not UTF-8 are written ``\xNN``."""
-    path = path.replace(os.sep, "/")
-    if path.isascii():
-        return path
-    try:
-        return path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-    except UnicodeEncodeError:  # half a character, as JSON can hold and no file name can
-        return path.encode("utf-8", "backslashreplace").decode()
 
 
 class Listing:
@@ -247,9 +161,11 @@ class Listing:
         if given.glob is None or given.glob.names_suffix(os.path.splitext(entry.path)[1].lower()):
             return True
         # Notes and tables lie about everywhere; an archive is nothing else.
-        return kind == "archive" and self._media == "image" and given.glob.names(entry.relative)
+        return kind == "archive" and given.glob.names(entry.relative)
 
     def _is_output(self, path: str) -> bool:
+        if is_url(self._job.output_path):
+            return path == self._job.output_path
         return os.path.realpath(path) == os.path.realpath(self._job.output_path)
 
     def _open(self, path: str, name: str) -> Iterable[Part]:
@@ -329,60 +245,7 @@ class Listing:
         return candidate
 
     def _passes(self, name: str) -> bool:
-        return (not self._include or _matches_any(name, self._include)) and not _matches_any(name, self._exclude)
-
-
-def read_paths(stream: BinaryIO) -> Iterator[str]:
-    """Yields the paths that a stream names, as they arrive: one a line, or NUL-separated when its first block holds a NUL.
-
-    Args:
-        stream: Bytes; names that are not UTF-8 keep theirs (``os.fsdecode``).
-    """
-    read = getattr(stream, "read1", stream.read)
-    block = read(_STDIN_BLOCK_BYTES)
-    separator = b"\0" if b"\0" in block else b"\n"
-    rest = b""
-    while block:
-        *names, rest = (rest + block).split(separator)
-        yield from _decoded(names, separator)
-        block = read(_STDIN_BLOCK_BYTES)
-    yield from _decoded([rest], separator)
-
-
-def _decoded(names: list[bytes], separator: bytes) -> Iterator[str]:
-    for raw in names:
-        name = raw.removesuffix(b"\r") if separator == b"\n" else raw
-        if name:
-            yield os.fsdecode(name)
-
-
-def real_path(path: str) -> str:
-    """What is the same for two ways of naming a file."""
-    try:
-        return path if is_url(path) else os.path.realpath(path)
-    except ValueError:  # a NUL in it, or half a character: no file has such a name
-        return path
-
-
-def file_status(path: str) -> tuple[str, str | None]:
-    """The fingerprint of a file, and what is wrong with it when it is none that can be opened and read to its end."""
-    try:
-        status = os.stat(path)
-    except (OSError, ValueError):
-        return "", None
-    if not stat.S_ISREG(status.st_mode):
-        return "", "a folder, not a file" if stat.S_ISDIR(status.st_mode) else "not a regular file"
-    return f"{status.st_size}:{status.st_mtime_ns}", None
-
-
-def _matches_any(name: str, patterns: tuple[str, ...]) -> bool:
-    """Whether an id matches a glob: as a whole, by its base name, or by a folder that it is in. ``*`` spans folders here, as in ``.gitignore``'s ``**``."""
-    base = name.rsplit("/", 1)[-1]
-    for pattern in patterns:
-        bare = pattern.removeprefix("./").rstrip("/")
-        if fnmatchcase(name, bare) or fnmatchcase(base, bare) or fnmatchcase(name, f"{bare}/*") or fnmatchcase(name, bare.removeprefix("**/")):
-            return True
-    return False
+        return (not self._include or matches_any(name, self._include)) and not matches_any(name, self._exclude)
 
 
 def _other_media(path: str) -> str:

@@ -6,19 +6,15 @@ decodes it; a video, and a document whose pages become Items, is a temporary fil
 
 from __future__ import annotations
 
-import contextlib
-import functools
 import io
 import os
-import tempfile
-import weakref
 from collections.abc import Callable, Iterator
 from typing import BinaryIO
 
 from vlmbatch.errors import MissingDependencyError, ReadError
 from vlmbatch.job import Job
-from vlmbatch.read.base import one_line
 from vlmbatch.read.extras import need_remote
+from vlmbatch.read.temporary import TemporaryFile
 from vlmbatch.read.walk import Entry, Glob
 from vlmbatch.records import Pixels
 from vlmbatch.urls import is_url, is_web, url_name
@@ -100,30 +96,11 @@ class OnDisk:
 
     def __init__(self, path: str, job: Job) -> None:
         self.path = path
-        self._is_copy = is_url(path)
-        if not self._is_copy:
-            return
-        try:
-            handle, self.path = tempfile.mkstemp(os.path.splitext(url_name(path))[1][:16], "vlmbatch-")
-            remove = weakref.finalize(self, _remove, self.path)
-            try:
-                with open(handle, "wb") as file:
-                    _fetch(path, file, job)
-            except BaseException:
-                remove()
-                raise
-        except OSError as exc:
-            raise ReadError(f"no room for a copy: {one_line(exc)}") from exc
+        self._copy: TemporaryFile | None = None
+        if is_url(path):
+            self._copy = TemporaryFile(os.path.splitext(url_name(path))[1], lambda file: _fetch(path, file, job))
+            self.path = self._copy.path
 
     def bind(self, load: Callable[[], Pixels]) -> Callable[[], Pixels]:
         """A ``load`` that keeps the file for as long as it may be called."""
-        return functools.partial(_load, self, load) if self._is_copy else load
-
-
-def _load(kept: OnDisk, load: Callable[[], Pixels]) -> Pixels:
-    return load()
-
-
-def _remove(path: str) -> None:
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(path)
+        return self._copy.bind(load) if self._copy is not None else load

@@ -7,51 +7,17 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from vlmbatch.errors import JobError, MissingDependencyError, ReadError
+from vlmbatch.filesystems import file_fingerprint, open_store
 from vlmbatch.read.base import one_line
-from vlmbatch.read.extras import need_remote
 from vlmbatch.read.walk import Entry, Glob, is_glob
-from vlmbatch.urls import is_web, scheme_of, without_credentials
+from vlmbatch.urls import is_web, without_credentials
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
 
 logger = logging.getLogger(__name__)
 
-TRUSTED = frozenset({"memory", "file", "local", "s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "hf", "oss", "oci"})
-"""Schemes that lead to a store that the user's own settings name. Others (ftp, sftp, smb …) connect to the URL's host, whose address nothing checks."""
-
 _CHUNK_BYTES = 1 << 20
-_CHANGES = ("ETag", "etag", "md5Hash", "blob_id", "content_md5", "mtime", "LastModified", "last_modified", "updated", "modified", "created")
-"""What file systems call the thing that changes with a file, the surest first."""
-
-
-def open_store(url: str, *, allow_private: bool) -> tuple[AbstractFileSystem, str]:
-    """The file system of a URL, and the path in it.
-
-    Raises:
-        JobError: There is no such scheme, or it connects to hosts that cannot be checked.
-        MissingDependencyError: The scheme needs a package that is not installed.
-    """
-    need_remote("URLs of stores")
-    import fsspec.core
-
-    shown, scheme = without_credentials(url), scheme_of(url)
-    if "::" in scheme:
-        raise JobError(f"chains of file systems are not read: {shown}")
-    if scheme not in TRUSTED and not allow_private:
-        fsspec_known = scheme in fsspec.available_protocols()
-        if not fsspec_known:
-            raise JobError(f"no file system for {scheme}://; there are {', '.join(sorted(TRUSTED))}, http and https")
-        raise JobError(f"{shown}: the address behind {scheme}:// cannot be checked; --allow-private-urls permits it")
-    try:
-        found: tuple[AbstractFileSystem, str] = fsspec.core.url_to_fs(url)
-    except ImportError as exc:
-        raise MissingDependencyError(f"{scheme}:// URLs need another package: {one_line(exc)}") from exc
-    except ValueError as exc:
-        raise JobError(f"{shown}: {one_line(exc)}") from exc
-    except Exception as exc:  # each file system has its own errors for missing keys and the like
-        raise JobError(f"{shown} cannot be opened: {one_line(exc)}") from exc
-    return found
 
 
 def fetch(url: str, sink: BinaryIO, max_bytes: int, *, allow_private: bool) -> None:
@@ -124,7 +90,7 @@ class StoreInput:
         files, path = self._open(self._url)
         if self.kind == "file":
             info = files.info(path)
-            yield Entry(self._url, path.rstrip("/").rpartition("/")[2], fingerprint=_fingerprint(info))
+            yield Entry(self._url, path.rstrip("/").rpartition("/")[2], fingerprint=file_fingerprint(info))
             return
         hidden = self.glob is not None and self.glob.hidden
         stack: list[tuple[str, Iterator[dict[str, Any]]]] = [("", iter(self._names(files, path)))]
@@ -140,7 +106,7 @@ class StoreInput:
                 continue
             if info["type"] != "directory":
                 if self.glob is None or self.glob.matches(relative):
-                    yield Entry(f"{self._url.rstrip('/')}/{relative}", relative, fingerprint=_fingerprint(info))
+                    yield Entry(f"{self._url.rstrip('/')}/{relative}", relative, fingerprint=file_fingerprint(info))
             elif self.glob is None or self.glob.enters(relative):
                 try:
                     stack.append((relative + "/", iter(self._names(files, info["name"]))))
@@ -159,11 +125,6 @@ class StoreInput:
 
 def _base(info: dict[str, Any]) -> str:
     return str(info["name"]).rstrip("/").rpartition("/")[2]
-
-
-def _fingerprint(info: dict[str, Any]) -> str:
-    tag = next((str(info[key]) for key in _CHANGES if info.get(key)), "")
-    return f"{info.get('size')}:{tag}" if tag or info.get("size") is not None else ""
 
 
 def _split_glob(url: str) -> tuple[str, Glob]:

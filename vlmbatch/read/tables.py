@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 from vlmbatch.errors import JobError, ReadError
 from vlmbatch.read.base import one_line
-from vlmbatch.read.paths import printable, read_paths
+from vlmbatch.read.names import printable, read_paths
 
 Row = dict[str, Any]
 Rows = Iterator[Row | ReadError]

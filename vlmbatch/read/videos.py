@@ -11,10 +11,12 @@ from typing import Any, BinaryIO, Protocol
 from vlmbatch.errors import DecodeError, ItemError, ReadError
 from vlmbatch.job import Job
 from vlmbatch.read.base import Counts, failing_load, one_line
+from vlmbatch.read.found import Found
 from vlmbatch.read.frame import DecodedFrame
-from vlmbatch.read.paths import Found, Listing
+from vlmbatch.read.paths import Listing
 from vlmbatch.read.planned import PlannedVideo
 from vlmbatch.read.remote import OnDisk
+from vlmbatch.read.temporary import TemporaryFile
 from vlmbatch.read.video_file import VideoFile
 from vlmbatch.records import Item, Media, Pixels
 
@@ -115,14 +117,11 @@ class VideoReader:
         if found.error is not None:
             yield self._failed(found, ReadError(found.error))
             return
-        if found.read is not None and not found.path:
-            yield self._failed(found, ReadError("videos are read from files, not from the bytes that a row holds or names"))
-            return
         before = self._index
         try:
-            on_disk = OnDisk(found.path, self._job)
+            on_disk = self._on_disk(found)
             with VideoFile(on_disk.path, self._max_pixels) as video:
-                if items := self._planned(found, video):
+                if items := self._planned(found, on_disk, video):
                     yield from items
                     return
                 yield from self._frames(found, video, self._sampler.judge()) if self._per_frame else self._clips(found, on_disk, video)
@@ -142,7 +141,16 @@ class VideoReader:
         if self._index == before:
             logger.warning("%s: no frame of it was asked for", found.source)
 
-    def _planned(self, found: Found, video: VideoFile) -> list[Item]:
+    def _on_disk(self, found: Found) -> OnDisk | TemporaryFile:
+        """The file that is decoded: itself, or a copy of what a URL, an archive or a row holds."""
+        if found.copy is not None:
+            return found.copy()
+        if found.read is not None and not found.path:
+            read = found.read
+            return TemporaryFile("", lambda file: file.writelines([read()]))
+        return OnDisk(found.path, self._job)
+
+    def _planned(self, found: Found, on_disk: OnDisk | TemporaryFile, video: VideoFile) -> list[Item]:
         """The Items of a video from its packets alone, where no pixels will be asked for and the packets tell."""
         if self._needless is None or not self._per_frame or self._sampler.needs_pixels:
             return []
@@ -151,7 +159,7 @@ class VideoReader:
 
         def plan() -> list[Item]:
             if video.packet_times is not None:
-                planned = PlannedVideo(found.path, self._max_pixels, video.packet_times, video.end_seconds)
+                planned = PlannedVideo(on_disk.path, self._max_pixels, video.packet_times, video.end_seconds)
                 items.extend(self._frames(found, planned, None))
             return items
 
@@ -181,7 +189,7 @@ class VideoReader:
         start, end = frame.stretch_seconds or (frame.time_seconds, end_seconds)
         return dataclasses.replace(self._item(found, item_id, lambda: Pixels((frame.rgb(),)), start, end), similar_to=similar_to)
 
-    def _clips(self, found: Found, on_disk: OnDisk, video: VideoFile) -> Iterator[Item]:
+    def _clips(self, found: Found, on_disk: OnDisk | TemporaryFile, video: VideoFile) -> Iterator[Item]:
         for span in self._sampler(video):
             item_id = f"{found.id}#t={span.start_seconds:.3f}-{span.end_seconds:.3f}" if self._per_window else found.id
             load = on_disk.bind(functools.partial(load_clip, on_disk.path, self._max_pixels, span))

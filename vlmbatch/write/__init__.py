@@ -10,11 +10,15 @@ from typing import Any, TextIO
 
 from vlmbatch.errors import OutputError
 from vlmbatch.job import Job
+from vlmbatch.urls import is_url
 from vlmbatch.write.atomic import reason
 from vlmbatch.write.base import Writer
 from vlmbatch.write.columns import Row
 from vlmbatch.write.formats import find_format
+from vlmbatch.write.remote_file import local_copy
 from vlmbatch.write.sidecar import Sidecars, open_sidecars, sidecars_path
+from vlmbatch.write.staged import StagedOutput, UploadPolicy
+from vlmbatch.write.staging import default_staging_root
 from vlmbatch.write.stdout import StdoutWriter
 from vlmbatch.write.store import CommitPolicy, OutputStore
 from vlmbatch.write.summary import read_summary, summary_path, write_summary
@@ -23,8 +27,12 @@ __all__ = [
     "CommitPolicy",
     "OutputStore",
     "Sidecars",
+    "StagedOutput",
     "StdoutWriter",
+    "UploadPolicy",
     "Writer",
+    "default_staging_root",
+    "local_copy",
     "open_output",
     "open_sidecars",
     "read_records",
@@ -44,10 +52,13 @@ def open_output(job: Job, identity: Mapping[str, Any], *, stream: TextIO | None 
         stream: What ``-`` stands for; stdout by default.
 
     Raises:
+        JobError: OUTPUT is a URL whose scheme is not known.
         OutputLockedError: Another run holds OUTPUT.
         OutputError: OUTPUT cannot be written, was made with other settings or is not ours.
         MissingDependencyError: The format needs a package that is not installed.
     """
+    if is_url(job.output_path):
+        return StagedOutput(job, identity)
     if job.output_path != "-":
         return OutputStore(Path(job.output_path), job, identity)
     stream = stream or sys.stdout

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import abc
 import logging
+from collections.abc import Mapping
+from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from vlmbatch.errors import OutputError
 from vlmbatch.records import Record, Status
@@ -51,6 +53,22 @@ class Writer(abc.ABC):
         Raises:
             OutputError: As for ``write``.
         """
+
+    @property
+    def path(self) -> Path | None:
+        """The file of this disk that has the rows once the writer is closed; None where there is none."""
+        return None
+
+    def write_summary(self, summary: Mapping[str, Any]) -> None:
+        """Writes ``OUTPUT.summary.json``, where the output has such a thing beside it. May be called after ``close``.
+
+        Args:
+            summary: Plain values.
+
+        Raises:
+            OutputError: It cannot be written.
+        """
+        return
 
     def tick(self) -> None:
         """Commits when one is due. Called about once a second, so that rows do not wait for the next one to be committed."""

@@ -10,7 +10,7 @@ import base64
 import datetime
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal, NamedTuple
 
 from vlmbatch.records import Record
@@ -116,6 +116,18 @@ def common_kind(one: Kind | None, other: Kind | None) -> Kind | None:
     if one is None:
         return other
     return "float64" if {one, other} == {"int64", "float64"} else "string"
+
+
+def carried_kinds(rows: Iterable[Row]) -> dict[str, Kind]:
+    """The carried columns of rows, with kinds that every value fits into."""
+    kinds: dict[str, Kind | None] = {}
+    for row in rows:
+        for name in row:
+            if name not in COLUMNS:
+                kinds.setdefault(name, None)
+        for name in kinds:
+            kinds[name] = common_kind(kinds[name], kind_of(row.get(name)))
+    return {name: kind or "string" for name, kind in kinds.items()}
 
 
 def as_text(value: Any) -> str | None:

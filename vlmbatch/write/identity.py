@@ -24,7 +24,7 @@ def earlier_identity(output: Path, first: Row, here: Mapping[str, Any]) -> dict[
     return {**here, "model": first["model"], "revision": first["revision"]}
 
 
-def check_identity(output: Path, there: Mapping[str, Any], here: Mapping[str, Any]) -> None:
+def check_identity(output: Path | str, there: Mapping[str, Any], here: Mapping[str, Any]) -> None:
     """Refuses to mix rows that were made with different settings.
 
     Args:

@@ -20,7 +20,7 @@ import os
 import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 from vlmbatch.errors import OutputError
 from vlmbatch.write.atomic import reason, replacing, sync_folder
@@ -123,6 +123,19 @@ class JournalScan:
             self._has_complained = True
             logger.warning("%s: %d damaged lines; their rows are done again", self._path, damaged_before_end)
 
+    def rows(self) -> Iterator[tuple[Entry, Row]]:
+        """Goes through the rows that stand in the journal whole.
+
+        Raises:
+            OutputError: As for the class.
+        """
+        if self.header is None:
+            return
+        with open(self._path, "rb") as file:
+            for entry in self:
+                if entry.place >= 0:
+                    yield entry, _read_row(self._path, file, entry.place)
+
 
 class Journal:
     """A journal that takes rows. Cuts off a torn tail first.
@@ -154,7 +167,7 @@ class Journal:
             Its place, for ``read``.
         """
         place = self._end + len(self._pending)
-        self._pending += _line(f"{key.hex()} {_hex(source)} {_hex(fingerprint)} {row['index']} {question} {row['status']} {encode(row)}")
+        self._pending += row_line(key, source, fingerprint, question, row)
         return place
 
     def commit(self) -> None:
@@ -186,15 +199,7 @@ class Journal:
         Raises:
             OutputError: It cannot be read back.
         """
-        try:
-            self._reader.seek(place)
-            payload = _payload(self._reader.readline())
-        except OSError as error:
-            raise OutputError(f"cannot read {self._path}: {reason(error)}") from error
-        if payload is None:
-            raise OutputError(f"{self._path} was damaged during the run")
-        row: Row = decode(payload.split(b" ", 6)[6].decode())
-        return row
+        return _read_row(self._path, self._reader, place)
 
     def close(self) -> None:
         """Closes the file; what was not committed is forgotten."""
@@ -204,13 +209,14 @@ class Journal:
             self._handle = -1
 
 
-def write_journal(path: Path, header: Header, known: Iterable[tuple[bytes, int, int, int, int, str]] = ()) -> int:
-    """Puts a journal in the place of the one at ``path``: a header, and a line for each row that stands in OUTPUT, in its order.
+def write_journal(path: Path, header: Header, known: Iterable[tuple[bytes, int, int, int, int, str]] = (), rows: Iterable[bytes] = ()) -> int:
+    """Puts a journal in the place of the one at ``path``.
 
     Args:
         path: The file.
         header: Its first line.
-        known: Key, source, fingerprint, index, question and status of each row.
+        known: Key, source, fingerprint, index, question and status of each row that stands in OUTPUT, in its order.
+        rows: Lines of rows that do not, from ``row_line``.
 
     Returns:
         Its length in bytes.
@@ -222,12 +228,30 @@ def write_journal(path: Path, header: Header, known: Iterable[tuple[bytes, int, 
         file.write(header.encode())
         for key, source, fingerprint, index, question, status in known:
             file.write(_line(f"{key.hex()} {_hex(source)} {_hex(fingerprint)} {index} {question} {status}"))
+        file.writelines(rows)
         return file.tell()
+
+
+def row_line(key: bytes, source: int, fingerprint: int, question: int, row: Row) -> bytes:
+    """The line of a row, whole."""
+    return _line(f"{key.hex()} {_hex(source)} {_hex(fingerprint)} {row['index']} {question} {row['status']} {encode(row)}")
 
 
 def plain_json(values: Any) -> Any:
     """The values as they come back from JSON: tuples as lists, keys as strings."""
     return json.loads(json.dumps(values, default=str))
+
+
+def _read_row(path: Path, file: BinaryIO, place: int) -> Row:
+    try:
+        file.seek(place)
+        payload = _payload(file.readline())
+    except OSError as error:
+        raise OutputError(f"cannot read {path}: {reason(error)}") from error
+    if payload is None:
+        raise OutputError(f"{path} was damaged during the run")
+    row: Row = decode(payload.split(b" ", 6)[6].decode())
+    return row
 
 
 def _line(payload: str) -> bytes:

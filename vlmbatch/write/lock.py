@@ -19,18 +19,22 @@ _UNSUPPORTED = (errno.ENOTSUP, errno.ENOSYS, errno.ENOLCK)
 class OutputLock:
     """An exclusive lock on ``OUTPUT.lock``, held from construction to ``release``. The kernel drops it with the process, however that ends.
 
+    Args:
+        output: OUTPUT.
+        name: What messages call it, where that is not its path.
+
     Raises:
         OutputLockedError: Another run holds it.
         OutputError: The lock file cannot be made.
     """
 
-    def __init__(self, output: Path) -> None:
+    def __init__(self, output: Path, name: str | None = None) -> None:
         self.path = beside(output, ".lock")
         self._handle: int | None = None
         while self._handle is None:
-            self._handle = self._try(output)
+            self._handle = self._try(name or str(output))
 
-    def _try(self, output: Path) -> int | None:
+    def _try(self, output: str) -> int | None:
         """Takes the lock; None when its file was removed in between by the run before, so that the lock on it is worth nothing."""
         try:
             handle = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
@@ -53,7 +57,7 @@ class OutputLock:
         return None
 
     @staticmethod
-    def _flock(handle: int, output: Path) -> None:
+    def _flock(handle: int, output: str) -> None:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:

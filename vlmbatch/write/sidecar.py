@@ -16,7 +16,7 @@ import logging
 import os
 import re
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,7 @@ _ESCAPED = re.compile(rb"\\x([0-9a-f]{2})")
 _TABLES = """
 PRAGMA journal_mode = OFF;
 PRAGMA synchronous = OFF;
-CREATE TABLE items (id TEXT PRIMARY KEY) WITHOUT ROWID;
+CREATE TABLE items (id TEXT, question TEXT, PRIMARY KEY (id, question)) WITHOUT ROWID;
 CREATE TABLE files (name TEXT PRIMARY KEY, source TEXT) WITHOUT ROWID;
 CREATE TABLE texts (number INTEGER PRIMARY KEY, name TEXT, start REAL, end REAL, text TEXT);
 CREATE TABLE written (path BLOB PRIMARY KEY, name TEXT, source TEXT, digest TEXT) WITHOUT ROWID;
@@ -48,16 +48,20 @@ def sidecars_path(output: Path) -> Path:
     return beside(output, ".sidecars")
 
 
-def open_sidecars(job: Job) -> Sidecars | None:
+def open_sidecars(job: Job, output: Path | None) -> Sidecars | None:
     """What gathers the sidecars of a run; None when the job asks for none.
+
+    Args:
+        job: The job.
+        output: The file of this disk that has the rows.
 
     Raises:
         OutputError: The folder for them cannot be made.
     """
-    if job.sidecar is None:
+    if job.sidecar is None or output is None:
         return None
     folder = None if job.sidecar_dir is None else Path(job.sidecar_dir)
-    return Sidecars(job.sidecar, sidecars_path(Path(job.output_path)), folder=folder, overwrite=job.overwrite)
+    return Sidecars(job.sidecar, sidecars_path(output), folder=folder, overwrite=job.overwrite)
 
 
 class Sidecars:
@@ -86,19 +90,32 @@ class Sidecars:
             except OSError as error:
                 raise OutputError(f"cannot write sidecars to {folder}: {reason(error)}") from error
 
-    def expect(self, id: str, source: str) -> None:
+    def expect(self, id: str, source: str, questions: Sequence[str] = ()) -> None:
         """Says that an item is among those that get sidecars; it has its name whatever comes of it.
+
+        Args:
+            id: The item's.
+            source: The file that it is from.
+            questions: What it is asked instead of what all are; none for that.
 
         Raises:
             OutputError: There is no room for the temporary database; so with every method here.
         """
         id = clean_text(id)
-        self._run("INSERT OR IGNORE INTO items VALUES (?)", id)
+        for question in questions or ("",):
+            self._run("INSERT OR IGNORE INTO items VALUES (?, ?)", id, clean_text(question))
         self._run("INSERT OR IGNORE INTO files VALUES (?, ?)", file_name(id), clean_text(source))
 
-    def expects(self, id: str) -> bool:
-        """Whether an item is among those."""
-        return bool(self._run("SELECT 1 FROM items WHERE id = ?", id))
+    def expects(self, id: str, prompt: str, common: Sequence[str]) -> bool:
+        """Whether a row is about an item that is among those, and answers what it is asked.
+
+        Args:
+            id: The row's.
+            prompt: Likewise.
+            common: What an item without questions of its own is asked.
+        """
+        asked = {question for (question,) in self._run("SELECT question FROM items WHERE id = ?", id)}
+        return prompt in asked or ("" in asked and prompt in common)
 
     def add(self, row: Row) -> None:
         """Takes a row of an item that is expected. Rows without an answer are left out; the answers about one thing come in the order of their rows."""

@@ -29,6 +29,7 @@ from vlmbatch.write.formats import find_format
 from vlmbatch.write.identity import check_identity, earlier_identity
 from vlmbatch.write.journal import Header, Journal, JournalScan, plain_json, write_journal
 from vlmbatch.write.lock import OutputLock
+from vlmbatch.write.summary import write_summary
 from vlmbatch.write.table import Int64Array, RowTable, key_digest, short_digest
 
 logger = logging.getLogger(__name__)
@@ -63,6 +64,10 @@ class OutputStore(Writer):
         identity: The settings that the rows depend on, as plain JSON values.
         policy: When to commit.
         clock: Seconds, monotonic.
+        name: What messages call OUTPUT, where that is not its path.
+
+    Attributes:
+        has_published: Whether OUTPUT was written by this run.
 
     Raises:
         OutputLockedError: Another run holds OUTPUT.
@@ -71,9 +76,17 @@ class OutputStore(Writer):
     """
 
     def __init__(
-        self, output: Path, job: Job, identity: Mapping[str, Any], *, policy: CommitPolicy = CommitPolicy(), clock: Callable[[], float] = time.monotonic
+        self,
+        output: Path,
+        job: Job,
+        identity: Mapping[str, Any],
+        *,
+        policy: CommitPolicy = CommitPolicy(),
+        clock: Callable[[], float] = time.monotonic,
+        name: str | None = None,
     ) -> None:
-        self._name = output
+        self._path = output
+        self._name = name or str(output)
         self._output = Path(os.path.realpath(output))
         self._job = job
         self._identity: dict[str, Any] = plain_json(dict(identity))
@@ -91,6 +104,7 @@ class OutputStore(Writer):
         self._at_rest = False  # whether the journal tells all about OUTPUT
         self._failed = False
         self._closed = False
+        self.has_published = False
         _make_folder(self._output)
         self._lock = OutputLock(self._output)
         try:
@@ -109,6 +123,24 @@ class OutputStore(Writer):
         """Rows that OUTPUT will have, those of earlier runs included."""
         return len(self._table)
 
+    @property
+    def path(self) -> Path:
+        """OUTPUT."""
+        return self._path
+
+    def write_summary(self, summary: Mapping[str, Any]) -> None:
+        """Writes the summary beside OUTPUT."""
+        write_summary(self._path, summary)
+
+    def write_known_files(self, path: Path) -> None:
+        """Writes the journal that OUTPUT would have at rest, for a copy of OUTPUT elsewhere.
+
+        Raises:
+            OutputError: It cannot be written.
+        """
+        with self._guard:
+            write_journal(path, Header(self._identity), self._table.known_files())
+
     def _open(self) -> Journal:
         """Learns what rows there are, refuses what is not ours to go on with, and opens the journal."""
         for path in (self._output, self._journal_path):
@@ -122,7 +154,7 @@ class OutputStore(Writer):
             self._earlier = EarlierRows(self._output, self._format)
             first = self._earlier.first()
             if first is not None:
-                check_identity(self._name, scan.header.identity if scan.header else earlier_identity(self._name, first, self._identity), self._identity)
+                check_identity(self._name, scan.header.identity if scan.header else earlier_identity(self._path, first, self._identity), self._identity)
         self._load(scan)
         if scan.header is None or not len(self._table):
             return Journal(self._journal_path, write_journal(self._journal_path, Header(self._identity)))
@@ -310,6 +342,7 @@ class OutputStore(Writer):
         with replacing(self._output) as file:
             self._format.write_rows(file, self._rows(order), self._job.to_dict(credentials=False), self._carried(order))
         self._stat = _stat(self._output)
+        self.has_published = True
 
     def _carried(self, order: Int64Array) -> dict[str, Kind]:
         """The carried columns with kinds that every row fits into; those of rows from before this run are looked at once."""

@@ -1,0 +1,80 @@
+"""Which rows and columns ``export`` takes."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from click.testing import CliRunner, Result
+
+from tests.write.rows import failed, record, store
+from vlmbatch.cli.main import cli
+
+
+def call(*arguments: object) -> Result:
+    result = CliRunner().invoke(cli, [str(argument) for argument in arguments], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result
+
+
+@pytest.fixture
+def output(tmp_path: Path) -> Path:
+    """Two tasks, two questions, every status."""
+    path = tmp_path / "out.parquet"
+    with store(path) as rows:
+        rows.write(record(0, "zero"))
+        rows.write(dataclasses.replace(failed(1), text=""))
+        rows.write(record(2, "two", status="similar", similar_to="00000.jpg"))
+        rows.write(record(3, "red", task="vqa", prompt="Which colour?"))
+        rows.write(record(3, "yes", task="vqa", prompt="Is it round?"), question=1)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("filters", "texts"),
+    [
+        ([], ["zero", "", "two", "red", "yes"]),
+        (["--task", "vqa"], ["red", "yes"]),
+        (["--prompt", "Is it round?"], ["yes"]),
+        (["--prompt", "Is it round?", "--prompt", "Which colour?"], ["red", "yes"]),
+        (["--status", "ok"], ["zero", "red", "yes"]),
+        (["--status", "similar", "--status", "error"], ["", "two"]),
+        (["--status", "ok", "--task", "caption"], ["zero"]),
+        (["--task", "ocr"], []),
+    ],
+)
+@pytest.mark.parametrize("form", ["jsonl", "csv"])
+def test_filters_say_which_rows_are_taken(output: Path, tmp_path: Path, filters: list[str], texts: list[str], form: str) -> None:
+    target = tmp_path / f"some.{form}"
+    said = call("export", output, "--to", form, "-o", target, *filters).stderr
+    assert said == f"{len(texts)} row{'' if len(texts) == 1 else 's'} -> {target}\n"
+    if form == "jsonl":
+        assert [json.loads(line)["text"] for line in target.read_text().splitlines()] == texts
+    else:
+        with open(target, newline="") as file:
+            assert [row["text"] for row in csv.DictReader(file)] == texts
+
+
+def test_texts_are_made_of_the_rows_that_are_taken(output: Path, tmp_path: Path) -> None:
+    call("export", output, "--to", "txt", "-o", tmp_path / "texts", "--prompt", "Which colour?")
+    assert {path.name: path.read_text() for path in (tmp_path / "texts").iterdir()} == {"00003.txt": "red\n"}
+    call("export", output, "--to", "txt", "-o", tmp_path / "one.txt", "--prompt", "Is it round?")
+    assert (tmp_path / "one.txt").read_text() == "yes\n"
+
+
+def test_carried_columns_come_along(tmp_path: Path) -> None:
+    with store(tmp_path / "out.jsonl", keep=("label", "tags", "none")) as rows:
+        rows.write(record(0, extra={"label": 7, "tags": ["a", "b"], "none": None}))
+        rows.write(failed(1))
+        rows.write(record(2, extra={"label": 8.5, "tags": None, "none": None}))
+    for form in ("parquet", "csv"):
+        call("export", tmp_path / "out.jsonl", "--to", form)
+    table = pq.read_table(tmp_path / "out.parquet")
+    assert table.column_names[-3:] == ["label", "tags", "none"]
+    assert [table[name].to_pylist() for name in ("label", "tags")] == [[7.0, None, 8.5], ['["a", "b"]', None, None]]
+    with open(tmp_path / "out.csv", newline="") as file:
+        assert [(row["label"], row["tags"]) for row in csv.DictReader(file)] == [("7", '["a", "b"]'), ("", ""), ("8.5", "")]
