@@ -26,9 +26,10 @@ $(VENV)/.installed-dev: $(BIN)/python pyproject.toml constraints.txt
 demo: $(VENV)/.installed
 	@mkdir -p $(DEMO)
 	$(BIN)/vlmbatch caption sample_data/images sample_data/damaged --model demo -o $(DEMO)/captions.jsonl --overwrite || test $$? -eq 3
+	$(BIN)/vlmbatch ocr sample_data/scans --model demo -o $(DEMO)/texts.jsonl --overwrite
 	$(BIN)/vlmbatch vqa sample_data/images -q "How many shapes are there?" --model demo -o $(DEMO)/answers.csv --overwrite
 	$(BIN)/vlmbatch video sample_data/clips --per clip --fps 1 --model demo -o $(DEMO)/clips.jsonl --overwrite
-	@$(BIN)/python sample_data/show.py $(DEMO)/captions.jsonl $(DEMO)/answers.csv $(DEMO)/clips.jsonl
+	@$(BIN)/python sample_data/show.py $(DEMO)/captions.jsonl $(DEMO)/texts.jsonl $(DEMO)/answers.csv $(DEMO)/clips.jsonl
 
 # A worker a core, as tests with tiny models have no use for two; four at most, for the sake of memory.
 test: $(VENV)/.installed-dev

@@ -85,7 +85,7 @@ def test_a_page_is_not_asked_about_as_a_whole(maker: ExampleMaker) -> None:
 
 def test_the_learning_rate_rises_twice_and_falls_once() -> None:
     schedule = Schedule(vision=1000, tiny=400, mixture=600, warmup=100)
-    assert [schedule(step) for step in (0, 99, 500, 999)] == [0.01, 1.0, 1.0, 1.0]
+    assert [schedule(step) for step in (0, 99, 500, 999)] == [0.02, 2.0, 2.0, 2.0]
     assert schedule(1000) == 0.01
     assert schedule(1100) == schedule(1700) == 1.0
     assert schedule(1700) > schedule(1850) > schedule(1990) > 0

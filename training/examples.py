@@ -37,7 +37,7 @@ PATCH_CLASSES = (
     1 + LONGEST_WORD * len(scenes.CHARACTERS),
 )
 """A character and its place are one class, not two: so the encoder learns to say "B, second" where a sum over patches keeps it readable."""
-READING = 0.45
+READING = 0.6
 """Share of words and numbers among the pictures."""
 REPLAYED = 3
 """Drawing costs as much as learning, so one of so many examples in a batch is new; the others were drawn before."""

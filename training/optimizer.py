@@ -41,12 +41,15 @@ class MuonWithAdamW(torch.optim.Optimizer):
 class Schedule:
     """How many steps there are of what, and the learning rate's factor at each: up, level, and for the last three tenths of the answers down to nothing.
 
+    The vision encoder alone takes twice the rate at which the language model stays stable.
+
     Attributes:
         vision: Steps of the vision encoder alone.
         tiny: Steps on answers about pictures of one tile, after these.
         mixture: Steps on everything, after these.
         warmup: Steps up, at the start and again when the language model comes in.
         decay: Share of the steps on answers that go down.
+        vision_rate: The level of the vision encoder's own steps.
     """
 
     vision: int
@@ -54,6 +57,7 @@ class Schedule:
     mixture: int
     warmup: int = 200
     decay: float = 0.3
+    vision_rate: float = 2.0
 
     @property
     def total(self) -> int:
@@ -62,6 +66,7 @@ class Schedule:
 
     def __call__(self, step: int) -> float:
         """The factor at a step, counted from 0."""
-        begun = step - self.vision if step >= self.vision else step
+        if step < self.vision:
+            return self.vision_rate * min(1.0, (step + 1) / self.warmup)
         left = (self.total - step) / max(1.0, self.decay * (self.tiny + self.mixture))
-        return min(1.0, (begun + 1) / self.warmup, max(0.02, left) if step >= self.vision else 1.0)
+        return min(1.0, (step - self.vision + 1) / self.warmup, max(0.02, left))
