@@ -58,7 +58,7 @@ class Engine(Protocol):
     Attributes:
         name: What a record states as its engine.
         device: The device that really computes.
-        dtype: The number format that it really computes in.
+        dtype: The number format that it really computes in; ``+int8`` behind it where the language model's matrices are 8-bit numbers.
         stats: What it did so far.
     """
 

@@ -63,7 +63,7 @@ class TorchEngine:
         """
         self.model, self.budget, self.options = model, budget, options
         self.prepare, self._decode, self._end_ids = prepare, decode, end_ids
-        self.device, self.dtype = str(model.device), str(model.dtype).removeprefix("torch.")
+        self.device, self.dtype = str(model.device), str(model.dtype).removeprefix("torch.") + ("+int8" if model.quantized else "")
         self.stats = EngineStats(memory=budget.describe())
         self.cache = Cache(model.shape.text, model.device, model.dtype)
         self.scheduler = Scheduler(budget, batch_size)
@@ -325,7 +325,7 @@ class TorchEngine:
     def _after_token(self, sequence: Live) -> None:
         """Streams the newest text and finishes the sequence when it has come to its end."""
         if not math.isfinite(sequence.logprob):
-            self._abandon(sequence, GenerateError(f"the model gave no finite numbers in {self.dtype}; try --dtype float32"))
+            self._abandon(sequence, GenerateError(f"the model gave no finite numbers in {self.dtype.partition('+')[0]}; try --dtype float32"))
             return
         stop = sequence.tokens[-1] in self._end_ids
         finished = stop or len(sequence.tokens) >= sequence.most_tokens
