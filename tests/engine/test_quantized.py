@@ -105,6 +105,26 @@ def test_the_product_of_digits_is_that_of_the_weights(outputs: int, inputs: int,
 
 
 @has_digits
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@torch.inference_mode()
+def test_the_layout_can_be_undone_for_many_rows(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype) -> None:
+    linear = random_quantized(48, 40)
+    used: list[int] = []
+    real = kernels._eight_bit
+
+    def spy(digits: torch.Tensor, *arguments: object) -> torch.Tensor:
+        used.append(len(digits) // 2)
+        return real(digits, *arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(kernels, "_eight_bit", spy)
+    digits = kernels.write_digits(linear, (True, True, True, False))
+    for rows in (1, 31, 127, 128, 300):
+        x = torch.randn(rows, 40, dtype=dtype)
+        torch.testing.assert_close(digits(x), linear(x), rtol=0, atol=0 if rows >= 128 else 1e-3 if dtype == torch.float32 else 0.15)
+    assert used == [1, 31, 127]
+
+
+@has_digits
 @torch.inference_mode()
 def test_digits_hide_no_number_that_is_not_finite() -> None:
     digits = kernels.write_digits(random_quantized(16, 8))

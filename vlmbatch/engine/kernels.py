@@ -32,6 +32,10 @@ BANDS = (1, 2, 32, 128)
 """Where bands of row counts begin: one sequence, a few, many, and prefill or vision."""
 PROBES = (1, 8, 48, 1024)
 """How many rows stand for each band when it is measured."""
+FEW = 2
+"""Bands that decoding lives in."""
+CACHED = 0.5
+"""What digits must reach beside a matrix turned back: measured on one matrix, which stays in the caches, they gain less than on all of a model's."""
 WORTH = 1.1
 """A packed kernel must be this much faster to be chosen, so that noise decides nothing that matters."""
 ROUNDS = 3
@@ -58,8 +62,13 @@ class PackedLinear(Linear):
         return _packed(x, self, "gelu", "tanh") if self._is_packed_for(x) else super().gelu(x)
 
     def _is_packed_for(self, x: Tensor) -> bool:
-        rows = x.numel() // x.shape[-1]
-        return self.bands[sum(rows >= begin for begin in BANDS[1:])]
+        return self.bands[_band(x)]
+
+
+def _band(x: Tensor) -> int:
+    """The band that the rows of (…, in) fall into."""
+    rows = x.numel() // x.shape[-1]
+    return sum(rows >= begin for begin in BANDS[1:])
 
 
 def _packed(x: Tensor, linear: PackedLinear, activation: str, algorithm: str) -> Tensor:
@@ -84,7 +93,8 @@ class DigitLinear(Linear):
 
     Each row of the input is scaled to its own largest number and written as two digits, which the 8-bit product takes as two rows. So inputs are whole numbers
     of 16 bits, rounded by at most a 65,024th of the row's largest number, which is far below what 8 bits do to the weights. Sums of whole numbers are exact: a
-    row's result does not depend on the rows beside it. The layout takes the place of the plain matrix; there is no second copy.
+    row's result does not depend on the rows beside it. The layout takes the place of the plain matrix; there is no second copy. Where many rows are faster
+    multiplied in the model's own format, the layout is undone and the matrix turned back.
 
     Attributes:
         weight: The matrix in oneDNN's layout.
@@ -92,6 +102,7 @@ class DigitLinear(Linear):
         offset: What the digits' middle adds to an output, with its sign turned; float32 (out,).
         zeros: int64 (out,), the zero points of the weights.
         inputs, outputs: The sizes.
+        bands: For each of ``BANDS`` whether digits are used.
     """
 
     scale: Tensor = dataclasses.field(kw_only=True)
@@ -99,14 +110,17 @@ class DigitLinear(Linear):
     zeros: Tensor = dataclasses.field(kw_only=True)
     inputs: int = dataclasses.field(kw_only=True)
     outputs: int = dataclasses.field(kw_only=True)
+    bands: tuple[bool, ...] = (True,) * len(BANDS)
 
     def __call__(self, x: Tensor) -> Tensor:
         """See ``Linear``."""
-        flat = x.reshape(-1, self.inputs)
-        rows = len(flat)
-        largest = torch.linalg.vector_norm(flat, math.inf, dim=-1, keepdim=True, dtype=torch.float32)
-        steps = LEVELS / largest.clamp_min_(SMALLEST)  # numbers that are not finite go on from here
-        y = torch.addcmul(_middle(), flat if flat.dtype == torch.float32 else flat.float(), steps)
+        if not self.bands[_band(x)]:
+            return QuantizedLinear(self.weight.to_dense().t(), scale=self.scale)(x)
+        flat = x.reshape(-1, self.inputs).float()
+        rows, (middle, levels) = len(flat), _constants()
+        largest = torch.linalg.vector_norm(flat, math.inf, dim=-1, keepdim=True)
+        steps = torch.div(levels, largest.clamp_min_(SMALLEST))  # numbers that are not finite go on from here
+        y = torch.addcmul(middle, flat, steps)
         digits = torch.empty((2, rows, self.inputs), dtype=torch.uint8)
         first, second = digits.unbind()
         first.copy_(y)
@@ -118,8 +132,8 @@ class DigitLinear(Linear):
 
 
 @functools.cache
-def _middle() -> Tensor:
-    return torch.tensor(MIDDLE + HALF)
+def _constants() -> tuple[Tensor, Tensor]:
+    return torch.tensor(MIDDLE + HALF), torch.tensor(LEVELS)
 
 
 def _eight_bit(digits: Tensor, linear: DigitLinear) -> Tensor:
@@ -130,13 +144,14 @@ def _eight_bit(digits: Tensor, linear: DigitLinear) -> Tensor:
     return result
 
 
-def write_digits(linear: QuantizedLinear) -> DigitLinear:
+def write_digits(linear: QuantizedLinear, bands: Sequence[bool] = (True,) * len(BANDS)) -> DigitLinear:
     """The same matrix in the layout of the 8-bit product. There is none with a bias."""
     outputs, inputs = linear.weight.shape
     packed = torch.ops.onednn.qlinear_prepack(linear.weight, [2, inputs])
     # Both digits' rows get the offset, the second one's counts a 256th.
     offset = linear.weight.sum(dim=1) * linear.scale * (-MIDDLE / (1 + 1 / DIGIT))
-    return DigitLinear(packed, scale=linear.scale, offset=offset, zeros=torch.zeros(outputs, dtype=torch.int64), inputs=inputs, outputs=outputs)
+    zeros = torch.zeros(outputs, dtype=torch.int64)
+    return DigitLinear(packed, scale=linear.scale, offset=offset, zeros=zeros, inputs=inputs, outputs=outputs, bands=tuple(bands))
 
 
 @functools.cache
@@ -236,7 +251,7 @@ def choose_kernels(vision: VisionEncoder, language: LanguageModel, *, copies: bo
                 chosen[place.kind] = measure(place) if measured else tuple(band in place.bands for band in range(len(BANDS)))
             bands = chosen[place.kind]
             if any(bands):
-                setattr(place.owner, place.name, write_digits(linear) if isinstance(linear, QuantizedLinear) else pack(linear, bands))
+                setattr(place.owner, place.name, write_digits(linear, bands) if isinstance(linear, QuantizedLinear) else pack(linear, bands))
     return {kind: [BANDS[band] for band, packed in enumerate(bands) if packed] for kind, bands in chosen.items() if any(bands)}
 
 
@@ -256,15 +271,18 @@ def _measure(place: Place) -> tuple[bool, ...]:
 
 
 def _measure_digits(place: Place) -> tuple[bool, ...]:
-    """Whether the 8-bit product is worth it, for all bands that the matrix meets or for none: the plain matrix is not kept beside the other layout."""
+    """For each band whether digits are worth it; False for all where the plain matrix, which is not kept beside the other layout, decodes faster."""
     plain = place.linear
     assert isinstance(plain, QuantizedLinear)
-    digits, ratios = write_digits(plain), []
+    digits, undone = write_digits(plain), write_digits(plain, (False,) * len(BANDS))
+    bands, gain = [False] * len(BANDS), 1.0
     for band in place.bands:
         x = torch.zeros(PROBES[band], plain.weight.shape[1], dtype=place.dtype)
-        slow, fast = _fastest([functools.partial(kernel, x) for kernel in (plain, digits)])
-        ratios.append(slow / fast)
-    return tuple(band in place.bands and math.prod(ratios) > WORTH ** len(ratios) for band in range(len(BANDS)))
+        slow, fast, other = _fastest([functools.partial(kernel, x) for kernel in (plain, digits, undone)])
+        bands[band] = fast < other
+        if band < FEW:
+            gain *= slow / min(fast, other)
+    return tuple(chosen and gain > CACHED for chosen in bands)
 
 
 def _fastest(calls: Sequence[Callable[[], object]]) -> list[float]:
