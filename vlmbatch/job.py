@@ -66,7 +66,7 @@ class Job:
     quantize: Literal["none", "int8"] = _option(
         "none",
         "int8: the language model's matrices as 8-bit whole numbers, a quarter of float32's memory; some answers change. Decoding reads all of them for every "
-        "token, so it is faster in float32 on CPUs with VNNI or AMX; elsewhere it saves memory only. The vision encoder, which does not wait for weights, stays.",
+        "token, so it is faster in float32 on CPUs with VNNI or AMX; elsewhere it saves memory only. The vision encoder stays as it is.",
         group="Model",
     )
     prompt: str | None = _option(None, "The instruction, instead of the task's own.", metavar="TEXT", group="Question")

@@ -19,6 +19,7 @@ __all__ = ["ENGINES", "Engine", "EngineStats", "RequestQueue", "open_engine"]
 
 
 def _open_torch(job: Job, checkpoint: Checkpoint, prepare: Prepare, decode: Decode) -> Engine:
+    from vlmbatch.engine.buckets import CudaGraphs
     from vlmbatch.engine.budget import CAPS, MemoryBudget
     from vlmbatch.engine.device import SMALL_MODEL_PARAMETERS, device_memory, find_device, find_dtype, is_out_of_memory, keep_freed_memory
     from vlmbatch.engine.kernels import can_pack, choose_kernels, packed_bytes
@@ -52,7 +53,8 @@ def _open_torch(job: Job, checkpoint: Checkpoint, prepare: Prepare, decode: Deco
         copies = can_pack(device, dtype) and budget.reserve_packed(packed_bytes(model.vision, model.language))
         kernels = choose_kernels(model.vision, model.language, copies=copies)
         budget.packed_bytes = packed_bytes(model.vision, model.language, chosen=True)
-    engine = TorchEngine(model, budget, prepare=prepare, decode=decode, end_ids=end_ids, options=options, batch_size=job.batch_size)
+    record = CudaGraphs(device) if device.type == "cuda" else None
+    engine = TorchEngine(model, budget, prepare=prepare, decode=decode, end_ids=end_ids, options=options, batch_size=job.batch_size, record=record)
     engine.stats.kernels = kernels
     return engine
 
