@@ -22,6 +22,7 @@ INPUTS = {"inputs": ["photos"]}
         {"media": "video", "at": [1, 2.5], "start": 1},
         {"media": "video", "per": "window", "window": 10, "fps": 2.0, "model": "demo"},
         {"media": "video", "scenes": True, "skip_similar": 0.1},
+        {"quantize": "int8", "dtype": "bfloat16"},
         {"batch_size": "auto", "max_errors": "5%", "max_memory": "6GiB", "temperature": 1, "include": ["*.png"]},
     ],
 )
@@ -40,6 +41,7 @@ def test_a_job_comes_back_from_its_yaml(values: dict[str, object]) -> None:
         ({"limit": "3"}, "limit must be a whole number"),
         ({"limit": True}, "limit must be a whole number"),
         ({"detail": "high"}, "detail must be one of full, native, low"),
+        ({"quantize": "int4"}, "quantize must be one of none, int8"),
         ({"device": "gpu"}, "device must be auto, cpu, cuda, cuda:N or mps"),
         ({"temperature": -1}, "temperature must be from 0"),
         ({"top_p": 0}, "top_p must be above 0"),
@@ -145,7 +147,7 @@ def test_the_error_limit_counts_items_or_a_share_of_those_done() -> None:
 def test_identity_holds_what_an_answer_depends_on_and_no_more() -> None:
     job = Job.from_dict(INPUTS)
     same = [{"batch_size": 3}, {"read_workers": 1}, {"output": "x.csv"}, {"seed": 5}, {"limit": 2}, {"device": "cpu"}]
-    other = [{"detail": "low"}, {"max_new_tokens": 3}, {"model": "demo"}, {"temperature": 0.5}]
+    other = [{"quantize": "int8"}, {"detail": "low"}, {"max_new_tokens": 3}, {"model": "demo"}, {"temperature": 0.5}]
     for values in same:
         assert Job.from_dict({**INPUTS, **values}).identity() == job.identity()
     for values in other:

@@ -12,7 +12,7 @@ from tests.engine.test_parity import assert_same, mixed_requests, open_tiny, wan
 from vlmbatch.checkpoint import find_checkpoint
 from vlmbatch.engine import kernels
 from vlmbatch.engine.budget import CAPS, MemoryBudget
-from vlmbatch.engine.model import Linear
+from vlmbatch.engine.linear import Linear
 
 pytestmark = pytest.mark.skipif(not kernels.can_pack(torch.device("cpu"), torch.float32), reason="no oneDNN here")
 

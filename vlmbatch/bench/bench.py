@@ -77,6 +77,7 @@ class Bench:
             "device_name": device_name(device),
             "memory_bytes": device_memory(device).total,
             "dtype": str(subject.dtype).removeprefix("torch."),
+            "quantize": subject.quantize,
             "torch": str(torch.__version__),
             "threads": torch.get_num_threads(),
             "cores": os.cpu_count(),

@@ -39,7 +39,12 @@ def token_flops(shape: ModelShape, cached: int) -> int:
 
 
 def step_weight_bytes(shape: ModelShape, itemsize: int) -> int:
-    """Bytes of the weights that a decode step reads, however many sequences share it: the language model's layers and the output matrix."""
+    """Bytes of the weights that a decode step reads, however many sequences share it: the language model's layers and the output matrix.
+
+    Args:
+        shape: The model's sizes.
+        itemsize: Bytes of a weight: 1 where these matrices are 8-bit numbers.
+    """
     t = shape.text
     return (t.layers * _layer_weights(t) + t.hidden * t.vocabulary) * itemsize
 

@@ -91,7 +91,7 @@ def _lengthen(request: Request, tokens: int) -> Request:
 def decode(bench: Bench) -> Iterator[Row]:
     """Decoding alone: questions about one tile, so that all of them start together and nothing is encoded meanwhile."""
     subject, sizes = bench.subject, bench.sizes
-    weights = flops.step_weight_bytes(subject.shape, subject.dtype.itemsize)
+    weights = flops.step_weight_bytes(subject.shape, 1 if subject.quantize == "int8" else subject.dtype.itemsize)
     for count in sizes.decode_sequences:
         request = subject.requests([photo(0, 640, 480)], [f"What is in part {number}?" for number in range(count)], "low")
         bench.warm(request, sizes.decode_tokens)

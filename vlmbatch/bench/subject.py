@@ -59,6 +59,7 @@ class Subject:
         shape: Its sizes.
         device: Where it computes.
         dtype: In which number format.
+        quantize: How the language model's matrices are kept, as ``Job`` has it.
         baseline_bytes: Memory in use before the engine was opened.
     """
 
@@ -73,6 +74,7 @@ class Subject:
         self.shape = ModelShape.from_checkpoint(checkpoint)
         self.device = find_device(job.device)
         self.dtype = find_dtype(job.dtype, self.device, self.shape.parameters)
+        self.quantize = job.quantize
         self.baseline_bytes = 0
         self._job = job
         self._preparers: dict[Detail, Preparer] = {}

@@ -54,9 +54,8 @@ class Report:
         self._machine = machine
         cores = f", {machine['threads']} threads" if machine["device"] == "cpu" else ""
         reference = f", transformers {machine['transformers']}" if machine["transformers"] else ""
-        self._say(
-            f"{machine['model']}, {machine['parameters'] / 1e6:,.1f} M weights, {machine['dtype']} on {machine['device']} ({machine['device_name']}{cores})"
-        )
+        dtype = machine["dtype"] + (f"+{machine['quantize']}" if machine["quantize"] != "none" else "")
+        self._say(f"{machine['model']}, {machine['parameters'] / 1e6:,.1f} M weights, {dtype} on {machine['device']} ({machine['device_name']}{cores})")
         self._say(f"vlmbatch {machine['vlmbatch']}, torch {machine['torch']}{reference}")
         self._write()
 
@@ -107,6 +106,6 @@ _command.params += [
     ),
     GroupedOption(["--json", "json_path"], default=None, metavar="PATH", help="Write the figures as JSON too; `-` is stdout.", group=""),
 ]
-job_options(["revision", "device", "dtype", "max_memory", "memory_fraction", "batch_size"])(_command)
+job_options(["revision", "device", "dtype", "quantize", "max_memory", "memory_fraction", "batch_size"])(_command)
 
 COMMANDS = {"bench": _command}

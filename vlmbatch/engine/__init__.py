@@ -19,6 +19,7 @@ __all__ = ["ENGINES", "Engine", "EngineStats", "RequestQueue", "open_engine"]
 
 
 def _open_torch(job: Job, checkpoint: Checkpoint, prepare: Prepare, decode: Decode) -> Engine:
+    from vlmbatch.engine.buckets import CudaGraphs
     from vlmbatch.engine.budget import CAPS, MemoryBudget
     from vlmbatch.engine.device import SMALL_MODEL_PARAMETERS, device_memory, find_device, find_dtype, is_out_of_memory, keep_freed_memory
     from vlmbatch.engine.kernels import can_pack, choose_kernels, packed_bytes
@@ -35,22 +36,25 @@ def _open_torch(job: Job, checkpoint: Checkpoint, prepare: Prepare, decode: Deco
     limit = int(device_memory(device).free * job.memory_fraction)
     if job.max_memory_bytes is not None:
         limit = min(limit, job.max_memory_bytes)
-    budget = MemoryBudget(shape, dtype.itemsize, limit, CAPS[device.type])
+    quantized = job.quantize == "int8"
+    budget = MemoryBudget(shape, dtype.itemsize, limit, CAPS[device.type], quantized=quantized)
     budget.check(checkpoint.name, job.max_new_tokens)
     options = SamplingOptions(job.temperature, job.top_p, job.max_new_tokens)
     end_ids = checkpoint.end_token_ids()
     try:
-        model = load_model(checkpoint, shape, device, dtype)
+        model = load_model(checkpoint, shape, device, dtype, quantized=quantized)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
         raise OutOfMemoryError(f"{checkpoint.name} did not fit while it was loaded ({' '.join(str(error).split())[:200]})") from error
     kernels = {}
     # A model as small as the demo gains little, and without a choice it answers alike on every machine, to the last bit of its confidence.
-    if shape.parameters >= SMALL_MODEL_PARAMETERS and can_pack(device, dtype) and budget.reserve_packed(packed_bytes(model.vision, model.language)):
-        kernels = choose_kernels(model.vision, model.language)
+    if shape.parameters >= SMALL_MODEL_PARAMETERS and device.type == "cpu":
+        copies = can_pack(device, dtype) and budget.reserve_packed(packed_bytes(model.vision, model.language))
+        kernels = choose_kernels(model.vision, model.language, copies=copies)
         budget.packed_bytes = packed_bytes(model.vision, model.language, chosen=True)
-    engine = TorchEngine(model, budget, prepare=prepare, decode=decode, end_ids=end_ids, options=options, batch_size=job.batch_size)
+    record = CudaGraphs(device) if device.type == "cuda" else None
+    engine = TorchEngine(model, budget, prepare=prepare, decode=decode, end_ids=end_ids, options=options, batch_size=job.batch_size, record=record)
     engine.stats.kernels = kernels
     return engine
 

@@ -28,6 +28,7 @@ class EngineStats:
         cleanup_seconds: What that cost.
         memory: What the memory budget allowed, in bytes.
         kernels: For each kind of matrix the row counts from which on a packed kernel multiplies it; empty where none does.
+        graphs: On CUDA: how many decode steps of fixed shapes were recorded and replayed, and notes on those that could not be. Empty elsewhere.
         peak_device_bytes: The most device memory that was allocated, or None on a CPU.
     """
 
@@ -49,6 +50,7 @@ class EngineStats:
     cleanup_seconds: float = 0.0
     memory: dict[str, int] = dataclasses.field(default_factory=dict)
     kernels: dict[str, list[int]] = dataclasses.field(default_factory=dict)
+    graphs: dict[str, Any] = dataclasses.field(default_factory=dict)
     peak_device_bytes: int | None = None
 
 
@@ -58,7 +60,7 @@ class Engine(Protocol):
     Attributes:
         name: What a record states as its engine.
         device: The device that really computes.
-        dtype: The number format that it really computes in.
+        dtype: The number format that it really computes in; ``+int8`` behind it where the language model's matrices are 8-bit numbers.
         stats: What it did so far.
     """
 

@@ -47,11 +47,12 @@ class MemoryBudget:
 
     Attributes:
         shape: The model's sizes.
-        itemsize: Bytes of a weight.
+        itemsize: Bytes of a number of the format that is computed in.
         limit: Bytes that the engine may take in all.
         caps: What the device takes at once.
         tile_bytes: Peak activation bytes of a tile: an estimate, until the first encoder call has been measured.
         packed_bytes: Bytes of second copies of weights (kernels.py); 0 without them.
+        quantized: Whether the matrices of the language model are 8-bit whole numbers.
     """
 
     shape: ModelShape
@@ -60,6 +61,7 @@ class MemoryBudget:
     caps: Caps
     tile_bytes: int = 0
     packed_bytes: int = 0
+    quantized: bool = False
 
     def __post_init__(self) -> None:
         self.tile_bytes = self.tile_bytes or self.shape.tile_bytes(self.itemsize)
@@ -67,7 +69,7 @@ class MemoryBudget:
     @property
     def weight_bytes(self) -> int:
         """Bytes of the weights, second copies for faster kernels included."""
-        return self.shape.parameters * self.itemsize + self.packed_bytes
+        return self.shape.weight_bytes(self.itemsize, quantized=self.quantized) + self.packed_bytes
 
     @property
     def workspace_bytes(self) -> int:
@@ -124,6 +126,8 @@ class MemoryBudget:
         ways = [f"use --model {smaller[-1]}"] if smaller else []
         if self.itemsize == 4 and self.weight_bytes / 2 * 1.2 < self.limit:
             ways.append("or --dtype bfloat16" if ways else "use --dtype bfloat16")
+        if not self.quantized and self.shape.weight_bytes(self.itemsize, quantized=True) * 1.2 < self.limit:
+            ways.append("or --quantize int8" if ways else "use --quantize int8")
         return " ".join(ways) or "free some memory, or raise --max-memory or --memory-fraction"
 
     def describe(self) -> dict[str, int]:

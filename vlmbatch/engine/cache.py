@@ -7,6 +7,7 @@ at the front of their arena; a row that is given back is filled by the last one.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Sequence
 
 import torch
@@ -14,6 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vlmbatch.engine.shape import TextShape
+
+_serials = itertools.count()
 
 
 def row_capacity(tokens: int) -> int:
@@ -38,7 +41,11 @@ class Row:
 
 
 class Arena:
-    """Rows of one capacity, layer by layer: keys and values (rows, kv_heads, capacity, D)."""
+    """Rows of one capacity, layer by layer: keys and values (rows, kv_heads, capacity, D).
+
+    Attributes:
+        serial: Names the tensors: another one when they have been replaced.
+    """
 
     def __init__(self, shape: TextShape, capacity: int, device: torch.device, dtype: torch.dtype) -> None:
         self.shape, self.capacity, self.device, self.dtype = shape, capacity, device, dtype
@@ -46,6 +53,7 @@ class Arena:
         self.allocated = 0
         self.keys: list[Tensor] = []
         self.values: list[Tensor] = []
+        self.serial = next(_serials)
 
     @property
     def row_bytes(self) -> int:
@@ -54,6 +62,7 @@ class Arena:
 
     def grow(self, rows: int) -> None:
         """Makes room for so many rows, one layer after the other, so that only one layer is there twice meanwhile."""
+        self.serial = next(_serials)
         size = (rows, self.shape.kv_heads, self.capacity, self.shape.head_dim)
         try:
             for store in (self.keys, self.values):

@@ -7,13 +7,13 @@ and softmax are computed where and in the precision that they compute them.
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vlmbatch.engine.linear import Linear, QuantizedLinear
 from vlmbatch.engine.shape import ModelShape, TextShape, VisionShape
 
 
@@ -25,20 +25,8 @@ class Attend(Protocol):
         ...
 
 
-@dataclasses.dataclass(frozen=True)
-class Linear:
-    """A matrix (out, in) and an optional bias (out,)."""
-
-    weight: Tensor
-    bias: Tensor | None = None
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """(…, in) to (…, out)."""
-        return F.linear(x, self.weight, self.bias)
-
-    def gelu(self, x: Tensor) -> Tensor:
-        """The product behind a GELU, in its approximation by a hyperbolic tangent."""
-        return F.gelu(self(x), approximate="tanh")
+SCALE = "weight_scale"
+"""What the scales of a quantized ``weight`` are called."""
 
 
 class Weights:
@@ -56,13 +44,21 @@ class Weights:
         return self.tensors[self.prefix + name]
 
     def linear(self, *names: str, bias: bool = False) -> Linear:
-        """One or several matrices stacked along their outputs."""
+        """One or several matrices stacked along their outputs. Those of 8-bit numbers have their scales beside them, see ``SCALE``."""
         take = self.tensors.pop if len(names) > 1 else self.tensors.__getitem__  # stacked, they need not be kept twice
         weights = [take(f"{self.prefix}{name}.weight") for name in names]
         biases = [take(f"{self.prefix}{name}.bias") for name in names] if bias else None
-        if len(weights) == 1:
-            return Linear(weights[0], biases[0] if biases else None)
-        return Linear(torch.cat(weights), torch.cat(biases) if biases else None)
+        weight, stacked = _stack(weights), _stack(biases) if biases else None
+        if weight.dtype == torch.int8:
+            return QuantizedLinear(weight, stacked, scale=_stack([take(f"{self.prefix}{name}.{SCALE}") for name in names]))
+        return Linear(weight, stacked)
+
+    def __contains__(self, name: str) -> bool:
+        return self.prefix + name in self.tensors
+
+
+def _stack(parts: list[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 class AttendTiles(Protocol):
@@ -144,7 +140,7 @@ class LanguageModel:
         self.embedding = text("embed_tokens.weight")
         self.layers = [TextLayer(shape.text, text.under(f"layers.{i}")) for i in range(shape.text.layers)]
         self.norm = text("norm.weight")
-        self.head = Linear(self.embedding) if shape.tied else weights.linear("lm_head")
+        self.head = weights.linear("lm_head") if "lm_head.weight" in weights else Linear(self.embedding)
         self.cos, self.sin = rotary_table(shape.text, self.embedding.device, self.embedding.dtype)
 
     def embed(self, ids: Tensor) -> Tensor:

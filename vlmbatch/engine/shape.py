@@ -79,9 +79,29 @@ class ModelShape:
         vision_layer = 4 * v.hidden * (v.hidden + 1) + v.mlp * (2 * v.hidden + 1) + v.hidden + 4 * v.hidden
         vision = v.layers * vision_layer + (3 * v.patch_size**2 + 1) * v.hidden + v.patches * v.hidden + 2 * v.hidden
         connector = v.hidden * self.scale_factor**2 * t.hidden
-        qkvo = t.hidden * t.head_dim * (2 * t.heads + 2 * t.kv_heads)
-        text = t.layers * (qkvo + 3 * t.hidden * t.mlp + 2 * t.hidden) + t.hidden
+        text = t.layers * (sum(outputs * inputs for outputs, inputs in self.text_layer_matrices) + 2 * t.hidden) + t.hidden
         return vision + connector + text + (1 if self.tied else 2) * t.vocabulary * t.hidden
+
+    @property
+    def text_layer_matrices(self) -> tuple[tuple[int, int], ...]:
+        """(out, in) of each matrix of a layer of the language model."""
+        t = self.text
+        query, key = t.heads * t.head_dim, t.kv_heads * t.head_dim
+        return ((query, t.hidden), (key, t.hidden), (key, t.hidden), (t.hidden, query), (t.mlp, t.hidden), (t.mlp, t.hidden), (t.hidden, t.mlp))
+
+    def weight_bytes(self, itemsize: int, *, quantized: bool = False) -> int:
+        """Bytes of the weights.
+
+        Args:
+            itemsize: Bytes of a number of the model's format.
+            quantized: Whether the matrices of the language model are 8-bit whole numbers with a float32 scale for each output. A head that is tied to the
+                embeddings has a matrix of its own then.
+        """
+        if not quantized:
+            return self.parameters * itemsize
+        matrices = [*self.text_layer_matrices * self.text.layers, (self.text.vocabulary, self.text.hidden)]
+        whole = self.parameters - sum(outputs * inputs for outputs, inputs in matrices[: len(matrices) - self.tied])
+        return whole * itemsize + sum(outputs * (inputs + 4) for outputs, inputs in matrices)
 
     def kv_bytes(self, itemsize: int) -> int:
         """Bytes of keys and values a token; ``itemsize`` is the number format's bytes."""

@@ -15,6 +15,7 @@ import torch
 
 from vlmbatch.engine import device as devices
 from vlmbatch.engine.base import EngineStats, RequestQueue
+from vlmbatch.engine.buckets import BucketDecoder, Record
 from vlmbatch.engine.budget import MemoryBudget, gib
 from vlmbatch.engine.cache import Cache, DecodeAttention, PrefillAttention, Segment
 from vlmbatch.engine.cleanup import Cleaner
@@ -24,6 +25,7 @@ from vlmbatch.engine.recovery import Recovery
 from vlmbatch.engine.sampling import SamplingOptions, choose_tokens
 from vlmbatch.engine.scheduler import Scheduler, TileRun, Work
 from vlmbatch.engine.scheduler import Sequence as Live
+from vlmbatch.engine.uploads import TileUploads
 from vlmbatch.engine.weights import Model
 from vlmbatch.errors import EngineError, GenerateError
 from vlmbatch.records import Completion, Conversation, FinishReason, Request, Timing
@@ -49,6 +51,7 @@ class TorchEngine:
         end_ids: frozenset[int],
         options: SamplingOptions,
         batch_size: int | None = None,
+        record: Record | None = None,
     ) -> None:
         """Takes what it computes with.
 
@@ -60,10 +63,11 @@ class TorchEngine:
             end_ids: Tokens that end an answer.
             options: How tokens are chosen.
             batch_size: The most sequences alive, or None for what fits.
+            record: What makes decode steps of fixed shapes fast (buckets.py), or None for steps of the shapes that come.
         """
         self.model, self.budget, self.options = model, budget, options
         self.prepare, self._decode, self._end_ids = prepare, decode, end_ids
-        self.device, self.dtype = str(model.device), str(model.dtype).removeprefix("torch.")
+        self.device, self.dtype = str(model.device), str(model.dtype).removeprefix("torch.") + ("+int8" if model.quantized else "")
         self.stats = EngineStats(memory=budget.describe())
         self.cache = Cache(model.shape.text, model.device, model.dtype)
         self.scheduler = Scheduler(budget, batch_size)
@@ -74,6 +78,8 @@ class TorchEngine:
         self._measured = False
         self._is_clear = True
         self._kept = FeatureCache()
+        self._uploads = TileUploads(model.device)
+        self._buckets = BucketDecoder(model, self.cache, self.stats, record) if record else None
 
     def run(self, source: RequestQueue) -> Iterator[Completion]:
         """See ``Engine``."""
@@ -136,6 +142,9 @@ class TorchEngine:
                 raise EngineError(f"{phase} failed: {type(error).__name__}: {message}") from error
             del error
             self._kept.clear()
+            self._uploads.clear()
+            if self._buckets:
+                self._buckets.clear()
             for work in self._recovery.handle(phase, size, works, message):
                 self._fail(work, GenerateError(f"out of memory in {phase} with nothing else in the batch: {message}"))
 
@@ -145,13 +154,14 @@ class TorchEngine:
             run.work.started()
         wanted = [(run.work.request, number) for run in runs for number in range(run.begin, run.end)]
         features = self._features(wanted)
-        devices.synchronize(self.model.device)
         begin = 0
         for run in runs:
             count = run.end - run.begin
             run.work.features += features[begin : begin + count]
             run.work.encoded = run.end
             begin += count
+        self._send_ahead()
+        devices.synchronize(self.model.device)
         seconds = self._lap("vision")
         for run in runs:
             run.work.vision_seconds += seconds
@@ -159,19 +169,11 @@ class TorchEngine:
 
     def _features(self, wanted: list[tuple[Request, int]]) -> list[torch.Tensor]:
         """Features (tile_tokens, hidden) of tiles; equal tiles are encoded once."""
-        found: list[torch.Tensor | None] = []
-        fresh: dict[bytes | int, int] = {}  # key, or place where there is none, to the place among the tiles to encode
-        chosen: list[torch.Tensor] = []
-        for place, (request, number) in enumerate(wanted):
-            key = request.tile_keys[number] if request.tile_keys else b""
-            found.append(self._kept.get(key))
-            if found[-1] is None and (key or place) not in fresh:
-                fresh[key or place] = len(chosen)
-                chosen.append(torch.from_numpy(request.tiles[number]))
+        found, fresh, chosen = self._sort(wanted)
         if not chosen:
             self.stats.tiles_reused += len(wanted)
             return [features for features in found if features is not None]
-        tiles = torch.stack(chosen).to(self.model.device)
+        tiles = self._uploads.take(chosen)
         encoded = self.model.vision(tiles) if self._measured else self._encode_measured(tiles)
         self.stats.tiles += len(chosen)
         self.stats.tiles_reused += len(wanted) - len(chosen)
@@ -182,6 +184,26 @@ class TorchEngine:
                 self._kept.put(name, encoded[number].clone())
         keys = (request.tile_keys[number] if request.tile_keys else place for place, (request, number) in enumerate(wanted))
         return [encoded[fresh[key]] if features is None else features for key, features in zip(keys, found, strict=True)]
+
+    def _sort(self, wanted: list[tuple[Request, int]]) -> tuple[list[torch.Tensor | None], dict[bytes | int, int], list[tuple[Request, int]]]:
+        """Features of the tiles that are known, None for the others; of these those that must be encoded, and where each key (or place) stands among them."""
+        found: list[torch.Tensor | None] = []
+        fresh: dict[bytes | int, int] = {}  # key, or place where there is none, to the place among the tiles to encode
+        chosen: list[tuple[Request, int]] = []
+        for place, (request, number) in enumerate(wanted):
+            key = request.tile_keys[number] if request.tile_keys else b""
+            found.append(self._kept.get(key))
+            if found[-1] is None and (key or place) not in fresh:
+                fresh[key or place] = len(chosen)
+                chosen.append((request, number))
+        return found, fresh, chosen
+
+    def _send_ahead(self) -> None:
+        """Has the tiles of what is likely to be the next encoder call sent while the device is busy."""
+        if not self._uploads.is_ahead:
+            return
+        wanted = [(run.work.request, number) for run in self.scheduler.next_tiles() for number in range(run.begin, run.end)]
+        self._uploads.send_ahead(self._sort(wanted)[2])
 
     def _encode_measured(self, tiles: torch.Tensor) -> torch.Tensor:
         """The first encoder call: its first tile alone, to learn what a tile costs, then the others."""
@@ -305,10 +327,13 @@ class TorchEngine:
         attend = DecodeAttention(self.cache)
         live = [by_row[row] for row in attend.rows]
         language, device = self.model.language, self.model.device
-        last = torch.tensor([sequence.tokens[-1] for sequence in live], device=device)
-        positions = torch.tensor([row.length for row in attend.rows], device=device)
-        hidden = language(language.embed(last), positions, attend)
-        self._take_tokens(live, language.logits(hidden))
+        last = [sequence.tokens[-1] for sequence in live]
+
+        def ordinary() -> torch.Tensor:
+            positions = torch.tensor([row.length for row in attend.rows], device=device)
+            return language.logits(language(language.embed(torch.tensor(last, device=device)), positions, attend))
+
+        self._take_tokens(live, self._buckets.logits(last, ordinary) if self._buckets else ordinary())
         attend.finish()
         seconds = self._lap("decode")
         for sequence in live:
@@ -328,7 +353,7 @@ class TorchEngine:
     def _after_token(self, sequence: Live) -> None:
         """Streams the newest text and finishes the sequence when it has come to its end."""
         if not math.isfinite(sequence.logprob):
-            self._abandon(sequence, GenerateError(f"the model gave no finite numbers in {self.dtype}; try --dtype float32"))
+            self._abandon(sequence, GenerateError(f"the model gave no finite numbers in {self.dtype.partition('+')[0]}; try --dtype float32"))
             return
         stop = sequence.tokens[-1] in self._end_ids
         finished = stop or len(sequence.tokens) >= sequence.most_tokens
@@ -409,6 +434,9 @@ class TorchEngine:
         self.scheduler.waiting.clear()
         self.cache.arenas.clear()
         self._kept.clear()
+        self._uploads.clear()
+        if self._buckets:
+            self._buckets.clear()
         if self.model.device.type == "cuda":
             self.stats.peak_device_bytes = torch.cuda.max_memory_allocated(self.model.device)
         try:

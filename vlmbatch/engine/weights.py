@@ -1,4 +1,4 @@
-"""Reads a checkpoint's safetensors into torch, tensor by tensor, checked against the shape that config.json promises."""
+"""Reads a checkpoint's safetensors into torch, tensor by tensor, checked against the shape that config.json promises; quantizes on the way, if asked to."""
 
 from __future__ import annotations
 
@@ -10,11 +10,15 @@ import torch
 from safetensors import safe_open
 
 from vlmbatch.checkpoint import Checkpoint
-from vlmbatch.engine.model import LanguageModel, VisionEncoder, Weights
+from vlmbatch.engine.linear import quantize
+from vlmbatch.engine.model import SCALE, LanguageModel, VisionEncoder, Weights
 from vlmbatch.engine.shape import ModelShape
 from vlmbatch.errors import ModelLoadError
 
 logger = logging.getLogger(__name__)
+
+VISION, TEXT = "model.vision_model", "model.text_model"
+"""What the names of the encoder's and the language model's tensors begin with."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,7 +30,8 @@ class Model:
         vision: Vision encoder and connector.
         language: The language model.
         device: Where the weights are.
-        dtype: Their number format.
+        dtype: The number format that it computes in.
+        quantized: Whether the matrices of the language model are 8-bit whole numbers.
     """
 
     shape: ModelShape
@@ -34,10 +39,19 @@ class Model:
     language: LanguageModel
     device: torch.device
     dtype: torch.dtype
+    quantized: bool = False
 
 
-def load_model(checkpoint: Checkpoint, shape: ModelShape, device: torch.device, dtype: torch.dtype) -> Model:
+def load_model(checkpoint: Checkpoint, shape: ModelShape, device: torch.device, dtype: torch.dtype, *, quantized: bool = False) -> Model:
     """Reads the weights and moves them to a device in a number format.
+
+    Args:
+        checkpoint: Where they are.
+        shape: What config.json says.
+        device: Where they go.
+        dtype: The number format that is computed in.
+        quantized: Whether the matrices of the language model become 8-bit whole numbers (linear.py). Each is quantized as it is read, so that no more than
+            one is there in two forms.
 
     Raises:
         ModelLoadError: A file is broken, or a tensor is missing or of another shape than config.json says.
@@ -49,7 +63,11 @@ def load_model(checkpoint: Checkpoint, shape: ModelShape, device: torch.device, 
             with safe_open(path, framework="pt", device="cpu") as file:
                 for name in file.keys():  # noqa: SIM118 (not a mapping)
                     if name in expected:
-                        tensors[name] = file.get_tensor(name).to(device, dtype)
+                        tensor = file.get_tensor(name)
+                        if quantized and is_quantized(name):
+                            _put_quantized(tensors, name, tensor, device)
+                        else:
+                            tensors[name] = tensor.to(device, dtype)
                     else:
                         logger.debug("%s: tensor %s is not used", path.name, name)
         except (safetensors.SafetensorError, OSError) as error:
@@ -63,10 +81,28 @@ def load_model(checkpoint: Checkpoint, shape: ModelShape, device: torch.device, 
             raise ModelLoadError(f"{checkpoint.name}: the weights lack {name}")
         if tuple(tensors[name].shape) != size:
             raise ModelLoadError(f"{checkpoint.name}: {name} is {tuple(tensors[name].shape)}, config.json says {size}")
+    if quantized and shape.tied:  # the embeddings stay as they are; the head reads all of its matrix for every token
+        _put_quantized(tensors, "lm_head.weight", tensors[f"{TEXT}.embed_tokens.weight"], device)
     scale, shift = pixel_normalization(checkpoint)
     weights = Weights(tensors)
     vision = VisionEncoder(shape, weights.under("model"), scale.to(device), shift.to(device))
-    return Model(shape, vision, LanguageModel(shape, weights), device, dtype)
+    return Model(shape, vision, LanguageModel(shape, weights), device, dtype, quantized)
+
+
+def is_quantized(name: str) -> bool:
+    """Whether quantizing is for a tensor: for the matrices that a decode step reads, those of the language model's layers and the head.
+
+    Embeddings are looked up, norms are small, and the vision encoder multiplies each weight by a thousand patches: reading it is not what takes the time.
+    """
+    return name == "lm_head.weight" or (name.startswith(f"{TEXT}.layers.") and name.endswith("_proj.weight"))
+
+
+def _put_quantized(tensors: dict[str, torch.Tensor], name: str, tensor: torch.Tensor, device: torch.device) -> None:
+    if tensor.ndim != 2:
+        tensors[name] = tensor  # the check of shapes says what is wrong
+        return
+    weight, scale = quantize(tensor)
+    tensors[name], tensors[f"{name.removesuffix('weight')}{SCALE}"] = weight.to(device), scale.to(device)
 
 
 def pixel_normalization(checkpoint: Checkpoint) -> tuple[torch.Tensor, torch.Tensor]:
@@ -84,7 +120,7 @@ def pixel_normalization(checkpoint: Checkpoint) -> tuple[torch.Tensor, torch.Ten
 def tensor_shapes(shape: ModelShape) -> dict[str, tuple[int, ...]]:
     """Name and shape of every tensor of a checkpoint in the hub's layout."""
     v, t = shape.vision, shape.text
-    vision, text = "model.vision_model", "model.text_model"
+    vision, text = VISION, TEXT
     shapes: dict[str, tuple[int, ...]] = {
         f"{vision}.embeddings.patch_embedding.weight": (v.hidden, 3, v.patch_size, v.patch_size),
         f"{vision}.embeddings.patch_embedding.bias": (v.hidden,),
