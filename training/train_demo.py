@@ -178,7 +178,7 @@ def main() -> None:
     parser.add_argument("--learning-rate", type=float, default=1.5e-3)
     parser.add_argument("--start", type=Path, metavar="FOLDER", help="begin with the weights of this checkpoint, such as vlmbatch/demo")
     parser.add_argument("--reading", type=float, default=READING, help="share of words and numbers among the pictures")
-    parser.add_argument("--compile", action="store_true", help="compile the training step: minutes at the start, up to 1.5x the speed of the vision steps afterwards")
+    parser.add_argument("--compile", action="store_true", help="compile the training step: minutes at the start, faster vision steps afterwards")
     parser.add_argument("--save-every", type=int, default=250, help="steps between states to go on from")
     parser.add_argument("--eval-every", type=int, default=1_000, help="steps between looks at unseen scenes")
     parser.add_argument("--export", type=Path, metavar="FOLDER", help="write the trained checkpoint here, train nothing")
