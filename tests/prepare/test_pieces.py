@@ -112,6 +112,17 @@ def test_a_photograph_is_cut_as_the_grid_is() -> None:
     assert np.array_equal(np.stack(tiles), grid)
 
 
+def test_a_grid_that_tears_nothing_is_kept() -> None:
+    page = Page(2 * EDGE, 2 * EDGE)
+    for top, left in ((40, 40), (40, 180), (170, 40)):
+        page.word(top, left, 40)
+    tiles = lay_out(page.pixels, EDGE)
+    for tile, (top, left) in zip(tiles, ((0, 0), (0, EDGE), (EDGE, 0)), strict=True):
+        assert np.array_equal(tile, page.pixels[top : top + EDGE, left : left + EDGE])
+    page.word(EDGE - 4, 40, 20)
+    assert page.words_of(lay_out(page.pixels, EDGE)) == [(1, 0, 40), (2, 0, 40), (4, 0, 40), (3, 0, 40)]
+
+
 def test_there_is_no_tile_of_paper() -> None:
     page = np.full((4 * EDGE, 2 * EDGE, 3), 244, np.uint8)
     page[::7, ::5] -= 3
@@ -135,7 +146,7 @@ def test_margins_take_no_room_and_faint_words_are_kept() -> None:
     page = Page(4 * EDGE, 3 * EDGE)
     noise = np.random.default_rng(0).integers(-4, 5, page.pixels.shape)
     page.pixels = (page.pixels.astype(np.int16) + noise - 5).clip(0, 255).astype(np.uint8)
-    page.pixels[100:108, 150:200] = 0
+    page.pixels[124:132, 150:200] = 0
     page.pixels[300:308, 150:200] = 200
     (tile,) = lay_out(page.pixels, EDGE)
     assert (tile == 0).all(axis=2).sum() == (tile == 200).all(axis=2).sum() == 8 * 50

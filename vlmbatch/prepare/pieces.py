@@ -2,8 +2,8 @@
 
 The checkpoint's grid cuts through lines, and through the words that stand on its vertical borders; and it tears a line that is wider than a tile apart from
 its end. Here all that is on the page comes to stand in one tile, at the same size: stretches of the page that fit into a tile stay as they are, columns of
-text come one after the other, and a line that is too wide is broken between two words, its end below its beginning. Where there is no gap, as in
-photographs, the cuts are those of the grid.
+text come one after the other, and a line that is too wide is broken between two words, its end below its beginning. A grid that cuts through nothing is
+kept, and where there is no gap, as in photographs, the cuts are those of the grid too.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def lay_out(page: UInt8Array, edge: int) -> list[UInt8Array]:
     """Cuts a page into pieces and lays them one below the other on tiles, in reading order.
 
     Args:
-        page: RGB, uint8, (H, W, 3).
+        page: RGB, uint8, (H, W, 3); H and W are multiples of E.
         edge: E, the edge of a tile in pixels.
 
     Returns:
@@ -63,6 +63,8 @@ def lay_out(page: UInt8Array, edge: int) -> list[UInt8Array]:
     """
     contrast, paper = find_contrast(page)
     faint = is_ink(contrast, FAINT_SHARE)
+    if not _tears(faint, edge):
+        return [tile for tile in _grid(page, edge) if int(tile.max()) - int(tile.min()) > MIN_CONTRAST]
     margin = max(1, edge // 32)
     whole = _trimmed(faint, Box(0, 0, *faint.shape), margin)
     if whole is None:
@@ -85,6 +87,20 @@ def lay_out(page: UInt8Array, edge: int) -> list[UInt8Array]:
         tiles[-1][free_from : free_from + height, :width] = piece
         free_from += height
     return tiles
+
+
+def _grid(page: UInt8Array, edge: int) -> list[UInt8Array]:
+    """The tiles of the grid, row by row."""
+    height, width, _ = page.shape
+    return [page[top : top + edge, left : left + edge] for top in range(0, height, edge) for left in range(0, width, edge)]
+
+
+def _tears(ink: BoolArray, edge: int) -> bool:
+    """Whether the grid cuts through ink."""
+    height, width = ink.shape
+    rows = [int(ink[cut - 1 : cut + 1].sum()) > SPECKS * width for cut in range(edge, height, edge)]
+    columns = [int(ink[:, cut - 1 : cut + 1].sum()) > SPECKS * height for cut in range(edge, width, edge)]
+    return any(rows) or any(columns)
 
 
 def find_contrast(page: UInt8Array) -> tuple[UInt8Array, UInt8Array]:
