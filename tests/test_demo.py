@@ -163,7 +163,9 @@ def test_the_ready_made_jobs_work_on_the_samples(path: Path, tmp_path: Path, mon
     found = {(row["id"], row["prompt"]): row["text"] for row in read_records(output)}
     if path.stem == "questions-vqa":
         assert found["circle-and-square.png", "What shape is blue?"] == "Square."
-        assert len(found) == 7
+        assert len(found) == 9
+        assert found["circle-and-square.png", "What is to the right of the red circle?"] == "A blue square."
+        assert found["stack-of-three.png", "What is directly above the red square?"] == "A purple triangle."
     if path.stem == "scans-ocr":
         assert {f"scans/{name}": text for (name, _), text in found.items()} == {name: text for name, text in contents().items() if name.startswith("scans/")}
     if path.stem == "video-summary":

@@ -39,7 +39,7 @@ def maker() -> ExampleMaker:
 def test_packed_examples_are_answered_as_the_engine_answers(maker: ExampleMaker) -> None:
     rng = np.random.default_rng(11)
     drawn = [scenes.random_scene(rng, longest=(64, 400), reading=0.5) for _ in range(10)]
-    asked = [[(scenes.CAPTION_PROMPTS[0], scene.caption), *scene.questions[:3]] for scene in drawn]
+    asked = [[(scenes.CAPTION_PROMPTS[0], scene.caption), *scene.questions[:3], (scenes.OCR_PROMPTS[0], "XYZ")] for scene in drawn]
     examples = []
     for scene, questions in zip(drawn, asked, strict=True):
         packed = maker.image(scene, rng, maker.full)
