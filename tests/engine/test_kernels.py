@@ -75,3 +75,31 @@ def test_packed_copies_are_part_of_the_budget_or_not_made(tiny: Path) -> None:
     assert roomy.weight_bytes == 2 * weights
     assert not tight.reserve_packed(weights)
     assert tight.weight_bytes == weights
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@torch.inference_mode()
+def test_attention_in_products_is_as_precise_as_torchs_own(dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(0)
+    stacked = torch.randn(2, 100, 3, 4, 16, generator=generator).mul_(2).to(dtype)
+    query, key, value = stacked.permute(2, 0, 3, 1, 4)
+    exact = F.scaled_dot_product_attention(query.double(), key.double(), value.double())
+    errors = [
+        float((attend(query, key, value).double() - exact).square().mean().sqrt()) for attend in (kernels.attend_in_products, F.scaled_dot_product_attention)
+    ]
+    assert errors[0] <= 1.5 * errors[1] + 1e-7
+
+
+@pytest.mark.parametrize("faster", [True, False])
+def test_attention_in_products_is_used_where_it_measures_faster_and_never_in_float32(tiny: Path, monkeypatch: pytest.MonkeyPatch, faster: bool) -> None:
+    monkeypatch.setattr(kernels, "_fastest", lambda calls: [1.0, 0.5 if faster else 2.0, 1.0][: len(calls)])
+    for dtype in ("float32", "bfloat16"):
+        engine, preparer = open_tiny(tiny, dtype=dtype)
+        chosen = kernels.choose_kernels(engine.model.vision, engine.model.language, copies=False)
+        used = [layer.attend is kernels.attend_in_products for layer in engine.model.vision.layers]
+        assert used == [faster and dtype == "bfloat16"] * len(used)
+        assert ("vision.attend" in chosen) == used[0]
+        tiles = torch.from_numpy(mixed_requests(preparer)[0].tiles[:3])
+        with torch.inference_mode():
+            found, wanted = engine.model.vision(tiles), open_tiny(tiny)[0].model.vision(tiles)
+        assert (found.float() - wanted).abs().max() <= (1e-5 if dtype == "float32" else 0.1) * wanted.abs().max()

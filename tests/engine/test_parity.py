@@ -151,3 +151,22 @@ def test_vision_positions_round_as_the_reference_rounds() -> None:
             embeddings.patch_embedding.bias.zero_()
             found = embeddings(torch.zeros(1, 3, grid * 2, grid * 2), torch.ones(1, grid, grid, dtype=torch.bool))
         assert position_ids(VisionShape(1, 1, 1, 1, grid * 2, 2, 1e-6)).tolist() == found[0, :, 0].long().tolist()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_norm_is_llamas_with_and_without_gradients(dtype: torch.dtype) -> None:
+    from transformers.models.llama.modeling_llama import LlamaRMSNorm
+
+    from vlmbatch.engine.model import rms_norm
+
+    reference = LlamaRMSNorm(48, eps=1e-5).to(dtype)
+    x = (torch.randn(6, 48, generator=torch.Generator().manual_seed(0)) * torch.logspace(-4, 4, 6)[:, None]).to(dtype)
+    x[2] = 0
+    with torch.inference_mode():
+        torch.testing.assert_close(rms_norm(x, reference.weight, 1e-5), reference(x), rtol=1e-6 if dtype == torch.float32 else 8e-3, atol=0)
+    free = x.clone().requires_grad_()
+    found = rms_norm(free, reference.weight, 1e-5)
+    torch.testing.assert_close(found, reference(x), rtol=1e-6 if dtype == torch.float32 else 8e-3, atol=0)
+    found.float().sum().backward()
+    assert free.grad is not None
+    assert free.grad.isfinite().all()

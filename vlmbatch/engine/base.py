@@ -27,7 +27,7 @@ class EngineStats:
         cleanups: How often caches were given back to the device.
         cleanup_seconds: What that cost.
         memory: What the memory budget allowed, in bytes.
-        kernels: For each kind of matrix the row counts from which on a packed kernel multiplies it; empty where none does.
+        kernels: For each kind of matrix the row counts from which on a packed kernel multiplies it; ``vision.attend`` where attention is done in products.
         graphs: On CUDA: how many decode steps of fixed shapes were recorded and replayed, and notes on those that could not be. Empty elsewhere.
         peak_device_bytes: The most device memory that was allocated, or None on a CPU.
     """

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from vlmbatch.engine.base import EngineStats
-from vlmbatch.engine.cache import Arena, Cache, DecodeAttention
+from vlmbatch.engine.cache import Arena, Cache, DecodeAttention, wide_mask
 from vlmbatch.engine.weights import Model
 
 logger = logging.getLogger(__name__)
@@ -52,7 +52,7 @@ class BucketAttention(DecodeAttention):
         begin = 0
         for arena, bucket in parts:
             ends = positions[begin : begin + bucket]
-            mask = (torch.arange(arena.capacity, device=ends.device) <= ends[:, None])[:, None, None, :]
+            mask = wide_mask(arena.shape, ends, arena.capacity)
             self.parts.append((arena, bucket, torch.arange(bucket, device=ends.device), ends, arena.capacity, mask))
             begin += bucket
 

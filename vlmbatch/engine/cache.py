@@ -198,6 +198,16 @@ class PrefillAttention:
             segment.row.length += segment.tokens
 
 
+Part = tuple[Arena, int, Tensor, Tensor, int, Tensor | None]
+"""Of a decode step: an arena, its rows that take part, their numbers and the places of their new tokens (rows,), the longest row, and the mask."""
+
+
+def wide_mask(shape: TextShape, ends: Tensor, longest: int) -> Tensor:
+    """Which of ``longest`` places each row sees, (rows, kv_heads, queries a key head, longest): those up to its new token's, ``ends`` (rows,)."""
+    seen = (torch.arange(longest, device=ends.device) <= ends[:, None])[:, None, None, :]
+    return seen.expand(len(ends), shape.kv_heads, shape.heads // shape.kv_heads, longest)
+
+
 class DecodeAttention:
     """Attention of one new token for every live row, arena by arena.
 
@@ -205,7 +215,7 @@ class DecodeAttention:
     """
 
     def __init__(self, cache: Cache) -> None:
-        self.parts: list[tuple[Arena, int, Tensor, Tensor, int, Tensor | None]] = []
+        self.parts: list[Part] = []
         self.rows: list[Row] = []
         for arena in cache.arenas.values():
             count = len(arena.rows)
@@ -216,25 +226,26 @@ class DecodeAttention:
             ends = torch.tensor(lengths, device=cache.device)
             mask = None
             if min(lengths) + 1 < longest:
-                mask = (torch.arange(longest, device=cache.device) <= ends[:, None])[:, None, None, :]
+                mask = wide_mask(cache.shape, ends, longest)
             self.parts.append((arena, count, torch.arange(count, device=cache.device), ends, longest, mask))
             self.rows += arena.rows
 
     def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """See ``Attend``."""
-        outputs, begin = [], 0
-        for arena, count, numbers, ends, longest, mask in self.parts:
-            end = begin + count
-            keys, values = arena.keys[layer], arena.values[layer]
-            keys[numbers, :, ends] = key[begin:end]
-            values[numbers, :, ends] = value[begin:end]
-            kv_heads, dim = key.shape[1:]
-            q = query[begin:end].reshape(count, kv_heads, -1, dim)
-            wide = None if mask is None else mask.expand(count, kv_heads, q.shape[2], longest)
-            out = F.scaled_dot_product_attention(q, keys[:count, :, :longest], values[:count, :, :longest], attn_mask=wide)
-            outputs.append(out.reshape(count, -1))
-            begin = end
-        return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+        if len(self.parts) == 1:  # most often; the tokens need not be divided
+            return self._attend(self.parts[0], layer, query, key, value)
+        counts = [part[1] for part in self.parts]
+        divided = zip(self.parts, query.split(counts), key.split(counts), value.split(counts), strict=True)
+        return torch.cat([self._attend(part, layer, q, k, v) for part, q, k, v in divided])
+
+    def _attend(self, part: Part, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        arena, count, numbers, ends, longest, mask = part
+        keys, values = arena.keys[layer], arena.values[layer]
+        keys[numbers, :, ends] = key
+        values[numbers, :, ends] = value
+        q = query.reshape(count, key.shape[1], -1, key.shape[2])
+        k, v = (store.narrow(0, 0, count).narrow(2, 0, longest) for store in (keys, values))
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).reshape(count, -1)
 
     def finish(self) -> None:
         """Counts the token into every row, after the last layer."""

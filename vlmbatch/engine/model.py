@@ -7,6 +7,7 @@ and softmax are computed where and in the precision that they compute them.
 
 from __future__ import annotations
 
+import functools
 from typing import Protocol
 
 import torch
@@ -181,20 +182,26 @@ class TextLayer:
         """(N, hidden) to the same; cos and sin are (N, 1, head_dim)."""
         shape = self.shape
         qkv = self.qkv(rms_norm(x, self.input_norm, shape.norm_eps)).view(len(x), -1, shape.head_dim)
-        rotated = rotate(qkv[:, : shape.heads + shape.kv_heads], cos, sin)
-        attended = attend(number, rotated[:, : shape.heads], rotated[:, shape.heads :], qkv[:, shape.heads + shape.kv_heads :])
-        x = x + self.out(attended)
+        turned, value = qkv.split((shape.heads + shape.kv_heads, shape.kv_heads), dim=1)
+        query, key = rotate(turned, cos, sin).split((shape.heads, shape.kv_heads), dim=1)
+        x = x + self.out(attend(number, query, key, value))
         gate, up = self.gate_up(rms_norm(x, self.mlp_norm, shape.norm_eps)).chunk(2, dim=-1)
         return x + self.down(F.silu(gate) * up)
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """Root-mean-square norm as LlamaRMSNorm computes it: in float32, rounded to x's dtype before the weight is multiplied in."""
-    if x.dtype == torch.float32:
-        return F.rms_norm(x, x.shape[-1:], weight, eps)  # the same numbers in one operation
-    y = x.float()
-    y = y * torch.rsqrt(y.square().mean(-1, keepdim=True) + eps)
-    return weight * y.to(x.dtype)
+    if torch.is_grad_enabled():  # the square root that is squared again has no gradient at zero
+        return F.rms_norm(x, x.shape[-1:], weight, eps) if x.dtype == torch.float32 else weight * F.rms_norm(x.float(), x.shape[-1:], None, eps).to(x.dtype)
+    length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
+    scale = torch.addcmul(_constant(eps, x.device), length, length, value=1 / x.shape[-1]).rsqrt_()
+    return x * scale * weight if x.dtype == torch.float32 else weight * (x * scale).to(x.dtype)
+
+
+@functools.cache
+def _constant(value: float, device: torch.device) -> Tensor:
+    with torch.inference_mode(False):
+        return torch.tensor(value, dtype=torch.float32, device=device)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
