@@ -350,3 +350,8 @@ def test_the_features_used_last_are_kept_within_their_room() -> None:
     kept.put(b"large", torch.zeros(100))
     assert [name for name in (b"a", b"b", b"c", b"d", b"", b"large") if kept.get(name) is not None] == [b"a", b"c", b"d"]
     assert kept.bytes == 48
+    few = FeatureCache(most_tiles=2)
+    for name in (b"a", b"b", b"c"):
+        few.put(name, torch.zeros(4))
+    assert [name for name in (b"a", b"b", b"c") if few.get(name) is not None] == [b"b", b"c"]
+    assert few.bytes == 32

@@ -8,13 +8,15 @@ from torch import Tensor
 
 MOST_BYTES = 64 << 20
 """Room for about 450 tiles of the 256M model in float32."""
+MOST_TILES = 512
+"""Equal tiles come close together; a small model's features, which could be kept by the thousand, would only scatter over the memory."""
 
 
 class FeatureCache:
-    """Keeps the features of the tiles used last, up to so many bytes. A tile without a key (an empty one) is never kept."""
+    """Keeps the features of the tiles used last, up to so many bytes and tiles. A tile without a key (an empty one) is never kept."""
 
-    def __init__(self, most_bytes: int = MOST_BYTES) -> None:
-        self.most_bytes = most_bytes
+    def __init__(self, most_bytes: int = MOST_BYTES, most_tiles: int = MOST_TILES) -> None:
+        self.most_bytes, self.most_tiles = most_bytes, most_tiles
         self.bytes = 0
         self._kept: collections.OrderedDict[bytes, Tensor] = collections.OrderedDict()
 
@@ -31,7 +33,7 @@ class FeatureCache:
             return
         self._kept[key] = features
         self.bytes += features.nbytes
-        while self.bytes > self.most_bytes:
+        while self.bytes > self.most_bytes or len(self._kept) > self.most_tiles:
             self.bytes -= self._kept.popitem(last=False)[1].nbytes
 
     def clear(self) -> None:
