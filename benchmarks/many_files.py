@@ -121,44 +121,10 @@ def write_rows(output: Path, count: int, killed: bool) -> None:
 
 
 def _record(number: int) -> Record:
+    from tests.write.rows import record
+
     name = f"IMG_{number:08d}.png"
-    return Record(
-        id=name,
-        source=f"/data/pictures/{name}",
-        index=number,
-        media="image",
-        time_seconds=None,
-        end_seconds=None,
-        width=640,
-        height=480,
-        task="caption",
-        prompt=PROMPT,
-        text="A red circle to the left of a blue square.",
-        status="ok",
-        error_type=None,
-        error=None,
-        similar_to=None,
-        finish_reason="stop",
-        mean_logprob=-0.123456,
-        model="demo",
-        revision="r1",
-        engine="torch",
-        device="cpu",
-        dtype="float32",
-        tiles=17,
-        prompt_tokens=1100,
-        new_tokens=20,
-        batch_size=4,
-        read_seconds=0.0123456,
-        prepare_seconds=0.25,
-        wait_seconds=0.5,
-        vision_seconds=0.1,
-        prefill_seconds=0.2,
-        decode_seconds=0.3,
-        compute_seconds=0.05,
-        run_id="20260131T120000-abcdef",
-        created_at="2026-01-31T12:00:00.123Z",
-    )
+    return record(number, id=name, source=f"/data/pictures/{name}", prompt=PROMPT)
 
 
 def resumed(output: Path, count: int) -> dict[str, float]:

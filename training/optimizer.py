@@ -12,8 +12,8 @@ import torch
 class MuonWithAdamW(torch.optim.Optimizer):
     """Two optimizers that step together.
 
-    Muon (Jordan et al., 2024) learned to read characters in half of AdamW's steps here; it is made for matrices between hidden states, so embeddings, norms,
-    biases and heads are AdamW's. Muon's rate is scaled to AdamW's (Liu et al., 2025), so that one learning rate serves both.
+    Muon (Jordan et al., 2024) is made for matrices between hidden states, so embeddings, norms, biases and heads are AdamW's.
+    Muon's rate is scaled to AdamW's (Liu et al., 2025), so that one learning rate serves both.
     """
 
     def __init__(self, matrices: Sequence[torch.Tensor], others: Sequence[torch.Tensor], lr: float, weight_decay: float = 0.05) -> None:

@@ -51,3 +51,8 @@ def run_all(engine: TorchEngine, requests: Sequence[Request]) -> dict[tuple[int,
         queue.put(request)
     queue.close()
     return {(completion.request.tag, completion.question): completion for completion in engine.run(queue)}
+
+
+def texts(engine: TorchEngine, requests: Sequence[Request]) -> dict[tuple[int, int], str | None]:
+    """Answers by (number of the request, question)."""
+    return {key: completion.text for key, completion in run_all(engine, requests).items()}

@@ -6,12 +6,11 @@ import csv
 import logging
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
-from tests.engine.reference import TokenSpy, run_all
+from tests.engine.reference import TokenSpy, run_all, texts
 from tests.engine.test_parity import assert_same, mixed_requests, open_tiny, wanted_answers
 from vlmbatch.checkpoint import find_checkpoint
 from vlmbatch.engine import open_engine
@@ -37,16 +36,6 @@ def into_a_fixed_buffer(compute: Compute) -> Compute:
 def in_buckets(engine: TorchEngine, record: Record = as_it_is, met_before: int = 1) -> TorchEngine:
     engine._buckets = BucketDecoder(engine.model, engine.cache, engine.stats, record, met_before=met_before)
     return engine
-
-
-def texts(engine: TorchEngine, requests: list[Any]) -> dict[tuple[int, int], str | None]:
-    return {key: completion.text for key, completion in run_all(engine, requests).items()}
-
-
-@pytest.fixture(scope="module")
-def plain(tiny: Path) -> dict[tuple[int, int], str | None]:
-    engine, preparer = open_tiny(tiny)
-    return texts(engine, mixed_requests(preparer))
 
 
 def test_buckets_are_powers_of_two_or_all_rows() -> None:

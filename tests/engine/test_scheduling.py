@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.engine.reference import run_all
+from tests.engine.reference import run_all, texts
 from tests.engine.test_parity import mixed_requests, open_tiny, picture
 from vlmbatch.checkpoint import find_checkpoint
 from vlmbatch.engine.base import RequestQueue
@@ -18,19 +18,8 @@ from vlmbatch.engine.budget import CAPS, MemoryBudget
 from vlmbatch.engine.cache import row_capacity
 from vlmbatch.engine.features import FeatureCache
 from vlmbatch.engine.shape import ModelShape
-from vlmbatch.engine.torch_engine import TorchEngine
 from vlmbatch.errors import GenerateError, OutOfMemoryError
 from vlmbatch.records import Conversation, Pixels
-
-
-def texts(engine: TorchEngine, requests: list[Any]) -> dict[tuple[int, int], str | None]:
-    return {key: completion.text for key, completion in run_all(engine, requests).items()}
-
-
-@pytest.fixture(scope="module")
-def plain(tiny: Path) -> dict[tuple[int, int], str | None]:
-    engine, preparer = open_tiny(tiny)
-    return texts(engine, mixed_requests(preparer))
 
 
 def test_a_place_is_refilled_while_others_go_on(tiny: Path) -> None:
