@@ -14,7 +14,7 @@ import vlmbatch
 from vlmbatch import errors
 
 PACKAGE = Path(vlmbatch.__file__).parent
-FLOOR = {"errors", "tasks", "urls", "filesystems", "job", "records", "channel", "checkpoint"}
+FLOOR = {"errors", "tasks", "urls", "values", "filesystems", "job", "job_checks", "records", "channel", "checkpoint"}
 STAGES = {"read", "sample", "prepare", "engine", "write"}
 ALLOWED = {
     **dict.fromkeys(STAGES, FLOOR),
@@ -25,7 +25,9 @@ ALLOWED = {
     "filesystems": {"errors", "urls"},
     "records": {"errors"},
     "checkpoint": {"errors"},
-    "job": {"errors", "tasks", "urls"},
+    "values": {"errors"},
+    "job_checks": {"errors", "urls", "values", "job"},  # the Job as a type only: it is what calls the checks
+    "job": {"errors", "tasks", "urls", "values", "job_checks"},
     "summary": FLOOR,
     "reporter": set(),
     "threads": set(),

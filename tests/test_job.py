@@ -8,7 +8,8 @@ import pytest
 import yaml
 
 from vlmbatch.errors import JobError
-from vlmbatch.job import DEFAULT_SKIP_SIMILAR, Job, parse_size
+from vlmbatch.job import DEFAULT_SKIP_SIMILAR, Job
+from vlmbatch.values import parse_size
 
 INPUTS = {"inputs": ["photos"]}
 

@@ -17,9 +17,10 @@ from PIL.TiffImagePlugin import AppendingTiffWriter
 from tests.media import picture, write_huge_png, write_picture
 from tests.read.web_server import WebServer, serving
 from vlmbatch.errors import DecodeError, JobError, MissingDependencyError, ReadError
-from vlmbatch.job import Job, parse_pages
+from vlmbatch.job import Job
 from vlmbatch.read import open_reader, pages, web
 from vlmbatch.records import Item
+from vlmbatch.values import parse_pages
 
 COLOURS = [(200, 20, 20), (20, 200, 20), (20, 20, 200), (200, 200, 20)]
 

@@ -10,8 +10,9 @@ from typing import Any, Literal, get_args, get_origin
 import click
 
 from vlmbatch.errors import JobError
-from vlmbatch.job import DEFAULT_SKIP_SIMILAR, Job, parse_seconds
+from vlmbatch.job import DEFAULT_SKIP_SIMILAR, Job
 from vlmbatch.urls import is_url
+from vlmbatch.values import parse_seconds
 
 GROUPS = ("", "Data", "Training", "LoRA", "Question", "Video", "Generation", "Model", "Items", "Output", "Resources", "Reporting")
 

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from vlmbatch.errors import JobError
-from vlmbatch.job import Detail, Job, check_types, option
+from vlmbatch.job import Detail, Job, option
+from vlmbatch.values import check_types
 
 Part = Literal["text", "connector", "vision"]
 DTYPE = Literal["auto", "float32", "bfloat16", "float16"]

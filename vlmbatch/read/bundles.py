@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Literal
 
-from vlmbatch.job import TABLE_SUFFIXES, Job
+from vlmbatch.job import Job
+from vlmbatch.job_checks import TABLE_SUFFIXES
 from vlmbatch.read.base import Counts
 
 if TYPE_CHECKING:

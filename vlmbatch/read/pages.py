@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable, Iterator
 
 from vlmbatch.errors import DecodeError, ItemError, ReadError
-from vlmbatch.job import Job, parse_pages
+from vlmbatch.job import Job
 from vlmbatch.read import pdf
 from vlmbatch.read.base import failing_load, one_line
 from vlmbatch.read.found import Found
@@ -16,6 +16,7 @@ from vlmbatch.read.names import suffix_of
 from vlmbatch.read.remote import OnDisk, load_bytes
 from vlmbatch.records import Pixels
 from vlmbatch.urls import is_url
+from vlmbatch.values import parse_pages
 
 logger = logging.getLogger(__name__)
 
