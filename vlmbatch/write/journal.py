@@ -67,6 +67,7 @@ class JournalScan:
     """Goes through the lines of a journal. Lines that are damaged are left out, and said so, once.
 
     Attributes:
+        is_damaged: Whether lines before the last one were damaged, once all have been gone through.
         header: The header; None when there is no journal, or an empty file.
         end: Offset after the last good line; known once every line was seen. What comes after it is a torn tail.
 
@@ -77,7 +78,7 @@ class JournalScan:
     def __init__(self, path: Path) -> None:
         self._path = path
         self.end = self._start = 0
-        self._has_complained = False
+        self.is_damaged = False
         self.header: Header | None = None
         try:
             with open(path, "rb") as file:
@@ -119,8 +120,8 @@ class JournalScan:
                         yield entry
         except OSError as error:
             raise OutputError(f"cannot read {self._path}: {reason(error)}") from error
-        if damaged_before_end and not self._has_complained:
-            self._has_complained = True
+        if damaged_before_end and not self.is_damaged:
+            self.is_damaged = True
             logger.warning("%s: %d damaged lines; their rows are done again", self._path, damaged_before_end)
 
     def rows(self) -> Iterator[tuple[Entry, Row]]:

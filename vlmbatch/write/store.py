@@ -167,9 +167,9 @@ class OutputStore(Writer):
         if self._earlier and meant and meant[:-1] == _stat(self._output):
             self._at_rest = True
             self._earlier.count = self._read_journal(scan)
-            if self._earlier.count == meant[-1]:
+            if self._earlier.count == meant[-1] and not scan.is_damaged:
                 return
-            self._table, self._earlier.count, self._at_rest = RowTable(), 0, False  # lines are missing
+            self._table, self._earlier.count, self._at_rest = RowTable(), 0, False  # lines are missing, damaged or there twice
         if self._earlier:
             self._earlier.scan(self._table)
         self._read_journal(scan)
@@ -182,6 +182,8 @@ class OutputStore(Writer):
                 place = entry.place
                 self._changed = True
             elif self._at_rest:
+                if self._table.number(entry.key) is not None:
+                    return -1
                 place = -1 - standing
                 standing += 1
             else:
