@@ -469,3 +469,16 @@ def test_the_same_checkpoint_under_another_path_is_no_difference(output: Path) -
         assert is_done(writer, record(0))
     with pytest.raises(OutputError, match="model: "):
         store(output, {**settings, "model": "other", "revision": "sha256:5678"})
+
+
+def test_a_journal_with_a_lost_and_a_repeated_line_does_not_speak_for_output(tmp_path: Path) -> None:
+    output = tmp_path / "out.jsonl"
+    with store(output) as rows:
+        for number in range(3):
+            rows.write(record(number), "x")
+    journal = Path(f"{output}.journal")
+    lines = journal.read_bytes().splitlines(keepends=True)
+    journal.write_bytes(b"".join([*lines[:2], lines[3], lines[3]]))  # as many lines as before
+    with store(output) as rows:
+        rows.write(record(9), "x")
+    assert ids(output) == ["00000.jpg", "00001.jpg", "00002.jpg", "00009.jpg"]
