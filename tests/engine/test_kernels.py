@@ -10,11 +10,14 @@ import torch.nn.functional as F
 
 from tests.engine.test_parity import assert_same, mixed_requests, open_tiny, wanted_answers
 from vlmbatch.checkpoint import find_checkpoint
-from vlmbatch.engine import kernels
+from vlmbatch.engine import kernels, packed
 from vlmbatch.engine.budget import CAPS, MemoryBudget
 from vlmbatch.engine.linear import Linear
+from vlmbatch.engine.model import AttendTiles
+from vlmbatch.engine.packed import BANDS, PackedLinear, can_pack, pack
+from vlmbatch.engine.tile_attention import attend_in_onednn, attend_in_products
 
-pytestmark = pytest.mark.skipif(not kernels.can_pack(torch.device("cpu"), torch.float32), reason="no oneDNN here")
+pytestmark = pytest.mark.skipif(not can_pack(torch.device("cpu"), torch.float32), reason="no oneDNN here")
 
 
 @pytest.fixture
@@ -27,24 +30,24 @@ def linear() -> Linear:
 @torch.inference_mode()
 def test_a_packed_product_equals_the_plain_one(linear: Linear, rows: int) -> None:
     x = torch.randn(3, rows, 40)
-    packed = kernels.pack(linear)
-    torch.testing.assert_close(packed(x), F.linear(x, linear.weight, linear.bias))
-    torch.testing.assert_close(packed.gelu(x), F.gelu(F.linear(x, linear.weight, linear.bias), approximate="tanh"), rtol=1e-4, atol=1e-5)
+    found = pack(linear)
+    torch.testing.assert_close(found(x), F.linear(x, linear.weight, linear.bias))
+    torch.testing.assert_close(found.gelu(x), F.gelu(F.linear(x, linear.weight, linear.bias), approximate="tanh"), rtol=1e-4, atol=1e-5)
 
 
 @torch.inference_mode()
 def test_each_band_of_row_counts_uses_its_kernel(linear: Linear, monkeypatch: pytest.MonkeyPatch) -> None:
     used: list[int] = []
-    real = kernels._packed
+    real = packed.multiply
 
     def spy(x: torch.Tensor, *arguments: object) -> torch.Tensor:
         used.append(len(x))
         return real(x, *arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(kernels, "_packed", spy)
-    packed = kernels.pack(linear, (False, True, False, True))
+    monkeypatch.setattr(packed, "multiply", spy)
+    found = pack(linear, (False, True, False, True))
     for rows in (1, 2, 31, 32, 127, 128, 500):
-        packed(torch.randn(rows, 40))
+        found(torch.randn(rows, 40))
     assert used == [2, 31, 128, 500]
 
 
@@ -52,17 +55,17 @@ def test_measuring_chooses_kernels_that_exist_for_the_rows_they_meet(tiny: Path)
     model = open_tiny(tiny)[0].model
     chosen = kernels.choose_kernels(model.vision, model.language)
     kinds = {place.kind for place in kernels.places(model.vision, model.language)}
-    assert set(chosen) <= kinds
-    assert all(set(begins) <= set(kernels.BANDS) for begins in chosen.values())
+    assert {kind for kind in chosen if not kind.startswith("vision.attend")} <= kinds
+    assert all(set(begins) <= set(BANDS) for begins in chosen.values())
     for place in kernels.places(model.vision, model.language):
-        assert isinstance(place.linear, kernels.PackedLinear) == (place.kind in chosen)
+        assert isinstance(place.linear, PackedLinear) == (place.kind in chosen)
 
 
 def test_answers_through_packed_kernels_equal_generate(tiny: Path) -> None:
     engine, preparer = open_tiny(tiny)
     requests = mixed_requests(preparer)
     chosen = kernels.choose_kernels(engine.model.vision, engine.model.language, measured=False)
-    assert chosen["qkv"] == list(kernels.BANDS)
+    assert chosen["qkv"] == list(BANDS)
     assert chosen["vision.fc1"] == [128]
     assert_same(engine, requests, wanted_answers(tiny, requests), find_checkpoint(str(tiny)).end_token_ids())
 
@@ -77,29 +80,33 @@ def test_packed_copies_are_part_of_the_budget_or_not_made(tiny: Path) -> None:
     assert tight.weight_bytes == weights
 
 
+@pytest.mark.parametrize("attend", [attend_in_products, attend_in_onednn])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @torch.inference_mode()
-def test_attention_in_products_is_as_precise_as_torchs_own(dtype: torch.dtype) -> None:
+def test_attention_in_products_is_as_precise_as_torchs_own(dtype: torch.dtype, attend: AttendTiles) -> None:
+    if attend is attend_in_onednn and not can_pack(torch.device("cpu"), dtype):
+        pytest.skip("no product of this number format here")
     generator = torch.Generator().manual_seed(0)
     stacked = torch.randn(2, 100, 3, 4, 16, generator=generator).mul_(2).to(dtype)
     query, key, value = stacked.permute(2, 0, 3, 1, 4)
+    before = stacked.clone()
     exact = F.scaled_dot_product_attention(query.double(), key.double(), value.double())
-    errors = [
-        float((attend(query, key, value).double() - exact).square().mean().sqrt()) for attend in (kernels.attend_in_products, F.scaled_dot_product_attention)
-    ]
+    errors = [float((way(query, key, value).double() - exact).square().mean().sqrt()) for way in (attend, F.scaled_dot_product_attention)]
+    assert torch.equal(stacked, before)
     assert errors[0] <= 1.5 * errors[1] + 1e-7
 
 
-@pytest.mark.parametrize("faster", [True, False])
-def test_attention_in_products_is_used_where_it_measures_faster_and_never_in_float32(tiny: Path, monkeypatch: pytest.MonkeyPatch, faster: bool) -> None:
-    monkeypatch.setattr(kernels, "_fastest", lambda calls: [1.0, 0.5 if faster else 2.0, 1.0][: len(calls)])
-    for dtype in ("float32", "bfloat16"):
-        engine, preparer = open_tiny(tiny, dtype=dtype)
-        chosen = kernels.choose_kernels(engine.model.vision, engine.model.language, copies=False)
-        used = [layer.attend is kernels.attend_in_products for layer in engine.model.vision.layers]
-        assert used == [faster and dtype == "bfloat16"] * len(used)
-        assert ("vision.attend" in chosen) == used[0]
-        tiles = torch.from_numpy(mixed_requests(preparer)[0].tiles[:3])
-        with torch.inference_mode():
-            found, wanted = engine.model.vision(tiles), open_tiny(tiny)[0].model.vision(tiles)
-        assert (found.float() - wanted).abs().max() <= (1e-5 if dtype == "float32" else 0.1) * wanted.abs().max()
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(("seconds", "chosen"), [([1.0, 0.5, 2.0], attend_in_products), ([1.0, 0.5, 0.4], attend_in_onednn), ([1.0, 0.95, 0.92], None)])
+def test_the_attention_of_tiles_is_what_measures_fastest(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch, dtype: str, seconds: list[float], chosen: AttendTiles | None
+) -> None:
+    monkeypatch.setattr(kernels, "_fastest", lambda calls: seconds[: len(calls)])
+    engine, preparer = open_tiny(tiny, dtype=dtype)
+    found = kernels.choose_kernels(engine.model.vision, engine.model.language, copies=False)
+    assert {layer.attend for layer in engine.model.vision.layers} == {chosen or F.scaled_dot_product_attention}
+    assert list(found) == ([f"vision.{chosen.__name__}"] if chosen else [])
+    tiles = torch.from_numpy(mixed_requests(preparer)[0].tiles[:3])
+    with torch.inference_mode():
+        features, wanted = engine.model.vision(tiles), open_tiny(tiny)[0].model.vision(tiles)
+    assert (features.float() - wanted).abs().max() <= (1e-5 if dtype == "float32" else 0.1) * wanted.abs().max()

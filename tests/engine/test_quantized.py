@@ -19,7 +19,7 @@ from tests.checkpoints import write_tiny_checkpoint
 from tests.engine.reference import run_all
 from tests.engine.test_parity import assert_same, mixed_requests, open_tiny, wanted_answers
 from vlmbatch.checkpoint import find_checkpoint
-from vlmbatch.engine import kernels, open_engine
+from vlmbatch.engine import digits, kernels, open_engine
 from vlmbatch.engine.budget import CAPS, MemoryBudget
 from vlmbatch.engine.linear import Linear, QuantizedLinear, quantize
 from vlmbatch.engine.model import TextLayer
@@ -37,7 +37,7 @@ from vlmbatch.write.summary import read_summary
 
 SAMPLES = Path(__file__).parent.parent.parent / "sample_data"
 CPU = torch.device("cpu")
-has_digits = pytest.mark.skipif(not kernels.can_write_digits(), reason="no exact product of 8-bit numbers on this processor")
+has_digits = pytest.mark.skipif(not digits.can_write_digits(), reason="no exact product of 8-bit numbers on this processor")
 
 
 def random_quantized(outputs: int, inputs: int, seed: int = 0) -> QuantizedLinear:
@@ -89,18 +89,18 @@ def test_the_matrix_turned_back_gives_its_product_at_every_block_size(monkeypatc
 @torch.inference_mode()
 def test_the_product_of_digits_is_that_of_the_weights(outputs: int, inputs: int, dtype: torch.dtype) -> None:
     linear = random_quantized(outputs, inputs)
-    digits = kernels.write_digits(linear)
+    product = digits.write_digits(linear)
     x = (torch.randn(9, inputs, generator=torch.Generator().manual_seed(1)) * torch.logspace(-6, 6, 9)[:, None]).to(dtype)
     x[4] = 0
-    found, wanted = digits(x), exact_product(linear, x)
+    found, wanted = product(x), exact_product(linear, x)
     assert found.dtype == dtype
     # Inputs of 16 bits are rounded by half a step of the second digit; the rest is what the number format of the result rounds.
     half_step = x.double().abs().amax(dim=1, keepdim=True) / 127 / 512
     moved = half_step * (linear.weight.double().abs() * linear.scale.double()[:, None]).sum(dim=1)
     rounded = wanted.abs() * (2**-8 if dtype == torch.bfloat16 else 1e-5)
     assert ((found.double() - wanted).abs() <= 1.02 * moved + rounded + 1e-25).all()
-    assert torch.equal(digits(x[None]), found[None])
-    alone = torch.cat([digits(row[None]) for row in x])
+    assert torch.equal(product(x[None]), found[None])
+    alone = torch.cat([product(row[None]) for row in x])
     torch.testing.assert_close(alone, found, rtol=1e-5, atol=0)
 
 
@@ -110,27 +110,27 @@ def test_the_product_of_digits_is_that_of_the_weights(outputs: int, inputs: int,
 def test_the_layout_can_be_undone_for_many_rows(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype) -> None:
     linear = random_quantized(48, 40)
     used: list[int] = []
-    real = kernels._eight_bit
+    real = digits._eight_bit
 
-    def spy(digits: torch.Tensor, *arguments: object) -> torch.Tensor:
-        used.append(len(digits) // 2)
-        return real(digits, *arguments)  # type: ignore[arg-type]
+    def spy(two: torch.Tensor, *arguments: object) -> torch.Tensor:
+        used.append(len(two) // 2)
+        return real(two, *arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(kernels, "_eight_bit", spy)
-    digits = kernels.write_digits(linear, (True, True, True, False))
+    monkeypatch.setattr(digits, "_eight_bit", spy)
+    product = digits.write_digits(linear, (True, True, True, False))
     for rows in (1, 31, 127, 128, 300):
         x = torch.randn(rows, 40, dtype=dtype)
-        torch.testing.assert_close(digits(x), linear(x), rtol=0, atol=0 if rows >= 128 else 1e-3 if dtype == torch.float32 else 0.15)
+        torch.testing.assert_close(product(x), linear(x), rtol=0, atol=0 if rows >= 128 else 1e-3 if dtype == torch.float32 else 0.15)
     assert used == [1, 31, 127]
 
 
 @has_digits
 @torch.inference_mode()
 def test_digits_hide_no_number_that_is_not_finite() -> None:
-    digits = kernels.write_digits(random_quantized(16, 8))
+    product = digits.write_digits(random_quantized(16, 8))
     x = torch.ones(3, 8)
     x[0, 3], x[1, 5] = float("nan"), float("inf")
-    assert digits(x).isfinite().all(dim=1).tolist() == [False, False, True]
+    assert product(x).isfinite().all(dim=1).tolist() == [False, False, True]
 
 
 def quantized_copy(folder: Path, target: Path) -> Path:
@@ -172,7 +172,7 @@ def test_measuring_replaces_the_plain_matrix_and_keeps_no_copy(tiny: Path) -> No
     chosen = kernels.choose_kernels(model.vision, model.language, copies=False, measured=False)
     assert set(chosen) == {"qkv", "out", "gate_up", "down", "head"}
     places = list(kernels.places(model.vision, model.language))
-    assert all(isinstance(place.linear, kernels.DigitLinear) != place.kind.startswith("vision.") for place in places)
+    assert all(isinstance(place.linear, digits.DigitLinear) != place.kind.startswith("vision.") for place in places)
     assert kernels.packed_bytes(model.vision, model.language, chosen=True) == 0
     found = {key: completion.text for key, completion in run_all(engine, mixed_requests(preparer)).items()}
     tokens = [(a, b) for key in plain for a, b in zip(str(plain[key]).split(), str(found[key]).split(), strict=False)]
@@ -184,7 +184,7 @@ def test_measured_kernels_of_a_quantized_model_are_known_kinds(tiny: Path) -> No
     chosen = kernels.choose_kernels(model.vision, model.language)
     for place in kernels.places(model.vision, model.language):
         if not place.kind.startswith("vision."):
-            assert isinstance(place.linear, kernels.DigitLinear if place.kind in chosen else QuantizedLinear)
+            assert isinstance(place.linear, digits.DigitLinear if place.kind in chosen else QuantizedLinear)
 
 
 def held_bytes(model: object) -> int:

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 
 from vlmbatch.bench.sizes import Sizes
 from vlmbatch.engine.device import synchronize
-from vlmbatch.engine.kernels import can_pack, pack
 from vlmbatch.engine.linear import Linear
+from vlmbatch.engine.packed import can_pack, pack
 from vlmbatch.engine.shape import ModelShape
 
 

@@ -22,7 +22,8 @@ def _open_torch(job: Job, checkpoint: Checkpoint, prepare: Prepare, decode: Deco
     from vlmbatch.engine.buckets import CudaGraphs
     from vlmbatch.engine.budget import CAPS, MemoryBudget
     from vlmbatch.engine.device import SMALL_MODEL_PARAMETERS, device_memory, find_device, find_dtype, is_out_of_memory, keep_freed_memory
-    from vlmbatch.engine.kernels import can_pack, choose_kernels, packed_bytes
+    from vlmbatch.engine.kernels import choose_kernels, packed_bytes
+    from vlmbatch.engine.packed import can_pack
     from vlmbatch.engine.sampling import SamplingOptions
     from vlmbatch.engine.shape import ModelShape
     from vlmbatch.engine.torch_engine import TorchEngine

@@ -51,7 +51,7 @@ class MemoryBudget:
         limit: Bytes that the engine may take in all.
         caps: What the device takes at once.
         tile_bytes: Peak activation bytes of a tile: an estimate, until the first encoder call has been measured.
-        packed_bytes: Bytes of second copies of weights (kernels.py); 0 without them.
+        packed_bytes: Bytes of second copies of weights (packed.py); 0 without them.
         quantized: Whether the matrices of the language model are 8-bit whole numbers.
     """
 

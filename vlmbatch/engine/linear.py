@@ -35,7 +35,7 @@ class QuantizedLinear(Linear):
     """A matrix of 8-bit whole numbers, int8 (out, in): output ``i`` is ``scale[i] * weight[i]`` times the input.
 
     Every product turns the matrix back block by block, into the number format of its input. That works on every device and is exact in float32; it saves
-    memory, and on a GPU no time. kernels.py has a product that reads the 8-bit numbers themselves.
+    memory, and on a GPU no time. digits.py has a product that reads the 8-bit numbers themselves.
 
     Attributes:
         scale: Float32 (out,).

@@ -1,0 +1,39 @@
+"""Attention of all patches of a tile to each other, on a CPU: torch's own, or a head at a time in matrix products.
+
+torch multiplies in blocks, by MKL; on some processors oneDNN's product is more than twice as fast. With a thousand patches a tile the scores of one head are a
+few megabytes, which stay in the caches between the product that makes them, the softmax and the product that uses them.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from vlmbatch.engine.packed import multiply
+
+
+def attend_in_products(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Attention (n, heads, patches, D) by torch's products: scores and softmax in float32, weights in the number format.
+
+    That is how precise torch's own attention is in bfloat16, which multiplies it in smaller blocks.
+    """
+    count, heads, patches, dim = query.shape
+    result = query.new_empty(count, patches, heads, dim)
+    for tile in range(count):
+        for head in range(heads):
+            scores = torch.mm(query[tile, head].float() * dim**-0.5, key[tile, head].float().t())
+            torch.mm(torch.softmax(scores, dim=-1).to(query.dtype), value[tile, head], out=result[tile, :, head])
+    return result.transpose(1, 2)
+
+
+def attend_in_onednn(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """The same by oneDNN's products. Keys and values take the place of a weight, for which the values of a head are turned to (D, patches)."""
+    count, heads, patches, dim = query.shape
+    result = value.new_empty(count, patches, heads, dim)
+    for tile in range(count):  # so that what is laid out anew stays in the caches
+        queries, keys = (query[tile].float() * dim**-0.5).contiguous(), key[tile].float().contiguous()
+        turned = value[tile].transpose(-1, -2).contiguous()
+        for head in range(heads):
+            weights = torch.softmax(multiply(queries[head], keys[head]), dim=-1).to(value.dtype)
+            result[tile, :, head] = multiply(weights, turned[head])
+    return result.transpose(1, 2)
