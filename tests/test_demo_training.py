@@ -77,6 +77,26 @@ def test_patches_are_labelled_with_what_they_show_and_its_place(maker: ExampleMa
     assert set(np.unique(example.patches[0, :, 0])) == {0, 1, 1 + len(scenes.SHAPES) + 3}
 
 
+def test_training_sees_more_long_words_and_rows_of_three_than_there_are() -> None:
+    def shares(hard: float) -> tuple[float, float]:
+        rng = np.random.default_rng(5)
+        words = [len(scenes.random_scene(rng, longest=(128, 140), reading=1.0, hard=hard).text) for _ in range(200)]
+        rows = [len(scenes.random_scene(rng, longest=(64, 70), reading=0.0, hard=hard).things) - 1 for _ in range(200)]
+        return float(np.mean(np.array(words) > 4)), float(np.mean(np.array(rows) == 3))
+
+    (words, rows), (more_words, more_rows) = shares(0.0), shares(1.0)
+    assert more_words > 1.3 * words
+    assert more_rows > 1.3 * rows
+
+
+def test_who_stands_where_is_always_asked(maker: ExampleMaker) -> None:
+    rng = np.random.default_rng(0)
+    for number in range(20):
+        scene = scenes.random_scene(rng, longest=(64, 96), reading=0.0)
+        kinds = maker.image(scene, rng, maker.low).kinds
+        assert ("relation" in kinds) == (len(scene.things) > 2), number
+
+
 def test_a_page_is_not_asked_about_as_a_whole(maker: ExampleMaker) -> None:
     example = maker.image(scenes.page_scene(["NO", "12"], (1, 2), (400, 190)), np.random.default_rng(0), maker.full)
     assert (example.patches[-1] == IGNORED).all()

@@ -39,6 +39,10 @@ PATCH_CLASSES = (
 """A character and its place are one class, not two: so the encoder learns to say "B, second" where a sum over patches keeps it readable."""
 READING = 0.6
 """Share of words and numbers among the pictures."""
+HARD = 0.8
+"""Share of scenes of which the one with more shapes or characters of two is taken: what the model learns last."""
+ONE_TILE = (64, 448)
+"""Longest edges of pictures that are scaled to one tile; of larger ones it looks the same."""
 REPLAYED = 3
 """Drawing costs as much as learning, so one of so many examples in a batch is new; the others were drawn before."""
 KEPT = 20_000
@@ -86,22 +90,23 @@ class ExampleMaker:
         """A random example; ``full`` is the share of pictures at full detail (more tiles, so more work), half of the others are at native detail."""
         if rng.random() < 0.15:
             return self.clip(scenes.random_clip(rng), rng)
-        in_full = rng.random() < full
+        in_full, as_one = rng.random() < full, False
         if in_full and rng.random() < 0.25:
             scene = scenes.random_page(rng, int(rng.integers(160, 480)))
         else:
-            longest = (64, 1600) if rng.random() < 0.1 else (64, 384) if in_full else (64, 192)
-            scene = scenes.random_scene(rng, longest=longest, reading=self.reading)
+            as_one = not in_full and rng.random() < 0.5
+            longest = (64, 1600) if rng.random() < 0.1 else (64, 384) if in_full else ONE_TILE if as_one else (64, 192)
+            scene = scenes.random_scene(rng, longest=longest, reading=self.reading, hard=HARD)
         if rng.random() < 0.6:
             scene = dataclasses.replace(scene, pixels=scenes.jpeg(scene.pixels, int(rng.integers(60, 96))))
         if in_full:
             return self.image(scene, rng, self.full)
         height, width = scene.pixels.shape[:2]
-        return self.image(scene, rng, self.low if rng.random() < 0.5 else self.full.native(width, height))
+        return self.image(scene, rng, self.low if as_one else self.full.native(width, height))
 
     def tiny(self, rng: np.random.Generator) -> Example:
         """A random picture that is one tile: a fifth of the work of a large one."""
-        scene = scenes.random_scene(rng, longest=(64, 192), reading=self.reading)
+        scene = scenes.random_scene(rng, longest=ONE_TILE, reading=self.reading, hard=HARD)
         if rng.random() < 0.5:
             scene = dataclasses.replace(scene, pixels=scenes.jpeg(scene.pixels, int(rng.integers(60, 96))))
         return self.image(scene, rng, self.low)
@@ -241,7 +246,7 @@ def _pick_questions(scene: scenes.Scene, rng: np.random.Generator) -> list[tuple
         kinds.setdefault(question_kind(question, answer), []).append((question, answer))
     names = list(kinds.get("yes", []))
     picked = []
-    for kind in rng.permutation(sorted(kinds))[:3]:
+    for kind in dict.fromkeys(["relation"] * ("relation" in kinds) + list(rng.permutation(sorted(kinds))[:3])):  # who stands where is the hardest to learn
         found = kinds[str(kind)]
         picked.append((str(kind), *found[int(rng.integers(len(found)))]))
     if names and rng.random() < 0.4:

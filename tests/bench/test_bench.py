@@ -255,7 +255,7 @@ def test_an_unknown_name_is_refused() -> None:
 
 @pytest.fixture
 def small_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vlmbatch.bench.run.choose_sizes", lambda device, *, quick: SIZES)
+    monkeypatch.setattr("vlmbatch.bench.run.choose_sizes", lambda device, *, quick, rounds: dataclasses.replace(SIZES, rounds=rounds or SIZES.rounds))
 
 
 @pytest.mark.usefixtures("small_sizes")
@@ -272,6 +272,8 @@ def test_the_command_prints_a_table_and_writes_json(tiny: Path, tmp_path: Path) 
     result = CliRunner().invoke(cli, [*arguments, "--json", "-"])
     assert [row["name"] for row in json.loads(result.stdout)["rows"]] == ["vision", "frames"]
     assert "items/s" in result.stderr
+    result = CliRunner().invoke(cli, [*arguments[:-4], "--only", "vision", "--rounds", "2", "--json", "-"])
+    assert json.loads(result.stdout)["rows"][0]["details"]["tiles_per_second"]["rounds"] == 2
 
 
 @pytest.mark.usefixtures("small_sizes")

@@ -28,6 +28,7 @@ class Settings:
         model: A real checkpoint instead.
         only: What is measured; everything when empty.
         quick: Little of it.
+        rounds: How often each side does a piece of work; None leaves it to the device.
         compare: Whether transformers does the workloads too.
     """
 
@@ -37,6 +38,7 @@ class Settings:
     only: Sequence[str] = ()
     quick: bool = False
     compare: Literal["transformers"] | None = None
+    rounds: int | None = None
 
     def names(self) -> list[str]:
         """What is measured, in the order of the table.
@@ -69,7 +71,7 @@ def open_bench(settings: Settings, sizes: Sizes | None = None) -> Bench:
 
         import_transformers()
     subject = Subject(settings.job, open_checkpoint(settings.shape, settings.model, settings.job.revision))
-    bench = Bench(subject, sizes or choose_sizes(subject.device.type, quick=settings.quick))
+    bench = Bench(subject, sizes or choose_sizes(subject.device.type, quick=settings.quick, rounds=settings.rounds))
     if settings.compare:
         bench.reference = Reference(subject)  # before the engine is opened, which takes its share of what memory is free then
     return bench

@@ -89,8 +89,13 @@ QUICK = Sizes(
 )
 
 
-def choose_sizes(device: str, *, quick: bool) -> Sizes:
-    """The sizes for a kind of device (``cpu``, ``cuda``, ``mps``)."""
+def choose_sizes(device: str, *, quick: bool, rounds: int | None = None) -> Sizes:
+    """The sizes for a kind of device (``cpu``, ``cuda``, ``mps``); ``rounds`` instead of their own."""
+    sizes = _sizes_for(device, quick)
+    return dataclasses.replace(sizes, rounds=rounds or sizes.rounds)
+
+
+def _sizes_for(device: str, quick: bool) -> Sizes:
     if device == "cpu":
         return QUICK if quick else Sizes()
     if not quick:

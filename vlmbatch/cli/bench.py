@@ -21,7 +21,9 @@ The work is made up on the spot: random weights in a published model's shapes (s
 their limits. Shares are of what matrix products (gemm) and copies (copy) reach in the same run."""
 
 
-def _callback(shape: str | None, model: str | None, only: tuple[str, ...], quick: bool, compare: Any, json_path: str | None, **values: Any) -> None:
+def _callback(
+    shape: str | None, model: str | None, only: tuple[str, ...], quick: bool, rounds: int | None, compare: Any, json_path: str | None, **values: Any
+) -> None:
     from vlmbatch.bench.run import Settings, open_bench, run
 
     if model is None and values.get("revision"):
@@ -29,7 +31,7 @@ def _callback(shape: str | None, model: str | None, only: tuple[str, ...], quick
     if model is not None and shape is not None:
         raise click.UsageError("--shape makes random weights, --model takes real ones: give one")
     job = Job.from_dict({**given(values), **({"model": model} if model else {})})
-    settings = Settings(job, shape or "256m", model, only, quick, compare)
+    settings = Settings(job, shape or "256m", model, only, quick, compare, rounds)
     report = Report(json_path)
     bench = open_bench(settings)
     report.head(bench.describe())
@@ -97,6 +99,14 @@ _command.params += [
     GroupedOption(["--model"], default=None, metavar="MODEL", help="A real checkpoint instead: hub id, local folder, or `demo`.", group=""),
     GroupedOption(["--quick"], is_flag=True, help="A few of the rows, with little work: about a minute on two cores, --compare included.", group=""),
     GroupedOption(["--only"], type=click.Choice(NAMES), multiple=True, help="Only these rows; may be given several times.", group=""),
+    GroupedOption(
+        ["--rounds"],
+        type=click.IntRange(min=1),
+        default=None,
+        metavar="N",
+        help="How often each side does a piece of work; more than one shows the spread. [default: 3; 1 with --quick]",
+        group="",
+    ),
     GroupedOption(
         ["--compare"],
         type=click.Choice(["transformers"]),
