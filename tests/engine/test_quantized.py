@@ -285,7 +285,7 @@ def test_bench_measures_the_quantized_model(tiny: Path, tmp_path: Path, monkeypa
     from tests.bench.test_bench import SIZES
     from vlmbatch.cli.main import cli
 
-    monkeypatch.setattr("vlmbatch.bench.run.choose_sizes", lambda device, *, quick: SIZES)
+    monkeypatch.setattr("vlmbatch.bench.run.choose_sizes", lambda device, **_: SIZES)
     rows = {}
     for name in ("none", "int8"):
         arguments = ["--model", str(tiny), "--device", "cpu", "--dtype", "float32", "--only", "decode", "--quantize", name, "--json", str(tmp_path / name)]

@@ -54,9 +54,10 @@ class Place:
 
 
 def places(vision: VisionEncoder, language: LanguageModel) -> Iterator[Place]:
-    """Every matrix of the layers, and the head, with the bands of row counts that it meets."""
+    """Every matrix of the model, with the bands of row counts that it meets."""
     decode, many = tuple(range(len(BANDS))), (len(BANDS) - 1,)
     dtype = language.embedding.dtype
+    yield from (Place(vision, name, f"vision.{name}", many, dtype) for name in ("patch", "projection"))
     for layer in vision.layers:
         assert isinstance(layer, VisionLayer)
         yield from (Place(layer, name, f"vision.{name}", many, dtype, name == "fc1") for name in ("qkv", "out", "fc1", "fc2"))

@@ -31,7 +31,8 @@ def attend_in_onednn(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     count, heads, patches, dim = query.shape
     result = value.new_empty(count, patches, heads, dim)
     for tile in range(count):  # so that what is laid out anew stays in the caches
-        queries, keys = (query[tile].float() * dim**-0.5).contiguous(), key[tile].float().contiguous()
+        queries = torch.mul(query[tile].float(), dim**-0.5, out=query.new_empty(heads, patches, dim, dtype=torch.float32))
+        keys = key[tile].float().contiguous()
         turned = value[tile].transpose(-1, -2).contiguous()
         for head in range(heads):
             weights = torch.softmax(multiply(queries[head], keys[head]), dim=-1).to(value.dtype)
