@@ -11,11 +11,12 @@ import torch.nn.functional as F
 from tests.engine.test_parity import assert_same, mixed_requests, open_tiny, wanted_answers
 from vlmbatch.checkpoint import find_checkpoint
 from vlmbatch.engine import kernels, packed
+from vlmbatch.engine.attention import attend_in_onednn, attend_in_products, attend_rows_in_products
 from vlmbatch.engine.budget import CAPS, MemoryBudget
+from vlmbatch.engine.cache import wide_mask
 from vlmbatch.engine.linear import Linear
 from vlmbatch.engine.model import AttendTiles
 from vlmbatch.engine.packed import BANDS, PackedLinear, can_pack, pack
-from vlmbatch.engine.tile_attention import attend_in_onednn, attend_in_products
 
 pytestmark = pytest.mark.skipif(not can_pack(torch.device("cpu"), torch.float32), reason="no oneDNN here")
 
@@ -55,7 +56,7 @@ def test_measuring_chooses_kernels_that_exist_for_the_rows_they_meet(tiny: Path)
     model = open_tiny(tiny)[0].model
     chosen = kernels.choose_kernels(model.vision, model.language)
     kinds = {place.kind for place in kernels.places(model.vision, model.language)}
-    assert {kind for kind in chosen if not kind.startswith("vision.attend")} <= kinds
+    assert {kind for kind in chosen if "attend" not in kind} <= kinds
     assert all(set(begins) <= set(BANDS) for begins in chosen.values())
     for place in kernels.places(model.vision, model.language):
         assert isinstance(place.linear, PackedLinear) == (place.kind in chosen)
@@ -96,12 +97,45 @@ def test_attention_in_products_is_as_precise_as_torchs_own(dtype: torch.dtype, a
     assert errors[0] <= 1.5 * errors[1] + 1e-7
 
 
+@pytest.mark.parametrize("masked", [True, False])
+@torch.inference_mode()
+def test_attention_of_rows_in_products_is_as_precise_as_torchs_own(tiny: Path, masked: bool) -> None:
+    shape = open_tiny(tiny)[0].model.shape.text
+    groups, ends = shape.heads // shape.kv_heads, torch.tensor([3, 30, 17, 8, 11])
+    generator = torch.Generator().manual_seed(0)
+    query = torch.randn(5, shape.kv_heads, groups, 16, generator=generator).mul_(2)
+    key, value = torch.randn(2, 5, shape.kv_heads, 64, 16, generator=generator)[:, :, :, :31].unbind()
+    mask = wide_mask(shape, ends, 31, torch.float32) if masked else None
+    exact = F.scaled_dot_product_attention(query.double(), key.double(), value.double(), attn_mask=mask if mask is None else mask.double())
+    before = query.clone()
+    errors = [
+        float((way(query, key, value, attn_mask=mask).double() - exact).square().mean().sqrt())
+        for way in (attend_rows_in_products, F.scaled_dot_product_attention)
+    ]
+    assert torch.equal(query, before)
+    assert errors[0] <= 2 * errors[1] + 1e-7
+
+
+@pytest.mark.parametrize("faster", [True, False])
+def test_the_attention_of_decode_steps_is_what_measures_fastest_and_answers_stay(tiny: Path, monkeypatch: pytest.MonkeyPatch, faster: bool) -> None:
+    monkeypatch.setattr(kernels, "_fastest", lambda calls: [1.0, 0.5 if faster else 0.95, 1.0][: len(calls)])
+    monkeypatch.setattr(kernels, "_faster_attention", lambda *_: ())
+    engine, preparer = open_tiny(tiny)
+    requests = mixed_requests(preparer)
+    chosen = kernels.choose_kernels(engine.model.vision, engine.model.language, copies=False)
+    assert list(chosen) == ["attend_rows_in_products"] * faster
+    engine.cache.attend_rows = engine.model.language.attend_rows
+    assert engine.cache.attend_rows is (attend_rows_in_products if faster else F.scaled_dot_product_attention)
+    assert_same(engine, requests, wanted_answers(tiny, requests), find_checkpoint(str(tiny)).end_token_ids())
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize(("seconds", "chosen"), [([1.0, 0.5, 2.0], attend_in_products), ([1.0, 0.5, 0.4], attend_in_onednn), ([1.0, 0.95, 0.92], None)])
 def test_the_attention_of_tiles_is_what_measures_fastest(
     tiny: Path, monkeypatch: pytest.MonkeyPatch, dtype: str, seconds: list[float], chosen: AttendTiles | None
 ) -> None:
     monkeypatch.setattr(kernels, "_fastest", lambda calls: seconds[: len(calls)])
+    monkeypatch.setattr(kernels, "_products_attend_rows_faster", lambda _: False)
     engine, preparer = open_tiny(tiny, dtype=dtype)
     found = kernels.choose_kernels(engine.model.vision, engine.model.language, copies=False)
     assert {layer.attend for layer in engine.model.vision.layers} == {chosen or F.scaled_dot_product_attention}

@@ -27,7 +27,7 @@ class EngineStats:
         cleanups: How often caches were given back to the device.
         cleanup_seconds: What that cost.
         memory: What the memory budget allowed, in bytes.
-        kernels: For each kind of matrix the row counts from which on a packed kernel multiplies it; and what does the attention of tiles, unless torch does.
+        kernels: For each kind of matrix the row counts from which on a packed kernel multiplies it; and what attends, unless torch does.
         graphs: On CUDA: how many decode steps of fixed shapes were recorded and replayed, and notes on those that could not be. Empty elsewhere.
         peak_device_bytes: The most device memory that was allocated, or None on a CPU.
     """

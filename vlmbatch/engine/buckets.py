@@ -14,6 +14,7 @@ import weakref
 from collections.abc import Callable, Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from vlmbatch.engine.base import EngineStats
@@ -48,11 +49,12 @@ class BucketAttention(DecodeAttention):
 
     def __init__(self, parts: Sequence[tuple[Arena, int]], positions: Tensor) -> None:
         """Takes arenas with their buckets, and the position of each row's new token, int64 (rows,), 0 for padding."""
+        self.attend_rows = F.scaled_dot_product_attention
         self.parts, self.rows = [], []
         begin = 0
         for arena, bucket in parts:
             ends = positions[begin : begin + bucket]
-            mask = wide_mask(arena.shape, ends, arena.capacity)
+            mask = wide_mask(arena.shape, ends, arena.capacity, arena.dtype)
             self.parts.append((arena, bucket, torch.arange(bucket, device=ends.device), ends, arena.capacity, mask))
             begin += bucket
 

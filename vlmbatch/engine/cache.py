@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vlmbatch.engine.model import AttendRows
 from vlmbatch.engine.shape import TextShape
 
 _serials = itertools.count()
@@ -110,8 +111,9 @@ class Arena:
 class Cache:
     """All arenas of an engine."""
 
-    def __init__(self, shape: TextShape, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(self, shape: TextShape, device: torch.device, dtype: torch.dtype, attend_rows: AttendRows = F.scaled_dot_product_attention) -> None:
         self.shape, self.device, self.dtype = shape, device, dtype
+        self.attend_rows = attend_rows
         self.arenas: dict[int, Arena] = {}
 
     @property
@@ -202,10 +204,14 @@ Part = tuple[Arena, int, Tensor, Tensor, int, Tensor | None]
 """Of a decode step: an arena, its rows that take part, their numbers and the places of their new tokens (rows,), the longest row, and the mask."""
 
 
-def wide_mask(shape: TextShape, ends: Tensor, longest: int) -> Tensor:
-    """Which of ``longest`` places each row sees, (rows, kv_heads, queries a key head, longest): those up to its new token's, ``ends`` (rows,)."""
-    seen = (torch.arange(longest, device=ends.device) <= ends[:, None])[:, None, None, :]
-    return seen.expand(len(ends), shape.kv_heads, shape.heads // shape.kv_heads, longest)
+def wide_mask(shape: TextShape, ends: Tensor, longest: int, dtype: torch.dtype) -> Tensor:
+    """What is added to each row's scores for ``longest`` places, (rows, kv_heads, queries a key head, longest).
+
+    It is 0 up to the place of the row's new token, ``ends`` (rows,), and minus infinity behind it.
+    """
+    hidden = torch.arange(longest, device=ends.device) > ends[:, None]
+    mask = torch.zeros(hidden.shape, dtype=dtype, device=ends.device).masked_fill_(hidden, -torch.inf)
+    return mask[:, None, None, :].expand(len(ends), shape.kv_heads, shape.heads // shape.kv_heads, longest)
 
 
 class DecodeAttention:
@@ -215,6 +221,7 @@ class DecodeAttention:
     """
 
     def __init__(self, cache: Cache) -> None:
+        self.attend_rows = cache.attend_rows
         self.parts: list[Part] = []
         self.rows: list[Row] = []
         for arena in cache.arenas.values():
@@ -226,7 +233,7 @@ class DecodeAttention:
             ends = torch.tensor(lengths, device=cache.device)
             mask = None
             if min(lengths) + 1 < longest:
-                mask = wide_mask(cache.shape, ends, longest)
+                mask = wide_mask(cache.shape, ends, longest, cache.dtype)
             self.parts.append((arena, count, torch.arange(count, device=cache.device), ends, longest, mask))
             self.rows += arena.rows
 
@@ -245,7 +252,7 @@ class DecodeAttention:
         values[numbers, :, ends] = value
         q = query.reshape(count, key.shape[1], -1, key.shape[2])
         k, v = (store.narrow(0, 0, count).narrow(2, 0, longest) for store in (keys, values))
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).reshape(count, -1)
+        return self.attend_rows(q, k, v, attn_mask=mask).reshape(count, -1)
 
     def finish(self) -> None:
         """Counts the token into every row, after the last layer."""

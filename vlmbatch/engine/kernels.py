@@ -1,7 +1,7 @@
 """Which of several ways of computing the same thing is the fastest on this CPU, measured once when a model is loaded.
 
 Matrix products are torch's own or oneDNN's from a packed copy (packed.py), of 8-bit numbers also digit by digit (digits.py); the attention of a tile's patches
-is torch's own or done in products (tile_attention.py). Which is ahead, and from how many rows on, differs between processors.
+and of decode steps is torch's own or done in products (attention.py). Which is ahead, and from how many rows on, differs between processors.
 """
 
 from __future__ import annotations
@@ -15,14 +15,16 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from vlmbatch.engine.attention import attend_in_onednn, attend_in_products, attend_rows_in_products
 from vlmbatch.engine.digits import can_write_digits, write_digits
 from vlmbatch.engine.linear import Linear, QuantizedLinear
 from vlmbatch.engine.model import AttendTiles, LanguageModel, TextLayer, VisionEncoder, VisionLayer
 from vlmbatch.engine.packed import BANDS, PackedLinear, can_pack, pack
-from vlmbatch.engine.tile_attention import attend_in_onednn, attend_in_products
 
 PROBES = (1, 8, 48, 1024)
 """How many rows stand for each band when it is measured."""
+PROBED_ROWS = (16, 256)
+"""How many sequences, and tokens of each, stand for the attention of decode steps."""
 FEW = 2
 """Bands that decoding lives in."""
 CACHED = 0.5
@@ -83,8 +85,8 @@ def choose_kernels(vision: VisionEncoder, language: LanguageModel, *, copies: bo
         measured: Whether to measure. Otherwise the packed kernel is used throughout, which is for tests.
 
     Returns:
-        For each kind of matrix the row counts from which bands begin that use the packed kernel; and the name of what does the attention of tiles, where that
-        is not torch's own.
+        For each kind of matrix the row counts from which bands begin that use the packed kernel; and the names of what does the attention of tiles and of
+        decode steps, where that is not torch's own.
     """
     chosen: dict[str, tuple[bool, ...]] = {}
     with torch.inference_mode():
@@ -92,6 +94,9 @@ def choose_kernels(vision: VisionEncoder, language: LanguageModel, *, copies: bo
             for layer in vision.layers:
                 layer.attend = attend
             chosen[name] = (False,) * (len(BANDS) - 1) + (True,)
+        if measured and _products_attend_rows_faster(language):
+            language.attend_rows = attend_rows_in_products
+            chosen["attend_rows_in_products"] = (True,) * len(BANDS)
         for place in places(vision, language):
             linear = place.linear
             is_quantized = isinstance(linear, QuantizedLinear)
@@ -118,6 +123,19 @@ def _faster_attention(vision: VisionEncoder, dtype: torch.dtype) -> Iterator[tup
     seconds, name = min(zip(others, ways, strict=True))
     if own > WORTH * seconds:
         yield name, ways[name]
+
+
+def _products_attend_rows_faster(language: LanguageModel) -> bool:
+    """In bfloat16 scores would be rounded, which torch's own does not do, and it was the slower."""
+    shape, dtype = language.shape, language.embedding.dtype
+    if dtype != torch.float32:
+        return False
+    rows, tokens = PROBED_ROWS
+    query = torch.zeros(rows, shape.kv_heads, shape.heads // shape.kv_heads, shape.head_dim, dtype=dtype)
+    stores = torch.zeros(2, rows, shape.kv_heads, 2 * tokens, shape.head_dim, dtype=dtype)
+    key, value = stores[:, :, :, :tokens].unbind()  # of rows with room, as a cache has them
+    own, products = _fastest([functools.partial(attend, query, key, value) for attend in (language.attend_rows, attend_rows_in_products)])
+    return own > WORTH * products
 
 
 def _measure(place: Place) -> tuple[bool, ...]:

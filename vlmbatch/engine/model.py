@@ -70,6 +70,14 @@ class AttendTiles(Protocol):
         ...
 
 
+class AttendRows(Protocol):
+    """Attention of one new token of each of many sequences over their caches."""
+
+    def __call__(self, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None) -> Tensor:
+        """Takes queries (rows, kv_heads, queries a key head, D), keys and values (rows, kv_heads, tokens, D) and what is added to the scores; gives queries."""
+        ...
+
+
 class VisionEncoder:
     """SigLIP over square tiles, and the connector: every ``scale_factor``² patches become one token of the language model."""
 
@@ -143,6 +151,7 @@ class LanguageModel:
         self.norm = text("norm.weight")
         self.head = weights.linear("lm_head") if "lm_head.weight" in weights else Linear(self.embedding)
         self.cos, self.sin = rotary_table(shape.text, self.embedding.device, self.embedding.dtype)
+        self.attend_rows: AttendRows = F.scaled_dot_product_attention
 
     def embed(self, ids: Tensor) -> Tensor:
         """Embeddings (N, hidden) of token ids (N,)."""

@@ -69,7 +69,7 @@ class TorchEngine:
         self.prepare, self._decode, self._end_ids = prepare, decode, end_ids
         self.device, self.dtype = str(model.device), str(model.dtype).removeprefix("torch.") + ("+int8" if model.quantized else "")
         self.stats = EngineStats(memory=budget.describe())
-        self.cache = Cache(model.shape.text, model.device, model.dtype)
+        self.cache = Cache(model.shape.text, model.device, model.dtype, model.language.attend_rows)
         self.scheduler = Scheduler(budget, batch_size)
         self._cleaner = Cleaner(self.cache, self.stats)
         self._recovery = Recovery(self.scheduler, self.cache, self.stats, self._cleaner)
