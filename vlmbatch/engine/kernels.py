@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -18,17 +20,17 @@ import torch.nn.functional as F
 from vlmbatch.engine.attention import attend_in_onednn, attend_in_products, attend_rows_in_products
 from vlmbatch.engine.digits import can_write_digits, write_digits
 from vlmbatch.engine.linear import Linear, QuantizedLinear
-from vlmbatch.engine.model import AttendTiles, LanguageModel, TextLayer, VisionEncoder, VisionLayer
+from vlmbatch.engine.model import AttendRows, AttendTiles, LanguageModel, TextLayer, VisionEncoder, VisionLayer
 from vlmbatch.engine.packed import BANDS, PackedLinear, can_pack, pack
 
-PROBES = (1, 8, 48, 1024)
+PROBES = (1, 8, 48, 512)
 """How many rows stand for each band when it is measured."""
 PROBED_ROWS = (16, 256)
 """How many sequences, and tokens of each, stand for the attention of decode steps."""
 FEW = 2
 """Bands that decoding lives in."""
-CACHED = 0.5
-"""What digits must reach beside a matrix turned back: measured on one matrix, which stays in the caches, they gain less than on all of a model's."""
+UNCACHED_BYTES = 64 << 20
+"""Matrices of one kind are measured one after the other, so many as are more than the caches hold: in a decode step each comes from memory."""
 WORTH = 1.1
 """Another way than torch's own must be this much faster to be chosen, so that noise decides nothing that matters."""
 ROUNDS = 3
@@ -97,16 +99,15 @@ def choose_kernels(vision: VisionEncoder, language: LanguageModel, *, copies: bo
         if measured and _products_attend_rows_faster(language):
             language.attend_rows = attend_rows_in_products
             chosen["attend_rows_in_products"] = (True,) * len(BANDS)
-        for place in places(vision, language):
-            linear = place.linear
-            is_quantized = isinstance(linear, QuantizedLinear)
+        for kind, alike in itertools.groupby(sorted(places(vision, language), key=lambda place: place.kind), key=lambda place: place.kind):
+            group = list(alike)
+            is_quantized = isinstance(group[0].linear, QuantizedLinear)
             if not (can_write_digits() if is_quantized else copies):
                 continue
-            if place.kind not in chosen:
-                measure = _measure_digits if is_quantized else _measure
-                chosen[place.kind] = measure(place) if measured else tuple(band in place.bands for band in range(len(BANDS)))
-            bands = chosen[place.kind]
-            if any(bands):
+            measure = _measure_digits if is_quantized else _measure
+            chosen[kind] = bands = measure(group) if measured else tuple(band in group[0].bands for band in range(len(BANDS)))
+            for place in group if any(bands) else ():
+                linear = place.linear
                 setattr(place.owner, place.name, write_digits(linear, bands) if isinstance(linear, QuantizedLinear) else pack(linear, bands))
     return {kind: [BANDS[band] for band, packed in enumerate(bands) if packed] for kind, bands in chosen.items() if any(bands)}
 
@@ -132,40 +133,62 @@ def _products_attend_rows_faster(language: LanguageModel) -> bool:
         return False
     rows, tokens = PROBED_ROWS
     query = torch.zeros(rows, shape.kv_heads, shape.heads // shape.kv_heads, shape.head_dim, dtype=dtype)
-    stores = torch.zeros(2, rows, shape.kv_heads, 2 * tokens, shape.head_dim, dtype=dtype)
-    key, value = stores[:, :, :, :tokens].unbind()  # of rows with room, as a cache has them
-    own, products = _fastest([functools.partial(attend, query, key, value) for attend in (language.attend_rows, attend_rows_in_products)])
+    size = (2, rows, shape.kv_heads, 2 * tokens, shape.head_dim)
+    stores = torch.ones(max(1, UNCACHED_BYTES // (math.prod(size) * dtype.itemsize)), *size, dtype=dtype)
+    layers = [store[:, :, :, :tokens].unbind() for store in stores]  # of rows with room, as a cache has them
+
+    def attend_all(attend: AttendRows) -> None:
+        for key, value in layers:
+            attend(query, key, value)
+
+    own, products = _fastest([functools.partial(attend_all, attend) for attend in (language.attend_rows, attend_rows_in_products)])
     return own > WORTH * products
 
 
-def _measure(place: Place) -> tuple[bool, ...]:
-    """For each band whether the packed kernel is worth it; False where the matrix meets no such row count."""
-    plain = place.linear
-    packed = pack(plain)
+def _measure(alike: Sequence[Place]) -> tuple[bool, ...]:
+    """For each band whether the packed kernel is worth it; False where matrices of this kind meet no such row count."""
+    plain = _uncached(alike)
+    ways: list[Sequence[Linear]] = [plain, [pack(linear) for linear in plain]]
     found = []
-    for band, rows in enumerate(PROBES):
-        if band not in place.bands:
-            found.append(False)
-            continue
-        x = torch.zeros(rows, plain.weight.shape[1], dtype=place.dtype)
-        slow, fast = _fastest([functools.partial(kernel.gelu if place.activation else kernel, x) for kernel in (plain, packed)])
+    for band in range(len(BANDS)):
+        slow, fast = _seconds(alike[0], ways, band) if band in alike[0].bands else (0.0, 0.0)
         found.append(slow > WORTH * fast)
     return tuple(found)
 
 
-def _measure_digits(place: Place) -> tuple[bool, ...]:
+def _measure_digits(alike: Sequence[Place]) -> tuple[bool, ...]:
     """For each band whether digits are worth it; False for all where the plain matrix, which is not kept beside the other layout, decodes faster."""
-    plain = place.linear
-    assert isinstance(plain, QuantizedLinear)
-    digits, undone = write_digits(plain), write_digits(plain, (False,) * len(BANDS))
+    plain = _uncached(alike)
+    quantized = [linear for linear in plain if isinstance(linear, QuantizedLinear)]
+    ways: list[Sequence[Linear]] = [
+        plain,
+        [write_digits(linear) for linear in quantized],
+        [write_digits(linear, (False,) * len(BANDS)) for linear in quantized],
+    ]
     bands, gain = [False] * len(BANDS), 1.0
-    for band in place.bands:
-        x = torch.zeros(PROBES[band], plain.weight.shape[1], dtype=place.dtype)
-        slow, fast, other = _fastest([functools.partial(kernel, x) for kernel in (plain, digits, undone)])
+    for band in alike[0].bands:
+        slow, fast, other = _seconds(alike[0], ways, band)
         bands[band] = fast < other
         if band < FEW:
             gain *= slow / min(fast, other)
-    return tuple(chosen and gain > CACHED for chosen in bands)
+    return tuple(chosen and gain > 1 for chosen in bands)
+
+
+def _uncached(alike: Sequence[Place]) -> list[Linear]:
+    """So many matrices of a kind that the caches cannot hold them."""
+    return [place.linear for place in alike[: -(-UNCACHED_BYTES // alike[0].linear.weight.nbytes)]]
+
+
+def _seconds(place: Place, ways: Sequence[Sequence[Linear]], band: int) -> list[float]:
+    """The least seconds that each way takes for the rows that stand for a band."""
+    rows = PROBES[band]
+    x = torch.zeros(rows, place.linear.weight.shape[1], dtype=place.dtype)
+
+    def multiply_all(linears: Sequence[Linear]) -> None:
+        for linear in linears if rows < BANDS[-1] else linears[:1]:  # of many rows, reading the matrix is not what takes time
+            (linear.gelu if place.activation else linear)(x)
+
+    return _fastest([functools.partial(multiply_all, linears) for linears in ways])
 
 
 def _fastest(calls: Sequence[Callable[[], object]]) -> list[float]:
