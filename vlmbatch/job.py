@@ -275,7 +275,7 @@ class Job:
         known = {field.name for field in dataclasses.fields(cls)}
         resolved: dict[str, Any] = {}
         for raw, value in values.items():
-            key = ALIASES.get(str(raw), str(raw)).replace("-", "_")
+            key = job_key(str(raw))
             if key not in known:
                 near = difflib.get_close_matches(key, [*known, *ALIASES], 1, cutoff=0.5)
                 hint = f"; did you mean {near[0]!r}?" if near else ""
@@ -302,6 +302,11 @@ class Job:
 
 ALIASES = {"input": "inputs", "question": "questions"}
 _TUPLES = {field.name for field in dataclasses.fields(Job) if field.default == () or field.name == "inputs"}
+
+
+def job_key(text: str) -> str:
+    """The field that a key of a job file means."""
+    return ALIASES.get(text, text).replace("-", "_")
 
 
 def _input_name(text: str) -> str:

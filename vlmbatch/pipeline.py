@@ -435,9 +435,14 @@ def run(job: Job, *, engine: Engine | None = None, reporter: Reporter | None = N
 
 
 def count_items(job: Job, *, stdin: BinaryIO | None = None) -> int:
-    """How many items a job finds; loads no picture and no model."""
+    """How many items a job finds; loads no picture and no model.
+
+    Raises:
+        JobError: What ``Run`` would refuse: an INPUT or the question file.
+    """
     if not job.inputs:
         raise JobError("nothing to do: give at least one INPUT (a file, a folder, a glob, or - for paths on stdin)")
+    read_questions(job)
     # Frames are counted by their packets where that is possible.
     sampler = make_sampler(job) if job.media == "video" else None
     reader = open_reader(job, stdin=stdin, sampler=sampler, names_only=True, needless=lambda video_id, fingerprint, frames: bool(frames()))

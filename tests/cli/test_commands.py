@@ -84,6 +84,9 @@ def test_a_dash_reads_paths_from_stdin_and_writes_rows_to_stdout(process: Comman
         (["video", "photos", "--fps", "1", "--every", "2"], 2, "different ways"),
         (["video", "--skip-similar", "photos"], 2, "'photos' is not a number; without one, put this option after INPUT"),
         (["video", "photos", "--scenes", "--per", "window"], 2, "scenes goes with --per frame or --per clip"),
+        (["video", "photos", "--at", ""], 2, "not a list of times"),
+        (["vqa", "photos", "--questions", "none.txt", "--dry-run"], 2, "question file none.txt: No such file"),
+        (["caption", "photos", "--prompt", "What\udcff?"], 2, "not valid text"),
         (["run", "none.yaml"], 2, "none.yaml: No such file"),
         (["caption", "photos", "--model", "owner/nothing"], 1, "--model demo"),
         (["caption", "photos", "--model", "photos"], 1, "config.json is missing"),
@@ -143,6 +146,37 @@ def test_unknown_keys_name_the_nearest_known_one(vlmbatch: Command, tmp_path: Pa
     result = vlmbatch("run", "job.yaml")
     assert result.returncode == 2
     assert "job.yaml: unknown key 'max_new_token'; did you mean 'max_new_tokens'?" in result.stderr
+
+
+def test_a_key_of_a_job_file_stands_there_once(vlmbatch: Command, photos: Path, tmp_path: Path) -> None:
+    (tmp_path / "job.yaml").write_text("inputs: photos\nbatch-size: 3\nbatch_size: 4\n")
+    result = vlmbatch("run", "job.yaml", "--dry-run")
+    assert result.returncode == 2
+    assert "job.yaml, line 3: the key 'batch_size' is there already" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("setting", "key", "value"),
+    [
+        ("prompt=yes", "prompt", "yes"),
+        ("prompt=What is it: a dog?", "prompt", "What is it: a dog?"),
+        ("prompt=#1?", "prompt", "#1?"),
+        ("prompt='a: b'", "prompt", "a: b"),
+        ("prompt=null", "prompt", None),
+        ("exclude=*.jpg", "exclude", ["*.jpg"]),
+        ("exclude=[a, '*.jpg']", "exclude", ["a", "*.jpg"]),
+        ("exclude=[0-2]*", "exclude", ["[0-2]*"]),
+        ("max-errors=10", "max_errors", "10"),
+        ("output=-", "output", "-"),
+        ("shuffle=true", "shuffle", True),
+        ("limit=2", "limit", 2),
+    ],
+)
+def test_set_takes_text_as_it_stands(vlmbatch: Command, photos: Path, tmp_path: Path, setting: str, key: str, value: object) -> None:
+    (tmp_path / "job.yaml").write_text("inputs: photos\nprompt: Why?\n")
+    result = vlmbatch("run", "job.yaml", "--dry-run", "--set", setting)
+    assert result.returncode == 0, result.stderr
+    assert yaml.safe_load(result.stdout)[key] == value
 
 
 def test_video_by_frames_and_as_a_clip(vlmbatch: Command, tiny: Path, tmp_path: Path) -> None:

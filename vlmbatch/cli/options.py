@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args, get_origin
 import click
 
 from vlmbatch.errors import JobError
-from vlmbatch.job import DEFAULT_SKIP_SIMILAR, Job
+from vlmbatch.job import DEFAULT_SKIP_SIMILAR, Job, job_key
 from vlmbatch.urls import is_url
 from vlmbatch.values import parse_seconds
 
@@ -76,9 +76,10 @@ class Times(click.ParamType):  # type: ignore[type-arg]  # generic since click 8
         if isinstance(value, tuple):
             return value
         try:
-            return tuple(parse_seconds(part) for part in value.split(",") if part.strip())
+            times = tuple(parse_seconds(part) for part in value.split(",") if part.strip())
         except ValueError:
-            self.fail(f"{value!r} is not a list of times such as 1.5,20,1:05", param, ctx)
+            times = ()
+        return times or self.fail(f"{value!r} is not a list of times such as 1.5,20,1:05", param, ctx)
 
 
 class Time(click.ParamType):  # type: ignore[type-arg]  # generic since click 8.2
@@ -146,23 +147,41 @@ def build_job(values: dict[str, Any]) -> Job:
 
 
 def parse_settings(settings: Iterable[str]) -> dict[str, Any]:
-    """Values of ``--set key=value``, each value read as YAML.
+    """Values of ``--set key=value``, each value read as YAML, or taken as it stands where the key takes text.
 
     Raises:
         JobError: One is not of that form.
     """
     import yaml
 
+    hints = typing.get_type_hints(Job)
     found: dict[str, Any] = {}
     for setting in settings:
-        key, equals, text = setting.partition("=")
-        if not equals or not key.strip():
+        key, equals, text = (part.strip() for part in setting.partition("="))
+        if not equals or not key:
             raise JobError(f"--set takes key=value, not {setting!r}")
+        hint = hints.get(job_key(key))
         try:
-            found[key.strip()] = "-" if text.strip() == "-" else yaml.safe_load(text)  # a lone dash would be a list of nothing
+            found[key] = _read_setting(text, takes_text=hint is str or str in get_args(hint), takes_list=get_origin(hint) is tuple)
         except yaml.YAMLError as error:
             raise JobError(f"--set {setting}: not YAML") from error
     return found
+
+
+def _read_setting(text: str, *, takes_text: bool, takes_list: bool) -> Any:
+    """What the user means: `*.png`, `yes` and `what: is it?` are texts where a text is wanted, and something else, or nothing, to YAML."""
+    import yaml
+
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        if takes_text:
+            return text
+        raise
+    is_quoted = isinstance(value, str) and text[0] in "'\""
+    is_list = isinstance(value, list) and takes_list and text[0] == "["
+    is_null = value is None and not text.startswith("#")
+    return value if not takes_text or is_quoted or is_list or is_null else text
 
 
 def _option(field: dataclasses.Field[Any], hint: Any, flags: tuple[str, ...] | None) -> click.Option:
