@@ -186,7 +186,7 @@ def test_video_by_frames_and_as_a_clip(vlmbatch: Command, tiny: Path, tmp_path: 
     (tmp_path / "clips" / "bad.mp4").write_text("no video")
     result = vlmbatch("video", "clips", "--fps", 2, "--model", tiny, "--max-new-tokens", 2, "-o", "frames.jsonl")
     assert result.returncode == 3, result.stderr
-    assert "1 images left alone" in result.stderr
+    assert "1 image left alone" in result.stderr
     found = lines(tmp_path / "frames.jsonl")
     assert [row["id"] for row in found] == [f"a.mp4#t={t / 2:.3f}" for t in range(6)] + ["bad.mp4"]
     result = vlmbatch("video", "clips/a.mp4", "--per", "clip", "--task", "vqa", "-q", "Which way?", "--model", tiny, "--max-new-tokens", 2, "-o", "clip.jsonl")

@@ -146,9 +146,9 @@ def _report(job: Job, summary: dict[str, Any], *, interrupted: bool) -> None:
     say("%s%s in %.1f s (%s): %s -> %s", "interrupted: " if interrupted else "", done, summary["wall_seconds"], rate, ", ".join(parts), output)
     for name, count in summary["errors"].items():
         say("  %d x %s", count, name)
-    other = "videos" if job.media == "image" else "images"
     if left["other_media"]:
-        say("%d %s left alone (use `vlmbatch %s`)", left["other_media"], other, "video" if job.media == "image" else "caption")
+        other, command = ("video", "video") if job.media == "image" else ("image", "caption")
+        say("%s left alone (use `vlmbatch %s`)", _count(left["other_media"], other), command)
     if kept["errors"]:
         say("%s done before ended in an error; --retry-errors does them again", _count(kept["errors"], "item"))
     if summary["found"] == 0 and not failed and not interrupted:
