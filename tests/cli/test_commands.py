@@ -82,7 +82,7 @@ def test_a_dash_reads_paths_from_stdin_and_writes_rows_to_stdout(process: Comman
         (["caption", "photos", "-o", "x.txt"], 2, "output must end in"),
         (["vqa", "photos"], 2, "vqa needs questions"),
         (["video", "photos", "--fps", "1", "--every", "2"], 2, "different ways"),
-        (["video", "--skip-similar", "photos"], 2, "'photos' is not a number; without one, put this option after INPUT"),
+        (["video", "--skip-similar=much", "photos"], 2, "'much' is not a number"),
         (["video", "photos", "--scenes", "--per", "window"], 2, "scenes goes with --per frame or --per clip"),
         (["video", "photos", "--at", ""], 2, "not a list of times"),
         (["vqa", "photos", "--questions", "none.txt", "--dry-run"], 2, "question file none.txt: No such file"),
@@ -146,6 +146,23 @@ def test_unknown_keys_name_the_nearest_known_one(vlmbatch: Command, tmp_path: Pa
     result = vlmbatch("run", "job.yaml")
     assert result.returncode == 2
     assert "job.yaml: unknown key 'max_new_token'; did you mean 'max_new_tokens'?" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "threshold"),
+    [
+        (["--skip-similar", "a.mp4"], 0.05),
+        (["a.mp4", "--skip-similar"], 0.05),
+        (["--skip-similar", "--fps", "2", "a.mp4"], 0.05),
+        (["--skip-similar", "0.2", "a.mp4"], 0.2),
+        (["--skip-similar=0.2", "a.mp4"], 0.2),
+    ],
+)
+def test_the_threshold_of_skip_similar_may_be_left_out_anywhere(vlmbatch: Command, tmp_path: Path, arguments: list[str], threshold: float) -> None:
+    write_video(tmp_path / "a.mp4", 2)
+    result = vlmbatch("video", *arguments, "--dry-run")
+    assert result.returncode == 0, result.stderr
+    assert yaml.safe_load(result.stdout)["skip_similar"] == threshold
 
 
 def test_a_key_of_a_job_file_stands_there_once(vlmbatch: Command, photos: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import typing
 from collections.abc import Callable, Iterable
 from typing import Any, Literal, get_args, get_origin
@@ -18,7 +19,15 @@ GROUPS = ("", "Data", "Training", "LoRA", "Question", "Video", "Generation", "Mo
 
 
 class GroupedCommand(click.Command):
-    """A command whose help shows its options in groups."""
+    """A command whose help shows its options in groups, and whose options with a number that may be left out can stand before INPUT."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Gives such an option its number where what follows is none: click would take the INPUT for it."""
+        optional = [each for each in self.params if isinstance(each, click.Option) and isinstance(each.type, Threshold)]
+        numbers = {flag: each.flag_value for each in optional for flag in each.opts}
+        followed = itertools.zip_longest(args, args[1:], fillvalue="")
+        args = [f"{text}={numbers[text]}" if text in numbers and not _is_number(after) else text for text, after in followed]
+        return super().parse_args(ctx, args)
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Writes one section a group."""
@@ -104,10 +113,15 @@ class Threshold(click.ParamType):  # type: ignore[type-arg]  # generic since cli
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """Text to a number."""
-        try:
-            return float(value)
-        except ValueError:
-            self.fail(f"{value!r} is not a number; without one, put this option after INPUT or another option after it", param, ctx)
+        return float(value) if _is_number(value) else self.fail(f"{value!r} is not a number", param, ctx)
+
+
+def _is_number(text: Any) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def job_options(names: Iterable[str], flags: dict[str, tuple[str, ...]] | None = None, of: type[Any] = Job) -> Callable[[click.Command], click.Command]:
