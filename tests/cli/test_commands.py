@@ -263,6 +263,14 @@ def test_log_lines_can_be_json(vlmbatch: Command, photos: Path, tiny: Path) -> N
     assert {"time", "message"} <= entries[-1].keys()
 
 
+@pytest.mark.parametrize(("arguments", "code"), [(["nowhere"], 2), (["photos", "--model", "{tiny}", "--device", "cuda:7"], 1)])
+def test_so_can_what_ends_a_run(vlmbatch: Command, photos: Path, tiny: Path, arguments: list[str], code: int) -> None:
+    result = vlmbatch("caption", *(argument.format(tiny=tiny) for argument in arguments), "--log-format", "json")
+    assert result.returncode == code
+    assert json.loads(result.stderr.splitlines()[0])["level"] == "error"
+    assert all(json.loads(line) for line in result.stderr.splitlines())
+
+
 def test_manifests_and_archives_are_inputs_and_carry_columns(vlmbatch: Command, photos: Path, tiny: Path, tmp_path: Path) -> None:
     (tmp_path / "rows.csv").write_text("image,label\nphotos/0.png,cat\nphotos/gone.png,dog\n")
     shutil.make_archive(str(tmp_path / "shard"), "gztar", photos)
