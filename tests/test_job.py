@@ -141,6 +141,7 @@ def test_the_error_limit_counts_items_or_a_share_of_those_done() -> None:
     assert Job.from_dict({**INPUTS, "max_errors": 10}).error_limit(1000) == 10
     share = Job.from_dict({**INPUTS, "max_errors": "5%"})
     assert share.error_limit(10) == float("inf")
+    assert share.error_limit(10, is_all=True) == 0.5
     assert share.error_limit(1000) == 50
     assert Job.from_dict(INPUTS).error_limit(5) == float("inf")
 

@@ -180,6 +180,19 @@ def test_too_many_errors_stop_a_hopeless_run(tmp_path: Path, limit: str) -> None
     assert len(rows(job(tmp_path / "bad"))) == outcome.summary["rows"]
 
 
+@pytest.mark.parametrize(("limit", "code"), [("10%", 4), ("50%", 3)])
+def test_a_share_of_errors_is_judged_at_the_end_of_a_short_run_too(tmp_path: Path, limit: str, code: int) -> None:
+    folder = tmp_path / "some bad"
+    for number in range(8):
+        write_picture(folder / f"{number}.png")
+    for number in range(2):
+        (folder / f"{number}.png").write_text("no")
+    outcome, _ = start(job(folder, max_errors=limit))
+    assert outcome.exit_code == code
+    assert not outcome.interrupted
+    assert len(rows(job(folder))) == 8
+
+
 def test_a_stopped_run_keeps_what_is_finished_and_goes_on_later(photos: Path) -> None:
     engine = ScriptedEngine(batch_size=1)
     stopped = Run(job(photos, read_workers=1), engine=engine)

@@ -131,7 +131,12 @@ class Job:
     )
     sidecar_dir: str | None = _option(None, "Sidecars go here, in the same tree as the ids, instead of beside the sources.", metavar="DIR", group="Output")
     retry_errors: bool = _option(False, "Do the error rows of an earlier run again.", group="Output")
-    max_errors: str | None = _option(None, "Stop with exit code 4 when more items than N, or P% of those done, are errors.", metavar="N|P%", group="Output")
+    max_errors: str | None = _option(
+        None,
+        "Stop with exit code 4 when more items than N, or P% of those done (judged from 20 on, and at the end), are errors.",
+        metavar="N|P%",
+        group="Output",
+    )
 
     fps: float | None = _option(
         None, "Frames on screen at 0, 1/F, 2/F … seconds. [default: 1, unless another way of sampling is given]", metavar="F", group="Video"
@@ -212,15 +217,15 @@ class Job:
         pairs = (text.partition("=") for text in self.keep)
         return {column.strip(): name.strip() or column.strip() for column, _, name in pairs}
 
-    def error_limit(self, done: int) -> float:
-        """How many error items are tolerated once ``done`` items are done.
+    def error_limit(self, done: int, *, is_all: bool = False) -> float:
+        """How many error items are tolerated once ``done`` items are done, more to come unless ``is_all``.
 
-        A percentage is judged from 20 items on, so that one early error does not end a run.
+        While more come a percentage is judged from 20 items on, so that one early error does not end a run.
         """
         if self.max_errors is None:
             return float("inf")
         if self.max_errors.endswith("%"):
-            return float("inf") if done < 20 else float(self.max_errors[:-1]) / 100 * done
+            return float("inf") if done < 20 and not is_all else float(self.max_errors[:-1]) / 100 * done
         return float(self.max_errors)
 
     def identity(self) -> dict[str, Any]:
@@ -275,7 +280,7 @@ class Job:
         known = {field.name for field in dataclasses.fields(cls)}
         resolved: dict[str, Any] = {}
         for raw, value in values.items():
-            key = ALIASES.get(str(raw), str(raw)).replace("-", "_")
+            key = job_key(str(raw))
             if key not in known:
                 near = difflib.get_close_matches(key, [*known, *ALIASES], 1, cutoff=0.5)
                 hint = f"; did you mean {near[0]!r}?" if near else ""
@@ -302,6 +307,11 @@ class Job:
 
 ALIASES = {"input": "inputs", "question": "questions"}
 _TUPLES = {field.name for field in dataclasses.fields(Job) if field.default == () or field.name == "inputs"}
+
+
+def job_key(text: str) -> str:
+    """The field that a key of a job file means."""
+    return ALIASES.get(text, text).replace("-", "_")
 
 
 def _input_name(text: str) -> str:

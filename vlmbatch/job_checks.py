@@ -96,6 +96,10 @@ def _check_questions(job: Job) -> None:
     for text in (*job.questions, *([job.prompt] if job.prompt is not None else [])):
         if not text.strip():
             raise JobError("an empty question or prompt")
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:  # bytes on the command line that are no characters in the locale's encoding
+            raise JobError(f"a question or prompt is not valid text: {text!r}") from error
 
 
 def _check_sidecar(job: Job) -> None:

@@ -145,6 +145,11 @@ class Run:
             if ended and threads.failure is None and missing > 0:
                 threads.failure = EngineError(f"{missing} row{' has' if missing == 1 else 's have'} no answer; the same command asks again")
             self._close()
+        if threads.is_well:
+            try:
+                self._check_errors(is_all=True)
+            except TooManyErrors as error:
+                threads.failure = error
         return self._outcome(began, started_at)
 
     def _compute(self) -> None:
@@ -343,7 +348,11 @@ class Run:
         if task.missing:
             return
         self.reporter.item(error=task.failed, kept=False, new_tokens=task.new_tokens)
-        if self.stats.error_items > self.job.error_limit(self.stats.items):
+        self._check_errors()
+
+    def _check_errors(self, *, is_all: bool = False) -> None:
+        """Ends a run with more errors than it may have, so far or in all."""
+        if self.stats.error_items > self.job.error_limit(self.stats.items, is_all=is_all):
             raise TooManyErrors(f"{self.stats.error_items} of {self.stats.items} items are errors, more than --max-errors {self.job.max_errors}")
 
     def _write_row(self, result: Result, record: Record) -> None:
@@ -435,9 +444,14 @@ def run(job: Job, *, engine: Engine | None = None, reporter: Reporter | None = N
 
 
 def count_items(job: Job, *, stdin: BinaryIO | None = None) -> int:
-    """How many items a job finds; loads no picture and no model."""
+    """How many items a job finds; loads no picture and no model.
+
+    Raises:
+        JobError: What ``Run`` would refuse: an INPUT or the question file.
+    """
     if not job.inputs:
         raise JobError("nothing to do: give at least one INPUT (a file, a folder, a glob, or - for paths on stdin)")
+    read_questions(job)
     # Frames are counted by their packets where that is possible.
     sampler = make_sampler(job) if job.media == "video" else None
     reader = open_reader(job, stdin=stdin, sampler=sampler, names_only=True, needless=lambda video_id, fingerprint, frames: bool(frames()))

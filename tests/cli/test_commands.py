@@ -7,6 +7,8 @@ import json
 import os
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -80,8 +82,11 @@ def test_a_dash_reads_paths_from_stdin_and_writes_rows_to_stdout(process: Comman
         (["caption", "photos", "-o", "x.txt"], 2, "output must end in"),
         (["vqa", "photos"], 2, "vqa needs questions"),
         (["video", "photos", "--fps", "1", "--every", "2"], 2, "different ways"),
-        (["video", "--skip-similar", "photos"], 2, "'photos' is not a number; without one, put this option after INPUT"),
+        (["video", "--skip-similar=much", "photos"], 2, "'much' is not a number"),
         (["video", "photos", "--scenes", "--per", "window"], 2, "scenes goes with --per frame or --per clip"),
+        (["video", "photos", "--at", ""], 2, "not a list of times"),
+        (["vqa", "photos", "--questions", "none.txt", "--dry-run"], 2, "question file none.txt: No such file"),
+        (["caption", "photos", "--prompt", "What\udcff?"], 2, "not valid text"),
         (["run", "none.yaml"], 2, "none.yaml: No such file"),
         (["caption", "photos", "--model", "owner/nothing"], 1, "--model demo"),
         (["caption", "photos", "--model", "photos"], 1, "config.json is missing"),
@@ -143,6 +148,54 @@ def test_unknown_keys_name_the_nearest_known_one(vlmbatch: Command, tmp_path: Pa
     assert "job.yaml: unknown key 'max_new_token'; did you mean 'max_new_tokens'?" in result.stderr
 
 
+@pytest.mark.parametrize(
+    ("arguments", "threshold"),
+    [
+        (["--skip-similar", "a.mp4"], 0.05),
+        (["a.mp4", "--skip-similar"], 0.05),
+        (["--skip-similar", "--fps", "2", "a.mp4"], 0.05),
+        (["--skip-similar", "0.2", "a.mp4"], 0.2),
+        (["--skip-similar=0.2", "a.mp4"], 0.2),
+    ],
+)
+def test_the_threshold_of_skip_similar_may_be_left_out_anywhere(vlmbatch: Command, tmp_path: Path, arguments: list[str], threshold: float) -> None:
+    write_video(tmp_path / "a.mp4", 2)
+    result = vlmbatch("video", *arguments, "--dry-run")
+    assert result.returncode == 0, result.stderr
+    assert yaml.safe_load(result.stdout)["skip_similar"] == threshold
+
+
+def test_a_key_of_a_job_file_stands_there_once(vlmbatch: Command, photos: Path, tmp_path: Path) -> None:
+    (tmp_path / "job.yaml").write_text("inputs: photos\nbatch-size: 3\nbatch_size: 4\n")
+    result = vlmbatch("run", "job.yaml", "--dry-run")
+    assert result.returncode == 2
+    assert "job.yaml, line 3: the key 'batch_size' is there already" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("setting", "key", "value"),
+    [
+        ("prompt=yes", "prompt", "yes"),
+        ("prompt=What is it: a dog?", "prompt", "What is it: a dog?"),
+        ("prompt=#1?", "prompt", "#1?"),
+        ("prompt='a: b'", "prompt", "a: b"),
+        ("prompt=null", "prompt", None),
+        ("exclude=*.jpg", "exclude", ["*.jpg"]),
+        ("exclude=[a, '*.jpg']", "exclude", ["a", "*.jpg"]),
+        ("exclude=[0-2]*", "exclude", ["[0-2]*"]),
+        ("max-errors=10", "max_errors", "10"),
+        ("output=-", "output", "-"),
+        ("shuffle=true", "shuffle", True),
+        ("limit=2", "limit", 2),
+    ],
+)
+def test_set_takes_text_as_it_stands(vlmbatch: Command, photos: Path, tmp_path: Path, setting: str, key: str, value: object) -> None:
+    (tmp_path / "job.yaml").write_text("inputs: photos\nprompt: Why?\n")
+    result = vlmbatch("run", "job.yaml", "--dry-run", "--set", setting)
+    assert result.returncode == 0, result.stderr
+    assert yaml.safe_load(result.stdout)[key] == value
+
+
 def test_video_by_frames_and_as_a_clip(vlmbatch: Command, tiny: Path, tmp_path: Path) -> None:
     (tmp_path / "clips").mkdir()
     write_video(tmp_path / "clips" / "a.mp4", 30, fps=10)
@@ -150,7 +203,7 @@ def test_video_by_frames_and_as_a_clip(vlmbatch: Command, tiny: Path, tmp_path: 
     (tmp_path / "clips" / "bad.mp4").write_text("no video")
     result = vlmbatch("video", "clips", "--fps", 2, "--model", tiny, "--max-new-tokens", 2, "-o", "frames.jsonl")
     assert result.returncode == 3, result.stderr
-    assert "1 images left alone" in result.stderr
+    assert "1 image left alone" in result.stderr
     found = lines(tmp_path / "frames.jsonl")
     assert [row["id"] for row in found] == [f"a.mp4#t={t / 2:.3f}" for t in range(6)] + ["bad.mp4"]
     result = vlmbatch("video", "clips/a.mp4", "--per", "clip", "--task", "vqa", "-q", "Which way?", "--model", tiny, "--max-new-tokens", 2, "-o", "clip.jsonl")
@@ -178,6 +231,20 @@ def test_stats_tell_what_a_run_took(vlmbatch: Command, photos: Path, tiny: Path)
     assert json.loads(vlmbatch("stats", "x.parquet", "--json").stdout)["new_tokens"] == 8
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="only Linux has a full device")
+def test_a_full_disk_behind_stdout_is_one_line() -> None:
+    with open("/dev/full", "w") as full:
+        result = subprocess.run([sys.executable, "-m", "vlmbatch", "--help"], stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert (result.returncode, result.stderr) == (1, "vlmbatch: cannot write to stdout: No space left on device\n")
+
+
+def test_a_terminal_that_lacks_a_character_shows_the_rest() -> None:
+    environment = {**os.environ, "PYTHONIOENCODING": "latin-1"}
+    result = subprocess.run([sys.executable, "-m", "vlmbatch", "video", "--help"], capture_output=True, env=environment, check=False)
+    assert (result.returncode, result.stderr) == (0, b"")
+    assert b"--at T,T,\\u2026" in result.stdout
+
+
 def test_models_and_doctor_say_what_is_there(vlmbatch: Command, tiny: Path) -> None:
     assert "HuggingFaceTB/SmolVLM2-500M-Video-Instruct" in vlmbatch("models", "list").stdout
     info = json.loads(vlmbatch("models", "info", tiny, "--json").stdout)
@@ -194,6 +261,14 @@ def test_log_lines_can_be_json(vlmbatch: Command, photos: Path, tiny: Path) -> N
     entries = [json.loads(line) for line in result.stderr.splitlines()]
     assert entries[-1]["level"] == "info"
     assert {"time", "message"} <= entries[-1].keys()
+
+
+@pytest.mark.parametrize(("arguments", "code"), [(["nowhere"], 2), (["photos", "--model", "{tiny}", "--device", "cuda:7"], 1)])
+def test_so_can_what_ends_a_run(vlmbatch: Command, photos: Path, tiny: Path, arguments: list[str], code: int) -> None:
+    result = vlmbatch("caption", *(argument.format(tiny=tiny) for argument in arguments), "--log-format", "json")
+    assert result.returncode == code
+    assert json.loads(result.stderr.splitlines()[0])["level"] == "error"
+    assert all(json.loads(line) for line in result.stderr.splitlines())
 
 
 def test_manifests_and_archives_are_inputs_and_carry_columns(vlmbatch: Command, photos: Path, tiny: Path, tmp_path: Path) -> None:

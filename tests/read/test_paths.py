@@ -121,6 +121,19 @@ def test_links_to_files_and_folders_are_followed_and_loops_end(tmp_path: Path) -
     assert ids(tmp_path / "in") == ["broken.png", "file.png", "folder/a.png", "self.png"]
 
 
+def test_a_link_hides_no_folder_and_gives_its_files_no_other_names(tmp_path: Path) -> None:
+    write_picture(tmp_path / "in" / "sub" / "deep" / "a.png")
+    write_picture(tmp_path / "in" / ".store" / "b.png")
+    write_picture(tmp_path / "out" / "c.png")
+    (tmp_path / "in" / "a link").symlink_to("sub")
+    (tmp_path / "in" / "shown").symlink_to(".store")
+    (tmp_path / "in" / "sub" / "outside").symlink_to(tmp_path / "out")
+    (tmp_path / "out" / "back").symlink_to(tmp_path / "in" / "sub" / "deep")
+    found = ["shown/b.png", "sub/deep/a.png", "sub/outside/c.png"]
+    assert ids(tmp_path / "in") == ids(f"{tmp_path}/in/**/*.png") == found
+    assert ids(f"{tmp_path}/in/a*/deep/*.png") == ["a link/deep/a.png"]
+
+
 def test_pipes_in_folders_are_left_out(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.png")
     assert ids(tmp_path) == []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import sys
 
 import pytest
 
@@ -74,6 +75,12 @@ def test_a_closed_pipe_is_an_output_error() -> None:
     writer.close()
     with pytest.raises(BrokenPipeError):
         stream.close()
+
+
+def test_a_process_that_was_started_without_stdout_hears_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdout", None)
+    with pytest.raises(OutputError, match="it is closed"):
+        open_output(Job(inputs=("x",), output="-"), {})
 
 
 def test_it_flushes_once_a_second() -> None:

@@ -16,6 +16,7 @@ from typing import Any
 import click
 
 from vlmbatch.cli.progress import make_reporter
+from vlmbatch.errors import VlmbatchError
 from vlmbatch.job import Job
 from vlmbatch.urls import is_url, without_credentials
 
@@ -71,13 +72,17 @@ def execute(job: Job, *, dry_run: bool, verbose: int, quiet: bool) -> None:
     if cache and is_url(job.output_path) and job.staging_dir is None:
         job = dataclasses.replace(job, staging_dir=str(default_staging_root(Path(cache))))
     with make_reporter(bar=bar, lines=job.progress != "off" and not quiet) as reporter:
-        run = Run(job, reporter=reporter)
+        try:
+            run = Run(job, reporter=reporter)
+        except VlmbatchError as error:
+            say_error(job, error)
+            raise click.exceptions.Exit(error.exit_code) from error
         catch_signals(run)
         outcome = run.start()
     if outcome.error is not None and not hasattr(outcome.error, "exit_code"):
         logger.error("unexpected error, please report it", exc_info=outcome.error)
     elif outcome.error is not None:
-        click.echo(f"vlmbatch: {' '.join(str(outcome.error).split())}", err=True)
+        say_error(job, outcome.error)
     _report(job, outcome.summary, interrupted=outcome.interrupted)
     if any(thread.name == "reader" for thread in threading.enumerate()):
         # It waits for a line on stdin; the interpreter would wait with it.
@@ -85,6 +90,15 @@ def execute(job: Job, *, dry_run: bool, verbose: int, quiet: bool) -> None:
         sys.stdout.flush()
         os._exit(outcome.exit_code)
     raise click.exceptions.Exit(outcome.exit_code)
+
+
+def say_error(job: Job, error: BaseException) -> None:
+    """What ended a run, as one line of the form that its log has."""
+    text = " ".join(str(error).split())
+    if job.log_format == "json":
+        logger.error("%s", text)
+    else:
+        click.echo(f"vlmbatch: {text}", err=True)
 
 
 def print_job(job: Job) -> None:
@@ -146,9 +160,9 @@ def _report(job: Job, summary: dict[str, Any], *, interrupted: bool) -> None:
     say("%s%s in %.1f s (%s): %s -> %s", "interrupted: " if interrupted else "", done, summary["wall_seconds"], rate, ", ".join(parts), output)
     for name, count in summary["errors"].items():
         say("  %d x %s", count, name)
-    other = "videos" if job.media == "image" else "images"
     if left["other_media"]:
-        say("%d %s left alone (use `vlmbatch %s`)", left["other_media"], other, "video" if job.media == "image" else "caption")
+        other, command = ("video", "video") if job.media == "image" else ("image", "caption")
+        say("%s left alone (use `vlmbatch %s`)", _count(left["other_media"], other), command)
     if kept["errors"]:
         say("%s done before ended in an error; --retry-errors does them again", _count(kept["errors"], "item"))
     if summary["found"] == 0 and not failed and not interrupted:

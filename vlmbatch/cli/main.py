@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import io
 import sys
 
 import click
@@ -76,6 +77,8 @@ def cli() -> None:
 
 def main() -> None:
     """Entry point: errors are one line on stderr and an exit code."""
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")  # a terminal that cannot show a character of a name still shows the rest
     try:
         code = cli.main(prog_name="vlmbatch", standalone_mode=False)
         sys.exit(code if isinstance(code, int) else 0)
@@ -88,8 +91,12 @@ def main() -> None:
     except (KeyboardInterrupt, click.Abort):
         click.echo("vlmbatch: interrupted", err=True)
         sys.exit(130)
-    except BrokenPipeError:
-        # The reader of a pipe went away; Python would complain once more when it flushes stdout at exit.
+    except OSError as error:
+        if error.filename is not None:  # not of a stream
+            raise
+        if not isinstance(error, BrokenPipeError):  # which says that the reader of a pipe went away, as `head` does
+            click.echo(f"vlmbatch: cannot write to stdout: {error.strerror}", err=True)
+        # Python would complain once more when it flushes stdout at exit.
         import os
 
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import typing
 from collections.abc import Callable, Iterable
 from typing import Any, Literal, get_args, get_origin
@@ -10,7 +11,7 @@ from typing import Any, Literal, get_args, get_origin
 import click
 
 from vlmbatch.errors import JobError
-from vlmbatch.job import DEFAULT_SKIP_SIMILAR, Job
+from vlmbatch.job import DEFAULT_SKIP_SIMILAR, Job, job_key
 from vlmbatch.urls import is_url
 from vlmbatch.values import parse_seconds
 
@@ -18,7 +19,15 @@ GROUPS = ("", "Data", "Training", "LoRA", "Question", "Video", "Generation", "Mo
 
 
 class GroupedCommand(click.Command):
-    """A command whose help shows its options in groups."""
+    """A command whose help shows its options in groups, and whose options with a number that may be left out can stand before INPUT."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Gives such an option its number where what follows is none: click would take the INPUT for it."""
+        optional = [each for each in self.params if isinstance(each, click.Option) and isinstance(each.type, Threshold)]
+        numbers = {flag: each.flag_value for each in optional for flag in each.opts}
+        followed = itertools.zip_longest(args, args[1:], fillvalue="")
+        args = [f"{text}={numbers[text]}" if text in numbers and not _is_number(after) else text for text, after in followed]
+        return super().parse_args(ctx, args)
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Writes one section a group."""
@@ -76,9 +85,10 @@ class Times(click.ParamType):  # type: ignore[type-arg]  # generic since click 8
         if isinstance(value, tuple):
             return value
         try:
-            return tuple(parse_seconds(part) for part in value.split(",") if part.strip())
+            times = tuple(parse_seconds(part) for part in value.split(",") if part.strip())
         except ValueError:
-            self.fail(f"{value!r} is not a list of times such as 1.5,20,1:05", param, ctx)
+            times = ()
+        return times or self.fail(f"{value!r} is not a list of times such as 1.5,20,1:05", param, ctx)
 
 
 class Time(click.ParamType):  # type: ignore[type-arg]  # generic since click 8.2
@@ -103,10 +113,15 @@ class Threshold(click.ParamType):  # type: ignore[type-arg]  # generic since cli
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """Text to a number."""
-        try:
-            return float(value)
-        except ValueError:
-            self.fail(f"{value!r} is not a number; without one, put this option after INPUT or another option after it", param, ctx)
+        return float(value) if _is_number(value) else self.fail(f"{value!r} is not a number", param, ctx)
+
+
+def _is_number(text: Any) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def job_options(names: Iterable[str], flags: dict[str, tuple[str, ...]] | None = None, of: type[Any] = Job) -> Callable[[click.Command], click.Command]:
@@ -146,23 +161,41 @@ def build_job(values: dict[str, Any]) -> Job:
 
 
 def parse_settings(settings: Iterable[str]) -> dict[str, Any]:
-    """Values of ``--set key=value``, each value read as YAML.
+    """Values of ``--set key=value``, each value read as YAML, or taken as it stands where the key takes text.
 
     Raises:
         JobError: One is not of that form.
     """
     import yaml
 
+    hints = typing.get_type_hints(Job)
     found: dict[str, Any] = {}
     for setting in settings:
-        key, equals, text = setting.partition("=")
-        if not equals or not key.strip():
+        key, equals, text = (part.strip() for part in setting.partition("="))
+        if not equals or not key:
             raise JobError(f"--set takes key=value, not {setting!r}")
+        hint = hints.get(job_key(key))
         try:
-            found[key.strip()] = "-" if text.strip() == "-" else yaml.safe_load(text)  # a lone dash would be a list of nothing
+            found[key] = _read_setting(text, takes_text=hint is str or str in get_args(hint), takes_list=get_origin(hint) is tuple)
         except yaml.YAMLError as error:
             raise JobError(f"--set {setting}: not YAML") from error
     return found
+
+
+def _read_setting(text: str, *, takes_text: bool, takes_list: bool) -> Any:
+    """What the user means: `*.png`, `yes` and `what: is it?` are texts where a text is wanted, and something else, or nothing, to YAML."""
+    import yaml
+
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        if takes_text:
+            return text
+        raise
+    is_quoted = isinstance(value, str) and text[0] in "'\""
+    is_list = isinstance(value, list) and takes_list and text[0] == "["
+    is_null = value is None and not text.startswith("#")
+    return value if not takes_text or is_quoted or is_list or is_null else text
 
 
 def _option(field: dataclasses.Field[Any], hint: Any, flags: tuple[str, ...] | None) -> click.Option:

@@ -11,7 +11,7 @@ import click
 from vlmbatch.cli.options import GroupedCommand, GroupedOption, job_options, parse_settings
 from vlmbatch.cli.work import add_reporting
 from vlmbatch.errors import JobError
-from vlmbatch.job import Job
+from vlmbatch.job import Job, job_key
 
 
 def read_job_file(name: str, settings: dict[str, Any]) -> Job:
@@ -29,6 +29,7 @@ def read_job_file(name: str, settings: dict[str, Any]) -> Job:
     try:
         text = sys.stdin.read() if name == "-" else Path(name).read_text(encoding="utf-8")
         values = yaml.safe_load(text)
+        _check_keys_once(yaml.compose(text, yaml.SafeLoader), name)
     except OSError as error:
         raise JobError(f"{name}: {error.strerror}") from error
     except UnicodeDecodeError as error:
@@ -41,6 +42,24 @@ def read_job_file(name: str, settings: dict[str, Any]) -> Job:
         return Job.from_dict({**values, **settings})
     except JobError as error:
         raise JobError(f"{name}: {error}") from error
+
+
+def _check_keys_once(node: Any, name: str) -> None:
+    """Refuses a key that stands there twice, of which YAML would silently take the last.
+
+    Args:
+        node: The composed file, a mapping or not.
+        name: The file, for the message.
+
+    Raises:
+        JobError: One does; the message says where.
+    """
+    seen: set[str] = set()
+    for key, _ in node.value if getattr(node, "id", None) == "mapping" else ():
+        written = job_key(str(key.value))
+        if written in seen:
+            raise JobError(f"{name}, line {key.start_mark.line + 1}: the key {key.value!r} is there already")
+        seen.add(written)
 
 
 def _callback(pipeline: str, settings: tuple[str, ...], dry_run: bool, verbose: int, quiet: bool, **values: Any) -> None:

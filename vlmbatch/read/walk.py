@@ -30,19 +30,28 @@ class Entry:
     fingerprint: str = ""
 
 
-def walk(root: str, enters: Callable[[str], bool] = lambda relative: True, hidden: bool = False) -> Iterator[Entry]:
+def walk(root: str, enters: Callable[[str], bool] = lambda relative: True, hidden: bool = False, own_places: bool = True) -> Iterator[Entry]:
     """Yields the files below a folder, sorted by name in each folder.
 
-    Links are followed; a folder is listed once, however many links lead to it, so a loop of links ends. At any moment only the names of the
-    folders from the root to the current one are held.
+    Links are followed, and a folder is listed once: at its own place where that is below the root too, or else where the first link to it stands. So a link
+    neither hides the folder that it leads to nor changes what its files are called, and a loop of links ends. At any moment only the names of the folders from
+    the root to the current one are held.
 
     Args:
         root: The folder; empty for the current one.
         enters: Says for a relative path whether that folder is to be listed.
         hidden: Whether names that start with a dot are taken.
+        own_places: Whether a folder below the root is listed at its own place; else where the walk comes first, which matters when the place of a file
+            decides whether it is wanted.
     """
     listed: set[tuple[int, int]] = set()
     stack: list[tuple[str, str, Iterator[str], set[str]]] = []
+    real_root = os.path.realpath(root)
+
+    def comes_by(folder: str) -> bool:
+        """Whether the walk finds what a link leads to at its own place."""
+        inside = os.path.relpath(os.path.realpath(folder), real_root).split(os.sep)
+        return own_places and inside[0] != os.pardir and (hidden or not any(name.startswith(".") for name in inside))
 
     def push(folder: str, prefix: str) -> None:
         status = os.stat(folder or ".")
@@ -64,7 +73,7 @@ def walk(root: str, enters: Callable[[str], bool] = lambda relative: True, hidde
         path, relative = os.path.join(folder, name), prefix + name
         if name not in folders:
             yield Entry(path, relative)
-        elif enters(relative):
+        elif enters(relative) and not (os.path.islink(path) and comes_by(path)):
             try:
                 push(path, relative + "/")
             except OSError as exc:
@@ -124,7 +133,7 @@ class Glob:
         """Yields the files that match; nothing when the folder before the first wildcard is none."""
         if not os.path.isdir(self.root or "."):
             return
-        for entry in walk(self.root, self.enters, self.hidden):
+        for entry in walk(self.root, self.enters, self.hidden, own_places=self.parts[:-1] == ("**",)):
             if self.matches(entry.relative):
                 yield entry
 
