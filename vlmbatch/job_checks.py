@@ -133,8 +133,6 @@ def _check_video(job: Job) -> None:
         return
     if job.pages is not None:
         raise JobError("pages goes with pictures and documents; choose frames of a video with fps, every, num_frames or at")
-    if job.shuffle:
-        raise JobError("shuffle goes with images: the frames of a video come in their order")
     if len(ways) > 1:
         raise JobError(f"{' and '.join(ways)} are different ways of choosing frames: give one")
     for name in ("start", "end"):
@@ -155,5 +153,7 @@ def _check_video(job: Job) -> None:
         raise JobError("scenes goes with --per frame or --per clip: a window is cut by time, not by scenes")
     if job.skip_similar is not None and job.per != "frame":
         raise JobError("skip_similar goes with --per frame: the frames of a clip or window share one prompt")
+    if job.skip_similar is not None and job.shuffle:
+        raise JobError("skip_similar compares frames in their order: leave out shuffle")
     if job.skip_similar is not None and not 0 <= job.skip_similar <= 1:
         raise JobError(f"skip_similar must be from 0 to 1, not {job.skip_similar}")

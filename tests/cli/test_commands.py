@@ -213,6 +213,20 @@ def test_video_by_frames_and_as_a_clip(vlmbatch: Command, tiny: Path, tmp_path: 
     assert clip["tiles"] == 3
 
 
+def test_shuffled_frames_are_a_sample_of_the_whole_video(vlmbatch: Command, tiny: Path, tmp_path: Path) -> None:
+    write_video(tmp_path / "a.mp4", 60, fps=10)
+    command = ["video", "a.mp4", "--fps", 5, "--shuffle", "--model", tiny, "--max-new-tokens", 2, "-o", "frames.jsonl"]
+    assert vlmbatch(*command, "--limit", 4).returncode == 0
+    found = lines(tmp_path / "frames.jsonl")
+    assert len(found) == 4
+    assert [row["index"] for row in found] == sorted(row["index"] for row in found)
+    assert found[-1]["index"] > 3
+    assert vlmbatch(*command).returncode == 0
+    again = lines(tmp_path / "frames.jsonl")
+    assert [row["id"] for row in again] == [f"a.mp4#t={number / 5:.3f}" for number in range(30)]
+    assert [row for row in again if row["id"] in {row["id"] for row in found}] == found
+
+
 def test_similar_frames_are_told_in_the_closing_lines(vlmbatch: Command, tiny: Path, tmp_path: Path) -> None:
     write_video(tmp_path / "a.mp4", 30, fps=10, draw=lambda number: numbered(0))
     result = vlmbatch("video", "a.mp4", "--keyframes", "--model", tiny, "--max-new-tokens", 2, "-o", "still.jsonl", "--skip-similar")

@@ -229,6 +229,26 @@ def test_a_video_without_frames(tmp_path: Path, per: str) -> None:
         found[0].load()
 
 
+@pytest.mark.parametrize("way", [{"fps": 1}, {"at": (0.1, 6.05, 11.9)}, {"every": 9}, {"scenes": True}, {"per": "window", "window": 4.0}])
+def test_shuffled_frames_are_decoded_when_their_turn_comes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: dict[str, object]) -> None:
+    paths = [write_video(tmp_path / name, 60, fps=5, key_every=20) for name in ("a.mp4", "b.mkv")]
+    wanted = [(item, shown([item])) for item in items(*paths, **way)]
+    found = items(*paths, shuffle=True, **way)
+    assert [(item.id, item.index, item.time_seconds, item.end_seconds) for item in found] == [
+        (item.id, item.index, item.time_seconds, item.end_seconds) for item, _ in wanted
+    ]
+    opened: list[str] = []
+    real = VideoFile.__init__
+
+    def spy(self: VideoFile, path: str, *arguments: int) -> None:
+        opened.append(path)
+        real(self, path, *arguments)
+
+    monkeypatch.setattr(VideoFile, "__init__", spy)
+    assert [shown([item]) for item in reversed(found)] == [numbers for _, numbers in reversed(wanted)]
+    assert len(opened) == len(found)  # so nothing of them was kept
+
+
 def test_missing_files_and_folders_are_read_errors(tmp_path: Path) -> None:
     for path in (tmp_path / "missing.mp4", tmp_path):
         with pytest.raises(ReadError):

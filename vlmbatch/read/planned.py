@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Iterator
+from typing import Any
 
 from vlmbatch.errors import DecodeError
 from vlmbatch.read.container import SAME_SECONDS
@@ -19,13 +21,13 @@ class PlannedFrame:
     Attributes:
         time_seconds: Presentation time.
         duration_seconds: How long it stands when nothing follows.
-        stretch_seconds: None: it stands until the next one.
+        stretch_seconds: Start and end of the stretch that it stands for; None for a frame that stands until the next one.
     """
 
     time_seconds: float
     duration_seconds: float
     _load: Callable[[float], UInt8Array]
-    stretch_seconds: None = None
+    stretch_seconds: tuple[float, float] | None = None
 
     def rgb(self) -> UInt8Array:
         """The upright picture, uint8, (H, W, 3); the file is opened for it.
@@ -64,11 +66,18 @@ class PlannedVideo:
 
     def _planned(self, times: tuple[float, ...]) -> Iterator[PlannedFrame]:
         for time in times:
-            yield PlannedFrame(time, self.packet_times.last_duration_seconds, self._load)
+            yield PlannedFrame(time, self.packet_times.last_duration_seconds, functools.partial(_decode, self._path, self._max_pixels))
 
-    def _load(self, seconds: float) -> UInt8Array:
-        with VideoFile(self._path, self._max_pixels) as video:
-            for frame in video.frames(lambda after: seconds if after <= seconds + SAME_SECONDS else None):
-                if math.isclose(frame.time_seconds, seconds, rel_tol=0, abs_tol=SAME_SECONDS):
-                    return frame.rgb()
-        raise DecodeError(f"the frame at {seconds:.3f} s cannot be decoded")
+
+def planned_frame(frame: Any, path: str, max_pixels: int) -> PlannedFrame:
+    """A frame that is decoded once more when its pixels are asked for, instead of one that holds them."""
+    return PlannedFrame(frame.time_seconds, frame.duration_seconds, functools.partial(_decode, path, max_pixels), frame.stretch_seconds)
+
+
+def _decode(path: str, max_pixels: int, seconds: float) -> UInt8Array:
+    """The frame that is shown from a time on."""
+    with VideoFile(path, max_pixels) as video:
+        for frame in video.frames(lambda after: seconds if after <= seconds + SAME_SECONDS else None):
+            if math.isclose(frame.time_seconds, seconds, rel_tol=0, abs_tol=SAME_SECONDS):
+                return frame.rgb()
+    raise DecodeError(f"the frame at {seconds:.3f} s cannot be decoded")

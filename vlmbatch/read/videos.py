@@ -14,7 +14,7 @@ from vlmbatch.read.base import Counts, failing_load, one_line
 from vlmbatch.read.found import Found
 from vlmbatch.read.frame import DecodedFrame
 from vlmbatch.read.paths import Listing
-from vlmbatch.read.planned import PlannedVideo
+from vlmbatch.read.planned import PlannedFrame, PlannedVideo, planned_frame
 from vlmbatch.read.remote import OnDisk
 from vlmbatch.read.temporary import TemporaryFile
 from vlmbatch.read.video_file import VideoFile
@@ -75,7 +75,8 @@ class VideoReader:
     """Gives the sampled frames of videos, or one Item a clip or window.
 
     Frames are decoded as the reader is iterated, one after the other; an Item holds its frame as the decoder gave it (12 bits a pixel, mostly) and ``load``
-    makes RGB of it. The ``load`` of a clip or window opens the file again and decodes its own stretch: such Items hold nothing, and load side by side.
+    makes RGB of it. The ``load`` of a clip or window opens the file again and decodes its own stretch: such Items hold nothing, and load side by side. So it is
+    with frames that are shuffled, as all of them are collected first.
 
     Raises:
         JobError: An INPUT does not exist, cannot be listed, matches nothing or is a picture.
@@ -124,7 +125,7 @@ class VideoReader:
                 if items := self._planned(found, on_disk, video):
                     yield from items
                     return
-                yield from self._frames(found, video, self._sampler.judge()) if self._per_frame else self._clips(found, on_disk, video)
+                yield from self._frames(found, on_disk, video, self._sampler.judge()) if self._per_frame else self._clips(found, on_disk, video)
                 if self._index > before or not self._per_frame:
                     error = _damage(video)
                 elif not video.num_decoded and next(video.frames(), None) is None:
@@ -151,8 +152,8 @@ class VideoReader:
         return OnDisk(found.path, self._job)
 
     def _planned(self, found: Found, on_disk: OnDisk | TemporaryFile, video: VideoFile) -> list[Item]:
-        """The Items of a video from its packets alone, where no pixels will be asked for and the packets tell."""
-        if self._needless is None or not self._per_frame or self._sampler.needs_pixels:
+        """The Items of a video from its packets alone, where no pixels will be asked for, or not now, and the packets tell."""
+        if not self._per_frame or self._sampler.needs_pixels or (self._needless is None and not self._job.shuffle):
             return []
         before = self._index
         items: list[Item] = []
@@ -160,34 +161,43 @@ class VideoReader:
         def plan() -> list[Item]:
             if video.packet_times is not None:
                 planned = PlannedVideo(on_disk.path, self._max_pixels, video.packet_times, video.end_seconds)
-                items.extend(self._frames(found, planned, None))
+                items.extend(self._frames(found, on_disk, planned, None))
             return items
 
-        if self._needless(found.id, found.fingerprint, plan):
+        if plan() if self._needless is None or self._job.shuffle else self._needless(found.id, found.fingerprint, plan):
             return items
         self._index = before
         return []
 
-    def _frames(self, found: Found, video: Any, judge: Judge | None) -> Iterator[Item]:
+    def _frames(self, found: Found, on_disk: OnDisk | TemporaryFile, video: Any, judge: Judge | None) -> Iterator[Item]:
         """Items of frames, each held back until the next is known: its time is where this one ends."""
-        pending: DecodedFrame | None = None
+        pending: DecodedFrame | PlannedFrame | None = None
         item_id = kept_id = ""
         similar_to: str | None = None
         for span in self._sampler(video):
             for frame in span.choose(video):
                 if pending is not None:
-                    yield self._frame(found, item_id, pending, frame.time_seconds, similar_to)
+                    yield self._frame(found, on_disk, item_id, pending, frame.time_seconds, similar_to)
                 item_id = _frame_id(found.id, frame, pending)
                 similar_to = kept_id if judge is not None and judge.is_similar(frame) else None
                 kept_id = similar_to or item_id
-                pending = frame
+                pending = planned_frame(frame, on_disk.path, self._max_pixels) if self._job.shuffle else frame
         if pending is not None:
             end = video.end_seconds
-            yield self._frame(found, item_id, pending, end if end > pending.time_seconds else pending.time_seconds + pending.duration_seconds, similar_to)
+            end = end if end > pending.time_seconds else pending.time_seconds + pending.duration_seconds
+            yield self._frame(found, on_disk, item_id, pending, end, similar_to)
 
-    def _frame(self, found: Found, item_id: str, frame: DecodedFrame, end_seconds: float, similar_to: str | None) -> Item:
+    def _frame(
+        self, found: Found, on_disk: OnDisk | TemporaryFile, item_id: str, frame: DecodedFrame | PlannedFrame, end_seconds: float, similar_to: str | None
+    ) -> Item:
         start, end = frame.stretch_seconds or (frame.time_seconds, end_seconds)
-        return dataclasses.replace(self._item(found, item_id, lambda: Pixels((frame.rgb(),)), start, end), similar_to=similar_to)
+
+        def load() -> Pixels:
+            return Pixels((frame.rgb(),))
+
+        if isinstance(frame, PlannedFrame):
+            load = on_disk.bind(load)
+        return dataclasses.replace(self._item(found, item_id, load, start, end), similar_to=similar_to)
 
     def _clips(self, found: Found, on_disk: OnDisk | TemporaryFile, video: VideoFile) -> Iterator[Item]:
         for span in self._sampler(video):
@@ -206,7 +216,7 @@ class VideoReader:
         return item
 
 
-def _frame_id(video_id: str, frame: DecodedFrame, before: DecodedFrame | None) -> str:
+def _frame_id(video_id: str, frame: DecodedFrame | PlannedFrame, before: DecodedFrame | PlannedFrame | None) -> str:
     if before is not None and f"{before.time_seconds:.3f}" == f"{frame.time_seconds:.3f}":
         # More than a thousand frames a second.
         return f"{video_id}#t={frame.time_seconds:.6f}"
