@@ -171,7 +171,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="where the training's state, log and curves are kept")
     parser.add_argument("--vision-steps", type=int, default=4_500, help="steps of the vision encoder alone")
-    parser.add_argument("--tiny-steps", type=int, default=3_000, help="then steps on answers about pictures of one tile")
+    parser.add_argument("--tiny-steps", type=int, default=1_750, help="then steps on answers about pictures of one tile")
     parser.add_argument("--mixture-steps", type=int, default=4_500, help="then steps on answers about everything")
     parser.add_argument("--batch-size", type=int, default=24, help="scenes a step; each has about five answers")
     parser.add_argument("--tiles", type=int, default=96, help="tiles a step of the vision encoder alone")
