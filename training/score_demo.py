@@ -30,12 +30,13 @@ READ_PROMPT = scenes.OCR_PROMPTS[0]
 
 
 class Asked(NamedTuple):
-    """One question with what it is scored under."""
+    """One question with what it is scored under; ``part`` is what of its kind is scored by itself, too."""
 
     id: str
     kind: str
     question: str
     answer: str
+    part: str = ""
 
 
 KINDS = {
@@ -56,6 +57,9 @@ KINDS = {
     "clip questions": "colour and shape of what moves",
 }
 """What is scored, with its name in the table."""
+PARTS = {"words": "words and numbers by length", "relation": "neighbours in a row or column of three"}
+"""Kinds of which parts are scored, with what is said of them."""
+IN_A_ROW_OF_THREE = "three"
 
 
 def about_shapes(name: str, scene: scenes.Scene, rng: np.random.Generator) -> list[Asked]:
@@ -66,13 +70,14 @@ def about_shapes(name: str, scene: scenes.Scene, rng: np.random.Generator) -> li
     shapes = [scenes.shape_named(question) for question, _ in kinds["yes"]]
     kinds["no"] = scenes.absent_questions(shapes, rng, 1)
     asked = [Asked(name, "captions", scenes.CAPTION_PROMPTS[0], scene.caption)]
-    return asked + [Asked(name, kind, *found[int(rng.integers(len(found)))]) for kind, found in sorted(kinds.items())]
+    picked = [(kind, *found[int(rng.integers(len(found)))]) for kind, found in sorted(kinds.items())]
+    return asked + [Asked(name, kind, question, answer, IN_A_ROW_OF_THREE * ("directly" in question)) for kind, question, answer in picked]
 
 
 def about_words(name: str, scene: scenes.Scene) -> list[Asked]:
     """The text, and all that is asked about it."""
     others = [Asked(name, "about words", question, answer) for question, answer in scene.questions if answer not in (scene.text, "0")]
-    return [Asked(name, "words", READ_PROMPT, scene.text), *others]
+    return [Asked(name, "words", READ_PROMPT, scene.text, str(len(scene.text))), *others]
 
 
 def about_clip(name: str, clip: scenes.Clip) -> list[Asked]:
@@ -123,14 +128,18 @@ def vlmbatch(*arguments: str) -> str:
 
 
 def score(folder: Path, asked: dict[str, list[Asked]], model: str) -> dict[str, dict[str, float]]:
-    """Share of answers exactly right, by kind and detail, as ``vlmbatch eval`` counts them."""
+    """Share of answers exactly right, by kind (or kind and part, with a blank between) and detail, as ``vlmbatch eval`` counts them."""
     shares: dict[str, dict[str, float]] = defaultdict(dict)
     for sort, questions in asked.items():
         with open(folder / f"{sort}.csv", "w", newline="", encoding="utf-8") as file:
             csv.writer(file).writerows([("id", "question"), *((a.id, a.question) for a in questions)])
-        for kind in {a.kind for a in questions}:
-            rows = [json.dumps({"id": a.id, "prompt": a.question, "answer": a.answer}) for a in questions if a.kind == kind]
-            (folder / f"{kind}.jsonl").write_text("\n".join(rows) + "\n", encoding="utf-8")
+        groups: dict[str, list[Asked]] = defaultdict(list)
+        for a in questions:
+            for name in dict.fromkeys((a.kind, f"{a.kind} {a.part}".rstrip())):
+                groups[name].append(a)
+        for name, group in groups.items():
+            rows = [json.dumps({"id": a.id, "prompt": a.question, "answer": a.answer}) for a in group]
+            (folder / f"{name}.jsonl").write_text("\n".join(rows) + "\n", encoding="utf-8")
         for detail in DETAILS if sort == "pictures" else DETAILS[:1]:
             output = str(folder / f"{sort}-{detail}.jsonl")
             settings = ["--questions", str(folder / f"{sort}.csv"), "--model", model, "--overwrite", "-o", output, "--quiet"]
@@ -138,18 +147,22 @@ def score(folder: Path, asked: dict[str, list[Asked]], model: str) -> dict[str, 
                 vlmbatch("video", str(folder / sort), "--task", "vqa", "--per", "clip", "--fps", "1", *settings)
             else:
                 vlmbatch("vqa", str(folder / sort), "--detail", detail, *settings)
-            for kind in {a.kind for a in questions}:
-                result = json.loads(vlmbatch("eval", output, "--reference", str(folder / f"{kind}.jsonl"), "--metric", "exact", "--json", "-"))
-                shares[kind][detail] = result["all"]["scores"]["exact"]["value"]
+            for name in sorted(groups):
+                result = json.loads(vlmbatch("eval", output, "--reference", str(folder / f"{name}.jsonl"), "--metric", "exact", "--json", "-"))
+                shares[name][detail] = result["all"]["scores"]["exact"]["value"]
     return shares
 
 
 def table(shares: dict[str, dict[str, float]]) -> str:
-    """The shares as the card's Markdown table."""
+    """The shares as the card's Markdown table, and a line for each kind that has parts."""
     lines = ["| | " + " | ".join(f"`{detail}`" for detail in DETAILS) + " |", "|---" * (1 + len(DETAILS)) + "|"]
     for kind, name in KINDS.items():
         cells = (f"{100 * shares[kind][detail]:.1f} %" if detail in shares[kind] else "" for detail in DETAILS)
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    for kind, name in PARTS.items():
+        parts = [shares[part] for part in sorted(shares) if part.startswith(f"{kind} ")]
+        said = (f"`{detail}` {', '.join(f'{100 * part[detail]:.1f}' for part in parts)} %" for detail in DETAILS)
+        lines += ["", f"{name}: {'; '.join(said)}"]
     return "\n".join(lines)
 
 
