@@ -15,6 +15,7 @@ import yaml
 
 from tests.cli.conftest import Command
 from tests.media import numbered, write_huge_png, write_picture, write_video
+from vlmbatch.engine import kernels
 
 
 @pytest.fixture
@@ -176,6 +177,16 @@ def test_stats_tell_what_a_run_took(vlmbatch: Command, photos: Path, tiny: Path)
     assert "4 items, 4 rows" in result.stdout
     assert re.search(r"decode +\d", result.stdout)
     assert json.loads(vlmbatch("stats", "x.parquet", "--json").stdout)["new_tokens"] == 8
+
+
+@pytest.mark.parametrize(("exact", "products"), [(True, "exact, used where they measure faster"), (False, "not on this cpu: saves memory, no time")])
+def test_models_info_says_what_eight_bits_change(vlmbatch: Command, tiny: Path, monkeypatch: pytest.MonkeyPatch, exact: bool, products: str) -> None:
+    monkeypatch.setattr(kernels, "can_write_digits", lambda: exact)
+    info = json.loads(vlmbatch("models", "info", tiny, "--json").stdout)
+    assert info["int8_products"] == products
+    assert info["weights_int8"].endswith("iB with --quantize int8")
+    info = json.loads(vlmbatch("models", "info", "demo", "--json").stdout)
+    assert int(info["weights_int8"].split()[0]) < int(info["weights"].split()[0])
 
 
 def test_models_and_doctor_say_what_is_there(vlmbatch: Command, tiny: Path) -> None:
