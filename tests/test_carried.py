@@ -174,7 +174,7 @@ def test_waiting_pictures_of_a_table_are_bounded_by_their_bytes(folder: Path, mo
     pq.write_table(pa.table({"image": [bytes([number]) * 1000 for number in range(60)]}), folder / "rows.parquet")
     monkeypatch.setattr("vlmbatch.pipeline.HELD_BYTES", 4000)
     run = Run(job(folder, source="rows.parquet", read_workers=40), engine=ScriptedEngine())
-    reader = threading.Thread(target=run._read)
+    reader = threading.Thread(target=run._reading.run, args=(run.reader,))
     reader.start()
     for _ in range(60):
         assert len(run._todo) <= 4

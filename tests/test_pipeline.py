@@ -270,7 +270,7 @@ def test_items_are_counted_for_the_progress_after_the_first_answer_not_before(ph
             answers_before_counting.append(len(engine.answered))
         return open_reader(job, **settings)
 
-    monkeypatch.setattr("vlmbatch.pipeline.open_reader", watched)
+    monkeypatch.setattr("vlmbatch.reading.open_reader", watched)
     with make_reporter(bar=False, lines=True) as reporter:
         assert Run(job(photos), engine=engine, reporter=reporter).start().exit_code == 3
     assert len(answers_before_counting) == 1

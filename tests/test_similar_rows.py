@@ -93,7 +93,7 @@ def test_answers_that_come_late_are_waited_for_and_stdout_stays_in_order(film: P
     running = Run(job(film, output="-"), engine=ScriptedEngine(gate=gate, batch_size=8), stdout=out)
     thread = threading.Thread(target=running.start)
     thread.start()
-    while running._found is None:
+    while running._reading.found is None:
         threading.Event().wait(0.001)
     gate.set()
     thread.join()

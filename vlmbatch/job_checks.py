@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vlmbatch.errors import JobError
-from vlmbatch.urls import is_url, is_web, scheme_of, url_name, without_credentials
+from vlmbatch.urls import can_be_written, is_url, url_name, without_credentials
 from vlmbatch.values import parse_pages, parse_size
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def _check_ranges(job: Job) -> None:
 
 def _check_output(job: Job) -> None:
     url = job.output if job.output is not None and is_url(job.output) else None
-    if url is not None and (is_web(url) or "::" in scheme_of(url)):
+    if url is not None and not can_be_written(url):
         raise JobError(f"output must be a file, or a URL of a store that can be written such as s3://, gs:// or hf://, not {without_credentials(url)}")
     name = url_name(url) if url is not None else job.output
     if name is not None and name != "-" and Path(name).suffix.lower() not in OUTPUT_SUFFIXES:

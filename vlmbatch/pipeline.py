@@ -2,6 +2,7 @@
 
     reader thread -> todo -> prepare threads -> requests -> engine (the calling thread) -> results -> writer thread
 
+What the first and the last thread do, and what they count, is in ``reading.py`` and ``writing.py``; the rest is here.
 Every queue is bounded, so a slow stage slows those before it and memory stays flat. An error of one item becomes its error rows wherever it happens. Any other
 exception in a thread stops the run and is raised in the calling thread, after everything finished is committed.
 """
@@ -13,34 +14,33 @@ import datetime
 import functools
 import logging
 import os
-import random
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, BinaryIO, TextIO
 
 from vlmbatch.channel import Channel
 from vlmbatch.checkpoint import Checkpoint, find_checkpoint
 from vlmbatch.engine import Engine, RequestQueue, open_engine
-from vlmbatch.errors import DecodeError, EngineError, ItemError, JobError, PrepareError, ReadError, TooManyErrors
+from vlmbatch.errors import DecodeError, EngineError, ItemError, JobError, PrepareError, TooManyErrors
 from vlmbatch.job import Job
 from vlmbatch.prepare import Preparer
-from vlmbatch.read import Reader, is_stream, open_reader
+from vlmbatch.read import Reader, open_reader
 from vlmbatch.read.questions import Questions, read_questions
-from vlmbatch.records import Conversation, Item, Pixels, Record, Request, picture_size, utc_now
+from vlmbatch.reading import Reading
+from vlmbatch.records import Conversation, Item, Pixels, Request, picture_size, utc_now
 from vlmbatch.reporter import Reporter, Silent
-from vlmbatch.rows import Original, Result, RowMaker, Task
+from vlmbatch.rows import Result, RowMaker, Task, already_loaded
 from vlmbatch.sample import make_sampler
 from vlmbatch.summary import RowStats, describe_run
 from vlmbatch.threads import READER, WRITER, StageThreads
-from vlmbatch.urls import is_url
 from vlmbatch.write import Writer, open_output, open_sidecars, read_records
+from vlmbatch.writing import Writing
 
 logger = logging.getLogger(__name__)
 
 MAX_READ_WORKERS = 8
 REQUESTS_AHEAD = 64
-TICK_SECONDS = 1.0
 HELD_BYTES = 64 << 20
 """Bytes of pictures out of archives and tables that wait to be decoded."""
 
@@ -101,12 +101,9 @@ class Run:
         self.revision = self.checkpoint.revision if self.checkpoint else ""
         self.writer: Writer = open_output(job, {**job.identity(), "revision": self.revision}, stream=stdout)
         self._sidecars = open_sidecars(job, self.writer.path)
-        self._resumes = bool(self.writer.totals().get("rows"))
         self.reporter = reporter or Silent()
         self.engine = engine
-        self.stats = RowStats()
         self.run_id = f"{datetime.datetime.now(datetime.UTC):%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:6]}"
-        self._rows = RowMaker(job, self.revision, self.run_id)
         # A worker that loads a clip holds all its frames as pictures: two of them keep an engine busy.
         self._workers = job.read_workers or (2 if job.is_clip else min(MAX_READ_WORKERS, max(2, os.cpu_count() or 2)))
         # Frames and clips wait as decoded pictures, what a stream holds as bytes, files only as paths.
@@ -114,13 +111,16 @@ class Run:
         self._requests = RequestQueue(REQUESTS_AHEAD)
         self._results: Channel[Result] = Channel(4 * REQUESTS_AHEAD)
         self._threads = StageThreads(self._todo, self._requests, self._results)
-        self._unasked = 0
-        self._found: int | None = None
-        self._rows_asked = 0
+        self._reading = Reading(job, self.questions, self.writer, self.reporter, self._sidecars, self._todo, self._results)
+        rows = RowMaker(job, self.revision, self.run_id)
+        self._writing = Writing(job, rows, self.writer, self.reporter, self.preparer, self._results)
         self._totals: dict[str, int] = {}
         self._sidecar_counts: dict[str, int] | None = None
-        self._kept = {"items": 0, "rows": 0, "errors": 0}
-        self._native_tiles = self._full_tiles = 0
+
+    @property
+    def stats(self) -> RowStats:
+        """What this run's rows add up to so far."""
+        return self._writing.stats
 
     def stop(self) -> None:
         """Ends the run soon: what is finished is committed, what is in hand is dropped. May be called from a signal handler."""
@@ -132,8 +132,8 @@ class Run:
         started_at = utc_now()
         threads = self._threads
         try:
-            threads.start(READER, self._read)
-            threads.start(WRITER, self._write)
+            threads.start(READER, functools.partial(self._reading.run, self.reader))
+            threads.start(WRITER, self._writing.run)
             threads.start_stopper()
             if self._todo.wait():
                 self._compute()
@@ -141,13 +141,13 @@ class Run:
             threads.fail(error)
         finally:
             ended = threads.end()
-            missing = self._rows_asked - self.stats.rows
+            missing = self._reading.rows_asked - self.stats.rows
             if ended and threads.failure is None and missing > 0:
                 threads.failure = EngineError(f"{missing} row{' has' if missing == 1 else 's have'} no answer; the same command asks again")
             self._close()
         if threads.is_well:
             try:
-                self._check_errors(is_all=True)
+                self._writing.check_errors(is_all=True)
             except TooManyErrors as error:
                 threads.failure = error
         return self._outcome(began, started_at)
@@ -159,12 +159,13 @@ class Run:
             assert self.preparer is not None
             self.reporter.loading(self.checkpoint.name)
             self.engine = open_engine(self.job, self.checkpoint, self.preparer.prepare, self.preparer.decode)
+        self._writing.engine = self.engine
         self._threads.start_preparers(self._workers, self._prepare)
         waits_for_first = not isinstance(self.reporter, Silent)
         for completion in self.engine.run(self._requests):
             if waits_for_first:  # to be counted: a long listing would hold up the first answer
                 waits_for_first = False
-                self._threads.start("counter", self._count)
+                self._threads.start("counter", self._reading.count)
             task, part = completion.request.tag
             whole = task.join(part, completion)
             if whole is not None and not self._results.put(Result(task, completion.question, whole)):
@@ -172,93 +173,9 @@ class Run:
         if not self._requests.ended:
             raise EngineError("the engine ended before its requests did")
 
-    def _read(self) -> None:
-        """Lists the items, sorts out what is done already, and queues the rest."""
-        order = 0
-        count = 0
-        original: Original | None = None
-        for item in self._items():
-            if self._todo.stopped:
-                return
-            count += 1
-            if self._sidecars:
-                self._sidecars.expect(item.id, item.source, item.questions)
-            asked = item.questions or self.questions.about(item.id)
-            if not asked:
-                self._unasked += 1
-                self.reporter.item(error=False, kept=True, new_tokens=0)
-                continue
-            todo = []
-            failed = False
-            for number, question in enumerate(asked):
-                if self.writer.done(item.id, self.job.task, question, item.source, item.fingerprint):
-                    failed |= self.writer.keep(item.id, self.job.task, question, item.index, number) == "error"
-                else:
-                    todo.append((number, question))
-            if item.similar_to is None or original is None or original.id != item.similar_to or not original.asked.issuperset(asked):
-                original = Original(item.id, frozenset(asked), frozenset(question for _, question in todo))
-            self._kept["rows"] += len(asked) - len(todo)
-            self._kept["errors"] += failed
-            if not todo:
-                self._kept["items"] += 1
-                self.reporter.item(error=failed, kept=True, new_tokens=0)
-                continue
-            task = Task(item, tuple(todo), order, len(todo), original=original, held_bytes=item.held_bytes)
-            if not self._send(task):
-                return
-            order += len(todo)
-        self._found = count
-        self._rows_asked = order
-        self.reporter.total(count)
-        self._todo.close()
-
-    def _send(self, task: Task) -> bool:
-        """Sends a task on its way: to the engine, or straight to the writer when its answers are another's. False when the run is to end."""
-        if not task.is_similar:
-            return self._todo.put(task)
-        task.item = dataclasses.replace(task.item, load=_already_loaded)  # many may wait for one answer, and none needs its pixels
-        return all(self._results.put(Result(task, position)) for position in range(len(task.asked)))
-
     def _needless(self, video_id: str, fingerprint: str, frames: Callable[[], Sequence[Item]]) -> bool:
-        """Whether every row about a video's frames is done, so that it need not be decoded."""
-
-        def is_done(id: str, asked: Sequence[str], source: str = "") -> bool:
-            return all(self.writer.done(id, self.job.task, question, source, fingerprint) for question in asked)
-
-        # A row about the video itself tells of damage, which only decoding finds; it is among this run's items then.
-        if not self._resumes or self.job.retry_errors or is_done(video_id, self.questions.about(video_id)):
-            return False
-        items = frames()
-        return bool(items) and all(is_done(item.id, item.questions or self.questions.about(item.id), item.source) for item in items)
-
-    def _items(self) -> Iterator[Item]:
-        """Items of the job, shuffled and limited as it says."""
-        limit = self.job.limit
-        if self.job.shuffle:
-            items = list(self.reader)
-            random.Random(self.job.seed).shuffle(items)
-            yield from items[:limit]
-            return
-        for count, item in enumerate(self.reader):
-            if limit is not None and count >= limit:
-                return
-            yield item
-
-    def _count(self) -> None:
-        """Lists the items once more, ahead of the work and without it, so that the time left can be told."""
-        if self.job.media == "video" or any(is_url(text) or is_stream(text) for text in self.job.inputs):
-            return  # counting would mean decoding, unpacking or fetching twice, or eat what is to be read
-        count = 0
-        try:
-            for count, _ in enumerate(open_reader(self.job, names_only=True), 1):
-                if self._todo.ended:
-                    return  # the reader knows better by now
-                if count == self.job.limit:
-                    break
-        except Exception:  # the reader will meet it too, and there it counts
-            logger.debug("counting failed", exc_info=True)
-            return
-        self.reporter.total(count)
+        """The reader is made before OUTPUT is opened, and asks only once it is iterated."""
+        return self._reading.is_needless(video_id, fingerprint, frames)
 
     def _prepare(self) -> None:
         """Loads pixels and makes requests until nothing is left to do."""
@@ -295,7 +212,7 @@ class Run:
         finally:
             task.read_seconds = time.perf_counter() - begun
             # An item may hold a decoded frame or a picture's bytes; now that there are pixels, or none, nobody needs them any more.
-            task.item = dataclasses.replace(task.item, load=_already_loaded)
+            task.item = dataclasses.replace(task.item, load=already_loaded)
         width, height = picture_size(pixels.frames[0])
         task.size = (width, height)
         return pixels
@@ -310,65 +227,6 @@ class Run:
         except Exception as error:
             logger.debug("unexpected error", exc_info=True)
             raise kind(f"{type(error).__name__}: {' '.join(str(error).split())}") from error
-
-    def _write(self) -> None:
-        """Writes rows as they come, commits in time, and stops a hopeless run."""
-        while not self._results.ended:
-            result = self._results.get(timeout=TICK_SECONDS)
-            if result is None:
-                self.writer.tick()
-                continue
-            record = self._record(result)
-            if record is None:
-                continue
-            self._finish(result, record)
-            if result.task.original is not None and not result.task.is_similar:
-                for waiting in result.task.original.answered(record):
-                    self._finish(waiting, self._rows.similar(waiting, record))
-
-    def _record(self, result: Result) -> Record | None:
-        """The row of a result; None when it resembles an item that is not answered yet, and waits for it."""
-        original = result.task.original
-        if original is None or not result.task.is_similar:
-            return self._rows.record(result, self.engine)
-        found = original.records.get(result.question)
-        if found is None and result.question in original.pending:
-            original.waiting.setdefault(result.question, []).append(result)
-            return None
-        found = found or self.writer.find(original.id, self.job.task, result.question)
-        if found is None:
-            return self._rows.record(dataclasses.replace(result, error=ReadError(f"the row of {original.id}, which it resembles, cannot be read")), None)
-        return self._rows.similar(result, found)
-
-    def _finish(self, result: Result, record: Record) -> None:
-        """Writes a row, and tells when it was the last of its item."""
-        self._write_row(result, record)
-        task = result.task
-        task.missing -= 1
-        if task.missing:
-            return
-        self.reporter.item(error=task.failed, kept=False, new_tokens=task.new_tokens)
-        self._check_errors()
-
-    def _check_errors(self, *, is_all: bool = False) -> None:
-        """Ends a run with more errors than it may have, so far or in all."""
-        if self.stats.error_items > self.job.error_limit(self.stats.items, is_all=is_all):
-            raise TooManyErrors(f"{self.stats.error_items} of {self.stats.items} items are errors, more than --max-errors {self.job.max_errors}")
-
-    def _write_row(self, result: Result, record: Record) -> None:
-        task = result.task
-        number, _ = task.asked[result.position]
-        self.writer.write(record, task.item.fingerprint, task.order + result.position, number)
-        self.stats.add(dataclasses.asdict(record), new_item=task.missing == len(task.asked))
-        if record.status == "error":
-            if not task.failed and task.missing < len(task.asked):
-                self.stats.error_items += 1  # its first row was fine
-            task.failed = True
-            logger.info("%s: %s: %s", record.id, record.error_type, record.error)
-        task.new_tokens += record.new_tokens
-        if self.preparer and self.job.per != "tile" and task.missing == 1 and task.size and task.tiles and task.item.media != "clip":
-            self._full_tiles += task.tiles
-            self._native_tiles += self.preparer.native_tiles(*task.size)
 
     def _close(self) -> None:
         """Commits and closes; a failure here is the run's failure, unless there was one before."""
@@ -405,13 +263,13 @@ class Run:
             revision=self.revision,
             interrupted=self._threads.interrupted,
             error=None if self._threads.failure is None else f"{type(self._threads.failure).__name__}: {self._threads.failure}",
-            kept=self._kept,
-            found=self._found,
+            kept=self._reading.kept,
+            found=self._reading.found,
             output=self._totals,
             sidecars=self._sidecar_counts,
-            left_alone={**dataclasses.asdict(self.reader.counts), "without_question": self._unasked},
-            native_tiles=self._native_tiles if self.job.detail == "full" else None,
-            full_tiles=self._full_tiles if self.job.detail == "full" else None,
+            left_alone={**dataclasses.asdict(self.reader.counts), "without_question": self._reading.unasked},
+            native_tiles=self._writing.native_tiles if self.job.detail == "full" else None,
+            full_tiles=self._writing.full_tiles if self.job.detail == "full" else None,
         )
         if not isinstance(self._threads.failure, JobError):
             try:
@@ -420,10 +278,6 @@ class Run:
                 if self._threads.failure is None:
                     self._threads.failure = error
         return Outcome(summary, self._threads.interrupted, self._threads.failure)
-
-
-def _already_loaded() -> Pixels:
-    raise ReadError("its pixels were loaded before")
 
 
 def run(job: Job, *, engine: Engine | None = None, reporter: Reporter | None = None) -> dict[str, Any]:

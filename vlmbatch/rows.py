@@ -7,8 +7,9 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from vlmbatch.engine import Engine
+from vlmbatch.errors import ReadError
 from vlmbatch.job import Job
-from vlmbatch.records import Completion, Item, Record, Timing, utc_now
+from vlmbatch.records import Completion, Item, Pixels, Record, Timing, utc_now
 from vlmbatch.tasks import parse_answer
 
 
@@ -81,6 +82,11 @@ class Task:
             return None
         del self._answers[completion.question]
         return join_completions([answers[number] for number in range(self.parts)])
+
+
+def already_loaded() -> Pixels:
+    """The ``load`` of an item whose pixels nobody needs any more."""
+    raise ReadError("its pixels were loaded before")
 
 
 def join_completions(parts: Sequence[Completion]) -> Completion:

@@ -29,6 +29,11 @@ def is_web(url: str) -> bool:
     return is_url(url) and scheme_of(url) in ("http", "https")
 
 
+def can_be_written(url: str) -> bool:
+    """Whether a URL names a store that files are put into, if there is such a store: no web page, and no chain of file systems."""
+    return not is_web(url) and "::" not in scheme_of(url)
+
+
 def url_name(url: str) -> str:
     """The last part of a URL's path; the host when there is no path. Never a folder: slashes that were written as ``%2F`` are left so."""
     scheme, _, rest = url.partition("://")

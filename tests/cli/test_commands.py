@@ -17,6 +17,7 @@ import yaml
 
 from tests.cli.conftest import Command
 from tests.media import numbered, write_huge_png, write_picture, write_video
+from vlmbatch.engine import digits
 
 
 @pytest.fixture
@@ -257,6 +258,16 @@ def test_a_terminal_that_lacks_a_character_shows_the_rest() -> None:
     result = subprocess.run([sys.executable, "-m", "vlmbatch", "video", "--help"], capture_output=True, env=environment, check=False)
     assert (result.returncode, result.stderr) == (0, b"")
     assert b"--at T,T,\\u2026" in result.stdout
+
+
+@pytest.mark.parametrize(("exact", "products"), [(True, "exact, used where they measure faster"), (False, "not on this cpu: saves memory, no time")])
+def test_models_info_says_what_eight_bits_change(vlmbatch: Command, tiny: Path, monkeypatch: pytest.MonkeyPatch, exact: bool, products: str) -> None:
+    monkeypatch.setattr(digits, "can_write_digits", lambda: exact)
+    info = json.loads(vlmbatch("models", "info", tiny, "--json").stdout)
+    assert info["int8_products"] == products
+    assert info["weights_int8"].endswith("iB with --quantize int8")
+    info = json.loads(vlmbatch("models", "info", "demo", "--json").stdout)
+    assert int(info["weights_int8"].split()[0]) < int(info["weights"].split()[0])
 
 
 def test_models_and_doctor_say_what_is_there(vlmbatch: Command, tiny: Path) -> None:

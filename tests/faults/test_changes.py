@@ -79,6 +79,7 @@ def test_a_folder_that_is_gone_when_it_is_its_turn_is_an_error_row(photos: Path)
 def test_a_pattern_in_a_folder_that_may_not_be_listed_is_a_usage_error_and_later_an_error_row(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     job = Job(inputs=(f"{photos}/a/*.png",))
     reader = open_reader(job)
+    list(reader)  # what the look at the pattern has listed; from now on it is listed anew
 
     def refused(folder: str) -> None:
         raise PermissionError(13, "Permission denied")

@@ -11,7 +11,7 @@ import pytest
 from tests.media import write_picture
 from vlmbatch.errors import JobError
 from vlmbatch.job import Job
-from vlmbatch.read import open_reader
+from vlmbatch.read import open_reader, walk
 from vlmbatch.read.found import Found
 from vlmbatch.read.names import file_status, read_paths
 from vlmbatch.read.paths import Listing
@@ -97,6 +97,18 @@ def test_an_input_that_is_not_there_is_named(tree: Path, name: str) -> None:
 def test_a_glob_gives_ids_below_its_fixed_folder(tree: Path, pattern: str, found: list[str]) -> None:
     (tree / "notes.dat").touch()
     assert ids(tree / pattern) == found
+
+
+def test_a_glob_is_listed_once_and_anew_each_further_time(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    listed: list[str] = []
+    names = walk._names
+    monkeypatch.setattr(walk, "_names", lambda folder: listed.append(Path(folder).name) or names(folder))
+    listing = Listing(Job(inputs=(str(tree / "**" / "*.png"),)))
+    assert [found.id for found in listing] == ["sub/c.png"]
+    assert listed == ["tree", "sub", "deep"]
+    (tree / "sub" / "deep" / "new.png").touch()
+    assert [found.id for found in listing] == ["sub/c.png", "sub/deep/new.png"]
+    assert listed == ["tree", "sub", "deep"] * 2
 
 
 def test_a_relative_glob_and_the_current_folder(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,6 +22,7 @@ from vlmbatch.job import Job
 from vlmbatch.pipeline import Run
 from vlmbatch.read import open_reader, web
 from vlmbatch.read.remote import OnDisk, load_bytes
+from vlmbatch.read.stores import StoreInput
 from vlmbatch.records import Item
 from vlmbatch.sample import make_sampler
 from vlmbatch.urls import is_url, url_name, without_credentials
@@ -135,6 +136,16 @@ def test_a_file_a_folder_and_a_glob_of_a_store(memory: fsspec.AbstractFileSystem
     found = list(reader)
     assert reader.counts.other_media == 1
     np.testing.assert_array_equal(found[2].load().arrays()[0], picture(seed=0))
+
+
+def test_a_glob_of_a_store_is_listed_once(memory: fsspec.AbstractFileSystem, monkeypatch: pytest.MonkeyPatch) -> None:
+    listed: list[str] = []
+    names = StoreInput._names
+    monkeypatch.setattr(StoreInput, "_names", staticmethod(lambda files, path: listed.append(path) or names(files, path)))
+    for name in ("b/2.png", "b/10.png", "c.png"):
+        memory.pipe(f"/bucket/{name}", b"")
+    assert [item.id for item in items("memory://bucket/*/*.png")] == ["b/10.png", "b/2.png"]
+    assert listed == ["/bucket", "/bucket/b"]
 
 
 def test_a_folder_by_its_file_url_is_that_folder(tmp_path: Path) -> None:

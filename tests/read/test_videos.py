@@ -360,6 +360,7 @@ def test_one_bad_video_does_not_stop_the_next(tmp_path: Path) -> None:
 ENCODERS = {
     "closed": ("a.mp4", "libx264", {}),
     "open": ("a.mkv", "libx264", {"x264-params": "open-gop=1:bframes=3:b-pyramid=normal"}),
+    "pyramid": ("a.mp4", "libx264", {"x264-params": "bframes=3:b-adapt=0:b-pyramid=normal:ref=1"}),
     "refresh": ("a.mkv", "libx264", {"x264-params": "intra-refresh=1:bframes=0"}),
     "hevc": ("a.mp4", "libx265", {"x265-params": "log-level=none:pools=none:frame-threads=1:bframes=4:open-gop=1"}),
     "mpeg2": ("a.mpg", "mpeg2video", {}),

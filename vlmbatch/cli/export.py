@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import codecs
+import contextlib
 import dataclasses
 import os
 import sys
+import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import click
 
 from vlmbatch.errors import JobError, OutputError
 from vlmbatch.tasks import TASKS
-from vlmbatch.urls import is_url, url_name
+from vlmbatch.urls import can_be_written, is_url, url_name, without_credentials
 
 TABLES = ("jsonl", "parquet", "csv")
 TEXTS = ("txt", "srt", "vtt")
@@ -29,8 +31,8 @@ STATUSES = ("ok", "error", "similar")
     "--output",
     "target",
     metavar="PATH",
-    help="Tables: the file, `-` for stdout [default: OUTPUT with the other suffix]. Texts and subtitles: a folder, or the file when OUTPUT is about one "
-    "picture or video [default: beside the sources].",
+    help="Tables: the file or its URL (s3://, gs://, hf:// ...), `-` for stdout [default: OUTPUT with the other suffix]. Texts and subtitles: a folder, or "
+    "the file or its URL when OUTPUT is about one picture or video [default: beside the sources].",
 )
 @click.option("--task", "tasks", multiple=True, type=click.Choice(TASKS), help="Only rows of this task; may be given several times.")
 @click.option("--prompt", "prompts", multiple=True, metavar="TEXT", help="Only answers to this question or instruction; may be given several times.")
@@ -41,12 +43,17 @@ def _export(output: str, form: str, target: str | None, overwrite: bool, bom: bo
     """OUTPUT as a table of another format, or as a text or subtitle file for each picture or video.
 
     Tables have every row, or those that --task, --prompt and --status leave. Texts and subtitles are what --sidecar writes: rows with an answer, files of
-    others left alone. OUTPUT may be a URL; what is made of it is called after it, in the current folder.
+    others left alone. OUTPUT may be a URL; what is made of it is called after it, in the current folder, unless -o says another place.
     """
     from vlmbatch.write import local_copy
 
     if bom and form != "csv":
         raise JobError("--bom goes with --to csv")
+    if target is not None and is_url(target):
+        if not can_be_written(target):
+            raise JobError(f"-o must be a file, or a URL of a store that can be written such as s3://, gs:// or hf://, not {without_credentials(target)}")
+        if target == output:
+            raise JobError(f"{without_credentials(target)} is the OUTPUT itself: give -o another file")
     with local_copy(output, allow_private=True) as path:
         export(path, Path(url_name(output) if is_url(output) else output), form, target, Wanted(**wanted), overwrite=overwrite, bom=bom)
 
@@ -90,8 +97,10 @@ def export(path: Path, output: Path, form: str, target: str | None, wanted: Want
     if form in TABLES:
         extra = carried_kinds(wanted.of(read_records(path))) if form != "jsonl" else {}  # which only a look at every row tells
         export_table(output, rows, (read_summary(path) or {}).get("job"), extra, form, target, overwrite=overwrite, bom=bom)
-    elif target is not None and Path(target).suffix.lower() == f".{form}" and not os.path.isdir(target):
-        export_text(output, rows, form, Path(target), overwrite=overwrite)
+    elif target is not None and _name_of(target).suffix.lower() == f".{form}" and not os.path.isdir(target):
+        export_text(output, rows, form, target, overwrite=overwrite)
+    elif target is not None and is_url(target):
+        raise JobError(f"{form} files go to a folder of this disk, or one of them to a URL that ends in .{form}, not to {without_credentials(target)}")
     elif target == "-":
         raise JobError(f"{form} files cannot go to stdout: give -o FOLDER, or -o FILE.{form} for one picture or video")
     else:
@@ -110,13 +119,12 @@ def export_table(
     bom: bool,
 ) -> None:
     """Writes rows to a table of another format, whole or not at all; ``job`` goes into its metadata, ``extra`` are the kinds of carried columns."""
-    from vlmbatch.write.atomic import replacing
     from vlmbatch.write.formats import find_format
 
-    path = Path(target) if target is not None and target != "-" else output.with_suffix(f".{form}")
-    if path.suffix.lower() != f".{form}":
-        raise JobError(f"--to {form} writes a file that ends in .{form}, not {path}")
-    format = find_format(path)
+    place = target if target is not None and target != "-" else str(output.with_suffix(f".{form}"))
+    if _name_of(place).suffix.lower() != f".{form}":
+        raise JobError(f"--to {form} writes a file that ends in .{form}, not {without_credentials(place)}")
+    format = find_format(_name_of(place))
     opening = codecs.BOM_UTF8 if bom else b""
     if target == "-":
         if form == "parquet":
@@ -125,7 +133,6 @@ def export_table(
         format.write_rows(sys.stdout.buffer, rows, job, extra)
         sys.stdout.buffer.flush()
         return
-    _make_way(output, path, overwrite)
     count = 0
 
     def counted() -> Iterator[dict[str, Any]]:
@@ -133,24 +140,21 @@ def export_table(
         for count, row in enumerate(rows, 1):  # noqa: B007
             yield row
 
-    with replacing(path) as file:
+    with _writing(output, place, overwrite) as file:
         file.write(opening)
         format.write_rows(file, counted(), job, extra)
-    click.echo(f"{count} row{'' if count == 1 else 's'} -> {path}", err=True)
+    click.echo(f"{count} row{'' if count == 1 else 's'} -> {without_credentials(place)}", err=True)
 
 
-def export_text(output: Path, rows: Iterator[dict[str, Any]], form: str, path: Path, *, overwrite: bool) -> None:
+def export_text(output: Path, rows: Iterator[dict[str, Any]], form: str, target: str, *, overwrite: bool) -> None:
     """Writes the one file of an OUTPUT that is about one picture or video."""
-    from vlmbatch.write.atomic import replacing
-
     sidecars = _gather(output, rows, form, None, overwrite=overwrite)
     found = [content for *_, content in sidecars.contents()]
     if len(found) != 1 or found[0] is None:
         raise JobError(f"{output} is about {len(found)} files, not one: give -o FOLDER" if len(found) != 1 else f"{output} has no answer to write")
-    _make_way(output, path, overwrite)
-    with replacing(path) as file:
+    with _writing(output, target, overwrite) as file:
         file.write(found[0])
-    click.echo(f"1 file -> {path}", err=True)
+    click.echo(f"1 file -> {without_credentials(target)}", err=True)
 
 
 def export_texts(output: Path, rows: Iterator[dict[str, Any]], form: str, folder: str | None, *, overwrite: bool) -> None:
@@ -174,6 +178,33 @@ def _gather(output: Path, rows: Iterator[dict[str, Any]], form: str, folder: str
     if form != "txt" and answers and not timed:
         raise JobError(f"{output} has no times: {form} files are made from videos")
     return sidecars
+
+
+def _name_of(target: str) -> Path:
+    """What a file or URL is called, its suffix in place."""
+    return Path(url_name(target) if is_url(target) else target)
+
+
+@contextlib.contextmanager
+def _writing(output: Path, target: str, overwrite: bool) -> Iterator[BinaryIO]:
+    """Opens a file that takes its place, on this disk or behind a URL, once the block has ended well."""
+    from vlmbatch.write.atomic import replacing
+    from vlmbatch.write.remote_file import RemoteFile
+
+    if is_url(target):
+        remote = RemoteFile(target, allow_private=True)
+        if not overwrite and remote.fingerprint() is not None:
+            raise OutputError(f"{remote.shown} is there; --overwrite replaces it")
+        with tempfile.TemporaryDirectory(prefix="vlmbatch-") as folder:
+            path = Path(folder) / url_name(target)
+            with replacing(path) as file:
+                yield file
+            remote.put(path)
+        return
+    path = Path(target)
+    _make_way(output, path, overwrite)
+    with replacing(path) as file:
+        yield file
 
 
 def _make_way(output: Path, path: Path, overwrite: bool) -> None:

@@ -33,9 +33,10 @@ def _list() -> None:
 @click.option("--revision", metavar="REV", help="Branch, tag or commit of a hub id.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def _info(model: str, revision: str | None, as_json: bool) -> None:
-    """Shape, tiles and memory of a model, and what fits on this machine."""
+    """Shape, tiles and memory of a model, what fits on this machine, and what --quantize int8 would change."""
     from vlmbatch.engine.budget import CAPS, MemoryBudget, gib
     from vlmbatch.engine.device import device_memory, find_device, find_dtype
+    from vlmbatch.engine.digits import can_write_digits
     from vlmbatch.engine.shape import ModelShape
 
     checkpoint = find_checkpoint(model, revision)
@@ -45,6 +46,7 @@ def _info(model: str, revision: str | None, as_json: bool) -> None:
     free = device_memory(device).free
     budget = MemoryBudget(shape, dtype.itemsize, int(free * 0.8), CAPS[device.type])
     photo = shape.tile_tokens * 13 + 100
+    products = "exact, used where they measure faster" if device.type == "cpu" and can_write_digits() else f"not on this {device.type}: saves memory, no time"
     v, t = shape.vision, shape.text
     figures = {
         "model": checkpoint.name,
@@ -55,6 +57,8 @@ def _info(model: str, revision: str | None, as_json: bool) -> None:
         "text": f"{t.layers} layers of {t.hidden}, {t.heads} heads, {t.kv_heads} key heads, {t.vocabulary} tokens, context {t.context}",
         "device": f"{device} ({gib(free)} free), {str(dtype).removeprefix('torch.')}",
         "weights": gib(budget.weight_bytes),
+        "weights_int8": f"{gib(shape.weight_bytes(dtype.itemsize, quantized=True))} with --quantize int8",
+        "int8_products": products,
         "kv_bytes_per_token": shape.kv_bytes(dtype.itemsize),
         "fits": f"{budget.sequences(photo)} sequences of a photo at full detail, {budget.tiles_at_once} tiles at once" if budget.cache_bytes else "no",
     }

@@ -9,6 +9,7 @@ from vlmbatch.errors import JobError
 from vlmbatch.job import Job
 from vlmbatch.read.base import Counts, Reader
 from vlmbatch.read.bundles import is_stream
+from vlmbatch.read.temporary import remove_leftovers
 
 if TYPE_CHECKING:
     from vlmbatch.read.videos import Needless, Sampler
@@ -37,7 +38,7 @@ READERS: dict[str, Callable[[Job, BinaryIO | None, Sampler | None, bool, Needles
 def open_reader(
     job: Job, *, stdin: BinaryIO | None = None, sampler: Sampler | None = None, names_only: bool = False, needless: Needless | None = None
 ) -> Reader:
-    """Makes the reader of a job.
+    """Makes the reader of a job; before that, removes copies of videos that killed runs have left among the temporary files.
 
     Args:
         job: The job.
@@ -49,4 +50,6 @@ def open_reader(
     Raises:
         JobError: An INPUT does not exist, cannot be listed, matches nothing, is of the other media, or is a manifest whose columns cannot be understood.
     """
+    if not names_only:
+        remove_leftovers()
     return READERS[job.media](job, stdin, sampler, names_only, needless)

@@ -17,7 +17,7 @@ from vlmbatch.read.extras import missing_for
 from vlmbatch.read.found import Found, Part
 from vlmbatch.read.names import file_status, matches_any, media_of, printable, read_paths, real_path, suffix_of
 from vlmbatch.read.remote import RemoteInput
-from vlmbatch.read.walk import Entry, Glob, is_glob, walk
+from vlmbatch.read.walk import Begun, Entry, Glob, is_glob, walk
 from vlmbatch.records import RECORD_FIELDS
 from vlmbatch.urls import is_url, url_host, url_name, without_credentials
 
@@ -30,6 +30,7 @@ class _Input:
     kind: str
     name: str
     glob: Glob | None = None
+    begun: Begun | None = None
     remote: RemoteInput | None = None
 
 
@@ -114,18 +115,18 @@ class Listing:
             raise JobError(f"no such file or folder: {printable(text)}")
         glob = Glob.parse(text)
         try:
-            found = next(glob.entries(), None)
+            begun = Begun(glob.entries)
         except OSError as exc:
             raise JobError(f"cannot list the folder {printable(glob.root)}: {one_line(exc)}") from exc
-        if found is None:
+        if begun.is_empty:
             raise JobError(f"no file matches {printable(text)}")
-        return _Input(text, "glob", os.path.basename(os.path.abspath(glob.root)), glob)
+        return _Input(text, "glob", os.path.basename(os.path.abspath(glob.root)), glob, begun)
 
     def _look_at_url(self, text: str) -> _Input:
         remote = RemoteInput(text, self._job)
         if remote.kind == "file":
             self._check_file(text)
-        return _Input(text, remote.kind, url_name(text) if remote.kind == "folder" else url_host(text), remote.glob, remote)
+        return _Input(text, remote.kind, url_name(text) if remote.kind == "folder" else url_host(text), remote.glob, remote=remote)
 
     def _check_file(self, text: str) -> None:
         """Refuses a file that was named and cannot be of the job."""
@@ -144,7 +145,7 @@ class Listing:
                 yield Entry(given.text, given.name, f"not listed: {one_line(exc)}")
         elif given.kind in ("folder", "glob"):
             try:
-                yield from given.glob.entries() if given.glob is not None else walk(given.text)
+                yield from given.begun if given.begun is not None else walk(given.text)
             except OSError as exc:
                 yield Entry(given.text, given.name, f"folder not listed: {one_line(exc)}")
         elif given.kind in ("file", "bundle"):

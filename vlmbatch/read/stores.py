@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from vlmbatch.errors import JobError, MissingDependencyError, ReadError
 from vlmbatch.filesystems import file_fingerprint, open_store
 from vlmbatch.read.base import one_line
-from vlmbatch.read.walk import Entry, Glob, is_glob
+from vlmbatch.read.walk import Begun, Entry, Glob, is_glob
 from vlmbatch.urls import is_web, without_credentials
 
 if TYPE_CHECKING:
@@ -75,7 +75,8 @@ class StoreInput:
                 self._url, self.glob = _split_glob(url)
             else:
                 raise JobError(f"no such file or folder: {without_credentials(url)}")
-            if self.kind == "glob" and next(self.entries(), None) is None:
+            self._begun = Begun(self._list) if self.kind == "glob" else None
+            if self._begun is not None and self._begun.is_empty:
                 raise JobError(f"no file matches {without_credentials(url)}")
         except JobError:
             raise
@@ -87,6 +88,9 @@ class StoreInput:
 
     def entries(self) -> Iterator[Entry]:
         """Yields the files, sorted by name in each folder; a folder that cannot be listed is an entry with an error."""
+        yield from self._begun if self._begun is not None else self._list()
+
+    def _list(self) -> Iterator[Entry]:
         files, path = self._open(self._url)
         if self.kind == "file":
             info = files.info(path)

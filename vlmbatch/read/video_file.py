@@ -16,6 +16,7 @@ from vlmbatch.read.base import check_size, one_line
 from vlmbatch.read.container import MICROSECONDS, SAME_SECONDS, drops_exactly, is_shown, open_container, origin_seconds, packets
 from vlmbatch.read.frame import DecodedFrame
 from vlmbatch.read.skipping import Sieve, Step, Unsure, Wanted, leave_out, mark
+from vlmbatch.read.sparing import open_sparing
 
 if TYPE_CHECKING:
     import av
@@ -85,6 +86,10 @@ class VideoFile:
         self._started = False
         self._step = 1 / Fraction(self._stream.average_rate or self._stream.guessed_rate or _FALLBACK_FPS)
         self._origin = origin_seconds(self._container, self._stream)
+        base = self._stream.time_base or Fraction(1)
+        # Seconds of a time stamp as one division of whole numbers, rounded as `float` rounds the fraction: it is done several times a packet.
+        self._scale, self._shift = base.numerator * self._origin.denominator, self._origin.numerator * base.denominator
+        self._whole = base.denominator * self._origin.denominator
         try:
             check_size(self._stream.codec_context.width, self._stream.codec_context.height, max_pixels)
         except DecodeError:
@@ -133,7 +138,7 @@ class VideoFile:
                 found[packet.pts] = packet.is_keyframe
                 last = max(last, (packet.pts, packet.duration or 0))
             duration = last[1] * stream.time_base
-        times = [(float(self._time(pts)), found[pts]) for pts in sorted(found)]
+        times = [(self._seconds(pts), found[pts]) for pts in sorted(found)]
         return PacketTimes(tuple(time for time, _ in times), tuple(time for time, is_key in times if is_key), float(duration or self._step))
 
     def frame_times(self) -> tuple[float, ...]:
@@ -155,6 +160,10 @@ class VideoFile:
     def _time(self, pts: int) -> Fraction:
         return pts * (self._stream.time_base or Fraction(1)) - self._origin
 
+    def _seconds(self, pts: int) -> float:
+        """``float(self._time(pts))``."""
+        return (pts * self._scale - self._shift) / self._whole
+
     def frames(self, next_instant: NextInstant | None = None) -> Iterator[DecodedFrame]:
         """Yields frames in presentation order, times strictly rising. Damaged packets are passed over and counted.
 
@@ -165,13 +174,13 @@ class VideoFile:
 
         def wanted(step: Step, next_pts: int | None, is_first: bool) -> bool:
             assert next_instant is not None
-            time = float(self._time(step.pts))
+            time = self._seconds(step.pts)
             due = next_instant(-math.inf if is_first else time - SAME_SECONDS)
             self._due_seconds = time if due is None else due
             # After the last instant one more is needed, to see where the one before it ends.
             if due is None or next_pts is None:
                 return self._seek_seconds is None
-            return due < float(self._time(next_pts)) - SAME_SECONDS / 2
+            return due < self._seconds(next_pts) - SAME_SECONDS / 2
 
         yield from self._chosen(None if next_instant is None else wanted, lambda frame: True)
 
@@ -180,7 +189,7 @@ class VideoFile:
 
         def wanted(step: Step, next_pts: int | None, is_first: bool) -> bool:
             self._due_seconds = start_seconds
-            return step.is_key and float(self._time(step.pts)) >= start_seconds - SAME_SECONDS
+            return step.is_key and self._seconds(step.pts) >= start_seconds - SAME_SECONDS
 
         yield from self._chosen(wanted, lambda frame: frame.is_key and frame.time_seconds >= start_seconds - SAME_SECONDS)
 
@@ -262,7 +271,8 @@ class VideoFile:
             self._due_seconds = -math.inf
             self._seek_seconds: float | None = None
             steps = mark(self._steps(target), wanted, from_start=target is None)
-            yield from self._stretch(leave_out(steps))
+            sparing = open_sparing(self._stream.codec_context.name, self._stream.codec_context.extradata)
+            yield from self._stretch(leave_out(steps, sparing))
             target = self._seek_seconds
             if target is None:
                 return
@@ -309,14 +319,14 @@ class VideoFile:
             if target is not None:
                 if not packet.is_keyframe:
                     continue
-                if self._time(packet.pts) > target + SAME_SECONDS:
+                if self._seconds(packet.pts) > target + SAME_SECONDS:
                     raise Unsure("a seek went too far")
                 if not is_shown(packet, codec):
                     raise Unsure("a seek went to where nothing is shown")
                 # Where key frames are far apart, each seek would go back to before where reading already was.
-                self._seekable = self._time(packet.pts) > self._read_seconds
+                self._seekable = self._seconds(packet.pts) > self._read_seconds
                 target = None
-            self._read_seconds = max(self._read_seconds, float(self._time(packet.pts)))
+            self._read_seconds = max(self._read_seconds, self._seconds(packet.pts))
             yield Step(packet, packet.pts, packet.is_keyframe, is_shown(packet, codec))
             reached = max(self._read_seconds, 0.0) + SEEK_GAP_SECONDS
             if self._seekable and self._due_seconds > reached and self.end_seconds > reached:

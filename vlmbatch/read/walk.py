@@ -30,6 +30,35 @@ class Entry:
     fingerprint: str = ""
 
 
+class Begun:
+    """Entries of which the first is known already. The first iteration goes on from there, so that a huge folder is not listed twice; later ones list anew.
+
+    Attributes:
+        is_empty: Whether there are none.
+    """
+
+    def __init__(self, entries: Callable[[], Iterator[Entry]]) -> None:
+        """Takes what lists, and looks for the first entry.
+
+        Raises:
+            OSError: The folder where it begins cannot be listed.
+        """
+        self._entries = entries
+        self._rest: Iterator[Entry] | None = entries()
+        self._first = next(self._rest, None)
+        self.is_empty = self._first is None
+
+    def __iter__(self) -> Iterator[Entry]:
+        """Yields the entries."""
+        first, rest = self._first, self._rest
+        self._first = self._rest = None
+        if first is None or rest is None:
+            yield from self._entries()
+            return
+        yield first
+        yield from rest
+
+
 def walk(root: str, enters: Callable[[str], bool] = lambda relative: True, hidden: bool = False, own_places: bool = True) -> Iterator[Entry]:
     """Yields the files below a folder, sorted by name in each folder.
 
