@@ -141,6 +141,23 @@ def test_a_dry_run_prints_a_job_that_run_takes_back(vlmbatch: Command, photos: P
     assert len(lines(tmp_path / "photos.vqa.jsonl")) == 2
 
 
+@pytest.mark.parametrize(
+    ("command", "offers", "refuses"),
+    [
+        ("video", ["[frame|clip|window]", "[txt|srt|vtt]"], ("--per", "tile")),
+        ("ocr", ["[page|tile]", "[txt]"], ("--per", "clip")),
+        ("caption", ["[txt]"], ("--sidecar", "srt")),
+        ("vqa", ["[txt]"], ("--sidecar", "vtt")),
+    ],
+)
+def test_a_command_offers_what_goes_with_it(vlmbatch: Command, photos: Path, command: str, offers: list[str], refuses: tuple[str, str]) -> None:
+    found = re.findall(r"--(?:per|sidecar) +(\[.*?\])", vlmbatch(command, "--help").stdout)
+    assert found == offers
+    refused = vlmbatch(command, "photos", *refuses)
+    assert refused.returncode == 2
+    assert f"'{refuses[1]}' is not" in refused.stderr
+
+
 def test_unknown_keys_name_the_nearest_known_one(vlmbatch: Command, tmp_path: Path) -> None:
     (tmp_path / "job.yaml").write_text("inputs: x\nmax_new_token: 3\n")
     result = vlmbatch("run", "job.yaml")
