@@ -183,7 +183,7 @@ class Run:
             count += 1
             if self._sidecars:
                 self._sidecars.expect(item.id, item.source, item.questions)
-            asked = item.questions or self.questions.about(item.id)
+            asked = self.questions.of(item)
             if not asked:
                 self._unasked += 1
                 self.reporter.item(error=False, kept=True, new_tokens=0)
@@ -207,6 +207,8 @@ class Run:
             if not self._send(task):
                 return
             order += len(todo)
+        if count != self.job.limit:
+            self.questions.check()
         self._found = count
         self._rows_asked = order
         self.reporter.total(count)
@@ -410,6 +412,7 @@ class Run:
             output=self._totals,
             sidecars=self._sidecar_counts,
             left_alone={**dataclasses.asdict(self.reader.counts), "without_question": self._unasked},
+            questions=None if self._found is None else self.questions.missed(is_all=self._found != self.job.limit),
             native_tiles=self._native_tiles if self.job.detail == "full" else None,
             full_tiles=self._full_tiles if self.job.detail == "full" else None,
         )
@@ -451,9 +454,13 @@ def count_items(job: Job, *, stdin: BinaryIO | None = None) -> int:
     """
     if not job.inputs:
         raise JobError("nothing to do: give at least one INPUT (a file, a folder, a glob, or - for paths on stdin)")
-    read_questions(job)
+    questions = read_questions(job)
     # Frames are counted by their packets where that is possible.
     sampler = make_sampler(job) if job.media == "video" else None
     reader = open_reader(job, stdin=stdin, sampler=sampler, names_only=True, needless=lambda video_id, fingerprint, frames: bool(frames()))
-    count = sum(1 for _ in reader)
+    count = 0
+    for item in reader:
+        questions.of(item)
+        count += 1
+    questions.check()
     return count if job.limit is None else min(count, job.limit)

@@ -244,6 +244,20 @@ def test_shuffled_frames_are_a_sample_of_the_whole_video(vlmbatch: Command, tiny
     assert [row for row in again if row["id"] in {row["id"] for row in found}] == found
 
 
+def test_questions_about_nothing_here_are_one_line(vlmbatch: Command, photos: Path, tiny: Path, tmp_path: Path) -> None:
+    (tmp_path / "q.csv").write_text("id,question\n0.png,Why?\nphotos/1.png,Why?\n")
+    command = ["vqa", "photos", "--questions", "q.csv", "--model", tiny, "--max-new-tokens", 2]
+    result = vlmbatch(*command)
+    assert result.returncode == 0
+    assert "question file q.csv: no item has 1 of its 2 ids, such as 'photos/1.png'\n" in result.stderr
+    (tmp_path / "q.csv").write_text("id,question\nphotos/1.png,Why?\n")
+    for options in (["-o", "new.jsonl"], ["--dry-run"]):
+        result = vlmbatch(*command, *options)
+        assert result.returncode == 2
+        assert "vlmbatch: question file q.csv: no item has its id: it asks about 'photos/1.png', and an item here is '0.png'\n" in result.stderr
+    assert not list(tmp_path.glob("new.jsonl*"))
+
+
 def test_similar_frames_are_told_in_the_closing_lines(vlmbatch: Command, tiny: Path, tmp_path: Path) -> None:
     write_video(tmp_path / "a.mp4", 30, fps=10, draw=lambda number: numbered(0))
     result = vlmbatch("video", "a.mp4", "--keyframes", "--model", tiny, "--max-new-tokens", 2, "-o", "still.jsonl", "--skip-similar")

@@ -169,6 +169,8 @@ def _report(job: Job, summary: dict[str, Any], *, interrupted: bool) -> None:
         say("no %ss found", job.media)
     if left["without_question"]:
         say("%s without a question%s", _count(left["without_question"], "item"), f" in {job.questions_file}" if job.questions_file else "")
+    if summary["questions"]:
+        logger.warning("%s", summary["questions"]["hint"])
     if summary["cut_off"]["answers"]:
         say("%s", summary["cut_off"]["hint"])
     if summary["sidecars"]:
