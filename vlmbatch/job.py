@@ -58,7 +58,7 @@ class Job:
         metavar="PATH",
     )
     model: str = _option("HuggingFaceTB/SmolVLM2-500M-Video-Instruct", "Hub id, local folder, or `demo`.", metavar="MODEL", group="Model")
-    revision: str | None = _option(None, "Branch, tag or commit of a hub id.", metavar="REV", group="Model")
+    revision: str | None = _option(None, "Branch, tag or commit of a hub id; folders and `demo` have none.", metavar="REV", group="Model")
     device: str = _option("auto", "auto, cpu, cuda, cuda:N or mps.", metavar="DEVICE", group="Model")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = _option(
         "auto", "Number format of the weights; auto picks the fastest that the device computes in.", group="Model"

@@ -105,8 +105,10 @@ def print_job(job: Job) -> None:
     """Prints the resolved job as YAML that ``vlmbatch run`` takes back, with the number of its items as a comment."""
     import yaml
 
+    from vlmbatch.checkpoint import check_revision
     from vlmbatch.pipeline import count_items
 
+    check_revision(job.model, job.revision)
     count = count_items(job)
     values = {**job.to_dict(), "output": job.output_path}
     click.echo(f"# {count} item{'' if count == 1 else 's'}")
