@@ -17,6 +17,7 @@ import yaml
 
 from tests.cli.conftest import Command
 from tests.media import numbered, write_huge_png, write_picture, write_video
+from tests.write.rows import crash, record, store
 
 
 @pytest.fixture
@@ -278,6 +279,19 @@ def test_stats_tell_what_a_run_took(vlmbatch: Command, photos: Path, tiny: Path)
     assert "4 items, 4 rows" in result.stdout
     assert re.search(r"decode +\d", result.stdout)
     assert json.loads(vlmbatch("stats", "x.parquet", "--json").stdout)["new_tokens"] == 8
+
+
+@pytest.mark.parametrize("asking", [["stats"], ["export", "--to", "csv"], ["eval", "--reference", "right.csv"]])
+def test_what_a_killed_run_left_is_told_to_who_asks(vlmbatch: Command, tmp_path: Path, asking: list[str]) -> None:
+    rows = store(tmp_path / "out.jsonl")
+    rows.write(record(0))
+    rows.write(record(1))
+    rows.commit()
+    crash(rows)
+    (tmp_path / "right.csv").write_text("id,answer\n0.jpg,x\n")
+    result = vlmbatch(*asking, "out.jsonl")
+    assert result.returncode == 1
+    assert "out.jsonl.journal holds 2 rows, and the same command goes on from there" in result.stderr
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="only Linux has a full device")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import os
 import typing
 from collections.abc import Callable, Iterable
 from typing import Any, Literal, get_args, get_origin
@@ -51,13 +52,13 @@ class GroupedOption(click.Option):
 
 
 class OutputName(click.ParamType):  # type: ignore[type-arg]  # generic since click 8.2
-    """An OUTPUT that is there: a file, or a URL of a store."""
+    """An OUTPUT that is there, or that an interrupted run has only its journal of: a file, or a URL of a store."""
 
     name = "output"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """The text; a folder and, but for URLs, what is not there are usage errors."""
-        return value if is_url(value) else click.Path(exists=True, dir_okay=False).convert(value, param, ctx)
+        return value if is_url(value) or os.path.exists(f"{value}.journal") else click.Path(exists=True, dir_okay=False).convert(value, param, ctx)
 
 
 class NumberOrAuto(click.ParamType):  # type: ignore[type-arg]  # generic since click 8.2
