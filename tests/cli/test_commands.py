@@ -109,6 +109,16 @@ def test_what_goes_wrong_is_one_line_and_an_exit_code(vlmbatch: Command, photos:
     assert len([line for line in result.stderr.splitlines() if line.startswith("vlmbatch:")]) <= 1
 
 
+@pytest.mark.parametrize("options", [["--device", "cuda:7"], ["--max-memory", "100K"]])
+def test_a_run_that_could_not_begin_names_no_output(vlmbatch: Command, photos: Path, tiny: Path, tmp_path: Path, options: list[str]) -> None:
+    result = vlmbatch("caption", "photos", "--model", tiny, *options)
+    assert result.returncode == 1
+    assert "0 items in " in result.stderr
+    assert "->" not in result.stderr
+    assert not (tmp_path / "photos.caption.jsonl").exists()
+    assert "4 ok, 0 errors -> photos.caption.jsonl" in vlmbatch("caption", "photos", "--model", tiny, "--max-new-tokens", 2).stderr
+
+
 def test_bad_pictures_are_rows_and_the_rest_is_whole(vlmbatch: Command, photos: Path, tiny: Path, tmp_path: Path) -> None:
     whole = write_picture(photos / "whole.jpg", 200, 100).read_bytes()
     (photos / "cut.jpg").write_bytes(whole[: len(whole) // 2])
