@@ -15,7 +15,7 @@ from vlmbatch.job import Job
 from vlmbatch.read.base import digest
 from vlmbatch.read.extras import missing_for
 from vlmbatch.read.found import Found, Part
-from vlmbatch.read.names import file_status, printable, real_path, suffix_of
+from vlmbatch.read.names import file_status, place_of, printable, suffix_of
 from vlmbatch.read.tables import Row, open_table
 from vlmbatch.urls import is_url, without_credentials
 
@@ -95,7 +95,7 @@ class Manifest:
         name = printable(item_id or named or f"{self._name}{label}")
         extra = {kept: row.get(column) for column, kept in self._job.kept_columns.items()}
         # A row that adds nothing to its path is the same as that path given in another way; of an OUTPUT's rows about an item one is taken.
-        repeats = f"id:{name}" if self._is_output else real_path(found.path) if found.path and not (questions or extra or item_id) else ""
+        repeats = f"id:{name}" if self._is_output else place_of(found.path) if found.path and not (questions or extra or item_id) else ""
         return Part(carrying(found, name, extra, questions), printable(written) or name, label=label, repeats=repeats)
 
     def _columns_of(self, row: Row) -> tuple[str, str | None]:
