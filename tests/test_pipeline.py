@@ -17,7 +17,7 @@ from vlmbatch.cli.progress import make_reporter
 from vlmbatch.engine.scripted import ScriptedEngine
 from vlmbatch.errors import EngineError, JobError, OutputError, TooManyErrors
 from vlmbatch.job import Job
-from vlmbatch.pipeline import Outcome, Run, run
+from vlmbatch.pipeline import Outcome, Run, count_items, run
 from vlmbatch.read import Reader, open_reader
 from vlmbatch.records import RECORD_FIELDS
 from vlmbatch.write import local_copy, read_records, read_summary
@@ -145,6 +145,42 @@ def test_a_bad_question_file_is_a_usage_error(photos: Path, name: str, text: str
     (photos.parent / name).write_text(text)
     with pytest.raises(JobError, match=message):
         Run(job(photos, task="vqa", questions_file=str(photos.parent / name)), engine=ScriptedEngine())
+
+
+def about(photos: Path, *ids: str, **values: object) -> Job:
+    file = photos.parent / "questions.jsonl"
+    file.write_text("".join(json.dumps({"id": item, "question": "Why?"}) + "\n" for item in ids))
+    return job(photos, task="vqa", questions_file=str(file), **values)
+
+
+def test_ids_of_a_question_file_that_no_item_has_are_told(photos: Path) -> None:
+    outcome, _ = start(about(photos, "gone.png", "01.png", "photos/02.png"))
+    assert outcome.exit_code == 0
+    found = outcome.summary["questions"]
+    assert (found["ids"], found["missed"]) == (3, 2)
+    assert found["hint"].endswith("questions.jsonl: no item has 2 of its 3 ids, such as 'gone.png'")
+    assert start(about(photos, "01.png", "19.png", limit=2))[0].summary["questions"] is None  # the others may come after it
+    assert start(about(photos, "01.png"))[0].summary["questions"] is None
+
+
+def test_a_question_file_about_other_things_is_a_usage_error_and_takes_no_row_away(photos: Path) -> None:
+    start(about(photos, "01.png"))
+    wrong = about(photos, "photos/01.png", "photos/02.png")
+    outcome, _ = start(wrong)
+    assert outcome.exit_code == 2
+    message = "questions.jsonl: no item has any of its 2 ids: it asks about 'photos/01.png', and an item here is '00.png'"
+    assert str(outcome.error).endswith(message)
+    assert [row["id"] for row in rows(wrong)] == ["01.png"]
+    with pytest.raises(JobError, match="no item has any of its 2 ids"):
+        count_items(wrong)
+    outcome, _ = start(about(photos, "19.png", limit=2))
+    assert outcome.exit_code == 0
+    assert "no item within --limit has its id: it asks about '19.png'" in outcome.summary["questions"]["hint"]
+
+
+def test_a_question_file_about_nothing_that_is_there_yet_is_no_error(photos: Path) -> None:
+    outcome, _ = start(about(photos, "01.png", include=["*.webp"]))
+    assert (outcome.exit_code, outcome.summary["found"], outcome.summary["questions"]) == (0, 0, None)
 
 
 def test_an_item_that_the_engine_cannot_answer_is_an_error_row(photos: Path) -> None:

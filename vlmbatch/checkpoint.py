@@ -12,7 +12,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from vlmbatch.errors import ModelLoadError
+from vlmbatch.errors import JobError, ModelLoadError
 
 DEMO = "demo"
 KNOWN_MODELS = (
@@ -157,21 +157,32 @@ def find_checkpoint(model: str, revision: str | None = None, *, fetch: bool = Fa
         fetch: Ask the hub even when a complete copy is in the cache.
 
     Raises:
+        JobError: A revision of what has none.
         ModelLoadError: There is no such folder, or the hub cannot be reached and the cache has no copy.
     """
+    check_revision(model, revision)
     if model == DEMO:
         folder = Path(__file__).parent / "demo"
         return Checkpoint(folder, DEMO, _folder_revision(folder))
     folder = Path(model).expanduser()
     if folder.is_dir():
-        if revision:
-            raise ModelLoadError(f"--revision goes with a hub id; {model} is a folder")
         _refuse_adapter(folder)
         return Checkpoint(folder, model, _folder_revision(folder))
     if model.count("/") != 1 or model.startswith((".", "/", "~")):
         raise ModelLoadError(f"no such model: {model} is neither a folder, a hub id (owner/name) nor `demo`")
     folder = _hub_folder(model, revision, fetch)
     return Checkpoint(folder, model, folder.name)
+
+
+def check_revision(model: str, revision: str | None) -> None:
+    """Refuses a revision of a model that has only one.
+
+    Raises:
+        JobError: It is of the demo model, or of a folder.
+    """
+    what = "the model that ships inside the package" if model == DEMO else "a folder" if Path(model).expanduser().is_dir() else None
+    if revision and what:
+        raise JobError(f"--revision goes with a hub id; {model} is {what}")
 
 
 def _refuse_adapter(folder: Path) -> None:

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from vlmbatch import tasks
 from vlmbatch.errors import JobError
-from vlmbatch.job_checks import check_job, ways_of_sampling
+from vlmbatch.job_checks import PER_BY_MEDIA, SIDECARS_BY_MEDIA, check_job, ways_of_sampling
 from vlmbatch.urls import is_url, url_name, without_credentials
 from vlmbatch.values import check_types, parse_seconds, parse_size
 
@@ -30,8 +30,9 @@ DEFAULT_SKIP_SIMILAR = 0.05
 """A field of 1/256 of the frame that changes by 13 of 255 levels: above what compression does to a still picture, below a line of text that is replaced."""
 
 
-def option(default: Any, text: str, **metadata: Any) -> Any:
-    """A field with its help; ``metadata`` may hold metavar, flags (short ones), group, choices, and media where only one knows it."""
+def option(default: Any, text: str | Mapping[str, str], **metadata: Any) -> Any:
+    """A field with its help, or a help for each media; ``metadata`` may hold metavar, flags (short ones), group, media where only one knows it, and
+    choices, where each media has its own."""
     return dataclasses.field(default=default, metadata={"help": text, **metadata})
 
 
@@ -57,7 +58,7 @@ class Job:
         metavar="PATH",
     )
     model: str = _option("HuggingFaceTB/SmolVLM2-500M-Video-Instruct", "Hub id, local folder, or `demo`.", metavar="MODEL", group="Model")
-    revision: str | None = _option(None, "Branch, tag or commit of a hub id.", metavar="REV", group="Model")
+    revision: str | None = _option(None, "Branch, tag or commit of a hub id; folders and `demo` have none.", metavar="REV", group="Model")
     device: str = _option("auto", "auto, cpu, cuda, cuda:N or mps.", metavar="DEVICE", group="Model")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = _option(
         "auto", "Number format of the weights; auto picks the fastest that the device computes in.", group="Model"
@@ -127,7 +128,13 @@ class Job:
     )
     overwrite: bool = _option(False, "Start OUTPUT anew, whatever it holds; replace sidecars of others, too.", group="Output")
     sidecar: Literal["txt", "srt", "vtt"] | None = _option(
-        None, "Also a file for each picture (txt) or video (txt, srt, vtt), beside it: photo.jpg has photo.txt. Files of others stay.", group="Output"
+        None,
+        {
+            "image": "Also a text file for each picture, beside it: photo.jpg has photo.txt. Files of others stay.",
+            "video": "Also a file of texts or subtitles for each video, beside it: clip.mp4 has clip.srt. Files of others stay.",
+        },
+        choices=SIDECARS_BY_MEDIA,
+        group="Output",
     )
     sidecar_dir: str | None = _option(None, "Sidecars go here, in the same tree as the ids, instead of beside the sources.", metavar="DIR", group="Output")
     retry_errors: bool = _option(False, "Do the error rows of an earlier run again.", group="Output")
@@ -150,8 +157,11 @@ class Job:
     end: float | None = _option(None, "Leave out what is from this second on.", metavar="SECONDS", group="Video")
     per: Per = _option(
         None,
-        "Videos: a record per frame, per clip (the whole video in one prompt) or per window of --window seconds [default: frame]. ocr: page asks about the "
-        "picture as a whole, tile about one tile after the other, and joins the answers to one record [default: page].",
+        {
+            "image": "page asks about the picture as a whole, tile about one tile after the other, and joins the answers to one record. [default: page]",
+            "video": "A record per frame, per clip (the whole video in one prompt) or per window of --window seconds. [default: frame]",
+        },
+        choices=PER_BY_MEDIA,
         group="Question",
     )
     skip_similar: float | None = _option(

@@ -20,6 +20,10 @@ OUTPUT_SUFFIXES = (".jsonl", ".parquet", ".csv")
 TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
 """Manifests that have columns; a .txt manifest has lines."""
 
+PER_BY_MEDIA = {"image": ("page", "tile"), "video": ("frame", "clip", "window")}
+SIDECARS_BY_MEDIA = {"image": ("txt",), "video": ("txt", "srt", "vtt")}
+"""What ``per`` and ``sidecar`` may be: those of the other media are refused, and not offered by the commands."""
+
 
 def check_job(job: Job) -> None:
     """Checks the values of a job, each of the right type already.
@@ -105,14 +109,14 @@ def _check_questions(job: Job) -> None:
 def _check_sidecar(job: Job) -> None:
     if job.sidecar_dir is not None and job.sidecar is None:
         raise JobError("sidecar_dir goes with sidecar: say which kind of files")
-    if job.sidecar in ("srt", "vtt") and job.media != "video":
+    if job.sidecar is not None and job.sidecar not in SIDECARS_BY_MEDIA[job.media]:
         raise JobError(f"sidecar {job.sidecar} goes with videos; a picture has a txt")
     if job.sidecar is not None and job.output_path == "-":
         raise JobError("sidecars are written from OUTPUT, which `-` does not keep: give a file with -o")
 
 
 def _check_per(job: Job) -> None:
-    allowed = ("frame", "clip", "window") if job.media == "video" else ("page", "tile")
+    allowed = PER_BY_MEDIA[job.media]
     if job.per not in allowed:
         raise JobError(f"per must be one of {', '.join(allowed)} for {job.media}s, not {job.per!r}")
     if job.per == "tile" and job.task != "ocr":

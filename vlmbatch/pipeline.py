@@ -268,6 +268,7 @@ class Run:
             output=self._totals,
             sidecars=self._sidecar_counts,
             left_alone={**dataclasses.asdict(self.reader.counts), "without_question": self._reading.unasked},
+            questions=None if self._reading.found is None else self.questions.missed(is_all=self._reading.found != self.job.limit),
             native_tiles=self._writing.native_tiles if self.job.detail == "full" else None,
             full_tiles=self._writing.full_tiles if self.job.detail == "full" else None,
         )
@@ -305,9 +306,13 @@ def count_items(job: Job, *, stdin: BinaryIO | None = None) -> int:
     """
     if not job.inputs:
         raise JobError("nothing to do: give at least one INPUT (a file, a folder, a glob, or - for paths on stdin)")
-    read_questions(job)
+    questions = read_questions(job)
     # Frames are counted by their packets where that is possible.
     sampler = make_sampler(job) if job.media == "video" else None
     reader = open_reader(job, stdin=stdin, sampler=sampler, names_only=True, needless=lambda video_id, fingerprint, frames: bool(frames()))
-    count = sum(1 for _ in reader)
+    count = 0
+    for item in reader:
+        questions.of(item)
+        count += 1
+    questions.check()
     return count if job.limit is None else min(count, job.limit)

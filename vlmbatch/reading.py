@@ -69,7 +69,7 @@ class Reading:
             count += 1
             if self._sidecars:
                 self._sidecars.expect(item.id, item.source, item.questions)
-            asked = item.questions or self._questions.about(item.id)
+            asked = self._questions.of(item)
             if not asked:
                 self.unasked += 1
                 self._reporter.item(error=False, kept=True, new_tokens=0)
@@ -93,6 +93,8 @@ class Reading:
             if not self._send(task):
                 return
             order += len(todo)
+        if count != self._job.limit:
+            self._questions.check()
         self.found = count
         self.rows_asked = order
         self._reporter.total(count)

@@ -17,6 +17,7 @@ import yaml
 
 from tests.cli.conftest import Command
 from tests.media import numbered, write_huge_png, write_picture, write_video
+from tests.write.rows import crash, record, store
 from vlmbatch.engine import digits
 
 
@@ -89,6 +90,10 @@ def test_a_dash_reads_paths_from_stdin_and_writes_rows_to_stdout(process: Comman
         (["vqa", "photos", "--questions", "none.txt", "--dry-run"], 2, "question file none.txt: No such file"),
         (["caption", "photos", "--prompt", "What\udcff?"], 2, "not valid text"),
         (["run", "none.yaml"], 2, "none.yaml: No such file"),
+        (["caption", "photos", "--model", "demo", "--revision", "v2"], 2, "--revision goes with a hub id; demo is the model that ships inside the package"),
+        (["caption", "photos", "--model", "{tiny}", "--revision", "v2"], 2, "tiny is a folder"),
+        (["caption", "photos", "--model", "{tiny}", "--revision", "v2", "--dry-run"], 2, "tiny is a folder"),
+        (["models", "info", "demo", "--revision", "v2"], 2, "--revision goes with a hub id"),
         (["caption", "photos", "--model", "owner/nothing"], 1, "--model demo"),
         (["caption", "photos", "--model", "photos"], 1, "config.json is missing"),
         (["caption", "photos", "--model", "{tiny}", "--device", "cuda:7"], 1, "no device cuda:7 here; there is"),
@@ -103,6 +108,16 @@ def test_what_goes_wrong_is_one_line_and_an_exit_code(vlmbatch: Command, photos:
     assert message in result.stderr
     assert "Traceback" not in result.stderr
     assert len([line for line in result.stderr.splitlines() if line.startswith("vlmbatch:")]) <= 1
+
+
+@pytest.mark.parametrize("options", [["--device", "cuda:7"], ["--max-memory", "100K"]])
+def test_a_run_that_could_not_begin_names_no_output(vlmbatch: Command, photos: Path, tiny: Path, tmp_path: Path, options: list[str]) -> None:
+    result = vlmbatch("caption", "photos", "--model", tiny, *options)
+    assert result.returncode == 1
+    assert "0 items in " in result.stderr
+    assert "->" not in result.stderr
+    assert not (tmp_path / "photos.caption.jsonl").exists()
+    assert "4 ok, 0 errors -> photos.caption.jsonl" in vlmbatch("caption", "photos", "--model", tiny, "--max-new-tokens", 2).stderr
 
 
 def test_bad_pictures_are_rows_and_the_rest_is_whole(vlmbatch: Command, photos: Path, tiny: Path, tmp_path: Path) -> None:
@@ -140,6 +155,23 @@ def test_a_dry_run_prints_a_job_that_run_takes_back(vlmbatch: Command, photos: P
     result = vlmbatch("run", "job.yaml", "--set", f"model={tiny}", "--set", "max_new_tokens=2", "--set", "limit=2")
     assert result.returncode == 0, result.stderr
     assert len(lines(tmp_path / "photos.vqa.jsonl")) == 2
+
+
+@pytest.mark.parametrize(
+    ("command", "offers", "refuses"),
+    [
+        ("video", ["[frame|clip|window]", "[txt|srt|vtt]"], ("--per", "tile")),
+        ("ocr", ["[page|tile]", "[txt]"], ("--per", "clip")),
+        ("caption", ["[txt]"], ("--sidecar", "srt")),
+        ("vqa", ["[txt]"], ("--sidecar", "vtt")),
+    ],
+)
+def test_a_command_offers_what_goes_with_it(vlmbatch: Command, photos: Path, command: str, offers: list[str], refuses: tuple[str, str]) -> None:
+    found = re.findall(r"--(?:per|sidecar) +(\[.*?\])", vlmbatch(command, "--help").stdout)
+    assert found == offers
+    refused = vlmbatch(command, "photos", *refuses)
+    assert refused.returncode == 2
+    assert f"'{refuses[1]}' is not" in refused.stderr
 
 
 def test_unknown_keys_name_the_nearest_known_one(vlmbatch: Command, tmp_path: Path) -> None:
@@ -228,6 +260,20 @@ def test_shuffled_frames_are_a_sample_of_the_whole_video(vlmbatch: Command, tiny
     assert [row for row in again if row["id"] in {row["id"] for row in found}] == found
 
 
+def test_questions_about_nothing_here_are_one_line(vlmbatch: Command, photos: Path, tiny: Path, tmp_path: Path) -> None:
+    (tmp_path / "q.csv").write_text("id,question\n0.png,Why?\nphotos/1.png,Why?\n")
+    command = ["vqa", "photos", "--questions", "q.csv", "--model", tiny, "--max-new-tokens", 2]
+    result = vlmbatch(*command)
+    assert result.returncode == 0
+    assert "question file q.csv: no item has 1 of its 2 ids, such as 'photos/1.png'\n" in result.stderr
+    (tmp_path / "q.csv").write_text("id,question\nphotos/1.png,Why?\n")
+    for options in (["-o", "new.jsonl"], ["--dry-run"]):
+        result = vlmbatch(*command, *options)
+        assert result.returncode == 2
+        assert "vlmbatch: question file q.csv: no item has its id: it asks about 'photos/1.png', and an item here is '0.png'\n" in result.stderr
+    assert not list(tmp_path.glob("new.jsonl*"))
+
+
 def test_similar_frames_are_told_in_the_closing_lines(vlmbatch: Command, tiny: Path, tmp_path: Path) -> None:
     write_video(tmp_path / "a.mp4", 30, fps=10, draw=lambda number: numbered(0))
     result = vlmbatch("video", "a.mp4", "--keyframes", "--model", tiny, "--max-new-tokens", 2, "-o", "still.jsonl", "--skip-similar")
@@ -244,6 +290,19 @@ def test_stats_tell_what_a_run_took(vlmbatch: Command, photos: Path, tiny: Path)
     assert "4 items, 4 rows" in result.stdout
     assert re.search(r"decode +\d", result.stdout)
     assert json.loads(vlmbatch("stats", "x.parquet", "--json").stdout)["new_tokens"] == 8
+
+
+@pytest.mark.parametrize("asking", [["stats"], ["export", "--to", "csv"], ["eval", "--reference", "right.csv"]])
+def test_what_a_killed_run_left_is_told_to_who_asks(vlmbatch: Command, tmp_path: Path, asking: list[str]) -> None:
+    rows = store(tmp_path / "out.jsonl")
+    rows.write(record(0))
+    rows.write(record(1))
+    rows.commit()
+    crash(rows)
+    (tmp_path / "right.csv").write_text("id,answer\n0.jpg,x\n")
+    result = vlmbatch(*asking, "out.jsonl")
+    assert result.returncode == 1
+    assert "out.jsonl.journal holds 2 rows, and the same command goes on from there" in result.stderr
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="only Linux has a full device")

@@ -1,4 +1,7 @@
-"""A run with the scripted engine as a process, which starts quickly: ``python -m tests.faults.scripted FOLDER OUTPUT ANSWER_MILLISECONDS [STAGING]``."""
+"""A run with the scripted engine as a process, which starts quickly.
+
+``python -m tests.faults.scripted FOLDER[:FOLDER…] OUTPUT ANSWER_MILLISECONDS [STAGING]``
+"""
 
 from __future__ import annotations
 
@@ -13,10 +16,11 @@ from vlmbatch.pipeline import Run
 
 def main() -> int:
     """Runs the job as the command line would; gives its exit code."""
-    folder, output, milliseconds, *staging = sys.argv[1:]
+    folders, output, milliseconds, *staging = sys.argv[1:]
     set_up_logging("text", verbose=0, quiet=False, bar=False)
     try:
-        run = Run(Job(inputs=(folder,), output=output, staging_dir=staging[0] if staging else None), engine=ScriptedEngine(seconds=float(milliseconds) / 1000))
+        job = Job(inputs=tuple(folders.split(":")), output=output, staging_dir=staging[0] if staging else None)
+        run = Run(job, engine=ScriptedEngine(seconds=float(milliseconds) / 1000))
     except VlmbatchError as error:
         print(error, file=sys.stderr)
         return error.exit_code

@@ -59,6 +59,26 @@ def test_a_run_that_is_killed_again_and_again_has_every_row_once(tmp_path: Path)
     assert kill_again_and_again(tmp_path, ("photos", "out.jsonl", 2), tmp_path / "out.jsonl", wanted, 8, program=SCRIPTED, most=whole_run)
 
 
+def test_links_beside_their_files_keep_their_ids_through_a_kill(tmp_path: Path) -> None:
+    found = write_photos(tmp_path / "photos", 300)
+    for number, name in enumerate(found[::3]):
+        (tmp_path / "photos" / "0" / f"link {number:03d}.png").symlink_to(tmp_path / "photos" / name)
+    (tmp_path / "more").mkdir()
+    (tmp_path / "more" / "other.png").symlink_to(tmp_path / "photos" / found[0])
+    wanted = sorted([*found, *(f"0/link {number:03d}.png" for number in range(100))]) + ["other.png"]
+    output = tmp_path / "out.jsonl"
+    process = begin(tmp_path, "photos:more", output, 10, program=SCRIPTED)
+    while process.poll() is None and not kept_on_disk(output):
+        time.sleep(0.01)  # watching another process, not synchronising with it
+    process.kill()
+    process.communicate()
+    kept = kept_on_disk(output)
+    assert kept < set(wanted)
+    assert any("link" in name for name in kept)
+    assert finish(tmp_path, "photos:more", output, 0, program=SCRIPTED)[0] == 0
+    assert ids_of(output) == wanted
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("suffix", ["jsonl", "parquet"])

@@ -107,6 +107,27 @@ def test_what_is_no_table_is_refused_by_name(tmp_path: Path, name: str, content:
         items(tmp_path / name)
 
 
+def test_a_line_of_json_is_taken_for_what_it_is(folder: Path) -> None:
+    text = base64.b64encode((folder / "pics/3.png").read_bytes()).decode()
+    rows = [{"image": "pics/2.png", "id": "two"}, '"pics/1.png"', {"file_name": "pics/0.png", "label": "x"}, {"base64": text}, {"label": "y"}]
+    found = items(write_jsonl(folder / "t.jsonl", rows))
+    assert [item.id for item in found] == ["two", "pics/1.png", "pics/0.png", "t.jsonl#row=3", "t.jsonl#row=4"]
+    assert [seed_of(item) for item in found[:4]] == [2, 1, 0, 3]
+    assert error(found[4]).startswith("the row has nothing in its column")
+    later = [{"image": f"pics/{number % 3}.png", "id": f"{number}"} for number in range(150)]
+    assert seed_of(items(write_jsonl(folder / "t.jsonl", [*later, {"path": "pics/3.png"}]))[-1]) == 3
+    asked = [{"image": "pics/0.png", "question": "Who?"}, {"path": "pics/1.png", "prompt": "Why?"}, '"pics/2.png"']
+    found = items(write_jsonl(folder / "t.jsonl", asked), task="vqa", questions=("What?",))
+    assert [item.questions for item in found] == [("Who?",), ("Why?",), ()]
+
+
+def test_a_column_that_is_chosen_is_that_of_every_row(folder: Path) -> None:
+    rows = [{"image": "pics/0.png"}, {"path": "pics/1.png"}, '"pics/2.png"']
+    found = items(write_jsonl(folder / "t.jsonl", rows), path_column="image")
+    assert seed_of(found[0]) == 0
+    assert [error(item) for item in found[1:]] == ["the row has nothing in its column 'image'"] * 2
+
+
 def test_a_bad_row_is_an_error_in_its_place(folder: Path) -> None:
     rows = [{"path": "pics/0.png"}, "{broken", {"path": None}, {"path": 7}, {}, "[]", {"path": "pics/1.png"}, {"path": "v.mp4"}, {"path": "pics"}]
     found = items(write_jsonl(folder / "t.jsonl", rows))

@@ -133,6 +133,20 @@ def test_links_to_files_and_folders_are_followed_and_loops_end(tmp_path: Path) -
     assert ids(tmp_path / "in") == ["broken.png", "file.png", "folder/a.png", "self.png"]
 
 
+def test_a_link_to_a_file_is_a_row_of_its_own_however_it_is_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_picture(tmp_path / "in" / "b.png")
+    write_picture(tmp_path / "more" / "d.png")
+    (tmp_path / "in" / "a.png").symlink_to("b.png")
+    (tmp_path / "more" / "c.png").symlink_to(tmp_path / "in" / "b.png")
+    (tmp_path / "again").symlink_to("in")
+    (tmp_path / "list.txt").write_text("in/a.png\nin/b.png\nagain/a.png\n")
+    monkeypatch.chdir(tmp_path)
+    assert ids("in") == ids("in/*.png") == ids("in/a.png", "in/b.png") == ids("in", "again", "again/b.png") == ["a.png", "b.png"]
+    assert ids("-", stdin=b"in/a.png\nin/b.png\nagain/b.png\n") == ids("list.txt") == ["in/a.png", "in/b.png"]
+    assert ids("in", "more") == ["a.png", "b.png", "c.png", "d.png"]
+    assert Listing(Job(inputs=("in/a.png", "in/b.png", "again/b.png"))).estimate() == 2
+
+
 def test_a_link_hides_no_folder_and_gives_its_files_no_other_names(tmp_path: Path) -> None:
     write_picture(tmp_path / "in" / "sub" / "deep" / "a.png")
     write_picture(tmp_path / "in" / ".store" / "b.png")

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from tests.write.rows import SUFFIXES, crash, ids, is_done, record, store, texts
 from vlmbatch.errors import OutputError, OutputLockedError
+from vlmbatch.write import read_records
 from vlmbatch.write.atomic import replacing
 from vlmbatch.write.journal import write_journal
 
@@ -39,6 +40,24 @@ def killed_run(output: Path, n_rows: int) -> bytes:
     rows.commit()
     crash(rows)
     return Path(f"{output}.journal").read_bytes()
+
+
+def test_reading_before_the_first_publishing_says_what_the_journal_holds(tmp_path: Path) -> None:
+    output = tmp_path / "out.jsonl"
+    killed_run(output, 1)
+    crash(store(output))
+    with pytest.raises(OutputError, match=r"out\.jsonl: not written yet, .* out\.jsonl\.journal holds 1 row, and the same command goes on from there"):
+        read_records(output)
+    with store(output) as rows:
+        rows.write(record(1), "x")
+    assert len(texts(output)) == 2
+    output.unlink()
+    with pytest.raises(OutputError, match="No such file"):
+        read_records(output)
+    Path(f"{output}.journal").unlink()
+    crash(store(output))
+    with pytest.raises(OutputError, match="holds no rows yet"):
+        read_records(output)
 
 
 class TestDamagedJournal:

@@ -16,7 +16,7 @@ from typing import Any
 import click
 
 from vlmbatch.cli.progress import make_reporter
-from vlmbatch.errors import VlmbatchError
+from vlmbatch.errors import OutputError, VlmbatchError
 from vlmbatch.job import Job
 from vlmbatch.urls import is_url, without_credentials
 
@@ -83,7 +83,9 @@ def execute(job: Job, *, dry_run: bool, verbose: int, quiet: bool) -> None:
         logger.error("unexpected error, please report it", exc_info=outcome.error)
     elif outcome.error is not None:
         say_error(job, outcome.error)
-    _report(job, outcome.summary, interrupted=outcome.interrupted)
+    is_finished = outcome.error is None and not outcome.interrupted
+    is_written = is_finished or bool(outcome.summary["rows"] and not isinstance(outcome.error, OutputError))
+    _report(job, outcome.summary, interrupted=outcome.interrupted, is_written=is_written)
     if any(thread.name == "reader" for thread in threading.enumerate()):
         # It waits for a line on stdin; the interpreter would wait with it.
         logging.shutdown()
@@ -105,8 +107,10 @@ def print_job(job: Job) -> None:
     """Prints the resolved job as YAML that ``vlmbatch run`` takes back, with the number of its items as a comment."""
     import yaml
 
+    from vlmbatch.checkpoint import check_revision
     from vlmbatch.pipeline import count_items
 
+    check_revision(job.model, job.revision)
     count = count_items(job)
     values = {**job.to_dict(), "output": job.output_path}
     click.echo(f"# {count} item{'' if count == 1 else 's'}")
@@ -143,8 +147,8 @@ def say_sidecars(counts: dict[str, int]) -> None:
         say("%s without a file on this disk to stand beside; use --sidecar-dir DIR", _count(counts["no_place"], "item"))
 
 
-def _report(job: Job, summary: dict[str, Any], *, interrupted: bool) -> None:
-    """The closing lines."""
+def _report(job: Job, summary: dict[str, Any], *, interrupted: bool, is_written: bool) -> None:
+    """The closing lines; those of a run that did not get to write OUTPUT do not name it."""
     say = logging.getLogger("vlmbatch.report").info
     status, kept, left = summary["status"], summary["kept"], summary["left_alone"]
     rate = f"{summary['items_per_second']:.2f} items/s, {summary['new_tokens_per_second']:.1f} tokens/s"
@@ -156,8 +160,8 @@ def _report(job: Job, summary: dict[str, Any], *, interrupted: bool) -> None:
     ]
     failed = summary["error"] is not None
     done = _count(summary["items"], "item")
-    output = without_credentials(job.output_path)
-    say("%s%s in %.1f s (%s): %s -> %s", "interrupted: " if interrupted else "", done, summary["wall_seconds"], rate, ", ".join(parts), output)
+    output = f" -> {without_credentials(job.output_path)}" if is_written else ""
+    say("%s%s in %.1f s (%s): %s%s", "interrupted: " if interrupted else "", done, summary["wall_seconds"], rate, ", ".join(parts), output)
     for name, count in summary["errors"].items():
         say("  %d x %s", count, name)
     if left["other_media"]:
@@ -169,6 +173,8 @@ def _report(job: Job, summary: dict[str, Any], *, interrupted: bool) -> None:
         say("no %ss found", job.media)
     if left["without_question"]:
         say("%s without a question%s", _count(left["without_question"], "item"), f" in {job.questions_file}" if job.questions_file else "")
+    if summary["questions"]:
+        logger.warning("%s", summary["questions"]["hint"])
     if summary["cut_off"]["answers"]:
         say("%s", summary["cut_off"]["hint"])
     if summary["sidecars"]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import os
 import typing
 from collections.abc import Callable, Iterable
 from typing import Any, Literal, get_args, get_origin
@@ -11,7 +12,7 @@ from typing import Any, Literal, get_args, get_origin
 import click
 
 from vlmbatch.errors import JobError
-from vlmbatch.job import DEFAULT_SKIP_SIMILAR, Job, job_key
+from vlmbatch.job import DEFAULT_SKIP_SIMILAR, Job, Kind, job_key
 from vlmbatch.urls import is_url
 from vlmbatch.values import parse_seconds
 
@@ -51,13 +52,13 @@ class GroupedOption(click.Option):
 
 
 class OutputName(click.ParamType):  # type: ignore[type-arg]  # generic since click 8.2
-    """An OUTPUT that is there: a file, or a URL of a store."""
+    """An OUTPUT that is there, or that an interrupted run has only its journal of: a file, or a URL of a store."""
 
     name = "output"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """The text; a folder and, but for URLs, what is not there are usage errors."""
-        return value if is_url(value) else click.Path(exists=True, dir_okay=False).convert(value, param, ctx)
+        return value if is_url(value) or os.path.exists(f"{value}.journal") else click.Path(exists=True, dir_okay=False).convert(value, param, ctx)
 
 
 class NumberOrAuto(click.ParamType):  # type: ignore[type-arg]  # generic since click 8.2
@@ -124,12 +125,12 @@ def _is_number(text: Any) -> bool:
     return True
 
 
-def job_options(names: Iterable[str], flags: dict[str, tuple[str, ...]] | None = None, of: type[Any] = Job) -> Callable[[click.Command], click.Command]:
+def job_options(names: Iterable[str], media: Kind | None = None, of: type[Any] = Job) -> Callable[[click.Command], click.Command]:
     """Adds an option for each of these fields to a command.
 
     Args:
         names: Fields of ``of``.
-        flags: Other flags for some of them.
+        media: What the command is about, where some of them have other values and another help for each media.
         of: The dataclass of options.
     """
     fields = {field.name: field for field in dataclasses.fields(of)}
@@ -137,16 +138,16 @@ def job_options(names: Iterable[str], flags: dict[str, tuple[str, ...]] | None =
 
     def add(command: click.Command) -> click.Command:
         for name in names:
-            command.params.append(_option(fields[name], hints[name], (flags or {}).get(name)))
+            command.params.append(_option(fields[name], hints[name], media))
         return command
 
     return add
 
 
-def field_names(*, video: bool) -> list[str]:
+def field_names(media: Kind) -> list[str]:
     """Fields that are options of every work command of the media."""
     skip = {"inputs", "media", "task", "questions", "questions_file"}
-    other = "image" if video else "video"
+    other = "image" if media == "video" else "video"
     return [f.name for f in dataclasses.fields(Job) if f.name not in skip and f.metadata.get("media", f.metadata.get("group", "").lower()) != other]
 
 
@@ -198,12 +199,12 @@ def _read_setting(text: str, *, takes_text: bool, takes_list: bool) -> Any:
     return value if not takes_text or is_quoted or is_list or is_null else text
 
 
-def _option(field: dataclasses.Field[Any], hint: Any, flags: tuple[str, ...] | None) -> click.Option:
+def _option(field: dataclasses.Field[Any], hint: Any, media: Kind | None) -> click.Option:
     metadata = field.metadata
     long = "--" + field.name.replace("_", "-")
-    short = flags if flags is not None else metadata.get("flags", ())
+    short = metadata.get("flags", ())
     declarations = [*short, *([] if any(flag.startswith("--") for flag in short) else [long]), field.name]
-    text = metadata["help"]
+    text = metadata["help"] if isinstance(metadata["help"], str) else metadata["help"][media]
     settings: dict[str, Any] = {"group": metadata.get("group", ""), "default": None, "metavar": metadata.get("metavar")}
     plain = next(part for part in (get_args(hint) or (hint,)) if part is not type(None)) if get_origin(hint) not in (tuple, Literal) else hint
     if field.name == "at":
@@ -216,7 +217,7 @@ def _option(field: dataclasses.Field[Any], hint: Any, flags: tuple[str, ...] | N
         settings["type"] = NumberOrAuto()
         text += " [default: auto]"
     elif get_origin(plain) is Literal:
-        settings["type"] = click.Choice(get_args(plain))
+        settings["type"] = click.Choice(metadata["choices"][media] if media in metadata.get("choices", ()) else get_args(plain))
         settings["metavar"] = None
     elif get_origin(plain) is tuple:
         settings["multiple"] = True

@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from vlmbatch.cli.options import GroupedCommand, GroupedOption, build_job, field_names, job_options
+from vlmbatch.job import Kind
 from vlmbatch.tasks import TASKS
 
 INPUT_HELP = (
@@ -24,7 +25,7 @@ INPUT_HELPS = {
 }
 
 
-def _command(name: str, summary: str, *, media: str, asks: bool) -> click.Command:
+def _command(name: str, summary: str, *, media: Kind, asks: bool) -> click.Command:
     """One work command.
 
     Args:
@@ -47,14 +48,14 @@ def _command(name: str, summary: str, *, media: str, asks: bool) -> click.Comman
             ["--task", "task"], type=click.Choice(TASKS), default=None, help="What to do with each frame, clip or window. [default: caption]", group="Question"
         )
         command.params.append(task)
-    names = field_names(video=media == "video")
+    names = field_names(media)
     if name == "vqa":
         names.remove("prompt")
     if not asks:
         names.remove("question_column")
     if name in ("caption", "vqa"):
         names.remove("per")  # nothing to choose: a picture is asked about as a whole
-    job_options([*(["questions", "questions_file"] if asks else []), *names])(command)
+    job_options([*(["questions", "questions_file"] if asks else []), *names], media)(command)
     add_reporting(command, quiet_flags=("--quiet",) if asks else ("-q", "--quiet"))
     return command
 

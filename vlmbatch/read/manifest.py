@@ -15,7 +15,7 @@ from vlmbatch.job import Job
 from vlmbatch.read.base import digest
 from vlmbatch.read.extras import missing_for
 from vlmbatch.read.found import Found, Part
-from vlmbatch.read.names import file_status, printable, real_path, suffix_of
+from vlmbatch.read.names import file_status, place_of, printable, suffix_of
 from vlmbatch.read.tables import Row, open_table
 from vlmbatch.urls import is_url, without_credentials
 
@@ -56,6 +56,7 @@ class Manifest:
         self._folder = os.path.dirname(path)
         self._table = table = open_table(path)
         self._is_output = set(table.columns) >= _OUTPUT_COLUMNS
+        self._has_lines = path.lower().endswith(".jsonl") and not self._is_output
         self._content = job.path_column or ("source" if self._is_output else self._guess_content())
         self._id = job.id_column or _first(ID_NAMES, table.columns)
         self._question = job.question_column
@@ -81,40 +82,50 @@ class Manifest:
         written = ""
         questions: tuple[str, ...] = ()
         data: bytes | str | None = None
+        content, question = self._columns_of(row)
         try:
             if error is not None:
                 raise error
-            questions = questions_of(row.get(self._question)) if self._question is not None else ()
-            written, data = self._content_of(row.get(self._content))
-            found = self._in_file(written) if data is None else self._in_memory(data, label)
+            questions = questions_of(row.get(question)) if question is not None else ()
+            written, data = self._content_of(row.get(content), content)
+            found = self._in_file(written) if data is None else self._in_memory(data, label, content)
         except ReadError as exc:
             found = Found("", "", printable(self._path) + label, error=str(exc))
         named = without_credentials(written) if is_url(written) else written.replace(os.sep, "/").removeprefix("./")
         name = printable(item_id or named or f"{self._name}{label}")
         extra = {kept: row.get(column) for column, kept in self._job.kept_columns.items()}
         # A row that adds nothing to its path is the same as that path given in another way; of an OUTPUT's rows about an item one is taken.
-        repeats = f"id:{name}" if self._is_output else real_path(found.path) if found.path and not (questions or extra or item_id) else ""
+        repeats = f"id:{name}" if self._is_output else place_of(found.path) if found.path and not (questions or extra or item_id) else ""
         return Part(carrying(found, name, extra, questions), printable(written) or name, label=label, repeats=repeats)
 
-    def _content_of(self, value: Any) -> tuple[str, bytes | str | None]:
-        """The path or URL that a cell names, and the bytes (or base64 of them) that it holds."""
+    def _columns_of(self, row: Row) -> tuple[str, str | None]:
+        """Where a row has its content and its question: a line of a .jsonl file need not have the keys of the others, and is taken for what it is."""
+        content, question = self._content, self._question
+        if self._has_lines and content not in row and self._job.path_column is None:
+            content = _first(CONTENT_NAMES, tuple(row)) or content
+        if self._has_lines and question not in row and question is not None and self._job.question_column is None:
+            question = _first(QUESTION_NAMES, tuple(row))
+        return content, question
+
+    def _content_of(self, value: Any, column: str) -> tuple[str, bytes | str | None]:
+        """The path or URL that a cell of a column names, and the bytes (or base64 of them) that it holds."""
         if isinstance(value, Mapping):
             path, data = value.get("path"), value.get("bytes")
             if self._names_only or data is not None:
                 return path if isinstance(path, str) else "", b"" if self._names_only else data
             value = path
-        if self._names_only and self._content in self._table.picture_columns:
+        if self._names_only and column in self._table.picture_columns:
             return "", b""
         if value is None or value == "" or value != value:
-            raise ReadError(f"the row has nothing in its column {self._content!r}")
+            raise ReadError(f"the row has nothing in its column {column!r}")
         if isinstance(value, bytes):
             return "", value
         if not isinstance(value, str):
-            raise ReadError(f"the column {self._content!r} holds {type(value).__name__}, not a path, URL or bytes")
+            raise ReadError(f"the column {column!r} holds {type(value).__name__}, not a path, URL or bytes")
         if value.startswith("data:"):
             return "", value.partition(",")[2]
         is_long = len(value) > _LONGEST_PATH and not is_url(value)
-        if is_long or self._content in _BYTES.split() or (len(value) > 100 and value.startswith(_BASE64_STARTS)):
+        if is_long or column in _BYTES.split() or (len(value) > 100 and value.startswith(_BASE64_STARTS)):
             return "", value
         return value, None
 
@@ -132,9 +143,9 @@ class Manifest:
             error = f"it is inside {printable(outer)}: give that as INPUT"
         return Found(full, "", printable(full), fingerprint, error or missing_for(suffix_of(full)))
 
-    def _in_memory(self, data: bytes | str, label: str) -> Found:
+    def _in_memory(self, data: bytes | str, label: str, column: str) -> Found:
         """Bytes, or base64 of them, that a row holds."""
-        read: Callable[[], bytes] = functools.partial(_given, data) if isinstance(data, bytes) else functools.partial(_from_base64, data, self._content)
+        read: Callable[[], bytes] = functools.partial(_given, data) if isinstance(data, bytes) else functools.partial(_from_base64, data, column)
         raw = data if isinstance(data, bytes) else data.encode("utf-8", "surrogatepass")
         return Found("", "", printable(self._path) + label, digest(raw), read=read, held_bytes=len(raw))
 

@@ -76,10 +76,10 @@ def _decoded(names: list[bytes], separator: bytes) -> Iterator[str]:
             yield os.fsdecode(name)
 
 
-def real_path(path: str) -> str:
-    """What is the same for two ways of naming a file."""
+def place_of(path: str) -> str:
+    """What is the same for two ways of naming a file, also through links to folders. A link to a file has a name and a place of its own."""
     try:
-        return path if is_url(path) else os.path.realpath(path)
+        return path if is_url(path) else os.path.join(os.path.realpath(os.path.dirname(path)), os.path.basename(path))
     except ValueError:  # a NUL in it, or half a character: no file has such a name
         return path
 

@@ -15,7 +15,7 @@ from vlmbatch.read.base import Counts, one_line
 from vlmbatch.read.bundles import bundle_kind, open_bundle
 from vlmbatch.read.extras import missing_for
 from vlmbatch.read.found import Found, Part
-from vlmbatch.read.names import file_status, matches_any, media_of, printable, read_paths, real_path, suffix_of
+from vlmbatch.read.names import file_status, matches_any, media_of, place_of, printable, read_paths, suffix_of
 from vlmbatch.read.remote import RemoteInput
 from vlmbatch.read.walk import Begun, Entry, Glob, is_glob, walk
 from vlmbatch.records import RECORD_FIELDS
@@ -67,7 +67,7 @@ class Listing:
             raise JobError(f"keep: every record has a key {min(taken)!r} of its own; carry the column under another name, such as {min(taken)}=my_{min(taken)}")
         if job.keep and all(given.kind in ("file", "folder") for given in self._inputs):
             raise JobError("keep carries columns of manifests and archives, and no INPUT is one")
-        self._paths_seen: set[bytes] = set()
+        self._places_seen: set[bytes] = set()
         self._ids_seen: set[bytes] = set()
 
     def __len__(self) -> int:
@@ -77,12 +77,12 @@ class Listing:
     def estimate(self) -> int | None:
         """How many files there are, if that is known without listing anything."""
         filtered = self._include or self._exclude
-        return len({real_path(given.text) for given in self._inputs}) if self._all_files and not filtered else None
+        return len({place_of(given.text) for given in self._inputs}) if self._all_files and not filtered else None
 
     def __iter__(self) -> Iterator[Found]:
         """Yields the files. ``counts`` starts over."""
         self.counts.other_media = self.counts.filtered = self.counts.duplicates = 0
-        self._paths_seen.clear()
+        self._places_seen.clear()
         self._ids_seen.clear()
         for given in self._inputs:
             for entry in self._entries(given):
@@ -174,7 +174,7 @@ class Listing:
 
     def _inside(self, entry: Entry, given: _Input) -> Iterator[Found]:
         """What a manifest or archive holds and belongs to the job."""
-        if self._is_output(entry.path) or self._seen_before(os.path.realpath(entry.path)):
+        if self._is_output(entry.path) or self._seen_before(place_of(entry.path)):
             return  # a glob may find the OUTPUT of an earlier run
         try:
             parts = self._open(entry.path, entry.relative)
@@ -196,13 +196,13 @@ class Listing:
                 found = dataclasses.replace(found, error=found.error or "it has no question, and the job has none", questions=("",))
             yield dataclasses.replace(found, id=self._unique(found.id, printable(given.name), part.label, found.questions))
 
-    def _seen_before(self, real_path: str) -> bool:
+    def _seen_before(self, place: str) -> bool:
         """Whether this was given before; counts it if so."""
-        real = _digest(real_path)
-        if real in self._paths_seen:
+        seen = _digest(place)
+        if seen in self._places_seen:
             self.counts.duplicates += 1
             return True
-        self._paths_seen.add(real)
+        self._places_seen.add(seen)
         return False
 
     def _take(self, entry: Entry, given: _Input) -> Found | None:
@@ -222,7 +222,7 @@ class Listing:
             self.counts.filtered += 1
             return None
         if self._may_repeat:
-            if self._seen_before(real_path(entry.path)):
+            if self._seen_before(place_of(entry.path)):
                 return None
             name = self._unique(name, printable(given.name))
         fingerprint = entry.fingerprint

@@ -3,37 +3,82 @@
 from __future__ import annotations
 
 import csv
-import dataclasses
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from vlmbatch.errors import JobError
 from vlmbatch.job import Job
+from vlmbatch.records import Item
 
 ITEM_KEYS = ("id", "image", "video", "path", "file", "source")
 QUESTION_KEYS = ("question", "prompt", "text")
 
 
-@dataclasses.dataclass(frozen=True)
 class Questions:
-    """What is asked about each item.
+    """What is asked about each item, and which of the ids that are asked about have turned up.
 
-    Attributes:
+    Args:
         common: Asked about every item.
         by_item: Asked about items by id, or by a video's id for its frames.
+        file: Where they come from, for messages.
     """
 
-    common: tuple[str, ...] = ()
-    by_item: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    def __init__(self, common: tuple[str, ...] = (), by_item: Mapping[str, tuple[str, ...]] = MappingProxyType({}), file: str = "") -> None:
+        self.common = common
+        self.by_item = by_item
+        self._file = file
+        self._met: set[str] = set()
+        self._first_id = ""
+        self._has_asked = False
 
     def about(self, item_id: str) -> tuple[str, ...]:
         """The questions about an item, each once, common ones first."""
-        own = self.by_item.get(item_id)
-        if own is None and "#" in item_id:
-            own = self.by_item.get(item_id.rpartition("#")[0])
-        return self.common if own is None else tuple(dict.fromkeys((*self.common, *own)))
+        key = self._key(item_id)
+        return self.common if key is None else tuple(dict.fromkeys((*self.common, *self.by_item[key])))
+
+    def of(self, item: Item) -> tuple[str, ...]:
+        """What is asked about an item of the run: its own questions, or else those about its id, which has turned up now."""
+        key = self._key(item.id)
+        if key is not None:
+            self._met.add(key)
+        self._first_id = self._first_id or item.id
+        asked = item.questions or self.about(item.id)
+        self._has_asked |= bool(asked)
+        return asked
+
+    def missed(self, *, is_all: bool) -> dict[str, Any] | None:
+        """The ids that no item had, as plain JSON values; None when there are none, or nobody knows.
+
+        Args:
+            is_all: Whether every item of the job turned up.
+        """
+        missed = [item for item in self.by_item if item not in self._met]
+        if not missed or not self._first_id or (self._met and not is_all):
+            return None
+        if self._met:
+            hint = f"no item has {len(missed)} of its {len(self.by_item)} ids, such as {missed[0]!r}"
+        else:
+            ids = "its id" if len(missed) == 1 else f"any of its {len(missed)} ids"
+            hint = f"no item{'' if is_all else ' within --limit'} has {ids}: it asks about {missed[0]!r}, and an item here is {self._first_id!r}"
+        return {"ids": len(self.by_item), "missed": len(missed), "hint": f"question file {self._file}: {hint}"}
+
+    def check(self) -> None:
+        """Refuses a file that asks about other things than the items, all of which have turned up.
+
+        Raises:
+            JobError: There were items and nothing was asked about any of them; the message has an id of both sides.
+        """
+        missed = self.missed(is_all=True)
+        if missed and not self._has_asked:
+            raise JobError(missed["hint"])
+
+    def _key(self, item_id: str) -> str | None:
+        """The id that the file has for an item: its own, or that of the video or document which it is a part of."""
+        whole = item_id.rpartition("#")[0]
+        return item_id if item_id in self.by_item else whole if whole and whole in self.by_item else None
 
 
 def read_questions(job: Job) -> Questions:
@@ -68,7 +113,7 @@ def _collect(rows: Iterable[tuple[int, str | None, str]], path: Path) -> Questio
         if not question.strip():
             raise JobError(f"question file {path}, line {line}: an empty question")
         (common if item is None else by_item.setdefault(item, [])).append(question.strip())
-    return Questions(tuple(dict.fromkeys(common)), {item: tuple(asked) for item, asked in by_item.items()})
+    return Questions(tuple(dict.fromkeys(common)), {item: tuple(asked) for item, asked in by_item.items()}, str(path))
 
 
 def _lines(text: str, path: Path) -> Iterable[tuple[int, str | None, str]]:

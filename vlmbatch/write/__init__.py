@@ -15,6 +15,7 @@ from vlmbatch.write.atomic import reason
 from vlmbatch.write.base import Writer
 from vlmbatch.write.columns import Row
 from vlmbatch.write.formats import find_format
+from vlmbatch.write.journal import why_not_there
 from vlmbatch.write.remote_file import local_copy
 from vlmbatch.write.sidecar import Sidecars, open_sidecars, sidecars_path
 from vlmbatch.write.staged import StagedOutput, UploadPolicy
@@ -79,6 +80,8 @@ def read_records(path: Path, columns: Sequence[str] | None = None) -> Iterator[R
     format = find_format(path)
     try:
         file = open(path, "rb")
+    except FileNotFoundError as error:
+        raise OutputError(f"cannot read {path}: {why_not_there(path) or reason(error)}") from error
     except OSError as error:
         raise OutputError(f"cannot read {path}: {reason(error)}") from error
 

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from vlmbatch.errors import OutputError
-from vlmbatch.write.atomic import reason, replacing, sync_folder
+from vlmbatch.write.atomic import beside, reason, replacing, sync_folder
 from vlmbatch.write.columns import Row
 from vlmbatch.write.jsonl import decode, encode
 
@@ -208,6 +208,21 @@ class Journal:
             os.close(self._handle)
             self._reader.close()
             self._handle = -1
+
+
+def why_not_there(output: Path) -> str | None:
+    """Why there is no OUTPUT although a run began to make it: its rows are still in the journal. None when there is no such journal.
+
+    Raises:
+        OutputError: The journal cannot be read.
+    """
+    path = beside(Path(os.path.realpath(output)), ".journal")
+    scan = JournalScan(path)
+    rows = len({entry.key for entry in scan if entry.place >= 0})
+    if scan.header is None or (scan.header.output and not rows):
+        return None  # the journal of an OUTPUT that was finished, and taken away since
+    held = f"{rows:,} row{'' if rows == 1 else 's'}" if rows else "no rows yet"
+    return f"not written yet, as its run was interrupted or is still going; {path.name} holds {held}, and the same command goes on from there"
 
 
 def write_journal(path: Path, header: Header, known: Iterable[tuple[bytes, int, int, int, int, str]] = (), rows: Iterable[bytes] = ()) -> int:
