@@ -229,6 +229,16 @@ def test_a_share_of_errors_is_judged_at_the_end_of_a_short_run_too(tmp_path: Pat
     assert len(rows(job(folder))) == 8
 
 
+def test_the_share_of_errors_counts_what_was_done_before(photos: Path) -> None:
+    start(job(photos))
+    (photos / "99.png").write_text("no")
+    outcome, _ = start(job(photos, max_errors="10%"))
+    assert outcome.exit_code == 3
+    (photos / "98.png").write_text("no")
+    outcome, _ = start(job(photos, max_errors="9%"))
+    assert (outcome.exit_code, str(outcome.error)) == (4, "3 of 22 items are errors, more than --max-errors 9%")
+
+
 def test_a_stopped_run_keeps_what_is_finished_and_goes_on_later(photos: Path) -> None:
     engine = ScriptedEngine(batch_size=1)
     stopped = Run(job(photos, read_workers=1), engine=engine)

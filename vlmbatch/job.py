@@ -228,7 +228,7 @@ class Job:
         return {column.strip(): name.strip() or column.strip() for column, _, name in pairs}
 
     def error_limit(self, done: int, *, is_all: bool = False) -> float:
-        """How many error items are tolerated once ``done`` items are done, more to come unless ``is_all``.
+        """How many error items are tolerated once ``done`` items are done, more to come unless ``is_all``, when only a percentage is judged.
 
         While more come a percentage is judged from 20 items on, so that one early error does not end a run.
         """
@@ -236,7 +236,7 @@ class Job:
             return float("inf")
         if self.max_errors.endswith("%"):
             return float("inf") if done < 20 and not is_all else float(self.max_errors[:-1]) / 100 * done
-        return float(self.max_errors)
+        return float("inf") if is_all else float(self.max_errors)
 
     def identity(self) -> dict[str, Any]:
         """The settings that an answer depends on: output made with others is not continued."""

@@ -147,7 +147,7 @@ class Run:
             self._close()
         if threads.is_well:
             try:
-                self._writing.check_errors(is_all=True)
+                self._writing.check_share(self._reading.kept["items"], self._reading.kept["errors"])
             except TooManyErrors as error:
                 threads.failure = error
         return self._outcome(began, started_at)
@@ -314,5 +314,6 @@ def count_items(job: Job, *, stdin: BinaryIO | None = None) -> int:
     for item in reader:
         questions.of(item)
         count += 1
-    questions.check()
+    if job.question_column is None:  # what items ask themselves may stand where nobody looks who only counts
+        questions.check()
     return count if job.limit is None else min(count, job.limit)

@@ -113,7 +113,10 @@ class Reading:
         if self._job.shuffle:
             items = list(reader)
             random.Random(self._job.seed).shuffle(items)
-            yield from items[:limit]
+            del items[limit or len(items) :]
+            items.reverse()
+            while items:  # what is done is let go of: an item may keep a copy of its video on the disk
+                yield items.pop()
             return
         for count, item in enumerate(reader):
             if limit is not None and count >= limit:

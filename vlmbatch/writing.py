@@ -86,14 +86,25 @@ class Writing:
         self._reporter.item(error=task.failed, kept=False, new_tokens=task.new_tokens)
         self.check_errors()
 
-    def check_errors(self, *, is_all: bool = False) -> None:
-        """Ends a run with more errors than it may have, so far or in all.
+    def check_errors(self) -> None:
+        """Ends a run with more errors than it may have so far.
 
         Raises:
             TooManyErrors: It has.
         """
-        if self.stats.error_items > self._job.error_limit(self.stats.items, is_all=is_all):
-            raise TooManyErrors(f"{self.stats.error_items} of {self.stats.items} items are errors, more than --max-errors {self._job.max_errors}")
+        errors, items = self.stats.error_items, self.stats.items
+        if errors > self._job.error_limit(items):
+            raise TooManyErrors(f"{errors} of {items} items are errors, more than --max-errors {self._job.max_errors}")
+
+    def check_share(self, kept_items: int, kept_errors: int) -> None:
+        """Says of a run that has come to its end whether too large a share of its items are errors, those counted in that were done before it.
+
+        Raises:
+            TooManyErrors: It is so.
+        """
+        errors, items = self.stats.error_items + kept_errors, self.stats.items + kept_items
+        if self.stats.error_items and errors > self._job.error_limit(items, is_all=True):
+            raise TooManyErrors(f"{errors} of {items} items are errors, more than --max-errors {self._job.max_errors}")
 
     def _write_row(self, result: Result, record: Record) -> None:
         task = result.task

@@ -99,6 +99,16 @@ def test_export_to_a_url_says_what_goes_wrong(vlmbatch: Command, form: str, targ
     assert not list(Path().iterdir())
 
 
+def test_export_never_takes_the_place_of_what_it_reads(vlmbatch: Command, tmp_path: Path) -> None:
+    with store(tmp_path / "o n.jsonl") as rows:
+        rows.write(record(7))
+    before = (tmp_path / "o n.jsonl").read_bytes()
+    for target in (f"file://{tmp_path}/o n.jsonl", f"file://{tmp_path}/x/../o%20n.jsonl"):
+        result = vlmbatch("export", str(tmp_path / "o n.jsonl"), "--to", "jsonl", "--status", "error", "--overwrite", "-o", target)
+        assert (result.returncode, "is the OUTPUT itself" in result.stderr) == (2, True), result.stderr
+    assert (tmp_path / "o n.jsonl").read_bytes() == before
+
+
 def test_eval_against_another() -> None:
     Path("right.csv").write_text("id,answer\n00000.jpg,picture 0\n00001.jpg,a cat\n")
     found = json.loads(call("eval", URL, "--reference", "right.csv", "--against", URL, "--metric", "exact", "--json").stdout)

@@ -160,6 +160,16 @@ def test_a_link_hides_no_folder_and_gives_its_files_no_other_names(tmp_path: Pat
     assert ids(f"{tmp_path}/in/a*/deep/*.png") == ["a link/deep/a.png"]
 
 
+def test_a_glob_takes_every_path_that_matches_whatever_links_lead_there_too(tmp_path: Path) -> None:
+    write_picture(tmp_path / "in" / "b" / "c" / "x.png")
+    write_picture(tmp_path / "in" / "b" / "c" / "d" / "x.png")
+    (tmp_path / "in" / "a").symlink_to(Path("b") / "c")
+    (tmp_path / "in" / "b" / "c" / "loop").symlink_to(tmp_path / "in")
+    assert ids(f"{tmp_path}/in/*/*/x.png") == ["a/d/x.png", "b/c/x.png"]
+    assert ids(f"{tmp_path}/in/*/x.png") == ["a/x.png"]
+    assert ids(tmp_path / "in") == ["b/c/d/x.png", "b/c/x.png"]
+
+
 def test_pipes_in_folders_are_left_out(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.png")
     assert ids(tmp_path) == []

@@ -63,7 +63,11 @@ def execute(job: Job, *, dry_run: bool, verbose: int, quiet: bool) -> None:
     bar = not quiet and (job.progress == "on" or (job.progress == "auto" and sys.stderr.isatty())) and job.log_format == "text"
     set_up_logging(job.log_format, verbose=verbose, quiet=quiet, bar=bar)
     if dry_run:
-        print_job(job)
+        try:
+            print_job(job)
+        except VlmbatchError as error:
+            say_error(job, error)
+            raise click.exceptions.Exit(error.exit_code) from error
         return
     from vlmbatch.pipeline import Run
     from vlmbatch.write import default_staging_root

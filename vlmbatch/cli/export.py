@@ -8,6 +8,7 @@ import dataclasses
 import os
 import sys
 import tempfile
+import urllib.parse
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -52,7 +53,7 @@ def _export(output: str, form: str, target: str | None, overwrite: bool, bom: bo
     if target is not None and is_url(target):
         if not can_be_written(target):
             raise JobError(f"-o must be a file, or a URL of a store that can be written such as s3://, gs:// or hf://, not {without_credentials(target)}")
-        if target == output:
+        if _place_of(target) == _place_of(output):
             raise JobError(f"{without_credentials(target)} is the OUTPUT itself: give -o another file")
     with local_copy(output, allow_private=True) as path:
         export(path, Path(url_name(output) if is_url(output) else output), form, target, Wanted(**wanted), overwrite=overwrite, bom=bom)
@@ -129,6 +130,8 @@ def export_table(
     if target == "-":
         if form == "parquet":
             raise JobError("parquet does not go to stdout: give -o FILE.parquet")
+        if sys.stdout is None:
+            raise OutputError("cannot write to stdout: it is closed")
         sys.stdout.buffer.write(opening)
         format.write_rows(sys.stdout.buffer, rows, job, extra)
         sys.stdout.buffer.flush()
@@ -178,6 +181,13 @@ def _gather(output: Path, rows: Iterator[dict[str, Any]], form: str, folder: str
     if form != "txt" and answers and not timed:
         raise JobError(f"{output} has no times: {form} files are made from videos")
     return sidecars
+
+
+def _place_of(target: str) -> str:
+    """The same for every way of writing a place."""
+    if target.lower().startswith("file://"):
+        target = urllib.parse.unquote(urllib.parse.urlsplit(target).path)
+    return target if is_url(target) else os.path.realpath(target)
 
 
 def _name_of(target: str) -> Path:

@@ -92,7 +92,7 @@ def main() -> None:
         click.echo("vlmbatch: interrupted", err=True)
         sys.exit(130)
     except OSError as error:
-        if error.filename is not None:  # not of a stream
+        if error.filename is not None or error.errno is None or sys.stdout is None:  # not of a stream
             raise
         if not isinstance(error, BrokenPipeError):  # which says that the reader of a pipe went away, as `head` does
             click.echo(f"vlmbatch: cannot write to stdout: {error.strerror}", err=True)

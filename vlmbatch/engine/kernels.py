@@ -127,7 +127,7 @@ def _faster_attention(vision: VisionEncoder, dtype: torch.dtype) -> Iterator[tup
 
 
 def _products_attend_rows_faster(language: LanguageModel) -> bool:
-    """In bfloat16 scores would be rounded, which torch's own does not do, and it was the slower."""
+    """Whether one product for all rows is worth it. In bfloat16 it would round scores, which torch's own does not do, and was the slower."""
     shape, dtype = language.shape, language.embedding.dtype
     if dtype != torch.float32:
         return False

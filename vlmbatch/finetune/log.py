@@ -12,11 +12,11 @@ import accelerate
 import torch
 import transformers
 
-from vlmbatch.errors import EngineError
+from vlmbatch.errors import EngineError, OutputError
 from vlmbatch.finetune.curves import draw_curves, read_log
 from vlmbatch.finetune.extras import has_matplotlib
 from vlmbatch.finetune.folder import TrainingFolder
-from vlmbatch.write.atomic import replacing
+from vlmbatch.write.atomic import reason, replacing
 
 report = logging.getLogger("vlmbatch.report")
 
@@ -57,8 +57,11 @@ class TrainingLog(transformers.TrainerCallback):
                 raise EngineError(f"the {name} is {kept[name]} at update {state.global_step}: lower --learning-rate, or use --dtype float32")
         entry = {"step": state.global_step, "epoch": round(state.epoch or 0.0, 4), **kept, "seconds": round(time.monotonic() - self._began, 1)}
         self._entries.append(entry)
-        with open(self._folder.log, "a", encoding="utf-8") as file:
-            file.write(json.dumps(entry) + "\n")
+        try:
+            with open(self._folder.log, "a", encoding="utf-8") as file:
+                file.write(json.dumps(entry) + "\n")
+        except OSError as exc:
+            raise OutputError(f"{self._folder.log} cannot be written: {reason(exc)}") from exc
         report.info("%s", self._line(entry, state.max_steps))
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **others: Any) -> None:

@@ -73,7 +73,7 @@ def _nal(header: int, bits: str) -> bytes:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Sequence:
+class SequenceSet:
     """A sequence parameter set (7.3.2.1).
 
     Attributes:
@@ -92,7 +92,7 @@ class Sequence:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Picture:
+class PictureSet:
     """A picture parameter set (7.3.2.2), as far as slice headers go."""
 
     sequence_id: int
@@ -252,7 +252,7 @@ def _sets(extradata: bytes, place: int, count: int) -> tuple[list[bytes], int]:
     return found, place
 
 
-def _sequence(bits: _Bits) -> tuple[int, Sequence]:
+def _sequence(bits: _Bits) -> tuple[int, SequenceSet]:
     profile = bits.u(8)
     bits.u(16)
     number = bits.ue()
@@ -274,7 +274,7 @@ def _sequence(bits: _Bits) -> tuple[int, Sequence]:
     num_macroblocks = (bits.ue() + 1) * (bits.ue() + 1)
     if not bits.u(1) or gaps or not 1 <= max_refs <= 16:
         raise Unsupported("fields, or gaps between frames")
-    return number, Sequence(frame_num_bits, poc_bits, max_refs, num_macroblocks, chroma != 0)
+    return number, SequenceSet(frame_num_bits, poc_bits, max_refs, num_macroblocks, chroma != 0)
 
 
 def _pass_scaling(bits: _Bits, size: int) -> None:
@@ -286,7 +286,7 @@ def _pass_scaling(bits: _Bits, size: int) -> None:
         last = after or last
 
 
-def _picture(bits: _Bits) -> tuple[int, Picture]:
+def _picture(bits: _Bits) -> tuple[int, PictureSet]:
     number, sequence_id = bits.ue(), bits.ue()
     bits.u(1)
     states_bottom = bool(bits.u(1))
@@ -297,7 +297,7 @@ def _picture(bits: _Bits) -> tuple[int, Picture]:
     bits.se(), bits.se(), bits.se(), bits.u(2)
     if bits.u(1):
         raise Unsupported("redundant pictures")
-    return number, Picture(sequence_id, states_bottom, default_refs, weighted_p, weighted_b)
+    return number, PictureSet(sequence_id, states_bottom, default_refs, weighted_p, weighted_b)
 
 
 def _changes(bits: _Bits) -> tuple[tuple[int, int], ...]:

@@ -101,9 +101,10 @@ class Manifest:
     def _columns_of(self, row: Row) -> tuple[str, str | None]:
         """Where a row has its content and its question: a line of a .jsonl file need not have the keys of the others, and is taken for what it is."""
         content, question = self._content, self._question
-        if self._has_lines and content not in row and self._job.path_column is None:
-            content = _first(CONTENT_NAMES, tuple(row)) or content
-        if self._has_lines and question not in row and question is not None and self._job.question_column is None:
+        if self._has_lines and row.get(content) in (None, "") and self._job.path_column is None:
+            content = _first(CONTENT_NAMES, tuple(key for key in row if row[key] not in (None, ""))) or content
+        may_ask = self._job.task == "vqa" and not self._is_output and self._job.question_column is None
+        if self._has_lines and may_ask and (question is None or row.get(question) in (None, "")):
             question = _first(QUESTION_NAMES, tuple(row))
         return content, question
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from vlmbatch.read.h264 import B, I, Sequence, Slice, Unsupported
+from vlmbatch.read.h264 import B, I, SequenceSet, Slice, Unsupported
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -24,7 +24,7 @@ class References:
         Unsupported: The headers do not tell, now or from now on.
     """
 
-    def __init__(self, sequence: Sequence) -> None:
+    def __init__(self, sequence: SequenceSet) -> None:
         """Starts before a picture that forgets all others."""
         self._sequence = sequence
         self._memory: list[_Reference] = []

@@ -59,7 +59,9 @@ class Begun:
         yield from rest
 
 
-def walk(root: str, enters: Callable[[str], bool] = lambda relative: True, hidden: bool = False, own_places: bool = True) -> Iterator[Entry]:
+def walk(
+    root: str, enters: Callable[[str], bool] = lambda relative: True, hidden: bool = False, *, own_places: bool = True, once: bool = True
+) -> Iterator[Entry]:
     """Yields the files below a folder, sorted by name in each folder.
 
     Links are followed, and a folder is listed once: at its own place where that is below the root too, or else where the first link to it stands. So a link
@@ -72,9 +74,10 @@ def walk(root: str, enters: Callable[[str], bool] = lambda relative: True, hidde
         hidden: Whether names that start with a dot are taken.
         own_places: Whether a folder below the root is listed at its own place; else where the walk comes first, which matters when the place of a file
             decides whether it is wanted.
+        once: Whether a folder is listed once. Otherwise it is listed wherever a link leads to it from outside: for a walk that ends at some depth.
     """
     listed: set[tuple[int, int]] = set()
-    stack: list[tuple[str, str, Iterator[str], set[str]]] = []
+    stack: list[tuple[str, str, Iterator[str], set[str], tuple[int, int]]] = []
     real_root = os.path.realpath(root)
 
     def comes_by(folder: str) -> bool:
@@ -85,14 +88,14 @@ def walk(root: str, enters: Callable[[str], bool] = lambda relative: True, hidde
     def push(folder: str, prefix: str) -> None:
         status = os.stat(folder or ".")
         identity = (status.st_dev, status.st_ino)
-        if identity not in listed:
+        if identity not in (listed if once else [above[-1] for above in stack]):
             listed.add(identity)
             names, folders = _names(folder)
-            stack.append((folder, prefix, iter(names), folders))
+            stack.append((folder, prefix, iter(names), folders, identity))
 
     push(root, "")
     while stack:
-        folder, prefix, names, folders = stack[-1]
+        folder, prefix, names, folders, _ = stack[-1]
         name = next(names, "")
         if not name:
             stack.pop()
@@ -162,7 +165,7 @@ class Glob:
         """Yields the files that match; nothing when the folder before the first wildcard is none."""
         if not os.path.isdir(self.root or "."):
             return
-        for entry in walk(self.root, self.enters, self.hidden, own_places=self.parts[:-1] == ("**",)):
+        for entry in walk(self.root, self.enters, self.hidden, own_places=self.parts[:-1] == ("**",), once="**" in self.parts):
             if self.matches(entry.relative):
                 yield entry
 
