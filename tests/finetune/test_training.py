@@ -79,7 +79,7 @@ def test_the_demo_model_learns_another_wording(tmp_path: Path) -> None:
     data = write_scenes(tmp_path, 36, lambda caption: f"Look: {caption}")
     job = FinetuneJob(
         data=str(data), output=str(tmp_path / "out"), model="demo", device="cpu", detail="low",
-        max_steps=70, batch_size=8, gradient_accumulation=1, learning_rate=1e-2, eval_every=35,
+        max_steps=140, batch_size=8, gradient_accumulation=1, learning_rate=1e-2, eval_every=70,
     )  # fmt: skip
     result = train(job).state["result"]
     assert result["last_eval_loss"] < 0.5 * result["first_eval_loss"]
