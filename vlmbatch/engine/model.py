@@ -26,6 +26,9 @@ class Attend(Protocol):
         ...
 
 
+WIDENED_BYTES = 16 << 20
+"""Of the MLP's inner activations of all tiles that a CPU encodes side by side. With four times as much, products of the 256M shape reached 295 instead of 430
+GFLOP/s on an AMD EPYC: what they write goes to memory and comes back."""
 SCALE = "weight_scale"
 """What the scales of a quantized ``weight`` are called."""
 
@@ -95,7 +98,14 @@ class VisionEncoder:
 
     def __call__(self, tiles: Tensor) -> Tensor:
         """Encodes tiles, uint8 (n, 3, E, E), to features (n, tile_tokens, text hidden)."""
-        return self.project(self.hidden(tiles))
+        parts = [self.project(self.hidden(part)) for part in tiles.split(self._together(tiles))]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def _together(self, tiles: Tensor) -> int:
+        """How many tiles go through the layers side by side: on a CPU no more than leave what the MLP widens in its caches."""
+        if tiles.device.type != "cpu":
+            return len(tiles)
+        return max(1, WIDENED_BYTES // (self.shape.patches * self.shape.mlp * self.patch.weight.itemsize))
 
     def hidden(self, tiles: Tensor) -> Tensor:
         """Hidden states of the patches behind the last norm, (n, patches, hidden)."""
