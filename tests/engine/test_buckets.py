@@ -188,9 +188,9 @@ def test_steps_are_recorded_when_they_were_met_often_enough(tiny: Path, plain: d
 def test_tiles_sent_ahead_are_those_that_are_asked_for(tiny: Path, plain: dict[tuple[int, int], str | None]) -> None:
     engine, preparer = open_tiny(tiny)
     engine.scheduler.max_tiles = 5
-    engine._uploads = TileUploads(engine.model.device, ahead=True)
+    engine.encoder.uploads = TileUploads(engine.model.device, ahead=True)
     assert texts(engine, mixed_requests(preparer)) == plain
-    assert engine._uploads.used_ahead >= 0.8 * (engine.stats.vision_calls - 1) > 2
+    assert engine.encoder.uploads.used_ahead >= 0.8 * (engine.stats.vision_calls - 1) > 2
 
 
 def test_a_wrong_guess_of_the_next_tiles_is_dropped(tiny: Path) -> None:
@@ -220,7 +220,7 @@ class TestOnCuda:
         assert_same(engine, requests, wanted_answers(tiny, requests), find_checkpoint(str(tiny)).end_token_ids())
         assert engine.stats.graphs["notes"] == []
         assert engine.stats.graphs["replayed"] > engine.stats.graphs["recorded"] > 0
-        assert engine._uploads.is_ahead
+        assert engine.encoder.uploads.is_ahead
 
     @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
     @pytest.mark.parametrize("quantize", ["none", "int8"])

@@ -180,7 +180,7 @@ def test_the_cache_stays_within_its_budget(tiny: Path, plain: dict[tuple[int, in
     seen = []
     has_room = engine._has_room
     engine._has_room = lambda grow: (seen.append(engine.cache.allocated_bytes), has_room(grow))[1]  # type: ignore[method-assign, func-returns-value]
-    engine._measured = True
+    engine.encoder.is_measured = True
     assert texts(engine, requests) == plain
     assert max(seen) <= engine.budget.cache_bytes
     assert engine.stats.max_sequences < 20
@@ -286,7 +286,7 @@ def test_a_request_too_large_for_the_cache_leaves_the_limits_alone(tiny: Path, p
     allowed = row_capacity(others + 24) * engine.model.shape.kv_bytes(4)
     engine.budget.limit = engine.budget.weight_bytes + allowed * 4 // 3 + 1000
     engine.budget.tile_bytes = 1
-    engine._measured = True
+    engine.encoder.is_measured = True
     found = run_all(engine, requests)
     assert found.keys() == plain.keys()
     failed = {key[0] for key, completion in found.items() if completion.error is not None}

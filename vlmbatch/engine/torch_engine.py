@@ -1,7 +1,7 @@
 """The engine: SmolVLM2 in torch, with continuous batching.
 
-One step encodes tiles of whoever is next, prefills whoever is encoded, and decodes one token for everybody alive; scheduler.py says who, cache.py holds keys
-and values, budget.py says how much fits. When memory runs out, the step that failed is halved and the limit remembered (recovery.py).
+One step encodes tiles of whoever is next (encoding.py), prefills whoever is encoded, and decodes one token for everybody alive; scheduler.py says who, cache.py
+holds keys and values, budget.py says how much fits. When memory runs out, the step that failed is halved and the limit remembered (recovery.py).
 """
 
 from __future__ import annotations
@@ -19,13 +19,11 @@ from vlmbatch.engine.buckets import BucketDecoder, Record
 from vlmbatch.engine.budget import MemoryBudget, gib
 from vlmbatch.engine.cache import Cache, DecodeAttention, PrefillAttention, Segment
 from vlmbatch.engine.cleanup import Cleaner
-from vlmbatch.engine.features import FeatureCache
-from vlmbatch.engine.measure import measure_peak
+from vlmbatch.engine.encoding import TileEncoder
 from vlmbatch.engine.recovery import Recovery
 from vlmbatch.engine.sampling import SamplingOptions, choose_tokens
 from vlmbatch.engine.scheduler import Scheduler, TileRun, Work
 from vlmbatch.engine.scheduler import Sequence as Live
-from vlmbatch.engine.uploads import TileUploads
 from vlmbatch.engine.weights import Model
 from vlmbatch.errors import EngineError, GenerateError
 from vlmbatch.records import Completion, Conversation, FinishReason, Request, Timing
@@ -71,14 +69,12 @@ class TorchEngine:
         self.stats = EngineStats(memory=budget.describe())
         self.cache = Cache(model.shape.text, model.device, model.dtype, model.language.attend_rows)
         self.scheduler = Scheduler(budget, batch_size)
+        self.encoder = TileEncoder(model, budget, self.scheduler, self.stats)
         self._cleaner = Cleaner(self.cache, self.stats)
         self._recovery = Recovery(self.scheduler, self.cache, self.stats, self._cleaner)
         self._done: list[Completion] = []
         self._mark = time.perf_counter()
-        self._measured = False
         self._is_clear = True
-        self._kept = FeatureCache()
-        self._uploads = TileUploads(model.device)
         self._buckets = BucketDecoder(model, self.cache, self.stats, record) if record else None
 
     def run(self, source: RequestQueue) -> Iterator[Completion]:
@@ -141,8 +137,7 @@ class TorchEngine:
             if not devices.is_out_of_memory(error):
                 raise EngineError(f"{phase} failed: {type(error).__name__}: {message}") from error
             del error
-            self._kept.clear()
-            self._uploads.clear()
+            self.encoder.clear()
             if self._buckets:
                 self._buckets.clear()
             for work in self._recovery.handle(phase, size, works, message):
@@ -153,66 +148,20 @@ class TorchEngine:
         for run in runs:
             run.work.started()
         wanted = [(run.work.request, number) for run in runs for number in range(run.begin, run.end)]
-        features = self._features(wanted)
+        features = self.encoder.features(wanted)
         begin = 0
         for run in runs:
             count = run.end - run.begin
             run.work.features += features[begin : begin + count]
             run.work.encoded = run.end
             begin += count
-        self._send_ahead()
+        if self.encoder.is_ahead:
+            self.encoder.send_ahead([(run.work.request, number) for run in self.scheduler.next_tiles() for number in range(run.begin, run.end)])
         devices.synchronize(self.model.device)
         seconds = self._lap("vision")
         for run in runs:
             run.work.vision_seconds += seconds
             run.work.shared_seconds += seconds * (run.end - run.begin) / begin
-
-    def _features(self, wanted: list[tuple[Request, int]]) -> list[torch.Tensor]:
-        """Features (tile_tokens, hidden) of tiles; equal tiles are encoded once."""
-        found, fresh, chosen = self._sort(wanted)
-        if not chosen:
-            self.stats.tiles_reused += len(wanted)
-            return [features for features in found if features is not None]
-        tiles = self._uploads.take(chosen)
-        encoded = self.model.vision(tiles) if self._measured else self._encode_measured(tiles)
-        self.stats.tiles += len(chosen)
-        self.stats.tiles_reused += len(wanted) - len(chosen)
-        self.stats.vision_calls += 1
-        self.stats.max_tiles = max(self.stats.max_tiles, len(chosen))
-        for name, number in fresh.items():
-            if isinstance(name, bytes):
-                self._kept.put(name, encoded[number].clone())
-        keys = (request.tile_keys[number] if request.tile_keys else place for place, (request, number) in enumerate(wanted))
-        return [encoded[fresh[key]] if features is None else features for key, features in zip(keys, found, strict=True)]
-
-    def _sort(self, wanted: list[tuple[Request, int]]) -> tuple[list[torch.Tensor | None], dict[bytes | int, int], list[tuple[Request, int]]]:
-        """Features of the tiles that are known, None for the others; of these those that must be encoded, and where each key (or place) stands among them."""
-        found: list[torch.Tensor | None] = []
-        fresh: dict[bytes | int, int] = {}  # key, or place where there is none, to the place among the tiles to encode
-        chosen: list[tuple[Request, int]] = []
-        for place, (request, number) in enumerate(wanted):
-            key = request.tile_keys[number] if request.tile_keys else b""
-            found.append(self._kept.get(key))
-            if found[-1] is None and (key or place) not in fresh:
-                fresh[key or place] = len(chosen)
-                chosen.append((request, number))
-        return found, fresh, chosen
-
-    def _send_ahead(self) -> None:
-        """Has the tiles of what is likely to be the next encoder call sent while the device is busy."""
-        if not self._uploads.is_ahead:
-            return
-        wanted = [(run.work.request, number) for run in self.scheduler.next_tiles() for number in range(run.begin, run.end)]
-        self._uploads.send_ahead(self._sort(wanted)[2])
-
-    def _encode_measured(self, tiles: torch.Tensor) -> torch.Tensor:
-        """The first encoder call: its first tile alone, to learn what a tile costs, then the others."""
-        first, self.budget.tile_bytes = measure_peak(lambda: self.model.vision(tiles[:1]), self.model.device)
-        self._measured = True
-        self.stats.memory = self.budget.describe()
-        logger.debug("a tile takes %d bytes; %d at once", self.budget.tile_bytes, self.budget.tiles_at_once)
-        rest = [self.model.vision(part) for part in tiles[1:].split(self.scheduler.tiles_at_once)] if len(tiles) > 1 else []
-        return torch.cat([first, *rest])
 
     def _start(self, questions: list[tuple[Work, int]]) -> None:
         """Finds places for questions and prefills them: first those that bring their prefix along, then those that continue one."""
@@ -433,8 +382,7 @@ class TorchEngine:
         self.scheduler.live.clear()
         self.scheduler.waiting.clear()
         self.cache.arenas.clear()
-        self._kept.clear()
-        self._uploads.clear()
+        self.encoder.clear()
         if self._buckets:
             self._buckets.clear()
         if self.model.device.type == "cuda":
