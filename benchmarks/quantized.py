@@ -70,8 +70,8 @@ def logits_of_random_weights(shape: str, dtype: str, sequences: int) -> None:
     logits = []
     for engine, cache in zip((plain, small), caches, strict=True):
         rows = [cache.take(PROMPT_TOKENS + NEW_TOKENS, lambda size: True) for _ in range(sequences)]
-        prefill = PrefillAttention([Segment(row, PROMPT_TOKENS) for row in rows if row is not None])
         language = engine.model.language
+        prefill = PrefillAttention([Segment(row, PROMPT_TOKENS) for row in rows if row is not None], language.attend_prompt)
         hidden = language(language.embed(prompts.reshape(-1)), torch.arange(PROMPT_TOKENS).repeat(sequences), prefill)
         prefill.finish()
         logits.append(language.logits(hidden[PROMPT_TOKENS - 1 :: PROMPT_TOKENS]))
@@ -120,7 +120,7 @@ def _prefill(engine: TorchEngine) -> None:
     row = cache.take(1024, lambda size: True)
     assert row is not None
     positions = torch.arange(1024)
-    language.logits(language(language.embed(positions), positions, PrefillAttention([Segment(row, 1024)]))[-1:])
+    language.logits(language(language.embed(positions), positions, PrefillAttention([Segment(row, 1024)], language.attend_prompt))[-1:])
 
 
 def _fastest(calls: list[Callable[[], None]], rounds: int) -> list[float]:

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 
 from tests.engine.test_parity import assert_same, mixed_requests, open_tiny, wanted_answers
 from vlmbatch.checkpoint import find_checkpoint
-from vlmbatch.engine import kernels, packed
-from vlmbatch.engine.attention import attend_in_onednn, attend_in_products, attend_rows_in_products
+from vlmbatch.engine import attention, kernels, packed
+from vlmbatch.engine.attention import BLOCK, attend_in_onednn, attend_in_products, attend_prompt, attend_prompt_in_onednn, attend_rows_in_products
 from vlmbatch.engine.budget import CAPS, MemoryBudget
 from vlmbatch.engine.cache import wide_mask
 from vlmbatch.engine.linear import Linear
@@ -97,6 +97,26 @@ def test_attention_in_products_is_as_precise_as_torchs_own(dtype: torch.dtype, a
     assert errors[0] <= 1.5 * errors[1] + 1e-7
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("before", "tokens"), [(0, 2 * BLOCK + 17), (0, BLOCK), (BLOCK, 5), (100, BLOCK + 1), (3, 9), (BLOCK, 1)])
+@torch.inference_mode()
+def test_attention_of_prompts_in_products_is_as_precise_as_torchs_own(dtype: torch.dtype, before: int, tokens: int) -> None:
+    if not can_pack(torch.device("cpu"), dtype):
+        pytest.skip("no product of this number format here")
+    generator = torch.Generator().manual_seed(0)
+    query = torch.randn(tokens, 6, 16, generator=generator).mul_(2).to(dtype).transpose(0, 1)
+    stores = torch.full((2, 2, before + tokens + 7, 16), torch.nan, dtype=dtype)  # rows with room, of which nothing behind the tokens may be read
+    stores[:, :, : before + tokens] = torch.randn(2, 2, before + tokens, 16, generator=generator)
+    key, value = stores[:, :, : before + tokens].unbind()
+    kept = query.clone()
+    exact = attend_prompt(query.double(), key.double(), value.double())
+    found = [way(query, key, value) for way in (attend_prompt_in_onednn, attend_prompt)]
+    errors = [float((result.double() - exact).square().mean().sqrt()) for result in found]
+    assert torch.equal(query, kept)
+    assert found[0].shape == (tokens, 6, 16)
+    assert errors[0] <= 1.5 * errors[1] + 1e-7
+
+
 @pytest.mark.parametrize("masked", [True, False])
 @torch.inference_mode()
 def test_attention_of_rows_in_products_is_as_precise_as_torchs_own(tiny: Path, masked: bool) -> None:
@@ -120,12 +140,27 @@ def test_attention_of_rows_in_products_is_as_precise_as_torchs_own(tiny: Path, m
 def test_the_attention_of_decode_steps_is_what_measures_fastest_and_answers_stay(tiny: Path, monkeypatch: pytest.MonkeyPatch, faster: bool) -> None:
     monkeypatch.setattr(kernels, "_fastest", lambda calls: [1.0, 0.5 if faster else 0.95, 1.0][: len(calls)])
     monkeypatch.setattr(kernels, "_faster_attention", lambda *_: ())
+    monkeypatch.setattr(kernels, "_onednn_attends_prompt_faster", lambda _: False)
     engine, preparer = open_tiny(tiny)
     requests = mixed_requests(preparer)
     chosen = kernels.choose_kernels(engine.model.vision, engine.model.language, copies=False)
     assert list(chosen) == ["attend_rows_in_products"] * faster
     engine.cache.attend_rows = engine.model.language.attend_rows
     assert engine.cache.attend_rows is (attend_rows_in_products if faster else F.scaled_dot_product_attention)
+    assert_same(engine, requests, wanted_answers(tiny, requests), find_checkpoint(str(tiny)).end_token_ids())
+
+
+@pytest.mark.parametrize("faster", [True, False])
+def test_the_attention_of_prompts_is_what_measures_fastest_and_answers_stay(tiny: Path, monkeypatch: pytest.MonkeyPatch, faster: bool) -> None:
+    monkeypatch.setattr(kernels, "_fastest", lambda calls: [1.0, 0.5 if faster else 0.95, 1.0][: len(calls)])
+    monkeypatch.setattr(kernels, "_faster_attention", lambda *_: ())
+    monkeypatch.setattr(kernels, "_products_attend_rows_faster", lambda _: False)
+    monkeypatch.setattr(attention, "BLOCK", 8)
+    engine, preparer = open_tiny(tiny)
+    requests = mixed_requests(preparer)
+    chosen = kernels.choose_kernels(engine.model.vision, engine.model.language, copies=False)
+    assert list(chosen) == ["attend_prompt_in_onednn"] * faster
+    assert engine.model.language.attend_prompt is (attend_prompt_in_onednn if faster else attend_prompt)
     assert_same(engine, requests, wanted_answers(tiny, requests), find_checkpoint(str(tiny)).end_token_ids())
 
 
@@ -136,6 +171,7 @@ def test_the_attention_of_tiles_is_what_measures_fastest(
 ) -> None:
     monkeypatch.setattr(kernels, "_fastest", lambda calls: seconds[: len(calls)])
     monkeypatch.setattr(kernels, "_products_attend_rows_faster", lambda _: False)
+    monkeypatch.setattr(kernels, "_onednn_attends_prompt_faster", lambda _: False)
     engine, preparer = open_tiny(tiny, dtype=dtype)
     found = kernels.choose_kernels(engine.model.vision, engine.model.language, copies=False)
     assert {layer.attend for layer in engine.model.vision.layers} == {chosen or F.scaled_dot_product_attention}

@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vlmbatch.engine.model import AttendRows
+from vlmbatch.engine.attention import attend_prompt
+from vlmbatch.engine.model import AttendPrompt, AttendRows
 from vlmbatch.engine.shape import TextShape
 
 _serials = itertools.count()
@@ -165,8 +166,8 @@ class Segment:
 class PrefillAttention:
     """Attention of whole segments, each over its own row: what the row holds already, and causally over the segment itself."""
 
-    def __init__(self, segments: Sequence[Segment]) -> None:
-        self.segments = segments
+    def __init__(self, segments: Sequence[Segment], attend: AttendPrompt = attend_prompt) -> None:
+        self.segments, self.attend = segments, attend
 
     def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """See ``Attend``."""
@@ -183,16 +184,7 @@ class PrefillAttention:
         keys, values = row.arena.keys[layer][row.number], row.arena.values[layer][row.number]
         keys[:, begin:end] = key.transpose(0, 1)
         values[:, begin:end] = value.transpose(0, 1)
-        groups = query.shape[1] // key.shape[1]
-        k = keys[:, :end].repeat_interleave(groups, dim=0)[None]
-        v = values[:, :end].repeat_interleave(groups, dim=0)[None]
-        q = query.transpose(0, 1)[None]
-        if begin == 0:
-            out = F.scaled_dot_product_attention(q, k, v, is_causal=tokens > 1)
-        else:
-            mask = torch.ones(tokens, end, dtype=torch.bool, device=q.device).tril(begin)
-            out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-        return out[0].transpose(0, 1).reshape(tokens, -1)
+        return self.attend(query.transpose(0, 1), keys[:, :end], values[:, :end]).reshape(tokens, -1)
 
     def finish(self) -> None:
         """Counts the tokens into their rows, after the last layer."""

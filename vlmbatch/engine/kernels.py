@@ -1,7 +1,7 @@
 """Which of several ways of computing the same thing is the fastest on this CPU, measured once when a model is loaded.
 
-Matrix products are torch's own or oneDNN's from a packed copy (packed.py), of 8-bit numbers also digit by digit (digits.py); the attention of a tile's patches
-and of decode steps is torch's own or done in products (attention.py). Which is ahead, and from how many rows on, differs between processors.
+Matrix products are torch's own or oneDNN's from a packed copy (packed.py), of 8-bit numbers also digit by digit (digits.py); the attention of a tile's patches,
+of prompts and of decode steps is torch's own or done in products (attention.py). Which is ahead, and from how many rows on, differs between processors.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from vlmbatch.engine.attention import attend_in_onednn, attend_in_products, attend_rows_in_products
+from vlmbatch.engine.attention import attend_in_onednn, attend_in_products, attend_prompt_in_onednn, attend_rows_in_products
 from vlmbatch.engine.digits import can_write_digits, write_digits
 from vlmbatch.engine.linear import Linear, QuantizedLinear
 from vlmbatch.engine.model import AttendRows, AttendTiles, LanguageModel, TextLayer, VisionEncoder, VisionLayer
@@ -27,6 +27,8 @@ PROBES = (1, 8, 48, 512)
 """How many rows stand for each band when it is measured."""
 PROBED_ROWS = (16, 256)
 """How many sequences, and tokens of each, stand for the attention of decode steps."""
+PROBED_PROMPT = 512
+"""How many tokens stand for a prompt's attention."""
 FEW = 2
 """Bands that decoding lives in."""
 UNCACHED_BYTES = 64 << 20
@@ -87,8 +89,8 @@ def choose_kernels(vision: VisionEncoder, language: LanguageModel, *, copies: bo
         measured: Whether to measure. Otherwise the packed kernel is used throughout, which is for tests.
 
     Returns:
-        For each kind of matrix the row counts from which bands begin that use the packed kernel; and the names of what does the attention of tiles and of
-        decode steps, where that is not torch's own.
+        For each kind of matrix the row counts from which bands begin that use the packed kernel; and the names of what does the attention of tiles, of
+        prompts and of decode steps, where that is not torch's own.
     """
     chosen: dict[str, tuple[bool, ...]] = {}
     with torch.inference_mode():
@@ -96,6 +98,9 @@ def choose_kernels(vision: VisionEncoder, language: LanguageModel, *, copies: bo
             for layer in vision.layers:
                 layer.attend = attend
             chosen[name] = (False,) * (len(BANDS) - 1) + (True,)
+        if measured and _onednn_attends_prompt_faster(language):
+            language.attend_prompt = attend_prompt_in_onednn
+            chosen["attend_prompt_in_onednn"] = (False,) * (len(BANDS) - 1) + (True,)
         if measured and _products_attend_rows_faster(language):
             language.attend_rows = attend_rows_in_products
             chosen["attend_rows_in_products"] = (True,) * len(BANDS)
@@ -124,6 +129,17 @@ def _faster_attention(vision: VisionEncoder, dtype: torch.dtype) -> Iterator[tup
     seconds, name = min(zip(others, ways, strict=True))
     if own > WORTH * seconds:
         yield name, ways[name]
+
+
+def _onednn_attends_prompt_faster(language: LanguageModel) -> bool:
+    """Whether oneDNN's products are worth it in the attention of a prompt."""
+    shape, dtype = language.shape, language.embedding.dtype
+    if not (can_pack(torch.device("cpu"), dtype) and can_pack(torch.device("cpu"), torch.float32)):
+        return False
+    query = torch.zeros(PROBED_PROMPT, shape.heads, shape.head_dim, dtype=dtype).transpose(0, 1)
+    key, value = torch.zeros(2, shape.kv_heads, 2 * PROBED_PROMPT, shape.head_dim, dtype=dtype)[:, :, :PROBED_PROMPT].unbind()  # a row with room
+    own, products = _fastest([functools.partial(attend, query, key, value) for attend in (language.attend_prompt, attend_prompt_in_onednn)])
+    return own > WORTH * products
 
 
 def _products_attend_rows_faster(language: LanguageModel) -> bool:

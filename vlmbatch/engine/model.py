@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vlmbatch.engine.attention import attend_prompt
 from vlmbatch.engine.linear import Linear, QuantizedLinear
 from vlmbatch.engine.shape import ModelShape, TextShape, VisionShape
 
@@ -70,6 +71,14 @@ class AttendTiles(Protocol):
 
     def __call__(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """Takes and gives (n, heads, patches, D)."""
+        ...
+
+
+class AttendPrompt(Protocol):
+    """Attention of the last tokens of one sequence, each to itself and to all before it."""
+
+    def __call__(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Takes queries (heads, tokens, D), keys and values (kv_heads, all tokens, D); gives (tokens, heads, D)."""
         ...
 
 
@@ -161,6 +170,7 @@ class LanguageModel:
         self.norm = text("norm.weight")
         self.head = weights.linear("lm_head") if "lm_head.weight" in weights else Linear(self.embedding)
         self.cos, self.sin = rotary_table(shape.text, self.embedding.device, self.embedding.dtype)
+        self.attend_prompt: AttendPrompt = attend_prompt
         self.attend_rows: AttendRows = F.scaled_dot_product_attention
 
     def embed(self, ids: Tensor) -> Tensor:
@@ -205,7 +215,7 @@ class TextLayer:
         query, key = rotate(turned, cos, sin).split((shape.heads, shape.kv_heads), dim=1)
         x = x + self.out(attend(number, query, key, value))
         gate, up = self.gate_up(rms_norm(x, self.mlp_norm, shape.norm_eps)).chunk(2, dim=-1)
-        return x + self.down(F.silu(gate) * up)
+        return x + self.down(F.silu(gate).mul_(up))
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -214,7 +224,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
         return F.rms_norm(x, x.shape[-1:], weight, eps) if x.dtype == torch.float32 else weight * F.rms_norm(x.float(), x.shape[-1:], None, eps).to(x.dtype)
     length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
     scale = torch.addcmul(_constant(eps, x.device), length, length, value=1 / x.shape[-1]).rsqrt_()
-    return x * scale * weight if x.dtype == torch.float32 else weight * (x * scale).to(x.dtype)
+    return (x * scale).mul_(weight) if x.dtype == torch.float32 else weight * (x * scale).to(x.dtype)
 
 
 @functools.cache

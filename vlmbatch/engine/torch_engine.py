@@ -228,7 +228,7 @@ class TorchEngine:
             positions.append(torch.arange(sequence.row.length, sequence.row.length + tokens, device=device))
             segments.append(Segment(sequence.row, tokens))
             shared.append(tokens - len(question))
-        attend = PrefillAttention(segments)
+        attend = PrefillAttention(segments, language.attend_prompt)
         hidden = language(torch.cat(embeds), torch.cat(positions), attend)
         attend.finish()
         ends = torch.tensor([segment.tokens for segment in segments], device=device).cumsum(0) - 1
