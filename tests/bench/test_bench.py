@@ -91,6 +91,18 @@ def test_transformers_gives_the_same_tokens_one_at_a_time_and_padded(rows: list[
     assert answers == {"photos": 2, "frames": 3, "questions": 2, "lengths": 3, "scans": 2, "small": 3}
 
 
+def test_reading_and_decoding_are_compared_as_well(rows: list[Row], tiny: Path, tmp_path: Path) -> None:
+    compared = {row.what.strip(): row for row in rows if row.name in ("reading", "decode") and "ratio" in row.details}
+    assert list(compared) == ["over transformers' image processor", "over generate, 1 sequence", "over generate, 3 sequences"]
+    assert all(row.unit == "x" and row.details["per_second"]["median"] > 0 for row in compared.values())
+    bench = open_bench(settings_for(tiny, compare="transformers"), SIZES)
+    assert bench.reference is not None
+    for width, height in ((300, 200), (100, 400)):
+        path = pictures.write_jpeg(tmp_path / "photo.jpg", width, height)
+        assert bench.reference.prepare(path) == bench.subject.preparer("full").full_tiles(width, height)
+    bench.subject.close()
+
+
 def test_workloads_are_what_their_rows_say(rows: list[Row]) -> None:
     details = {row.name: row.details for row in rows if "per_second" in row.details and "equal" not in row.details}
     assert details["photos"]["tiles"] == 13 + 17
@@ -99,7 +111,7 @@ def test_workloads_are_what_their_rows_say(rows: list[Row]) -> None:
     assert (details["questions"]["requests"], details["questions"]["answers"]) == (1, 2)
     assert details["lengths"]["new_tokens"] == sum(LENGTHS)
     assert details["small"]["tiles"] == 3
-    together = {row.details["sequences"]: row.details["together"] for row in rows if row.name == "decode"}
+    together = {row.details["sequences"]: row.details["together"] for row in rows if "sequences" in row.details and row.name == "decode"}
     assert together == {1: 1, 3: 3}
 
 

@@ -10,9 +10,11 @@ import dataclasses
 import statistics
 import time
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from PIL import Image
 
 from vlmbatch.bench.rows import Row, spread, summarize
 from vlmbatch.bench.subject import Outcome, as_text
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
     from vlmbatch.bench.workloads import Work
     from vlmbatch.records import UInt8Array
 
+PROCESSOR_SETTINGS = ("size", "max_image_size", "image_mean", "image_std", "rescale_factor", "resample")
+"""What of a checkpoint's settings the image processor is given."""
 PAD = 0
 """Any token: the mask hides it."""
 
@@ -65,7 +69,7 @@ class Batch:
 
 
 class Reference:
-    """transformers' model on the subject's device and in its number format.
+    """transformers' model on the subject's device and in its number format, and its image processor.
 
     Attributes:
         version: transformers' version.
@@ -88,6 +92,17 @@ class Reference:
         self._model = model.to(subject.device).eval()
         self._model.generation_config.eos_token_id = None  # answers run to their limits, as on our side
         self._criteria = transformers.StoppingCriteriaList
+        self._vocabulary = subject.shape.text.vocabulary
+        settings = subject.checkpoint.image_processor()
+        from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
+
+        self._processor = SmolVLMImageProcessorPil(**{name: settings[name] for name in PROCESSOR_SETTINGS if name in settings})
+
+    def prepare(self, path: Path) -> int:
+        """Reads a picture file and prepares it at full detail, as the processor does without torchvision; gives the number of tiles."""
+        with Image.open(path) as picture:
+            pixels = self._processor(picture.convert("RGB"), return_tensors="np")["pixel_values"]
+        return int(pixels.shape[1])
 
     def batches(self, prompts: Sequence[Prompt], size: int) -> list[Batch]:
         """Prompts in batches of so many."""
@@ -115,6 +130,20 @@ class Reference:
                 outcome.answers[prompt.key] = as_text(tokens[: prompt.limit])
         outcome.seconds = time.perf_counter() - started
         return outcome
+
+    @torch.inference_mode()
+    def decode_rate(self, sequences: int, prompt_tokens: int, new_tokens: int) -> float:
+        """Tokens a second of decoding alone: what so many more tokens take than one, for prompts of words only."""
+        ids = (torch.arange(sequences * prompt_tokens, device=self.device) % min(1000, self._vocabulary)).view(sequences, prompt_tokens)
+        ids = ids.where(ids != self._model.config.image_token_id, 0)
+        seconds = []
+        for limit in (1, 1 + new_tokens):
+            synchronize(self.device)
+            started = time.perf_counter()
+            self._model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=limit, do_sample=False, pad_token_id=PAD)
+            synchronize(self.device)
+            seconds.append(time.perf_counter() - started)
+        return sequences * new_tokens / (seconds[1] - seconds[0])
 
     def _generate(self, batch: Batch) -> list[list[int]]:
         longest = batch.ids.shape[1]

@@ -7,7 +7,7 @@ import statistics
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import psutil
@@ -77,7 +77,8 @@ def prefill(bench: Bench) -> Iterator[Row]:
         "prompt_tokens": requests[0].prompt_tokens,
     }
     note = share(operations * rate, bench.gemm.per_second, "gemm")
-    yield Row("prefill", f"{len(requests)} prompts of {requests[0].prompt_tokens} tokens", rate, "tokens/s", note, details)
+    what = f"{len(requests)} prompt{'' if len(requests) == 1 else 's'} of {requests[0].prompt_tokens} tokens"
+    yield Row("prefill", what, rate, "tokens/s", note, details)
 
 
 def _lengthen(request: Request, tokens: int) -> Request:
@@ -89,13 +90,20 @@ def _lengthen(request: Request, tokens: int) -> Request:
 
 
 def decode(bench: Bench) -> Iterator[Row]:
-    """Decoding alone: questions about one tile, so that all of them start together and nothing is encoded meanwhile."""
+    """Decoding alone: questions about one tile, so that all of them start together and nothing is encoded meanwhile.
+
+    Where there is a reference, it continues as many prompts of as many tokens.
+    """
     subject, sizes = bench.subject, bench.sizes
     weights = flops.step_weight_bytes(subject.shape, 1 if subject.quantize == "int8" else subject.dtype.itemsize)
     for count in sizes.decode_sequences:
         request = subject.requests([photo(0, 640, 480)], [f"What is in part {number}?" for number in range(count)], "low")
         bench.warm(request, sizes.decode_tokens)
-        outcomes = bench.repeat(functools.partial(subject.run, request, sizes.decode_tokens))
+        outcomes, theirs = [], []
+        for _ in range(sizes.rounds):
+            outcomes.append(subject.run(request, sizes.decode_tokens))
+            if bench.reference is not None:
+                theirs.append(bench.reference.decode_rate(count, request[0].prompt_tokens, sizes.decode_tokens))
         rates = [outcome.stats.decode_tokens / outcome.stats.decode_seconds for outcome in outcomes]
         rate, together = statistics.median(rates), outcomes[0].batch_size
         cached = request[0].prompt_tokens + sizes.decode_tokens // 2
@@ -113,6 +121,8 @@ def decode(bench: Bench) -> Iterator[Row]:
         what = f"{count} sequence{'' if count == 1 else 's'}" + (f", {together} at a time" if together < count else "")
         note = share(moved, bench.copy.per_second, "copy") if together == 1 else share(computed, bench.gemm.per_second, "gemm")
         yield Row("decode", what, rate, "tokens/s", note, details)
+        if theirs:
+            yield _ratio("decode", f"generate, {count} sequence{'' if count == 1 else 's'}", rates, theirs)
 
 
 def first_token(bench: Bench) -> Iterator[Row]:
@@ -179,7 +189,7 @@ def peak_bytes(call: Callable[[], Outcome], device: torch.device) -> tuple[int, 
 
 
 def reading(bench: Bench) -> Iterator[Row]:
-    """JPEG files to requests on one thread, as each reading worker does it."""
+    """JPEG files to requests on one thread, as each reading worker does it, and, where there is a reference, by its processor, in turns."""
     preparer = bench.subject.preparer("full")
     with tempfile.TemporaryDirectory() as folder:
         for width, height in bench.sizes.files:
@@ -190,13 +200,25 @@ def reading(bench: Bench) -> Iterator[Row]:
 
             load_and_prepare()
             times: list[float] = []
+            theirs: list[float] = []
             ends = time.perf_counter() + bench.sizes.ceiling_seconds
             while len(times) < 5 or time.perf_counter() < ends:
                 times.append(timed(load_and_prepare))
+                if bench.reference is not None:
+                    theirs.append(timed(functools.partial(bench.reference.prepare, path)))
             rate = 1 / statistics.median(times)
             details = {"seconds": summarize(times), "file_bytes": path.stat().st_size, "tiles": preparer.full_tiles(width, height), "cores": psutil.cpu_count()}
             what = f"JPEG of {width} x {height}, {path.stat().st_size / 1e6:.1f} MB"
             yield Row("reading", what, rate, "images/s", "a core", details)
+            if theirs:
+                yield _ratio("reading", "transformers' image processor", [1 / seconds for seconds in times], [1 / seconds for seconds in theirs])
+
+
+def _ratio(name: str, over: str, ours: Sequence[float], theirs: Sequence[float]) -> Row:
+    """The row of a comparison, of rates that were measured in turns."""
+    ratios = [mine / their for mine, their in zip(ours, theirs, strict=True)]
+    details = {"ratio": summarize(ratios), "per_second": summarize(theirs)}
+    return Row(name, f"  over {over}", statistics.median(ratios), "x", spread(ratios), details)
 
 
 PHASES: dict[str, Callable[[Bench], Iterator[Row]]] = {

@@ -29,7 +29,7 @@ class Settings:
         only: What is measured; everything when empty.
         quick: Little of it.
         rounds: How often each side does a piece of work; None leaves it to the device.
-        compare: Whether transformers does the workloads too.
+        compare: Whether transformers reads, decodes and does the workloads, too.
     """
 
     job: Job

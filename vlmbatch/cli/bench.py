@@ -111,7 +111,7 @@ _command.params += [
         ["--compare"],
         type=click.Choice(["transformers"]),
         default=None,
-        help="Do the workloads with transformers' generate as well, in turns, and print ratios.",
+        help="Read, decode and do the workloads with transformers as well, in turns, and print ratios.",
         group="",
     ),
     GroupedOption(["--json", "json_path"], default=None, metavar="PATH", help="Write the figures as JSON too; `-` is stdout.", group=""),
