@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tests.engine.test_parity import open_tiny
-from vlmbatch.engine.budget import Caps, MemoryBudget
+from vlmbatch.engine.budget import SHORT_TOKENS, Caps, MemoryBudget
 from vlmbatch.engine.scheduler import Scheduler, Sequence
 from vlmbatch.engine.shape import ModelShape
 from vlmbatch.records import Request
@@ -35,9 +35,9 @@ def shape(tiny: Path) -> ModelShape:
     return open_tiny(tiny)[0].model.shape
 
 
-def play(shape: ModelShape, requests: list[Request], answer_tokens: list[int], places: int, tiles: int) -> Played:
+def play(shape: ModelShape, requests: list[Request], answer_tokens: list[int], places: int, tiles: int, short_places: int | None = None) -> Played:
     """Drives a scheduler as the engine does, with phases that take scripted seconds."""
-    caps = Caps(sequences=places, patches=tiles * shape.vision.patches, prefill_tokens=10**6)
+    caps = Caps(sequences=places, patches=tiles * shape.vision.patches, prefill_tokens=10**6, short_sequences=short_places or places)
     scheduler = Scheduler(MemoryBudget(shape, 4, 10**12, caps), None)
     source, lengths, played = iter(requests), iter(answer_tokens), Played()
     last_token: dict[int, float] = {}
@@ -71,8 +71,8 @@ def play(shape: ModelShape, requests: list[Request], answer_tokens: list[int], p
     return played
 
 
-def pictures(count: int, tiles: int, questions: int = 1) -> list[Request]:
-    return [Request(np.zeros((tiles, 1), np.uint8), [0] * 10, [[1]] * questions) for _ in range(count)]
+def pictures(count: int, tiles: int, questions: int = 1, prefix_tokens: int = 10) -> list[Request]:
+    return [Request(np.zeros((tiles, 1), np.uint8), [0] * prefix_tokens, [[1]] * questions) for _ in range(count)]
 
 
 def test_decoding_goes_on_while_pictures_wait(shape: ModelShape) -> None:
@@ -105,3 +105,12 @@ def test_one_long_answer_does_not_hold_short_ones(shape: ModelShape) -> None:
     static = sum(max(lengths[begin : begin + 4]) for begin in range(0, 64, 4)) * DECODE_SECONDS
     assert played.finished == 64
     assert played.live_seconds < 0.85 * static
+
+
+def test_more_are_alive_while_all_prompts_are_short(shape: ModelShape) -> None:
+    long = pictures(1, tiles=1, prefix_tokens=SHORT_TOKENS)
+    assert play(shape, pictures(40, tiles=1), [50] * 40, places=4, tiles=4, short_places=8).most_live == 8
+    assert play(shape, long * 40, [50] * 40, places=4, tiles=4, short_places=8).most_live == 4
+    mixed = play(shape, pictures(20, tiles=1) + long + pictures(20, tiles=1), [50] * 41, places=4, tiles=4, short_places=8)
+    assert mixed.finished == 41
+    assert Scheduler(MemoryBudget(shape, 4, 10**12, Caps(4, 1, 1, 8)), 6).places == 6

@@ -3,7 +3,7 @@
 Policy. Requests are served in the order they came. A step of the engine is at most one encoder call, then one prefill, then one decode step for everybody who
 is alive. So neither side starves: while pictures wait, decoding goes on at one token per encoder call, and its batch grows by itself to the size at which
 answers are finished as fast as pictures are encoded; while the places are full, nothing is encoded that could not be placed, and decoding has the machine for
-itself until a place is free, which is refilled at once.
+itself until a place is free, which is refilled at once. There are more places while all prompts in hand are short: how many is worth it differs (budget.py).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import dataclasses
 import time
 from typing import Any
 
-from vlmbatch.engine.budget import MemoryBudget
+from vlmbatch.engine.budget import SHORT_TOKENS, MemoryBudget
 from vlmbatch.records import Request
 
 
@@ -27,6 +27,7 @@ class Work:
         unanswered: Questions without a completion.
         features: Features of the tiles encoded so far, one tensor a tile.
         encoded: Tiles among them.
+        is_short: Whether its prompts are short, see ``budget.SHORT_TOKENS``.
         prefix: Keys and values of the prefix, for questions that start later; None while there are none or it is not computed.
         wait_seconds, vision_seconds, prefill_seconds: Phases of the request as a whole.
         shared_seconds: Its share of the busy time that is common to its questions.
@@ -36,6 +37,7 @@ class Work:
     request: Request
     pending: collections.deque[int]
     unanswered: int
+    is_short: bool = True
     features: list[Any] = dataclasses.field(default_factory=list)
     encoded: int = 0
     prefix: list[tuple[Any, Any]] | None = None
@@ -112,7 +114,7 @@ class Scheduler:
     Attributes:
         waiting: Requests with questions that no sequence answers yet, oldest first.
         live: Sequences being answered.
-        max_sequences: How many may be alive; lowered when memory runs out.
+        max_sequences: How many may be alive, if their prompts are short; lowered when memory runs out.
         max_tiles: How many tiles an encoder call takes; likewise.
         max_prefill_tokens: How many tokens a prefill takes; likewise.
     """
@@ -121,7 +123,8 @@ class Scheduler:
         self.waiting: collections.deque[Work] = collections.deque()
         self.live: list[Sequence] = []
         self.budget = budget
-        self.max_sequences = batch_size or budget.caps.sequences
+        self.max_sequences = batch_size or budget.caps.short_sequences
+        self._most_long = batch_size or budget.caps.sequences
         self.max_tiles: int | None = None
         self.max_prefill_tokens = budget.prefill_tokens
 
@@ -132,6 +135,13 @@ class Scheduler:
         return allowed if self.max_tiles is None else min(allowed, self.max_tiles)
 
     @property
+    def places(self) -> int:
+        """How many sequences may be alive, with those that wait now."""
+        if all(work.is_short for work in self.waiting) and all(sequence.work.is_short for sequence in self.live):
+            return self.max_sequences
+        return min(self.max_sequences, self._most_long)
+
+    @property
     def is_idle(self) -> bool:
         """Whether there is nothing in hand."""
         return not self.waiting and not self.live
@@ -139,26 +149,27 @@ class Scheduler:
     def add(self, request: Request) -> Work:
         """Takes a request."""
         count = len(request.questions)
-        work = Work(request, collections.deque(range(count)), count)
+        work = Work(request, collections.deque(range(count)), count, request.prompt_tokens <= SHORT_TOKENS)
         self.waiting.append(work)
         return work
 
     def wants_more(self) -> bool:
         """Whether another request should be taken: until an encoder call is full, and every place has somebody waiting for it."""
-        if len(self.live) >= self.max_sequences:
+        places = self.places
+        if len(self.live) >= places:
             return not self.waiting
         unencoded = sum(len(work.request.tiles) - work.encoded for work in self.waiting)
         pending = sum(len(work.pending) for work in self.waiting)
-        return unencoded < 2 * self.tiles_at_once and pending < self.max_sequences - len(self.live) + self.tiles_at_once
+        return unencoded < 2 * self.tiles_at_once and pending < places - len(self.live) + self.tiles_at_once
 
     def next_tiles(self) -> list[TileRun]:
         """The tiles of the next encoder call; none when nobody waits for them or no place would be free for their questions."""
         placed = len(self.live) + sum(len(work.pending) for work in self.waiting if work.is_encoded)
-        room, runs = self.tiles_at_once, []
+        room, places, runs = self.tiles_at_once, self.places, []
         for work in self.waiting:
             if work.is_encoded:
                 continue
-            if room == 0 or placed >= self.max_sequences:
+            if room == 0 or placed >= places:
                 break
             take = min(room, len(work.request.tiles) - work.encoded)
             runs.append(TileRun(work, work.encoded, work.encoded + take))
@@ -169,7 +180,7 @@ class Scheduler:
     def next_questions(self) -> list[tuple[Work, int]]:
         """Questions that can be prefilled together now, in order; a prompt longer than a prefill goes alone."""
         found: list[tuple[Work, int]] = []
-        tokens = 0
+        tokens, places = 0, self.places
         for work in self.waiting:
             if not work.is_encoded:
                 break
@@ -177,7 +188,7 @@ class Scheduler:
             for question in work.pending:
                 tokens += prefix + len(work.request.questions[question])
                 prefix = 0
-                if len(self.live) + len(found) >= self.max_sequences or (found and tokens > self.max_prefill_tokens):
+                if len(self.live) + len(found) >= places or (found and tokens > self.max_prefill_tokens):
                     return found
                 found.append((work, question))
         return found
