@@ -52,6 +52,8 @@ VISION_LAYER_NAMES = {
 }
 NORMAL, CONTROL, UNUSED = 1, 3, 5
 """Kinds of tokens, as GGUF numbers them."""
+TWO_LINES = "ĊĊ"
+"""Two ends of lines in one token, in byte-level spelling: llama.cpp looks for it in the vocabulary, to put it before a picture's overview."""
 
 
 def import_gguf() -> Any:
@@ -142,7 +144,7 @@ def write_text(checkpoint: Checkpoint, path: Path, dtype: torch.dtype) -> None:
 
 
 def vocabulary(checkpoint: Checkpoint, size: int) -> tuple[list[str], list[int], list[str]]:
-    """Tokens and their kinds by id, and the merges, of a byte-level BPE in tokenizer.json; ids that it has not are unused tokens.
+    """Tokens and their kinds by id, and the merges, of a byte-level BPE in tokenizer.json; ids that it has not are unused tokens, the last one ``TWO_LINES``.
 
     Args:
         checkpoint: With the tokenizer.
@@ -154,6 +156,8 @@ def vocabulary(checkpoint: Checkpoint, size: int) -> tuple[list[str], list[int],
         tokens[number], kinds[number] = token, NORMAL
     for added in tokenizer["added_tokens"]:
         tokens[added["id"]], kinds[added["id"]] = added["content"], CONTROL if added["special"] else NORMAL
+    if kinds[-1] == UNUSED and TWO_LINES not in tokens:
+        tokens[-1], kinds[-1] = TWO_LINES, NORMAL
     return tokens, kinds, [merge if isinstance(merge, str) else " ".join(merge) for merge in tokenizer["model"]["merges"]]
 
 

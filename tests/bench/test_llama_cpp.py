@@ -86,8 +86,8 @@ def test_the_vocabulary_is_the_checkpoints_and_as_large_as_it_has_to_be(tiny: Pa
     checkpoint = find_checkpoint(str(tiny))
     size = ModelShape.from_checkpoint(checkpoint).text.vocabulary
     tokens, kinds, _ = gguf_files.vocabulary(checkpoint, size + 3)
-    assert tokens[-3:] == [f"<unused_{number}>" for number in range(size, size + 3)]
-    assert kinds[-4:] == [gguf_files.CONTROL] + 3 * [gguf_files.UNUSED]
+    assert tokens[-3:] == [f"<unused_{size}>", f"<unused_{size + 1}>", gguf_files.TWO_LINES]
+    assert kinds[-4:] == [gguf_files.CONTROL, gguf_files.UNUSED, gguf_files.UNUSED, gguf_files.NORMAL]
     assert tokens[checkpoint.config["image_token_id"]] == "<image>"
     assert len(set(tokens)) == size + 3
 
