@@ -1,14 +1,14 @@
 """Our engine beside llama.cpp: the same random weights, the same processor cores, the same work, in turns.
 
-    cmake -S llama.cpp -B build/llama -DCMAKE_BUILD_TYPE=Release -DGGML_NATIVE=ON -DBUILD_SHARED_LIBS=OFF
-    cmake --build build/llama -j --target llama-batched-bench llama-mtmd-cli llama-perplexity
+    cmake -S llama.cpp -B build/llama -DCMAKE_BUILD_TYPE=Release -DGGML_NATIVE=ON -DBUILD_SHARED_LIBS=OFF -DLLAMA_OPENSSL=OFF -DLLAMA_BUILD_SERVER=OFF
+    cmake --build build/llama -j 2 --target llama-batched-bench llama-mtmd-cli llama-perplexity
     pip install gguf
     python -m benchmarks.llama_cpp --bin build/llama/bin
 
 What is measured are the phases of ``vlmbatch bench`` (decode, prefill, vision), one round of ours and one of llama.cpp's after the other; each ratio is of
 the same round. llama.cpp's tools time themselves, without start and loading, and have as many threads as torch has. They decode and prefill random tokens and
 choose none; a decode step of ours includes choosing the tokens. Keys and values are of llama.cpp's own default type (16 bits) unless ``--options`` says
-otherwise; ours are of the model's.
+otherwise; ours are of the model's. llama.cpp's sources are at https://github.com/ggml-org/llama.cpp, and in ``vendor/`` of llama-cpp-python's sdist.
 
 Before anything is timed, both sides say how likely the same text is (``llama-perplexity``, if it was built): equal weights give equal figures.
 """
