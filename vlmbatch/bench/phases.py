@@ -113,6 +113,7 @@ def decode(bench: Bench) -> Iterator[Row]:
             "tokens_per_second": summarize(rates),
             "sequences": count,
             "together": together,
+            "prompt_tokens": request[0].prompt_tokens,
             "new_tokens": sizes.decode_tokens,
             "weight_bytes_per_step": weights,
             "share_of_copy": moved / bench.copy.per_second,
