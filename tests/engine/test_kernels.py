@@ -13,7 +13,7 @@ from vlmbatch.checkpoint import find_checkpoint
 from vlmbatch.engine import attention, kernels, packed
 from vlmbatch.engine.attention import BLOCK, attend_in_onednn, attend_in_products, attend_prompt, attend_prompt_in_onednn, attend_rows_in_products
 from vlmbatch.engine.budget import CAPS, MemoryBudget
-from vlmbatch.engine.cache import wide_mask
+from vlmbatch.engine.cache import Cache, wide_mask
 from vlmbatch.engine.linear import Linear
 from vlmbatch.engine.model import AttendTiles
 from vlmbatch.engine.packed import BANDS, PackedLinear, can_pack, pack
@@ -97,10 +97,11 @@ def test_attention_in_products_is_as_precise_as_torchs_own(dtype: torch.dtype, a
     assert errors[0] <= 1.5 * errors[1] + 1e-7
 
 
+@pytest.mark.parametrize("turned", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("before", "tokens"), [(0, 2 * BLOCK + 17), (0, BLOCK), (BLOCK, 5), (100, BLOCK + 1), (3, 9), (BLOCK, 1)])
 @torch.inference_mode()
-def test_attention_of_prompts_in_products_is_as_precise_as_torchs_own(dtype: torch.dtype, before: int, tokens: int) -> None:
+def test_attention_of_prompts_in_products_is_as_precise_as_torchs_own(dtype: torch.dtype, before: int, tokens: int, turned: bool) -> None:
     if not can_pack(torch.device("cpu"), dtype):
         pytest.skip("no product of this number format here")
     generator = torch.Generator().manual_seed(0)
@@ -108,6 +109,8 @@ def test_attention_of_prompts_in_products_is_as_precise_as_torchs_own(dtype: tor
     stores = torch.full((2, 2, before + tokens + 7, 16), torch.nan, dtype=dtype)  # rows with room, of which nothing behind the tokens may be read
     stores[:, :, : before + tokens] = torch.randn(2, 2, before + tokens, 16, generator=generator)
     key, value = stores[:, :, : before + tokens].unbind()
+    if turned:
+        key = key.transpose(1, 2).contiguous().transpose(1, 2)
     kept = query.clone()
     exact = attend_prompt(query.double(), key.double(), value.double())
     found = [way(query, key, value) for way in (attend_prompt_in_onednn, attend_prompt)]
@@ -117,14 +120,17 @@ def test_attention_of_prompts_in_products_is_as_precise_as_torchs_own(dtype: tor
     assert errors[0] <= 1.5 * errors[1] + 1e-7
 
 
+@pytest.mark.parametrize("turned", [True, False])
 @pytest.mark.parametrize("masked", [True, False])
 @torch.inference_mode()
-def test_attention_of_rows_in_products_is_as_precise_as_torchs_own(tiny: Path, masked: bool) -> None:
+def test_attention_of_rows_in_products_is_as_precise_as_torchs_own(tiny: Path, masked: bool, turned: bool) -> None:
     shape = open_tiny(tiny)[0].model.shape.text
     groups, ends = shape.heads // shape.kv_heads, torch.tensor([3, 30, 17, 8, 11])
     generator = torch.Generator().manual_seed(0)
     query = torch.randn(5, shape.kv_heads, groups, 16, generator=generator).mul_(2)
     key, value = torch.randn(2, 5, shape.kv_heads, 64, 16, generator=generator)[:, :, :, :31].unbind()
+    if turned:
+        key = torch.zeros(5, shape.kv_heads, 16, 64).transpose(2, 3)[:, :, :31].copy_(key)
     mask = wide_mask(shape, ends, 31, torch.float32) if masked else None
     exact = F.scaled_dot_product_attention(query.double(), key.double(), value.double(), attn_mask=mask if mask is None else mask.double())
     before = query.clone()
@@ -145,8 +151,10 @@ def test_the_attention_of_decode_steps_is_what_measures_fastest_and_answers_stay
     requests = mixed_requests(preparer)
     chosen = kernels.choose_kernels(engine.model.vision, engine.model.language, copies=False)
     assert list(chosen) == ["attend_rows_in_products"] * faster
-    engine.cache.attend_rows = engine.model.language.attend_rows
-    assert engine.cache.attend_rows is (attend_rows_in_products if faster else F.scaled_dot_product_attention)
+    assert engine.model.language.attend_rows is (attend_rows_in_products if faster else F.scaled_dot_product_attention)
+    cache = Cache(engine.model.shape.text, engine.model.device, engine.model.dtype, engine.model.language.attend_rows)
+    assert cache.turned is faster
+    engine.cache.attend_rows, engine.cache.turned = cache.attend_rows, cache.turned
     assert_same(engine, requests, wanted_answers(tiny, requests), find_checkpoint(str(tiny)).end_token_ids())
 
 

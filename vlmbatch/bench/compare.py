@@ -133,17 +133,20 @@ class Reference:
 
     @torch.inference_mode()
     def decode_rate(self, sequences: int, prompt_tokens: int, new_tokens: int) -> float:
-        """Tokens a second of decoding alone: what so many more tokens take than one, for prompts of words only."""
+        """Tokens a second of decoding alone, from the first tokens on, for prompts of words only."""
         ids = (torch.arange(sequences * prompt_tokens, device=self.device) % min(1000, self._vocabulary)).view(sequences, prompt_tokens)
         ids = ids.where(ids != self._model.config.image_token_id, 0)
-        seconds = []
-        for limit in (1, 1 + new_tokens):
-            synchronize(self.device)
-            started = time.perf_counter()
-            self._model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=limit, do_sample=False, pad_token_id=PAD)
-            synchronize(self.device)
-            seconds.append(time.perf_counter() - started)
-        return sequences * new_tokens / (seconds[1] - seconds[0])
+        times = []
+
+        def note(seen: torch.Tensor, scores: object) -> torch.Tensor:
+            if seen.shape[1] in (prompt_tokens + 1, prompt_tokens + 1 + new_tokens):
+                synchronize(self.device)
+                times.append(time.perf_counter())
+            return torch.zeros(sequences, dtype=torch.bool, device=self.device)
+
+        mask, criteria = torch.ones_like(ids), self._criteria([note])
+        self._model.generate(input_ids=ids, attention_mask=mask, max_new_tokens=1 + new_tokens, do_sample=False, pad_token_id=PAD, stopping_criteria=criteria)
+        return sequences * new_tokens / (times[1] - times[0])
 
     def _generate(self, batch: Batch) -> list[list[int]]:
         longest = batch.ids.shape[1]

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vlmbatch.engine.attention import attend_prompt
+from vlmbatch.engine.attention import attend_prompt, attend_rows_in_products
 from vlmbatch.engine.model import AttendPrompt, AttendRows
 from vlmbatch.engine.shape import TextShape
 
@@ -46,11 +46,12 @@ class Arena:
     """Rows of one capacity, layer by layer: keys and values (rows, kv_heads, capacity, D).
 
     Attributes:
+        turned: Whether tokens, and not the numbers of one token, lie side by side in the memory of keys.
         serial: Names the tensors: another one when they have been replaced.
     """
 
-    def __init__(self, shape: TextShape, capacity: int, device: torch.device, dtype: torch.dtype) -> None:
-        self.shape, self.capacity, self.device, self.dtype = shape, capacity, device, dtype
+    def __init__(self, shape: TextShape, capacity: int, device: torch.device, dtype: torch.dtype, *, turned: bool = False) -> None:
+        self.shape, self.capacity, self.device, self.dtype, self.turned = shape, capacity, device, dtype, turned
         self.rows: list[Row] = []
         self.allocated = 0
         self.keys: list[Tensor] = []
@@ -65,11 +66,10 @@ class Arena:
     def grow(self, rows: int) -> None:
         """Makes room for so many rows, one layer after the other, so that only one layer is there twice meanwhile."""
         self.serial = next(_serials)
-        size = (rows, self.shape.kv_heads, self.capacity, self.shape.head_dim)
         try:
             for store in (self.keys, self.values):
                 for layer in range(self.shape.layers):
-                    fresh = torch.zeros(size, device=self.device, dtype=self.dtype)
+                    fresh = self._zeros(rows, turned=self.turned and store is self.keys)
                     if layer < len(store):
                         fresh[: len(self.rows)] = store[layer][: len(self.rows)]
                         store[layer] = fresh
@@ -79,6 +79,11 @@ class Arena:
             # Out of memory half-way: some layers have more rows than others, which harms nothing.
             full = len(self.keys) == len(self.values) == self.shape.layers
             self.allocated = min(len(layer) for layer in (*self.keys, *self.values)) if full else 0
+
+    def _zeros(self, rows: int, *, turned: bool) -> Tensor:
+        head = (self.shape.head_dim, self.capacity) if turned else (self.capacity, self.shape.head_dim)
+        fresh = torch.zeros((rows, self.shape.kv_heads, *head), device=self.device, dtype=self.dtype)
+        return fresh.transpose(2, 3) if turned else fresh
 
     def take(self) -> Row:
         """A free row. There must be one."""
@@ -115,6 +120,7 @@ class Cache:
     def __init__(self, shape: TextShape, device: torch.device, dtype: torch.dtype, attend_rows: AttendRows = F.scaled_dot_product_attention) -> None:
         self.shape, self.device, self.dtype = shape, device, dtype
         self.attend_rows = attend_rows
+        self.turned = attend_rows is attend_rows_in_products
         self.arenas: dict[int, Arena] = {}
 
     @property
@@ -135,7 +141,7 @@ class Cache:
             has_room: Says whether the cache may grow by so many bytes.
         """
         capacity = row_capacity(min(tokens, self.shape.context))
-        arena = self.arenas.get(capacity) or Arena(self.shape, capacity, self.device, self.dtype)
+        arena = self.arenas.get(capacity) or Arena(self.shape, capacity, self.device, self.dtype, turned=self.turned)
         if len(arena.rows) == arena.allocated:
             # Doubling keeps copying linear; where there is no room for that, one row will do. Empty arenas go first.
             steps = dict.fromkeys((max(4, arena.allocated), 1))

@@ -149,15 +149,16 @@ def _products_attend_rows_faster(language: LanguageModel) -> bool:
         return False
     rows, tokens = PROBED_ROWS
     query = torch.zeros(rows, shape.kv_heads, shape.heads // shape.kv_heads, shape.head_dim, dtype=dtype)
-    size = (2, rows, shape.kv_heads, 2 * tokens, shape.head_dim)
-    stores = torch.ones(max(1, UNCACHED_BYTES // (math.prod(size) * dtype.itemsize)), *size, dtype=dtype)
-    layers = [store[:, :, :, :tokens].unbind() for store in stores]  # of rows with room, as a cache has them
+    size = (rows, shape.kv_heads, 2 * tokens, shape.head_dim)
+    stores = torch.ones(max(1, UNCACHED_BYTES // (2 * math.prod(size) * dtype.itemsize)), 2, *size, dtype=dtype)
 
-    def attend_all(attend: AttendRows) -> None:
-        for key, value in layers:
-            attend(query, key, value)
+    def attend_all(attend: AttendRows, *, turned: bool) -> None:
+        for keys, value in stores:  # of rows with room, as a cache has them
+            key = keys.view(*size[:2], size[3], size[2]).transpose(2, 3) if turned else keys
+            attend(query, key[:, :, :tokens], value[:, :, :tokens])
 
-    own, products = _fastest([functools.partial(attend_all, attend) for attend in (language.attend_rows, attend_rows_in_products)])
+    ways = (functools.partial(attend_all, language.attend_rows, turned=False), functools.partial(attend_all, attend_rows_in_products, turned=True))
+    own, products = _fastest(ways)
     return own > WORTH * products
 
 
