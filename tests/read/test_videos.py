@@ -98,6 +98,16 @@ def test_the_containers_start_is_time_zero(tmp_path: Path) -> None:
     assert [item.time_seconds for item in items(path, fps=1)] == pytest.approx([0, 1, 2])
 
 
+@pytest.mark.parametrize("name", ["a.mkv", "a.nut", "a.mp4", "a.flv"])
+def test_a_video_that_starts_late_ends_with_its_last_frame(tmp_path: Path, name: str) -> None:
+    path = write_video(tmp_path / name, 20, pts=range(5000, 7000, 100), time_base=Fraction(1, 1000), b_frames=0)
+    found = items(path, fps=1)
+    assert [item.time_seconds for item in found] == pytest.approx([0, 1])
+    assert [item.end_seconds for item in found] == pytest.approx([1, 2])
+    (clip,) = items(path, per="clip")
+    assert [clip.time_seconds, clip.end_seconds] == pytest.approx([0, 2])
+
+
 def test_a_picture_that_begins_after_the_sound_keeps_its_delay(tmp_path: Path) -> None:
     import av
 

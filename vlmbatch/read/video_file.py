@@ -114,8 +114,10 @@ class VideoFile:
         stream = self._stream
         if stream.duration and stream.time_base:
             end = float((stream.duration + (stream.start_time or 0)) * stream.time_base - self._origin)
-        else:
+        elif self._origin <= 0:
             end = (self._container.duration or 0) / MICROSECONDS
+        else:
+            end = 0.0  # of Matroska and NUT files that start later, some state how long they are and some where they end
         if end > _SHORT_SECONDS:
             return end
         times = self.frame_times()
