@@ -229,6 +229,19 @@ def test_set_takes_text_as_it_stands(vlmbatch: Command, photos: Path, tmp_path: 
     assert yaml.safe_load(result.stdout)[key] == value
 
 
+def test_a_job_file_may_say_how_it_is_told(vlmbatch: Command, photos: Path, tiny: Path, tmp_path: Path) -> None:
+    (tmp_path / "job.yaml").write_text(f"inputs: photos\nmodel: {tiny}\nmax_new_tokens: 2\noutput: '-'\nquiet: true\n")
+    result = vlmbatch("run", "job.yaml")
+    assert (result.returncode, result.stderr, len(result.stdout.splitlines())) == (0, "", 4)
+    printed = vlmbatch("run", "job.yaml", "--set", "dry-run=true").stdout
+    assert printed.startswith("# 4 items\n")
+    assert "dry_run" not in printed
+    assert "a tile takes" in vlmbatch("run", "job.yaml", "--set", "quiet=false", "--set", "verbose=2").stderr
+    refused = vlmbatch("run", "job.yaml", "--set", "quiet=loud")
+    assert refused.returncode == 2
+    assert "quiet must be true or false, not 'loud'" in refused.stderr
+
+
 def test_video_by_frames_and_as_a_clip(vlmbatch: Command, tiny: Path, tmp_path: Path) -> None:
     (tmp_path / "clips").mkdir()
     write_video(tmp_path / "clips" / "a.mp4", 30, fps=10)
