@@ -203,6 +203,24 @@ def test_only_sampled_frames_become_rgb(tmp_path: Path, monkeypatch: pytest.Monk
     assert converted == [2.0]
 
 
+def test_a_download_that_broke_off_gives_its_frames_and_an_error(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "a.mp4", 60, options={"movflags": "faststart"})
+    assert [item.id for item in items(path, end=2.0)] == ["a.mp4#t=0.000", "a.mp4#t=1.000"]
+    whole = path.read_bytes()
+    path.write_bytes(whole[: whole.index(b"mdat") + (len(whole) - whole.index(b"mdat")) * 2 // 3])
+    for shuffle in (False, True):
+        *found, last = items(path, shuffle=shuffle)
+        assert [item.id for item in found][:3] == ["a.mp4#t=0.000", "a.mp4#t=1.000", "a.mp4#t=2.000"]
+        assert last.id == "a.mp4"
+        with pytest.raises(DecodeError, match=r"cut off: the file ends before its frames from \d\.\d00 s on"):
+            last.load()
+    assert [item.id for item in items(path, end=2.0)] == [item.id for item in items(path, at=(0.0, 1.0))] == ["a.mp4#t=0.000", "a.mp4#t=1.000"]
+    first, second = items(path, per="window", window=5.0)
+    assert shown([first])
+    with pytest.raises(DecodeError, match="cut off"):
+        second.load()
+
+
 def broken(path: Path, content: bytes) -> Path:
     path.write_bytes(content)
     return path

@@ -124,6 +124,15 @@ class VideoFile:
         return max(end, times[-1] + float(self._step)) if times else 0.0
 
     @functools.cached_property
+    def lost_from_seconds(self) -> float | None:
+        """From when on frames that an MP4 or MOV file lists lie behind its end, as after a download that broke off; None when all are there."""
+        size = self._container.size
+        entries = self._stream.index_entries
+        if "mp4" not in self._container.format.name.split(",") or not len(entries) or entries[-1].pos + entries[-1].size <= size:
+            return None
+        return self._seconds(min(entry.timestamp for entry in entries if entry.pos + entry.size > size))
+
+    @functools.cached_property
     def packet_times(self) -> PacketTimes | None:
         """Times as the packets state them; None where they do not (AVI, raw streams), or where that is not what decoding gives. Decodes nothing."""
         container, stream = open_container(self._path)
