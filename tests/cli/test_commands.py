@@ -259,6 +259,14 @@ def test_video_by_frames_and_as_a_clip(vlmbatch: Command, tiny: Path, tmp_path: 
     assert clip["tiles"] == 3
 
 
+def test_a_stretch_that_a_video_does_not_have_is_not_called_no_video(vlmbatch: Command, tiny: Path, tmp_path: Path) -> None:
+    write_video(tmp_path / "a.mp4", 5)
+    result = vlmbatch("video", "a.mp4", "--start", 10, "--model", tiny)
+    assert result.returncode == 0, result.stderr
+    assert "a.mp4: no frame of it was asked for" in result.stderr
+    assert "no videos found, or nothing of them was asked for" in result.stderr
+
+
 def test_shuffled_frames_are_a_sample_of_the_whole_video(vlmbatch: Command, tiny: Path, tmp_path: Path) -> None:
     write_video(tmp_path / "a.mp4", 60, fps=10)
     command = ["video", "a.mp4", "--fps", 5, "--shuffle", "--model", tiny, "--max-new-tokens", 2, "-o", "frames.jsonl"]
