@@ -89,6 +89,8 @@ def test_a_dash_reads_paths_from_stdin_and_writes_rows_to_stdout(process: Comman
         (["video", "photos", "--at", ""], 2, "not a list of times"),
         (["vqa", "photos", "--questions", "none.txt", "--dry-run"], 2, "question file none.txt: No such file"),
         (["caption", "photos", "--prompt", "What\udcff?"], 2, "not valid text"),
+        (["caption", "photos", "--prompt", "<image> What is it?"], 2, "may not hold <image>"),
+        (["vqa", "photos", "-q", "Why?", "--questions", "none.txt"], 2, "not from both"),
         (["run", "none.yaml"], 2, "none.yaml: No such file"),
         (["caption", "photos", "--model", "demo", "--revision", "v2"], 2, "--revision goes with a hub id; demo is the model that ships inside the package"),
         (["caption", "photos", "--model", "{tiny}", "--revision", "v2"], 2, "tiny is a folder"),
@@ -99,6 +101,7 @@ def test_a_dash_reads_paths_from_stdin_and_writes_rows_to_stdout(process: Comman
         (["caption", "photos", "--model", "{tiny}", "--device", "cuda:7"], 1, "no device cuda:7 here; there is"),
         (["caption", "photos", "--model", "{tiny}", "--max-memory", "100K"], 1, "may take 0 MiB"),
         (["caption", "photos", "--model", "{tiny}", "-o", "/proc/nowhere/x.jsonl"], 1, "cannot write"),
+        (["caption", "photos", "--model", "{tiny}", "-o", "photos/0.png/x.jsonl"], 1, "photos/0.png is no folder"),
         (["stats", "none.jsonl"], 1, "cannot read none.jsonl"),
     ],
 )
