@@ -51,7 +51,7 @@ def test_a_job_comes_back_from_its_yaml(values: dict[str, object]) -> None:
         ({"max_errors": "many"}, "max_errors must be"),
         ({"output": "x.txt"}, "output must end in .jsonl, .parquet, .csv"),
         ({"task": "vqa"}, "vqa needs questions"),
-        ({"task": "vqa", "questions": ["a"], "questions_file": "b.txt"}, "vqa needs questions: either"),
+        ({"task": "vqa", "questions": ["a"], "questions_file": "b.txt"}, "not from both"),
         ({"task": "vqa", "questions": ["a"], "prompt": "b"}, "vqa takes questions"),
         ({"questions": ["a"]}, "questions go with the task vqa"),
         ({"prompt": "  "}, "an empty question or prompt"),

@@ -20,6 +20,9 @@ OUTPUT_SUFFIXES = (".jsonl", ".parquet", ".csv")
 TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
 """Manifests that have columns; a .txt manifest has lines."""
 
+IMAGE_TOKEN = "<image>"
+"""What stands for pixels in the prompts of the published checkpoints."""
+
 PER_BY_MEDIA = {"image": ("page", "tile"), "video": ("frame", "clip", "window")}
 SIDECARS_BY_MEDIA = {"image": ("txt",), "video": ("txt", "srt", "vtt")}
 """What ``per`` and ``sidecar`` may be: those of the other media are refused, and not offered by the commands."""
@@ -94,12 +97,16 @@ def _check_questions(job: Job) -> None:
     if job.task == "vqa":
         if job.prompt is not None:
             raise JobError("vqa takes questions, not a prompt: use -q TEXT or --questions FILE")
+        if job.questions and job.questions_file:
+            raise JobError("vqa takes questions from -q TEXT or from --questions FILE, not from both")
         rows_may_ask = job.question_column is not None or any(text.lower().endswith(TABLE_SUFFIXES) for text in job.inputs)
-        if bool(job.questions) == bool(job.questions_file) and (job.questions or not rows_may_ask):
+        if not (job.questions or job.questions_file or rows_may_ask):
             raise JobError("vqa needs questions: either -q TEXT (as often as you like) or --questions FILE, or a manifest with a column of questions")
     for text in (*job.questions, *([job.prompt] if job.prompt is not None else [])):
         if not text.strip():
             raise JobError("an empty question or prompt")
+        if IMAGE_TOKEN in text:
+            raise JobError(f"a question or prompt may not hold {IMAGE_TOKEN}, which stands for pixels: the picture comes before it by itself")
         try:
             text.encode()
         except UnicodeEncodeError as error:  # bytes on the command line that are no characters in the locale's encoding

@@ -89,6 +89,8 @@ def test_a_dash_reads_paths_from_stdin_and_writes_rows_to_stdout(process: Comman
         (["video", "photos", "--at", ""], 2, "not a list of times"),
         (["vqa", "photos", "--questions", "none.txt", "--dry-run"], 2, "question file none.txt: No such file"),
         (["caption", "photos", "--prompt", "What\udcff?"], 2, "not valid text"),
+        (["caption", "photos", "--prompt", "<image> What is it?"], 2, "may not hold <image>"),
+        (["vqa", "photos", "-q", "Why?", "--questions", "none.txt"], 2, "not from both"),
         (["run", "none.yaml"], 2, "none.yaml: No such file"),
         (["caption", "photos", "--model", "demo", "--revision", "v2"], 2, "--revision goes with a hub id; demo is the model that ships inside the package"),
         (["caption", "photos", "--model", "{tiny}", "--revision", "v2"], 2, "tiny is a folder"),
@@ -99,6 +101,7 @@ def test_a_dash_reads_paths_from_stdin_and_writes_rows_to_stdout(process: Comman
         (["caption", "photos", "--model", "{tiny}", "--device", "cuda:7"], 1, "no device cuda:7 here; there is"),
         (["caption", "photos", "--model", "{tiny}", "--max-memory", "100K"], 1, "may take 0 MiB"),
         (["caption", "photos", "--model", "{tiny}", "-o", "/proc/nowhere/x.jsonl"], 1, "cannot write"),
+        (["caption", "photos", "--model", "{tiny}", "-o", "photos/0.png/x.jsonl"], 1, "photos/0.png is no folder"),
         (["stats", "none.jsonl"], 1, "cannot read none.jsonl"),
     ],
 )
@@ -229,6 +232,19 @@ def test_set_takes_text_as_it_stands(vlmbatch: Command, photos: Path, tmp_path: 
     assert yaml.safe_load(result.stdout)[key] == value
 
 
+def test_a_job_file_may_say_how_it_is_told(vlmbatch: Command, photos: Path, tiny: Path, tmp_path: Path) -> None:
+    (tmp_path / "job.yaml").write_text(f"inputs: photos\nmodel: {tiny}\nmax_new_tokens: 2\noutput: '-'\nquiet: true\n")
+    result = vlmbatch("run", "job.yaml")
+    assert (result.returncode, result.stderr, len(result.stdout.splitlines())) == (0, "", 4)
+    printed = vlmbatch("run", "job.yaml", "--set", "dry-run=true").stdout
+    assert printed.startswith("# 4 items\n")
+    assert "dry_run" not in printed
+    assert "a tile takes" in vlmbatch("run", "job.yaml", "--set", "quiet=false", "--set", "verbose=2").stderr
+    refused = vlmbatch("run", "job.yaml", "--set", "quiet=loud")
+    assert refused.returncode == 2
+    assert "quiet must be true or false, not 'loud'" in refused.stderr
+
+
 def test_video_by_frames_and_as_a_clip(vlmbatch: Command, tiny: Path, tmp_path: Path) -> None:
     (tmp_path / "clips").mkdir()
     write_video(tmp_path / "clips" / "a.mp4", 30, fps=10)
@@ -244,6 +260,14 @@ def test_video_by_frames_and_as_a_clip(vlmbatch: Command, tiny: Path, tmp_path: 
     clip = lines(tmp_path / "clip.jsonl")[0]
     assert (clip["id"], clip["media"], clip["time_seconds"]) == ("a.mp4", "clip", 0)
     assert clip["tiles"] == 3
+
+
+def test_a_stretch_that_a_video_does_not_have_is_not_called_no_video(vlmbatch: Command, tiny: Path, tmp_path: Path) -> None:
+    write_video(tmp_path / "a.mp4", 5)
+    result = vlmbatch("video", "a.mp4", "--start", 10, "--model", tiny)
+    assert result.returncode == 0, result.stderr
+    assert "a.mp4: no frame of it was asked for" in result.stderr
+    assert "no videos found, or nothing of them was asked for" in result.stderr
 
 
 def test_shuffled_frames_are_a_sample_of_the_whole_video(vlmbatch: Command, tiny: Path, tmp_path: Path) -> None:

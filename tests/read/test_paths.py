@@ -224,6 +224,11 @@ def test_names_with_newlines_come_through_nul_separated_stdin() -> None:
     assert list(read_paths(io.BytesIO(b""))) == []
 
 
+def test_a_byte_order_mark_is_no_part_of_the_first_path() -> None:
+    assert list(read_paths(io.BytesIO("\ufeffa.jpg\r\nb.jpg\r\n".encode()))) == ["a.jpg", "b.jpg"]
+    assert list(read_paths(io.BytesIO("\ufeff".encode()))) == []
+
+
 def test_stdin_longer_than_a_block() -> None:
     names = [f"{number:06}.jpg" for number in range(20_000)]
     assert list(read_paths(io.BytesIO("\n".join(names).encode()))) == names

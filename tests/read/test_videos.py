@@ -98,6 +98,16 @@ def test_the_containers_start_is_time_zero(tmp_path: Path) -> None:
     assert [item.time_seconds for item in items(path, fps=1)] == pytest.approx([0, 1, 2])
 
 
+@pytest.mark.parametrize("name", ["a.mkv", "a.nut", "a.mp4", "a.flv"])
+def test_a_video_that_starts_late_ends_with_its_last_frame(tmp_path: Path, name: str) -> None:
+    path = write_video(tmp_path / name, 20, pts=range(5000, 7000, 100), time_base=Fraction(1, 1000), b_frames=0)
+    found = items(path, fps=1)
+    assert [item.time_seconds for item in found] == pytest.approx([0, 1])
+    assert [item.end_seconds for item in found] == pytest.approx([1, 2])
+    (clip,) = items(path, per="clip")
+    assert [clip.time_seconds, clip.end_seconds] == pytest.approx([0, 2])
+
+
 def test_a_picture_that_begins_after_the_sound_keeps_its_delay(tmp_path: Path) -> None:
     import av
 
@@ -191,6 +201,24 @@ def test_only_sampled_frames_become_rgb(tmp_path: Path, monkeypatch: pytest.Monk
     assert not converted
     found[2].load()
     assert converted == [2.0]
+
+
+def test_a_download_that_broke_off_gives_its_frames_and_an_error(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "a.mp4", 60, options={"movflags": "faststart"})
+    assert [item.id for item in items(path, end=2.0)] == ["a.mp4#t=0.000", "a.mp4#t=1.000"]
+    whole = path.read_bytes()
+    path.write_bytes(whole[: whole.index(b"mdat") + (len(whole) - whole.index(b"mdat")) * 2 // 3])
+    for shuffle in (False, True):
+        *found, last = items(path, shuffle=shuffle)
+        assert [item.id for item in found][:3] == ["a.mp4#t=0.000", "a.mp4#t=1.000", "a.mp4#t=2.000"]
+        assert last.id == "a.mp4"
+        with pytest.raises(DecodeError, match=r"cut off: the file ends before its frames from \d\.\d00 s on"):
+            last.load()
+    assert [item.id for item in items(path, end=2.0)] == [item.id for item in items(path, at=(0.0, 1.0))] == ["a.mp4#t=0.000", "a.mp4#t=1.000"]
+    first, second = items(path, per="window", window=5.0)
+    assert shown([first])
+    with pytest.raises(DecodeError, match="cut off"):
+        second.load()
 
 
 def broken(path: Path, content: bytes) -> Path:

@@ -174,7 +174,7 @@ def _report(job: Job, summary: dict[str, Any], *, interrupted: bool, is_written:
     if kept["errors"]:
         say("%s done before ended in an error; --retry-errors does them again", _count(kept["errors"], "item"))
     if summary["found"] == 0 and not failed and not interrupted:
-        say("no %ss found", job.media)
+        say("no %s", "images found" if job.media == "image" else "videos found, or nothing of them was asked for")
     if left["without_question"]:
         say("%s without a question%s", _count(left["without_question"], "item"), f" in {job.questions_file}" if job.questions_file else "")
     if summary["questions"]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,25 @@ from vlmbatch.cli.options import GroupedCommand, GroupedOption, job_options, par
 from vlmbatch.cli.work import add_reporting
 from vlmbatch.errors import JobError
 from vlmbatch.job import Job, job_key
+from vlmbatch.values import check_types
 
 
-def read_job_file(name: str, settings: dict[str, Any]) -> Job:
-    """A job from a YAML file, some keys replaced.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Manner:
+    """What a job file may say about one run of it, beside the job: the options of ``add_reporting``."""
+
+    dry_run: bool = False
+    verbose: int = 0
+    quiet: bool = False
+
+    def __post_init__(self) -> None:
+        if self.verbose is True:
+            object.__setattr__(self, "verbose", 1)
+        check_types(self)
+
+
+def read_job_file(name: str, settings: dict[str, Any]) -> tuple[Job, Manner]:
+    """A job from a YAML file, some keys replaced, and the manner of this run.
 
     Args:
         name: The file, or ``-`` for stdin. Paths in it count from the current folder.
@@ -38,8 +54,10 @@ def read_job_file(name: str, settings: dict[str, Any]) -> Job:
         raise JobError(f"{name}: not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
         raise JobError(f"{name}: a job file holds keys and values, such as `task: caption`")
+    values = {**values, **settings}
+    manner = {key: values.pop(key) for key in list(values) if job_key(str(key)) in ("dry_run", "verbose", "quiet")}
     try:
-        return Job.from_dict({**values, **settings})
+        return Job.from_dict(values), Manner(**{job_key(key): value for key, value in manner.items() if value is not None})
     except JobError as error:
         raise JobError(f"{name}: {error}") from error
 
@@ -66,7 +84,8 @@ def _callback(pipeline: str, settings: tuple[str, ...], dry_run: bool, verbose: 
     from vlmbatch.cli.execute import execute
     from vlmbatch.cli.options import given
 
-    execute(read_job_file(pipeline, {**parse_settings(settings), **given(values)}), dry_run=dry_run, verbose=verbose, quiet=quiet)
+    job, manner = read_job_file(pipeline, {**parse_settings(settings), **given(values)})
+    execute(job, dry_run=dry_run or manner.dry_run, verbose=max(verbose, manner.verbose), quiet=quiet or manner.quiet)
 
 
 _command = GroupedCommand(

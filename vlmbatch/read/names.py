@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import functools
 import os
 import stat
@@ -53,13 +54,15 @@ def printable(path: str) -> str:
 
 
 def read_paths(stream: BinaryIO) -> Iterator[str]:
-    """Yields the paths that a stream names, as they arrive: one a line, or NUL-separated when its first block holds a NUL.
+    """Yields the paths that a stream names, as they arrive: one a line, or NUL-separated when its first block holds a NUL. A byte order mark is no part of one.
 
     Args:
         stream: Bytes; names that are not UTF-8 keep theirs (``os.fsdecode``).
     """
     read = getattr(stream, "read1", stream.read)
     block = read(_STDIN_BLOCK_BYTES)
+    if block.startswith(codecs.BOM_UTF8):
+        block = block.removeprefix(codecs.BOM_UTF8) or read(_STDIN_BLOCK_BYTES)
     separator = b"\0" if b"\0" in block else b"\n"
     rest = b""
     while block:

@@ -58,8 +58,6 @@ def open_table(path: str) -> Table:
 def _open_text(path: str) -> Table:
     def rows(wanted: Collection[str], pictures: bool) -> Rows:
         with open(path, "rb") as file:
-            if file.read(3) != b"\xef\xbb\xbf":
-                file.seek(0)
             for line in read_paths(file):
                 if line.strip():
                     yield {"path": line}

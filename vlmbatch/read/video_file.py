@@ -114,12 +114,23 @@ class VideoFile:
         stream = self._stream
         if stream.duration and stream.time_base:
             end = float((stream.duration + (stream.start_time or 0)) * stream.time_base - self._origin)
-        else:
+        elif self._origin <= 0:
             end = (self._container.duration or 0) / MICROSECONDS
+        else:
+            end = 0.0  # of Matroska and NUT files that start later, some state how long they are and some where they end
         if end > _SHORT_SECONDS:
             return end
         times = self.frame_times()
         return max(end, times[-1] + float(self._step)) if times else 0.0
+
+    @functools.cached_property
+    def lost_from_seconds(self) -> float | None:
+        """From when on frames that an MP4 or MOV file lists lie behind its end, as after a download that broke off; None when all are there."""
+        size = self._container.size
+        entries = self._stream.index_entries
+        if "mp4" not in self._container.format.name.split(",") or not len(entries) or entries[-1].pos + entries[-1].size <= size:
+            return None
+        return self._seconds(min(entry.timestamp for entry in entries if entry.pos + entry.size > size))
 
     @functools.cached_property
     def packet_times(self) -> PacketTimes | None:

@@ -124,9 +124,13 @@ class VideoReader:
             with VideoFile(on_disk.path, self._max_pixels) as video:
                 if items := self._planned(found, on_disk, video):
                     yield from items
+                    if error := self._loss(video):
+                        yield self._failed(found, error)
                     return
                 yield from self._frames(found, on_disk, video, self._sampler.judge()) if self._per_frame else self._clips(found, on_disk, video)
-                if self._index > before or not self._per_frame:
+                if error := self._loss(video):
+                    pass
+                elif self._index > before or not self._per_frame:
                     error = _damage(video)
                 elif not video.num_decoded and next(video.frames(), None) is None:
                     error = _no_frames(video)
@@ -141,6 +145,12 @@ class VideoReader:
             yield self._failed(found, DecodeError(f"{type(exc).__name__}: {one_line(exc)}"))
         if self._index == before:
             logger.warning("%s: no frame of it was asked for", found.source)
+
+    def _loss(self, video: VideoFile) -> DecodeError | None:
+        """What is wrong when the file ends before frames that were asked for; a clip or window is asked about with those that there are."""
+        lost = video.lost_from_seconds if self._per_frame else None
+        last = self._job.end if not self._job.at else max(self._job.at)
+        return None if lost is None or (last is not None and last < lost) else _cut_off(lost)
 
     def _on_disk(self, found: Found) -> OnDisk | TemporaryFile:
         """The file that is decoded: itself, or a copy of what a URL, an archive or a row holds."""
@@ -240,6 +250,9 @@ def load_clip(path: str, max_pixels: int, span: Span) -> Pixels:
     """
     frames, times = [], []
     with VideoFile(path, max_pixels) as video:
+        lost = video.lost_from_seconds
+        if lost is not None and lost <= span.start_seconds:
+            raise _cut_off(lost)
         for frame in span.choose(video):
             frames.append(frame.rgb())
             times.append(frame.time_seconds)
@@ -247,11 +260,17 @@ def load_clip(path: str, max_pixels: int, span: Span) -> Pixels:
             raise _no_frames(video)
         if video.num_broken:
             logger.warning("%s: %s", path, _damage(video))
+        elif lost is not None and lost < span.end_seconds:
+            logger.warning("%s: %s", path, _cut_off(lost))
         return Pixels(frames, tuple(times), video.end_seconds)
 
 
 def _no_frames(video: VideoFile) -> DecodeError:
     return DecodeError(f"no frame can be decoded: {video.broken_reason}" if video.num_broken else "no frames")
+
+
+def _cut_off(lost_from_seconds: float) -> DecodeError:
+    return DecodeError(f"cut off: the file ends before its frames from {lost_from_seconds:.3f} s on")
 
 
 def _damage(video: VideoFile) -> DecodeError | None:

@@ -384,6 +384,8 @@ def _make_folder(output: Path) -> None:
         raise OutputError(f"cannot write {output}: it is a folder")
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as error:
+        raise OutputError(f"cannot write {output}: {output.parent} is no folder") from error
     except OSError as error:
         raise OutputError(f"cannot write {output}: {reason(error)}") from error
 
