@@ -35,15 +35,13 @@ def reference(path: Path) -> np.ndarray:
 
 
 def in_mode(mode: str) -> Image.Image:
-    if mode == "I;16":
-        return Image.fromarray((np.arange(40 * 30, dtype=np.uint16) * 50).reshape(30, 40))
     image = Image.fromarray(picture())
     if mode in ("LA", "RGBA"):
         image.putalpha(Image.linear_gradient("L").resize(image.size))
     return image.convert(mode)
 
 
-@pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "RGBA", "LA", "I;16"])
+@pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "RGBA", "LA"])
 def test_every_mode_becomes_the_rgb_of_the_reference(tmp_path: Path, mode: str) -> None:
     path = tmp_path / "a.png"
     in_mode(mode).save(path)
@@ -58,6 +56,22 @@ def test_other_formats_become_the_rgb_of_the_reference(tmp_path: Path, mode: str
     path = tmp_path / name
     in_mode(mode).save(path)
     np.testing.assert_array_equal(load(path), reference(path))
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.tiff", "a.jp2", "a.pgm"])
+def test_greys_of_16_bits_keep_their_upper_eight(tmp_path: Path, name: str) -> None:
+    greys = (np.arange(40 * 30) * 54).astype(np.uint16).reshape(30, 40)
+    Image.fromarray(greys).save(tmp_path / name)
+    assert greys.max() > 64_000
+    np.testing.assert_array_equal(load(tmp_path / name), np.repeat((greys >> 8).astype(np.uint8)[:, :, None], 3, axis=2))
+
+
+def test_greys_of_16_bits_are_turned_upright_and_may_have_a_transparent_one(tmp_path: Path) -> None:
+    greys = (np.arange(40 * 30) * 54).astype(np.uint16).reshape(30, 40)
+    exif = Image.Exif()
+    exif[274] = 6
+    Image.fromarray(greys).save(tmp_path / "a.png", exif=exif, transparency=int(greys[3, 3]))
+    np.testing.assert_array_equal(load(tmp_path / "a.png")[:, :, 0], np.rot90(greys >> 8, -1))
 
 
 def test_a_palette_with_a_transparent_colour_is_put_on_white(tmp_path: Path) -> None:

@@ -111,7 +111,7 @@ def open_checked(source: str | bytes, max_file_bytes: int | None = None) -> IO[b
 
 
 def load_image(source: str | IO[bytes], max_pixels: int, number: int = 1) -> Pixels:
-    """Reads a picture: upright, RGB on white as transformers' ``convert_to_rgb`` makes it.
+    """Reads a picture: upright, RGB on white as transformers' ``convert_to_rgb`` makes it; 16-bit greys as viewers show them.
 
     Args:
         source: A path, or an open file that can be sought in.
@@ -218,11 +218,20 @@ def _decode(image: Image.Image) -> Image.Image:
     try:
         image.load()
         upright = _UPRIGHT.get(_orientation(image))
-        rgb = to_rgb(image if upright is None else image.transpose(upright))
+        shown = _eight_bits(image)
+        rgb = to_rgb(shown if upright is None else shown.transpose(upright))
         rgb.info.clear()  # neither profiles nor comments travel on
         return rgb
     except Exception as exc:
         raise _translated(exc, f"broken {image.format}") from exc
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """A picture of 16-bit greys as viewers show it, its upper eight bits. Pillow, and with it the reference, would make all but the darkest 256 greys white."""
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
+        image.info.pop("transparency", None)  # a grey of 16 bits, which none of 8 is
+        return image.point(lambda grey: grey * (1 / 256)).convert("L")
+    return image
 
 
 def _orientation(image: Image.Image) -> int:
