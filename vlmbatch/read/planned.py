@@ -77,7 +77,9 @@ def planned_frame(frame: Any, path: str, max_pixels: int) -> PlannedFrame:
 def _decode(path: str, max_pixels: int, seconds: float) -> UInt8Array:
     """The frame that is shown from a time on."""
     with VideoFile(path, max_pixels) as video:
-        for frame in video.frames(lambda after: seconds if after <= seconds + SAME_SECONDS else None):
-            if math.isclose(frame.time_seconds, seconds, rel_tol=0, abs_tol=SAME_SECONDS):
-                return frame.rgb()
+        # Damage makes frames that are there only when everything before them is decoded.
+        for instants in (lambda after: seconds if after <= seconds + SAME_SECONDS else None), None:
+            for frame in video.frames(instants):
+                if math.isclose(frame.time_seconds, seconds, rel_tol=0, abs_tol=SAME_SECONDS):
+                    return frame.rgb()
     raise DecodeError(f"the frame at {seconds:.3f} s cannot be decoded")

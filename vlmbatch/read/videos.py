@@ -13,6 +13,7 @@ from vlmbatch.job import Job
 from vlmbatch.read.base import Counts, failing_load, one_line
 from vlmbatch.read.found import Found
 from vlmbatch.read.frame import DecodedFrame
+from vlmbatch.read.intact import looks_whole
 from vlmbatch.read.paths import Listing
 from vlmbatch.read.planned import PlannedFrame, PlannedVideo, planned_frame
 from vlmbatch.read.remote import OnDisk
@@ -159,12 +160,13 @@ class VideoReader:
         items: list[Item] = []
 
         def plan() -> list[Item]:
-            if video.packet_times is not None:
+            # A shuffled video whose headers tell of damage is decoded once now, as it always is in order: what of it can be shown is known by that alone.
+            if video.packet_times is not None and (not self._job.shuffle or looks_whole(on_disk.path)):
                 planned = PlannedVideo(on_disk.path, self._max_pixels, video.packet_times, video.end_seconds)
                 items.extend(self._frames(found, on_disk, planned, None))
             return items
 
-        if plan() if self._needless is None or self._job.shuffle else self._needless(found.id, found.fingerprint, plan):
+        if plan() if self._needless is None else self._needless(found.id, found.fingerprint, plan):
             return items
         self._index = before
         return []
