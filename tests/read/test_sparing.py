@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from tests.media import HEIGHT, WIDTH, write_video
-from vlmbatch.read import h264
+from vlmbatch.read import h264, video_file
 from vlmbatch.read.h264 import Slice, Stream, Unsupported
 from vlmbatch.read.references import References
 from vlmbatch.read.skipping import Step
@@ -78,6 +78,44 @@ def test_wanted_frames_are_what_decoding_everything_gives(tmp_path: Path, monkey
         assert [time for time, _ in found] == [number / 25 for number in numbers]
         assert all(np.array_equal(picture, everything[time]) for time, picture in found)
     assert bool(spared) == (name in SPARING)
+
+
+def flv_tags(content: bytes) -> Iterator[tuple[int, bytes]]:
+    """Time in milliseconds and body of the video tags of an FLV file."""
+    place = 13
+    while place < len(content):
+        size, time = int.from_bytes(content[place + 1 : place + 4], "big"), int.from_bytes(content[place + 4 : place + 7], "big")
+        if content[place] == 9:
+            yield time, content[place + 11 : place + 11 + size]
+        place += 11 + size + 4
+
+
+def joined(path: Path, first: str, second: str) -> Path:
+    """A recording whose parameter sets change in the middle, as when a live stream is begun anew."""
+    parts = [written(path.with_name(f"{number}.flv"), settings).read_bytes() for number, settings in enumerate((first, second))]
+    content = parts[0][:13]
+    for number, part in enumerate(parts):
+        for time, body in flv_tags(part):
+            if number or body[1] != 2:  # which ends the sequence
+                head = b"\x09" + len(body).to_bytes(3, "big") + (time + 6000 * number).to_bytes(3, "big") + bytes(4)
+                content += head + body + (11 + len(body)).to_bytes(4, "big")
+    path.write_bytes(content)
+    return path
+
+
+@pytest.mark.parametrize("second", ["forgetting", "no arithmetic coding", "slices"])
+@pytest.mark.parametrize("gap", [0.5, 15.0])
+def test_parameter_sets_that_change_are_not_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, second: str, gap: float) -> None:
+    monkeypatch.setattr(video_file, "SEEK_GAP_SECONDS", gap)
+    monkeypatch.setattr(video_file, "_SEEK_MARGIN_SECONDS", 0.3)
+    path = joined(tmp_path / "a.flv", SETTINGS["one reference"], SETTINGS[second])
+    with VideoFile(str(path), LIMIT) as video:
+        everything = {round(frame.time_seconds * 25): frame.rgb() for frame in video.frames()}
+        assert (len(everything), video.num_broken) == (300, 0)
+    for numbers in ([155], [200], [280], [295], [10, 290], range(0, 300, 7)):
+        found = list(pictures(path, list(numbers)))
+        assert [round(time * 25) for time, _ in found] == list(numbers)
+        assert all(np.array_equal(picture, everything[round(time * 25)]) for time, picture in found)
 
 
 @pytest.mark.parametrize("name", SETTINGS)

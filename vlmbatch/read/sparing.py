@@ -62,8 +62,6 @@ class H264Sparing:
         self._known = {step: self._known[step] for step in held[count:]}
 
     def _read(self, step: Step, references: References) -> tuple[Slice, list[Step]]:
-        if step.packet.has_sidedata("new_extradata"):
-            raise Unsupported("parameter sets that change")
         slices = self._stream.slices(bytes(step.packet))
         if step.fresh and not slices[0].is_idr:
             raise Unsupported("a key frame that frames after it may refer past")

@@ -31,6 +31,9 @@ SEEK_GAP_SECONDS = 15.0
 _SEEK_MARGIN_SECONDS = 1.0
 """Containers seek by decoding time, which runs ahead of presentation time by the reordered frames."""
 
+_TELLS_ONCE = ("flv", "live_flv")
+"""Containers whose parameter sets may change at a packet that a seek goes past without a word."""
+
 _FALLBACK_FPS = 25
 _SHORT_SECONDS = 1.0
 """A stated duration below this is checked against the packets, which are few when it is right: files that hold few times state next to nothing."""
@@ -264,7 +267,7 @@ class VideoFile:
         Raises:
             Unsure: Something is not as the packets said.
         """
-        self._seekable = True
+        self._seekable = self._container.format.name not in _TELLS_ONCE
         self._read_seconds = -math.inf
         target: float | None = None
         while True:
@@ -316,6 +319,8 @@ class VideoFile:
                 continue
             if packet.pts is None:
                 raise Unsure("a packet has no time")
+            if packet.has_sidedata("new_extradata"):
+                raise Unsure("parameter sets that change: frames after this packet need it")
             if target is not None:
                 if not packet.is_keyframe:
                     continue
