@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from tests.media import HEIGHT, WIDTH, write_video
-from vlmbatch.read import h264, video_file
-from vlmbatch.read.h264 import Slice, Stream, Unsupported
+from vlmbatch.read import video_file
+from vlmbatch.read.h264 import B, P, Slice, Stream
+from vlmbatch.read.h264_bits import Bits, Unsupported, se, ue, write_nal
 from vlmbatch.read.references import References
 from vlmbatch.read.skipping import Step
 from vlmbatch.read.sparing import open_sparing
@@ -137,8 +138,8 @@ def test_headers_are_read_or_refused(tmp_path: Path, name: str) -> None:
     assert all(set(numbers) <= set(range(number)) for number, numbers in enumerate(refers_to))
     if name == "one reference":
         kinds = [stream.slices(packet)[0] for packet in packets]
-        assert {len(set(numbers)) for numbers, header in zip(refers_to, kinds, strict=True) if header.kind == h264.P} == {1}
-        assert {len(set(numbers)) for numbers, header in zip(refers_to, kinds, strict=True) if header.kind == h264.B} == {2}
+        assert {len(set(numbers)) for numbers, header in zip(refers_to, kinds, strict=True) if header.kind == P} == {1}
+        assert {len(set(numbers)) for numbers, header in zip(refers_to, kinds, strict=True) if header.kind == B} == {2}
 
 
 def test_cut_and_strange_packets_are_refused(tmp_path: Path) -> None:
@@ -201,8 +202,8 @@ def test_steps_hold_no_more_packets_than_are_held_back(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("number", [0, 1, 2, 7, 8, 255, 2**16, 2**31])
 def test_numbers_are_read_as_they_are_written(number: int) -> None:
-    nal = h264._nal(0x41, h264._ue(number) + h264._se(-(number // 2)) + h264._se(number // 2) + "0" * 64 + h264._ue(3))
+    nal = write_nal(0x41, ue(number) + se(-(number // 2)) + se(number // 2) + "0" * 64 + ue(3))
     assert b"\0\0\0" not in nal
     assert b"\0\0\1" not in nal
-    bits = h264._Bits(nal)
+    bits = Bits(nal)
     assert (bits.ue(), bits.se(), bits.se(), bits.u(64), bits.ue()) == (number, -(number // 2), number // 2, 0, 3)

@@ -10,7 +10,8 @@ import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from vlmbatch.read.h264 import Slice, Stream, Unsupported
+from vlmbatch.read.h264 import Slice, Stream
+from vlmbatch.read.h264_bits import Unsupported
 from vlmbatch.read.references import References
 from vlmbatch.read.skipping import Step
 
