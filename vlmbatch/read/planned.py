@@ -9,7 +9,8 @@ from typing import Any
 
 from vlmbatch.errors import DecodeError
 from vlmbatch.read.container import SAME_SECONDS
-from vlmbatch.read.video_file import NextInstant, PacketTimes, VideoFile
+from vlmbatch.read.times import PacketTimes
+from vlmbatch.read.video_file import NextInstant, VideoFile
 from vlmbatch.records import Pixels
 
 
