@@ -237,6 +237,14 @@ def test_the_share_of_errors_counts_what_was_done_before(photos: Path) -> None:
     (photos / "98.png").write_text("no")
     outcome, _ = start(job(photos, max_errors="9%"))
     assert (outcome.exit_code, str(outcome.error)) == (4, "3 of 22 items are errors, more than --max-errors 9%")
+    assert start(job(photos, max_errors="9%"))[0].exit_code == 3  # a run that does nothing is not judged
+
+
+def test_a_number_of_errors_is_that_of_this_run(photos: Path) -> None:
+    for number in range(3):
+        (photos / f"9{number}.png").write_text("no")
+        outcome, _ = start(job(photos, max_errors="2"))
+        assert (outcome.exit_code, outcome.summary["status"]["error"]) == (3, 2 if number == 0 else 1)
 
 
 def test_a_stopped_run_keeps_what_is_finished_and_goes_on_later(photos: Path) -> None:

@@ -124,12 +124,15 @@ class Reading:
             yield item
 
     def is_needless(self, video_id: str, fingerprint: str, frames: Callable[[], Sequence[Item]]) -> bool:
-        """Whether every row about a video's frames is done, so that it need not be decoded."""
+        """Whether every row about a video's frames is done, so that it need not be decoded, or, when frames are shuffled, not now."""
 
         def is_done(id: str, asked: Sequence[str], source: str = "") -> bool:
             return all(self._writer.done(id, self._job.task, question, source, fingerprint) for question in asked)
 
         # A row about the video itself tells of damage, which only decoding finds; it is among this run's items then.
+        if self._job.shuffle:
+            is_damaged = any(self._writer.find(video_id, self._job.task, question) for question in self._questions.about(video_id))
+            return not is_damaged and bool(frames())
         if not self._resumes or self._job.retry_errors or is_done(video_id, self._questions.about(video_id)):
             return False
         items = frames()

@@ -336,6 +336,14 @@ def test_a_full_disk_behind_stdout_is_one_line() -> None:
     assert (result.returncode, result.stderr) == (1, "vlmbatch: cannot write to stdout: No space left on device\n")
 
 
+@pytest.mark.parametrize("arguments", [["--help"], ["caption", "a.png", "--model", "demo", "--dry-run"], ["caption", "a.png", "--model", "demo", "-o", "-"]])
+def test_a_closed_stdout_is_one_line(tmp_path: Path, arguments: list[str]) -> None:
+    write_picture(tmp_path / "a.png")
+    command = ["sh", "-c", 'exec "$0" "$@" >&-', sys.executable, "-m", "vlmbatch", *arguments]
+    result = subprocess.run(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, check=False)
+    assert (result.returncode, result.stderr) == (1, "vlmbatch: cannot write to stdout: it is closed\n")
+
+
 def test_a_terminal_that_lacks_a_character_shows_the_rest() -> None:
     environment = {**os.environ, "PYTHONIOENCODING": "latin-1"}
     result = subprocess.run([sys.executable, "-m", "vlmbatch", "video", "--help"], capture_output=True, env=environment, check=False)

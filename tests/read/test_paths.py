@@ -168,6 +168,17 @@ def test_a_glob_takes_every_path_that_matches_whatever_links_lead_there_too(tmp_
     assert ids(f"{tmp_path}/in/*/*/x.png") == ["a/d/x.png", "b/c/x.png"]
     assert ids(f"{tmp_path}/in/*/x.png") == ["a/x.png"]
     assert ids(tmp_path / "in") == ["b/c/d/x.png", "b/c/x.png"]
+    with pytest.raises(JobError, match="no file matches"):
+        ids(f"{tmp_path}/in/*/*/*/*/*/x.png")  # which would go through the loop
+
+
+def test_a_folder_behind_two_links_is_listed_once(tmp_path: Path) -> None:
+    write_picture(tmp_path / "out" / "c.png")
+    (tmp_path / "in").mkdir()
+    for name in ("first", "second"):
+        (tmp_path / "in" / name).symlink_to(tmp_path / "out")
+    assert ids(tmp_path / "in") == ids(f"{tmp_path}/in/**/*.png") == ["first/c.png"]
+    assert ids(f"{tmp_path}/in/*/*.png") == ["first/c.png", "second/c.png"]
 
 
 def test_pipes_in_folders_are_left_out(tmp_path: Path) -> None:

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from tests.media import HEIGHT, WIDTH, write_video
-from vlmbatch.read import h264
-from vlmbatch.read.h264 import Slice, Stream, Unsupported
+from vlmbatch.read import video_file
+from vlmbatch.read.h264 import B, P, Slice, Stream
+from vlmbatch.read.h264_bits import Bits, Unsupported, se, ue, write_nal
 from vlmbatch.read.references import References
 from vlmbatch.read.skipping import Step
 from vlmbatch.read.sparing import open_sparing
@@ -80,6 +81,44 @@ def test_wanted_frames_are_what_decoding_everything_gives(tmp_path: Path, monkey
     assert bool(spared) == (name in SPARING)
 
 
+def flv_tags(content: bytes) -> Iterator[tuple[int, bytes]]:
+    """Time in milliseconds and body of the video tags of an FLV file."""
+    place = 13
+    while place < len(content):
+        size, time = int.from_bytes(content[place + 1 : place + 4], "big"), int.from_bytes(content[place + 4 : place + 7], "big")
+        if content[place] == 9:
+            yield time, content[place + 11 : place + 11 + size]
+        place += 11 + size + 4
+
+
+def joined(path: Path, first: str, second: str) -> Path:
+    """A recording whose parameter sets change in the middle, as when a live stream is begun anew."""
+    parts = [written(path.with_name(f"{number}.flv"), settings).read_bytes() for number, settings in enumerate((first, second))]
+    content = parts[0][:13]
+    for number, part in enumerate(parts):
+        for time, body in flv_tags(part):
+            if number or body[1] != 2:  # which ends the sequence
+                head = b"\x09" + len(body).to_bytes(3, "big") + (time + 6000 * number).to_bytes(3, "big") + bytes(4)
+                content += head + body + (11 + len(body)).to_bytes(4, "big")
+    path.write_bytes(content)
+    return path
+
+
+@pytest.mark.parametrize("second", ["forgetting", "no arithmetic coding", "slices"])
+@pytest.mark.parametrize("gap", [0.5, 15.0])
+def test_parameter_sets_that_change_are_not_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, second: str, gap: float) -> None:
+    monkeypatch.setattr(video_file, "SEEK_GAP_SECONDS", gap)
+    monkeypatch.setattr(video_file, "_SEEK_MARGIN_SECONDS", 0.3)
+    path = joined(tmp_path / "a.flv", SETTINGS["one reference"], SETTINGS[second])
+    with VideoFile(str(path), LIMIT) as video:
+        everything = {round(frame.time_seconds * 25): frame.rgb() for frame in video.frames()}
+        assert (len(everything), video.num_broken) == (300, 0)
+    for numbers in ([155], [200], [280], [295], [10, 290], range(0, 300, 7)):
+        found = list(pictures(path, list(numbers)))
+        assert [round(time * 25) for time, _ in found] == list(numbers)
+        assert all(np.array_equal(picture, everything[round(time * 25)]) for time, picture in found)
+
+
 @pytest.mark.parametrize("name", SETTINGS)
 def test_headers_are_read_or_refused(tmp_path: Path, name: str) -> None:
     import av
@@ -99,8 +138,8 @@ def test_headers_are_read_or_refused(tmp_path: Path, name: str) -> None:
     assert all(set(numbers) <= set(range(number)) for number, numbers in enumerate(refers_to))
     if name == "one reference":
         kinds = [stream.slices(packet)[0] for packet in packets]
-        assert {len(set(numbers)) for numbers, header in zip(refers_to, kinds, strict=True) if header.kind == h264.P} == {1}
-        assert {len(set(numbers)) for numbers, header in zip(refers_to, kinds, strict=True) if header.kind == h264.B} == {2}
+        assert {len(set(numbers)) for numbers, header in zip(refers_to, kinds, strict=True) if header.kind == P} == {1}
+        assert {len(set(numbers)) for numbers, header in zip(refers_to, kinds, strict=True) if header.kind == B} == {2}
 
 
 def test_cut_and_strange_packets_are_refused(tmp_path: Path) -> None:
@@ -163,8 +202,8 @@ def test_steps_hold_no_more_packets_than_are_held_back(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("number", [0, 1, 2, 7, 8, 255, 2**16, 2**31])
 def test_numbers_are_read_as_they_are_written(number: int) -> None:
-    nal = h264._nal(0x41, h264._ue(number) + h264._se(-(number // 2)) + h264._se(number // 2) + "0" * 64 + h264._ue(3))
+    nal = write_nal(0x41, ue(number) + se(-(number // 2)) + se(number // 2) + "0" * 64 + ue(3))
     assert b"\0\0\0" not in nal
     assert b"\0\0\1" not in nal
-    bits = h264._Bits(nal)
+    bits = Bits(nal)
     assert (bits.ue(), bits.se(), bits.se(), bits.u(64), bits.ue()) == (number, -(number // 2), number // 2, 0, 3)

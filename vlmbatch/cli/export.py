@@ -130,8 +130,6 @@ def export_table(
     if target == "-":
         if form == "parquet":
             raise JobError("parquet does not go to stdout: give -o FILE.parquet")
-        if sys.stdout is None:
-            raise OutputError("cannot write to stdout: it is closed")
         sys.stdout.buffer.write(opening)
         format.write_rows(sys.stdout.buffer, rows, job, extra)
         sys.stdout.buffer.flush()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import io
+import os
 import sys
 
 import click
@@ -77,7 +78,9 @@ def cli() -> None:
 
 def main() -> None:
     """Entry point: errors are one line on stderr and an exit code."""
-    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+    if sys.stdout is None:  # as Python has it when it is closed: then what goes there is no error, and the next file that is opened may get its number
+        sys.stdout = open(os.devnull, encoding="utf-8")
+    elif isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
         sys.stdout.reconfigure(errors="backslashreplace")  # a terminal that cannot show a character of a name still shows the rest
     try:
         code = cli.main(prog_name="vlmbatch", standalone_mode=False)
@@ -92,12 +95,13 @@ def main() -> None:
         click.echo("vlmbatch: interrupted", err=True)
         sys.exit(130)
     except OSError as error:
-        if error.filename is not None or error.errno is None or sys.stdout is None:  # not of a stream
+        if isinstance(error, io.UnsupportedOperation) and not sys.stdout.writable():
+            click.echo("vlmbatch: cannot write to stdout: it is closed", err=True)
+            sys.exit(1)
+        if error.filename is not None or error.errno is None:  # not of a stream
             raise
         if not isinstance(error, BrokenPipeError):  # which says that the reader of a pipe went away, as `head` does
             click.echo(f"vlmbatch: cannot write to stdout: {error.strerror}", err=True)
         # Python would complain once more when it flushes stdout at exit.
-        import os
-
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)

@@ -120,7 +120,7 @@ class Archive:
         except ReadError as exc:
             error = error or str(exc)
         source = f"{printable(self._path)}/{name}"
-        found = Found("", "", source, member.fingerprint, error, read=member.read, held_bytes=member.held_bytes, copy=member.copy)
+        found = Found("", "", source, member.fingerprint, error, read=member.read, held_bytes=member.held_bytes, copy=member.copy, is_copied=member.is_copied)
         extra = {kept: columns.get(column) for column, kept in self._job.kept_columns.items()}
         return Part(carrying(found, f"{self._name}/{name}", extra, questions), name)
 

@@ -25,6 +25,7 @@ class Found:
         read: Gives the bytes of what is no file by itself, on a worker's thread; raises ``ReadError``. None for a file.
         held_bytes: Bytes that ``read`` holds.
         copy: Makes a file of what is none by itself; raises ``ReadError``. None where that takes ``read``.
+        is_copied: Whether that file is there already, and cannot be made again.
         questions: What is asked about it instead of the job's questions.
         extra: Values that are carried into its rows.
     """
@@ -37,6 +38,7 @@ class Found:
     read: Callable[[], bytes] | None = None
     held_bytes: int = 0
     copy: Callable[[], TemporaryFile] | None = None
+    is_copied: bool = False
     questions: tuple[str, ...] = ()
     extra: Mapping[str, Any] = dataclasses.field(default_factory=lambda: _NOTHING)
 

@@ -62,6 +62,7 @@ class Member:
         error: Why it cannot be read; None when nothing is known against it.
         held_bytes: Bytes that ``read`` holds.
         copy: Makes a file of it, or gives the one that was made; raises ``ReadError``.
+        is_copied: Whether ``copy`` gives a file that was made as the entry came by, and cannot be made again.
     """
 
     name: str
@@ -70,6 +71,7 @@ class Member:
     error: str | None = None
     held_bytes: int = 0
     copy: Callable[[], TemporaryFile] | None = None
+    is_copied: bool = False
 
 
 Wanted = Callable[[str, int], Literal["bytes", "file"] | None]
@@ -183,8 +185,9 @@ def _streamed(file: BinaryIO, unpack: Callable[[BinaryIO], Any], limits: Limits,
                     raise exc.error from exc
                 except ReadError as exc:
                     error = str(exc)
-            yield Member(info.name, functools.partial(_given, data), content.hexdigest(), error, len(data), functools.partial(_given, copy) if copy else None)
-            del data, copy
+            given = functools.partial(_given, copy) if copy else None
+            yield Member(info.name, functools.partial(_given, data), content.hexdigest(), error, len(data), given, is_copied=copy is not None)
+            del data, copy, given
             stream.next_entry()
 
 

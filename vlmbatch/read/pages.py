@@ -77,7 +77,7 @@ class PagePicker:
             return
         for number in pages:
             part = found.id if total == 1 else f"{found.id}#page={number}"
-            yield part, on_disk.bind(functools.partial(load_part, on_disk.path, self._job, number))
+            yield part, on_disk.bind(functools.partial(load_part, job=self._job, number=number))
 
     def _chosen(self, found: Found, total: int) -> list[int]:
         """Numbers of the pages that are asked for and there, ascending."""

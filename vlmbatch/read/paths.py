@@ -188,8 +188,8 @@ class Listing:
                 continue
             if part.repeats and self._seen_before(part.repeats):
                 continue
-            if found.held_bytes and self._job.shuffle:
-                raise JobError(f"shuffle would hold all that {found.source} and what follows it have inside; it takes pictures in files, zip and plain tar")
+            if (found.held_bytes or found.is_copied) and self._job.shuffle:
+                raise JobError(f"shuffle would hold all that {found.source} and what follows it have inside; it takes files, zip and plain tar")
             if found.path and found.error is None and media_of(found.path) not in (self._media, None):
                 found = dataclasses.replace(found, error=_other_media(found.path))
             if self._rows_ask and not found.questions:

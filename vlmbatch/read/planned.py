@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 from vlmbatch.errors import DecodeError
 from vlmbatch.read.container import SAME_SECONDS
-from vlmbatch.read.video_file import NextInstant, PacketTimes, VideoFile
-from vlmbatch.records import UInt8Array
+from vlmbatch.read.times import PacketTimes
+from vlmbatch.read.video_file import NextInstant, VideoFile
+from vlmbatch.records import Pixels
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -26,25 +26,14 @@ class PlannedFrame:
 
     time_seconds: float
     duration_seconds: float
-    _load: Callable[[float], UInt8Array]
     stretch_seconds: tuple[float, float] | None = None
-
-    def rgb(self) -> UInt8Array:
-        """The upright picture, uint8, (H, W, 3); the file is opened for it.
-
-        Raises:
-            ReadError: The file cannot be opened.
-            DecodeError: The frame cannot be decoded.
-        """
-        return self._load(self.time_seconds)
 
 
 class PlannedVideo:
     """Frames as ``VideoFile`` gives them, without decoding."""
 
-    def __init__(self, path: str, max_pixels: int, packet_times: PacketTimes, end_seconds: float) -> None:
+    def __init__(self, packet_times: PacketTimes, end_seconds: float) -> None:
         """Takes what a ``VideoFile`` says about itself."""
-        self._path, self._max_pixels = path, max_pixels
         self.packet_times = packet_times
         self.end_seconds = end_seconds
 
@@ -66,18 +55,33 @@ class PlannedVideo:
 
     def _planned(self, times: tuple[float, ...]) -> Iterator[PlannedFrame]:
         for time in times:
-            yield PlannedFrame(time, self.packet_times.last_duration_seconds, functools.partial(_decode, self._path, self._max_pixels))
+            yield PlannedFrame(time, self.packet_times.last_duration_seconds)
 
 
-def planned_frame(frame: Any, path: str, max_pixels: int) -> PlannedFrame:
+def planned_frame(frame: Any) -> PlannedFrame:
     """A frame that is decoded once more when its pixels are asked for, instead of one that holds them."""
-    return PlannedFrame(frame.time_seconds, frame.duration_seconds, functools.partial(_decode, path, max_pixels), frame.stretch_seconds)
+    return PlannedFrame(frame.time_seconds, frame.duration_seconds, frame.stretch_seconds)
 
 
-def _decode(path: str, max_pixels: int, seconds: float) -> UInt8Array:
-    """The frame that is shown from a time on."""
+def load_frame(path: str, max_pixels: int, seconds: float) -> Pixels:
+    """Decodes the frame that is shown from a time on.
+
+    Args:
+        path: The file.
+        max_pixels: Frames with more pixels are refused before they are decoded.
+        seconds: The time.
+
+    Returns:
+        The upright picture, uint8, (H, W, 3).
+
+    Raises:
+        ReadError: The file cannot be opened.
+        DecodeError: The frame cannot be decoded.
+    """
     with VideoFile(path, max_pixels) as video:
-        for frame in video.frames(lambda after: seconds if after <= seconds + SAME_SECONDS else None):
-            if math.isclose(frame.time_seconds, seconds, rel_tol=0, abs_tol=SAME_SECONDS):
-                return frame.rgb()
+        # Damage makes frames that are there only when everything before them is decoded.
+        for instants in (lambda after: seconds if after <= seconds + SAME_SECONDS else None), None:
+            for frame in video.frames(instants):
+                if math.isclose(frame.time_seconds, seconds, rel_tol=0, abs_tol=SAME_SECONDS):
+                    return Pixels((frame.rgb(),))
     raise DecodeError(f"the frame at {seconds:.3f} s cannot be decoded")

@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from vlmbatch.read.h264 import B, I, SequenceSet, Slice, Unsupported
+from vlmbatch.read.h264 import B, I, Slice
+from vlmbatch.read.h264_bits import Unsupported
+from vlmbatch.read.h264_sets import SequenceSet
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

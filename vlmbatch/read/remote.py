@@ -6,6 +6,7 @@ decodes it; a video, and a document whose pages become Items, is a temporary fil
 
 from __future__ import annotations
 
+import functools
 import io
 import os
 from collections.abc import Callable, Iterator
@@ -101,6 +102,6 @@ class OnDisk:
             self._copy = TemporaryFile(os.path.splitext(url_name(path))[1], lambda file: _fetch(path, file, job))
             self.path = self._copy.path
 
-    def bind(self, load: Callable[[], Pixels]) -> Callable[[], Pixels]:
-        """A ``load`` that keeps the file for as long as it may be called."""
-        return self._copy.bind(load) if self._copy is not None else load
+    def bind(self, load: Callable[[str], Pixels]) -> Callable[[], Pixels]:
+        """A ``load`` of the file at a path, which keeps it for as long as it may be called."""
+        return self._copy.bind(load) if self._copy is not None else functools.partial(load, self.path)

@@ -10,7 +10,8 @@ import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from vlmbatch.read.h264 import Slice, Stream, Unsupported
+from vlmbatch.read.h264 import Slice, Stream
+from vlmbatch.read.h264_bits import Unsupported
 from vlmbatch.read.references import References
 from vlmbatch.read.skipping import Step
 
@@ -62,8 +63,6 @@ class H264Sparing:
         self._known = {step: self._known[step] for step in held[count:]}
 
     def _read(self, step: Step, references: References) -> tuple[Slice, list[Step]]:
-        if step.packet.has_sidedata("new_extradata"):
-            raise Unsupported("parameter sets that change")
         slices = self._stream.slices(bytes(step.packet))
         if step.fresh and not slices[0].is_idr:
             raise Unsupported("a key frame that frames after it may refer past")

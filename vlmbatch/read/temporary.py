@@ -63,13 +63,13 @@ class TemporaryFile:
         except OSError as exc:
             raise ReadError(f"no room for a copy: {one_line(exc)}") from exc
 
-    def bind(self, load: Callable[[], Pixels]) -> Callable[[], Pixels]:
-        """A ``load`` that keeps the file for as long as it may be called."""
+    def bind(self, load: Callable[[str], Pixels]) -> Callable[[], Pixels]:
+        """A ``load`` of the file at a path, which keeps it for as long as it may be called."""
         return functools.partial(_load, self, load)
 
 
-def _load(kept: TemporaryFile, load: Callable[[], Pixels]) -> Pixels:
-    return load()
+def _load(kept: TemporaryFile, load: Callable[[str], Pixels]) -> Pixels:
+    return load(kept.path)
 
 
 def _remove(path: str, folder: _Folder) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import logging
 import math
@@ -13,15 +12,16 @@ from typing import TYPE_CHECKING
 
 from vlmbatch.errors import DecodeError
 from vlmbatch.read.base import check_size, one_line
-from vlmbatch.read.container import MICROSECONDS, SAME_SECONDS, drops_exactly, is_shown, open_container, origin_seconds, packets
+from vlmbatch.read.container import MICROSECONDS, SAME_SECONDS, drops_exactly, is_shown, open_container, packets
 from vlmbatch.read.frame import DecodedFrame
 from vlmbatch.read.skipping import Sieve, Step, Unsure, Wanted, leave_out, mark
 from vlmbatch.read.sparing import open_sparing
+from vlmbatch.read.times import Clock, PacketTimes, read_packet_times
 
 if TYPE_CHECKING:
     import av
 
-__all__ = ["DecodedFrame", "NextInstant", "PacketTimes", "VideoFile"]
+__all__ = ["DecodedFrame", "NextInstant", "VideoFile"]
 
 logger = logging.getLogger(__name__)
 
@@ -31,27 +31,14 @@ SEEK_GAP_SECONDS = 15.0
 _SEEK_MARGIN_SECONDS = 1.0
 """Containers seek by decoding time, which runs ahead of presentation time by the reordered frames."""
 
-_FALLBACK_FPS = 25
+_TELLS_ONCE = ("flv", "live_flv")
+"""Containers whose parameter sets may change at a packet that a seek goes past without a word."""
+
 _SHORT_SECONDS = 1.0
 """A stated duration below this is checked against the packets, which are few when it is right: files that hold few times state next to nothing."""
 
 NextInstant = Callable[[float], float | None]
 """Gives the first instant not before a time that is asked for; None when there is none."""
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class PacketTimes:
-    """What the packets say about the frames.
-
-    Attributes:
-        times: Times of the frames, ascending, in seconds.
-        key_times: Times of those where decoding can start.
-        last_duration_seconds: How long the last one stands.
-    """
-
-    times: tuple[float, ...]
-    key_times: tuple[float, ...]
-    last_duration_seconds: float
 
 
 class VideoFile:
@@ -84,12 +71,7 @@ class VideoFile:
         self.broken_reason = ""
         self._last_seconds = -math.inf
         self._started = False
-        self._step = 1 / Fraction(self._stream.average_rate or self._stream.guessed_rate or _FALLBACK_FPS)
-        self._origin = origin_seconds(self._container, self._stream)
-        base = self._stream.time_base or Fraction(1)
-        # Seconds of a time stamp as one division of whole numbers, rounded as `float` rounds the fraction: it is done several times a packet.
-        self._scale, self._shift = base.numerator * self._origin.denominator, self._origin.numerator * base.denominator
-        self._whole = base.denominator * self._origin.denominator
+        self._clock = Clock(self._container, self._stream)
         try:
             check_size(self._stream.codec_context.width, self._stream.codec_context.height, max_pixels)
         except DecodeError:
@@ -113,15 +95,15 @@ class VideoFile:
         """Where the video ends, as the container states it; from the packets' times when it does not."""
         stream = self._stream
         if stream.duration and stream.time_base:
-            end = float((stream.duration + (stream.start_time or 0)) * stream.time_base - self._origin)
-        elif self._origin <= 0:
+            end = self._clock.seconds(stream.duration + (stream.start_time or 0))
+        elif self._clock.origin <= 0:
             end = (self._container.duration or 0) / MICROSECONDS
         else:
             end = 0.0  # of Matroska and NUT files that start later, some state how long they are and some where they end
         if end > _SHORT_SECONDS:
             return end
         times = self.frame_times()
-        return max(end, times[-1] + float(self._step)) if times else 0.0
+        return max(end, times[-1] + float(self._clock.step)) if times else 0.0
 
     @functools.cached_property
     def lost_from_seconds(self) -> float | None:
@@ -130,27 +112,12 @@ class VideoFile:
         entries = self._stream.index_entries
         if "mp4" not in self._container.format.name.split(",") or not len(entries) or entries[-1].pos + entries[-1].size <= size:
             return None
-        return self._seconds(min(entry.timestamp for entry in entries if entry.pos + entry.size > size))
+        return self._clock.seconds(min(entry.timestamp for entry in entries if entry.pos + entry.size > size))
 
     @functools.cached_property
     def packet_times(self) -> PacketTimes | None:
         """Times as the packets state them; None where they do not (AVI, raw streams), or where that is not what decoding gives. Decodes nothing."""
-        container, stream = open_container(self._path)
-        found: dict[int, bool] = {}
-        last = (-math.inf, 0)
-        with container:
-            if not stream.time_base:
-                return None
-            for packet in packets(container, stream):
-                if not packet.size or not is_shown(packet, stream.codec_context.name):
-                    continue
-                if packet.pts is None or packet.pts in found:
-                    return None
-                found[packet.pts] = packet.is_keyframe
-                last = max(last, (packet.pts, packet.duration or 0))
-            duration = last[1] * stream.time_base
-        times = [(self._seconds(pts), found[pts]) for pts in sorted(found)]
-        return PacketTimes(tuple(time for time, _ in times), tuple(time for time, is_key in times if is_key), float(duration or self._step))
+        return read_packet_times(self._path, self._clock)
 
     def frame_times(self) -> tuple[float, ...]:
         """Times of all frames, ascending, in seconds: from the packets. Only where these have none are frames decoded."""
@@ -166,14 +133,7 @@ class VideoFile:
             return self.packet_times
         with VideoFile(self._path, self._max_pixels) as again:
             frames = [(frame.time_seconds, frame.is_key) for frame in again.frames()]
-        return PacketTimes(tuple(time for time, _ in frames), tuple(time for time, is_key in frames if is_key), float(self._step))
-
-    def _time(self, pts: int) -> Fraction:
-        return pts * (self._stream.time_base or Fraction(1)) - self._origin
-
-    def _seconds(self, pts: int) -> float:
-        """``float(self._time(pts))``."""
-        return (pts * self._scale - self._shift) / self._whole
+        return PacketTimes(tuple(time for time, _ in frames), tuple(time for time, is_key in frames if is_key), float(self._clock.step))
 
     def frames(self, next_instant: NextInstant | None = None) -> Iterator[DecodedFrame]:
         """Yields frames in presentation order, times strictly rising. Damaged packets are passed over and counted.
@@ -185,13 +145,13 @@ class VideoFile:
 
         def wanted(step: Step, next_pts: int | None, is_first: bool) -> bool:
             assert next_instant is not None
-            time = self._seconds(step.pts)
+            time = self._clock.seconds(step.pts)
             due = next_instant(-math.inf if is_first else time - SAME_SECONDS)
             self._due_seconds = time if due is None else due
             # After the last instant one more is needed, to see where the one before it ends.
             if due is None or next_pts is None:
                 return self._seek_seconds is None
-            return due < self._seconds(next_pts) - SAME_SECONDS / 2
+            return due < self._clock.seconds(next_pts) - SAME_SECONDS / 2
 
         yield from self._chosen(None if next_instant is None else wanted, lambda frame: True)
 
@@ -200,7 +160,7 @@ class VideoFile:
 
         def wanted(step: Step, next_pts: int | None, is_first: bool) -> bool:
             self._due_seconds = start_seconds
-            return step.is_key and self._seconds(step.pts) >= start_seconds - SAME_SECONDS
+            return step.is_key and self._clock.seconds(step.pts) >= start_seconds - SAME_SECONDS
 
         yield from self._chosen(wanted, lambda frame: frame.is_key and frame.time_seconds >= start_seconds - SAME_SECONDS)
 
@@ -237,14 +197,14 @@ class VideoFile:
         """Gives frames their times; one without a time, or with one that runs backwards, follows the one before at the frame rate."""
         last: Fraction | None = None
         for frame in decoded:
-            time = None if frame.pts is None else self._time(frame.pts)
+            time = None if frame.pts is None else self._clock.time(frame.pts)
             if time is None or (last is not None and time <= last):
-                time = Fraction(0) if last is None else last + self._step
+                time = Fraction(0) if last is None else last + self._clock.step
             last = time
             yield self._frame(frame, time)
 
     def _frame(self, frame: av.VideoFrame, time: Fraction) -> DecodedFrame:
-        duration = frame.duration * (self._stream.time_base or 0) or self._step
+        duration = frame.duration * (self._stream.time_base or 0) or self._clock.step
         return DecodedFrame(float(time), float(duration), bool(frame.key_frame), frame, self._max_pixels)
 
     def _decoded(self) -> Iterator[av.VideoFrame]:
@@ -275,7 +235,7 @@ class VideoFile:
         Raises:
             Unsure: Something is not as the packets said.
         """
-        self._seekable = True
+        self._seekable = self._container.format.name not in _TELLS_ONCE
         self._read_seconds = -math.inf
         target: float | None = None
         while True:
@@ -302,7 +262,7 @@ class VideoFile:
                 raise Unsure(self.broken_reason)
             for frame in frames:
                 if sieve.keeps(frame.pts, is_key=bool(frame.key_frame), is_corrupt=frame.is_corrupt) and frame.pts is not None:
-                    yield self._frame(frame, self._time(frame.pts))
+                    yield self._frame(frame, self._clock.time(frame.pts))
 
         for step in steps:
             if step.fresh and fed:
@@ -327,17 +287,19 @@ class VideoFile:
                 continue
             if packet.pts is None:
                 raise Unsure("a packet has no time")
+            if packet.has_sidedata("new_extradata"):
+                raise Unsure("parameter sets that change: frames after this packet need it")
             if target is not None:
                 if not packet.is_keyframe:
                     continue
-                if self._seconds(packet.pts) > target + SAME_SECONDS:
+                if self._clock.seconds(packet.pts) > target + SAME_SECONDS:
                     raise Unsure("a seek went too far")
                 if not is_shown(packet, codec):
                     raise Unsure("a seek went to where nothing is shown")
                 # Where key frames are far apart, each seek would go back to before where reading already was.
-                self._seekable = self._seconds(packet.pts) > self._read_seconds
+                self._seekable = self._clock.seconds(packet.pts) > self._read_seconds
                 target = None
-            self._read_seconds = max(self._read_seconds, self._seconds(packet.pts))
+            self._read_seconds = max(self._read_seconds, self._clock.seconds(packet.pts))
             yield Step(packet, packet.pts, packet.is_keyframe, is_shown(packet, codec))
             reached = max(self._read_seconds, 0.0) + SEEK_GAP_SECONDS
             if self._seekable and self._due_seconds > reached and self.end_seconds > reached:
@@ -352,8 +314,7 @@ class VideoFile:
         Raises:
             Unsure: The container cannot.
         """
-        pts = int((Fraction(seconds - _SEEK_MARGIN_SECONDS) + self._origin) / (self._stream.time_base or Fraction(1)))
         try:
-            self._container.seek(pts, stream=self._stream)
+            self._container.seek(self._clock.pts(seconds - _SEEK_MARGIN_SECONDS), stream=self._stream)
         except (OSError, ValueError) as exc:
             raise Unsure(f"no seeking: {one_line(exc)}") from exc

@@ -11,10 +11,12 @@ from typing import Any, BinaryIO, Protocol
 from vlmbatch.errors import DecodeError, ItemError, ReadError
 from vlmbatch.job import Job
 from vlmbatch.read.base import Counts, failing_load, one_line
+from vlmbatch.read.copies import Copies, OnDemand
 from vlmbatch.read.found import Found
 from vlmbatch.read.frame import DecodedFrame
+from vlmbatch.read.intact import looks_whole
 from vlmbatch.read.paths import Listing
-from vlmbatch.read.planned import PlannedFrame, PlannedVideo, planned_frame
+from vlmbatch.read.planned import PlannedFrame, PlannedVideo, load_frame, planned_frame
 from vlmbatch.read.remote import OnDisk
 from vlmbatch.read.temporary import TemporaryFile
 from vlmbatch.read.video_file import VideoFile
@@ -39,6 +41,19 @@ class Span(Protocol):
     @property
     def choose(self) -> Callable[[VideoFile], Iterator[DecodedFrame]]:
         """Yields the chosen frames of an open video."""
+        ...
+
+
+class File(Protocol):
+    """A file that frames are decoded from, now or when they are asked for."""
+
+    @property
+    def path(self) -> str:
+        """Where it is, for as long as this object is there."""
+        ...
+
+    def bind(self, load: Callable[[str], Pixels]) -> Callable[[], Pixels]:
+        """A ``load`` of the file at a path, at any time."""
         ...
 
 
@@ -76,7 +91,7 @@ class VideoReader:
 
     Frames are decoded as the reader is iterated, one after the other; an Item holds its frame as the decoder gave it (12 bits a pixel, mostly) and ``load``
     makes RGB of it. The ``load`` of a clip or window opens the file again and decodes its own stretch: such Items hold nothing, and load side by side. So it is
-    with frames that are shuffled, as all of them are collected first.
+    with frames that are shuffled, as all of them are collected first; of videos that are no files a limited number of bytes is on the disk then.
 
     Raises:
         JobError: An INPUT does not exist, cannot be listed, matches nothing or is a picture.
@@ -99,6 +114,7 @@ class VideoReader:
         self._job = job
         self._max_pixels = job.max_pixels
         self._needless = needless
+        self._copies = Copies()
         self._total: int | None = None
         self._index = 0
         self.counts: Counts = self._listing.counts
@@ -152,16 +168,16 @@ class VideoReader:
         last = self._job.end if not self._job.at else max(self._job.at)
         return None if lost is None or (last is not None and last < lost) else _cut_off(lost)
 
-    def _on_disk(self, found: Found) -> OnDisk | TemporaryFile:
+    def _on_disk(self, found: Found) -> File:
         """The file that is decoded: itself, or a copy of what a URL, an archive or a row holds."""
-        if found.copy is not None:
-            return found.copy()
-        if found.read is not None and not found.path:
-            read = found.read
-            return TemporaryFile("", lambda file: file.writelines([read()]))
-        return OnDisk(found.path, self._job)
+        make = found.copy
+        if make is None:
+            if found.read is None or found.path:
+                return OnDisk(found.path, self._job)
+            make = functools.partial(_copy, found.read)
+        return OnDemand(self._copies, found.id, make) if self._job.shuffle else make()
 
-    def _planned(self, found: Found, on_disk: OnDisk | TemporaryFile, video: VideoFile) -> list[Item]:
+    def _planned(self, found: Found, on_disk: File, video: VideoFile) -> list[Item]:
         """The Items of a video from its packets alone, where no pixels will be asked for, or not now, and the packets tell."""
         if not self._per_frame or self._sampler.needs_pixels or (self._needless is None and not self._job.shuffle):
             return []
@@ -169,17 +185,18 @@ class VideoReader:
         items: list[Item] = []
 
         def plan() -> list[Item]:
-            if video.packet_times is not None:
-                planned = PlannedVideo(on_disk.path, self._max_pixels, video.packet_times, video.end_seconds)
+            # A shuffled video whose headers tell of damage is decoded once now, as it always is in order: what of it can be shown is known by that alone.
+            if video.packet_times is not None and (not self._job.shuffle or looks_whole(on_disk.path)):
+                planned = PlannedVideo(video.packet_times, video.end_seconds)
                 items.extend(self._frames(found, on_disk, planned, None))
             return items
 
-        if plan() if self._needless is None or self._job.shuffle else self._needless(found.id, found.fingerprint, plan):
+        if plan() if self._needless is None else self._needless(found.id, found.fingerprint, plan):
             return items
         self._index = before
         return []
 
-    def _frames(self, found: Found, on_disk: OnDisk | TemporaryFile, video: Any, judge: Judge | None) -> Iterator[Item]:
+    def _frames(self, found: Found, on_disk: File, video: Any, judge: Judge | None) -> Iterator[Item]:
         """Items of frames, each held back until the next is known: its time is where this one ends."""
         pending: DecodedFrame | PlannedFrame | None = None
         item_id = kept_id = ""
@@ -191,28 +208,24 @@ class VideoReader:
                 item_id = _frame_id(found.id, frame, pending)
                 similar_to = kept_id if judge is not None and judge.is_similar(frame) else None
                 kept_id = similar_to or item_id
-                pending = planned_frame(frame, on_disk.path, self._max_pixels) if self._job.shuffle else frame
+                pending = planned_frame(frame) if self._job.shuffle else frame
         if pending is not None:
             end = video.end_seconds
             end = end if end > pending.time_seconds else pending.time_seconds + pending.duration_seconds
             yield self._frame(found, on_disk, item_id, pending, end, similar_to)
 
-    def _frame(
-        self, found: Found, on_disk: OnDisk | TemporaryFile, item_id: str, frame: DecodedFrame | PlannedFrame, end_seconds: float, similar_to: str | None
-    ) -> Item:
+    def _frame(self, found: Found, on_disk: File, item_id: str, frame: DecodedFrame | PlannedFrame, end_seconds: float, similar_to: str | None) -> Item:
         start, end = frame.stretch_seconds or (frame.time_seconds, end_seconds)
-
-        def load() -> Pixels:
-            return Pixels((frame.rgb(),))
-
         if isinstance(frame, PlannedFrame):
-            load = on_disk.bind(load)
+            load = on_disk.bind(functools.partial(load_frame, max_pixels=self._max_pixels, seconds=frame.time_seconds))
+        else:
+            load = functools.partial(_picture, frame)
         return dataclasses.replace(self._item(found, item_id, load, start, end), similar_to=similar_to)
 
-    def _clips(self, found: Found, on_disk: OnDisk | TemporaryFile, video: VideoFile) -> Iterator[Item]:
+    def _clips(self, found: Found, on_disk: File, video: VideoFile) -> Iterator[Item]:
         for span in self._sampler(video):
             item_id = f"{found.id}#t={span.start_seconds:.3f}-{span.end_seconds:.3f}" if self._per_window else found.id
-            load = on_disk.bind(functools.partial(load_clip, on_disk.path, self._max_pixels, span))
+            load = on_disk.bind(functools.partial(load_clip, max_pixels=self._max_pixels, span=span))
             yield self._item(found, item_id, load, span.start_seconds, span.end_seconds)
         if not video.end_seconds:
             raise DecodeError("no frames")
@@ -231,6 +244,14 @@ def _frame_id(video_id: str, frame: DecodedFrame | PlannedFrame, before: Decoded
         # More than a thousand frames a second.
         return f"{video_id}#t={frame.time_seconds:.6f}"
     return f"{video_id}#t={frame.time_seconds:.3f}"
+
+
+def _picture(frame: DecodedFrame) -> Pixels:
+    return Pixels((frame.rgb(),))
+
+
+def _copy(read: Callable[[], bytes]) -> TemporaryFile:
+    return TemporaryFile("", lambda file: file.writelines([read()]))
 
 
 def load_clip(path: str, max_pixels: int, span: Span) -> Pixels:

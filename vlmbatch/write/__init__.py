@@ -63,7 +63,7 @@ def open_output(job: Job, identity: Mapping[str, Any], *, stream: TextIO | None 
     if job.output_path != "-":
         return OutputStore(Path(job.output_path), job, identity)
     stream = stream or sys.stdout
-    if stream is None:  # as Python has it when the process was started without
+    if stream is None or not stream.writable():  # None is what Python has when the process was started without
         raise OutputError("cannot write to stdout: it is closed")
     if isinstance(stream, io.TextIOWrapper):
         stream.reconfigure(encoding="utf-8", newline="\n")
