@@ -26,7 +26,6 @@ def kill_again_and_again(folder: Path, arguments: Sequence[object], output: Path
     kept: set[str] = set()
     num_with_rows = 0
     while kills:
-        begun = time.monotonic()
         process = begin(folder, *arguments, program=program)
         try:
             _, errors = process.communicate(timeout=dice.uniform(0, most))
@@ -39,8 +38,6 @@ def kill_again_and_again(folder: Path, arguments: Sequence[object], output: Path
             assert ids_of(output) == wanted
             for path in (output, Path(f"{output}.journal")):
                 path.unlink()
-            if not kept:  # a whole run: the one that was measured may have been much slower than those that are killed
-                most = min(most, 1.1 * (time.monotonic() - begun))
             kept = set()
             continue
         now = kept_on_disk(output)
