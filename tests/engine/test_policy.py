@@ -111,6 +111,20 @@ def test_more_are_alive_while_all_prompts_are_short(shape: ModelShape) -> None:
     long = pictures(1, tiles=1, prefix_tokens=SHORT_TOKENS)
     assert play(shape, pictures(40, tiles=1), [50] * 40, places=4, tiles=4, short_places=8).most_live == 8
     assert play(shape, long * 40, [50] * 40, places=4, tiles=4, short_places=8).most_live == 4
-    mixed = play(shape, pictures(20, tiles=1) + long + pictures(20, tiles=1), [50] * 41, places=4, tiles=4, short_places=8)
-    assert mixed.finished == 41
-    assert Scheduler(MemoryBudget(shape, 4, 10**12, Caps(4, 1, 1, 8)), 6).places == 6
+    assert play(shape, pictures(20, tiles=1) + long + pictures(20, tiles=1), [50] * 41, places=4, tiles=4, short_places=8).finished == 41
+
+
+def test_a_long_prompt_that_waits_or_lives_leaves_fewer_places_but_not_than_were_asked_for(shape: ModelShape) -> None:
+    (short,), (long,) = pictures(1, tiles=0), pictures(1, tiles=0, prefix_tokens=SHORT_TOKENS)
+    for batch_size, most, fewer in ((None, 8, 4), (6, 6, 6), (2, 2, 2)):
+        scheduler = Scheduler(MemoryBudget(shape, 4, 10**12, Caps(4, 10**6, 10**6, 8)), batch_size)
+        scheduler.add(short)
+        assert scheduler.places == most
+        waiting = scheduler.add(long)
+        assert scheduler.places == fewer
+        scheduler.start([Sequence(waiting, 0, SimpleNamespace(), None, 9, [0])])
+        assert scheduler.places == fewer
+        scheduler.max_sequences = 1  # as when memory ran out
+        assert scheduler.places == 1
+        scheduler.live.clear()
+        assert scheduler.places == 1

@@ -66,6 +66,28 @@ def test_greys_of_16_bits_keep_their_upper_eight(tmp_path: Path, name: str) -> N
     np.testing.assert_array_equal(load(tmp_path / name), np.repeat((greys >> 8).astype(np.uint8)[:, :, None], 3, axis=2))
 
 
+def write_grey_tiff(path: Path, greys: np.ndarray, *, order: str = "<", bits: int = 16, white_is_zero: bool = False) -> None:
+    """A TIFF file of one uncompressed strip, uint16 (H, W), in a byte order; 12 bits are packed."""
+    if bits == 12:
+        first, second = greys.reshape(-1, 2).astype(np.uint16).T
+        data = np.stack([first >> 4, (first & 15) << 4 | second >> 8, second & 255], axis=1).astype(np.uint8).tobytes()
+    else:
+        data = greys.astype(f"{order}u2").tobytes()
+    height, width = greys.shape
+    entries = {256: width, 257: height, 258: bits, 259: 1, 262: 0 if white_is_zero else 1, 273: 8, 277: 1, 278: height, 279: len(data)}
+    head = (b"II" if order == "<" else b"MM") + struct.pack(f"{order}HI", 42, 8 + len(data))
+    table = b"".join(struct.pack(f"{order}HHII", tag, 4, 1, value) for tag, value in entries.items())
+    path.write_bytes(head + data + struct.pack(f"{order}H", len(entries)) + table + bytes(4))
+
+
+@pytest.mark.parametrize(("order", "bits", "white_is_zero"), [("<", 16, False), (">", 16, False), ("<", 16, True), ("<", 12, False)])
+def test_greys_of_many_bits_in_tiff_files_are_as_viewers_show_them(tmp_path: Path, order: str, bits: int, white_is_zero: bool) -> None:
+    greys = ((np.arange(40 * 30) * 54) >> (16 - bits)).astype(np.uint16).reshape(30, 40)
+    write_grey_tiff(tmp_path / "a.tif", greys, order=order, bits=bits, white_is_zero=white_is_zero)
+    shown = (greys >> (bits - 8)).astype(np.uint8)
+    np.testing.assert_array_equal(load(tmp_path / "a.tif")[:, :, 0], 255 - shown if white_is_zero else shown)
+
+
 def test_greys_of_16_bits_are_turned_upright_and_may_have_a_transparent_one(tmp_path: Path) -> None:
     greys = (np.arange(40 * 30) * 54).astype(np.uint16).reshape(30, 40)
     exif = Image.Exif()

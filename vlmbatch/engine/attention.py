@@ -15,6 +15,8 @@ from vlmbatch.engine.packed import multiply
 
 BLOCK = 256
 """Tokens of a prompt that attend at a time: few enough that little is multiplied only to be hidden, many enough for a product to be fast."""
+FEW = 64
+"""Queries of a key head that torch's own product of all heads multiplies fastest, in float32."""
 
 
 def attend_in_products(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -67,12 +69,15 @@ def attend_prompt(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 def attend_prompt_in_onednn(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """The same by oneDNN's products, block by block, as precise as ``attend_in_onednn``.
 
-    Queries that share a key head are rows of one product; what lies behind a block is not multiplied. Short sequences are left to torch.
+    Queries that share a key head are rows of one product; what lies behind a block is not multiplied. Short sequences are left to torch, and so are a few
+    tokens behind many: for these oneDNN would have to lay out the keys anew.
     """
     (heads, tokens, dim), (kv_heads, end, _) = query.shape, key.shape
+    groups = heads // kv_heads
+    if groups * tokens <= FEW and query.dtype == torch.float32:
+        return _attend_few(query, key, value)
     if end < BLOCK:
         return attend_prompt(query, key, value)
-    groups = heads // kv_heads
     queries, keys = (query.float() * dim**-0.5).view(kv_heads, groups, tokens, dim), key.float().contiguous()
     result = value.new_empty(tokens, heads, dim)
     for begin in range(0, tokens, BLOCK):
@@ -87,6 +92,14 @@ def attend_prompt_in_onednn(query: Tensor, key: Tensor, value: Tensor) -> Tensor
             attended = multiply(weights, value[head, :seen].t())
             result[block, head * groups : (head + 1) * groups] = attended.view(groups, count, dim).transpose(0, 1)
     return result
+
+
+def _attend_few(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    (heads, tokens, dim), (kv_heads, end, _) = query.shape, key.shape
+    scores = torch.bmm((query * dim**-0.5).reshape(kv_heads, -1, dim), key.transpose(1, 2))
+    hidden = torch.full((tokens, tokens), -torch.inf).triu_(1)
+    scores.view(kv_heads, -1, tokens, end)[..., end - tokens :].add_(hidden)
+    return torch.bmm(torch.softmax(scores, dim=-1), value).view(heads, tokens, dim).transpose(0, 1)
 
 
 def attend_rows_in_products(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None) -> Tensor:

@@ -211,8 +211,8 @@ class TextLayer:
         """(N, hidden) to the same; cos and sin are (N, 1, head_dim)."""
         shape = self.shape
         qkv = self.qkv(rms_norm(x, self.input_norm, shape.norm_eps)).view(len(x), -1, shape.head_dim)
-        turned, value = qkv.split((shape.heads + shape.kv_heads, shape.kv_heads), dim=1)
-        query, key = rotate(turned, cos, sin).split((shape.heads, shape.kv_heads), dim=1)
+        unrotated, value = qkv.split((shape.heads + shape.kv_heads, shape.kv_heads), dim=1)
+        query, key = rotate(unrotated, cos, sin).split((shape.heads, shape.kv_heads), dim=1)
         x = x + self.out(attend(number, query, key, value))
         gate, up = self.gate_up(rms_norm(x, self.mlp_norm, shape.norm_eps)).chunk(2, dim=-1)
         return x + self.down(F.silu(gate).mul_(up))

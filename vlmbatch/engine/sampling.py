@@ -38,7 +38,7 @@ def choose_tokens(logits: Tensor, generators: list[torch.Generator | None], opti
         safe = torch.where(logits.isfinite().all(dim=-1, keepdim=True), logits, 0.0)
         rows = [sample(row, generator, options) for row, generator in zip(safe, generators, strict=True)]
         tokens = torch.stack(rows).to(logits.device)
-    logprobs = logits.gather(1, tokens[:, None])[:, 0] - torch.logsumexp(logits, dim=-1)
+    logprobs = torch.log_softmax(logits, dim=-1).gather(1, tokens[:, None])[:, 0]
     return tokens.tolist(), logprobs.tolist()
 
 

@@ -115,6 +115,7 @@ class Scheduler:
         waiting: Requests with questions that no sequence answers yet, oldest first.
         live: Sequences being answered.
         max_sequences: How many may be alive, if their prompts are short; lowered when memory runs out.
+        max_long_sequences: How many may be alive where a prompt is long.
         max_tiles: How many tiles an encoder call takes; likewise.
         max_prefill_tokens: How many tokens a prefill takes; likewise.
     """
@@ -124,7 +125,7 @@ class Scheduler:
         self.live: list[Sequence] = []
         self.budget = budget
         self.max_sequences = batch_size or budget.caps.short_sequences
-        self._most_long = batch_size or budget.caps.sequences
+        self.max_long_sequences = batch_size or budget.caps.sequences
         self.max_tiles: int | None = None
         self.max_prefill_tokens = budget.prefill_tokens
 
@@ -139,7 +140,7 @@ class Scheduler:
         """How many sequences may be alive, with those that wait now."""
         if all(work.is_short for work in self.waiting) and all(sequence.work.is_short for sequence in self.live):
             return self.max_sequences
-        return min(self.max_sequences, self._most_long)
+        return min(self.max_sequences, self.max_long_sequences)
 
     @property
     def is_idle(self) -> bool:

@@ -9,7 +9,7 @@ import struct
 from collections.abc import Iterator
 from typing import IO, BinaryIO
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from vlmbatch.errors import DecodeError, ItemError, ReadError
 from vlmbatch.job import Job
@@ -33,6 +33,7 @@ Image.MAX_IMAGE_PIXELS = None
 """Pillow's own limit is one for the whole process and warns below its double; ``load_image`` checks the job's ``max_pixels`` before it decodes."""
 
 _ORIENTATION_TAG = 0x0112
+_BITS_TAG, _PHOTOMETRIC_TAG = 258, 262
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -227,11 +228,15 @@ def _decode(image: Image.Image) -> Image.Image:
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
-    """A picture of 16-bit greys as viewers show it, its upper eight bits. Pillow, and with it the reference, would make all but the darkest 256 greys white."""
-    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
-        image.info.pop("transparency", None)  # a grey of 16 bits, which none of 8 is
-        return image.point(lambda grey: grey * (1 / 256)).convert("L")
-    return image
+    """A picture of 16-bit (or 12-bit) greys as viewers show it. Pillow, and with it the reference, would make all but the darkest 256 greys white."""
+    if not image.mode.startswith("I;16") and not (image.mode == "I" and image.format in ("PNG", "PPM")):
+        return image
+    image.info.pop("transparency", None)  # a grey of 16 bits, which none of 8 is
+    tags = getattr(image, "tag_v2", {})
+    bits = tags.get(_BITS_TAG, (16,))[0]
+    wide = image if image.mode in ("I", "I;16") else image.convert("I")  # of the others Pillow scales none
+    greys = wide.point(lambda grey: grey * (256 / (1 << bits))).convert("L")
+    return ImageOps.invert(greys) if tags.get(_PHOTOMETRIC_TAG) == 0 else greys  # which Pillow does for 8 bits itself
 
 
 def _orientation(image: Image.Image) -> int:
