@@ -20,9 +20,6 @@ from vlmbatch.engine.shape import TextShape
 
 _serials = itertools.count()
 
-TURNED_STEP, TURNED_PAD = 256, 16
-"""Turned keys have so many tokens more in memory, where their number is a multiple of the first."""
-
 
 def row_capacity(tokens: int) -> int:
     """The capacity of a row for so many tokens: multiples of 64, from 512 on in steps of an eighth of the power of two below."""
@@ -64,7 +61,7 @@ class Arena:
     @property
     def row_bytes(self) -> int:
         """Bytes of a row over all layers."""
-        return self.shape.layers * self.shape.kv_heads * self.shape.head_dim * (self.capacity + self._stride) * self.dtype.itemsize
+        return 2 * self.shape.layers * self.shape.kv_heads * self.shape.head_dim * self.capacity * self.dtype.itemsize
 
     def grow(self, rows: int) -> None:
         """Makes room for so many rows, one layer after the other, so that only one layer is there twice meanwhile."""
@@ -84,14 +81,9 @@ class Arena:
             self.allocated = min(len(layer) for layer in (*self.keys, *self.values)) if full else 0
 
     def _zeros(self, rows: int, *, turned: bool) -> Tensor:
-        head = (self.shape.head_dim, self._stride) if turned else (self.capacity, self.shape.head_dim)
+        head = (self.shape.head_dim, self.capacity) if turned else (self.capacity, self.shape.head_dim)
         fresh = torch.zeros((rows, self.shape.kv_heads, *head), device=self.device, dtype=self.dtype)
-        return fresh.transpose(2, 3)[:, :, : self.capacity] if turned else fresh
-
-    @property
-    def _stride(self) -> int:
-        """Places for the numbers of all tokens side by side: numbers a power of two apart would share the same few places of a cache."""
-        return self.capacity + (TURNED_PAD if self.turned and self.capacity % TURNED_STEP == 0 else 0)
+        return fresh.transpose(2, 3) if turned else fresh
 
     def take(self) -> Row:
         """A free row. There must be one."""
