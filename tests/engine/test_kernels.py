@@ -154,6 +154,10 @@ def test_the_attention_of_decode_steps_is_what_measures_fastest_and_answers_stay
     assert engine.model.language.attend_rows is (attend_rows_in_products if faster else F.scaled_dot_product_attention)
     cache = Cache(engine.model.shape.text, engine.model.device, engine.model.dtype, engine.model.language.attend_rows)
     assert cache.turned is faster
+    row = cache.take(40, lambda size: True)
+    assert row is not None
+    assert (row.arena.keys[0].stride(2) == 1) is faster  # tokens side by side
+    assert row.arena.values[0].stride(3) == 1
     engine.cache.attend_rows, engine.cache.turned = cache.attend_rows, cache.turned
     assert_same(engine, requests, wanted_answers(tiny, requests), find_checkpoint(str(tiny)).end_token_ids())
 

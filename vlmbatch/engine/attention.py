@@ -1,4 +1,5 @@
-"""Other ways to attend on a CPU than torch's own attention: patches of a tile to each other, tokens of a prompt and of decode steps to what came before them.
+"""Attention of a prompt's tokens, and, on a CPU, other ways to attend than torch's own: patches of a tile to each other, tokens of a prompt and of decode steps
+to what came before them.
 
 torch multiplies in blocks, by MKL. With a thousand patches a tile, oneDNN's product is on some processors more than twice as fast; the scores of one head are a
 few megabytes, which stay in the caches between the product that makes them, the softmax and the product that uses them. With a few queries a key head, as in a
@@ -95,11 +96,12 @@ def attend_prompt_in_onednn(query: Tensor, key: Tensor, value: Tensor) -> Tensor
 
 
 def _attend_few(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """The same for a few tokens in float32, seen as one row of a decode step."""
     (heads, tokens, dim), (kv_heads, end, _) = query.shape, key.shape
-    scores = torch.bmm((query * dim**-0.5).reshape(kv_heads, -1, dim), key.transpose(1, 2))
-    hidden = torch.full((tokens, tokens), -torch.inf).triu_(1)
-    scores.view(kv_heads, -1, tokens, end)[..., end - tokens :].add_(hidden)
-    return torch.bmm(torch.softmax(scores, dim=-1), value).view(heads, tokens, dim).transpose(0, 1)
+    hidden = torch.full((tokens, end), -torch.inf).triu_(end - tokens + 1)
+    mask = hidden.repeat(heads // kv_heads, 1).expand(1, kv_heads, -1, -1)
+    attended = attend_rows_in_products(query.reshape(1, kv_heads, -1, dim), key[None], value[None], mask)
+    return attended.view(heads, tokens, dim).transpose(0, 1)
 
 
 def attend_rows_in_products(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None) -> Tensor:
