@@ -73,7 +73,7 @@ def test_kill_9_at_random_moments_loses_and_doubles_nothing(command: list[str], 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_run_commits_and_can_go_on(command: list[str], tmp_path: Path, number: signal.Signals) -> None:
-    process = begin([*command, "-v", "--progress", "off"], tmp_path)
+    process = begin([*command, "-v", "--progress", "off", "--batch-size", "4"], tmp_path)  # slow enough for much to be left when the signal comes
     while journal_lines(tmp_path) < 256 and process.poll() is None:
         time.sleep(0.01)
     process.send_signal(number)
