@@ -13,8 +13,8 @@ import torch
 from safetensors import safe_open
 
 from vlmbatch.checkpoint import Checkpoint
-from vlmbatch.engine.shape import ModelShape
-from vlmbatch.engine.weights import TEXT, VISION
+from vlmbatch.engine.torch.shape import ModelShape
+from vlmbatch.engine.torch.weights import TEXT, VISION
 from vlmbatch.errors import MissingDependencyError
 
 CONNECTOR = "model.connector.modality_projection.proj"

@@ -38,7 +38,7 @@ from vlmbatch.bench.pictures import photo
 from vlmbatch.bench.rows import Row, number, summarize
 from vlmbatch.bench.run import Settings, open_bench
 from vlmbatch.bench.shapes import SHAPES
-from vlmbatch.engine.cache import Cache, PrefillAttention, Segment
+from vlmbatch.engine.torch.cache import Cache, PrefillAttention, Segment
 from vlmbatch.errors import VlmbatchError
 from vlmbatch.job import Job
 

@@ -28,7 +28,7 @@ import psutil
 from PIL import Image
 
 from vlmbatch.job import Job
-from vlmbatch.records import Conversation, Record, Request
+from vlmbatch.core import Conversation, Record, Request
 from vlmbatch.write.store import CommitPolicy, OutputStore
 
 LINKS_A_FILE = 50_000
@@ -76,7 +76,7 @@ def first_prepared(folder: Path, output: Path) -> dict[str, float]:
     """Until the pipeline has prepared its first picture."""
     from vlmbatch.cli.progress import make_reporter
     from vlmbatch.engine.scripted import ScriptedEngine
-    from vlmbatch.pipeline import Run
+    from vlmbatch.run.pipeline import Run
 
     found: dict[str, float] = {}
 

@@ -19,11 +19,11 @@ from training import scenes
 from vlmbatch.bench.checkpoint import cached_checkpoint
 from vlmbatch.checkpoint import find_checkpoint
 from vlmbatch.engine import RequestQueue, open_engine
-from vlmbatch.engine.cache import Cache, DecodeAttention, PrefillAttention, Segment
-from vlmbatch.engine.torch_engine import TorchEngine
+from vlmbatch.engine.torch.cache import Cache, DecodeAttention, PrefillAttention, Segment
+from vlmbatch.engine.torch.engine import TorchEngine
 from vlmbatch.job import Job
 from vlmbatch.prepare import Preparer
-from vlmbatch.records import Conversation, Pixels, Request
+from vlmbatch.core import Conversation, Pixels, Request
 from vlmbatch.tasks import DEFAULT_PROMPTS
 
 PROMPT_TOKENS, NEW_TOKENS = 48, 48

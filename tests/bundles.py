@@ -14,7 +14,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from vlmbatch.read.names import media_of, printable
+from vlmbatch.read.files.kinds import media_of, printable
 
 MANIFESTS = ("txt", "csv", "parquet")
 BUNDLES = (*MANIFESTS, "zip", "tar", "tar.gz")

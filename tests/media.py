@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from vlmbatch.records import UInt8Array
+from vlmbatch.core import UInt8Array
 
 BLOCK = 16
 COLUMNS, ROWS = 6, 3

@@ -11,10 +11,10 @@ from torch import nn
 
 from training.examples import PATCH_CLASSES
 from vlmbatch.checkpoint import find_checkpoint
-from vlmbatch.engine.device import cpu_has_bfloat16
-from vlmbatch.engine.model import LanguageModel, VisionEncoder, Weights
-from vlmbatch.engine.shape import ModelShape
-from vlmbatch.engine.weights import pixel_normalization, tensor_shapes
+from vlmbatch.engine.torch.device import cpu_has_bfloat16
+from vlmbatch.engine.torch.model import LanguageModel, VisionEncoder, Weights
+from vlmbatch.engine.torch.shape import ModelShape
+from vlmbatch.engine.torch.weights import pixel_normalization, tensor_shapes
 from vlmbatch.finetune.examples import IGNORED
 
 HALF = torch.bfloat16 if cpu_has_bfloat16() else torch.float32

@@ -30,7 +30,7 @@ from training.held_out import score
 from training.network import HALF, Trainee
 from training.optimizer import MuonWithAdamW, Schedule
 from vlmbatch.checkpoint import Checkpoint, find_checkpoint
-from vlmbatch.engine.device import empty_cache
+from vlmbatch.engine.torch.device import empty_cache
 from vlmbatch.finetune.folder import TrainingFolder
 from vlmbatch.finetune.log import Steering, TrainingLog
 from vlmbatch.finetune.trainer import AnswerTrainer

@@ -30,8 +30,8 @@ from vlmbatch.errors import (
 
 if TYPE_CHECKING:
     from vlmbatch.job import Job
-    from vlmbatch.pipeline import run
-    from vlmbatch.records import Record
+    from vlmbatch.run.pipeline import run
+    from vlmbatch.core import Record
 
 __version__ = "0.1.0"
 
@@ -57,7 +57,7 @@ __all__ = [
     "run",
 ]
 
-_LAZY = {"Job": "vlmbatch.job", "Record": "vlmbatch.records", "run": "vlmbatch.pipeline"}
+_LAZY = {"Job": "vlmbatch.job", "Record": "vlmbatch.core", "run": "vlmbatch.run.pipeline"}
 
 
 def __getattr__(name: str) -> Any:

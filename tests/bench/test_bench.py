@@ -23,8 +23,8 @@ from vlmbatch.bench.sizes import NAMES, PHASE_NAMES, QUICK_NAMES, WORKLOAD_NAMES
 from vlmbatch.bench.subject import Outcome, Subject
 from vlmbatch.checkpoint import find_checkpoint
 from vlmbatch.cli.main import cli, main
-from vlmbatch.engine.budget import KNOWN_PARAMETERS
-from vlmbatch.engine.shape import ModelShape
+from vlmbatch.engine.torch.budget import KNOWN_PARAMETERS
+from vlmbatch.engine.torch.shape import ModelShape
 from vlmbatch.errors import JobError, MissingDependencyError, OutputError
 from vlmbatch.job import Job
 from vlmbatch.prepare import Preparer

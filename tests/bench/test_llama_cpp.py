@@ -18,7 +18,7 @@ from vlmbatch.bench.bench import Bench
 from vlmbatch.bench.run import Settings, open_bench
 from vlmbatch.bench.sizes import Sizes
 from vlmbatch.checkpoint import find_checkpoint
-from vlmbatch.engine.shape import ModelShape
+from vlmbatch.engine.torch.shape import ModelShape
 from vlmbatch.errors import MissingDependencyError
 from vlmbatch.job import Job
 

@@ -18,7 +18,7 @@ import yaml
 from tests.cli.conftest import Command
 from tests.media import numbered, write_huge_png, write_picture, write_video
 from tests.write.rows import crash, record, store
-from vlmbatch.engine import digits
+from vlmbatch.engine.torch.cpu import int8 as digits
 
 
 @pytest.fixture

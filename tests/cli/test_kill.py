@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from tests.media import HEIGHT, WIDTH, write_picture, write_video
-from vlmbatch.records import UInt8Array
+from vlmbatch.core import UInt8Array
 
 PICTURES, QUESTIONS = 90, 8
 

@@ -12,7 +12,7 @@ import pytest
 
 from tests.write.rows import SUFFIXES, failed, record
 from vlmbatch.job import Job
-from vlmbatch.records import RECORD_FIELDS, Record
+from vlmbatch.core import RECORD_FIELDS, Record
 from vlmbatch.write import Writer, open_output, read_records
 
 Rows = list[dict[str, Any]]

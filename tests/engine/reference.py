@@ -9,8 +9,8 @@ import torch
 import transformers
 
 from vlmbatch.engine.base import RequestQueue
-from vlmbatch.engine.torch_engine import TorchEngine
-from vlmbatch.records import Completion, Request
+from vlmbatch.engine.torch.engine import TorchEngine
+from vlmbatch.core import Completion, Request
 
 
 class Reference:

@@ -17,7 +17,7 @@ from typing import Any
 from vlmbatch.errors import ItemError, JobError
 from vlmbatch.job import Job
 from vlmbatch.read import open_reader
-from vlmbatch.read.names import media_of
+from vlmbatch.read.files.kinds import media_of
 from vlmbatch.sample import make_sampler
 
 CPU_SECONDS = 10

@@ -11,7 +11,7 @@ from vlmbatch.cli.execute import catch_signals, set_up_logging
 from vlmbatch.engine.scripted import ScriptedEngine
 from vlmbatch.errors import VlmbatchError
 from vlmbatch.job import Job
-from vlmbatch.pipeline import Run
+from vlmbatch.run.pipeline import Run
 
 
 def main() -> int:

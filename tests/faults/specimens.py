@@ -14,7 +14,7 @@ from PIL import Image
 
 from tests.bundles import tar_bytes
 from tests.media import picture, write_video
-from vlmbatch.read.images import FORMATS
+from vlmbatch.read.pictures.decode import FORMATS
 
 SIZE = (48, 40)
 

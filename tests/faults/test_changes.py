@@ -14,12 +14,13 @@ import pytest
 
 from tests.media import write_picture, write_video
 from tests.write.rows import SUFFIXES, crash, ids, is_done, record, store, texts
-from vlmbatch import records
+from vlmbatch import core as records
 from vlmbatch.engine.scripted import ScriptedEngine
 from vlmbatch.errors import JobError, OutputError, ReadError
 from vlmbatch.job import Job
-from vlmbatch.pipeline import Outcome, Run
-from vlmbatch.read import open_reader, walk
+from vlmbatch.run.pipeline import Outcome, Run
+from vlmbatch.read import open_reader
+from vlmbatch.read.files import walk
 from vlmbatch.write import CommitPolicy, read_records
 
 

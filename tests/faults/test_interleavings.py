@@ -16,7 +16,7 @@ from tests.write.rows import crash, record, store
 from vlmbatch.engine.scripted import ScriptedEngine
 from vlmbatch.errors import OutputError
 from vlmbatch.job import Job
-from vlmbatch.pipeline import Run
+from vlmbatch.run.pipeline import Run
 from vlmbatch.write import CommitPolicy, OutputStore, read_records
 
 FILES = 6

@@ -14,8 +14,8 @@ from vlmbatch.engine import RequestQueue
 from vlmbatch.engine.scripted import ScriptedEngine
 from vlmbatch.errors import EngineError, ItemError, OutputError
 from vlmbatch.job import Job
-from vlmbatch.pipeline import Outcome, Run
-from vlmbatch.records import Completion
+from vlmbatch.run.pipeline import Outcome, Run
+from vlmbatch.core import Completion
 from vlmbatch.write import read_records
 
 COUNT = 150

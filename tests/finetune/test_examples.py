@@ -15,14 +15,14 @@ from tests.checkpoints import write_tiny_checkpoint
 from tests.engine.reference import Reference
 from tests.media import number_of, picture, write_picture, write_video
 from vlmbatch.checkpoint import find_checkpoint
-from vlmbatch.engine.weights import pixel_normalization
+from vlmbatch.engine.torch.weights import pixel_normalization
 from vlmbatch.errors import JobError, PrepareError
 from vlmbatch.finetune.examples import IGNORED, ExampleMaker, PadRight, Rows
 from vlmbatch.finetune.rows import Row
 from vlmbatch.finetune.trainer import AnswerTrainer, pixel_values, score_rows, sum_scores
 from vlmbatch.job import Job
 from vlmbatch.prepare import Preparer
-from vlmbatch.records import Conversation, Pixels, Request
+from vlmbatch.core import Conversation, Pixels, Request
 
 PAD = 2
 CLIPS = Job(inputs=("x",), media="video", per="clip", fps=2.0)

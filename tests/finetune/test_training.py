@@ -22,7 +22,7 @@ import transformers
 from safetensors.torch import load_file
 
 from tests.checkpoints import write_tiny_checkpoint
-from tests.engine.test_parity import assert_same, mixed_requests, open_tiny, wanted_answers
+from tests.engine.torch.test_parity import assert_same, mixed_requests, open_tiny, wanted_answers
 from tests.finetune.data import PROMPT, read_lines, write_rows, write_scenes
 from tests.media import write_picture, write_video
 from vlmbatch.checkpoint import find_checkpoint
@@ -32,7 +32,7 @@ from vlmbatch.finetune.merge import merge_adapter
 from vlmbatch.finetune.run import Finetuning, Outcome
 from vlmbatch.finetune.trainer import AnswerTrainer
 from vlmbatch.job import Job
-from vlmbatch.pipeline import Run
+from vlmbatch.run.pipeline import Run
 from vlmbatch.write import read_records
 from vlmbatch.write.lock import OutputLock
 

@@ -19,7 +19,7 @@ from tests.checkpoints import build_tokenizer, write_tiny_checkpoint
 from vlmbatch.checkpoint import Checkpoint
 from vlmbatch.errors import ModelLoadError, PrepareError
 from vlmbatch.prepare import Detail, Preparer
-from vlmbatch.records import Conversation, Media, Pixels, Request
+from vlmbatch.core import Conversation, Media, Pixels, Request
 
 TILE = 32
 SEQ_LEN = 4

@@ -13,7 +13,7 @@ from tests.media import HEIGHT, WIDTH, write_video
 from vlmbatch.errors import JobError, MissingDependencyError
 from vlmbatch.job import Job
 from vlmbatch.read import open_reader
-from vlmbatch.records import Item, UInt8Array
+from vlmbatch.core import Item, UInt8Array
 from vlmbatch.sample import make_sampler
 
 COLOURS = [(200, 30, 30), (235, 235, 235), (20, 20, 90)]

@@ -9,7 +9,7 @@ import pytest
 
 from vlmbatch.errors import DecodeError
 from vlmbatch.job import DEFAULT_SKIP_SIMILAR
-from vlmbatch.records import UInt8Array
+from vlmbatch.core import UInt8Array
 from vlmbatch.sample.similar import EDGE, FIELD, SimilarFrames, difference
 
 

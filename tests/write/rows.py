@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from vlmbatch.job import Job
-from vlmbatch.records import Record
+from vlmbatch.core import Record
 from vlmbatch.write import CommitPolicy, OutputStore, read_records
 
 SUFFIXES = ("jsonl", "parquet", "csv")

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from tests.write.rows import SUFFIXES, failed, record, store
 from vlmbatch.errors import OutputError
-from vlmbatch.records import RECORD_FIELDS
+from vlmbatch.core import RECORD_FIELDS
 from vlmbatch.write import read_records
 from vlmbatch.write.columns import COLUMNS, row_of
 from vlmbatch.write.formats import FORMATS

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.write.rows import failed, record, store
-from vlmbatch.records import RECORD_FIELDS
+from vlmbatch.core import RECORD_FIELDS
 
 TEXTS = ["naïve 🦊\n日本語", 'a, "b"', None, ""]
 CREATED = datetime.datetime(2026, 1, 31, 12, 0, 0, 123000, datetime.UTC)

@@ -11,7 +11,7 @@ import pytest
 
 from tests.write.rows import failed, record
 from vlmbatch.errors import OutputError
-from vlmbatch.records import Record
+from vlmbatch.core import Record
 from vlmbatch.write.columns import row_of
 from vlmbatch.write.sidecar import Sidecars, file_name
 

@@ -12,7 +12,7 @@ import pytest
 from tests.write.rows import record
 from vlmbatch.errors import OutputError
 from vlmbatch.job import Job
-from vlmbatch.records import RECORD_FIELDS
+from vlmbatch.core import RECORD_FIELDS
 from vlmbatch.write import StdoutWriter, open_output
 
 

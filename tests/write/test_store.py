@@ -12,7 +12,7 @@ import pytest
 
 from tests.write.rows import ONLY_WHEN_ASKED, PROMPT, SUFFIXES, crash, failed, ids, is_done, record, store, texts
 from vlmbatch.errors import OutputError
-from vlmbatch.records import Record
+from vlmbatch.core import Record
 from vlmbatch.write import CommitPolicy, read_records, write_summary
 
 
@@ -168,7 +168,7 @@ class TestResume:
             raise AssertionError("OUTPUT is read through")
 
         with monkeypatch.context() as patch:
-            patch.setattr("vlmbatch.write.earlier.EarlierRows.scan", not_again)
+            patch.setattr("vlmbatch.write.previous_output.EarlierRows.scan", not_again)
             with store(output, retry_errors=True) as rows:
                 assert [is_done(rows, record(number), "x") for number in range(6)] == [False, True, False, True, True, False]
                 assert not is_done(rows, record(1), "y")

@@ -19,8 +19,8 @@ from vlmbatch.bench.ceilings import Ceiling, copy_ceiling, gemm_ceiling
 from vlmbatch.bench.pictures import photo
 from vlmbatch.bench.sizes import Sizes
 from vlmbatch.bench.subject import Outcome, Subject
-from vlmbatch.engine.device import device_memory
-from vlmbatch.records import Request
+from vlmbatch.engine.torch.device import device_memory
+from vlmbatch.core import Request
 
 if TYPE_CHECKING:
     from vlmbatch.bench.compare import Reference

@@ -11,10 +11,10 @@ import torch
 import torch.nn.functional as F
 
 from vlmbatch.bench.sizes import Sizes
-from vlmbatch.engine.device import synchronize
-from vlmbatch.engine.linear import Linear
-from vlmbatch.engine.packed import can_pack, pack
-from vlmbatch.engine.shape import ModelShape
+from vlmbatch.engine.torch.device import synchronize
+from vlmbatch.engine.torch.linear import Linear
+from vlmbatch.engine.torch.cpu.onednn import can_pack, pack
+from vlmbatch.engine.torch.shape import ModelShape
 
 
 @dataclasses.dataclass(frozen=True)

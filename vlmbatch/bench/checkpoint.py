@@ -15,8 +15,8 @@ from safetensors.torch import save_file
 
 from vlmbatch.bench.shapes import SHAPES
 from vlmbatch.checkpoint import DEMO, Checkpoint, find_checkpoint
-from vlmbatch.engine.shape import ModelShape
-from vlmbatch.engine.weights import tensor_shapes
+from vlmbatch.engine.torch.shape import ModelShape
+from vlmbatch.engine.torch.weights import tensor_shapes
 from vlmbatch.errors import OutputError
 
 VOCABULARY, CONTEXT = 49280, 8192

@@ -18,15 +18,15 @@ from PIL import Image
 
 from vlmbatch.bench.rows import Row, spread, summarize
 from vlmbatch.bench.subject import Outcome, as_text
-from vlmbatch.engine.device import empty_cache, is_out_of_memory, synchronize
-from vlmbatch.engine.weights import pixel_normalization
+from vlmbatch.engine.torch.device import empty_cache, is_out_of_memory, synchronize
+from vlmbatch.engine.torch.weights import pixel_normalization
 from vlmbatch.errors import MissingDependencyError
 
 if TYPE_CHECKING:
     from vlmbatch.bench.bench import Bench
     from vlmbatch.bench.subject import Key, Subject
     from vlmbatch.bench.workloads import Work
-    from vlmbatch.records import UInt8Array
+    from vlmbatch.core import UInt8Array
 
 PROCESSOR_SETTINGS = ("size", "max_image_size", "image_mean", "image_std", "rescale_factor", "resample")
 """What of a checkpoint's settings the image processor is given."""

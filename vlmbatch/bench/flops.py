@@ -13,7 +13,7 @@ the rotation are not counted: they are a few percent, and no unit of matrix prod
 
 from __future__ import annotations
 
-from vlmbatch.engine.shape import ModelShape, TextShape
+from vlmbatch.engine.torch.shape import ModelShape, TextShape
 
 
 def tile_flops(shape: ModelShape) -> int:

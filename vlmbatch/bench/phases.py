@@ -18,10 +18,10 @@ from vlmbatch.bench.bench import PROMPT, Bench, timed
 from vlmbatch.bench.pictures import photo, photos, write_jpeg
 from vlmbatch.bench.rows import Row, share, spread, summarize
 from vlmbatch.bench.subject import Outcome, used_bytes
-from vlmbatch.engine.device import empty_cache
+from vlmbatch.engine.torch.device import empty_cache
 from vlmbatch.job import Detail
-from vlmbatch.read.images import load_image
-from vlmbatch.records import Conversation, Request
+from vlmbatch.read.pictures.decode import load_image
+from vlmbatch.core import Conversation, Request
 
 MAX_PIXELS = 200_000_000
 SAMPLE_SECONDS = 0.005

@@ -13,7 +13,7 @@ from vlmbatch.bench.phases import PHASES
 from vlmbatch.bench.rows import Row
 from vlmbatch.bench.sizes import NAMES, QUICK_NAMES, Sizes, choose_sizes
 from vlmbatch.bench.subject import Subject
-from vlmbatch.engine.device import is_out_of_memory
+from vlmbatch.engine.torch.device import is_out_of_memory
 from vlmbatch.errors import ItemError, JobError
 from vlmbatch.job import Job
 

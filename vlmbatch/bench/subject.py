@@ -12,13 +12,13 @@ import torch
 
 from vlmbatch.bench.checkpoint import EndlessCheckpoint
 from vlmbatch.engine import Engine, EngineStats, RequestQueue, open_engine
-from vlmbatch.engine.device import find_device, find_dtype, synchronize
-from vlmbatch.engine.shape import ModelShape
-from vlmbatch.engine.torch_engine import TorchEngine
+from vlmbatch.engine.torch.device import find_device, find_dtype, synchronize
+from vlmbatch.engine.torch.shape import ModelShape
+from vlmbatch.engine.torch.engine import TorchEngine
 from vlmbatch.errors import GenerateError
 from vlmbatch.job import Detail, Job
 from vlmbatch.prepare import Preparer
-from vlmbatch.records import Conversation, Picture, Pixels, Request
+from vlmbatch.core import Conversation, Picture, Pixels, Request
 
 Key = tuple[int, int]
 """Number of a request and of its question."""

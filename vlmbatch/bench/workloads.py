@@ -10,7 +10,7 @@ from vlmbatch.bench.bench import PROMPT, Bench
 from vlmbatch.bench.pictures import photo, photos, scan, small_sizes
 from vlmbatch.bench.rows import Row, number, spread, summarize
 from vlmbatch.bench.subject import Outcome
-from vlmbatch.records import Request
+from vlmbatch.core import Request
 
 LENGTHS = (8, 128, 16, 96, 32, 64, 24, 48)
 """Tokens of answers of very different length, in turn."""

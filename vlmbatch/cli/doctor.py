@@ -38,8 +38,8 @@ def look() -> Iterator[Finding]:
 def _compute() -> Iterator[Finding]:
     import torch
 
-    from vlmbatch.engine import device as devices
-    from vlmbatch.engine.budget import gib
+    from vlmbatch.engine.torch import device as devices
+    from vlmbatch.engine.torch.budget import gib
 
     yield Finding("torch", f"{torch.__version__}, {torch.get_num_threads()} threads")
     for name in devices.device_names():

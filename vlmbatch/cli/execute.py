@@ -69,7 +69,7 @@ def execute(job: Job, *, dry_run: bool, verbose: int, quiet: bool) -> None:
             say_error(job, error)
             raise click.exceptions.Exit(error.exit_code) from error
         return
-    from vlmbatch.pipeline import Run
+    from vlmbatch.run.pipeline import Run
     from vlmbatch.write import default_staging_root
 
     cache = os.environ.get("XDG_CACHE_HOME")
@@ -112,7 +112,7 @@ def print_job(job: Job) -> None:
     import yaml
 
     from vlmbatch.checkpoint import check_revision
-    from vlmbatch.pipeline import count_items
+    from vlmbatch.run.pipeline import count_items
 
     check_revision(job.model, job.revision)
     count = count_items(job)

@@ -197,7 +197,7 @@ def _name_of(target: str) -> Path:
 def _writing(output: Path, target: str, overwrite: bool) -> Iterator[BinaryIO]:
     """Opens a file that takes its place, on this disk or behind a URL, once the block has ended well."""
     from vlmbatch.write.atomic import replacing
-    from vlmbatch.write.remote_file import RemoteFile
+    from vlmbatch.write.remote.file import RemoteFile
 
     if is_url(target):
         remote = RemoteFile(target, allow_private=True)

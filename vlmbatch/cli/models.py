@@ -18,7 +18,7 @@ def _models() -> None:
 @_models.command(name="list")
 def _list() -> None:
     """The models that are known to work, and where they are."""
-    from vlmbatch.engine.budget import KNOWN_PARAMETERS, gib
+    from vlmbatch.engine.torch.budget import KNOWN_PARAMETERS, gib
 
     click.echo(f"{'model':<48}{'16-bit weights':<18}where")
     click.echo(f"{DEMO:<48}{'6 MiB':<18}in the package: answers about drawn shapes only, for trying and testing")
@@ -34,10 +34,10 @@ def _list() -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def _info(model: str, revision: str | None, as_json: bool) -> None:
     """Shape, tiles and memory of a model, what fits on this machine, and what --quantize int8 would change."""
-    from vlmbatch.engine.budget import CAPS, MemoryBudget, gib
-    from vlmbatch.engine.device import device_memory, find_device, find_dtype
-    from vlmbatch.engine.digits import can_write_digits
-    from vlmbatch.engine.shape import ModelShape
+    from vlmbatch.engine.torch.budget import CAPS, MemoryBudget, gib
+    from vlmbatch.engine.torch.device import device_memory, find_device, find_dtype
+    from vlmbatch.engine.torch.cpu.int8 import can_write_digits
+    from vlmbatch.engine.torch.shape import ModelShape
 
     checkpoint = find_checkpoint(model, revision)
     shape = ModelShape.from_checkpoint(checkpoint)

@@ -13,7 +13,7 @@ from vlmbatch.urls import without_credentials
 
 def collect(path: Path) -> dict[str, Any]:
     """Figures over all rows of an OUTPUT."""
-    from vlmbatch.summary import RowStats
+    from vlmbatch.run.summary import RowStats
     from vlmbatch.write import read_records
 
     stats = RowStats()

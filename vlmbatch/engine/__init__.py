@@ -9,7 +9,7 @@ from vlmbatch.checkpoint import Checkpoint
 from vlmbatch.engine.base import Engine, EngineStats, RequestQueue
 from vlmbatch.errors import OutOfMemoryError
 from vlmbatch.job import Job
-from vlmbatch.records import Conversation, Request
+from vlmbatch.core import Conversation, Request
 
 if TYPE_CHECKING:
     Prepare = Callable[[Conversation, Sequence[str]], Request]
@@ -19,15 +19,15 @@ __all__ = ["ENGINES", "Engine", "EngineStats", "RequestQueue", "open_engine"]
 
 
 def _open_torch(job: Job, checkpoint: Checkpoint, prepare: Prepare, decode: Decode) -> Engine:
-    from vlmbatch.engine.buckets import CudaGraphs
-    from vlmbatch.engine.budget import CAPS, MemoryBudget
-    from vlmbatch.engine.device import SMALL_MODEL_PARAMETERS, device_memory, find_device, find_dtype, is_out_of_memory, keep_freed_memory
-    from vlmbatch.engine.kernels import choose_kernels, packed_bytes
-    from vlmbatch.engine.packed import can_pack
-    from vlmbatch.engine.sampling import SamplingOptions
-    from vlmbatch.engine.shape import ModelShape
-    from vlmbatch.engine.torch_engine import TorchEngine
-    from vlmbatch.engine.weights import load_model
+    from vlmbatch.engine.torch.cuda.buckets import CudaGraphs
+    from vlmbatch.engine.torch.budget import CAPS, MemoryBudget
+    from vlmbatch.engine.torch.device import SMALL_MODEL_PARAMETERS, device_memory, find_device, find_dtype, is_out_of_memory, keep_freed_memory
+    from vlmbatch.engine.torch.cpu.kernels import choose_kernels, packed_bytes
+    from vlmbatch.engine.torch.cpu.onednn import can_pack
+    from vlmbatch.engine.torch.sampling import SamplingOptions
+    from vlmbatch.engine.torch.shape import ModelShape
+    from vlmbatch.engine.torch.engine import TorchEngine
+    from vlmbatch.engine.torch.weights import load_model
 
     device = find_device(job.device)
     if device.type == "cpu":

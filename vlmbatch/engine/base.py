@@ -7,8 +7,8 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
-from vlmbatch.channel import Channel
-from vlmbatch.records import Completion, Conversation, Request
+from vlmbatch.engine.queue import Channel
+from vlmbatch.core import Completion, Conversation, Request
 
 
 @dataclasses.dataclass

@@ -14,7 +14,7 @@ import numpy as np
 
 from vlmbatch.engine.base import EngineStats, RequestQueue
 from vlmbatch.errors import EngineError, GenerateError
-from vlmbatch.records import Completion, Conversation, Request, Timing
+from vlmbatch.core import Completion, Conversation, Request, Timing
 
 
 def _default_answer(key: str, question: str) -> str:

@@ -15,9 +15,9 @@ from vlmbatch.errors import DecodeError, JobError, PrepareError
 from vlmbatch.finetune.rows import Row
 from vlmbatch.job import Detail, Job
 from vlmbatch.prepare import Preparer
-from vlmbatch.read.images import load_image
-from vlmbatch.read.videos import load_clip
-from vlmbatch.records import Conversation, Pixels, UInt8Array
+from vlmbatch.read.pictures.decode import load_image
+from vlmbatch.read.video.reader import load_clip
+from vlmbatch.core import Conversation, Pixels, UInt8Array
 from vlmbatch.sample import make_sampler
 
 IGNORED = -100
@@ -99,7 +99,7 @@ class ExampleMaker:
 
 
 def _load_frame(row: Row, max_pixels: int) -> Pixels:
-    from vlmbatch.read.video_file import VideoFile
+    from vlmbatch.read.video.file import VideoFile
 
     sampler = make_sampler(Job(inputs=(row.path,), media="video", at=(row.time_seconds or 0.0,)))
     with VideoFile(row.path, max_pixels) as video:
@@ -110,7 +110,7 @@ def _load_frame(row: Row, max_pixels: int) -> Pixels:
 
 
 def _load_clip(row: Row, job: Job, max_pixels: int) -> Pixels:
-    from vlmbatch.read.video_file import VideoFile
+    from vlmbatch.read.video.file import VideoFile
 
     with VideoFile(row.path, max_pixels) as video:
         spans = list(make_sampler(job)(video))

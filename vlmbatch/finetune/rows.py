@@ -12,7 +12,7 @@ from typing import Any
 
 from vlmbatch.errors import JobError, OutputError
 from vlmbatch.job import Job
-from vlmbatch.records import Media
+from vlmbatch.core import Media
 from vlmbatch.write import read_summary
 from vlmbatch.write.atomic import reason
 from vlmbatch.write.parquet import require as require_pyarrow

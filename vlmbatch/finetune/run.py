@@ -15,9 +15,9 @@ import torch
 import transformers
 
 from vlmbatch.checkpoint import find_checkpoint
-from vlmbatch.engine.device import find_device, find_dtype, is_out_of_memory
-from vlmbatch.engine.shape import ModelShape
-from vlmbatch.engine.weights import pixel_normalization
+from vlmbatch.engine.torch.device import find_device, find_dtype, is_out_of_memory
+from vlmbatch.engine.torch.shape import ModelShape
+from vlmbatch.engine.torch.weights import pixel_normalization
 from vlmbatch.errors import DeviceError, OutOfMemoryError
 from vlmbatch.finetune.examples import PadRight, Rows
 from vlmbatch.finetune.folder import TrainingFolder

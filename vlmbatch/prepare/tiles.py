@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from vlmbatch.records import Picture, picture_size
+from vlmbatch.core import Picture, picture_size
 
 UInt8Array = npt.NDArray[np.uint8]
 

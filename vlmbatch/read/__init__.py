@@ -8,23 +8,23 @@ from typing import TYPE_CHECKING, BinaryIO
 from vlmbatch.errors import JobError
 from vlmbatch.job import Job
 from vlmbatch.read.base import Counts, Reader
-from vlmbatch.read.bundles import is_stream
-from vlmbatch.read.temporary import remove_leftovers
+from vlmbatch.read.bundles.kinds import is_stream
+from vlmbatch.read.files.temporary import remove_leftovers
 
 if TYPE_CHECKING:
-    from vlmbatch.read.videos import Needless, Sampler
+    from vlmbatch.read.video.reader import Needless, Sampler
 
 __all__ = ["READERS", "Counts", "Reader", "is_stream", "open_reader"]
 
 
 def _images(job: Job, stdin: BinaryIO | None, sampler: Sampler | None, names_only: bool, needless: Needless | None) -> Reader:
-    from vlmbatch.read.images import ImageReader
+    from vlmbatch.read.pictures.reader import ImageReader
 
     return ImageReader(job, stdin, names_only)
 
 
 def _videos(job: Job, stdin: BinaryIO | None, sampler: Sampler | None, names_only: bool, needless: Needless | None) -> Reader:
-    from vlmbatch.read.videos import VideoReader
+    from vlmbatch.read.video.reader import VideoReader
 
     if sampler is None:
         raise JobError("a video job needs a sampler: sample.make_sampler(job)")

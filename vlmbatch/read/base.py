@@ -9,7 +9,7 @@ from typing import NoReturn, Protocol
 
 from vlmbatch.errors import DecodeError, ItemError
 from vlmbatch.errors import one_line as one_line
-from vlmbatch.records import Item, Pixels
+from vlmbatch.core import Item, Pixels
 
 
 @dataclasses.dataclass(slots=True)

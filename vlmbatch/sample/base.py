@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol, Self, TypeVar
 
-from vlmbatch.records import UInt8Array
+from vlmbatch.core import UInt8Array
 
 TOLERANCE_SECONDS = 1e-6
 """Two times closer than this are the same: containers count in microseconds, and 1/fps is rarely a binary fraction."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from vlmbatch.errors import ItemError
-from vlmbatch.records import UInt8Array
+from vlmbatch.core import UInt8Array
 from vlmbatch.sample.base import Frame
 
 EDGE = 128

@@ -16,10 +16,10 @@ from vlmbatch.write.base import Writer
 from vlmbatch.write.columns import Row
 from vlmbatch.write.formats import find_format
 from vlmbatch.write.journal import why_not_there
-from vlmbatch.write.remote_file import local_copy
+from vlmbatch.write.remote.file import local_copy
 from vlmbatch.write.sidecar import Sidecars, open_sidecars, sidecars_path
-from vlmbatch.write.staged import StagedOutput, UploadPolicy
-from vlmbatch.write.staging import default_staging_root
+from vlmbatch.write.remote.output import StagedOutput, UploadPolicy
+from vlmbatch.write.remote.staging import default_staging_root
 from vlmbatch.write.stdout import StdoutWriter
 from vlmbatch.write.store import CommitPolicy, OutputStore
 from vlmbatch.write.summary import read_summary, summary_path, write_summary

@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from vlmbatch.errors import OutputError
-from vlmbatch.records import Record, Status
+from vlmbatch.core import Record, Status
 
 logger = logging.getLogger(__name__)
 

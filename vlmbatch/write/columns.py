@@ -13,7 +13,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal, NamedTuple
 
-from vlmbatch.records import Record
+from vlmbatch.core import Record
 
 Row = dict[str, Any]
 """A row as plain values, keys in the order of ``RECORD_FIELDS``, carried columns behind them."""

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, BinaryIO
 
 from vlmbatch.errors import OutputError
-from vlmbatch.records import RECORD_FIELDS
+from vlmbatch.core import RECORD_FIELDS
 from vlmbatch.write.columns import COLUMNS, Column, Kind, Row, as_text
 
 LARGEST_FIELD = 2**31 - 1

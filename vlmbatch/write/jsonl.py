@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, BinaryIO
 
 from vlmbatch.errors import OutputError
-from vlmbatch.records import RECORD_FIELDS
+from vlmbatch.core import RECORD_FIELDS
 from vlmbatch.write.columns import Kind, Row
 
 encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode

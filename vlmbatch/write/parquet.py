@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, BinaryIO
 
 from vlmbatch.errors import MissingDependencyError, OutputError
-from vlmbatch.records import RECORD_FIELDS
+from vlmbatch.core import RECORD_FIELDS
 from vlmbatch.write.columns import COLUMNS, Kind, Row, as_text, round_float32
 
 ROWS_PER_GROUP = 8192

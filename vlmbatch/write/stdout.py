@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import TextIO
 
 from vlmbatch.errors import OutputError
-from vlmbatch.records import Record
+from vlmbatch.core import Record
 from vlmbatch.write.atomic import reason
 from vlmbatch.write.base import Writer
 from vlmbatch.write.columns import row_of

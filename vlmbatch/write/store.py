@@ -20,17 +20,17 @@ import numpy as np
 
 from vlmbatch.errors import OutputError
 from vlmbatch.job import Job
-from vlmbatch.records import RECORD_FIELDS, Record, Status
+from vlmbatch.core import RECORD_FIELDS, Record, Status
 from vlmbatch.write.atomic import beside, reason, replacing
 from vlmbatch.write.base import Writer
 from vlmbatch.write.columns import Kind, Row, clean_text, common_kind, kind_of, row_of
-from vlmbatch.write.earlier import EarlierRows
+from vlmbatch.write.previous_output import EarlierRows
 from vlmbatch.write.formats import find_format
 from vlmbatch.write.identity import check_identity, earlier_identity
 from vlmbatch.write.journal import Header, Journal, JournalScan, plain_json, write_journal
 from vlmbatch.write.lock import OutputLock
 from vlmbatch.write.summary import write_summary
-from vlmbatch.write.table import Int64Array, RowTable, key_digest, short_digest
+from vlmbatch.write.row_index import Int64Array, RowTable, key_digest, short_digest
 
 logger = logging.getLogger(__name__)
 

@@ -1,0 +1,257 @@
+"""Decode steps of fixed shapes give the tokens of ordinary ones, and give way where recording them fails; tiles that are sent ahead are the right ones."""
+
+from __future__ import annotations
+
+import csv
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.engine.reference import TokenSpy, run_all, texts
+from tests.engine.torch.test_parity import assert_same, mixed_requests, open_tiny, wanted_answers
+from vlmbatch.checkpoint import find_checkpoint
+from vlmbatch.engine import open_engine
+from vlmbatch.engine.torch.cuda.buckets import BucketDecoder, Compute, CudaGraphs, Record, Step, as_it_is, bucket_of
+from vlmbatch.engine.torch.cache import Cache, DecodeAttention, PrefillAttention, Segment
+from vlmbatch.engine.torch.engine import TorchEngine
+from vlmbatch.engine.torch.cuda.uploads import TileUploads
+from vlmbatch.job import Job
+from vlmbatch.prepare import Preparer
+from vlmbatch.read.pictures.decode import load_image
+from vlmbatch.core import Conversation
+from vlmbatch.tasks import DEFAULT_PROMPTS
+
+SAMPLES = Path(__file__).parent.parent.parent / "sample_data"
+
+
+def into_a_fixed_buffer(compute: Compute) -> Compute:
+    """As a graph does it: what a replay gives stands where the first one stood."""
+    fixed = compute()
+    return lambda: fixed.copy_(compute())
+
+
+def in_buckets(engine: TorchEngine, record: Record = as_it_is, met_before: int = 1) -> TorchEngine:
+    engine._buckets = BucketDecoder(engine.model, engine.cache, engine.stats, record, met_before=met_before)
+    return engine
+
+
+def test_buckets_are_powers_of_two_or_all_rows() -> None:
+    assert [bucket_of(rows, 12) for rows in range(1, 13)] == [1, 2, 4, 4, 8, 8, 8, 8, 12, 12, 12, 12]
+
+
+@pytest.mark.parametrize("batch_size", [None, 1, 3], ids=["as many as fit", "one", "three"])
+@pytest.mark.parametrize("record", [as_it_is, into_a_fixed_buffer])
+def test_tokens_are_those_of_generate(tiny: Path, batch_size: int | None, record: Record) -> None:
+    engine, preparer = open_tiny(tiny, batch_size=batch_size)
+    requests = mixed_requests(preparer)
+    assert_same(in_buckets(engine, record), requests, wanted_answers(tiny, requests), find_checkpoint(str(tiny)).end_token_ids())
+    graphs = engine.stats.graphs
+    assert graphs["notes"] == []
+    assert graphs["replayed"] + graphs["recorded"] == engine.stats.decode_steps
+    assert graphs["replayed"] > graphs["recorded"] > 0
+
+
+@pytest.mark.parametrize("settings", [{"temperature": 0.8}, {"quantize": "int8"}], ids=["sampled", "8-bit weights"])
+def test_other_settings_give_the_same_tokens_too(tiny: Path, settings: dict[str, object]) -> None:
+    engine, preparer = open_tiny(tiny, **settings)
+    wanted = texts(engine, mixed_requests(preparer))
+    engine, preparer = open_tiny(tiny, **settings)
+    assert texts(in_buckets(engine), mixed_requests(preparer)) == wanted
+    assert engine.stats.graphs["replayed"] > 0
+
+
+def test_the_demo_model_gives_the_same_tokens() -> None:
+    with open(SAMPLES / "content.csv", newline="", encoding="utf-8") as file:
+        names = [row["file"] for row in csv.DictReader(file) if row["file"].startswith(("images/", "scans/"))]
+    checkpoint = find_checkpoint("demo")
+    preparer = Preparer.from_checkpoint(checkpoint)
+    answers = []
+    for fixed in (False, True):
+        engine = open_engine(Job(inputs=("x",), model="demo", dtype="float32", device="cpu"), checkpoint, preparer.prepare, TokenSpy.decode)
+        assert isinstance(engine, TorchEngine)
+        requests = [preparer.prepare(Conversation("image", load_image(str(SAMPLES / name), 10**8)), [DEFAULT_PROMPTS["caption"], "Why?"]) for name in names]
+        answers.append(texts(in_buckets(engine) if fixed else engine, requests))
+    assert answers[0] == answers[1]
+
+
+@torch.inference_mode()
+def test_padding_touches_no_live_row_and_a_step_writes_what_the_ordinary_one_writes(tiny: Path) -> None:
+    model = open_tiny(tiny)[0].model
+    generator = torch.Generator().manual_seed(0)
+    states = []
+    for fixed in (False, True):
+        generator.manual_seed(0)
+        cache = Cache(model.shape.text, model.device, model.dtype)
+        for tokens, room in ((10, 60), (25, 60), (40, 60), (70, 120)):
+            row = cache.take(room, lambda size: True)
+            assert row is not None
+            prefill = PrefillAttention([Segment(row, tokens)])
+            ids = torch.randint(0, 200, (tokens,), generator=generator)
+            model.language(model.language.embed(ids), torch.arange(tokens), prefill)
+            prefill.finish()
+        arenas = list(cache.arenas.values())
+        arenas[0].give_back(arenas[0].rows[0])  # two of four rows live, the third's numbers still stand there
+        arenas[0].keys[0][2:] = 7.0
+        before = [layer.clone() for arena in arenas for layer in arena.keys]
+        last = [3, 4, 5]
+        if fixed:
+            step = Step(model, [(arenas[0], 4), (arenas[1], 4)])
+            logits = step.logits(arenas, last)
+        else:
+            attend = DecodeAttention(cache)
+            positions = torch.tensor([row.length for row in attend.rows])
+            logits = model.language.logits(model.language(model.language.embed(torch.tensor(last)), positions, attend))
+        after = [layer for arena in arenas for layer in arena.keys]
+        for number, (old, new) in enumerate(zip(before, after, strict=True)):
+            arena = arenas[number // model.shape.text.layers]
+            for row in arena.rows:
+                changed = (old[row.number] != new[row.number]).any(dim=2).any(dim=0).nonzero().flatten().tolist()
+                assert changed == [row.length]
+            assert torch.equal(old[len(arena.rows) :, :, 1:], new[len(arena.rows) :, :, 1:])
+        states.append((logits, [layer[: len(arena.rows)] for arena in arenas for layer in (*arena.keys, *arena.values)]))
+    torch.testing.assert_close(states[1][0], states[0][0], rtol=1e-4, atol=1e-4)
+    for found, wanted in zip(states[1][1], states[0][1], strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_when_recording_fails_the_ordinary_step_goes_on_with_one_warning(
+    tiny: Path, plain: dict[tuple[int, int], str | None], caplog: pytest.LogCaptureFixture
+) -> None:
+    tried = []
+
+    def failing(compute: Compute) -> Compute:
+        tried.append(compute)
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    engine, preparer = open_tiny(tiny)
+    with caplog.at_level(logging.WARNING, "vlmbatch"):
+        assert texts(in_buckets(engine, failing), mixed_requests(preparer)) == plain
+    assert len(tried) == len(caplog.records) == 1
+    assert engine.stats.graphs["recorded"] == engine.stats.graphs["replayed"] == 0
+    assert "operation not permitted" in engine.stats.graphs["notes"][0]
+
+
+@pytest.mark.parametrize("wrong", [lambda logits: logits + torch.arange(logits.shape[1]), lambda logits: logits * float("nan")], ids=["other", "not finite"])
+def test_a_recorded_step_that_gives_other_logits_is_given_up(
+    tiny: Path, plain: dict[tuple[int, int], str | None], wrong: Callable[[torch.Tensor], torch.Tensor], caplog: pytest.LogCaptureFixture
+) -> None:
+    recorded = []
+
+    def wrong_for_one_shape(compute: Compute) -> Compute:
+        rows = len(compute())
+        recorded.append(rows)
+        return (lambda: wrong(compute())) if rows == recorded[0] else compute
+
+    engine, preparer = open_tiny(tiny, batch_size=3)
+    with caplog.at_level(logging.WARNING, "vlmbatch"):
+        assert texts(in_buckets(engine, wrong_for_one_shape), mixed_requests(preparer)) == plain
+    assert engine.stats.graphs["replayed"] > 0
+    assert len(caplog.records) == 1
+    assert all("gave other logits" in note for note in engine.stats.graphs["notes"])
+
+
+@torch.inference_mode()
+def test_a_step_is_not_used_once_its_arena_has_grown(tiny: Path) -> None:
+    engine = in_buckets(open_tiny(tiny)[0])
+    cache, language, decoder = engine.cache, engine.model.language, engine._buckets
+    assert decoder is not None
+    row = cache.take(60, lambda size: True)
+    assert row is not None
+    done = []
+
+    def ordinary() -> torch.Tensor:
+        done.append(row.arena.serial)
+        return language.logits(language(language.embed(torch.tensor([7])), torch.tensor([row.length]), DecodeAttention(cache)))
+
+    first = decoder.logits([7], ordinary)
+    torch.testing.assert_close(decoder.logits([7], ordinary), first)
+    assert len(done) == 1  # the second one was the recorded step
+    row.arena.grow(9)
+    torch.testing.assert_close(decoder.logits([7], ordinary), first)
+    assert len(done) == 2
+    assert done[0] != done[1]
+    assert len(decoder._steps) == 1  # the old one is forgotten
+    cache.arenas.clear()
+    decoder.forget_stale()
+    assert not decoder._steps
+
+
+def test_steps_are_recorded_when_they_were_met_often_enough(tiny: Path, plain: dict[tuple[int, int], str | None]) -> None:
+    engine, preparer = open_tiny(tiny)
+    assert texts(in_buckets(engine, met_before=5), mixed_requests(preparer)) == plain
+    assert engine.stats.graphs == {"recorded": 1, "replayed": engine.stats.decode_steps - 5, "notes": []}
+
+
+def test_tiles_sent_ahead_are_those_that_are_asked_for(tiny: Path, plain: dict[tuple[int, int], str | None]) -> None:
+    engine, preparer = open_tiny(tiny)
+    engine.scheduler.max_tiles = 5
+    engine.encoder.uploads = TileUploads(engine.model.device, ahead=True)
+    assert texts(engine, mixed_requests(preparer)) == plain
+    assert engine.encoder.uploads.used_ahead >= 0.8 * (engine.stats.vision_calls - 1) > 2
+
+
+def test_a_wrong_guess_of_the_next_tiles_is_dropped(tiny: Path) -> None:
+    preparer = open_tiny(tiny)[1]
+    first, second = mixed_requests(preparer)[:2]
+    uploads = TileUploads(torch.device("cpu"), ahead=True)
+    uploads.send_ahead([(first, 0), (first, 1)])
+    assert torch.equal(uploads.take([(second, 0)]), torch.from_numpy(second.tiles[:1]))
+    assert uploads.used_ahead == 0
+    uploads.send_ahead([(first, 1), (second, 0)])
+    found = uploads.take([(first, 1), (second, 0)])
+    assert torch.equal(found, torch.stack([torch.from_numpy(first.tiles[1]), torch.from_numpy(second.tiles[0])]))
+    assert uploads.used_ahead == 1
+
+
+needs_cuda = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")]
+
+
+class TestOnCuda:
+    pytestmark = needs_cuda
+
+    @pytest.mark.parametrize("batch_size", [None, 3])
+    def test_recorded_steps_give_the_tokens_of_generate(self, tiny: Path, batch_size: int | None) -> None:
+        torch.backends.cuda.matmul.allow_tf32 = False
+        engine, preparer = open_tiny(tiny, device="cuda", batch_size=batch_size)
+        requests = mixed_requests(preparer)
+        assert_same(engine, requests, wanted_answers(tiny, requests), find_checkpoint(str(tiny)).end_token_ids())
+        assert engine.stats.graphs["notes"] == []
+        assert engine.stats.graphs["replayed"] > engine.stats.graphs["recorded"] > 0
+        assert engine.encoder.uploads.is_ahead
+
+    @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+    @pytest.mark.parametrize("quantize", ["none", "int8"])
+    def test_every_number_format_can_be_recorded(self, tiny: Path, dtype: str, quantize: str) -> None:
+        engine, preparer = open_tiny(tiny, device="cuda", dtype=dtype, quantize=quantize, max_new_tokens=40)
+        found = run_all(engine, mixed_requests(preparer))
+        assert all(completion.error is None for completion in found.values())
+        assert engine.stats.graphs["notes"] == []
+        assert engine.stats.graphs["replayed"] > 0
+
+    @torch.inference_mode()
+    def test_a_replay_follows_its_buffers(self, tiny: Path) -> None:
+        model = open_tiny(tiny, device="cuda")[0].model
+        cache = Cache(model.shape.text, model.device, model.dtype)
+        row = cache.take(60, lambda size: True)
+        assert row is not None
+        step = Step(model, [(row.arena, 4)])
+        step.load([row.arena], [5])
+        recorded = CudaGraphs(model.device)(step.compute)
+        for token in (5, 9, 12):
+            step.load([row.arena], [token])
+            found = recorded()[:1].clone()
+            torch.testing.assert_close(found, step.compute()[:1], rtol=1e-4, atol=1e-4)
+            row.length += 1
+
+    def test_running_out_of_memory_while_recording_is_survived(self, tiny: Path) -> None:
+        engine, preparer = open_tiny(tiny, device="cuda")
+
+        def failing(compute: Compute) -> Compute:
+            raise torch.OutOfMemoryError("CUDA out of memory. (scripted)")
+
+        found = run_all(in_buckets(engine, failing), mixed_requests(preparer))
+        assert all(completion.error is None for completion in found.values())
+        assert len(engine.stats.graphs["notes"]) == 1

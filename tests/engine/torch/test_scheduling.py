@@ -1,0 +1,346 @@
+"""Continuous batching, sampling, streaming, cancelling, and memory: what fits, and what happens when it does not."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from tests.engine.reference import run_all, texts
+from tests.engine.torch.test_parity import mixed_requests, open_tiny, picture
+from vlmbatch.checkpoint import find_checkpoint
+from vlmbatch.engine.base import RequestQueue
+from vlmbatch.engine.torch.budget import CAPS, MemoryBudget
+from vlmbatch.engine.torch.cache import row_capacity
+from vlmbatch.engine.torch.features import FeatureCache
+from vlmbatch.engine.torch.shape import ModelShape
+from vlmbatch.errors import GenerateError, OutOfMemoryError
+from vlmbatch.core import Conversation, Pixels
+
+
+def test_a_place_is_refilled_while_others_go_on(tiny: Path) -> None:
+    engine, preparer = open_tiny(tiny, batch_size=4, max_new_tokens=40)
+    requests = [request for request in mixed_requests(preparer) if len(request.questions) == 1] * 6
+    lengths = iter([40, 2, 2, 2] + [2] * 100)
+    place = engine._place
+
+    def place_with_lengths(questions: Any) -> Any:
+        live = place(questions)
+        for sequence in live:
+            sequence.most_tokens = next(lengths)
+        return live
+
+    engine._place = place_with_lengths  # type: ignore[method-assign]
+    found = list(run_all(engine, requests).values())
+    # One answer of 40 tokens and 17 of two: static batches of four would take 40 + 4 x 2 steps and more.
+    assert sum(completion.new_tokens for completion in found) == 40 + 2 * (len(found) - 1)
+    assert engine.stats.decode_steps <= 41
+    assert found[-1].new_tokens == 40  # the long one comes last
+
+
+def test_questions_about_one_item_share_encode_and_prefix(tiny: Path) -> None:
+    engine, preparer = open_tiny(tiny)
+    request = next(request for request in mixed_requests(preparer) if len(request.questions) == 3)
+    run_all(engine, [request])
+    assert engine.stats.tiles == len(request.tiles)
+    assert engine.stats.prefill_tokens == len(request.prefix_ids) + sum(map(len, request.questions))
+
+
+def test_more_questions_than_places_share_a_kept_prefix(tiny: Path, plain: dict[tuple[int, int], str | None]) -> None:
+    engine, preparer = open_tiny(tiny, batch_size=2)
+    requests = mixed_requests(preparer)
+    assert texts(engine, requests) == plain
+    prompts = sum(len(request.prefix_ids) + sum(map(len, request.questions)) for request in requests)
+    assert engine.stats.prefill_tokens == prompts
+
+
+def test_sampling_depends_on_the_seed_and_not_on_the_batch(tiny: Path) -> None:
+    def sample(**settings: object) -> dict[tuple[int, int], str | None]:
+        engine, preparer = open_tiny(tiny, temperature=1.0, top_p=0.9, **settings)
+        return texts(engine, mixed_requests(preparer)[:6])
+
+    once = sample()
+    assert sample(batch_size=1) == once
+    engine, preparer = open_tiny(tiny)
+    assert texts(engine, mixed_requests(preparer)[:6]) != once
+
+
+def test_top_p_keeps_only_the_nucleus() -> None:
+    from vlmbatch.engine.torch.sampling import SamplingOptions, sample
+
+    logits = torch.log(torch.tensor([0.5, 0.3, 0.15, 0.05]))
+    options = SamplingOptions(temperature=1.0, top_p=0.7)
+    drawn = {int(sample(logits, torch.Generator().manual_seed(seed), options)) for seed in range(200)}
+    assert drawn == {0, 1}
+
+
+def test_text_streams_piece_by_piece(tiny: Path) -> None:
+    engine, preparer = open_tiny(tiny)
+    requests = mixed_requests(preparer)[:2]
+    pieces: dict[int, list[str]] = {0: [], 1: []}
+    requests[1].on_text = lambda question, text: pieces[question].append(text)
+    found = run_all(engine, requests)
+    assert "".join(pieces[0]) == found[1, 0].text
+    assert len(pieces[0]) > 3
+
+
+def test_a_cancelled_request_is_dropped_and_the_others_go_on(tiny: Path, plain: dict[tuple[int, int], str | None]) -> None:
+    engine, preparer = open_tiny(tiny)
+    requests = mixed_requests(preparer)
+    requests[2].on_text = lambda question, text: setattr(requests[2], "cancelled", True)
+    found = texts(engine, requests)
+    assert {key for key in plain if key not in found} <= {(2, question) for question in range(3)}
+    assert all(plain[key] == text for key, text in found.items())
+    assert (2, 0) not in found
+
+
+def test_a_stopped_queue_ends_the_run(tiny: Path) -> None:
+    engine, preparer = open_tiny(tiny, batch_size=1)
+    queue = RequestQueue(20)
+    for request in mixed_requests(preparer):
+        queue.put(request)
+    found = []
+    for completion in engine.run(queue):
+        found.append(completion)
+        queue.stop()
+    assert len(found) == 1
+
+
+def test_the_engine_waits_for_requests_that_come_late(tiny: Path, plain: dict[tuple[int, int], str | None]) -> None:
+    engine, preparer = open_tiny(tiny)
+    requests = mixed_requests(preparer)[:2]
+    queue = RequestQueue(4)
+    found = {}
+    queue.put(requests[0])
+    answered = threading.Event()
+
+    def late() -> None:
+        answered.wait(60)
+        queue.put(requests[1])
+        queue.close()
+
+    thread = threading.Thread(target=late)
+    thread.start()
+    for completion in engine.run(queue):
+        found[requests.index(completion.request), completion.question] = completion.text
+        answered.set()
+    thread.join()
+    assert found == {key: text for key, text in plain.items() if key[0] < 2}
+
+
+@pytest.mark.parametrize("most", [1, 3, 7])
+def test_out_of_memory_in_vision_halves_the_call(tiny: Path, plain: dict[tuple[int, int], str | None], most: int) -> None:
+    engine, preparer = open_tiny(tiny)
+    vision = engine.model.vision
+    fake = _FailingVision(vision, most)
+    object.__setattr__(engine.model, "vision", fake)
+    assert texts(engine, mixed_requests(preparer)) == plain
+    assert engine.stats.oom_events
+    assert all(event["phase"] == "vision" for event in engine.stats.oom_events)
+    assert (engine.scheduler.max_tiles or 0) <= most
+    assert fake.calls_that_failed <= 12  # the limit is remembered
+
+
+def test_a_request_that_fails_alone_is_an_error_and_the_others_go_on(tiny: Path, plain: dict[tuple[int, int], str | None]) -> None:
+    engine, preparer = open_tiny(tiny)
+    requests = mixed_requests(preparer)
+    poison = requests[3].tiles[0].copy()
+    object.__setattr__(engine.model, "vision", _FailingVision(engine.model.vision, 1000, poison))
+    found = run_all(engine, requests)
+    assert found.keys() == plain.keys()
+    for key, completion in found.items():
+        if key[0] == 3:
+            assert isinstance(completion.error, GenerateError)
+            assert "out of memory" in str(completion.error)
+        else:
+            assert completion.text == plain[key]
+
+
+@pytest.mark.parametrize("phase", ["prefill", "decode"])
+def test_out_of_memory_in_the_language_model_halves_the_batch(tiny: Path, plain: dict[tuple[int, int], str | None], phase: str) -> None:
+    engine, preparer = open_tiny(tiny)
+    language = engine.model.language
+    object.__setattr__(engine.model, "language", _FailingLanguage(language, phase))
+    assert texts(engine, mixed_requests(preparer)) == plain
+    assert {event["phase"] for event in engine.stats.oom_events} == {phase}
+    assert engine.stats.cleanups >= len(engine.stats.oom_events)
+
+
+def test_the_cache_stays_within_its_budget(tiny: Path, plain: dict[tuple[int, int], str | None]) -> None:
+    engine, preparer = open_tiny(tiny)
+    requests = mixed_requests(preparer)
+    longest = row_capacity(max(request.prompt_tokens for request in requests) + 24)
+    allowed = 3 * longest * engine.model.shape.kv_bytes(4)
+    engine.budget.limit = engine.budget.weight_bytes + allowed * 4 // 3 + 1
+    engine.budget.tile_bytes = 1
+    seen = []
+    has_room = engine._has_room
+    engine._has_room = lambda grow: (seen.append(engine.cache.allocated_bytes), has_room(grow))[1]  # type: ignore[method-assign, func-returns-value]
+    engine.encoder.is_measured = True
+    assert texts(engine, requests) == plain
+    assert max(seen) <= engine.budget.cache_bytes
+    assert engine.stats.max_sequences < 20
+    assert not engine.stats.oom_events
+
+
+def test_a_model_that_cannot_fit_is_refused_with_sizes_and_a_smaller_one() -> None:
+    from vlmbatch.engine.torch.shape import TextShape, VisionShape
+
+    vision = VisionShape(768, 12, 12, 3072, 512, 16, 1e-6)
+    text = TextShape(960, 32, 15, 5, 64, 2560, 49280, 8192, 1e-5, 1e5)
+    shape = ModelShape(vision, text, 4, 49190, False)
+    assert shape.parameters == pytest.approx(507.5e6, rel=0.001)
+    assert shape.kv_bytes(2) == 40_960
+    with pytest.raises(OutOfMemoryError, match=r"GiB of weights.*SmolVLM2-256M") as error:
+        MemoryBudget(shape, 4, int(1.6 * 2**30), CAPS["cpu"]).check("big", 64)
+    assert "\n" not in str(error.value)
+    MemoryBudget(shape, 4, 4 * 2**30, CAPS["cpu"]).check("big", 64)
+
+
+def test_the_shape_counts_the_weights_that_are_there(tiny: Path) -> None:
+    from vlmbatch.engine.torch.weights import tensor_shapes
+
+    shape = ModelShape.from_checkpoint(find_checkpoint(str(tiny)))
+    assert shape.parameters == sum(int(np.prod(size)) for size in tensor_shapes(shape).values())
+
+
+def test_measured_tiles_cost_about_what_torch_allocates() -> None:
+    from vlmbatch.engine.torch.peak_memory import measure_peak
+
+    x = torch.ones(1000, 1000)
+    _, peak = measure_peak(lambda: ((x + 1) * 2).sum(), torch.device("cpu"))
+    assert 8_000_000 <= peak <= 8_100_000  # x + 1 and its double, never three
+
+
+def test_row_capacities_waste_little() -> None:
+    for tokens in range(1, 9000, 7):
+        assert tokens <= row_capacity(tokens) <= max(64, tokens * 1.13 + 64)
+
+
+class _FailingVision:
+    """Runs out of memory above a number of tiles, or whenever a certain tile is among them."""
+
+    def __init__(self, vision: Any, most: int, poison: np.ndarray | None = None) -> None:
+        self.vision, self.most = vision, most
+        self.poison = None if poison is None else torch.from_numpy(poison)
+        self.calls_that_failed = 0
+
+    def __call__(self, tiles: torch.Tensor) -> torch.Tensor:
+        if len(tiles) > self.most or (self.poison is not None and any(torch.equal(tile, self.poison) for tile in tiles)):
+            self.calls_that_failed += 1
+            raise torch.OutOfMemoryError("CUDA out of memory. (scripted)")
+        return self.vision(tiles)
+
+
+class _FailingLanguage:
+    """Runs out of memory in large prefills, or in decode steps of many sequences."""
+
+    def __init__(self, language: Any, phase: str) -> None:
+        self.language, self.phase = language, phase
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.language, name)
+
+    def __call__(self, x: torch.Tensor, positions: torch.Tensor, attend: Any) -> torch.Tensor:
+        decoding = hasattr(attend, "parts")
+        if self.phase == "decode" and decoding and len(x) > 3:
+            raise RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes.")
+        if self.phase == "prefill" and not decoding and len(attend.segments) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory. (scripted)")
+        return self.language(x, positions, attend)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.7])
+def test_numbers_that_are_not_finite_are_an_error_of_that_request_alone(tiny: Path, temperature: float) -> None:
+    engine, preparer = open_tiny(tiny, temperature=temperature)
+    requests = mixed_requests(preparer)[:4]
+    expected = texts(engine, requests)
+    engine, _ = open_tiny(tiny, temperature=temperature)
+    take = engine._take_tokens
+
+    def poisoned(sequences: Any, logits: torch.Tensor) -> None:
+        for number, sequence in enumerate(sequences):
+            if sequence.work.request is requests[1] and len(sequence.tokens) == 3:
+                logits[number, 5] = float("nan")
+        take(sequences, logits)
+
+    engine._take_tokens = poisoned  # type: ignore[method-assign]
+    found = run_all(engine, requests)
+    for key, completion in found.items():
+        if key[0] == 1:
+            assert isinstance(completion.error, GenerateError)
+            assert "--dtype float32" in str(completion.error)
+        else:
+            assert completion.text == expected[key]
+
+
+def test_a_request_too_large_for_the_cache_leaves_the_limits_alone(tiny: Path, plain: dict[tuple[int, int], str | None]) -> None:
+    engine, preparer = open_tiny(tiny)
+    requests = mixed_requests(preparer)
+    largest = max(range(len(requests)), key=lambda number: requests[number].prompt_tokens)
+    others = max(request.prompt_tokens for number, request in enumerate(requests) if request.prompt_tokens < requests[largest].prompt_tokens - 30)
+    allowed = row_capacity(others + 24) * engine.model.shape.kv_bytes(4)
+    engine.budget.limit = engine.budget.weight_bytes + allowed * 4 // 3 + 1000
+    engine.budget.tile_bytes = 1
+    engine.encoder.is_measured = True
+    found = run_all(engine, requests)
+    assert found.keys() == plain.keys()
+    failed = {key[0] for key, completion in found.items() if completion.error is not None}
+    assert largest in failed
+    assert len(failed) < len(requests)
+    assert not engine.stats.oom_events
+    assert all(completion.text == plain[key] for key, completion in found.items() if completion.error is None)
+
+
+@pytest.mark.parametrize("phase", ["vision", "prefill", "decode"])
+def test_shares_of_the_busy_time_add_up_even_when_memory_runs_out(tiny: Path, phase: str) -> None:
+    engine, preparer = open_tiny(tiny)
+    if phase == "vision":
+        object.__setattr__(engine.model, "vision", _FailingVision(engine.model.vision, 3))
+    else:
+        object.__setattr__(engine.model, "language", _FailingLanguage(engine.model.language, phase))
+    found = run_all(engine, mixed_requests(preparer))
+    assert engine.stats.oom_events
+    assert sum(completion.timing.compute_seconds for completion in found.values()) == pytest.approx(engine.stats.busy_seconds, rel=1e-3)
+
+
+def test_equal_tiles_are_encoded_once_and_answered_the_same(tiny: Path) -> None:
+    engine, preparer = open_tiny(tiny)
+    rng = np.random.default_rng(5)
+    page = np.full((96, 128, 3), 255, np.uint8)
+    page[:24, :32] = rng.integers(0, 256, (24, 32, 3), dtype=np.uint8)
+    other = picture(rng, 120, 90)
+    drawn = [page, other, page, page]
+    requests = [preparer.prepare(Conversation("image", Pixels([pixels]), f"{number}.png"), ["Why?"]) for number, pixels in enumerate(drawn)]
+    distinct = {tile.tobytes() for request in requests for tile in request.tiles}
+    found = run_all(engine, requests)
+    assert engine.stats.tiles == len(distinct)
+    assert engine.stats.tiles + engine.stats.tiles_reused == sum(len(request.tiles) for request in requests)
+    assert found[0, 0].text == found[2, 0].text == found[3, 0].text != found[1, 0].text
+    for request in requests:
+        request.tile_keys = ()
+    plain = open_tiny(tiny)[0]
+    again = run_all(plain, requests)
+    assert plain.stats.tiles_reused == 0
+    assert {key: answer.text for key, answer in again.items()} == {key: answer.text for key, answer in found.items()}
+
+
+def test_the_features_used_last_are_kept_within_their_room() -> None:
+    kept = FeatureCache(most_bytes=3 * 16)
+    for name in (b"a", b"b", b"c"):
+        kept.put(name, torch.full((4,), float(ord(name))))
+    assert kept.get(b"a") is not None
+    kept.put(b"d", torch.zeros(4))
+    kept.put(b"", torch.zeros(4))
+    kept.put(b"large", torch.zeros(100))
+    assert [name for name in (b"a", b"b", b"c", b"d", b"", b"large") if kept.get(name) is not None] == [b"a", b"c", b"d"]
+    assert kept.bytes == 48
+    few = FeatureCache(most_tiles=2)
+    for name in (b"a", b"b", b"c"):
+        few.put(name, torch.zeros(4))
+    assert [name for name in (b"a", b"b", b"c") if few.get(name) is not None] == [b"b", b"c"]
+    assert few.bytes == 32

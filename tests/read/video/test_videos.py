@@ -1,0 +1,460 @@
+"""Videos: the right frame at the right time, upright, in every container; damage ends no job."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+from fractions import Fraction
+from pathlib import Path
+from typing import NoReturn
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tests.media import HEIGHT, WIDTH, number_of, numbered, write_picture, write_sound, write_video
+from vlmbatch.errors import DecodeError, ItemError, ReadError
+from vlmbatch.job import Job
+from vlmbatch.read import open_reader
+from vlmbatch.read.video import file as video_file
+from vlmbatch.read.video.skipping import Unsure
+from vlmbatch.read.video.file import VideoFile
+from vlmbatch.core import Item
+from vlmbatch.sample import make_sampler
+
+LIMIT = 200_000_000
+
+
+def items(*inputs: Path, **options: object) -> list[Item]:
+    job = Job(inputs=tuple(map(str, inputs)), media="video", **options)
+    return list(open_reader(job, sampler=make_sampler(job)))
+
+
+def shown(found: list[Item]) -> list[int]:
+    return [number_of(frame) for item in found for frame in item.load().arrays()]
+
+
+WAYS: list[dict[str, object]] = [
+    {"fps": 0.4},
+    {"num_frames": 4},
+    {"at": (0.1, 6.05, 11.9)},
+    {"every": 30, "start": 4.0},
+    {"per": "window", "window": 4.0},
+    {"keyframes": True},
+    {"keyframes": True, "start": 3.0, "end": 9.0},
+    {"keyframes": True, "per": "clip"},
+]
+
+
+def unsure(self: VideoFile, wanted: object) -> NoReturn:
+    """In the place of ``VideoFile._needed``: everything is decoded."""
+    raise Unsure("as it was told to be")
+
+
+CONTAINERS = [("a.mp4", "libx264"), ("a.mkv", "libx264"), ("a.ts", "libx264"), ("a.mov", "mpeg4"), ("a.webm", "libvpx-vp9")]
+
+
+@pytest.mark.parametrize(("name", "codec"), CONTAINERS)
+def test_every_frame_comes_in_presentation_order_with_its_time(tmp_path: Path, name: str, codec: str) -> None:
+    found = items(write_video(tmp_path / name, 20, codec=codec), every=1)
+    assert shown(found) == list(range(20))
+    assert [item.time_seconds for item in found] == pytest.approx([number / 10 for number in range(20)])
+    assert [item.end_seconds for item in found] == pytest.approx([number / 10 for number in range(1, 21)])
+    assert [item.index for item in found] == list(range(20))
+
+
+@pytest.mark.parametrize("name", ["a.avi", "a.h264"])
+def test_streams_without_presentation_times_lose_no_frame(tmp_path: Path, name: str) -> None:
+    path = write_video(tmp_path / name, 20, codec="mpeg4" if name == "a.avi" else "libx264", fps=25)
+    assert shown(items(path, every=1)) == list(range(20))
+    assert shown(items(path, num_frames=3)) == [0, 9, 19]
+
+
+def test_ids_media_and_fingerprint(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "in" / "sub" / "clip.mp4", 25)
+    found = items(tmp_path / "in")
+    assert [item.id for item in found] == ["sub/clip.mp4#t=0.000", "sub/clip.mp4#t=1.000", "sub/clip.mp4#t=2.000"]
+    status = path.stat()
+    assert {(item.media, item.fingerprint, item.source) for item in found} == {("frame", f"{status.st_size}:{status.st_mtime_ns}", str(path))}
+
+
+def test_ids_stay_apart_above_a_thousand_frames_a_second(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "a.mp4", 12, pts=range(12), time_base=Fraction(1, 10_000))
+    found = items(path, every=1)
+    assert len({item.id for item in found}) == 12
+
+
+def test_variable_frame_rate_times_are_the_streams_own(tmp_path: Path) -> None:
+    pts = [0, 40, 50, 400, 1000, 1001, 2500, 2600]
+    path = write_video(tmp_path / "a.mp4", len(pts), pts=pts, time_base=Fraction(1, 1000))
+    found = items(path, every=1)
+    assert [item.time_seconds for item in found] == pytest.approx([time / 1000 for time in pts])
+    assert shown(items(path, fps=2)) == [0, 3, 4, 5, 6]
+
+
+def test_the_containers_start_is_time_zero(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "a.ts", 30, options={"output_ts_offset": "5"})
+    assert [item.time_seconds for item in items(path, fps=1)] == pytest.approx([0, 1, 2])
+
+
+@pytest.mark.parametrize("name", ["a.mkv", "a.nut", "a.mp4", "a.flv"])
+def test_a_video_that_starts_late_ends_with_its_last_frame(tmp_path: Path, name: str) -> None:
+    path = write_video(tmp_path / name, 20, pts=range(5000, 7000, 100), time_base=Fraction(1, 1000), b_frames=0)
+    found = items(path, fps=1)
+    assert [item.time_seconds for item in found] == pytest.approx([0, 1])
+    assert [item.end_seconds for item in found] == pytest.approx([1, 2])
+    (clip,) = items(path, per="clip")
+    assert [clip.time_seconds, clip.end_seconds] == pytest.approx([0, 2])
+
+
+def test_a_picture_that_begins_after_the_sound_keeps_its_delay(tmp_path: Path) -> None:
+    import av
+
+    path = write_video(tmp_path / "a.mkv", 20, pts=range(500, 2500, 100), time_base=Fraction(1, 1000), b_frames=0, audio_from_seconds=0.0)
+    with av.open(str(path)) as container:
+        times = [frame.time - container.start_time / 1e6 for frame in container.decode(video=0)]
+    assert times[0] > 0.4
+    found = items(path, every=1)
+    assert [item.time_seconds for item in found] == pytest.approx(times)
+    assert shown(found) == list(range(20))
+    assert items(path, fps=1)[0].time_seconds == pytest.approx(times[0])
+
+
+@pytest.mark.parametrize("degrees", [0, 90, 180, -90])
+@pytest.mark.parametrize("hflip", [False, True])
+def test_display_rotation_makes_frames_upright(tmp_path: Path, degrees: int, hflip: bool) -> None:
+    (item,) = items(write_video(tmp_path / "a.mp4", 1, rotation=degrees, hflip=hflip))
+    turned = np.rot90(numbered(0), degrees // 90)
+    expected = turned[:, ::-1] if hflip else turned
+    got = item.load().arrays()[0]
+    assert got.shape == expected.shape
+    assert got.flags.c_contiguous
+    assert np.abs(got.astype(int) - expected).mean() < 12
+
+
+@pytest.mark.parametrize("degrees", [90, 180, -90])
+def test_rotation_is_what_opencv_shows(tmp_path: Path, degrees: int) -> None:
+    cv2 = pytest.importorskip("cv2")
+    path = write_video(tmp_path / "a.mp4", 1, rotation=degrees)
+    _, expected = cv2.VideoCapture(str(path)).read()
+    got = items(path)[0].load().arrays()[0]
+    assert got.shape == expected.shape
+    assert np.abs(got.astype(int) - expected[..., ::-1]).mean() < 12
+
+
+def test_a_clip_is_one_item_with_the_times_of_its_frames(tmp_path: Path) -> None:
+    (item,) = items(write_video(tmp_path / "clip.mp4", 60), per="clip")
+    assert (item.id, item.media, item.time_seconds, item.end_seconds) == ("clip.mp4", "clip", 0.0, 6.0)
+    pixels = item.load()
+    assert [number_of(frame) for frame in pixels.frames] == [0, 11, 23, 35, 47, 59]
+    assert pixels.times_seconds == pytest.approx([0, 1.1, 2.3, 3.5, 4.7, 5.9])
+    assert pixels.duration_seconds == 6.0
+
+
+def test_windows_are_items_of_their_own(tmp_path: Path) -> None:
+    found = items(write_video(tmp_path / "clip.mp4", 60), per="window", window=2.5)
+    assert [item.id for item in found] == ["clip.mp4#t=0.000-2.500", "clip.mp4#t=2.500-5.000", "clip.mp4#t=5.000-6.000"]
+    assert [shown([item]) for item in found] == [[0, 10, 20], [25, 35, 45], [50]]
+    assert found[1].load().duration_seconds == 6.0
+
+
+@pytest.mark.parametrize(("name", "codec"), [*CONTAINERS, ("a.avi", "mpeg4")])
+@pytest.mark.parametrize("key_every", [12, 1000])
+def test_skipping_gives_the_frames_that_decoding_everything_gives(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, codec: str, key_every: int
+) -> None:
+    path = write_video(tmp_path / name, 120, codec=codec, key_every=key_every)
+    with monkeypatch.context() as patched:
+        patched.setattr(VideoFile, "_needed", unsure)
+        everything = [shown(items(path, **way)) for way in WAYS]
+    assert [shown(items(path, **way)) for way in WAYS] == everything
+    monkeypatch.setattr(video_file, "SEEK_GAP_SECONDS", 0.5)
+    monkeypatch.setattr(video_file, "_SEEK_MARGIN_SECONDS", 0.3)
+    assert [shown(items(path, **way)) for way in WAYS] == everything
+
+
+@pytest.mark.parametrize(("way", "most"), [({"fps": 1}, 150), ({"num_frames": 4}, 40), ({"at": (15.0,)}, 13), ({"keyframes": True}, 17)])
+def test_skipping_decodes_less(tmp_path: Path, way: dict[str, object], most: int) -> None:
+    path = write_video(tmp_path / "a.mp4", 200)
+    job = Job(inputs=(str(path),), media="video", **way)
+    with VideoFile(str(path), LIMIT) as video:
+        (span,) = make_sampler(job)(video)
+        assert [number_of(frame.rgb()) for frame in span.choose(video)]
+        assert video.num_decoded <= most
+
+
+def test_a_seek_reads_less(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_video(tmp_path / "a.mp4", 600)
+    read: list[int] = []
+    steps = VideoFile._steps
+    monkeypatch.setattr(VideoFile, "_steps", lambda self, target: (read.append(step.pts) or step for step in steps(self, target)))
+    assert shown(items(path, at=(55.0,))) == [550]
+    assert len(read) < 120
+
+
+def test_only_sampled_frames_become_rgb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    converted: list[float] = []
+    rgb = video_file.DecodedFrame.rgb
+    monkeypatch.setattr(video_file.DecodedFrame, "rgb", lambda frame: converted.append(frame.time_seconds) or rgb(frame))
+    found = items(write_video(tmp_path / "a.mp4", 30))
+    assert not converted
+    found[2].load()
+    assert converted == [2.0]
+
+
+def test_a_download_that_broke_off_gives_its_frames_and_an_error(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "a.mp4", 60, options={"movflags": "faststart"})
+    assert [item.id for item in items(path, end=2.0)] == ["a.mp4#t=0.000", "a.mp4#t=1.000"]
+    whole = path.read_bytes()
+    path.write_bytes(whole[: whole.index(b"mdat") + (len(whole) - whole.index(b"mdat")) * 2 // 3])
+    for shuffle in (False, True):
+        *found, last = items(path, shuffle=shuffle)
+        assert [item.id for item in found][:3] == ["a.mp4#t=0.000", "a.mp4#t=1.000", "a.mp4#t=2.000"]
+        assert last.id == "a.mp4"
+        with pytest.raises(DecodeError, match=r"cut off: the file ends before its frames from \d\.\d00 s on"):
+            last.load()
+    assert [item.id for item in items(path, end=2.0)] == [item.id for item in items(path, at=(0.0, 1.0))] == ["a.mp4#t=0.000", "a.mp4#t=1.000"]
+    first, second = items(path, per="window", window=5.0)
+    assert shown([first])
+    with pytest.raises(DecodeError, match="cut off"):
+        second.load()
+
+
+def broken(path: Path, content: bytes) -> Path:
+    path.write_bytes(content)
+    return path
+
+
+@pytest.mark.parametrize("per", ["frame", "clip", "window"])
+def test_what_is_no_video_is_one_item_that_fails(tmp_path: Path, per: str) -> None:
+    whole = write_video(tmp_path / "whole.mp4", 10).read_bytes()
+    moov = whole.index(b"moov")
+    folder = tmp_path / "in"
+    folder.mkdir()
+    broken(folder / "empty.mp4", b"")
+    write_sound(folder / "sound.mp4")
+    broken(folder / "text.mp4", b"only text\n" * 20)
+    broken(folder / "truncated.mp4", whole[: moov - 4])
+    broken(folder / "zeros.mkv", bytes(2000))
+    found = items(folder, per=per)
+    assert [item.id for item in found] == ["empty.mp4", "sound.mp4", "text.mp4", "truncated.mp4", "zeros.mkv"]
+    assert {item.media for item in found} == {"frame" if per == "frame" else "clip"}
+    messages = []
+    for item in found:
+        with pytest.raises(DecodeError) as caught:
+            item.load()
+        messages.append(str(caught.value))
+    assert messages[:2] == ["empty file", "no video stream"]
+    assert all("\n" not in message for message in messages)
+
+
+@pytest.mark.parametrize("per", ["frame", "clip", "window"])
+def test_a_video_without_frames(tmp_path: Path, per: str) -> None:
+    found = items(write_video(tmp_path / "a.mkv", 0), per=per)
+    assert [item.id for item in found] == ["a.mkv"]
+    with pytest.raises(DecodeError):
+        found[0].load()
+
+
+@pytest.mark.parametrize("way", [{"fps": 1}, {"at": (0.1, 6.05, 11.9)}, {"every": 9}, {"scenes": True}, {"per": "window", "window": 4.0}])
+def test_shuffled_frames_are_decoded_when_their_turn_comes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: dict[str, object]) -> None:
+    paths = [write_video(tmp_path / name, 60, fps=5, key_every=20) for name in ("a.mp4", "b.mkv")]
+    wanted = [(item, shown([item])) for item in items(*paths, **way)]
+    found = items(*paths, shuffle=True, **way)
+    assert [(item.id, item.index, item.time_seconds, item.end_seconds) for item in found] == [
+        (item.id, item.index, item.time_seconds, item.end_seconds) for item, _ in wanted
+    ]
+    opened: list[str] = []
+    real = VideoFile.__init__
+
+    def spy(self: VideoFile, path: str, *arguments: int) -> None:
+        opened.append(path)
+        real(self, path, *arguments)
+
+    monkeypatch.setattr(VideoFile, "__init__", spy)
+    assert [shown([item]) for item in reversed(found)] == [numbers for _, numbers in reversed(wanted)]
+    assert len(opened) == len(found)  # so nothing of them was kept
+
+
+def test_missing_files_and_folders_are_read_errors(tmp_path: Path) -> None:
+    for path in (tmp_path / "missing.mp4", tmp_path):
+        with pytest.raises(ReadError):
+            VideoFile(str(path), LIMIT)
+
+
+def test_damage_in_the_middle_costs_what_is_damaged(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "a.mkv", 60, codec="mpeg4", b_frames=0, key_every=5)
+    content = bytearray(path.read_bytes())
+    middle = len(content) // 2
+    content[middle : middle + 300] = bytes(300)
+    path.write_bytes(content)
+    found = items(path, every=1)
+    good = []
+    for item in found:
+        try:
+            good += shown([item])
+        except (ItemError, AssertionError):
+            continue
+    assert good[:10] == list(range(10))
+    assert good[-1] == 59
+
+
+def test_packets_that_cannot_be_decoded_are_told_in_one_item(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import av
+
+    path = write_video(tmp_path / "a.mp4", 30, codec="mpeg4", b_frames=0, key_every=5)
+    decode = av.Packet.decode
+
+    class Failing:
+        """A packet that the decoder finds fault with."""
+
+        def __init__(self, packet: av.Packet) -> None:
+            self._packet = packet
+
+        def __getattr__(self, name: str) -> object:
+            return getattr(self._packet, name)
+
+        def decode(self) -> list[av.VideoFrame]:
+            frames = decode(self._packet)
+            if any(round(frame.time * 10) in (12, 13) for frame in frames):
+                raise av.error.InvalidDataError(1, "Invalid data")
+            return frames
+
+    packets = video_file.packets
+    monkeypatch.setattr(video_file, "packets", lambda *args: map(Failing, packets(*args)))
+    found = items(path, every=1)
+    assert shown(found[:-1]) == [number for number in range(30) if number not in (12, 13)]
+    assert found[-1].id == "a.mp4"
+    with pytest.raises(DecodeError, match=r"damaged after 1\.100 s: 2 packets could not be decoded \(Invalid data\)"):
+        found[-1].load()
+
+
+@pytest.mark.parametrize(("name", "codec"), CONTAINERS)
+def test_random_damage_raises_nothing_but_item_errors(tmp_path: Path, name: str, codec: str) -> None:
+    whole = write_video(tmp_path / name, 30, codec=codec).read_bytes()
+    random = np.random.default_rng(0)
+    for number in range(12):
+        content = np.frombuffer(whole, np.uint8).copy()
+        places = random.integers(0, len(content), 1 + number * 2)
+        content[places] = random.integers(0, 256, len(places))
+        (tmp_path / name).write_bytes(content.tobytes())
+        way: dict[str, object] = [{"every": 1}, {"num_frames": 3}, {"per": "clip"}][number % 3]
+        for item in items(tmp_path / name, **way):
+            with contextlib.suppress(ItemError):
+                assert item.load().arrays()
+
+
+def test_a_truncated_stream_gives_the_frames_that_are_there(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "a.ts", 60)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size * 2 // 3])
+    found = [item for item in items(path, every=1) if item.time_seconds is not None]
+    assert 20 < len(found) < 60
+
+
+def test_too_many_pixels_are_refused(tmp_path: Path) -> None:
+    (item,) = items(write_video(tmp_path / "a.mp4", 3), max_pixels=WIDTH)
+    with pytest.raises(DecodeError, match="96 x 48 = 4,608 pixels are more than --max-pixels 96"):
+        item.load()
+
+
+@pytest.mark.parametrize("name", ["a b.mp4", "12:30.mp4", "new\nline.mp4", "50%d.mp4", os.fsdecode(b"caf\xe9.mp4")])
+def test_strange_names_are_opened(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_video(tmp_path / "plain.mp4", 3).rename(tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    assert shown(items(Path(name))) == [0]
+    assert shown(items(Path("."))) == [0]
+
+
+def test_nothing_in_the_asked_stretch_is_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = write_video(tmp_path / "a.mp4", 10)
+    for per in ("frame", "clip", "window"):
+        caplog.clear()
+        assert items(path, start=60.0, per=per) == []
+        assert "no frame of it was asked for" in caplog.text
+
+
+def test_one_bad_video_does_not_stop_the_next(tmp_path: Path) -> None:
+    broken(tmp_path / "a.mp4", b"no")
+    write_video(tmp_path / "b.mp4", 3)
+    write_picture(tmp_path / "c.png")
+    job = Job(inputs=(str(tmp_path),), media="video")
+    reader = open_reader(job, sampler=make_sampler(job))
+    assert [(item.id, item.index) for item in reader] == [("a.mp4", 0), ("b.mp4#t=0.000", 1)]
+    assert reader.counts.other_media == 1
+    assert reader.estimate() == 2
+
+
+ENCODERS = {
+    "closed": ("a.mp4", "libx264", {}),
+    "open": ("a.mkv", "libx264", {"x264-params": "open-gop=1:bframes=3:b-pyramid=normal"}),
+    "pyramid": ("a.mp4", "libx264", {"x264-params": "bframes=3:b-adapt=0:b-pyramid=normal:ref=1"}),
+    "refresh": ("a.mkv", "libx264", {"x264-params": "intra-refresh=1:bframes=0"}),
+    "hevc": ("a.mp4", "libx265", {"x265-params": "log-level=none:pools=none:frame-threads=1:bframes=4:open-gop=1"}),
+    "mpeg2": ("a.mpg", "mpeg2video", {}),
+    "mpeg4": ("a.mkv", "mpeg4", {}),
+    "vp8": ("a.webm", "libvpx", {"auto-alt-ref": "1", "lag-in-frames": "16"}),
+    "vp9": ("a.webm", "libvpx-vp9", {"auto-alt-ref": "1", "lag-in-frames": "16"}),
+    "av1": ("a.mkv", "libsvtav1", {"svtav1-params": "lp=1"}),
+}
+
+
+@pytest.mark.parametrize("kind", ENCODERS)
+def test_skipping_gives_the_same_pictures_with_every_kind_of_reference(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    import av
+
+    name, codec, encoder = ENCODERS[kind]
+    if codec not in av.codecs_available:
+        pytest.skip(f"this FFmpeg does not write {codec}")
+    moving = np.random.default_rng(0).integers(0, 256, (HEIGHT, WIDTH + 100, 3), np.uint8)
+    path = write_video(
+        tmp_path / name, 100, fps=25, codec=codec, key_every=23, encoder=encoder, draw=lambda number: np.ascontiguousarray(moving[:, number : number + WIDTH])
+    )
+    ways: list[dict[str, object]] = [{"fps": 3}, {"num_frames": 5}, {"at": (0.9, 0.96, 1.9, 2.8)}, {"keyframes": True}]
+    with monkeypatch.context() as patched:
+        patched.setattr(VideoFile, "_needed", unsure)
+        everything = [items(path, **way) for way in ways]
+    found = [items(path, **way) for way in ways]
+    assert [[item.id for item in some] for some in found] == [[item.id for item in some] for some in everything]
+    for ours, theirs in zip(itertools.chain(*found), itertools.chain(*everything), strict=True):
+        assert np.array_equal(ours.load().frames[0], theirs.load().frames[0]), ours.id
+
+
+@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    gaps=st.lists(st.integers(1, 900), min_size=5, max_size=60), key_every=st.integers(3, 30), b_frames=st.integers(0, 3), fps=st.sampled_from([0.7, 2.0, 9.0])
+)
+def test_random_times_are_sampled_as_decoding_everything_would(tmp_path: Path, gaps: list[int], key_every: int, b_frames: int, fps: float) -> None:
+    pts = [sum(gaps[:number]) for number in range(len(gaps))]
+    path = write_video(tmp_path / "a.mkv", len(pts), pts=pts, time_base=Fraction(1, 1000), key_every=key_every, b_frames=b_frames)
+    stop = (pts[-1] + 100) / 1000
+    for way in ({"fps": fps}, {"num_frames": 4}, {"every": 3}):
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(VideoFile, "_needed", unsure)
+            everything = items(path, **way)
+        found = items(path, **way)
+        assert [(item.id, item.end_seconds) for item in found] == [(item.id, item.end_seconds) for item in everything]
+        assert shown(found) == shown(everything)
+        assert found[-1].time_seconds <= stop
+
+
+def test_a_stream_that_starts_in_the_middle_gives_what_can_be_decoded(tmp_path: Path) -> None:
+    """As a recording of a broadcast does: without the key frame that the first packets refer to."""
+    import av
+
+    whole = write_video(tmp_path / "whole.ts", 60, encoder={"x264-params": "open-gop=1"})
+    path = tmp_path / "cut.ts"
+    with av.open(str(whole)) as source, av.open(str(path), "w") as target:
+        stream = target.add_stream_from_template(source.streams.video[0])
+        for number, packet in enumerate(source.demux(video=0)):
+            if packet.size and number >= 5:
+                packet.stream = stream
+                target.mux(packet)
+    ways: list[dict[str, object]] = [{"fps": 2}, {"every": 1}, {"keyframes": True}]
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(VideoFile, "_needed", unsure)
+        everything = [items(path, **way) for way in ways]
+    found = [items(path, **way) for way in ways]
+    assert [[item.id for item in some] for some in found] == [[item.id for item in some] for some in everything]
+    assert shown(found[0]) == shown(everything[0])

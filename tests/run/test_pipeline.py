@@ -1,0 +1,458 @@
+"""The pipeline: every item one row a question, whatever fails; order, resume, limits and memory, on real files with a scripted engine."""
+
+from __future__ import annotations
+
+import json
+import threading
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pytest
+import srt
+import webvtt
+
+from tests.media import write_picture, write_video
+from vlmbatch.cli.progress import make_reporter
+from vlmbatch.engine.scripted import ScriptedEngine
+from vlmbatch.errors import EngineError, JobError, OutputError, TooManyErrors
+from vlmbatch.job import Job
+from vlmbatch.run.pipeline import Outcome, Run, count_items, run
+from vlmbatch.read import Reader, open_reader
+from vlmbatch.core import RECORD_FIELDS
+from vlmbatch.write import local_copy, read_records, read_summary
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """Twenty pictures, the eighth of which is text."""
+    folder = tmp_path / "photos"
+    for number in range(20):
+        write_picture(folder / f"{number:02d}.png", seed=number)
+    (folder / "07.png").write_text("not a picture")
+    return folder
+
+
+def job(folder: Path, **values: object) -> Job:
+    return Job.from_dict({"inputs": [str(folder)], "output": str(folder.parent / "out.jsonl"), **values})
+
+
+def rows(job: Job) -> list[dict[str, Any]]:
+    return list(read_records(Path(job.output_path)))
+
+
+def start(job: Job, engine: ScriptedEngine | None = None) -> tuple[Outcome, ScriptedEngine]:
+    engine = engine or ScriptedEngine()
+    return Run(job, engine=engine).start(), engine
+
+
+def test_every_item_gets_one_row_in_input_order_and_errors_are_rows(photos: Path) -> None:
+    outcome, _engine = start(job(photos))
+    found = rows(job(photos))
+    assert [row["id"] for row in found] == [f"{number:02d}.png" for number in range(20)]
+    assert [row["index"] for row in found] == list(range(20))
+    assert tuple(found[0]) == RECORD_FIELDS
+    assert found[7]["status"] == "error"
+    assert found[7]["error_type"] == "DecodeError"
+    assert "\n" not in found[7]["error"]
+    assert found[3]["text"] == f"03.png: {job(photos).instruction}"
+    assert (found[3]["width"], found[3]["height"]) == (40, 30)
+    assert outcome.exit_code == 3
+    assert outcome.summary["status"] == {"ok": 19, "error": 1}
+    assert outcome.summary["errors"] == {"DecodeError": 1}
+    summary = json.loads((photos.parent / "out.jsonl.summary.json").read_text())
+    assert summary["job"]["task"] == "caption"
+    assert summary["phases"]["read_seconds"]["p95"] >= summary["phases"]["read_seconds"]["p50"]
+    assert summary["versions"]["python"]
+    assert summary["peak_host_bytes"] > 1e7
+
+
+def test_the_same_command_again_does_nothing_twice(photos: Path) -> None:
+    start(job(photos))
+    before = (photos.parent / "out.jsonl").read_bytes()
+    outcome, engine = start(job(photos))
+    assert engine.prepared == []
+    assert outcome.exit_code == 3  # one of them still is an error
+    assert outcome.summary["kept"] == {"items": 20, "rows": 20, "errors": 1}
+    assert (photos.parent / "out.jsonl").read_bytes() == before
+
+
+def test_errors_are_done_again_only_when_asked_for(photos: Path) -> None:
+    start(job(photos))
+    write_picture(photos / "extra.png")
+    _, engine = start(job(photos))
+    assert engine.prepared == ["extra.png"]
+    failing = ScriptedEngine(fail=lambda key: key == "03.png")
+    start(job(photos, overwrite=True), failing)
+    _, engine = start(job(photos, retry_errors=True))
+    assert engine.prepared == ["03.png"]
+
+
+def test_a_changed_file_is_done_again(photos: Path) -> None:
+    start(job(photos))
+    write_picture(photos / "05.png", 64, 48, seed=99)
+    _, engine = start(job(photos))
+    assert engine.prepared == ["05.png"]
+    assert rows(job(photos))[5]["width"] == 64
+
+
+def test_new_files_move_the_others_and_nothing_is_lost(photos: Path) -> None:
+    start(job(photos, limit=5))
+    write_picture(photos / "00b.png")
+    start(job(photos))
+    found = rows(job(photos))
+    assert [row["id"] for row in found] == sorted(path.name for path in photos.iterdir())
+    assert [row["index"] for row in found] == list(range(21))
+
+
+def test_other_settings_are_refused_by_name(photos: Path) -> None:
+    start(job(photos))
+    with pytest.raises(OutputError, match=r"detail: full there, low here.*--overwrite"):
+        Run(job(photos, detail="low"), engine=ScriptedEngine())
+    outcome, _ = start(job(photos, detail="low", overwrite=True))
+    assert outcome.summary["rows"] == 20
+
+
+def test_questions_about_an_item_are_rows_side_by_side(photos: Path) -> None:
+    asked = ["Why?", "What?", "Why?"]
+    _, engine = start(job(photos, task="vqa", questions=asked, limit=3))
+    found = rows(job(photos, task="vqa", questions=asked))
+    assert [(row["id"], row["prompt"]) for row in found] == [(f"0{n}.png", question) for n in range(3) for question in ("Why?", "What?")]
+    assert engine.prepared.count("01.png") == 1
+    start(job(photos, task="vqa", questions=["Why?", "What?", "Who?"], limit=3), engine)
+    assert sorted(engine.answered[6:]) == [(f"0{n}.png", "Who?") for n in range(3)]
+    assert len(rows(job(photos, task="vqa", questions=asked))) == 9
+
+
+def test_a_question_file_asks_each_item_its_own(photos: Path) -> None:
+    file = photos.parent / "questions.jsonl"
+    file.write_text('{"id": "01.png", "question": "A?"}\n{"id": "01.png", "question": "B?"}\n"Everybody?"\n{"image": "02.png", "prompt": "C?"}\n')
+    start(job(photos, task="vqa", questions_file=str(file), limit=3))
+    found = [(row["id"], row["prompt"]) for row in rows(job(photos, task="vqa", questions_file=str(file)))]
+    assert found == [("00.png", "Everybody?"), ("01.png", "Everybody?"), ("01.png", "A?"), ("01.png", "B?"), ("02.png", "Everybody?"), ("02.png", "C?")]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("q.txt", "", "no questions"),
+        ("q.jsonl", "{", "line 1: not JSON"),
+        ("q.csv", "id,ask\na,b\n", "line 2: no text under question"),
+        ("q.md", "x", "write it as"),
+    ],
+)
+def test_a_bad_question_file_is_a_usage_error(photos: Path, name: str, text: str, message: str) -> None:
+    (photos.parent / name).write_text(text)
+    with pytest.raises(JobError, match=message):
+        Run(job(photos, task="vqa", questions_file=str(photos.parent / name)), engine=ScriptedEngine())
+
+
+def about(photos: Path, *ids: str, **values: object) -> Job:
+    file = photos.parent / "questions.jsonl"
+    file.write_text("".join(json.dumps({"id": item, "question": "Why?"}) + "\n" for item in ids))
+    return job(photos, task="vqa", questions_file=str(file), **values)
+
+
+def test_ids_of_a_question_file_that_no_item_has_are_told(photos: Path) -> None:
+    outcome, _ = start(about(photos, "gone.png", "01.png", "photos/02.png"))
+    assert outcome.exit_code == 0
+    found = outcome.summary["questions"]
+    assert (found["ids"], found["missed"]) == (3, 2)
+    assert found["hint"].endswith("questions.jsonl: no item has 2 of its 3 ids, such as 'gone.png'")
+    assert start(about(photos, "01.png", "19.png", limit=2))[0].summary["questions"] is None  # the others may come after it
+    assert start(about(photos, "01.png"))[0].summary["questions"] is None
+
+
+def test_a_question_file_about_other_things_is_a_usage_error_and_takes_no_row_away(photos: Path) -> None:
+    start(about(photos, "01.png"))
+    wrong = about(photos, "photos/01.png", "photos/02.png")
+    outcome, _ = start(wrong)
+    assert outcome.exit_code == 2
+    message = "questions.jsonl: no item has any of its 2 ids: it asks about 'photos/01.png', and an item here is '00.png'"
+    assert str(outcome.error).endswith(message)
+    assert [row["id"] for row in rows(wrong)] == ["01.png"]
+    with pytest.raises(JobError, match="no item has any of its 2 ids"):
+        count_items(wrong)
+    outcome, _ = start(about(photos, "19.png", limit=2))
+    assert outcome.exit_code == 0
+    assert "no item within --limit has its id: it asks about '19.png'" in outcome.summary["questions"]["hint"]
+
+
+def test_a_question_file_about_nothing_that_is_there_yet_is_no_error(photos: Path) -> None:
+    outcome, _ = start(about(photos, "01.png", include=["*.webp"]))
+    assert (outcome.exit_code, outcome.summary["found"], outcome.summary["questions"]) == (0, 0, None)
+
+
+def test_an_item_that_the_engine_cannot_answer_is_an_error_row(photos: Path) -> None:
+    outcome, _ = start(job(photos), ScriptedEngine(fail=lambda key: key.startswith("1")))
+    assert outcome.summary["errors"] == {"DecodeError": 1, "GenerateError": 10}
+    assert [row["id"] for row in rows(job(photos)) if row["error_type"] == "GenerateError"] == [f"{n}.png" for n in range(10, 20)]
+
+
+def test_a_dead_engine_ends_the_run_and_keeps_what_is_finished(photos: Path) -> None:
+    outcome, engine = start(job(photos), ScriptedEngine(die_after=6))
+    assert isinstance(outcome.error, EngineError)
+    assert outcome.exit_code == 1
+    kept = rows(job(photos))
+    assert {row["id"] for row in kept if row["status"] == "ok"} == {key for key, _ in engine.answered}
+    assert len(engine.answered) == 6
+    outcome, again = start(job(photos))
+    assert outcome.exit_code == 3
+    assert len(again.answered) == 13
+    assert [row["index"] for row in rows(job(photos))] == list(range(20))
+    with pytest.raises(EngineError):
+        run(job(photos, overwrite=True), engine=ScriptedEngine(die_after=0))
+
+
+@pytest.mark.parametrize("limit", ["3", "30%"])
+def test_too_many_errors_stop_a_hopeless_run(tmp_path: Path, limit: str) -> None:
+    for number in range(300):
+        (tmp_path / "bad" / f"{number:03d}.png").parent.mkdir(exist_ok=True)
+        (tmp_path / "bad" / f"{number:03d}.png").write_text("no")
+    outcome, _ = start(job(tmp_path / "bad", max_errors=limit))
+    assert isinstance(outcome.error, TooManyErrors)
+    assert outcome.exit_code == 4
+    assert 3 < outcome.summary["rows"] < 300
+    assert len(rows(job(tmp_path / "bad"))) == outcome.summary["rows"]
+
+
+@pytest.mark.parametrize(("limit", "code"), [("10%", 4), ("50%", 3)])
+def test_a_share_of_errors_is_judged_at_the_end_of_a_short_run_too(tmp_path: Path, limit: str, code: int) -> None:
+    folder = tmp_path / "some bad"
+    for number in range(8):
+        write_picture(folder / f"{number}.png")
+    for number in range(2):
+        (folder / f"{number}.png").write_text("no")
+    outcome, _ = start(job(folder, max_errors=limit))
+    assert outcome.exit_code == code
+    assert not outcome.interrupted
+    assert len(rows(job(folder))) == 8
+
+
+def test_the_share_of_errors_counts_what_was_done_before(photos: Path) -> None:
+    start(job(photos))
+    (photos / "99.png").write_text("no")
+    outcome, _ = start(job(photos, max_errors="10%"))
+    assert outcome.exit_code == 3
+    (photos / "98.png").write_text("no")
+    outcome, _ = start(job(photos, max_errors="9%"))
+    assert (outcome.exit_code, str(outcome.error)) == (4, "3 of 22 items are errors, more than --max-errors 9%")
+    assert start(job(photos, max_errors="9%"))[0].exit_code == 3  # a run that does nothing is not judged
+
+
+def test_a_number_of_errors_is_that_of_this_run(photos: Path) -> None:
+    for number in range(3):
+        (photos / f"9{number}.png").write_text("no")
+        outcome, _ = start(job(photos, max_errors="2"))
+        assert (outcome.exit_code, outcome.summary["status"]["error"]) == (3, 2 if number == 0 else 1)
+
+
+def test_a_stopped_run_keeps_what_is_finished_and_goes_on_later(photos: Path) -> None:
+    engine = ScriptedEngine(batch_size=1)
+    stopped = Run(job(photos, read_workers=1), engine=engine)
+
+    def answer(key: str, question: str) -> str:
+        if key == "04.png":
+            stopped.stop()
+            while not stopped._requests.stopped:
+                threading.Event().wait(0.001)
+        return key
+
+    engine._answer = answer
+    outcome = stopped.start()
+    assert outcome.exit_code == 130
+    assert outcome.summary["interrupted"]
+    first = [row["id"] for row in rows(job(photos)) if row["status"] == "ok"]
+    assert first == ["00.png", "01.png", "02.png", "03.png", "04.png"]
+    _, again = start(job(photos))
+    assert set(first).isdisjoint(again.prepared)
+    assert len(rows(job(photos))) == 20
+
+
+def test_out_of_memory_events_reach_the_summary(photos: Path) -> None:
+    outcome, _ = start(job(photos), ScriptedEngine(batch_size=8, oom_above=2, seconds=0.01))
+    assert outcome.summary["engine"]["oom_events"]
+    assert outcome.summary["status"]["ok"] == 19
+
+
+def test_shuffled_items_are_limited_and_come_out_in_input_order(photos: Path) -> None:
+    _, engine = start(job(photos, shuffle=True, limit=8, seed=4))
+    assert engine.prepared != sorted(engine.prepared)
+    found = [row["id"] for row in rows(job(photos))]
+    assert found == sorted(found)
+    assert found != [f"{number:02d}.png" for number in range(8)]
+
+
+def test_an_engine_gets_no_further_ahead_than_the_queues_allow(tmp_path: Path) -> None:
+    for number in range(400):
+        write_picture(tmp_path / "many" / f"{number:03d}.png", 8, 8)
+    gate = threading.Event()
+    engine = ScriptedEngine(gate=gate)
+    running = Run(job(tmp_path / "many"), engine=engine)
+    thread = threading.Thread(target=running.start)
+    thread.start()
+    while len(running._requests) < 64:
+        threading.Event().wait(0.01)
+    threading.Event().wait(0.3)
+    assert len(engine.prepared) <= 64 + running._workers
+    gate.set()
+    thread.join()
+    assert len(engine.answered) == 400
+
+
+def test_video_frames_clips_and_windows_are_items(tmp_path: Path) -> None:
+    (tmp_path / "v").mkdir()
+    write_video(tmp_path / "v" / "clip.mp4", 50, fps=10)
+    frames = job(tmp_path / "v", media="video", fps=1)
+    outcome, _ = start(frames)
+    found = rows(frames)
+    assert [row["id"] for row in found] == [f"clip.mp4#t={t}.000" for t in range(5)]
+    assert [row["end_seconds"] for row in found] == pytest.approx([1, 2, 3, 4, 5])
+    assert {row["media"] for row in found} == {"frame"}
+    assert outcome.exit_code == 0
+    windows = job(tmp_path / "v", media="video", per="window", window=2, overwrite=True)
+    start(windows)
+    assert [(row["id"], row["time_seconds"], row["end_seconds"]) for row in rows(windows)][1] == ("clip.mp4#t=2.000-4.000", 2.0, pytest.approx(4.0))
+
+
+def test_items_are_counted_for_the_progress_after_the_first_answer_not_before(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = ScriptedEngine()
+    answers_before_counting = []
+
+    def watched(job: Job, **settings: Any) -> Reader:
+        if settings.get("names_only"):
+            answers_before_counting.append(len(engine.answered))
+        return open_reader(job, **settings)
+
+    monkeypatch.setattr("vlmbatch.run.intake.open_reader", watched)
+    with make_reporter(bar=False, lines=True) as reporter:
+        assert Run(job(photos), engine=engine, reporter=reporter).start().exit_code == 3
+    assert len(answers_before_counting) == 1
+    assert answers_before_counting[0] > 0
+
+
+def test_an_empty_folder_is_no_error(tmp_path: Path) -> None:
+    (tmp_path / "none").mkdir()
+    outcome, _ = start(job(tmp_path / "none"))
+    assert outcome.exit_code == 0
+    assert rows(job(tmp_path / "none")) == []
+
+
+def test_an_unforeseen_exception_of_one_item_does_not_end_the_run(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = ScriptedEngine()
+    prepare = engine.prepare
+
+    def odd(conversation: Any, questions: Any) -> Any:
+        if conversation.key == "02.png":
+            raise ZeroDivisionError("a bug")
+        return prepare(conversation, questions)
+
+    monkeypatch.setattr(engine, "prepare", odd)
+    start(job(photos), engine)
+    assert rows(job(photos))[2]["error"] == "ZeroDivisionError: a bug"
+    assert rows(job(photos))[2]["error_type"] == "PrepareError"
+
+
+def test_a_reader_that_dies_ends_the_run_after_committing(photos: Path) -> None:
+    running = Run(job(photos), engine=ScriptedEngine())
+    items = list(running.reader)
+
+    class Dying:
+        counts = running.reader.counts
+
+        def __iter__(self) -> Any:
+            yield from items[:5]
+            while running.stats.rows < 3:
+                threading.Event().wait(0.001)
+            raise RuntimeError("the disk is gone")
+
+        def estimate(self) -> None:
+            return None
+
+    running.reader = Dying()
+    outcome = running.start()
+    assert isinstance(outcome.error, RuntimeError)
+    assert outcome.exit_code == 1
+    assert 3 <= len(rows(job(photos))) <= 5
+    assert not [thread for thread in threading.enumerate() if thread.name in ("reader", "writer") or thread.name.startswith("prepare")]
+
+
+def test_sidecars_are_written_of_all_rows_of_the_items_when_a_run_comes_to_its_end(photos: Path) -> None:
+    job_of = job(photos, sidecar="txt")
+    outcome, _ = start(job_of, ScriptedEngine(die_after=6))
+    assert outcome.exit_code == 1
+    assert outcome.summary["sidecars"] is None
+    assert not list(photos.glob("*.txt"))
+    outcome, again = start(job_of)
+    assert len(again.answered) == 13
+    assert outcome.summary["sidecars"]["written"] == 19
+    assert (photos / "03.txt").read_text() == f"03.png: {job_of.instruction}\n"
+    assert not (photos / "07.txt").exists()
+    (photos / "08.png").unlink()
+    (photos / "08.txt").unlink()
+    start(job(photos, sidecar="txt", prompt="Other?"))  # in the same OUTPUT; 08.png has a row there, and no place any more
+    assert (photos / "03.txt").read_text() == "03.png: Other?\n"
+    assert not (photos / "08.txt").exists()
+
+
+def test_subtitles_of_a_video_that_became_another_are_those_of_the_other(tmp_path: Path) -> None:
+    (tmp_path / "v").mkdir()
+    write_video(tmp_path / "v" / "clip.mp4", 50, fps=10)
+    frames = job(tmp_path / "v", media="video", fps=1, sidecar="srt")
+    start(frames, ScriptedEngine(lambda key, question: key[-5]))
+    found = list(srt.parse((tmp_path / "v" / "clip.srt").read_text(encoding="utf-8")))
+    assert [cue.content for cue in found] == list("01234")
+    assert found[-1].end.total_seconds() == 5
+    write_video(tmp_path / "v" / "clip.mp4", 23, fps=10)
+    _, again = start(frames, ScriptedEngine(lambda key, question: "so" if key[-5] != "1" else "-->\n\n&"))
+    assert len(again.answered) == 3
+    found = list(srt.parse((tmp_path / "v" / "clip.srt").read_text(encoding="utf-8")))
+    assert [(cue.start.total_seconds(), cue.end.total_seconds(), cue.content) for cue in found] == [(0, 1, "so"), (1, 2, "-> &"), (2, 2.3, "so")]
+    assert len(rows(frames)) == 3  # no row of the frames that are gone
+
+
+def test_windows_of_a_video_have_subtitles_too(tmp_path: Path) -> None:
+    (tmp_path / "v").mkdir()
+    write_video(tmp_path / "v" / "clip.mp4", 50, fps=10)
+    start(job(tmp_path / "v", media="video", per="window", window=2, sidecar="vtt", sidecar_dir=str(tmp_path / "subs")))
+    assert [(cue.start, cue.end) for cue in webvtt.read(tmp_path / "subs" / "clip.vtt")] == [
+        *(("00:00:00.000", "00:00:02.000"), ("00:00:02.000", "00:00:04.000"), ("00:00:04.000", "00:00:05.000"))
+    ]
+
+
+def test_a_folder_where_sidecars_cannot_be_written_ends_in_an_error_with_every_row_kept(photos: Path) -> None:
+    (photos / "03.txt").mkdir()
+    outcome, _ = start(job(photos, sidecar="txt"))
+    assert outcome.exit_code == 1
+    assert "03.txt: Is a directory" in str(outcome.error)
+    assert len(rows(job(photos))) == 20
+    assert (photos / "04.txt").exists()
+
+
+def test_an_output_behind_a_url_has_rows_summary_and_sidecars(photos: Path) -> None:
+    files = fsspec.filesystem("memory")
+    where = {"output": "memory://bucket/out.parquet", "staging_dir": str(photos.parent / "staging")}
+    outcome, _engine = start(job(photos, **where, sidecar="txt", limit=3))
+    assert outcome.exit_code == 0
+    assert (photos / "02.txt").read_text() == f"02.png: {job(photos).instruction}\n"
+    outcome, engine = start(job(photos, **where))
+    assert outcome.summary["kept"]["rows"] == 3
+    assert len(engine.prepared) == 16
+    with local_copy(where["output"]) as path:
+        assert [row["id"] for row in read_records(path)] == [f"{number:02d}.png" for number in range(20)]
+        assert read_summary(path) == json.loads(json.dumps(outcome.summary))
+    files.rm("/bucket", recursive=True)
+
+
+def test_sidecars_have_the_answers_to_the_questions_that_the_rows_of_a_manifest_ask(photos: Path) -> None:
+    table = photos / "asked.csv"
+    table.write_text("path,question\n01.png,Who?\n02.png,Why?\n02.png,Where?\n")
+    start(job(table, task="vqa", sidecar="txt", output=str(photos.parent / "out.jsonl")))
+    assert (photos / "01.txt").read_text() == "01.png: Who?\n"
+    assert (photos / "02.txt").read_text() == "02.png: Why?\n02.png: Where?\n"
+    table.write_text("path,question\n01.png,Who?\n01.png,\n02.png,Where?\n")
+    outcome, engine = start(job(table, task="vqa", questions=["What?"], sidecar="txt", output=str(photos.parent / "out.jsonl")))
+    assert len(engine.answered) == 1
+    assert outcome.summary["kept"]["rows"] == 2
+    assert (photos / "01.txt").read_text() == "01.png: Who?\n01.png: What?\n"
+    assert (photos / "02.txt").read_text() == "02.png: Where?\n"  # what was asked before stays in OUTPUT only

@@ -1,0 +1,1 @@
+"""The torch engine: SmolVLM2 with continuous batching."""

@@ -1,0 +1,153 @@
+"""What fits: the memory budget, from the checkpoint's shapes and what the device has free.
+
+The limit is the smaller of ``--max-memory`` and ``--memory-fraction`` of the free memory. Weights come off first, a quarter of the rest is kept for
+activations, and keys and values may have what is left.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from vlmbatch.checkpoint import KNOWN_MODELS
+from vlmbatch.engine.torch.shape import ModelShape
+from vlmbatch.errors import OutOfMemoryError
+
+GIB = 1 << 30
+KNOWN_PARAMETERS = dict(zip(KNOWN_MODELS, (256_500_000, 507_500_000, 2_247_000_000), strict=True))
+"""Weights of the published checkpoints, counted on their shapes."""
+
+WORKSPACE_SHARE = 0.25
+PACKED_SHARE = 0.25
+LARGEST_PICTURE_TILES = 17
+"""Tiles of a square picture at full detail: 4 x 4 and the global view."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Caps:
+    """How much of one kind of work a device takes at once, where more would not make it faster.
+
+    Attributes:
+        sequences: Sequences that are decoded together.
+        patches: Patches in one encoder call.
+        prefill_tokens: Tokens in one prefill.
+        short_sequences: Sequences that are decoded together when all prompts are short.
+    """
+
+    sequences: int
+    patches: int
+    prefill_tokens: int
+    short_sequences: int
+
+
+CAPS = {"cpu": Caps(32, 4096, 2048, 64), "cuda": Caps(256, 65536, 16384, 256), "mps": Caps(64, 16384, 4096, 64)}
+"""By device. On two cores an encoder call of four 512-pixel tiles is as fast a tile as a larger one. Decoding gains little above 32 sequences of a thousand
+tokens, whose keys take longer to read than the weights do; of short ones, 64 were 1.05 to 1.7 times as fast as 32."""
+SHORT_TOKENS = 512
+"""A prompt is short up to so many tokens."""
+
+
+@dataclasses.dataclass
+class MemoryBudget:
+    """Bytes, and who may have them.
+
+    Attributes:
+        shape: The model's sizes.
+        itemsize: Bytes of a number of the format that is computed in.
+        limit: Bytes that the engine may take in all.
+        caps: What the device takes at once.
+        tile_bytes: Peak activation bytes of a tile: an estimate, until the first encoder call has been measured.
+        packed_bytes: Bytes of second copies of weights (packed.py); 0 without them.
+        quantized: Whether the matrices of the language model are 8-bit whole numbers.
+    """
+
+    shape: ModelShape
+    itemsize: int
+    limit: int
+    caps: Caps
+    tile_bytes: int = 0
+    packed_bytes: int = 0
+    quantized: bool = False
+
+    def __post_init__(self) -> None:
+        self.tile_bytes = self.tile_bytes or self.shape.tile_bytes(self.itemsize)
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of the weights, second copies for faster kernels included."""
+        return self.shape.weight_bytes(self.itemsize, quantized=self.quantized) + self.packed_bytes
+
+    @property
+    def workspace_bytes(self) -> int:
+        """Bytes kept for activations: a quarter of what the weights leave, at least what one tile needs."""
+        return max(int(WORKSPACE_SHARE * (self.limit - self.weight_bytes)), self.tile_bytes)
+
+    @property
+    def cache_bytes(self) -> int:
+        """Bytes that keys and values may have."""
+        return max(0, self.limit - self.weight_bytes - self.workspace_bytes)
+
+    @property
+    def tiles_at_once(self) -> int:
+        """Tiles in one encoder call."""
+        return max(1, min(self.caps.patches // self.shape.vision.patches, self.workspace_bytes // self.tile_bytes))
+
+    @property
+    def prefill_tokens(self) -> int:
+        """Tokens in one prefill; a longer prompt is prefilled alone."""
+        text = self.shape.text
+        token_bytes = (6 * text.hidden + 3 * text.mlp) * self.itemsize
+        return max(1, min(self.caps.prefill_tokens, self.workspace_bytes // token_bytes))
+
+    def reserve_packed(self, size: int) -> bool:
+        """Sets memory aside for second copies of weights, where they take at most a quarter of what is left; says whether it did."""
+        if size > PACKED_SHARE * (self.limit - self.weight_bytes):
+            return False
+        self.packed_bytes = size
+        return True
+
+    def sequences(self, tokens: int) -> int:
+        """How many sequences of so many tokens fit, within the device's cap."""
+        return min(self.caps.sequences, self.cache_bytes // (tokens * self.shape.kv_bytes(self.itemsize)))
+
+    def check(self, model: str, max_new_tokens: int) -> None:
+        """Refuses a model that cannot answer even one request, before a weight is read.
+
+        Raises:
+            OutOfMemoryError: With the sizes, and what would fit.
+        """
+        tokens = min(self.shape.text.context, self.shape.tile_tokens * LARGEST_PICTURE_TILES + 200 + max_new_tokens)
+        cache = tokens * self.shape.kv_bytes(self.itemsize)
+        if self.weight_bytes < self.limit and cache <= self.cache_bytes:
+            return
+        need = self.weight_bytes + max(self.tile_bytes + cache, int(cache / (1 - WORKSPACE_SHARE)))
+        raise OutOfMemoryError(
+            f"{model} needs {gib(need)} ({gib(self.weight_bytes)} of weights, {gib(self.tile_bytes)} for a tile, {gib(cache)} for one sequence) "
+            f"and may take {gib(self.limit)}; {self._advice()}"
+        )
+
+    def _advice(self) -> str:
+        parameters = self.shape.parameters
+        smaller = [name for name, count in KNOWN_PARAMETERS.items() if count < 0.95 * parameters and 1.2 * count * self.itemsize < self.limit]
+        ways = [f"use --model {smaller[-1]}"] if smaller else []
+        if self.itemsize == 4 and self.weight_bytes / 2 * 1.2 < self.limit:
+            ways.append("or --dtype bfloat16" if ways else "use --dtype bfloat16")
+        if not self.quantized and self.shape.weight_bytes(self.itemsize, quantized=True) * 1.2 < self.limit:
+            ways.append("or --quantize int8" if ways else "use --quantize int8")
+        return " ".join(ways) or "free some memory, or raise --max-memory or --memory-fraction"
+
+    def describe(self) -> dict[str, int]:
+        """The figures, for the summary."""
+        return {
+            "limit_bytes": self.limit,
+            "weight_bytes": self.weight_bytes,
+            "workspace_bytes": self.workspace_bytes,
+            "cache_bytes": self.cache_bytes,
+            "tile_bytes": self.tile_bytes,
+            "kv_bytes_per_token": self.shape.kv_bytes(self.itemsize),
+            "tiles_at_once": self.tiles_at_once,
+        }
+
+
+def gib(size: int) -> str:
+    """Bytes in GiB or MiB, as a message states them."""
+    return f"{size / GIB:.1f} GiB" if size >= GIB else f"{size / (1 << 20):.0f} MiB"

@@ -1,0 +1,1 @@
+"""Kernels that are fast on CPUs."""

@@ -1,0 +1,71 @@
+"""Tiles on their way to the device, as the bytes they are; on CUDA from pinned memory, the next call's while this one is computed."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from vlmbatch.core import Request
+
+Wanted = Sequence[tuple[Request, int]]
+"""Tiles: a request, and the number of the tile in it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class _Sent:
+    wanted: list[tuple[Request, int]]
+    tiles: Tensor
+    arrived: torch.cuda.Event | None
+
+
+class TileUploads:
+    """Sends tiles to a device.
+
+    Attributes:
+        is_ahead: Whether tiles are sent before they are asked for.
+        used_ahead: Calls whose tiles were there already.
+    """
+
+    def __init__(self, device: torch.device, *, ahead: bool | None = None) -> None:
+        """``ahead`` is ``is_ahead``; where it is not given, CUDA does."""
+        self._device = device
+        self.is_ahead = device.type == "cuda" if ahead is None else ahead
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._sent: _Sent | None = None
+        self.used_ahead = 0
+
+    def send_ahead(self, wanted: Wanted) -> None:
+        """Begins to send what is likely to be asked for next; a guess that proves wrong costs the copy."""
+        self._sent = self._send(wanted) if self.is_ahead and wanted else None
+
+    def take(self, wanted: Wanted) -> Tensor:
+        """Tiles on the device, uint8 (n, 3, E, E)."""
+        sent, self._sent = self._sent, None
+        if sent is None or sent.wanted != list(wanted):
+            sent = self._send(wanted)
+        else:
+            self.used_ahead += 1
+        if sent.arrived is not None:
+            current = torch.cuda.current_stream(self._device)
+            current.wait_event(sent.arrived)
+            sent.tiles.record_stream(current)
+        return sent.tiles
+
+    def clear(self) -> None:
+        """Drops what was sent and not asked for."""
+        self._sent = None
+
+    def _send(self, wanted: Wanted) -> _Sent:
+        tiles = [torch.from_numpy(request.tiles[number]) for request, number in wanted]
+        if self._stream is None:
+            return _Sent(list(wanted), torch.stack(tiles).to(self._device), None)
+        staging = torch.empty((len(tiles), *tiles[0].shape), dtype=torch.uint8, pin_memory=True)
+        torch.stack(tiles, out=staging)
+        with torch.cuda.stream(self._stream):
+            sent = staging.to(self._device, non_blocking=True)  # torch keeps the pinned block until the copy is done
+            arrived = torch.cuda.Event()
+            arrived.record(self._stream)
+        return _Sent(list(wanted), sent, arrived)

@@ -1,0 +1,153 @@
+"""Reads a checkpoint's safetensors into torch, tensor by tensor, checked against the shape that config.json promises; quantizes on the way, if asked to."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+
+import safetensors
+import torch
+from safetensors import safe_open
+
+from vlmbatch.checkpoint import Checkpoint
+from vlmbatch.engine.torch.linear import quantize
+from vlmbatch.engine.torch.model import SCALE, LanguageModel, VisionEncoder, Weights
+from vlmbatch.engine.torch.shape import ModelShape
+from vlmbatch.errors import ModelLoadError
+
+logger = logging.getLogger(__name__)
+
+VISION, TEXT = "model.vision_model", "model.text_model"
+"""What the names of the encoder's and the language model's tensors begin with."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """A loaded SmolVLM2.
+
+    Attributes:
+        shape: Its sizes.
+        vision: Vision encoder and connector.
+        language: The language model.
+        device: Where the weights are.
+        dtype: The number format that it computes in.
+        quantized: Whether the matrices of the language model are 8-bit whole numbers.
+    """
+
+    shape: ModelShape
+    vision: VisionEncoder
+    language: LanguageModel
+    device: torch.device
+    dtype: torch.dtype
+    quantized: bool = False
+
+
+def load_model(checkpoint: Checkpoint, shape: ModelShape, device: torch.device, dtype: torch.dtype, *, quantized: bool = False) -> Model:
+    """Reads the weights and moves them to a device in a number format.
+
+    Args:
+        checkpoint: Where they are.
+        shape: What config.json says.
+        device: Where they go.
+        dtype: The number format that is computed in.
+        quantized: Whether the matrices of the language model become 8-bit whole numbers (linear.py). Each is quantized as it is read, so that no more than
+            one is there in two forms.
+
+    Raises:
+        ModelLoadError: A file is broken, or a tensor is missing or of another shape than config.json says.
+    """
+    expected = tensor_shapes(shape)
+    tensors: dict[str, torch.Tensor] = {}
+    for path in checkpoint.weight_files():
+        try:
+            with safe_open(path, framework="pt", device="cpu") as file:
+                for name in file.keys():  # noqa: SIM118 (not a mapping)
+                    if name in expected:
+                        tensor = file.get_tensor(name)
+                        if quantized and is_quantized(name):
+                            _put_quantized(tensors, name, tensor, device)
+                        else:
+                            tensors[name] = tensor.to(device, dtype)
+                    else:
+                        logger.debug("%s: tensor %s is not used", path.name, name)
+        except (safetensors.SafetensorError, OSError) as error:
+            raise ModelLoadError(f"{checkpoint.name}: {path.name} cannot be read: {error}") from error
+    if "lm_head.weight" not in tensors and not shape.tied:
+        # Files leave shared tensors out, whatever the flag in config.json says.
+        shape = dataclasses.replace(shape, tied=True)
+        del expected["lm_head.weight"]
+    for name, size in expected.items():
+        if name not in tensors:
+            raise ModelLoadError(f"{checkpoint.name}: the weights lack {name}")
+        if tuple(tensors[name].shape) != size:
+            raise ModelLoadError(f"{checkpoint.name}: {name} is {tuple(tensors[name].shape)}, config.json says {size}")
+    if quantized and shape.tied:  # the embeddings stay as they are; the head reads all of its matrix for every token
+        _put_quantized(tensors, "lm_head.weight", tensors[f"{TEXT}.embed_tokens.weight"], device)
+    scale, shift = pixel_normalization(checkpoint)
+    weights = Weights(tensors)
+    vision = VisionEncoder(shape, weights.under("model"), scale.to(device), shift.to(device))
+    return Model(shape, vision, LanguageModel(shape, weights), device, dtype, quantized)
+
+
+def is_quantized(name: str) -> bool:
+    """Whether quantizing is for a tensor: for the matrices that a decode step reads, those of the language model's layers and the head.
+
+    Embeddings are looked up, norms are small, and the vision encoder multiplies each weight by a thousand patches: reading it is not what takes the time.
+    """
+    return name == "lm_head.weight" or (name.startswith(f"{TEXT}.layers.") and name.endswith("_proj.weight"))
+
+
+def _put_quantized(tensors: dict[str, torch.Tensor], name: str, tensor: torch.Tensor, device: torch.device) -> None:
+    if tensor.ndim != 2:
+        tensors[name] = tensor  # the check of shapes says what is wrong
+        return
+    weight, scale = quantize(tensor)
+    tensors[name], tensors[f"{name.removesuffix('weight')}{SCALE}"] = weight.to(device), scale.to(device)
+
+
+def pixel_normalization(checkpoint: Checkpoint) -> tuple[torch.Tensor, torch.Tensor]:
+    """Scale and shift by channel, each float32 (3,), that turn uint8 pixels into what the encoder was trained on."""
+    settings = checkpoint.image_processor()
+    ones = torch.ones(3, dtype=torch.float64)
+    rescale = float(settings.get("rescale_factor", 1 / 255)) if settings.get("do_rescale", True) else 1.0
+    if not settings.get("do_normalize", True):
+        return (ones * rescale).float(), (ones * 0).float()
+    mean = torch.tensor(settings.get("image_mean", [0.5] * 3), dtype=torch.float64)
+    std = torch.tensor(settings.get("image_std", [0.5] * 3), dtype=torch.float64)
+    return (rescale / std).float(), (-mean / std).float()
+
+
+def tensor_shapes(shape: ModelShape) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every tensor of a checkpoint in the hub's layout."""
+    v, t = shape.vision, shape.text
+    vision, text = VISION, TEXT
+    shapes: dict[str, tuple[int, ...]] = {
+        f"{vision}.embeddings.patch_embedding.weight": (v.hidden, 3, v.patch_size, v.patch_size),
+        f"{vision}.embeddings.patch_embedding.bias": (v.hidden,),
+        f"{vision}.embeddings.position_embedding.weight": (v.patches, v.hidden),
+        f"{vision}.post_layernorm.weight": (v.hidden,),
+        f"{vision}.post_layernorm.bias": (v.hidden,),
+        "model.connector.modality_projection.proj.weight": (t.hidden, v.hidden * shape.scale_factor**2),
+        f"{text}.embed_tokens.weight": (t.vocabulary, t.hidden),
+        f"{text}.norm.weight": (t.hidden,),
+    }
+    if not shape.tied:
+        shapes["lm_head.weight"] = (t.vocabulary, t.hidden)
+    for i in range(v.layers):
+        layer = f"{vision}.encoder.layers.{i}"
+        linears = {f"self_attn.{name}": (v.hidden, v.hidden) for name in ("q_proj", "k_proj", "v_proj", "out_proj")}
+        linears |= {"mlp.fc1": (v.mlp, v.hidden), "mlp.fc2": (v.hidden, v.mlp)}
+        for name, size in linears.items():
+            shapes[f"{layer}.{name}.weight"], shapes[f"{layer}.{name}.bias"] = size, size[:1]
+        for norm in ("layer_norm1", "layer_norm2"):
+            shapes[f"{layer}.{norm}.weight"] = shapes[f"{layer}.{norm}.bias"] = (v.hidden,)
+    for i in range(t.layers):
+        layer = f"{text}.layers.{i}"
+        query, key = t.heads * t.head_dim, t.kv_heads * t.head_dim
+        sizes = {"self_attn.q_proj": (query, t.hidden), "self_attn.k_proj": (key, t.hidden), "self_attn.v_proj": (key, t.hidden)}
+        sizes |= {"self_attn.o_proj": (t.hidden, query), "mlp.gate_proj": (t.mlp, t.hidden), "mlp.up_proj": (t.mlp, t.hidden)}
+        sizes |= {"mlp.down_proj": (t.hidden, t.mlp)}
+        shapes |= {f"{layer}.{name}.weight": size for name, size in sizes.items()}
+        for norm in ("input_layernorm", "post_attention_layernorm"):
+            shapes[f"{layer}.{norm}.weight"] = (t.hidden,)
+    return shapes

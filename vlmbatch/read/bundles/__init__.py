@@ -1,0 +1,1 @@
+"""Files that hold or name many inputs: manifests and archives."""

@@ -1,0 +1,1 @@
+"""Files behind URLs: http with its address guard, and the stores that fsspec opens."""

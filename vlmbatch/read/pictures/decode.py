@@ -1,0 +1,237 @@
+"""Picture files and documents to Items. A picture is opened, checked and decoded in ``load``, on the worker's thread."""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+import struct
+from collections.abc import Iterator
+from typing import IO, BinaryIO
+
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from vlmbatch.errors import DecodeError, ItemError, ReadError
+from vlmbatch.job import Job
+from vlmbatch.read.base import Counts, check_size, one_line
+from vlmbatch.read.extras import is_there
+from vlmbatch.read.listing import Listing
+from vlmbatch.core import Item, Pixels
+
+logger = logging.getLogger(__name__)
+
+Image.init()
+if is_there("pillow_heif"):
+    import pillow_heif
+
+    pillow_heif.register_heif_opener()
+_KNOWN = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "DIB", "GIF", "TIFF", "PPM", "ICO", "TGA", "JPEG2000", "AVIF", "HEIF")
+FORMATS = tuple(name for name in _KNOWN if name in Image.OPEN)
+"""Formats that are opened, as far as this Pillow has them. It knows more, some of which start other programs (EPS runs Ghostscript)."""
+
+Image.MAX_IMAGE_PIXELS = None
+"""Pillow's own limit is one for the whole process and warns below its double; ``load_image`` checks the job's ``max_pixels`` before it decodes."""
+
+_ORIENTATION_TAG = 0x0112
+_BITS_TAG, _PHOTOMETRIC_TAG = 258, 262
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What makes a picture of an EXIF orientation upright; 1 is upright (Exif 2.32, 4.6.4)."""
+
+
+def open_checked(source: str | bytes, max_file_bytes: int | None = None) -> IO[bytes]:
+    """Opens a file, or bytes as one; without ``max_file_bytes`` of any size.
+
+    Raises:
+        ReadError: It cannot be opened, or has more bytes than ``max_file_bytes``.
+        DecodeError: It is empty.
+    """
+    try:
+        file = io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb")
+        try:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(0)
+            if size == 0:
+                raise DecodeError("empty file")
+            if max_file_bytes is not None and size > max_file_bytes:
+                raise ReadError(f"{size:,} bytes are more than --max-file-size allows ({max_file_bytes:,})")
+        except BaseException:
+            file.close()
+            raise
+    except (OSError, ValueError) as exc:
+        raise ReadError(one_line(exc)) from exc
+    return file
+
+
+def load_image(source: str | IO[bytes], max_pixels: int, number: int = 1) -> Pixels:
+    """Reads a picture: upright, RGB on white as transformers' ``convert_to_rgb`` makes it; 16-bit greys as viewers show them.
+
+    Args:
+        source: A path, or an open file that can be sought in.
+        max_pixels: Pictures with more pixels are refused before they are decoded.
+        number: Of the page or frame, from 1.
+
+    Returns:
+        One frame, as Pillow's picture.
+
+    Raises:
+        ReadError: The file cannot be opened or read.
+        DecodeError: It is not a whole picture of a known format, too large, or has no such page.
+    """
+    try:
+        if isinstance(source, str):
+            with open_checked(source) as file:
+                return load_image(file, max_pixels, number)
+        with _identify(source, max_pixels) as image:
+            _go_to(image, number, max_pixels)
+            return Pixels((_decode(image),))
+    except ItemError:
+        raise
+    except (OSError, ValueError) as exc:
+        raise ReadError(one_line(exc)) from exc
+
+
+def count_frames(file: IO[bytes], max_pixels: int, limit: int) -> int:
+    """How many pages or frames a picture file has; decodes none.
+
+    Args:
+        file: The open file.
+        max_pixels: Pictures with more pixels are refused.
+        limit: Where counting the pages of a TIFF file ends; the other formats state the number, or can be skimmed.
+
+    Raises:
+        ReadError: The file cannot be read.
+        DecodeError: It is not a picture of a known format, or too large.
+    """
+    with _identify(file, max_pixels) as image:
+        if image.format == "TIFF":
+            return _count_tiff(image, limit)
+        try:
+            return int(getattr(image, "n_frames", 1))
+        except Exception as exc:
+            logger.debug("frames not counted: %s", one_line(exc))
+            return 1
+
+
+def _count_tiff(image: Image.Image, limit: int) -> int:
+    """Follows the chain of a TIFF file's pages."""
+    for total in range(1, limit):
+        try:
+            image.seek(total)
+        except EOFError:
+            return total
+        except Exception as exc:
+            # A page that makes no sense says so when it is loaded; only where the chain itself is broken, what follows is lost.
+            logger.debug("page %d is damaged: %s", total + 1, one_line(exc))
+            if image.tell() != total:
+                return total + 1
+    return limit
+
+
+def _go_to(image: Image.Image, number: int, max_pixels: int) -> None:
+    """Makes a page the one that is decoded; frames of an animation are drawn one over the other up to it."""
+    check_size(*image.size, max_pixels)
+    for index in range(1, number) if image.format == "GIF" else range(number - 1, number):
+        try:
+            if index:
+                image.seek(index)
+        except EOFError as exc:
+            raise DecodeError(f"no page {number}") from exc
+        except Exception as exc:
+            raise _translated(exc, f"broken {image.format}") from exc
+        check_size(*image.size, max_pixels)
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """RGB, transparency composited on white: the calls of transformers' ``image_transforms.convert_to_rgb``, in its order."""
+    if "A" in image.getbands() or image.info.get("transparency") is not None:
+        image = image.convert("RGBA")
+        background = Image.new("RGBA", image.size, (255, 255, 255, 255))
+        image = Image.alpha_composite(background, image)
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+# Pillow's plugins raise nearly everything on damaged files (SyntaxError, struct.error, KeyError, zlib.error, MemoryError …), so what wraps a call of
+# theirs catches Exception; only an error number says that reading failed rather than decoding.
+
+
+def _identify(file: IO[bytes], max_pixels: int) -> Image.Image:
+    for width, height in _icon_sizes(file):
+        check_size(width, height, max_pixels)
+    try:
+        return Image.open(file, formats=FORMATS)
+    except UnidentifiedImageError as exc:
+        file.seek(0)
+        raise DecodeError(f"not a picture: no known format starts with {file.read(12)!r}") from exc
+    except Exception as exc:
+        raise _translated(exc, "not a picture") from exc
+
+
+def _decode(image: Image.Image) -> Image.Image:
+    try:
+        image.load()
+        upright = _UPRIGHT.get(_orientation(image))
+        shown = _eight_bits(image)
+        rgb = to_rgb(shown if upright is None else shown.transpose(upright))
+        rgb.info.clear()  # neither profiles nor comments travel on
+        return rgb
+    except Exception as exc:
+        raise _translated(exc, f"broken {image.format}") from exc
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """A picture of 16-bit (or 12-bit) greys as viewers show it. Pillow, and with it the reference, would make all but the darkest 256 greys white."""
+    if not image.mode.startswith("I;16") and not (image.mode == "I" and image.format in ("PNG", "PPM")):
+        return image
+    image.info.pop("transparency", None)  # a grey of 16 bits, which none of 8 is
+    tags = getattr(image, "tag_v2", {})
+    bits = tags.get(_BITS_TAG, (16,))[0]
+    wide = image if image.mode in ("I", "I;16") else image.convert("I")  # of the others Pillow scales none
+    greys = wide.point(lambda grey: grey * (256 / (1 << bits))).convert("L")
+    return ImageOps.invert(greys) if tags.get(_PHOTOMETRIC_TAG) == 0 else greys  # which Pillow does for 8 bits itself
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        return int(image.getexif().get(_ORIENTATION_TAG, 1))
+    except Exception:
+        # A picture is shown as stored when its EXIF block is damaged; every viewer does that.
+        return 1
+
+
+def _translated(error: Exception, what: str) -> ItemError:
+    if isinstance(error, OSError) and error.errno is not None:
+        return ReadError(one_line(error))
+    return DecodeError(f"{what}: {one_line(error)}")
+
+
+def _icon_sizes(file: IO[bytes]) -> list[tuple[int, int]]:
+    """(width, height) that the pictures inside an .ico state themselves; none for other files.
+
+    Pillow decodes them as soon as it opens an icon, and the icon's directory can say 16 x 16 of a PNG with a billion pixels.
+    """
+    sizes = []
+    try:
+        if file.read(4) != b"\0\0\1\0":
+            return []
+        entries = file.read(16 * struct.unpack("<H", file.read(2))[0])
+        for start in range(0, len(entries) - 15, 16):
+            file.seek(struct.unpack_from("<I", entries, start + 12)[0])
+            head = file.read(24)
+            if head.startswith(b"\x89PNG") and len(head) == 24:
+                sizes.append(struct.unpack(">II", head[16:]))
+            elif len(head) >= 12:
+                width, height = struct.unpack_from("<ii", head, 4)
+                sizes.append((abs(width), abs(height)))
+    except struct.error as exc:
+        raise DecodeError("broken ICO: its directory is cut short") from exc
+    finally:
+        file.seek(0)
+    return sizes

@@ -1,0 +1,1 @@
+"""Videos to Items: containers, clocks and decoded frames."""

@@ -1,0 +1,97 @@
+"""A decoded frame: what the decoder gave, with the time that a player shows it at. Pixels are made of it when they are asked for."""
+
+from __future__ import annotations
+
+import dataclasses
+import struct
+import threading
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+
+from vlmbatch.errors import DecodeError
+from vlmbatch.read.base import check_size, one_line
+from vlmbatch.core import UInt8Array
+
+if TYPE_CHECKING:
+    import av
+
+
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class DecodedFrame:
+    """A frame as the decoder gives it; ``rgb`` makes a picture of it.
+
+    Attributes:
+        time_seconds: Presentation time, the container's start subtracted.
+        duration_seconds: How long it stands when nothing follows.
+        is_key: Whether decoding can start here.
+        stretch_seconds: Start and end of the stretch that it stands for; None for a frame that stands until the next one.
+    """
+
+    time_seconds: float
+    duration_seconds: float
+    is_key: bool
+    _frame: av.VideoFrame
+    _max_pixels: int
+    _lock: threading.Lock = dataclasses.field(default_factory=threading.Lock, repr=False)
+    stretch_seconds: tuple[float, float] | None = None
+
+    @property
+    def stored_size(self) -> tuple[int, int]:
+        """Width and height in pixels, before it is turned upright."""
+        return self._frame.width, self._frame.height
+
+    def standing_for(self, start_seconds: float, end_seconds: float) -> Self:
+        """The same frame, standing for a stretch."""
+        return dataclasses.replace(self, stretch_seconds=(start_seconds, end_seconds))
+
+    def rgb(self) -> UInt8Array:
+        """The upright picture, uint8, (H, W, 3).
+
+        Raises:
+            DecodeError: It cannot be converted, or has too many pixels.
+        """
+        return np.ascontiguousarray(_upright(self._converted("rgb24"), self._frame), np.uint8)
+
+    def thumbnail(self, width: int, height: int, form: str = "rgb24") -> UInt8Array:
+        """A small picture, each pixel the mean of those it stands for, whatever the aspect ratio; as stored, so not always upright.
+
+        Args:
+            width: Its width in pixels.
+            height: Its height in pixels.
+            form: FFmpeg's name of the pixel format. ``rgb24`` gives (height, width, 3), ``yuv444p`` (3, height, width) without a conversion of colours.
+
+        Raises:
+            DecodeError: It cannot be converted, or has too many pixels.
+        """
+        return self._converted(form, width=width, height=height, interpolation="AREA")
+
+    def _converted(self, form: str, **options: Any) -> UInt8Array:
+        check_size(self._frame.width, self._frame.height, self._max_pixels)
+        from av.video.reformatter import VideoReformatter
+
+        try:
+            # PyAV changes the frame while it converts it, so threads take turns. One thread a conversion: it runs on one of many workers already.
+            with self._lock:
+                converted = VideoReformatter().reformat(self._frame, format=form, threads=1, **options)
+            return np.asarray(converted.to_ndarray(), np.uint8)
+        except (OSError, ValueError, RuntimeError, MemoryError) as exc:
+            raise DecodeError(f"a frame cannot be converted: {one_line(exc)}") from exc
+
+
+def _upright(pixels: UInt8Array, frame: av.VideoFrame) -> UInt8Array:
+    """Turns and mirrors a picture as its display matrix says.
+
+    The matrix ((a, b, u), (c, d, v), (x, y, w)) takes a stored point (p, q) to (a p + c q + x, b p + d q + y) (ffmpeg's libavutil/display.h);
+    angles between the quarter turns are left alone.
+    """
+    matrix: Any = frame.side_data.get("DISPLAYMATRIX")
+    if matrix is None:
+        return pixels
+    a, b, _, c, d = struct.unpack_from("=5i", bytes(matrix))
+    if abs(b) > abs(a):
+        pixels = pixels.transpose(1, 0, 2)
+        a, d = c, b
+    if a < 0:
+        pixels = pixels[:, ::-1]
+    return pixels[::-1] if d < 0 else pixels

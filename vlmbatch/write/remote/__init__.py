@@ -1,0 +1,1 @@
+"""An OUTPUT behind a URL."""
