@@ -1,4 +1,5 @@
-"""Writes a checkpoint in a published model's true shapes with random weights into a folder of your choice.
+"""Writes a checkpoint in a published model's true shapes with random weights into a folder of your
+choice.
 
 python -m benchmarks.checkpoint 256m build/256m
 """

@@ -1,6 +1,8 @@
-"""A checkpoint's weights as the two GGUF files that llama.cpp takes: the language model, and the vision encoder with its connector.
+"""A checkpoint's weights as the two GGUF files that llama.cpp takes: the language model, and the
+vision encoder with its connector.
 
-Names, order and number formats are those of llama.cpp's own ``convert_hf_to_gguf.py``, which does not know the tokenizer of random weights.
+Names, order and number formats are those of llama.cpp's own ``convert_hf_to_gguf.py``, which does
+not know the tokenizer of random weights.
 """
 
 from __future__ import annotations
@@ -53,7 +55,9 @@ VISION_LAYER_NAMES = {
 NORMAL, CONTROL, UNUSED = 1, 3, 5
 """Kinds of tokens, as GGUF numbers them."""
 TWO_LINES = "ĊĊ"
-"""Two ends of lines in one token, in byte-level spelling: llama.cpp looks for it in the vocabulary, to put it before a picture's overview."""
+"""Two ends of lines in one token, in byte-level spelling: llama.cpp looks for it in the vocabulary,
+to put it before a picture's overview.
+"""
 
 
 def import_gguf() -> Any:
@@ -65,12 +69,15 @@ def import_gguf() -> Any:
     try:
         import gguf
     except ImportError as error:
-        raise MissingDependencyError(f"writing GGUF files needs the gguf package: pip install gguf ({error})") from error
+        raise MissingDependencyError(
+            f"writing GGUF files needs the gguf package: pip install gguf ({error})"
+        ) from error
     return gguf
 
 
 def interleaved(weight: torch.Tensor, heads: int) -> torch.Tensor:
-    """A query or key matrix (heads * D, in) with each head's outputs in the order in which llama.cpp rotates Llama's.
+    """A query or key matrix (heads * D, in) with each head's outputs in the order in which
+    llama.cpp rotates Llama's.
 
     Checkpoints rotate output ``i`` with ``i + D / 2``, llama.cpp the outputs that are neighbours.
     """
@@ -79,7 +86,9 @@ def interleaved(weight: torch.Tensor, heads: int) -> torch.Tensor:
 
 def text_tensors(checkpoint: Checkpoint, shape: ModelShape) -> Iterator[tuple[str, torch.Tensor]]:
     """Name and tensor of the language model, one after the other."""
-    for name, tensor in _renamed(checkpoint, TEXT_NAMES, f"{TEXT}.layers.", TEXT_LAYER_NAMES, "blk."):
+    for name, tensor in _renamed(
+        checkpoint, TEXT_NAMES, f"{TEXT}.layers.", TEXT_LAYER_NAMES, "blk."
+    ):
         if name.endswith(".attn_q.weight"):
             tensor = interleaved(tensor, shape.text.heads)
         elif name.endswith(".attn_k.weight"):
@@ -90,10 +99,18 @@ def text_tensors(checkpoint: Checkpoint, shape: ModelShape) -> Iterator[tuple[st
 
 def vision_tensors(checkpoint: Checkpoint) -> Iterator[tuple[str, torch.Tensor]]:
     """Name and tensor of the vision encoder and the connector, one after the other."""
-    return _renamed(checkpoint, VISION_NAMES, f"{VISION}.encoder.layers.", VISION_LAYER_NAMES, "v.blk.")
+    return _renamed(
+        checkpoint, VISION_NAMES, f"{VISION}.encoder.layers.", VISION_LAYER_NAMES, "v.blk."
+    )
 
 
-def _renamed(checkpoint: Checkpoint, names: dict[str, str], layers: str, layer_names: dict[str, str], blocks: str) -> Iterator[tuple[str, torch.Tensor]]:
+def _renamed(
+    checkpoint: Checkpoint,
+    names: dict[str, str],
+    layers: str,
+    layer_names: dict[str, str],
+    blocks: str,
+) -> Iterator[tuple[str, torch.Tensor]]:
     for path in checkpoint.weight_files():
         with safe_open(path, framework="pt", device="cpu") as file:
             for name in file.keys():  # noqa: SIM118 (not a mapping)
@@ -106,7 +123,8 @@ def _renamed(checkpoint: Checkpoint, names: dict[str, str], layers: str, layer_n
 
 
 def write_text(checkpoint: Checkpoint, path: Path, dtype: torch.dtype) -> None:
-    """Writes the language model with the checkpoint's tokenizer, padded to the size of the vocabulary with tokens that are not used.
+    """Writes the language model with the checkpoint's tokenizer, padded to the size of the
+    vocabulary with tokens that are not used.
 
     Args:
         checkpoint: Where the weights are.
@@ -144,7 +162,8 @@ def write_text(checkpoint: Checkpoint, path: Path, dtype: torch.dtype) -> None:
 
 
 def vocabulary(checkpoint: Checkpoint, size: int) -> tuple[list[str], list[int], list[str]]:
-    """Tokens and their kinds by id, and the merges, of a byte-level BPE in tokenizer.json; ids that it has not are unused tokens, the last one ``TWO_LINES``.
+    """Tokens and their kinds by id, and the merges, of a byte-level BPE in tokenizer.json; ids that
+    it has not are unused tokens, the last one ``TWO_LINES``.
 
     Args:
         checkpoint: With the tokenizer.
@@ -155,10 +174,20 @@ def vocabulary(checkpoint: Checkpoint, size: int) -> tuple[list[str], list[int],
     for token, number in tokenizer["model"]["vocab"].items():
         tokens[number], kinds[number] = token, NORMAL
     for added in tokenizer["added_tokens"]:
-        tokens[added["id"]], kinds[added["id"]] = added["content"], CONTROL if added["special"] else NORMAL
+        tokens[added["id"]], kinds[added["id"]] = (
+            added["content"],
+            CONTROL if added["special"] else NORMAL,
+        )
     if kinds[-1] == UNUSED and TWO_LINES not in tokens:
         tokens[-1], kinds[-1] = TWO_LINES, NORMAL
-    return tokens, kinds, [merge if isinstance(merge, str) else " ".join(merge) for merge in tokenizer["model"]["merges"]]
+    return (
+        tokens,
+        kinds,
+        [
+            merge if isinstance(merge, str) else " ".join(merge)
+            for merge in tokenizer["model"]["merges"]
+        ],
+    )
 
 
 def write_vision(checkpoint: Checkpoint, path: Path, dtype: torch.dtype) -> None:
@@ -194,11 +223,17 @@ def write_vision(checkpoint: Checkpoint, path: Path, dtype: torch.dtype) -> None
     _write(gguf, writer, vision_tensors(checkpoint), dtype)
 
 
-def _write(gguf: Any, writer: Any, tensors: Iterator[tuple[str, torch.Tensor]], dtype: torch.dtype) -> None:
-    writer.add_file_type(gguf.LlamaFileType.MOSTLY_BF16 if dtype == torch.bfloat16 else gguf.LlamaFileType.ALL_F32)
+def _write(
+    gguf: Any, writer: Any, tensors: Iterator[tuple[str, torch.Tensor]], dtype: torch.dtype
+) -> None:
+    writer.add_file_type(
+        gguf.LlamaFileType.MOSTLY_BF16 if dtype == torch.bfloat16 else gguf.LlamaFileType.ALL_F32
+    )
     for name, tensor in tensors:
         if dtype == torch.bfloat16 and tensor.ndim == 2 and "position_embd" not in name:
-            bits = tensor.to(torch.bfloat16).contiguous().view(torch.uint8).numpy()  # numpy has no bfloat16
+            bits = (
+                tensor.to(torch.bfloat16).contiguous().view(torch.uint8).numpy()
+            )  # numpy has no bfloat16
             writer.add_tensor(name, bits, raw_dtype=gguf.GGMLQuantizationType.BF16)
         else:
             writer.add_tensor(name, tensor.float().contiguous().numpy())

@@ -1,16 +1,21 @@
-"""Our engine beside llama.cpp: the same random weights, the same processor cores, the same work, in turns.
+"""Our engine beside llama.cpp: the same random weights, the same processor cores, the same work, in
+turns.
 
     cmake -S llama.cpp -B build/llama -DCMAKE_BUILD_TYPE=Release -DGGML_NATIVE=ON -DBUILD_SHARED_LIBS=OFF -DLLAMA_OPENSSL=OFF -DLLAMA_BUILD_SERVER=OFF
     cmake --build build/llama -j 2 --target llama-batched-bench llama-mtmd-cli llama-perplexity
     pip install gguf
     python -m benchmarks.llama_cpp --bin build/llama/bin
 
-What is measured are the phases of ``vlmbatch bench`` (decode, prefill, vision), one round of ours and one of llama.cpp's after the other; each ratio is of
-the same round. llama.cpp's tools time themselves, without start and loading, and have as many threads as torch has. They decode and prefill random tokens and
-choose none; a decode step of ours includes choosing the tokens. Keys and values are of llama.cpp's own default type (16 bits) unless ``--options`` says
-otherwise; ours are of the model's. llama.cpp's sources are at https://github.com/ggml-org/llama.cpp, and in ``vendor/`` of llama-cpp-python's sdist.
+What is measured are the phases of ``vlmbatch bench`` (decode, prefill, vision), one round of ours
+and one of llama.cpp's after the other; each ratio is of the same round. llama.cpp's tools time
+themselves, without start and loading, and have as many threads as torch has. They decode and
+prefill random tokens and choose none; a decode step of ours includes choosing the tokens. Keys and
+values are of llama.cpp's own default type (16 bits) unless ``--options`` says otherwise; ours are
+of the model's. llama.cpp's sources are at https://github.com/ggml-org/llama.cpp, and in ``vendor/``
+of llama-cpp-python's sdist.
 
-Before anything is timed, both sides say how likely the same text is (``llama-perplexity``, if it was built): equal weights give equal figures.
+Before anything is timed, both sides say how likely the same text is (``llama-perplexity``, if it
+was built): equal weights give equal figures.
 """
 
 from __future__ import annotations
@@ -48,7 +53,12 @@ CELLS = 256
 CHECK_TOKENS = 128
 CHECK_TEXT = " ".join(
     f"the {size} {color} {form} is {place} of"
-    for size, color, form, place in itertools.product(("small", "large"), ("red", "green", "blue"), ("circle", "square", "star", "triangle"), ("left", "above"))
+    for size, color, form, place in itertools.product(
+        ("small", "large"),
+        ("red", "green", "blue"),
+        ("circle", "square", "star", "triangle"),
+        ("left", "above"),
+    )
 )
 """Words without digits and capitals, which both sides cut into tokens in the same way."""
 VISION_SIZE = 4
@@ -91,12 +101,27 @@ class LlamaCpp:
         """
         command = [str(self.folder / tool), *map(str, arguments), *self.options]
         try:
-            done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, check=False)
+            done = subprocess.run(
+                command,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL,
+                check=False,
+            )
         except OSError as error:
-            raise ToolError(f"{tool} cannot be run: {error}; --bin names the folder with llama.cpp's tools") from error
+            raise ToolError(
+                f"{tool} cannot be run: {error}; --bin names the folder with llama.cpp's tools"
+            ) from error
         output = done.stdout.decode(errors="replace")
         if done.returncode:
-            raise ToolError("\n".join([f"{shlex.join(command)}: exit code {done.returncode}", *output.splitlines()[-8:]]))
+            raise ToolError(
+                "\n".join(
+                    [
+                        f"{shlex.join(command)}: exit code {done.returncode}",
+                        *output.splitlines()[-8:],
+                    ]
+                )
+            )
         return output
 
     def version(self) -> str:
@@ -105,32 +130,76 @@ class LlamaCpp:
 
     def decode(self, row: Row) -> float:
         """Tokens a second of as many sequences as our row has, behind a prompt that they share."""
-        prompt, new, count = (row.details[key] for key in ("prompt_tokens", "new_tokens", "sequences"))
+        prompt, new, count = (
+            row.details[key] for key in ("prompt_tokens", "new_tokens", "sequences")
+        )
         cells = count * -(-(prompt + new) // CELLS) * CELLS
-        return batch_figures(self._batch("-c", cells, "-npp", prompt, "-ntg", new, "-npl", count, "-pps"))["speed_tg"]
+        return batch_figures(
+            self._batch("-c", cells, "-npp", prompt, "-ntg", new, "-npl", count, "-pps")
+        )["speed_tg"]
 
     def prefill(self, row: Row) -> float:
         """Tokens a second of as many prompts as our row has, none of them shared."""
         tokens, count = row.details["prompt_tokens"], row.details["prompts"]
         cells = count * -(-(tokens + 1) // CELLS) * CELLS
-        return batch_figures(self._batch("-c", cells, "-npp", tokens, "-ntg", 1, "-npl", count))["speed_pp"]
+        return batch_figures(self._batch("-c", cells, "-npp", tokens, "-ntg", 1, "-npl", count))[
+            "speed_pp"
+        ]
 
     def _batch(self, *arguments: object) -> str:
-        return self.run("llama-batched-bench", "-m", self.text, "-t", self.threads, "--output-format", "jsonl", *arguments)
+        return self.run(
+            "llama-batched-bench",
+            "-m",
+            self.text,
+            "-t",
+            self.threads,
+            "--output-format",
+            "jsonl",
+            *arguments,
+        )
 
     def tiles(self, row: Row) -> float:
         """Tiles a second of the vision encoder."""
         output = self.run(
-            *("llama-mtmd-cli", "-m", self.text, "--mmproj", self.vision, "--image", self.picture, "-t", self.threads),
+            *(
+                "llama-mtmd-cli",
+                "-m",
+                self.text,
+                "--mmproj",
+                self.vision,
+                "--image",
+                self.picture,
+                "-t",
+                self.threads,
+            ),
             *("-p", "What is this?", "-n", 1, "-c", 2048, "--chat-template", "vicuna"),
         )
         return tile_rate(output)
 
     def log_likelihood(self) -> float:
-        """Mean log-probability of the second half of the first ``CHECK_TOKENS`` tokens of ``CHECK_TEXT``."""
+        """Mean log-probability of the second half of the first ``CHECK_TOKENS`` tokens of
+        ``CHECK_TEXT``.
+        """
         size = CHECK_TOKENS
-        arguments = ("-p", CHECK_TEXT, "-c", size, "-b", size, "--chunks", 1, "-t", self.threads, "-ctk", "f32", "-ctv", "f32")
-        return -math.log(first_perplexity(self.run("llama-perplexity", "-m", self.text, *arguments)))
+        arguments = (
+            "-p",
+            CHECK_TEXT,
+            "-c",
+            size,
+            "-b",
+            size,
+            "--chunks",
+            1,
+            "-t",
+            self.threads,
+            "-ctk",
+            "f32",
+            "-ctv",
+            "f32",
+        )
+        return -math.log(
+            first_perplexity(self.run("llama-perplexity", "-m", self.text, *arguments))
+        )
 
 
 def version_of(output: str) -> str:
@@ -153,7 +222,8 @@ def batch_figures(output: str) -> dict[str, float]:
 
 
 def tile_rate(output: str) -> float:
-    """Tiles a second from the log of llama-mtmd-cli, which names how many tiles each call of the encoder has and what it took.
+    """Tiles a second from the log of llama-mtmd-cli, which names how many tiles each call of the
+    encoder has and what it took.
 
     Raises:
         ToolError: It names none.
@@ -183,11 +253,19 @@ def log_likelihood(bench: Bench) -> float:
     from tokenizers import Tokenizer
 
     model = bench.subject.engine.model
-    ids = torch.tensor(Tokenizer.from_file(str(bench.subject.checkpoint.require("tokenizer.json"))).encode(CHECK_TEXT).ids[:CHECK_TOKENS])
+    ids = torch.tensor(
+        Tokenizer.from_file(str(bench.subject.checkpoint.require("tokenizer.json")))
+        .encode(CHECK_TEXT)
+        .ids[:CHECK_TOKENS]
+    )
     cache = Cache(model.shape.text, model.device, model.dtype)
     row = cache.take(CHECK_TOKENS, lambda size: True)
     assert row is not None
-    hidden = model.language(model.language.embed(ids), torch.arange(CHECK_TOKENS), PrefillAttention([Segment(row, CHECK_TOKENS)]))
+    hidden = model.language(
+        model.language.embed(ids),
+        torch.arange(CHECK_TOKENS),
+        PrefillAttention([Segment(row, CHECK_TOKENS)]),
+    )
     half = CHECK_TOKENS // 2
     chances = model.language.logits(hidden[half:-1]).float().log_softmax(-1)
     return chances.gather(1, ids[half + 1 :, None]).mean().item()
@@ -221,14 +299,27 @@ class Turn:
 def turns(bench: Bench, llama: LlamaCpp) -> list[Turn]:
     """What is measured."""
     counts = bench.sizes.decode_sequences
-    found = [Turn(f"decode, {count} sequence{'' if count == 1 else 's'}", "decode", {"decode_sequences": (count,)}, "decode", "tokens/s") for count in counts]
-    found.append(Turn(f"prefill, {bench.sizes.prompt_tokens} tokens", "prefill", {}, "prefill", "tokens/s"))
+    found = [
+        Turn(
+            f"decode, {count} sequence{'' if count == 1 else 's'}",
+            "decode",
+            {"decode_sequences": (count,)},
+            "decode",
+            "tokens/s",
+        )
+        for count in counts
+    ]
+    found.append(
+        Turn(f"prefill, {bench.sizes.prompt_tokens} tokens", "prefill", {}, "prefill", "tokens/s")
+    )
     if llama.has("llama-mtmd-cli"):
         found.append(Turn("vision", "vision", {}, "tiles", "tiles/s"))
     return found
 
 
-def measure(bench: Bench, llama: LlamaCpp, chosen: Iterable[Turn], rounds: int) -> list[dict[str, Any]]:
+def measure(
+    bench: Bench, llama: LlamaCpp, chosen: Iterable[Turn], rounds: int
+) -> list[dict[str, Any]]:
     """One row a measurement: rates of both sides and their ratio, each with median, least and most."""
     chosen = list(chosen)
     pairs: list[list[tuple[float, float]]] = [[] for _ in chosen]
@@ -236,7 +327,12 @@ def measure(bench: Bench, llama: LlamaCpp, chosen: Iterable[Turn], rounds: int) 
         for turn, found in zip(chosen, pairs, strict=True):
             row = turn.ours(bench)
             assert row.value is not None
-            found.append((1 / row.value if row.unit.startswith("s ") else row.value, getattr(llama, turn.theirs)(row)))
+            found.append(
+                (
+                    1 / row.value if row.unit.startswith("s ") else row.value,
+                    getattr(llama, turn.theirs)(row),
+                )
+            )
     return [
         {
             "name": turn.name,
@@ -259,7 +355,11 @@ def table(rows: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def _spread(figures: dict[str, float]) -> str:
-    spread = f" ({number(figures['least'])} to {number(figures['most'])})" if figures["rounds"] > 1 else ""
+    spread = (
+        f" ({number(figures['least'])} to {number(figures['most'])})"
+        if figures["rounds"] > 1
+        else ""
+    )
     return f"{number(figures['median'])}{spread}"
 
 
@@ -271,24 +371,48 @@ def compare(options: argparse.Namespace, folder: Path) -> None:
     """
     import_gguf()
     dtype = DTYPES[options.dtype]
-    bench = open_bench(Settings(Job(device="cpu", dtype=str(dtype).removeprefix("torch.")), shape=options.shape, quick=options.quick))
+    bench = open_bench(
+        Settings(
+            Job(device="cpu", dtype=str(dtype).removeprefix("torch.")),
+            shape=options.shape,
+            quick=options.quick,
+        )
+    )
     files = [folder / f"{options.shape}-{options.dtype}-{part}.gguf" for part in ("text", "vision")]
-    llama = LlamaCpp(options.bin, *files, folder / "picture.png", torch.get_num_threads(), shlex.split(options.options))
+    llama = LlamaCpp(
+        options.bin,
+        *files,
+        folder / "picture.png",
+        torch.get_num_threads(),
+        shlex.split(options.options),
+    )
     machine = bench.describe()
     say = sys.stderr if options.json else sys.stdout
-    print(f"{machine['model']}, {machine['dtype']}, {machine['threads']} threads of {machine['device_name']}, torch {machine['torch']}", file=say)
+    print(
+        f"{machine['model']}, {machine['dtype']}, {machine['threads']} threads of {machine['device_name']}, torch {machine['torch']}",
+        file=say,
+    )
     print(f"llama.cpp {llama.version()}", file=say)
     edge = bench.subject.shape.vision.image_size
     photo(0, VISION_SIZE * edge, edge).save(llama.picture)
     for path, write in zip(files, (write_text, write_vision), strict=True):
         write(bench.subject.checkpoint, path, dtype)
     if llama.has("llama-perplexity"):
-        print(f"mean log-probability of the same tokens: ours {log_likelihood(bench):.6f}, llama.cpp {llama.log_likelihood():.6f}", file=say)
-    chosen = [turn for turn in turns(bench, llama) if not options.only or turn.phase in options.only]
+        print(
+            f"mean log-probability of the same tokens: ours {log_likelihood(bench):.6f}, llama.cpp {llama.log_likelihood():.6f}",
+            file=say,
+        )
+    chosen = [
+        turn for turn in turns(bench, llama) if not options.only or turn.phase in options.only
+    ]
     rows = measure(bench, llama, chosen, options.rounds)
     bench.subject.close()
     if options.json:
-        json.dump({"machine": machine | {"llama_cpp": llama.version()}, "rows": rows}, sys.stdout, indent=2)
+        json.dump(
+            {"machine": machine | {"llama_cpp": llama.version()}, "rows": rows},
+            sys.stdout,
+            indent=2,
+        )
         print()
     else:
         print("\n".join(table(rows)))
@@ -296,14 +420,37 @@ def compare(options: argparse.Namespace, folder: Path) -> None:
 
 def main() -> None:
     """Prints a table, or JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--bin", type=Path, required=True, metavar="FOLDER", help="where llama.cpp's tools are")
-    parser.add_argument("--shape", choices=SHAPES, default="256m", help="random weights in the shapes of this SmolVLM2")
-    parser.add_argument("--dtype", choices=DTYPES, default="f32", help="number format of the weights")
-    parser.add_argument("--rounds", type=int, default=3, help="how often both sides take their turn")
-    parser.add_argument("--only", action="append", choices=("decode", "prefill", "vision"), help="only these; may be given several times")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--bin", type=Path, required=True, metavar="FOLDER", help="where llama.cpp's tools are"
+    )
+    parser.add_argument(
+        "--shape",
+        choices=SHAPES,
+        default="256m",
+        help="random weights in the shapes of this SmolVLM2",
+    )
+    parser.add_argument(
+        "--dtype", choices=DTYPES, default="f32", help="number format of the weights"
+    )
+    parser.add_argument(
+        "--rounds", type=int, default=3, help="how often both sides take their turn"
+    )
+    parser.add_argument(
+        "--only",
+        action="append",
+        choices=("decode", "prefill", "vision"),
+        help="only these; may be given several times",
+    )
     parser.add_argument("--quick", action="store_true", help="little work")
-    parser.add_argument("--options", default="", metavar="TEXT", help="further options of llama.cpp's tools, as in --options='-ctk f32 -ctv f32'")
+    parser.add_argument(
+        "--options",
+        default="",
+        metavar="TEXT",
+        help="further options of llama.cpp's tools, as in --options='-ctk f32 -ctv f32'",
+    )
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     options = parser.parse_args()
     try:

@@ -1,11 +1,14 @@
-"""A folder of a million pictures: how soon the first one is prepared, what memory a path takes, and how quickly a run finds out what is done already.
+"""A folder of a million pictures: how soon the first one is prepared, what memory a path takes, and
+how quickly a run finds out what is done already.
 
     python -m benchmarks.many_files
     python -m benchmarks.many_files --files 100000 --json
 
-The files are links to a few small pictures, all in one folder, which is the hardest case: a folder is sorted before its first file is known. Every figure is
-measured in a process of its own, and as wall time and CPU time: on a busy machine only the second means something. The first picture is prepared by the
-pipeline as the command line runs it, progress included, with an engine that answers nothing. ``bytes`` is what the process grows by at most, a path or row.
+The files are links to a few small pictures, all in one folder, which is the hardest case: a folder
+is sorted before its first file is known. Every figure is measured in a process of its own, and as
+wall time and CPU time: on a busy machine only the second means something. The first picture is
+prepared by the pipeline as the command line runs it, progress included, with an engine that answers
+nothing. ``bytes`` is what the process grows by at most, a path or row.
 """
 
 from __future__ import annotations
@@ -27,8 +30,8 @@ from typing import Any
 import psutil
 from PIL import Image
 
-from vlmbatch.job import Job
 from vlmbatch.core import Conversation, Record, Request
+from vlmbatch.job import Job
 from vlmbatch.write.store import CommitPolicy, OutputStore
 
 LINKS_A_FILE = 50_000
@@ -55,16 +58,26 @@ class Measured:
 
     def __init__(self) -> None:
         self._process = psutil.Process()
-        self._begun, self._cpu, self._bytes = time.perf_counter(), time.process_time(), self._process.memory_info().rss
+        self._begun, self._cpu, self._bytes = (
+            time.perf_counter(),
+            time.process_time(),
+            self._process.memory_info().rss,
+        )
 
     def stop(self) -> dict[str, float]:
         """The figures so far."""
         peak = _peak_bytes(self._process)
-        return {"wall_seconds": time.perf_counter() - self._begun, "cpu_seconds": time.process_time() - self._cpu, "peak_bytes": peak - self._bytes}
+        return {
+            "wall_seconds": time.perf_counter() - self._begun,
+            "cpu_seconds": time.process_time() - self._cpu,
+            "peak_bytes": peak - self._bytes,
+        }
 
 
 def _peak_bytes(process: psutil.Process) -> int:
-    """The most memory that the process has had, where the system says it; elsewhere what it has now."""
+    """The most memory that the process has had, where the system says it; elsewhere what it has
+    now.
+    """
     try:
         lines = Path("/proc/self/status").read_text().splitlines()
     except OSError:
@@ -89,7 +102,9 @@ def first_prepared(folder: Path, output: Path) -> dict[str, float]:
 
     measured = Measured()
     with make_reporter(bar=False, lines=True) as reporter:
-        run = Run(Job(inputs=(str(folder),), output=str(output)), engine=FirstOnly(), reporter=reporter)
+        run = Run(
+            Job(inputs=(str(folder),), output=str(output)), engine=FirstOnly(), reporter=reporter
+        )
         run.start()
     return found
 
@@ -133,7 +148,13 @@ def resumed(output: Path, count: int) -> dict[str, float]:
     rows = open_store(output)
     for number in range(count):
         name = f"IMG_{number:08d}.png"
-        if not rows.done(name, "caption", PROMPT, f"/data/pictures/{name}", f"{1000 + number}:1700000000000000000"):
+        if not rows.done(
+            name,
+            "caption",
+            PROMPT,
+            f"/data/pictures/{name}",
+            f"{1000 + number}:1700000000000000000",
+        ):
             raise SystemExit(f"row {number} is not known")
         rows.keep(name, "caption", PROMPT, number)
     figures = {**measured.stop(), "rows": count}
@@ -152,33 +173,60 @@ def measure(count: int, folder: Path) -> list[dict[str, Any]]:
     pictures, output = folder / "pictures", folder / "out.jsonl"
     make_folder(pictures, count)
     rows = [
-        {"what": "first picture prepared", **alone(functools.partial(first_prepared, pictures, folder / "first.jsonl"))},
+        {
+            "what": "first picture prepared",
+            **alone(functools.partial(first_prepared, pictures, folder / "first.jsonl")),
+        },
         {"what": "all listed", **alone(functools.partial(listing, pictures, False))},
         {"what": "all listed, --shuffle", **alone(functools.partial(listing, pictures, True))},
     ]
     shutil.rmtree(pictures)
     alone(functools.partial(write_rows, output, count, False))
-    rows.append({"what": "resume, finished OUTPUT", **alone(functools.partial(resumed, output, count))})
+    rows.append(
+        {"what": "resume, finished OUTPUT", **alone(functools.partial(resumed, output, count))}
+    )
     Path(f"{output}.journal").unlink()
-    rows.append({"what": "resume, OUTPUT without its journal", **alone(functools.partial(resumed, output, count))})
+    rows.append(
+        {
+            "what": "resume, OUTPUT without its journal",
+            **alone(functools.partial(resumed, output, count)),
+        }
+    )
     for path in (output, Path(f"{output}.journal")):
         path.unlink()
-    killed = multiprocessing.get_context("spawn").Process(target=write_rows, args=(output, count, True))
+    killed = multiprocessing.get_context("spawn").Process(
+        target=write_rows, args=(output, count, True)
+    )
     killed.start()
     killed.join()
-    rows.append({"what": "resume, killed before the end", **alone(functools.partial(resumed, output, count))})
+    rows.append(
+        {
+            "what": "resume, killed before the end",
+            **alone(functools.partial(resumed, output, count)),
+        }
+    )
     for row in rows:
         row["bytes_each"] = row.pop("peak_bytes") / count
         for clock in ("wall", "cpu"):
-            row[f"{clock}_per_second"] = row["rows"] / row[f"{clock}_seconds"] if "rows" in row else None
+            row[f"{clock}_per_second"] = (
+                row["rows"] / row[f"{clock}_seconds"] if "rows" in row else None
+            )
     return rows
 
 
 def main() -> None:
     """Prints a table, or JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--files", type=int, default=1_000_000, help="files in the folder, and rows in OUTPUT")
-    parser.add_argument("--folder", type=Path, help="where they are made, and removed again; default: the system's folder for temporary files")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--files", type=int, default=1_000_000, help="files in the folder, and rows in OUTPUT"
+    )
+    parser.add_argument(
+        "--folder",
+        type=Path,
+        help="where they are made, and removed again; default: the system's folder for temporary files",
+    )
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
@@ -187,10 +235,17 @@ def main() -> None:
         json.dump(rows, sys.stdout, indent=2)
         print()
         return
-    print(f"{f'{options.files:,} files':<36}{'wall s':>8}{'CPU s':>8}{'a second':>11}{'a CPU second':>14}{'bytes each':>12}")
+    print(
+        f"{f'{options.files:,} files':<36}{'wall s':>8}{'CPU s':>8}{'a second':>11}{'a CPU second':>14}{'bytes each':>12}"
+    )
     for row in rows:
-        rates = [f"{row[f'{clock}_per_second']:,.0f}" if row[f"{clock}_per_second"] else "" for clock in ("wall", "cpu")]
-        print(f"{row['what']:<36}{row['wall_seconds']:>8.2f}{row['cpu_seconds']:>8.2f}{rates[0]:>11}{rates[1]:>14}{row['bytes_each']:>12,.0f}")
+        rates = [
+            f"{row[f'{clock}_per_second']:,.0f}" if row[f"{clock}_per_second"] else ""
+            for clock in ("wall", "cpu")
+        ]
+        print(
+            f"{row['what']:<36}{row['wall_seconds']:>8.2f}{row['cpu_seconds']:>8.2f}{rates[0]:>11}{rates[1]:>14}{row['bytes_each']:>12,.0f}"
+        )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
-"""What ``--quantize int8`` changes: answers of the demo model about drawn scenes, logits of random weights in a published shape, and their speed.
+"""What ``--quantize int8`` changes: answers of the demo model about drawn scenes, logits of random
+weights in a published shape, and their speed.
 
 python -m benchmarks.quantized --scenes 300
 python -m benchmarks.quantized --shape 256m
@@ -18,12 +19,12 @@ import torch
 from training import scenes
 from vlmbatch.bench.checkpoint import cached_checkpoint
 from vlmbatch.checkpoint import find_checkpoint
+from vlmbatch.core import Conversation, Pixels, Request
 from vlmbatch.engine import RequestQueue, open_engine
 from vlmbatch.engine.torch.cache import Cache, DecodeAttention, PrefillAttention, Segment
 from vlmbatch.engine.torch.engine import TorchEngine
 from vlmbatch.job import Job
 from vlmbatch.prepare import Preparer
-from vlmbatch.core import Conversation, Pixels, Request
 from vlmbatch.tasks import DEFAULT_PROMPTS
 
 PROMPT_TOKENS, NEW_TOKENS = 48, 48
@@ -33,7 +34,10 @@ def open_both(model: str, dtype: str) -> list[TorchEngine]:
     """An engine without and one with 8-bit weights; the one without loads first."""
     checkpoint = find_checkpoint(model)
     preparer = Preparer.from_checkpoint(checkpoint)
-    jobs = [Job.from_dict({"model": model, "device": "cpu", "dtype": dtype, "quantize": quantize}) for quantize in ("none", "int8")]
+    jobs = [
+        Job.from_dict({"model": model, "device": "cpu", "dtype": dtype, "quantize": quantize})
+        for quantize in ("none", "int8")
+    ]
     engines = [open_engine(job, checkpoint, preparer.prepare, preparer.decode) for job in jobs]
     return [engine for engine in engines if isinstance(engine, TorchEngine)]
 
@@ -42,37 +46,69 @@ def answers_about_scenes(count: int, seed: int) -> None:
     """Asks the demo model for a caption and three answers about each scene, twice."""
     rng = np.random.default_rng(seed)
     drawn = [scenes.random_scene(rng, longest=(64, 1024)) for _ in range(count)]
-    asked = [[(DEFAULT_PROMPTS["caption"], s.caption), *[s.questions[int(i)] for i in rng.permutation(len(s.questions))[:3]]] for s in drawn]
+    asked = [
+        [
+            (DEFAULT_PROMPTS["caption"], s.caption),
+            *[s.questions[int(i)] for i in rng.permutation(len(s.questions))[:3]],
+        ]
+        for s in drawn
+    ]
     found = []
     for engine in open_both("demo", "float32"):
         queue = RequestQueue(count + 1, 1 << 62)
         for number, (scene, pairs) in enumerate(zip(drawn, asked, strict=True)):
-            request: Request = engine.prepare(Conversation("image", Pixels([np.ascontiguousarray(scene.pixels)])), [question for question, _ in pairs])
+            request: Request = engine.prepare(
+                Conversation("image", Pixels([np.ascontiguousarray(scene.pixels)])),
+                [question for question, _ in pairs],
+            )
             request.tag = number
             queue.put(request)
         queue.close()
         found.append({(done.request.tag, done.question): done for done in engine.run(queue)})
     plain, small = found
     equal = [plain[key].text == small[key].text for key in plain]
-    right = [np.mean([answers[i, q].text == asked[i][q][1] for i, q in answers]) for answers in found]
-    moved = [abs((plain[key].mean_logprob or 0) - (small[key].mean_logprob or 0)) for key, same in zip(plain, equal, strict=True) if same]
-    print(f"{len(equal)} answers about {count} scenes: {len(equal) - sum(equal)} change ({100 * (1 - np.mean(equal)):.2f} %)")
-    print(f"right: {100 * right[0]:.2f} % before, {100 * right[1]:.2f} % with int8; mean |change of mean_logprob| of equal answers {np.mean(moved):.5f}")
+    right = [
+        np.mean([answers[i, q].text == asked[i][q][1] for i, q in answers]) for answers in found
+    ]
+    moved = [
+        abs((plain[key].mean_logprob or 0) - (small[key].mean_logprob or 0))
+        for key, same in zip(plain, equal, strict=True)
+        if same
+    ]
+    print(
+        f"{len(equal)} answers about {count} scenes: {len(equal) - sum(equal)} change ({100 * (1 - np.mean(equal)):.2f} %)"
+    )
+    print(
+        f"right: {100 * right[0]:.2f} % before, {100 * right[1]:.2f} % with int8; mean |change of mean_logprob| of equal answers {np.mean(moved):.5f}"
+    )
 
 
 @torch.inference_mode()
 def logits_of_random_weights(shape: str, dtype: str, sequences: int) -> None:
-    """Lets the plain weights choose tokens, and compares what both think of each: the most likely token, and the log-probability of the chosen one."""
+    """Lets the plain weights choose tokens, and compares what both think of each: the most likely
+    token, and the log-probability of the chosen one.
+    """
     plain, small = open_both(str(cached_checkpoint(shape)), dtype)
     print("8-bit products:", plain.stats.kernels, small.stats.kernels)
-    prompts = torch.randint(20, 400, (sequences, PROMPT_TOKENS), generator=torch.Generator().manual_seed(0))
-    caches = [Cache(engine.model.shape.text, engine.model.device, engine.model.dtype) for engine in (plain, small)]
+    prompts = torch.randint(
+        20, 400, (sequences, PROMPT_TOKENS), generator=torch.Generator().manual_seed(0)
+    )
+    caches = [
+        Cache(engine.model.shape.text, engine.model.device, engine.model.dtype)
+        for engine in (plain, small)
+    ]
     logits = []
     for engine, cache in zip((plain, small), caches, strict=True):
         rows = [cache.take(PROMPT_TOKENS + NEW_TOKENS, lambda size: True) for _ in range(sequences)]
         language = engine.model.language
-        prefill = PrefillAttention([Segment(row, PROMPT_TOKENS) for row in rows if row is not None], language.attend_prompt)
-        hidden = language(language.embed(prompts.reshape(-1)), torch.arange(PROMPT_TOKENS).repeat(sequences), prefill)
+        prefill = PrefillAttention(
+            [Segment(row, PROMPT_TOKENS) for row in rows if row is not None], language.attend_prompt
+        )
+        hidden = language(
+            language.embed(prompts.reshape(-1)),
+            torch.arange(PROMPT_TOKENS).repeat(sequences),
+            prefill,
+        )
         prefill.finish()
         logits.append(language.logits(hidden[PROMPT_TOKENS - 1 :: PROMPT_TOKENS]))
     same, moved = [], []
@@ -84,21 +120,34 @@ def logits_of_random_weights(shape: str, dtype: str, sequences: int) -> None:
         for place, (engine, cache) in enumerate(zip((plain, small), caches, strict=True)):
             attend = DecodeAttention(cache)
             language = engine.model.language
-            hidden = language(language.embed(tokens), torch.full((sequences,), PROMPT_TOKENS + step), attend)
+            hidden = language(
+                language.embed(tokens), torch.full((sequences,), PROMPT_TOKENS + step), attend
+            )
             attend.finish()
             logits[place] = language.logits(hidden)
-    print(f"{shape}, {dtype}, random weights: {100 * np.mean(same):.2f} % of {len(same)} greedy tokens equal, mean |change of logprob| {np.mean(moved):.5f}")
+    print(
+        f"{shape}, {dtype}, random weights: {100 * np.mean(same):.2f} % of {len(same)} greedy tokens equal, mean |change of logprob| {np.mean(moved):.5f}"
+    )
 
 
 @torch.inference_mode()
 def speed(shape: str, dtype: str) -> None:
-    """Times decode steps and prefills with and without 8-bit weights; they take turns, and the least of each counts."""
+    """Times decode steps and prefills with and without 8-bit weights; they take turns, and the
+    least of each counts.
+    """
     engines = open_both(str(cached_checkpoint(shape)), dtype)
     for sequences in (1, 4, 16, 64):
-        best = _fastest([functools.partial(_step, engine, *_places(engine, sequences)) for engine in engines], 12)
-        print(f"decode, {sequences} at a time: {best[0] * 1e3:.1f} ms a step, {best[1] * 1e3:.1f} with int8: {best[0] / best[1]:.2f} x")
+        best = _fastest(
+            [functools.partial(_step, engine, *_places(engine, sequences)) for engine in engines],
+            12,
+        )
+        print(
+            f"decode, {sequences} at a time: {best[0] * 1e3:.1f} ms a step, {best[1] * 1e3:.1f} with int8: {best[0] / best[1]:.2f} x"
+        )
     best = _fastest([functools.partial(_prefill, engine) for engine in engines], 4)
-    print(f"prefill, 1,024 tokens: {best[0]:.2f} s, {best[1]:.2f} with int8: {best[0] / best[1]:.2f} x")
+    print(
+        f"prefill, 1,024 tokens: {best[0]:.2f} s, {best[1]:.2f} with int8: {best[0] / best[1]:.2f} x"
+    )
 
 
 def _places(engine: TorchEngine, sequences: int) -> tuple[Cache, torch.Tensor]:
@@ -112,15 +161,26 @@ def _places(engine: TorchEngine, sequences: int) -> tuple[Cache, torch.Tensor]:
 
 def _step(engine: TorchEngine, cache: Cache, positions: torch.Tensor) -> None:
     language = engine.model.language
-    language.logits(language(language.embed(positions), positions, DecodeAttention(cache))).argmax(-1)
+    language.logits(language(language.embed(positions), positions, DecodeAttention(cache))).argmax(
+        -1
+    )
 
 
 def _prefill(engine: TorchEngine) -> None:
-    cache, language = Cache(engine.model.shape.text, engine.model.device, engine.model.dtype), engine.model.language
+    cache, language = (
+        Cache(engine.model.shape.text, engine.model.device, engine.model.dtype),
+        engine.model.language,
+    )
     row = cache.take(1024, lambda size: True)
     assert row is not None
     positions = torch.arange(1024)
-    language.logits(language(language.embed(positions), positions, PrefillAttention([Segment(row, 1024)], language.attend_prompt))[-1:])
+    language.logits(
+        language(
+            language.embed(positions),
+            positions,
+            PrefillAttention([Segment(row, 1024)], language.attend_prompt),
+        )[-1:]
+    )
 
 
 def _fastest(calls: list[Callable[[], None]], rounds: int) -> list[float]:
@@ -135,7 +195,9 @@ def _fastest(calls: list[Callable[[], None]], rounds: int) -> list[float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--scenes", type=int, default=0)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--shape", default=None)
@@ -146,7 +208,11 @@ def main() -> None:
     if options.scenes:
         answers_about_scenes(options.scenes, options.seed)
     if options.shape:
-        (speed(options.shape, options.dtype) if options.speed else logits_of_random_weights(options.shape, options.dtype, options.sequences))
+        (
+            speed(options.shape, options.dtype)
+            if options.speed
+            else logits_of_random_weights(options.shape, options.dtype, options.sequences)
+        )
 
 
 if __name__ == "__main__":

@@ -1,12 +1,14 @@
-"""Sampling a video on one core: ours against a plain loop of OpenCV and against PyAV decoding everything; all three take the same frames as RGB.
+"""Sampling a video on one core: ours against a plain loop of OpenCV and against PyAV decoding
+everything; all three take the same frames as RGB.
 
     python -m benchmarks.video                    # writes a video of 1920 x 1080 first: H.264 (x264, veryfast), a key frame every 10 seconds, B-frames
     python -m benchmarks.video --seconds 300 --key-every 2 --rounds 2
     python -m benchmarks.video --video FILE
 
-Ours is the reader as the pipeline uses it, the conversion of the sampled frames included. OpenCV's loop reads every frame and keeps what is needed; PyAV's
-decodes every frame and converts what is needed. The sides take turns, each with one decoding thread, on one core; their processor time is compared, which on
-one core is the wall time of a machine that does nothing else.
+Ours is the reader as the pipeline uses it, the conversion of the sampled frames included. OpenCV's
+loop reads every frame and keeps what is needed; PyAV's decodes every frame and converts what is
+needed. The sides take turns, each with one decoding thread, on one core; their processor time is
+compared, which on one core is the wall time of a machine that does nothing else.
 """
 
 from __future__ import annotations
@@ -43,7 +45,14 @@ def write_moving_video(path: Path, seconds: int, key_every_seconds: float = 10.0
     field = cv2.add(field, rng.integers(0, 24, field.shape, dtype=np.uint8))
     with av.open(str(path), "w") as container:
         stream = container.add_stream(
-            "libx264", rate=FPS, options={"preset": "veryfast", "crf": "23", "g": str(round(key_every_seconds * FPS)), "sc_threshold": "0"}
+            "libx264",
+            rate=FPS,
+            options={
+                "preset": "veryfast",
+                "crf": "23",
+                "g": str(round(key_every_seconds * FPS)),
+                "sc_threshold": "0",
+            },
         )
         stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
         for number in range(seconds * FPS):
@@ -51,7 +60,9 @@ def write_moving_video(path: Path, seconds: int, key_every_seconds: float = 10.0
             picture = np.ascontiguousarray(field[:, left : left + WIDTH])
             for thing in range(4):
                 x, y = (number * (5 + 3 * thing) + 400 * thing) % (WIDTH - 160), 120 + 230 * thing
-                cv2.circle(picture, (x + 80, y), 70, (60 * thing, 255 - 50 * thing, number % 256), -1)
+                cv2.circle(
+                    picture, (x + 80, y), 70, (60 * thing, 255 - 50 * thing, number % 256), -1
+                )
             frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
             frame.pts, frame.time_base = number, Fraction(1, FPS)
             container.mux(stream.encode(frame))
@@ -82,21 +93,36 @@ def with_pyav(path: Path, wanted: set[int]) -> list[np.ndarray]:
     """Decodes every frame, and converts what is needed."""
     with av.open(str(path)) as container:
         container.streams.video[0].codec_context.thread_count = 1
-        return [frame.to_ndarray(format="rgb24") for number, frame in enumerate(container.decode(video=0)) if number in wanted]
+        return [
+            frame.to_ndarray(format="rgb24")
+            for number, frame in enumerate(container.decode(video=0))
+            if number in wanted
+        ]
 
 
 def numbers_of(path: Path, way: dict[str, Any]) -> set[int]:
     """Numbers of the frames that a way takes, worked out from the time stamps."""
     with av.open(str(path)) as container:
-        times = sorted(float(packet.pts * packet.time_base) for packet in container.demux(video=0) if packet.pts is not None)
+        times = sorted(
+            float(packet.pts * packet.time_base)
+            for packet in container.demux(video=0)
+            if packet.pts is not None
+        )
     if "num_frames" in way:
-        return {int(number) for number in np.linspace(0, len(times) - 1, way["num_frames"], dtype=int)}
+        return {
+            int(number) for number in np.linspace(0, len(times) - 1, way["num_frames"], dtype=int)
+        }
     seconds = np.arange(0, times[-1] + 1e-6, 1 / way["fps"])
-    return {int(number) for number in np.searchsorted(np.array(times) - times[0], seconds + 1e-6, side="right") - 1}
+    return {
+        int(number)
+        for number in np.searchsorted(np.array(times) - times[0], seconds + 1e-6, side="right") - 1
+    }
 
 
 def measure(path: Path, rounds: int) -> list[dict[str, Any]]:
-    """One row a way of sampling: median frames of the video a second of each side, and our ratios with their spread."""
+    """One row a way of sampling: median frames of the video a second of each side, and our ratios
+    with their spread.
+    """
     rows = []
     with av.open(str(path)) as container:
         total = sum(packet.size > 0 for packet in container.demux(video=0))
@@ -110,16 +136,31 @@ def measure(path: Path, rounds: int) -> list[dict[str, Any]]:
         times = []
         for _ in range(rounds):
             found = {side: _timed(call) for side, call in sides.items()}
-            assert len(found["ours"][0]) == len(wanted) == len(found["opencv"][0]), "the sides do not take the same frames"
-            assert all(map(np.array_equal, found["ours"][0], found["pyav"][0])), "the sides do not give the same pictures"
+            assert len(found["ours"][0]) == len(wanted) == len(found["opencv"][0]), (
+                "the sides do not take the same frames"
+            )
+            assert all(map(np.array_equal, found["ours"][0], found["pyav"][0])), (
+                "the sides do not give the same pictures"
+            )
             times.append({side: seconds for side, (_, seconds) in found.items()})
             del found
-        row: dict[str, Any] = {"way": name, "video_frames": total, "taken": len(wanted), "rounds": rounds}
+        row: dict[str, Any] = {
+            "way": name,
+            "video_frames": total,
+            "taken": len(wanted),
+            "rounds": rounds,
+        }
         for side in sides:
-            row[f"{side}_frames_per_second"] = total / statistics.median(round[side] for round in times)
+            row[f"{side}_frames_per_second"] = total / statistics.median(
+                round[side] for round in times
+            )
         for side in ("opencv", "pyav"):
             ratios = [round[side] / round["ours"] for round in times]
-            row[f"over_{side}"] = {"median": statistics.median(ratios), "min": min(ratios), "max": max(ratios)}
+            row[f"over_{side}"] = {
+                "median": statistics.median(ratios),
+                "min": min(ratios),
+                "max": max(ratios),
+            }
         rows.append(row)
     return rows
 
@@ -132,15 +173,25 @@ def _timed(call: Callable[[], list[np.ndarray]]) -> tuple[list[np.ndarray], floa
 
 def main() -> None:
     """Prints a table, or JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--video", type=Path, help="a video to sample, instead of one that is written first")
-    parser.add_argument("--seconds", type=int, default=120, help="length of the video that is written")
-    parser.add_argument("--key-every", type=float, default=10.0, help="seconds from one key frame to the next in it")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--video", type=Path, help="a video to sample, instead of one that is written first"
+    )
+    parser.add_argument(
+        "--seconds", type=int, default=120, help="length of the video that is written"
+    )
+    parser.add_argument(
+        "--key-every", type=float, default=10.0, help="seconds from one key frame to the next in it"
+    )
     parser.add_argument("--rounds", type=int, default=5, help="how often each side takes its turn")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     options = parser.parse_args()
     if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})  # libavcodec then decides for one thread, too
+        os.sched_setaffinity(
+            0, {max(os.sched_getaffinity(0))}
+        )  # libavcodec then decides for one thread, too
     with tempfile.TemporaryDirectory() as folder:
         path = options.video or Path(folder) / "moving.mp4"
         if options.video is None:
@@ -150,10 +201,15 @@ def main() -> None:
         json.dump(rows, sys.stdout, indent=2)
         print()
         return
-    print(f"{'way':>16}  {'taken':>6}  {'ours /s':>8}  {'OpenCV /s':>9}  {'PyAV /s':>8}  {'over OpenCV':>18}  {'over PyAV':>18}")
+    print(
+        f"{'way':>16}  {'taken':>6}  {'ours /s':>8}  {'OpenCV /s':>9}  {'PyAV /s':>8}  {'over OpenCV':>18}  {'over PyAV':>18}"
+    )
     for row in rows:
         rates = f"{row['ours_frames_per_second']:8.0f}  {row['opencv_frames_per_second']:9.0f}  {row['pyav_frames_per_second']:8.0f}"
-        spreads = [f"{row[f'over_{side}']['median']:.2f} ({row[f'over_{side}']['min']:.2f}–{row[f'over_{side}']['max']:.2f})" for side in ("opencv", "pyav")]
+        spreads = [
+            f"{row[f'over_{side}']['median']:.2f} ({row[f'over_{side}']['min']:.2f}–{row[f'over_{side}']['max']:.2f})"
+            for side in ("opencv", "pyav")
+        ]
         print(f"{row['way']:>16}  {row['taken']:>6}  {rates}  {spreads[0]:>18}  {spreads[1]:>18}")
 
 

@@ -1,4 +1,6 @@
-"""Prints the answers of one or several OUTPUTs as a table: python sample_data/show.py captions.jsonl text.csv"""
+"""Prints the answers of one or several OUTPUTs as a table: python sample_data/show.py
+captions.jsonl text.csv
+"""
 
 import sys
 from pathlib import Path

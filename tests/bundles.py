@@ -21,9 +21,15 @@ BUNDLES = (*MANIFESTS, "zip", "tar", "tar.gz")
 
 
 def contain(folder: Path, kind: str) -> Path:
-    """Makes an archive of all that is below a folder, or a manifest of its pictures. Links are stored as links."""
+    """Makes an archive of all that is below a folder, or a manifest of its pictures. Links are
+    stored as links.
+    """
     path = folder.with_name(f"{folder.name}.{kind}")
-    names = sorted(os.path.relpath(os.path.join(root, name), folder) for root, _, files in os.walk(folder) for name in files)
+    names = sorted(
+        os.path.relpath(os.path.join(root, name), folder)
+        for root, _, files in os.walk(folder)
+        for name in files
+    )
     pictures = [name for name in names if media_of(name) == "image"]
     if kind == "txt":
         path = folder / ".list.txt"
@@ -31,9 +37,17 @@ def contain(folder: Path, kind: str) -> Path:
     elif kind == "csv":
         path = folder / ".list.csv"
         with open(path, "w", encoding="utf-8", errors="surrogateescape", newline="") as file:
-            csv.writer(file).writerows([["path", "number"], *([name, number] for number, name in enumerate(pictures))])
+            csv.writer(file).writerows(
+                [["path", "number"], *([name, number] for number, name in enumerate(pictures))]
+            )
     elif kind == "parquet":
-        held = [{"bytes": None if (folder / name).is_symlink() else (folder / name).read_bytes(), "path": printable(name)} for name in pictures]
+        held = [
+            {
+                "bytes": None if (folder / name).is_symlink() else (folder / name).read_bytes(),
+                "path": printable(name),
+            }
+            for name in pictures
+        ]
         schema = pa.schema([("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())]))])
         pq.write_table(pa.table({"image": held}, schema=schema), path)
     elif kind == "zip":
@@ -42,7 +56,12 @@ def contain(folder: Path, kind: str) -> Path:
                 entry = zipfile.ZipInfo(printable(name))
                 if (folder / name).is_symlink():
                     entry.external_attr = (stat.S_IFLNK | 0o777) << 16
-                archive.writestr(entry, os.readlink(folder / name) if (folder / name).is_symlink() else (folder / name).read_bytes())
+                archive.writestr(
+                    entry,
+                    os.readlink(folder / name)
+                    if (folder / name).is_symlink()
+                    else (folder / name).read_bytes(),
+                )
     else:
         with tarfile.open(path, "w:gz" if kind == "tar.gz" else "w") as archive:
             for name in names:

@@ -1,4 +1,6 @@
-"""Tiny random SmolVLM2 checkpoints in the hub's file layouts, made in a fraction of a second and without a network."""
+"""Tiny random SmolVLM2 checkpoints in the hub's file layouts, made in a fraction of a second and
+without a network.
+"""
 
 from __future__ import annotations
 
@@ -54,18 +56,32 @@ LAST_TOKENS = (
 
 
 def build_tokenizer(corpus: Iterable[str] = (), merges: int = 0) -> tokenizers.Tokenizer:
-    """A byte-level BPE with the published pre-tokenizer and special tokens; without a corpus every byte is a token.
+    """A byte-level BPE with the published pre-tokenizer and special tokens; without a corpus every
+    byte is a token.
 
     Args:
         corpus: What the merges are learned from.
         merges: How many tokens of more than one byte there may be.
     """
     tokenizer = tokenizers.Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)])
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Digits(individual_digits=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
+    )
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     size = len(FIRST_TOKENS) + len(alphabet) + merges
-    tokenizer.train_from_iterator(corpus, trainers.BpeTrainer(vocab_size=size, special_tokens=FIRST_TOKENS, initial_alphabet=alphabet, show_progress=False))
+    tokenizer.train_from_iterator(
+        corpus,
+        trainers.BpeTrainer(
+            vocab_size=size,
+            special_tokens=FIRST_TOKENS,
+            initial_alphabet=alphabet,
+            show_progress=False,
+        ),
+    )
     tokenizer.add_special_tokens(list(LAST_TOKENS))
     return tokenizer
 
@@ -94,14 +110,16 @@ def write_tiny_checkpoint(
         tie: Whether lm_head shares the embeddings.
         dtype: Type of the weights on disk.
         shards: Several safetensors files and an index instead of one file.
-        layout: ``hub`` as the published repositories are laid out, ``saved`` as transformers 5 saves a processor.
+        layout: ``hub`` as the published repositories are laid out, ``saved`` as transformers 5
+            saves a processor.
         tile: Edge of a tile in pixels. Pictures get a longest edge of four tiles.
         patch: Edge of a patch in pixels.
-        scale_factor: As many patches in each direction become one image token: (tile / patch / scale_factor)² tokens a tile.
+        scale_factor: As many patches in each direction become one image token: (tile / patch /
+            scale_factor)² tokens a tile.
         text_layers: Layers of the language model.
         context: ``max_position_embeddings``.
-        scale: Standard deviation of the embeddings and the head; the matrices between keep the size of what passes through them. Wide enough for
-            greedy answers to follow the picture.
+        scale: Standard deviation of the embeddings and the head; the matrices between keep the size
+            of what passes through them. Wide enough for greedy answers to follow the picture.
         tokenizer: Another one than ``build_tokenizer()``.
 
     Returns:
@@ -110,17 +128,35 @@ def write_tiny_checkpoint(
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer = tokenizer or build_tokenizer()
     tokenizer.save(str(folder / "tokenizer.json"))
-    config = _config(tokenizer, tie=tie, tile=tile, patch=patch, scale_factor=scale_factor, text_layers=text_layers, context=context)
+    config = _config(
+        tokenizer,
+        tie=tie,
+        tile=tile,
+        patch=patch,
+        scale_factor=scale_factor,
+        text_layers=text_layers,
+        context=context,
+    )
     _write_weights(folder, config, layout, seed=seed, dtype=dtype, shards=shards, scale=scale)
     seq_len = (tile // patch // scale_factor) ** 2
     pictures = _image_settings(tile)
     sampling = {"fps": 1, "max_frames": 64, "video_size": {"longest_edge": tile}}
     if layout == "hub":
-        _write_json(folder / "preprocessor_config.json", pictures | {"processor_class": "SmolVLMProcessor", "video_sampling": sampling})
-        _write_json(folder / "processor_config.json", {"processor_class": "SmolVLMProcessor", "image_seq_len": seq_len})
+        _write_json(
+            folder / "preprocessor_config.json",
+            pictures | {"processor_class": "SmolVLMProcessor", "video_sampling": sampling},
+        )
+        _write_json(
+            folder / "processor_config.json",
+            {"processor_class": "SmolVLMProcessor", "image_seq_len": seq_len},
+        )
         _write_json(folder / "chat_template.json", {"chat_template": CHAT_TEMPLATE})
     else:
-        clips = {key: value for key, value in pictures.items() if key not in ("image_processor_type", "do_image_splitting")}
+        clips = {
+            key: value
+            for key, value in pictures.items()
+            if key not in ("image_processor_type", "do_image_splitting")
+        }
         clips |= {
             "do_sample_frames": False,
             "fps": 1,
@@ -129,7 +165,12 @@ def write_tiny_checkpoint(
             "video_processor_type": "SmolVLMVideoProcessor",
             "video_sampling": sampling,
         }
-        whole = {"image_processor": pictures, "image_seq_len": seq_len, "processor_class": "SmolVLMProcessor", "video_processor": clips}
+        whole = {
+            "image_processor": pictures,
+            "image_seq_len": seq_len,
+            "processor_class": "SmolVLMProcessor",
+            "video_processor": clips,
+        }
         _write_json(folder / "processor_config.json", whole)
         (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE, encoding="utf-8")
     _write_json(folder / "tokenizer_config.json", _tokenizer_settings(context))
@@ -137,11 +178,21 @@ def write_tiny_checkpoint(
 
 
 def _config(
-    tokenizer: tokenizers.Tokenizer, *, tie: bool, tile: int, patch: int, scale_factor: int, text_layers: int, context: int
+    tokenizer: tokenizers.Tokenizer,
+    *,
+    tie: bool,
+    tile: int,
+    patch: int,
+    scale_factor: int,
+    text_layers: int,
+    context: int,
 ) -> transformers.SmolVLMConfig:
     import transformers
 
-    ids = {name: tokenizer.token_to_id(name) for name in ("<|im_start|>", "<|im_end|>", "<image>", "<end_of_utterance>")}
+    ids = {
+        name: tokenizer.token_to_id(name)
+        for name in ("<|im_start|>", "<|im_end|>", "<image>", "<end_of_utterance>")
+    }
     return transformers.SmolVLMConfig(
         image_token_id=ids["<image>"],
         scale_factor=scale_factor,
@@ -174,7 +225,16 @@ def _config(
     )
 
 
-def _write_weights(folder: Path, config: transformers.SmolVLMConfig, layout: str, *, seed: int, dtype: str, shards: bool, scale: float) -> None:
+def _write_weights(
+    folder: Path,
+    config: transformers.SmolVLMConfig,
+    layout: str,
+    *,
+    seed: int,
+    dtype: str,
+    shards: bool,
+    scale: float,
+) -> None:
     import torch
     import transformers
 
@@ -184,18 +244,26 @@ def _write_weights(folder: Path, config: transformers.SmolVLMConfig, layout: str
         for name, weight in model.named_parameters():
             wide = "embed_tokens" in name or "lm_head" in name or "embedding" in name
             if weight.ndim > 1:
-                weight.normal_(0.0, scale if wide else 1.5 / weight[0].numel() ** 0.5, generator=generator)
+                weight.normal_(
+                    0.0, scale if wide else 1.5 / weight[0].numel() ** 0.5, generator=generator
+                )
             elif name.endswith("bias"):
                 weight.normal_(0.0, 0.1, generator=generator)
     model.to(getattr(torch, dtype))
     text = config.text_config
-    model.generation_config = transformers.GenerationConfig(bos_token_id=text.bos_token_id, eos_token_id=text.eos_token_id, pad_token_id=text.pad_token_id)
+    model.generation_config = transformers.GenerationConfig(
+        bos_token_id=text.bos_token_id,
+        eos_token_id=text.eos_token_id,
+        pad_token_id=text.pad_token_id,
+    )
     model.save_pretrained(folder, max_shard_size="100KB" if shards else "5GB")
     path = folder / "config.json"
     written = json.loads(path.read_text(encoding="utf-8"))
     written.pop("_pad_token_id", None)
     if layout == "hub":  # the published files are older than `rope_parameters`
-        written["text_config"]["rope_theta"] = written["text_config"].pop("rope_parameters")["rope_theta"]
+        written["text_config"]["rope_theta"] = written["text_config"].pop("rope_parameters")[
+            "rope_theta"
+        ]
     _write_json(path, written | {"pad_token_id": 128_002})
 
 

@@ -9,13 +9,17 @@ from pathlib import Path
 import pytest
 
 if "PYTEST_XDIST_WORKER" in os.environ:
-    os.environ.setdefault("OMP_NUM_THREADS", "1")  # the cores are busy with the other workers' tests
+    os.environ.setdefault(
+        "OMP_NUM_THREADS", "1"
+    )  # the cores are busy with the other workers' tests
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may ask the network
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
 def pytest_collection_finish() -> None:
-    """Takes the libraries, which stay, out of what every garbage collection looks through; an engine makes one when it ends."""
+    """Takes the libraries, which stay, out of what every garbage collection looks through; an
+    engine makes one when it ends.
+    """
     gc.collect()
     gc.freeze()
 

@@ -16,7 +16,9 @@ from vlmbatch.core import UInt8Array
 BLOCK = 16
 COLUMNS, ROWS = 6, 3
 WIDTH, HEIGHT = COLUMNS * BLOCK, ROWS * BLOCK
-"""Size of the frames of ``write_video``; 18 blocks hold a number up to 2 ** 17 and a mark that says which way is up."""
+"""Size of the frames of ``write_video``; 18 blocks hold a number up to 2 ** 17 and a mark that says
+which way is up.
+"""
 
 
 def picture(width: int = 40, height: int = 30, seed: int = 0) -> UInt8Array:
@@ -35,15 +37,24 @@ def write_huge_png(path: Path, edge: int = 40_000) -> Path:
     """Writes a small PNG file whose header promises edge x edge pixels."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        return (
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        )
 
     header = struct.pack(">IIBBBBB", edge, edge, 8, 2, 0, 0, 0)
-    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(100_000))) + chunk(b"IEND", b""))
+    path.write_bytes(
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(bytes(100_000)))
+        + chunk(b"IEND", b"")
+    )
     return path
 
 
 def numbered(number: int) -> UInt8Array:
-    """A frame that shows its number in black and white blocks, uint8, (48, 96, 3). The first block is always white, the last always black."""
+    """A frame that shows its number in black and white blocks, uint8, (48, 96, 3). The first block
+    is always white, the last always black.
+    """
     bits = [1, *(number >> bit & 1 for bit in range(ROWS * COLUMNS - 2)), 0]
     blocks = np.array(bits, np.uint8).reshape(ROWS, COLUMNS) * 200 + 30
     return np.repeat(np.kron(blocks, np.ones((BLOCK, BLOCK), np.uint8))[..., None], 3, 2)
@@ -109,7 +120,12 @@ def write_video(
         stream.codec_context.max_b_frames = b_frames
         stream.codec_context.thread_count = 1
         if codec == "libx264":
-            stream.codec_context.options = {"preset": "ultrafast", "bf": str(b_frames), "crf": "18", "sc_threshold": "0"}
+            stream.codec_context.options = {
+                "preset": "ultrafast",
+                "bf": str(b_frames),
+                "crf": "18",
+                "sc_threshold": "0",
+            }
         if encoder is not None:
             stream.codec_context.options = {**stream.codec_context.options, **encoder}
         if rotation is not None:
@@ -123,8 +139,14 @@ def write_video(
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
         if sound is not None:
-            silence = av.AudioFrame.from_ndarray(np.zeros((1, 8000), np.float32), format="fltp", layout="mono")
-            silence.sample_rate, silence.pts, silence.time_base = 8000, int((audio_from_seconds or 0) * 8000), Fraction(1, 8000)
+            silence = av.AudioFrame.from_ndarray(
+                np.zeros((1, 8000), np.float32), format="fltp", layout="mono"
+            )
+            silence.sample_rate, silence.pts, silence.time_base = (
+                8000,
+                int((audio_from_seconds or 0) * 8000),
+                Fraction(1, 8000),
+            )
             container.mux(sound.encode(silence))
             container.mux(sound.encode(None))
     return path
@@ -136,7 +158,9 @@ def write_sound(path: Path) -> Path:
 
     with av.open(str(path), "w") as container:
         stream = container.add_stream("aac", rate=8000)
-        silence = av.AudioFrame.from_ndarray(np.zeros((1, 8000), np.float32), format="fltp", layout="mono")
+        silence = av.AudioFrame.from_ndarray(
+            np.zeros((1, 8000), np.float32), format="fltp", layout="mono"
+        )
         silence.sample_rate = 8000
         container.mux(stream.encode(silence))
         container.mux(stream.encode(None))

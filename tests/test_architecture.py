@@ -1,4 +1,6 @@
-"""The house keeps its order: imports point down, stages do not know each other, heavy libraries stay where they belong."""
+"""The house keeps its order: imports point down, stages do not know each other, heavy libraries
+stay where they belong.
+"""
 
 from __future__ import annotations
 
@@ -14,33 +16,26 @@ import vlmbatch
 from vlmbatch import errors
 
 PACKAGE = Path(vlmbatch.__file__).parent
-FLOOR = {"errors", "tasks", "urls", "values", "filesystems", "job", "job_checks", "records", "channel", "checkpoint"}
+FLOOR = {"errors", "tasks", "urls", "values", "filesystems", "job", "core", "checkpoint"}
 STAGES = {"read", "sample", "prepare", "engine", "write"}
 ALLOWED = {
     **dict.fromkeys(STAGES, FLOOR),
     "errors": set(),
-    "channel": set(),
     "tasks": {"errors"},
     "urls": set(),
     "filesystems": {"errors", "urls"},
-    "records": {"errors"},
+    "core": {"errors"},
     "checkpoint": {"errors"},
     "values": {"errors"},
-    "job_checks": {"errors", "urls", "values", "job"},  # the Job as a type only: it is what calls the checks
-    "job": {"errors", "tasks", "urls", "values", "job_checks"},
-    "summary": FLOOR,
-    "reporter": set(),
-    "threads": set(),
-    "rows": FLOOR | {"engine"},
+    "job": {"errors", "tasks", "urls", "values"},
+    "questions": FLOOR | {"read"},
     "evaluate": FLOOR | {"write"},
-    "reading": FLOOR | {"read", "write", "rows", "reporter"},
-    "writing": FLOOR | {"prepare", "engine", "write", "rows", "reporter", "summary"},
-    "pipeline": FLOOR | STAGES | {"summary", "rows", "reporter", "threads", "reading", "writing"},
+    "run": FLOOR | STAGES | {"questions"},
     "finetune": FLOOR | STAGES,
     "bench": FLOOR | {"read", "prepare", "engine"},
-    "cli": FLOOR | STAGES | {"summary", "evaluate", "pipeline", "finetune", "bench", "__version__"},
+    "cli": FLOOR | STAGES | {"evaluate", "run", "finetune", "bench", "__version__"},
     "__main__": {"cli"},
-    "__init__": FLOOR | {"pipeline"},
+    "__init__": FLOOR | {"run"},
 }
 HOMES = {
     "torch": {"engine", "finetune", "bench", "cli/doctor.py"},
@@ -64,7 +59,11 @@ def imports(path: Path) -> set[str]:
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
-            found |= {f"{node.module}.{alias.name}" for alias in node.names} if node.module == "vlmbatch" else {node.module}
+            found |= (
+                {f"{node.module}.{alias.name}" for alias in node.names}
+                if node.module == "vlmbatch"
+                else {node.module}
+            )
     return found
 
 
@@ -92,13 +91,32 @@ def test_heavy_libraries_stay_at_home(path: Path) -> None:
 
 def loaded_by(*command: str) -> set[str]:
     """Modules that a command has loaded when it ends."""
-    code = "import sys, atexit; atexit.register(lambda: print('\\n'.join(sys.modules), file=sys.stderr)); " + command[0]
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    code = (
+        "import sys, atexit; atexit.register(lambda: print('\\n'.join(sys.modules), file=sys.stderr)); "
+        + command[0]
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
     return set(result.stderr.split())
 
 
 def test_help_and_import_load_nothing_heavy() -> None:
-    heavy = {"torch", "transformers", "pyarrow", "av", "numpy", "PIL", "tokenizers", "huggingface_hub", "yaml", "psutil", "httpx2", "fsspec", "pypdfium2"}
+    heavy = {
+        "torch",
+        "transformers",
+        "pyarrow",
+        "av",
+        "numpy",
+        "PIL",
+        "tokenizers",
+        "huggingface_hub",
+        "yaml",
+        "psutil",
+        "httpx2",
+        "fsspec",
+        "pypdfium2",
+    }
     assert not loaded_by("import vlmbatch; vlmbatch.JobError") & heavy
     for command in ("caption", "video", "run", "eval", "finetune", "bench", None):
         arguments = [*([command] if command else []), "--help"]
@@ -108,12 +126,39 @@ def test_help_and_import_load_nothing_heavy() -> None:
 
 def test_a_plain_run_loads_no_compiler_no_tables_and_no_videos(tmp_path: Path) -> None:
     """Each of these costs a tenth of a second to seconds, before the first answer."""
-    heavy = {"torch._dynamo", "torch._inductor", "sympy", "pyarrow", "av", "transformers", "pandas", "matplotlib", "huggingface_hub", "peft", "accelerate"}
-    heavy |= {"httpx2", "fsspec", "pypdfium2", "scenedetect", "cv2", "jiwer", "sacrebleu", "duckdb", "yaml", "tqdm.auto", "vlmbatch.bench", "vlmbatch.evaluate"}
+    heavy = {
+        "torch._dynamo",
+        "torch._inductor",
+        "sympy",
+        "pyarrow",
+        "av",
+        "transformers",
+        "pandas",
+        "matplotlib",
+        "huggingface_hub",
+        "peft",
+        "accelerate",
+    }
+    heavy |= {
+        "httpx2",
+        "fsspec",
+        "pypdfium2",
+        "scenedetect",
+        "cv2",
+        "jiwer",
+        "sacrebleu",
+        "duckdb",
+        "yaml",
+        "tqdm.auto",
+        "vlmbatch.bench",
+        "vlmbatch.evaluate",
+    }
     output = tmp_path / "out.jsonl"
     picture = PACKAGE.parent / "sample_data" / "images" / "circle.png"
     arguments = ["vlmbatch", "caption", str(picture), "--model", "demo", "-o", str(output)]
-    loaded = loaded_by(f"import sys; sys.argv = {arguments}; from vlmbatch.cli.main import main\ntry: main()\nexcept SystemExit: pass")
+    loaded = loaded_by(
+        f"import sys; sys.argv = {arguments}; from vlmbatch.cli.main import main\ntry: main()\nexcept SystemExit: pass"
+    )
     assert json.loads(output.read_text(encoding="utf-8"))["status"] == "ok"
     assert "torch" in loaded
     assert not loaded & heavy
@@ -126,7 +171,11 @@ def test_loading_the_public_names_does_not_load_torch() -> None:
 def test_every_public_name_is_there_and_every_error_is_public() -> None:
     for name in vlmbatch.__all__:
         assert getattr(vlmbatch, name) is not None
-    tree = {name for name, value in vars(errors).items() if isinstance(value, type) and issubclass(value, errors.VlmbatchError)}
+    tree = {
+        name
+        for name, value in vars(errors).items()
+        if isinstance(value, type) and issubclass(value, errors.VlmbatchError)
+    }
     assert tree <= set(vlmbatch.__all__)
 
 

@@ -1,4 +1,5 @@
-"""Writes an untrained checkpoint of the demo model: the real SmolVLM2 architecture and file layout, in tiny shapes.
+"""Writes an untrained checkpoint of the demo model: the real SmolVLM2 architecture and file layout,
+in tiny shapes.
 
 python -m training.checkpoint build/demo
 """
@@ -32,21 +33,34 @@ CHAT_TEMPLATE = (
 
 
 def train_tokenizer() -> tokenizers.Tokenizer:
-    """A byte-level BPE over the demo's own sentences, special tokens placed as in the published vocabulary: a few first, the media tokens last."""
+    """A byte-level BPE over the demo's own sentences, special tokens placed as in the published
+    vocabulary: a few first, the media tokens last.
+    """
     rng = np.random.default_rng(7)
-    corpus = ["You are provided the following series of two three four five six seven eight nine ten frames from a video.\n\nFrame from:"] * 50
+    corpus = [
+        "You are provided the following series of two three four five six seven eight nine ten frames from a video.\n\nFrame from:"
+    ] * 50
     corpus += ["User:\nAssistant: User: You"] * 5000
     for _ in range(4000):
         scene = scenes.random_scene(rng, longest=(64, 66), reading=0.05)
-        corpus += [scene.caption if not scene.caption.startswith("The ") else "The word. The number."]
+        corpus += [
+            scene.caption if not scene.caption.startswith("The ") else "The word. The number."
+        ]
         corpus += [f"{q} {a}" for q, a in scene.questions if a.upper() != a]
-        corpus += [*scenes.CAPTION_PROMPTS, *scenes.OCR_PROMPTS, *scenes.CLIP_PROMPTS, "No text. No. Yes. What number is shown? What word is shown?"]
+        corpus += [
+            *scenes.CAPTION_PROMPTS,
+            *scenes.OCR_PROMPTS,
+            *scenes.CLIP_PROMPTS,
+            "No text. No. Yes. What number is shown? What word is shown?",
+        ]
         clip = scenes.random_clip(rng, longest=(64, 65), max_frames=2)
         corpus += [clip.caption, *(f"{q} {a}" for q, a in clip.questions)]
     tokenizer = tokenizers.Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(tokenizers.Regex("[A-Z](?![a-z])"), "isolated"),  # a letter of a word in capitals is always the same token
+            pre_tokenizers.Split(
+                tokenizers.Regex("[A-Z](?![a-z])"), "isolated"
+            ),  # a letter of a word in capitals is always the same token
             pre_tokenizers.Digits(individual_digits=True),
             pre_tokenizers.ByteLevel(add_prefix_space=False),
         ]
@@ -56,7 +70,10 @@ def train_tokenizer() -> tokenizers.Tokenizer:
     grid = [f"<row_{row}_col_{col}>" for row in range(1, 7) for col in range(1, 7)]
     last = ["<global-img>", *grid, "<fake_token_around_image>", "<image>", "<end_of_utterance>"]
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY - len(last), special_tokens=first, initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()), show_progress=False
+        vocab_size=VOCABULARY - len(last),
+        special_tokens=first,
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
     )
     tokenizer.train_from_iterator(corpus, trainer)
     tokenizer.add_special_tokens(last)
@@ -71,7 +88,10 @@ def write_checkpoint(folder: Path, *, seed: int = 0) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer = train_tokenizer()
     tokenizer.save(str(folder / "tokenizer.json"))
-    ids = {name: tokenizer.token_to_id(name) for name in ("<|im_start|>", "<|im_end|>", "<image>", "<end_of_utterance>")}
+    ids = {
+        name: tokenizer.token_to_id(name)
+        for name in ("<|im_start|>", "<|im_end|>", "<image>", "<end_of_utterance>")
+    }
     size = tokenizer.get_vocab_size()
     config = transformers.SmolVLMConfig(
         image_token_id=ids["<image>"],
@@ -106,11 +126,16 @@ def write_checkpoint(folder: Path, *, seed: int = 0) -> None:
     model = transformers.SmolVLMForConditionalGeneration(config)
     _initialize(model)
     model.generation_config = transformers.GenerationConfig(
-        bos_token_id=ids["<|im_start|>"], eos_token_id=ids["<end_of_utterance>"], pad_token_id=ids["<|im_end|>"]
+        bos_token_id=ids["<|im_start|>"],
+        eos_token_id=ids["<end_of_utterance>"],
+        pad_token_id=ids["<|im_end|>"],
     )
     model.save_pretrained(folder)
     _write_json(folder / "preprocessor_config.json", _preprocessor())
-    _write_json(folder / "processor_config.json", {"processor_class": "SmolVLMProcessor", "image_seq_len": (TILE // PATCH // SCALE) ** 2})
+    _write_json(
+        folder / "processor_config.json",
+        {"processor_class": "SmolVLMProcessor", "image_seq_len": (TILE // PATCH // SCALE) ** 2},
+    )
     _write_json(
         folder / "tokenizer_config.json",
         {
@@ -132,8 +157,10 @@ def write_checkpoint(folder: Path, *, seed: int = 0) -> None:
 def _initialize(model: Any) -> None:
     """Draws weights that a small model learns from quickly.
 
-    transformers draws everything with 0.02, which suits wide models. Here positions would drown in the patches' content, words in the vision features, and
-    attention would start out blind: shapes stayed at chance for a thousand steps. Matrices keep the size of what passes through them (std 1/sqrt(fan_in)).
+    transformers draws everything with 0.02, which suits wide models. Here positions would drown in
+    the patches' content, words in the vision features, and attention would start out blind: shapes
+    stayed at chance for a thousand steps. Matrices keep the size of what passes through them (std
+    1/sqrt(fan_in)).
     """
     import torch
 
@@ -143,8 +170,12 @@ def _initialize(model: Any) -> None:
             if "position_embedding" in name or "embed_tokens" in name:
                 weight.normal_(std=0.5)
             elif weight.ndim > 1:
-                deep = name.endswith(("o_proj.weight", "down_proj.weight", "out_proj.weight", "fc2.weight"))
-                weight.normal_(std=weight[0].numel() ** -0.5 * ((2 * layers) ** -0.5 if deep else 1.0))
+                deep = name.endswith(
+                    ("o_proj.weight", "down_proj.weight", "out_proj.weight", "fc2.weight")
+                )
+                weight.normal_(
+                    std=weight[0].numel() ** -0.5 * ((2 * layers) ** -0.5 if deep else 1.0)
+                )
 
 
 def _preprocessor() -> dict[str, object]:

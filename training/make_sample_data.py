@@ -13,26 +13,83 @@ import av
 import numpy as np
 from PIL import Image
 
-from training.scenes import BACKGROUNDS, Scene, Shape, moving_clip, page_scene, shape_scene, text_scene
+from training.scenes import (
+    BACKGROUNDS,
+    Scene,
+    Shape,
+    moving_clip,
+    page_scene,
+    shape_scene,
+    text_scene,
+)
 
-PALE, GREY, CREAM, DARK, BLUE = BACKGROUNDS[0], BACKGROUNDS[2], BACKGROUNDS[5], BACKGROUNDS[4], BACKGROUNDS[6]
+PALE, GREY, CREAM, DARK, BLUE = (
+    BACKGROUNDS[0],
+    BACKGROUNDS[2],
+    BACKGROUNDS[5],
+    BACKGROUNDS[4],
+    BACKGROUNDS[6],
+)
 EXIF_ORIENTATION = 0x0112
 
 
 def pictures() -> dict[str, Scene]:
     """The pictures of shapes by file name."""
 
-    def one(kind: str, color: str, x: float, y: float, size: tuple[int, int], background: tuple[int, int, int], radius: float = 0.15) -> Scene:
-        return shape_scene([Shape(kind, color, x * size[0], y * size[1], radius * min(size), 5)], "above", size, background)
+    def one(
+        kind: str,
+        color: str,
+        x: float,
+        y: float,
+        size: tuple[int, int],
+        background: tuple[int, int, int],
+        radius: float = 0.15,
+    ) -> Scene:
+        return shape_scene(
+            [Shape(kind, color, x * size[0], y * size[1], radius * min(size), 5)],
+            "above",
+            size,
+            background,
+        )
 
-    def row(looks: list[tuple[str, str]], size: tuple[int, int], background: tuple[int, int, int], radius: float = 0.18) -> Scene:
+    def row(
+        looks: list[tuple[str, str]],
+        size: tuple[int, int],
+        background: tuple[int, int, int],
+        radius: float = 0.18,
+    ) -> Scene:
         step = size[0] / len(looks)
-        shapes = [Shape(kind, color, step * (i + 0.5), size[1] * (0.48 + 0.04 * (i % 2)), radius * min(size), 4 * i) for i, (color, kind) in enumerate(looks)]
+        shapes = [
+            Shape(
+                kind,
+                color,
+                step * (i + 0.5),
+                size[1] * (0.48 + 0.04 * (i % 2)),
+                radius * min(size),
+                4 * i,
+            )
+            for i, (color, kind) in enumerate(looks)
+        ]
         return shape_scene(shapes, "to the left of", size, background)
 
-    def column(looks: list[tuple[str, str]], size: tuple[int, int], background: tuple[int, int, int], radius: float = 0.16) -> Scene:
+    def column(
+        looks: list[tuple[str, str]],
+        size: tuple[int, int],
+        background: tuple[int, int, int],
+        radius: float = 0.16,
+    ) -> Scene:
         step = size[1] / len(looks)
-        shapes = [Shape(kind, color, size[0] * (0.5 + 0.03 * (i % 2)), step * (i + 0.5), radius * min(size), 6 * i) for i, (color, kind) in enumerate(looks)]
+        shapes = [
+            Shape(
+                kind,
+                color,
+                size[0] * (0.5 + 0.03 * (i % 2)),
+                step * (i + 0.5),
+                radius * min(size),
+                6 * i,
+            )
+            for i, (color, kind) in enumerate(looks)
+        ]
         return shape_scene(shapes, "above", size, background)
 
     return {
@@ -40,18 +97,33 @@ def pictures() -> dict[str, Scene]:
         "corner-star.png": one("star", "yellow", 0.83, 0.17, (320, 320), DARK),
         "left-triangle.jpg": one("triangle", "green", 0.17, 0.5, (400, 300), CREAM),
         "small-square.png": one("square", "purple", 0.5, 0.83, (96, 96), GREY),
-        "circle-and-square.png": row([("red", "circle"), ("blue", "square")], (480, 320), PALE, 0.22),
-        "star-and-triangle.jpg": row([("white", "star"), ("orange", "triangle")], (320, 200), DARK, 0.25),
-        "stack-of-two.png": column([("black", "square"), ("green", "circle")], (240, 320), BLUE, 0.22),
-        "stack-of-three.png": column([("purple", "triangle"), ("red", "square"), ("blue", "star")], (360, 480), CREAM),
-        "row-of-three.jpg": row([("green", "star"), ("yellow", "circle"), ("purple", "square")], (640, 400), GREY, 0.2),
+        "circle-and-square.png": row(
+            [("red", "circle"), ("blue", "square")], (480, 320), PALE, 0.22
+        ),
+        "star-and-triangle.jpg": row(
+            [("white", "star"), ("orange", "triangle")], (320, 200), DARK, 0.25
+        ),
+        "stack-of-two.png": column(
+            [("black", "square"), ("green", "circle")], (240, 320), BLUE, 0.22
+        ),
+        "stack-of-three.png": column(
+            [("purple", "triangle"), ("red", "square"), ("blue", "star")], (360, 480), CREAM
+        ),
+        "row-of-three.jpg": row(
+            [("green", "star"), ("yellow", "circle"), ("purple", "square")], (640, 400), GREY, 0.2
+        ),
         "large.jpg": row([("blue", "triangle"), ("black", "circle")], (1024, 768), PALE, 0.2),
     }
 
 
 def phone_picture() -> tuple[Scene, Image.Image]:
     """A scene and its picture as a phone stores it: turned, with the orientation in its EXIF."""
-    scene = shape_scene([Shape("square", "orange", 90, 160, 50, 3), Shape("star", "blue", 310, 150, 55, 8)], "to the left of", (400, 300), PALE)
+    scene = shape_scene(
+        [Shape("square", "orange", 90, 160, 50, 3), Shape("star", "blue", 310, 150, 55, 8)],
+        "to the left of",
+        (400, 300),
+        PALE,
+    )
     return scene, Image.fromarray(scene.pixels).transpose(Image.Transpose.ROTATE_90)
 
 
@@ -74,12 +146,31 @@ CLIP_SECONDS = 6
 CLIP_RATE = 8
 
 
-def write_clip(path: Path, kind: str, color: str, direction: str, size: tuple[int, int], background: tuple[int, int, int]) -> str:
+def write_clip(
+    path: Path,
+    kind: str,
+    color: str,
+    direction: str,
+    size: tuple[int, int],
+    background: tuple[int, int, int],
+) -> str:
     """Writes a clip of H.264 in MP4 and gives its caption."""
     times = [i / CLIP_RATE for i in range(CLIP_SECONDS * CLIP_RATE)]
-    clip = moving_clip(kind, color, direction, size, times, CLIP_SECONDS, np.random.default_rng(4), background, (0.0, 1.0))
+    clip = moving_clip(
+        kind,
+        color,
+        direction,
+        size,
+        times,
+        CLIP_SECONDS,
+        np.random.default_rng(4),
+        background,
+        (0.0, 1.0),
+    )
     with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=CLIP_RATE, options={"crf": "18", "preset": "medium"})
+        stream = container.add_stream(
+            "libx264", rate=CLIP_RATE, options={"crf": "18", "preset": "medium"}
+        )
         stream.width, stream.height, stream.pix_fmt = *size, "yuv420p"
         stream.time_base = Fraction(1, CLIP_RATE)
         for pixels in clip.frames:
@@ -101,7 +192,12 @@ def write_all(folder: Path) -> None:
     exif[EXIF_ORIENTATION] = 6
     turned.save(folder / "images" / "phone.jpg", quality=92, exif=exif)
     rows.append(("images/phone.jpg", scene.caption))
-    cut_out = np.dstack([pictures()["circle.png"].pixels, 255 * (pictures()["circle.png"].labels > 0).astype(np.uint8)])
+    cut_out = np.dstack(
+        [
+            pictures()["circle.png"].pixels,
+            255 * (pictures()["circle.png"].labels > 0).astype(np.uint8),
+        ]
+    )
     Image.fromarray(cut_out).save(folder / "images" / "transparent.png")
     rows.append(("images/transparent.png", "A red circle."))
     for name, scene in scans().items():
@@ -111,7 +207,10 @@ def write_all(folder: Path) -> None:
         rows.append((f"clips/{name}", write_clip(folder / "clips" / name, *settings)))
     whole = (folder / "images" / "large.jpg").read_bytes()
     (folder / "damaged" / "cut-off.jpg").write_bytes(whole[: len(whole) // 3])
-    (folder / "content.csv").write_text("file,content\n" + "".join(f"{name},{content}\n" for name, content in sorted(rows)), encoding="utf-8")
+    (folder / "content.csv").write_text(
+        "file,content\n" + "".join(f"{name},{content}\n" for name, content in sorted(rows)),
+        encoding="utf-8",
+    )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,6 @@
-"""Muon for hidden matrices and AdamW for the rest, as one optimizer; and the learning rate over the steps."""
+"""Muon for hidden matrices and AdamW for the rest, as one optimizer; and the learning rate over the
+steps.
+"""
 
 from __future__ import annotations
 
@@ -12,13 +14,24 @@ import torch
 class MuonWithAdamW(torch.optim.Optimizer):
     """Two optimizers that step together.
 
-    Muon (Jordan et al., 2024) is made for matrices between hidden states, so embeddings, norms, biases and heads are AdamW's.
-    Muon's rate is scaled to AdamW's (Liu et al., 2025), so that one learning rate serves both.
+    Muon (Jordan et al., 2024) is made for matrices between hidden states, so embeddings, norms,
+    biases and heads are AdamW's. Muon's rate is scaled to AdamW's (Liu et al., 2025), so that one
+    learning rate serves both.
     """
 
-    def __init__(self, matrices: Sequence[torch.Tensor], others: Sequence[torch.Tensor], lr: float, weight_decay: float = 0.05) -> None:
-        self.muon = torch.optim.Muon(matrices, lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
-        self.adamw = torch.optim.AdamW(others, lr=lr, betas=(0.9, 0.98), weight_decay=weight_decay, fused=True)
+    def __init__(
+        self,
+        matrices: Sequence[torch.Tensor],
+        others: Sequence[torch.Tensor],
+        lr: float,
+        weight_decay: float = 0.05,
+    ) -> None:
+        self.muon = torch.optim.Muon(
+            matrices, lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"
+        )
+        self.adamw = torch.optim.AdamW(
+            others, lr=lr, betas=(0.9, 0.98), weight_decay=weight_decay, fused=True
+        )
         super().__init__([*self.muon.param_groups, *self.adamw.param_groups], {})
 
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
@@ -39,7 +52,8 @@ class MuonWithAdamW(torch.optim.Optimizer):
 
 @dataclasses.dataclass(frozen=True)
 class Schedule:
-    """How many steps there are of what, and the learning rate's factor at each: up, level, and for the last three tenths of the answers down to nothing.
+    """How many steps there are of what, and the learning rate's factor at each: up, level, and for
+    the last three tenths of the answers down to nothing.
 
     The vision encoder alone takes twice the rate at which the language model stays stable.
 

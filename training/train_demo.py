@@ -3,9 +3,11 @@
     python -m training.train_demo build/demo --compile               # resumable: the same command goes on where it stopped
     python -m training.train_demo build/demo --export vlmbatch/demo  # writes the checkpoint that ships
 
-Two losses: the answers' tokens, and a linear head on the vision encoder's patches that says which shape, colour and characters each patch shows (the scene is
-drawn, so that is known). The head is thrown away. First the vision encoder learns alone, from tiles: that takes a tenth of the time a step, and without it
-the language model has nothing to learn from. The loop, its checkpoints, its log and its curves are those of ``vlmbatch finetune``.
+Two losses: the answers' tokens, and a linear head on the vision encoder's patches that says which
+shape, colour and characters each patch shows (the scene is drawn, so that is known). The head is
+thrown away. First the vision encoder learns alone, from tiles: that takes a tenth of the time a
+step, and without it the language model has nothing to learn from. The loop, its checkpoints, its
+log and its curves are those of ``vlmbatch finetune``.
 """
 
 from __future__ import annotations
@@ -51,14 +53,24 @@ class DemoTrainer(AnswerTrainer):
         super().__init__(model.normalization, **settings)
         self.checkpoint = checkpoint
         self.vision_loss = torch.compile(self._vision_loss) if compiled else self._vision_loss
-        self.answer_losses = torch.compile(self._answer_losses, dynamic=True) if compiled else self._answer_losses
+        self.answer_losses = (
+            torch.compile(self._answer_losses, dynamic=True) if compiled else self._answer_losses
+        )
 
-    def compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
+    def compute_loss(
+        self,
+        model: Any,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+    ) -> Any:
         """The patches' loss of a batch of tiles, or the answers' and a share of the patches'."""
         if "input_ids" not in inputs:
             return self.vision_loss(model, inputs)
         if self.state.global_step % TIDY_EVERY == 0:
-            empty_cache(torch.device("cpu"))  # batches of many shapes leave the allocator with gigabytes in pieces
+            empty_cache(
+                torch.device("cpu")
+            )  # batches of many shapes leave the allocator with gigabytes in pieces
         answers, patches = self.answer_losses(model, inputs)
         return answers + PATCH_SHARE * patches
 
@@ -66,7 +78,10 @@ class DemoTrainer(AnswerTrainer):
         """Scores unseen scenes."""
         model: Any = self.accelerator.unwrap_model(self.model)
         figures, shares = score(model, self.checkpoint, SCORED)
-        logger.info("%s", "  ".join(f"{kind} {share:.1%}" for kind, share in shares.items() if ":" not in kind))
+        logger.info(
+            "%s",
+            "  ".join(f"{kind} {share:.1%}" for kind, share in shares.items() if ":" not in kind),
+        )
         found = {f"eval_{name}": value for name, value in figures.items()}
         self.log(found)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, found)
@@ -75,17 +90,24 @@ class DemoTrainer(AnswerTrainer):
     def _vision_loss(self, model: Trainee, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         return model.patch_loss(model.vision(HALF).hidden(batch["tiles"]), batch["patches"])
 
-    def _answer_losses(self, model: Trainee, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    def _answer_losses(
+        self, model: Trainee, batch: dict[str, torch.Tensor]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         logits, labels, hidden = model(batch, HALF)
         return F.cross_entropy(logits, labels), model.patch_loss(hidden, batch["patches"])
 
 
 def train(arguments: argparse.Namespace) -> bool:
     """Trains to the end, or until it is told to stop; then False."""
-    folder, schedule = TrainingFolder(arguments.folder), Schedule(arguments.vision_steps, arguments.tiny_steps, arguments.mixture_steps)
+    folder, schedule = (
+        TrainingFolder(arguments.folder),
+        Schedule(arguments.vision_steps, arguments.tiny_steps, arguments.mixture_steps),
+    )
     lock = folder.open(overwrite=False)
     try:
-        folder.begin({"kind": "demo"}, {name: str(value) for name, value in vars(arguments).items()})
+        folder.begin(
+            {"kind": "demo"}, {name: str(value) for name, value in vars(arguments).items()}
+        )
         base = folder.path / "untrained"
         if not base.exists():
             write_checkpoint(base)
@@ -97,9 +119,20 @@ def train(arguments: argparse.Namespace) -> bool:
         if arguments.start is not None:
             model.start_from(arguments.start)
         matrices = model.matrices()
-        others = [weight for weight in model.parameters() if not any(weight is matrix for matrix in matrices)]
+        others = [
+            weight
+            for weight in model.parameters()
+            if not any(weight is matrix for matrix in matrices)
+        ]
         optimizer = MuonWithAdamW(matrices, others, lr=1.0)
-        stages = Stages(checkpoint, schedule, found.step if found else 0, tiles=arguments.tiles, examples=arguments.batch_size, reading=arguments.reading)
+        stages = Stages(
+            checkpoint,
+            schedule,
+            found.step if found else 0,
+            tiles=arguments.tiles,
+            examples=arguments.batch_size,
+            reading=arguments.reading,
+        )
         steering = Steering(measures=True)
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: setattr(steering, "stop_wanted", True))
@@ -113,7 +146,9 @@ def train(arguments: argparse.Namespace) -> bool:
             eval_dataset=stages,
             optimizers=(
                 optimizer,
-                torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: arguments.learning_rate * schedule(step)),
+                torch.optim.lr_scheduler.LambdaLR(
+                    optimizer, lambda step: arguments.learning_rate * schedule(step)
+                ),
             ),  # a state keeps no function
             callbacks=[steering, TrainingLog(folder, found.step if found else 0)],
         )
@@ -124,7 +159,9 @@ def train(arguments: argparse.Namespace) -> bool:
         lock.release()
 
 
-def _settings(folder: TrainingFolder, schedule: Schedule, arguments: argparse.Namespace) -> transformers.TrainingArguments:
+def _settings(
+    folder: TrainingFolder, schedule: Schedule, arguments: argparse.Namespace
+) -> transformers.TrainingArguments:
     return transformers.TrainingArguments(
         output_dir=str(folder.checkpoints),
         max_steps=schedule.total,
@@ -161,27 +198,75 @@ def export(folder: TrainingFolder, target: Path) -> None:
         if path.suffix in (".json", ".jinja"):
             shutil.copy(path, target)
     config = json.loads((base / "config.json").read_text())
-    (target / "config.json").write_text(json.dumps({**config, "dtype": "bfloat16"}, indent=2) + "\n")
-    save_file({name: weight.detach().to(torch.bfloat16) for name, weight in model.named().items()}, target / "model.safetensors", metadata={"format": "pt"})
+    (target / "config.json").write_text(
+        json.dumps({**config, "dtype": "bfloat16"}, indent=2) + "\n"
+    )
+    save_file(
+        {name: weight.detach().to(torch.bfloat16) for name, weight in model.named().items()},
+        target / "model.safetensors",
+        metadata={"format": "pt"},
+    )
     (target / "model.safetensors").chmod(0o644)
-    print(f"{target}: as after step {found.step}; `python -m training.score_demo build/demo_score --model {target}` scores it")
+    print(
+        f"{target}: as after step {found.step}; `python -m training.score_demo build/demo_score --model {target}` scores it"
+    )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, help="where the training's state, log and curves are kept")
-    parser.add_argument("--vision-steps", type=int, default=4_500, help="steps of the vision encoder alone")
-    parser.add_argument("--tiny-steps", type=int, default=1_750, help="then steps on answers about pictures of one tile")
-    parser.add_argument("--mixture-steps", type=int, default=4_500, help="then steps on answers about everything")
-    parser.add_argument("--batch-size", type=int, default=24, help="scenes a step; each has about five answers")
-    parser.add_argument("--tiles", type=int, default=96, help="tiles a step of the vision encoder alone")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "folder", type=Path, help="where the training's state, log and curves are kept"
+    )
+    parser.add_argument(
+        "--vision-steps", type=int, default=4_500, help="steps of the vision encoder alone"
+    )
+    parser.add_argument(
+        "--tiny-steps",
+        type=int,
+        default=1_750,
+        help="then steps on answers about pictures of one tile",
+    )
+    parser.add_argument(
+        "--mixture-steps", type=int, default=4_500, help="then steps on answers about everything"
+    )
+    parser.add_argument(
+        "--batch-size", type=int, default=24, help="scenes a step; each has about five answers"
+    )
+    parser.add_argument(
+        "--tiles", type=int, default=96, help="tiles a step of the vision encoder alone"
+    )
     parser.add_argument("--learning-rate", type=float, default=1.5e-3)
-    parser.add_argument("--start", type=Path, metavar="FOLDER", help="begin with the weights of this checkpoint, such as vlmbatch/demo")
-    parser.add_argument("--reading", type=float, default=READING, help="share of words and numbers among the pictures")
-    parser.add_argument("--compile", action="store_true", help="compile the training step: minutes at the start, faster vision steps afterwards")
-    parser.add_argument("--save-every", type=int, default=250, help="steps between states to go on from")
-    parser.add_argument("--eval-every", type=int, default=1_000, help="steps between looks at unseen scenes")
-    parser.add_argument("--export", type=Path, metavar="FOLDER", help="write the trained checkpoint here, train nothing")
+    parser.add_argument(
+        "--start",
+        type=Path,
+        metavar="FOLDER",
+        help="begin with the weights of this checkpoint, such as vlmbatch/demo",
+    )
+    parser.add_argument(
+        "--reading",
+        type=float,
+        default=READING,
+        help="share of words and numbers among the pictures",
+    )
+    parser.add_argument(
+        "--compile",
+        action="store_true",
+        help="compile the training step: minutes at the start, faster vision steps afterwards",
+    )
+    parser.add_argument(
+        "--save-every", type=int, default=250, help="steps between states to go on from"
+    )
+    parser.add_argument(
+        "--eval-every", type=int, default=1_000, help="steps between looks at unseen scenes"
+    )
+    parser.add_argument(
+        "--export",
+        type=Path,
+        metavar="FOLDER",
+        help="write the trained checkpoint here, train nothing",
+    )
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

@@ -29,9 +29,9 @@ from vlmbatch.errors import (
 )
 
 if TYPE_CHECKING:
+    from vlmbatch.core import Record
     from vlmbatch.job import Job
     from vlmbatch.run.pipeline import run
-    from vlmbatch.core import Record
 
 __version__ = "0.1.0"
 

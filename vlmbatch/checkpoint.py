@@ -1,6 +1,8 @@
-"""Where a model's files are and what they say: a folder in the hub's layout, a hub id, or the demo model of the package.
+"""Where a model's files are and what they say: a folder in the hub's layout, a hub id, or the demo
+model of the package.
 
-The stages read the same files: ``prepare/`` the processor's, ``engine/`` the configuration and the weights. Nothing here loads a weight.
+The stages read the same files: ``prepare/`` the processor's, ``engine/`` the configuration and the
+weights. Nothing here loads a weight.
 """
 
 from __future__ import annotations
@@ -33,7 +35,8 @@ class Checkpoint:
     Attributes:
         folder: Where its files are.
         name: What the user called it: a hub id, a path, or ``demo``.
-        revision: The hub's commit, or ``sha256:…`` over the small files and the sizes of the weights for a folder.
+        revision: The hub's commit, or ``sha256:…`` over the small files and the sizes of the
+            weights for a folder.
     """
 
     folder: Path
@@ -75,10 +78,16 @@ class Checkpoint:
         return config
 
     def image_processor(self) -> dict[str, Any]:
-        """The image processor's settings: preprocessor_config.json, or the part of processor_config.json that newer files hold."""
-        settings = self.read_json("preprocessor_config.json") or self.read_json("processor_config.json").get("image_processor", {})
+        """The image processor's settings: preprocessor_config.json, or the part of
+        processor_config.json that newer files hold.
+        """
+        settings = self.read_json("preprocessor_config.json") or self.read_json(
+            "processor_config.json"
+        ).get("image_processor", {})
         if "size" not in settings or "max_image_size" not in settings:
-            raise ModelLoadError(f"{self.name}: neither preprocessor_config.json nor processor_config.json says how pictures are cut")
+            raise ModelLoadError(
+                f"{self.name}: neither preprocessor_config.json nor processor_config.json says how pictures are cut"
+            )
         return dict(settings)
 
     def video_processor(self) -> dict[str, Any]:
@@ -90,19 +99,28 @@ class Checkpoint:
         )
 
     def image_seq_len(self) -> int:
-        """Image tokens a tile: (image_size / patch_size / scale_factor)²; what a processor file says must agree.
+        """Image tokens a tile: (image_size / patch_size / scale_factor)²; what a processor file
+        says must agree.
 
         Raises:
             ModelLoadError: It does not.
         """
         vision = self.config.get("vision_config") or {}
         try:
-            computed = (int(vision["image_size"]) // int(vision["patch_size"]) // int(self.config["scale_factor"])) ** 2
+            computed = (
+                int(vision["image_size"])
+                // int(vision["patch_size"])
+                // int(self.config["scale_factor"])
+            ) ** 2
         except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
-            raise ModelLoadError(f"{self.name}: config.json does not say how large tiles and patches are ({error})") from error
+            raise ModelLoadError(
+                f"{self.name}: config.json does not say how large tiles and patches are ({error})"
+            ) from error
         stated = self.read_json("processor_config.json").get("image_seq_len", computed)
         if stated != computed:
-            raise ModelLoadError(f"{self.name}: the processor writes {stated} image tokens a tile, the vision encoder gives {computed}")
+            raise ModelLoadError(
+                f"{self.name}: the processor writes {stated} image tokens a tile, the vision encoder gives {computed}"
+            )
         return computed
 
     def tokenizer_config(self) -> dict[str, Any]:
@@ -122,7 +140,9 @@ class Checkpoint:
             template = self.read_json(file).get("chat_template")
             if isinstance(template, str):
                 return template
-        raise ModelLoadError(f"{self.name}: no chat template (chat_template.jinja, chat_template.json)")
+        raise ModelLoadError(
+            f"{self.name}: no chat template (chat_template.jinja, chat_template.json)"
+        )
 
     def end_token_ids(self) -> frozenset[int]:
         """Token ids that end an answer, from generation_config.json or config.json."""
@@ -131,7 +151,9 @@ class Checkpoint:
             ids = source.get("eos_token_id")
             if ids is not None:
                 return frozenset([ids] if isinstance(ids, int) else ids)
-        raise ModelLoadError(f"{self.name}: no eos_token_id in generation_config.json or config.json")
+        raise ModelLoadError(
+            f"{self.name}: no eos_token_id in generation_config.json or config.json"
+        )
 
     def weight_files(self) -> list[Path]:
         """The safetensors files: one, or the shards that an index names.
@@ -158,7 +180,8 @@ def find_checkpoint(model: str, revision: str | None = None, *, fetch: bool = Fa
 
     Raises:
         JobError: A revision of what has none.
-        ModelLoadError: There is no such folder, or the hub cannot be reached and the cache has no copy.
+        ModelLoadError: There is no such folder, or the hub cannot be reached and the cache has no
+            copy.
     """
     check_revision(model, revision)
     if model == DEMO:
@@ -169,7 +192,9 @@ def find_checkpoint(model: str, revision: str | None = None, *, fetch: bool = Fa
         _refuse_adapter(folder)
         return Checkpoint(folder, model, _folder_revision(folder))
     if model.count("/") != 1 or model.startswith((".", "/", "~")):
-        raise ModelLoadError(f"no such model: {model} is neither a folder, a hub id (owner/name) nor `demo`")
+        raise ModelLoadError(
+            f"no such model: {model} is neither a folder, a hub id (owner/name) nor `demo`"
+        )
     folder = _hub_folder(model, revision, fetch)
     return Checkpoint(folder, model, folder.name)
 
@@ -180,7 +205,13 @@ def check_revision(model: str, revision: str | None) -> None:
     Raises:
         JobError: It is of the demo model, or of a folder.
     """
-    what = "the model that ships inside the package" if model == DEMO else "a folder" if Path(model).expanduser().is_dir() else None
+    what = (
+        "the model that ships inside the package"
+        if model == DEMO
+        else "a folder"
+        if Path(model).expanduser().is_dir()
+        else None
+    )
     if revision and what:
         raise JobError(f"--revision goes with a hub id; {model} is {what}")
 
@@ -191,7 +222,9 @@ def _refuse_adapter(folder: Path) -> None:
         return
     for adapter in (folder, folder / "adapter"):
         if (adapter / "adapter_config.json").is_file():
-            raise ModelLoadError(f"{adapter} is an adapter, not a checkpoint: `vlmbatch models merge {adapter} -o FOLDER` makes one of it, for --model FOLDER")
+            raise ModelLoadError(
+                f"{adapter} is an adapter, not a checkpoint: `vlmbatch models merge {adapter} -o FOLDER` makes one of it, for --model FOLDER"
+            )
 
 
 def cached_folder(model: str) -> Path | None:
@@ -207,7 +240,11 @@ def _hub_folder(model: str, revision: str | None, fetch: bool) -> Path:
     from huggingface_hub import errors
 
     def snapshot(local: bool) -> Path:
-        return Path(huggingface_hub.snapshot_download(model, revision=revision, allow_patterns=FILES, local_files_only=local))
+        return Path(
+            huggingface_hub.snapshot_download(
+                model, revision=revision, allow_patterns=FILES, local_files_only=local
+            )
+        )
 
     if not fetch:
         try:
@@ -219,11 +256,15 @@ def _hub_folder(model: str, revision: str | None, fetch: bool) -> Path:
     try:
         return snapshot(local=False)
     except errors.GatedRepoError as error:
-        raise ModelLoadError(f"{model} is gated: accept its terms on the hub and set HF_TOKEN") from error
+        raise ModelLoadError(
+            f"{model} is gated: accept its terms on the hub and set HF_TOKEN"
+        ) from error
     except errors.RevisionNotFoundError as error:
         raise ModelLoadError(f"{model} has no revision {revision}") from error
     except errors.RepositoryNotFoundError as error:
-        raise ModelLoadError(f"the hub has no model {model} (or it is private: set HF_TOKEN)") from error
+        raise ModelLoadError(
+            f"the hub has no model {model} (or it is private: set HF_TOKEN)"
+        ) from error
     except Exception as error:  # the hub client raises its transport's own errors too
         raise ModelLoadError(
             f"{model} is not in the cache and the hub cannot be reached ({type(error).__name__}); "
@@ -232,9 +273,13 @@ def _hub_folder(model: str, revision: str | None, fetch: bool) -> Path:
 
 
 def _folder_revision(folder: Path) -> str:
-    """A fingerprint that changes when the checkpoint does: contents of the small files, name, size and time of the weights."""
+    """A fingerprint that changes when the checkpoint does: contents of the small files, name, size
+    and time of the weights.
+    """
     digest = hashlib.sha256()
-    for path in sorted([*folder.glob("*.json"), *folder.glob("*.jinja"), *folder.glob("*.safetensors")]):
+    for path in sorted(
+        [*folder.glob("*.json"), *folder.glob("*.jinja"), *folder.glob("*.safetensors")]
+    ):
         status = path.stat()
         digest.update(path.name.encode())
         if path.suffix == ".safetensors" and status.st_size > 64 << 20:

@@ -1,7 +1,8 @@
 """The types that cross the borders between stages, and who fills them.
 
-read/ and sample/ make an ``Item``; the pipeline loads it and makes a ``Conversation``; prepare/ makes that a ``Request``; engine/ answers with one
-``Completion`` a question; the pipeline joins the two into a ``Record``, which write/ keeps.
+read/ and sample/ make an ``Item``; the pipeline loads it and makes a ``Conversation``; prepare/
+makes that a ``Request``; engine/ answers with one ``Completion`` a question; the pipeline joins the
+two into a ``Record``, which write/ keeps.
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ if TYPE_CHECKING:
 
 UInt8Array = npt.NDArray[np.uint8]
 Picture: TypeAlias = Union[UInt8Array, "Image.Image"]
-"""RGB: an array, uint8, (H, W, 3), or a Pillow image of mode RGB as the decoder made it, which spares two copies on the way to the tiles."""
+"""RGB: an array, uint8, (H, W, 3), or a Pillow image of mode RGB as the decoder made it, which
+spares two copies on the way to the tiles.
+"""
 Media = Literal["image", "frame", "clip", "tile"]
 Status = Literal["ok", "error", "similar"]
 FinishReason = Literal["stop", "length"]
@@ -53,21 +56,27 @@ def picture_size(picture: Picture) -> tuple[int, int]:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Item:
-    """One thing to ask about. Made by a reader; its pixels are made by ``load`` on a worker thread, at the last moment.
+    """One thing to ask about. Made by a reader; its pixels are made by ``load`` on a worker thread,
+    at the last moment.
 
     Attributes:
-        id: Stable across runs: the path relative to its INPUT with ``/`` as separator, ``clip.mp4#t=12.000`` for a frame.
+        id: Stable across runs: the path relative to its INPUT with ``/`` as separator,
+            ``clip.mp4#t=12.000`` for a frame.
         source: Where the bytes came from, as a user would type it.
         index: Position in input order, from 0.
         media: ``image``, ``frame`` (one frame of a video) or ``clip`` (several in one prompt).
         load: Gives the pixels; raises an ``ItemError`` (ReadError, DecodeError) and nothing else.
         time_seconds: Presentation time of a frame, or start of a clip; None for an image.
-        end_seconds: Time of the next sampled frame or the video's end, or the end of a clip; None for an image.
+        end_seconds: Time of the next sampled frame or the video's end, or the end of a clip; None
+            for an image.
         fingerprint: Changes when the file does (size and mtime); empty when there is no file.
-        questions: What is asked about this item instead of the job's questions; empty for the job's.
+        questions: What is asked about this item instead of the job's questions; empty for the
+            job's.
         extra: Values that are carried into its rows, by column of OUTPUT.
-        held_bytes: Bytes of the file that ``load`` holds, because they cannot be read again cheaply.
-        similar_to: Id of the frame that this one resembles and gets its answers from; None for what is asked about.
+        held_bytes: Bytes of the file that ``load`` holds, because they cannot be read again
+            cheaply.
+        similar_to: Id of the frame that this one resembles and gets its answers from; None for what
+            is asked about.
     """
 
     id: str
@@ -89,8 +98,9 @@ class Conversation:
     """Pixels on their way to the model, with what every question about them shares.
 
     Attributes:
-        media: Says which prompt the pixels get: that of a picture, that of a picture of one tile for a ``tile`` that was cut already, or the video prompt
-            with time stamps for a ``clip``.
+        media: Says which prompt the pixels get: that of a picture, that of a picture of one tile
+            for a ``tile`` that was cut already, or the video prompt with time stamps for a
+            ``clip``.
         pixels: What was loaded.
         key: What sampling is seeded with, besides the job's seed: the item's id.
     """
@@ -109,7 +119,8 @@ class Request:
         prefix_ids: Token ids of the chat opening and the media; every question continues them.
         questions: For each question the token ids that follow the prefix.
         seeds: For each question the seed that its sampling starts from.
-        tile_keys: For each tile a digest of its pixels, by which equal tiles are known; empty where nobody made them.
+        tile_keys: For each tile a digest of its pixels, by which equal tiles are known; empty where
+            nobody made them.
         tag: Whatever the caller wants back with every completion.
         prepare_seconds: How long preparing took, wall time.
         queued_at: ``time.perf_counter()`` when the engine's queue took it; set by the queue.
@@ -136,14 +147,16 @@ class Request:
 
 @dataclasses.dataclass(slots=True)
 class Timing:
-    """Where an answer's time went: wall seconds of the phases it took part in, and its share of the engine's busy time.
+    """Where an answer's time went: wall seconds of the phases it took part in, and its share of the
+    engine's busy time.
 
     Attributes:
         wait_seconds: From the queue's taking the request to its first computation.
         vision_seconds: Encoder calls that held a tile of the item.
         prefill_seconds: Prefill calls that held a token of the item.
         decode_seconds: From the first token to the last.
-        compute_seconds: Share of the busy time, by tiles and tokens; over a run the shares add up to the busy time.
+        compute_seconds: Share of the busy time, by tiles and tokens; over a run the shares add up
+            to the busy time.
     """
 
     wait_seconds: float = 0.0
@@ -165,7 +178,8 @@ class Completion:
         prompt_tokens: Tokens of prefix and question.
         new_tokens: Tokens of the answer, the stop token counted.
         finish_reason: ``stop`` (end of utterance) or ``length`` (``max_new_tokens``).
-        mean_logprob: Mean log-probability of the answer's tokens under the model, whatever the temperature.
+        mean_logprob: Mean log-probability of the answer's tokens under the model, whatever the
+            temperature.
         batch_size: The most sequences that were decoded beside it, itself counted.
         timing: Where the time went.
     """
@@ -184,7 +198,9 @@ class Completion:
 
 @dataclasses.dataclass(slots=True)
 class Record:
-    """A row of OUTPUT: one item and question. The keys are the same in JSONL, Parquet and CSV, in this order; columns of ``extra`` follow them."""
+    """A row of OUTPUT: one item and question. The keys are the same in JSONL, Parquet and CSV, in
+    this order; columns of ``extra`` follow them.
+    """
 
     id: str
     source: str
@@ -229,10 +245,16 @@ class Record:
         return self.id, self.task, self.prompt
 
 
-RECORD_FIELDS: tuple[str, ...] = tuple(field.name for field in dataclasses.fields(Record) if field.name != "extra")
+RECORD_FIELDS: tuple[str, ...] = tuple(
+    field.name for field in dataclasses.fields(Record) if field.name != "extra"
+)
 """The keys that every row has, in order."""
 
 
 def utc_now() -> str:
     """The time as a record states it: UTC, milliseconds, ``2026-01-31T12:00:00.000Z``."""
-    return datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return (
+        datetime.datetime.now(datetime.UTC)
+        .isoformat(timespec="milliseconds")
+        .replace("+00:00", "Z")
+    )

@@ -2,20 +2,22 @@
 
 ```
 VlmbatchError                     exit 1
-├── JobError(ValueError)          a bad option, pipeline file or question file                 exit 2
-├── MissingDependencyError        an extra that is not installed, named in the message         exit 2
-├── ItemError                     one item; it becomes an error row and the run goes on        exit 3 at the end
-│   ├── ReadError                 the bytes cannot be had (missing, not permitted, too large)
+├── JobError(ValueError)          a bad option, pipeline file or question file                 exit
+2 ├── MissingDependencyError        an extra that is not installed, named in the message
+exit 2 ├── ItemError                     one item; it becomes an error row and the run goes on
+ exit 3 at the end │   ├── ReadError                 the bytes cannot be had (missing, not
+ permitted, too large)
 │   ├── DecodeError               the bytes are not the picture or video they claim to be
 │   ├── PrepareError              the pixels or words cannot be made into a request
 │   └── GenerateError             the model could not answer this request
-├── EngineError                   the run cannot go on; what was finished is committed         exit 1
-│   ├── ModelLoadError            the checkpoint is missing, incomplete or of another kind
+├── EngineError                   the run cannot go on; what was finished is committed         exit
+1 │   ├── ModelLoadError            the checkpoint is missing, incomplete or of another kind
 │   ├── OutOfMemoryError          the model, or a batch of one, does not fit
 │   └── DeviceError               the device or dtype that was asked for is not there
-├── OutputError                   OUTPUT cannot be written or belongs to other settings        exit 1
-│   └── OutputLockedError         another run holds OUTPUT                                     exit 75
-└── TooManyErrors                 `--max-errors` was reached                                   exit 4
+├── OutputError                   OUTPUT cannot be written or belongs to other settings        exit
+1 │   └── OutputLockedError         another run holds OUTPUT
+exit 75 └── TooManyErrors                 `--max-errors` was reached
+  exit 4
 ```
 
 Exceptions of other libraries are translated where they arise, with ``raise … from``.
@@ -97,6 +99,8 @@ class TooManyErrors(VlmbatchError):
 
 
 def one_line(error: BaseException) -> str:
-    """What an exception says, on one line; an error of the operating system or of ffmpeg without number and path."""
+    """What an exception says, on one line; an error of the operating system or of ffmpeg without
+    number and path.
+    """
     text = getattr(error, "strerror", None) or str(error)
     return " ".join(str(text).split()) or type(error).__name__

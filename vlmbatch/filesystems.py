@@ -1,4 +1,6 @@
-"""File systems behind URLs, through fsspec: which are opened, and what changes with a file in them. Reading and writing is the stages' business."""
+"""File systems behind URLs, through fsspec: which are opened, and what changes with a file in them.
+Reading and writing is the stages' business.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +12,41 @@ from vlmbatch.urls import scheme_of, without_credentials
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
 
-TRUSTED = frozenset({"memory", "file", "local", "s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "hf", "oss", "oci"})
-"""Schemes that lead to a store that the user's own settings name. Others (ftp, sftp, smb …) connect to the URL's host, whose address nothing checks."""
+TRUSTED = frozenset(
+    {
+        "memory",
+        "file",
+        "local",
+        "s3",
+        "s3a",
+        "gs",
+        "gcs",
+        "az",
+        "abfs",
+        "abfss",
+        "adl",
+        "hf",
+        "oss",
+        "oci",
+    }
+)
+"""Schemes that lead to a store that the user's own settings name. Others (ftp, sftp, smb …) connect
+to the URL's host, whose address nothing checks.
+"""
 
-_CHANGES = ("ETag", "etag", "md5Hash", "blob_id", "content_md5", "mtime", "LastModified", "last_modified", "updated", "modified", "created")
+_CHANGES = (
+    "ETag",
+    "etag",
+    "md5Hash",
+    "blob_id",
+    "content_md5",
+    "mtime",
+    "LastModified",
+    "last_modified",
+    "updated",
+    "modified",
+    "created",
+)
 """What file systems call the thing that changes with a file, the surest first."""
 
 
@@ -27,7 +60,9 @@ def open_store(url: str, *, allow_private: bool) -> tuple[AbstractFileSystem, st
     try:
         import fsspec.core
     except ImportError as exc:
-        raise MissingDependencyError("URLs of stores need fsspec: pip install 'vlmbatch[remote]'") from exc
+        raise MissingDependencyError(
+            "URLs of stores need fsspec: pip install 'vlmbatch[remote]'"
+        ) from exc
 
     shown, scheme = without_credentials(url), scheme_of(url)
     if "::" in scheme:
@@ -35,12 +70,18 @@ def open_store(url: str, *, allow_private: bool) -> tuple[AbstractFileSystem, st
     if scheme not in TRUSTED and not allow_private:
         fsspec_known = scheme in fsspec.available_protocols()
         if not fsspec_known:
-            raise JobError(f"no file system for {scheme}://; there are {', '.join(sorted(TRUSTED))}, http and https")
-        raise JobError(f"{shown}: the address behind {scheme}:// cannot be checked; --allow-private-urls permits it")
+            raise JobError(
+                f"no file system for {scheme}://; there are {', '.join(sorted(TRUSTED))}, http and https"
+            )
+        raise JobError(
+            f"{shown}: the address behind {scheme}:// cannot be checked; --allow-private-urls permits it"
+        )
     try:
         found: tuple[AbstractFileSystem, str] = fsspec.core.url_to_fs(url)
     except ImportError as exc:
-        raise MissingDependencyError(f"{scheme}:// URLs need another package: {one_line(exc)}") from exc
+        raise MissingDependencyError(
+            f"{scheme}:// URLs need another package: {one_line(exc)}"
+        ) from exc
     except ValueError as exc:
         raise JobError(f"{shown}: {one_line(exc)}") from exc
     except Exception as exc:  # each file system has its own errors for missing keys and the like
@@ -49,6 +90,8 @@ def open_store(url: str, *, allow_private: bool) -> tuple[AbstractFileSystem, st
 
 
 def file_fingerprint(info: dict[str, Any]) -> str:
-    """What changes with a file, of what its file system says about it; empty when that says nothing."""
+    """What changes with a file, of what its file system says about it; empty when that says
+    nothing.
+    """
     tag = next((str(info[key]) for key in _CHANGES if info.get(key)), "")
     return f"{info.get('size')}:{tag}" if tag or info.get("size") is not None else ""

@@ -9,9 +9,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from vlmbatch.core import Item
 from vlmbatch.errors import JobError
 from vlmbatch.job import Job
-from vlmbatch.core import Item
 
 ITEM_KEYS = ("id", "image", "video", "path", "file", "source")
 QUESTION_KEYS = ("question", "prompt", "text")
@@ -26,7 +26,12 @@ class Questions:
         file: Where they come from, for messages.
     """
 
-    def __init__(self, common: tuple[str, ...] = (), by_item: Mapping[str, tuple[str, ...]] = MappingProxyType({}), file: str = "") -> None:
+    def __init__(
+        self,
+        common: tuple[str, ...] = (),
+        by_item: Mapping[str, tuple[str, ...]] = MappingProxyType({}),
+        file: str = "",
+    ) -> None:
         self.common = common
         self.by_item = by_item
         self._file = file
@@ -37,10 +42,14 @@ class Questions:
     def about(self, item_id: str) -> tuple[str, ...]:
         """The questions about an item, each once, common ones first."""
         key = self._key(item_id)
-        return self.common if key is None else tuple(dict.fromkeys((*self.common, *self.by_item[key])))
+        return (
+            self.common if key is None else tuple(dict.fromkeys((*self.common, *self.by_item[key])))
+        )
 
     def of(self, item: Item) -> tuple[str, ...]:
-        """What is asked about an item of the run: its own questions, or else those about its id, which has turned up now."""
+        """What is asked about an item of the run: its own questions, or else those about its id,
+        which has turned up now.
+        """
         key = self._key(item.id)
         if key is not None:
             self._met.add(key)
@@ -50,7 +59,8 @@ class Questions:
         return asked
 
     def missed(self, *, is_all: bool) -> dict[str, Any] | None:
-        """The ids that no item had, as plain JSON values; None when there are none, or nobody knows.
+        """The ids that no item had, as plain JSON values; None when there are none, or nobody
+        knows.
 
         Args:
             is_all: Whether every item of the job turned up.
@@ -59,26 +69,41 @@ class Questions:
         if not missed or not self._first_id or (self._met and not is_all):
             return None
         if self._met:
-            hint = f"no item has {len(missed)} of its {len(self.by_item)} ids, such as {missed[0]!r}"
+            hint = (
+                f"no item has {len(missed)} of its {len(self.by_item)} ids, such as {missed[0]!r}"
+            )
         else:
             ids = "its id" if len(missed) == 1 else f"any of its {len(missed)} ids"
             hint = f"no item{'' if is_all else ' within --limit'} has {ids}: it asks about {missed[0]!r}, and an item here is {self._first_id!r}"
-        return {"ids": len(self.by_item), "missed": len(missed), "hint": f"question file {self._file}: {hint}"}
+        return {
+            "ids": len(self.by_item),
+            "missed": len(missed),
+            "hint": f"question file {self._file}: {hint}",
+        }
 
     def check(self) -> None:
         """Refuses a file that asks about other things than the items, all of which have turned up.
 
         Raises:
-            JobError: There were items and nothing was asked about any of them; the message has an id of both sides.
+            JobError: There were items and nothing was asked about any of them; the message has an
+                id of both sides.
         """
         missed = self.missed(is_all=True)
         if missed and not self._has_asked:
             raise JobError(missed["hint"])
 
     def _key(self, item_id: str) -> str | None:
-        """The id that the file has for an item: its own, or that of the video or document which it is a part of."""
+        """The id that the file has for an item: its own, or that of the video or document which it
+        is a part of.
+        """
         whole = item_id.rpartition("#")[0]
-        return item_id if item_id in self.by_item else whole if whole and whole in self.by_item else None
+        return (
+            item_id
+            if item_id in self.by_item
+            else whole
+            if whole and whole in self.by_item
+            else None
+        )
 
 
 def read_questions(job: Job) -> Questions:
@@ -113,7 +138,11 @@ def _collect(rows: Iterable[tuple[int, str | None, str]], path: Path) -> Questio
         if not question.strip():
             raise JobError(f"question file {path}, line {line}: an empty question")
         (common if item is None else by_item.setdefault(item, [])).append(question.strip())
-    return Questions(tuple(dict.fromkeys(common)), {item: tuple(asked) for item, asked in by_item.items()}, str(path))
+    return Questions(
+        tuple(dict.fromkeys(common)),
+        {item: tuple(asked) for item, asked in by_item.items()},
+        str(path),
+    )
 
 
 def _lines(text: str, path: Path) -> Iterable[tuple[int, str | None, str]]:
@@ -145,6 +174,8 @@ def _csv(text: str, path: Path) -> Iterable[tuple[int, str | None, str]]:
 def _pick(row: Mapping[str, Any], path: Path, line: int) -> tuple[str | None, str]:
     question = next((row[key] for key in QUESTION_KEYS if row.get(key) is not None), None)
     if not isinstance(question, str):
-        raise JobError(f"question file {path}, line {line}: no text under {' or '.join(QUESTION_KEYS)}")
+        raise JobError(
+            f"question file {path}, line {line}: no text under {' or '.join(QUESTION_KEYS)}"
+        )
     item = next((row[key] for key in ITEM_KEYS if row.get(key)), None)
     return (None if item is None else str(item).replace("\\", "/").removeprefix("./")), question

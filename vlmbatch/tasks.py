@@ -1,7 +1,8 @@
 """The tasks: how each one asks and how its answer is read.
 
-The wording matters with models of this size: each default is a whole sentence that asks for one thing, as in the conversations that the checkpoints were
-tuned on. `--prompt` replaces it, and every record states what was asked.
+The wording matters with models of this size: each default is a whole sentence that asks for one
+thing, as in the conversations that the checkpoints were tuned on. `--prompt` replaces it, and every
+record states what was asked.
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ DEFAULT_PROMPTS: Mapping[str, str] = MappingProxyType(
         "clip-ocr": "Read all the text in this video.",
     }
 )
-"""What is asked when nothing else is: per task for a picture, and with ``clip`` for a clip or window."""
+"""What is asked when nothing else is: per task for a picture, and with ``clip`` for a clip or
+window.
+"""
 
 
 def default_prompt(task: Task, *, clip: bool = False) -> str | None:
@@ -39,7 +42,8 @@ def default_prompt(task: Task, *, clip: bool = False) -> str | None:
 
 
 def parse_answer(task: Task, text: str) -> str:
-    """The answer as it goes into a record: white space around it cut off, and a caption on one line.
+    """The answer as it goes into a record: white space around it cut off, and a caption on one
+    line.
 
     Args:
         task: The task. The text of a scan keeps its lines.

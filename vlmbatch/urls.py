@@ -11,7 +11,9 @@ _SECRET = re.compile(
     r"|signature|token|secret|passw|credential|(api|access|^|[-_])key(-?id)?$",
     re.IGNORECASE,
 )
-"""Names of query parameters that sign or open a URL, as Amazon, Google, Azure and common services spell them."""
+"""Names of query parameters that sign or open a URL, as Amazon, Google, Azure and common services
+spell them.
+"""
 
 
 def is_url(text: str) -> bool:
@@ -30,12 +32,16 @@ def is_web(url: str) -> bool:
 
 
 def can_be_written(url: str) -> bool:
-    """Whether a URL names a store that files are put into, if there is such a store: no web page, and no chain of file systems."""
+    """Whether a URL names a store that files are put into, if there is such a store: no web page,
+    and no chain of file systems.
+    """
     return not is_web(url) and "::" not in scheme_of(url)
 
 
 def url_name(url: str) -> str:
-    """The last part of a URL's path; the host when there is no path. Never a folder: slashes that were written as ``%2F`` are left so."""
+    """The last part of a URL's path; the host when there is no path. Never a folder: slashes that
+    were written as ``%2F`` are left so.
+    """
     scheme, _, rest = url.partition("://")
     if scheme.lower() in ("http", "https"):
         rest = re.split(r"[?#]", rest, maxsplit=1)[0]
@@ -52,7 +58,9 @@ def url_host(url: str) -> str:
 
 
 def without_credentials(url: str) -> str:
-    """A URL that can be shown and kept: user, password, fragment and the query parameters that sign it left out. Other texts come back as they are."""
+    """A URL that can be shown and kept: user, password, fragment and the query parameters that sign
+    it left out. Other texts come back as they are.
+    """
     if not is_url(url):
         return url
     if not is_web(url):
@@ -63,5 +71,11 @@ def without_credentials(url: str) -> str:
         parts = urlsplit(url)
     except ValueError:
         return f"{scheme_of(url)}://{url_host(url).split('?')[0]}"
-    kept = [pair for pair in parts.query.split("&") if not _SECRET.search(unquote(pair.partition("=")[0]))]
-    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "&".join(kept), ""))
+    kept = [
+        pair
+        for pair in parts.query.split("&")
+        if not _SECRET.search(unquote(pair.partition("=")[0]))
+    ]
+    return urlunsplit(
+        (parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "&".join(kept), "")
+    )

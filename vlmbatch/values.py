@@ -1,4 +1,6 @@
-"""Values as users write them: sizes, pages, times; and whether a value is of the type that its option takes."""
+"""Values as users write them: sizes, pages, times; and whether a value is of the type that its
+option takes.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,8 @@ from vlmbatch.errors import JobError
 
 
 def parse_size(text: str) -> int:
-    """Bytes of a size such as ``6GiB``, ``800M`` or ``1.5 GB``; K, M, G and T count in 1024s, KB, MB, GB and TB in 1000s.
+    """Bytes of a size such as ``6GiB``, ``800M`` or ``1.5 GB``; K, M, G and T count in 1024s, KB,
+    MB, GB and TB in 1000s.
 
     Raises:
         JobError: It is none.
@@ -24,7 +27,8 @@ def parse_size(text: str) -> int:
 
 
 def parse_pages(text: str) -> tuple[tuple[int, int | None], ...]:
-    """(first, last) of each range of pages in ``1``, ``1-3``, ``2,5-`` or ``all``; counted from 1, both ends included, the last None where it is open.
+    """(first, last) of each range of pages in ``1``, ``1-3``, ``2,5-`` or ``all``; counted from 1,
+    both ends included, the last None where it is open.
 
     Raises:
         JobError: It is no such list.
@@ -58,7 +62,8 @@ def parse_seconds(text: str) -> float:
 
 
 def check_types(job: Any) -> None:
-    """Checks every value of a dataclass of options against its field's annotation: YAML may hold anything.
+    """Checks every value of a dataclass of options against its field's annotation: YAML may hold
+    anything.
 
     Raises:
         JobError: One is of another type.
@@ -74,7 +79,11 @@ def check_types(job: Any) -> None:
         if get_origin(plain) is tuple:
             if not isinstance(value, tuple):
                 raise JobError(f"{field.name} must be a list, not {value!r}")
-            object.__setattr__(job, field.name, tuple(_convert(field.name, entry, get_args(plain)[0]) for entry in value))
+            object.__setattr__(
+                job,
+                field.name,
+                tuple(_convert(field.name, entry, get_args(plain)[0]) for entry in value),
+            )
         else:
             object.__setattr__(job, field.name, _convert(field.name, value, plain))
 
@@ -82,7 +91,9 @@ def check_types(job: Any) -> None:
 def _convert(name: str, value: Any, wanted: Any) -> Any:
     if get_origin(wanted) is Literal:
         if value not in get_args(wanted):
-            raise JobError(f"{name} must be one of {', '.join(map(str, get_args(wanted)))}, not {value!r}")
+            raise JobError(
+                f"{name} must be one of {', '.join(map(str, get_args(wanted)))}, not {value!r}"
+            )
         return value
     if wanted is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)

@@ -1,4 +1,6 @@
-"""The benchmark measures what it says: the operations it counts are those that are computed, answers have the length that was asked for, every row is there."""
+"""The benchmark measures what it says: the operations it counts are those that are computed,
+answers have the length that was asked for, every row is there.
+"""
 
 from __future__ import annotations
 
@@ -87,31 +89,62 @@ def test_transformers_gives_the_same_tokens_one_at_a_time_and_padded(rows: list[
     assert "over generate, batches of 2" in compared[1].what
     for row in compared:
         assert row.details["equal"] == row.details["answers"], row
-    answers = {row.name: row.details["answers"] for row in compared}  # the batch comes last: it has all of them
-    assert answers == {"photos": 2, "frames": 3, "questions": 2, "lengths": 3, "scans": 2, "small": 3}
+    answers = {
+        row.name: row.details["answers"] for row in compared
+    }  # the batch comes last: it has all of them
+    assert answers == {
+        "photos": 2,
+        "frames": 3,
+        "questions": 2,
+        "lengths": 3,
+        "scans": 2,
+        "small": 3,
+    }
 
 
-def test_reading_and_decoding_are_compared_as_well(rows: list[Row], tiny: Path, tmp_path: Path) -> None:
-    compared = {row.what.strip(): row for row in rows if row.name in ("reading", "decode") and "ratio" in row.details}
-    assert list(compared) == ["over transformers' image processor", "over generate, 1 sequence", "over generate, 3 sequences"]
-    assert all(row.unit == "x" and row.details["per_second"]["median"] > 0 for row in compared.values())
+def test_reading_and_decoding_are_compared_as_well(
+    rows: list[Row], tiny: Path, tmp_path: Path
+) -> None:
+    compared = {
+        row.what.strip(): row
+        for row in rows
+        if row.name in ("reading", "decode") and "ratio" in row.details
+    }
+    assert list(compared) == [
+        "over transformers' image processor",
+        "over generate, 1 sequence",
+        "over generate, 3 sequences",
+    ]
+    assert all(
+        row.unit == "x" and row.details["per_second"]["median"] > 0 for row in compared.values()
+    )
     bench = open_bench(settings_for(tiny, compare="transformers"), SIZES)
     assert bench.reference is not None
     for width, height in ((300, 200), (100, 400)):
         path = pictures.write_jpeg(tmp_path / "photo.jpg", width, height)
-        assert bench.reference.prepare(path) == bench.subject.preparer("full").full_tiles(width, height)
+        assert bench.reference.prepare(path) == bench.subject.preparer("full").full_tiles(
+            width, height
+        )
     bench.subject.close()
 
 
 def test_workloads_are_what_their_rows_say(rows: list[Row]) -> None:
-    details = {row.name: row.details for row in rows if "per_second" in row.details and "equal" not in row.details}
+    details = {
+        row.name: row.details
+        for row in rows
+        if "per_second" in row.details and "equal" not in row.details
+    }
     assert details["photos"]["tiles"] == 13 + 17
     assert details["photos"]["new_tokens"] == 2 * 48
     assert details["frames"]["tiles"] == details["frames"]["answers"] == 3
     assert (details["questions"]["requests"], details["questions"]["answers"]) == (1, 2)
     assert details["lengths"]["new_tokens"] == sum(LENGTHS)
     assert details["small"]["tiles"] == 3
-    together = {row.details["sequences"]: row.details["together"] for row in rows if "sequences" in row.details and row.name == "decode"}
+    together = {
+        row.details["sequences"]: row.details["together"]
+        for row in rows
+        if "sequences" in row.details and row.name == "decode"
+    }
     assert together == {1: 1, 3: 3}
 
 
@@ -119,16 +152,22 @@ def test_flops_are_those_that_the_reference_computes(tiny: Path) -> None:
     import transformers
     from torch.utils.flop_counter import FlopCounterMode
 
-    model = transformers.SmolVLMForConditionalGeneration.from_pretrained(tiny, dtype=torch.float32, attn_implementation="eager").eval()
+    model = transformers.SmolVLMForConditionalGeneration.from_pretrained(
+        tiny, dtype=torch.float32, attn_implementation="eager"
+    ).eval()
     shape = ModelShape.from_checkpoint(find_checkpoint(str(tiny)))
     text, tokens = shape.text, 37
     with torch.inference_mode(), FlopCounterMode(display=False) as counter:
-        model.get_image_features(torch.rand(1, 3, 3, shape.vision.image_size, shape.vision.image_size))
+        model.get_image_features(
+            torch.rand(1, 3, 3, shape.vision.image_size, shape.vision.image_size)
+        )
     assert counter.get_total_flops() == 3 * flops.tile_flops(shape)
     ids = torch.ones(1, tokens, dtype=torch.int64)
     with torch.inference_mode(), FlopCounterMode(display=False) as counter:
         out = model(input_ids=ids, logits_to_keep=1, use_cache=True)
-    masked = text.layers * (4 * tokens**2 - 2 * tokens * (tokens + 1)) * text.heads * text.head_dim  # eager attention computes what the causal mask hides
+    masked = (
+        text.layers * (4 * tokens**2 - 2 * tokens * (tokens + 1)) * text.heads * text.head_dim
+    )  # eager attention computes what the causal mask hides
     assert counter.get_total_flops() - masked == flops.prompt_flops(shape, tokens)
     with torch.inference_mode(), FlopCounterMode(display=False) as counter:
         model(input_ids=ids[:, :1], past_key_values=out.past_key_values, logits_to_keep=1)
@@ -140,7 +179,10 @@ def test_a_step_reads_every_weight_of_the_language_model_but_the_embeddings(tiny
     weights = sum(
         tensor.numel()
         for name, tensor in _tensors(tiny).items()
-        if tensor.ndim > 1 and "vision" not in name and "connector" not in name and "embed_tokens" not in name
+        if tensor.ndim > 1
+        and "vision" not in name
+        and "connector" not in name
+        and "embed_tokens" not in name
     )
     assert flops.step_weight_bytes(shape, 4) == 4 * weights
 
@@ -157,7 +199,10 @@ def test_answers_run_to_their_limits_and_are_the_beginnings_of_longer_ones(tiny:
     whole = subject.run(requests, 12)
     assert [len(answer) for answer in whole.answers.values()] == [12] * 4
     cut = subject.run(requests, 12, limits=(1, 12, 3, 7))
-    assert cut.answers == {key: whole.answers[key][:limit] for key, limit in zip(sorted(whole.answers), (1, 12, 3, 7), strict=True)}
+    assert cut.answers == {
+        key: whole.answers[key][:limit]
+        for key, limit in zip(sorted(whole.answers), (1, 12, 3, 7), strict=True)
+    }
     assert cut.new_tokens == 23
     assert not any(request.cancelled for request in requests)
     assert subject.run(requests, 12).answers == whole.answers
@@ -209,16 +254,37 @@ def test_shapes_have_the_published_sizes(tmp_path: Path, name: str) -> None:
     checkpoints.write_settings(name, tmp_path)
     found = find_checkpoint(str(tmp_path))
     published = dict(zip(shapes.SHAPES, KNOWN_PARAMETERS.values(), strict=True))
-    # Random weights have an output matrix of their own, so that transformers and we read the same file whatever it says about tied ones.
+    # Random weights have an output matrix of their own, so that transformers and we read the same
+    # file whatever it says about tied ones.
     assert ModelShape.from_checkpoint(found).parameters == pytest.approx(published[name], rel=0.12)
     assert Preparer.from_checkpoint(found).full_tiles(640, 480) == 13
-    assert [Preparer.from_checkpoint(found).full_tiles(*size) for size in pictures.PHOTO_SIZES] == [13, 17, 13, 13]
+    assert [Preparer.from_checkpoint(found).full_tiles(*size) for size in pictures.PHOTO_SIZES] == [
+        13,
+        17,
+        13,
+        13,
+    ]
 
 
-def test_a_random_checkpoint_is_written_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_random_checkpoint_is_written_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     small = shapes.SHAPES["256m"] | {
-        "text": {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 1, "num_key_value_heads": 1, "rope_theta": 1e4},
-        "vision": {"model_type": "smolvlm_vision", "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 1}
+        "text": {
+            "hidden_size": 64,
+            "intermediate_size": 96,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 1,
+            "num_key_value_heads": 1,
+            "rope_theta": 1e4,
+        },
+        "vision": {
+            "model_type": "smolvlm_vision",
+            "hidden_size": 32,
+            "intermediate_size": 48,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 1,
+        }
         | {"image_size": 64, "patch_size": 16},
     }
     monkeypatch.setitem(shapes.SHAPES, "small", small)
@@ -243,7 +309,14 @@ def test_pictures_differ_and_scans_repeat_themselves() -> None:
 
 
 def test_numbers_have_three_digits() -> None:
-    assert [number(value) for value in (0.0, 1234.5, 12.34, 1.234, 0.1234, 0.00123)] == ["0", "1,234", "12.3", "1.23", "0.123", "0.00123"]
+    assert [number(value) for value in (0.0, 1234.5, 12.34, 1.234, 0.1234, 0.00123)] == [
+        "0",
+        "1,234",
+        "12.3",
+        "1.23",
+        "0.123",
+        "0.00123",
+    ]
 
 
 def test_a_spread_is_told_where_there_are_several_rounds() -> None:
@@ -267,12 +340,25 @@ def test_an_unknown_name_is_refused() -> None:
 
 @pytest.fixture
 def small_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vlmbatch.bench.run.choose_sizes", lambda device, *, quick, rounds: dataclasses.replace(SIZES, rounds=rounds or SIZES.rounds))
+    monkeypatch.setattr(
+        "vlmbatch.bench.run.choose_sizes",
+        lambda device, *, quick, rounds: dataclasses.replace(SIZES, rounds=rounds or SIZES.rounds),
+    )
 
 
 @pytest.mark.usefixtures("small_sizes")
 def test_the_command_prints_a_table_and_writes_json(tiny: Path, tmp_path: Path) -> None:
-    arguments = ["bench", "--model", str(tiny), "--device", "cpu", "--only", "frames", "--only", "vision"]
+    arguments = [
+        "bench",
+        "--model",
+        str(tiny),
+        "--device",
+        "cpu",
+        "--only",
+        "frames",
+        "--only",
+        "vision",
+    ]
     result = CliRunner().invoke(cli, [*arguments, "--json", str(tmp_path / "bench.json")])
     assert result.exit_code == 0, result.output
     lines = result.stdout.splitlines()
@@ -284,14 +370,18 @@ def test_the_command_prints_a_table_and_writes_json(tiny: Path, tmp_path: Path) 
     result = CliRunner().invoke(cli, [*arguments, "--json", "-"])
     assert [row["name"] for row in json.loads(result.stdout)["rows"]] == ["vision", "frames"]
     assert "items/s" in result.stderr
-    result = CliRunner().invoke(cli, [*arguments[:-4], "--only", "vision", "--rounds", "2", "--json", "-"])
+    result = CliRunner().invoke(
+        cli, [*arguments[:-4], "--only", "vision", "--rounds", "2", "--json", "-"]
+    )
     assert json.loads(result.stdout)["rows"][0]["details"]["tiles_per_second"]["rounds"] == 2
 
 
 @pytest.mark.usefixtures("small_sizes")
 def test_a_failed_row_is_exit_code_3(tmp_path: Path) -> None:
     folder = write_tiny_checkpoint(tmp_path / "short", context=64)
-    result = CliRunner().invoke(cli, ["bench", "--model", str(folder), "--device", "cpu", "--only", "photos"])
+    result = CliRunner().invoke(
+        cli, ["bench", "--model", str(folder), "--device", "cpu", "--only", "photos"]
+    )
     assert result.exit_code == 3, result.output
     assert "PrepareError" not in result.stdout
     assert "context is 64" in result.stdout
@@ -308,12 +398,20 @@ def test_a_failed_row_is_exit_code_3(tmp_path: Path) -> None:
         (["--model", "demo", "--device", "cuda:7"], 1, "no device cuda:7 here"),
         (["--model", "demo", "--max-memory", "lots"], 2, "not a size"),
         (["--model", "demo", "--max-memory", "100K", "--only", "decode"], 1, "may take 0 MiB"),
-        (["--model", "demo", "--only", "copy", "--json", "/proc/nowhere/x.json"], 1, "cannot write"),
+        (
+            ["--model", "demo", "--only", "copy", "--json", "/proc/nowhere/x.json"],
+            1,
+            "cannot write",
+        ),
     ],
 )
 @pytest.mark.usefixtures("small_sizes")
 def test_what_goes_wrong_is_one_line_and_an_exit_code(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: list[str], code: int, message: str
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    code: int,
+    message: str,
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["vlmbatch", "bench", *arguments])
     with pytest.raises(SystemExit) as ended:

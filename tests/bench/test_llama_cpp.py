@@ -1,4 +1,6 @@
-"""The comparison with llama.cpp, as far as it can be tested without llama.cpp: what its files hold, and how its tools are asked and understood."""
+"""The comparison with llama.cpp, as far as it can be tested without llama.cpp: what its files hold,
+and how its tools are asked and understood.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,17 @@ from vlmbatch.engine.torch.shape import ModelShape
 from vlmbatch.errors import MissingDependencyError
 from vlmbatch.job import Job
 
-SIZES = Sizes(rounds=1, ceiling_seconds=0.01, copy_bytes=1 << 20, gemm_rows=64, tiles=2, prompts=2, prompt_tokens=100, decode_sequences=(1, 3), decode_tokens=3)
+SIZES = Sizes(
+    rounds=1,
+    ceiling_seconds=0.01,
+    copy_bytes=1 << 20,
+    gemm_rows=64,
+    tiles=2,
+    prompts=2,
+    prompt_tokens=100,
+    decode_sequences=(1, 3),
+    decode_tokens=3,
+)
 BATCHED = '\nggml: ready\n{"pp": 91, "tg": 32, "pl": 4, "t_pp": 0.5, "speed_pp": 182.0, "t_tg": 1.0, "speed_tg": 128.0}\nllama_perf: 1 ms\n'
 ENCODED = """encoding mtmd batch, n_chunks = 1 (done = 1, total = 5)
 mtmd batch encoding done in 800 ms
@@ -50,7 +62,14 @@ def asked(folder: Path) -> list[list[str]]:
 
 
 def llama_in(folder: Path) -> LlamaCpp:
-    return LlamaCpp(folder, folder / "text.gguf", folder / "vision.gguf", folder / "picture.png", 2, ["-ctk", "f32"])
+    return LlamaCpp(
+        folder,
+        folder / "text.gguf",
+        folder / "vision.gguf",
+        folder / "picture.png",
+        2,
+        ["-ctk", "f32"],
+    )
 
 
 @pytest.fixture(scope="module")
@@ -63,9 +82,13 @@ def test_outputs_are_where_llama_cpp_rotates_them() -> None:
     weight, x = torch.randn(heads * size, 5), torch.randn(5)
     angles = torch.randn(size // 2)
     cos, sin = angles.cos(), angles.sin()
-    first, second = (weight @ x).view(heads, 2, size // 2).unbind(1)  # as checkpoints have it: i with i + size / 2
+    first, second = (
+        (weight @ x).view(heads, 2, size // 2).unbind(1)
+    )  # as checkpoints have it: i with i + size / 2
     rotated = torch.stack((first * cos - second * sin, second * cos + first * sin), 1).flatten(1)
-    even, odd = (gguf_files.interleaved(weight, heads) @ x).view(heads, size // 2, 2).unbind(2)  # as llama.cpp: neighbours
+    even, odd = (
+        (gguf_files.interleaved(weight, heads) @ x).view(heads, size // 2, 2).unbind(2)
+    )  # as llama.cpp: neighbours
     theirs = torch.stack((even * cos - odd * sin, odd * cos + even * sin), 1).flatten(1)
     assert torch.allclose(theirs, rotated, atol=1e-5)
 
@@ -74,7 +97,10 @@ def test_outputs_are_where_llama_cpp_rotates_them() -> None:
 def test_every_weight_is_in_one_of_the_files(tmp_path: Path, tie: bool) -> None:
     checkpoint = find_checkpoint(str(write_tiny_checkpoint(tmp_path, tie=tie)))
     shape = ModelShape.from_checkpoint(checkpoint)
-    text, vision = dict(gguf_files.text_tensors(checkpoint, shape)), dict(gguf_files.vision_tensors(checkpoint))
+    text, vision = (
+        dict(gguf_files.text_tensors(checkpoint, shape)),
+        dict(gguf_files.vision_tensors(checkpoint)),
+    )
     assert sum(tensor.numel() for tensor in (*text.values(), *vision.values())) == shape.parameters
     assert ("output.weight" in text) is not tie
     assert text["blk.2.attn_k.weight"].shape == (16, 48)
@@ -87,7 +113,12 @@ def test_the_vocabulary_is_the_checkpoints_and_as_large_as_it_has_to_be(tiny: Pa
     size = ModelShape.from_checkpoint(checkpoint).text.vocabulary
     tokens, kinds, _ = gguf_files.vocabulary(checkpoint, size + 3)
     assert tokens[-3:] == [f"<unused_{size}>", f"<unused_{size + 1}>", gguf_files.TWO_LINES]
-    assert kinds[-4:] == [gguf_files.CONTROL, gguf_files.UNUSED, gguf_files.UNUSED, gguf_files.NORMAL]
+    assert kinds[-4:] == [
+        gguf_files.CONTROL,
+        gguf_files.UNUSED,
+        gguf_files.UNUSED,
+        gguf_files.NORMAL,
+    ]
     assert tokens[checkpoint.config["image_token_id"]] == "<image>"
     assert len(set(tokens)) == size + 3
 
@@ -95,11 +126,21 @@ def test_the_vocabulary_is_the_checkpoints_and_as_large_as_it_has_to_be(tiny: Pa
 def test_figures_are_read_from_what_the_tools_write() -> None:
     assert llama_cpp.batch_figures(BATCHED)["speed_tg"] == 128.0
     assert llama_cpp.tile_rate(ENCODED) == pytest.approx(3 / 2.4)
-    assert llama_cpp.first_perplexity("perplexity: 0.10 seconds per pass\n[1]49280.1250,\nFinal estimate") == 49280.125
-    assert llama_cpp.version_of("load: ready\nversion: 4321 (0c1e570)\nbuilt with GNU") == "4321 (0c1e570)"
+    assert (
+        llama_cpp.first_perplexity(
+            "perplexity: 0.10 seconds per pass\n[1]49280.1250,\nFinal estimate"
+        )
+        == 49280.125
+    )
+    assert (
+        llama_cpp.version_of("load: ready\nversion: 4321 (0c1e570)\nbuilt with GNU")
+        == "4321 (0c1e570)"
+    )
 
 
-@pytest.mark.parametrize("read", [llama_cpp.batch_figures, llama_cpp.tile_rate, llama_cpp.first_perplexity])
+@pytest.mark.parametrize(
+    "read", [llama_cpp.batch_figures, llama_cpp.tile_rate, llama_cpp.first_perplexity]
+)
 def test_a_tool_that_measures_nothing_is_an_error(read: object) -> None:
     with pytest.raises(ToolError, match="nothing: no room"):
         read("no\nroom")  # type: ignore[operator]
@@ -108,19 +149,37 @@ def test_a_tool_that_measures_nothing_is_an_error(read: object) -> None:
 def test_both_sides_do_the_same_work_in_turns(tiny: Path, tmp_path: Path) -> None:
     write_tool(tmp_path, "llama-batched-bench", BATCHED)
     write_tool(tmp_path, "llama-mtmd-cli", ENCODED)
-    bench = Bench(open_bench(Settings(Job(device="cpu", dtype="float32"), model=str(tiny)), SIZES).subject, SIZES)
+    bench = Bench(
+        open_bench(Settings(Job(device="cpu", dtype="float32"), model=str(tiny)), SIZES).subject,
+        SIZES,
+    )
     llama = llama_in(tmp_path)
     rows = llama_cpp.measure(bench, llama, llama_cpp.turns(bench, llama), 2)
     bench.subject.close()
-    assert [row["name"] for row in rows] == ["decode, 1 sequence", "decode, 3 sequences", "prefill, 100 tokens", "vision"]
-    assert [row["llama_cpp"]["median"] for row in rows] == [128.0, 128.0, 182.0, pytest.approx(1.25)]
+    assert [row["name"] for row in rows] == [
+        "decode, 1 sequence",
+        "decode, 3 sequences",
+        "prefill, 100 tokens",
+        "vision",
+    ]
+    assert [row["llama_cpp"]["median"] for row in rows] == [
+        128.0,
+        128.0,
+        182.0,
+        pytest.approx(1.25),
+    ]
     assert all(row["ratio"]["rounds"] == 2 and row["ours"]["least"] > 0 for row in rows)
     once = asked(tmp_path)[:4]
     assert len(asked(tmp_path)) == 2 * len(once)
     named = [dict(itertools.pairwise(line)) for line in once]
     assert [line["-npl"] for line in named[:3]] == ["1", "3", "2"]
     assert [line["-c"] for line in named[:3]] == ["256", "768", "512"]
-    assert (named[2]["-npp"], named[1]["-ntg"], named[3]["-t"], named[3]["-ctk"]) == ("100", "3", "2", "f32")
+    assert (named[2]["-npp"], named[1]["-ntg"], named[3]["-t"], named[3]["-ctk"]) == (
+        "100",
+        "3",
+        "2",
+        "f32",
+    )
     assert ["-pps" in line for line in once] == [True, True, False, False]
     lines = llama_cpp.table(rows)
     assert len(lines) == 5
@@ -132,12 +191,21 @@ def test_our_probability_is_that_of_the_reference(tiny: Path) -> None:
     from tokenizers import Tokenizer
 
     bench = open_bench(Settings(Job(device="cpu", dtype="float32"), model=str(tiny)), SIZES)
-    ids = torch.tensor(Tokenizer.from_file(str(tiny / "tokenizer.json")).encode(llama_cpp.CHECK_TEXT).ids)
+    ids = torch.tensor(
+        Tokenizer.from_file(str(tiny / "tokenizer.json")).encode(llama_cpp.CHECK_TEXT).ids
+    )
     assert len(ids) >= 2 * llama_cpp.CHECK_TOKENS  # llama-perplexity takes no less
-    model = transformers.SmolVLMForConditionalGeneration.from_pretrained(tiny, dtype=torch.float32).eval()
+    model = transformers.SmolVLMForConditionalGeneration.from_pretrained(
+        tiny, dtype=torch.float32
+    ).eval()
     ids, half = ids[: llama_cpp.CHECK_TOKENS], llama_cpp.CHECK_TOKENS // 2
     with torch.inference_mode():
-        chances = model(input_ids=ids[None]).logits[0].log_softmax(-1)[half:-1].gather(1, ids[half + 1 :, None])
+        chances = (
+            model(input_ids=ids[None])
+            .logits[0]
+            .log_softmax(-1)[half:-1]
+            .gather(1, ids[half + 1 :, None])
+        )
     assert llama_cpp.log_likelihood(bench) == pytest.approx(chances.mean().item(), abs=1e-5)
 
 

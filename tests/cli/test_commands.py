@@ -1,4 +1,6 @@
-"""The commands from their arguments to files, lines and exit codes, with a tiny checkpoint; some as processes, as a user runs them."""
+"""The commands from their arguments to files, lines and exit codes, with a tiny checkpoint; some as
+processes, as a user runs them.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,9 @@ def lines(path: Path) -> list[dict[str, object]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def test_caption_writes_a_file_named_after_its_input(process: Command, photos: Path, tiny: Path, tmp_path: Path) -> None:
+def test_caption_writes_a_file_named_after_its_input(
+    process: Command, photos: Path, tiny: Path, tmp_path: Path
+) -> None:
     result = process("caption", "photos", "--model", tiny, "--max-new-tokens", 4)
     assert result.returncode == 0, result.stderr
     found = lines(tmp_path / "photos.caption.jsonl")
@@ -40,7 +44,11 @@ def test_caption_writes_a_file_named_after_its_input(process: Command, photos: P
     assert len({row["text"] for row in found}) == 4
     assert found[0]["model"] == str(tiny)
     assert str(found[0]["revision"]).startswith("sha256:")
-    assert (found[0]["engine"], found[0]["device"], found[0]["dtype"]) == ("torch", "cpu", "float32")
+    assert (found[0]["engine"], found[0]["device"], found[0]["dtype"]) == (
+        "torch",
+        "cpu",
+        "float32",
+    )
     assert found[0]["finish_reason"] in ("stop", "length")
     assert "4 items" in result.stderr
     assert "Traceback" not in result.stderr
@@ -52,24 +60,53 @@ def test_caption_writes_a_file_named_after_its_input(process: Command, photos: P
     assert lines(tmp_path / "photos.caption.jsonl") == found
 
 
-def test_the_three_formats_hold_the_same_rows(vlmbatch: Command, photos: Path, tiny: Path, tmp_path: Path) -> None:
+def test_the_three_formats_hold_the_same_rows(
+    vlmbatch: Command, photos: Path, tiny: Path, tmp_path: Path
+) -> None:
     for name in ("a.jsonl", "a.parquet", "a.csv"):
-        assert vlmbatch("ocr", "photos", "--model", tiny, "--max-new-tokens", 3, "-o", name, "-q").returncode == 0
+        assert (
+            vlmbatch(
+                "ocr", "photos", "--model", tiny, "--max-new-tokens", 3, "-o", name, "-q"
+            ).returncode
+            == 0
+        )
     table = pq.read_table(tmp_path / "a.parquet").to_pylist()
     with open(tmp_path / "a.csv", newline="", encoding="utf-8") as file:
         sheet = list(csv.DictReader(file))
     first = lines(tmp_path / "a.jsonl")
-    assert [row["text"] for row in first] == [row["text"] for row in table] == [row["text"] for row in sheet]
+    assert (
+        [row["text"] for row in first]
+        == [row["text"] for row in table]
+        == [row["text"] for row in sheet]
+    )
     assert list(first[0]) == list(table[0]) == list(sheet[0])
 
 
-def test_a_dash_reads_paths_from_stdin_and_writes_rows_to_stdout(process: Command, photos: Path, tiny: Path) -> None:
+def test_a_dash_reads_paths_from_stdin_and_writes_rows_to_stdout(
+    process: Command, photos: Path, tiny: Path
+) -> None:
     result = process(
-        "vqa", "-", "-q", "Why?", "-q", "What?", "-o", "-", "--model", tiny, "--max-new-tokens", 2, stdin="photos/2.png\nphotos/none.png\nphotos/0.png\n"
+        "vqa",
+        "-",
+        "-q",
+        "Why?",
+        "-q",
+        "What?",
+        "-o",
+        "-",
+        "--model",
+        tiny,
+        "--max-new-tokens",
+        2,
+        stdin="photos/2.png\nphotos/none.png\nphotos/0.png\n",
     )
     assert result.returncode == 3, result.stderr
     found = [json.loads(line) for line in result.stdout.splitlines()]
-    assert [(row["id"], row["prompt"]) for row in found] == [(f"photos/{name}.png", question) for name in ("2", "none", "0") for question in ("Why?", "What?")]
+    assert [(row["id"], row["prompt"]) for row in found] == [
+        (f"photos/{name}.png", question)
+        for name in ("2", "none", "0")
+        for question in ("Why?", "What?")
+    ]
     assert [row["status"] for row in found] == ["ok", "ok", "error", "error", "ok", "ok"]
 
 
@@ -85,27 +122,57 @@ def test_a_dash_reads_paths_from_stdin_and_writes_rows_to_stdout(process: Comman
         (["vqa", "photos"], 2, "vqa needs questions"),
         (["video", "photos", "--fps", "1", "--every", "2"], 2, "different ways"),
         (["video", "--skip-similar=much", "photos"], 2, "'much' is not a number"),
-        (["video", "photos", "--scenes", "--per", "window"], 2, "scenes goes with --per frame or --per clip"),
+        (
+            ["video", "photos", "--scenes", "--per", "window"],
+            2,
+            "scenes goes with --per frame or --per clip",
+        ),
         (["video", "photos", "--at", ""], 2, "not a list of times"),
-        (["vqa", "photos", "--questions", "none.txt", "--dry-run"], 2, "question file none.txt: No such file"),
+        (
+            ["vqa", "photos", "--questions", "none.txt", "--dry-run"],
+            2,
+            "question file none.txt: No such file",
+        ),
         (["caption", "photos", "--prompt", "What\udcff?"], 2, "not valid text"),
         (["caption", "photos", "--prompt", "<image> What is it?"], 2, "may not hold <image>"),
         (["vqa", "photos", "-q", "Why?", "--questions", "none.txt"], 2, "not from both"),
         (["run", "none.yaml"], 2, "none.yaml: No such file"),
-        (["caption", "photos", "--model", "demo", "--revision", "v2"], 2, "--revision goes with a hub id; demo is the model that ships inside the package"),
+        (
+            ["caption", "photos", "--model", "demo", "--revision", "v2"],
+            2,
+            "--revision goes with a hub id; demo is the model that ships inside the package",
+        ),
         (["caption", "photos", "--model", "{tiny}", "--revision", "v2"], 2, "tiny is a folder"),
-        (["caption", "photos", "--model", "{tiny}", "--revision", "v2", "--dry-run"], 2, "tiny is a folder"),
+        (
+            ["caption", "photos", "--model", "{tiny}", "--revision", "v2", "--dry-run"],
+            2,
+            "tiny is a folder",
+        ),
         (["models", "info", "demo", "--revision", "v2"], 2, "--revision goes with a hub id"),
         (["caption", "photos", "--model", "owner/nothing"], 1, "--model demo"),
         (["caption", "photos", "--model", "photos"], 1, "config.json is missing"),
-        (["caption", "photos", "--model", "{tiny}", "--device", "cuda:7"], 1, "no device cuda:7 here; there is"),
+        (
+            ["caption", "photos", "--model", "{tiny}", "--device", "cuda:7"],
+            1,
+            "no device cuda:7 here; there is",
+        ),
         (["caption", "photos", "--model", "{tiny}", "--max-memory", "100K"], 1, "may take 0 MiB"),
-        (["caption", "photos", "--model", "{tiny}", "-o", "/proc/nowhere/x.jsonl"], 1, "cannot write"),
-        (["caption", "photos", "--model", "{tiny}", "-o", "photos/0.png/x.jsonl"], 1, "photos/0.png is no folder"),
+        (
+            ["caption", "photos", "--model", "{tiny}", "-o", "/proc/nowhere/x.jsonl"],
+            1,
+            "cannot write",
+        ),
+        (
+            ["caption", "photos", "--model", "{tiny}", "-o", "photos/0.png/x.jsonl"],
+            1,
+            "photos/0.png is no folder",
+        ),
         (["stats", "none.jsonl"], 1, "cannot read none.jsonl"),
     ],
 )
-def test_what_goes_wrong_is_one_line_and_an_exit_code(vlmbatch: Command, photos: Path, tiny: Path, arguments: list[str], code: int, message: str) -> None:
+def test_what_goes_wrong_is_one_line_and_an_exit_code(
+    vlmbatch: Command, photos: Path, tiny: Path, arguments: list[str], code: int, message: str
+) -> None:
     result = vlmbatch(*(argument.format(tiny=tiny) for argument in arguments))
     assert result.returncode == code, result.stderr
     assert message in result.stderr
@@ -114,16 +181,23 @@ def test_what_goes_wrong_is_one_line_and_an_exit_code(vlmbatch: Command, photos:
 
 
 @pytest.mark.parametrize("options", [["--device", "cuda:7"], ["--max-memory", "100K"]])
-def test_a_run_that_could_not_begin_names_no_output(vlmbatch: Command, photos: Path, tiny: Path, tmp_path: Path, options: list[str]) -> None:
+def test_a_run_that_could_not_begin_names_no_output(
+    vlmbatch: Command, photos: Path, tiny: Path, tmp_path: Path, options: list[str]
+) -> None:
     result = vlmbatch("caption", "photos", "--model", tiny, *options)
     assert result.returncode == 1
     assert "0 items in " in result.stderr
     assert "->" not in result.stderr
     assert not (tmp_path / "photos.caption.jsonl").exists()
-    assert "4 ok, 0 errors -> photos.caption.jsonl" in vlmbatch("caption", "photos", "--model", tiny, "--max-new-tokens", 2).stderr
+    assert (
+        "4 ok, 0 errors -> photos.caption.jsonl"
+        in vlmbatch("caption", "photos", "--model", tiny, "--max-new-tokens", 2).stderr
+    )
 
 
-def test_bad_pictures_are_rows_and_the_rest_is_whole(vlmbatch: Command, photos: Path, tiny: Path, tmp_path: Path) -> None:
+def test_bad_pictures_are_rows_and_the_rest_is_whole(
+    vlmbatch: Command, photos: Path, tiny: Path, tmp_path: Path
+) -> None:
     whole = write_picture(photos / "whole.jpg", 200, 100).read_bytes()
     (photos / "cut.jpg").write_bytes(whole[: len(whole) // 2])
     (photos / "empty.png").write_bytes(b"")
@@ -134,8 +208,12 @@ def test_bad_pictures_are_rows_and_the_rest_is_whole(vlmbatch: Command, photos: 
     write_picture(photos / "one.png", 1, 1)
     write_picture(photos / "tall.png", 1, 5000)
     write_picture(photos / "a new\nline.png")
-    Path(os.fsdecode(os.fsencode(str(photos)) + b"/caf\xe9.png")).write_bytes((photos / "1.png").read_bytes())
-    result = vlmbatch("caption", "photos", "--model", tiny, "--max-new-tokens", 2, "-o", "out.jsonl", "-q")
+    Path(os.fsdecode(os.fsencode(str(photos)) + b"/caf\xe9.png")).write_bytes(
+        (photos / "1.png").read_bytes()
+    )
+    result = vlmbatch(
+        "caption", "photos", "--model", tiny, "--max-new-tokens", 2, "-o", "out.jsonl", "-q"
+    )
     assert result.returncode == 3, result.stderr
     found = {str(row["id"]): row for row in lines(tmp_path / "out.jsonl")}
     bad = {name for name, row in found.items() if row["status"] == "error"}
@@ -146,16 +224,26 @@ def test_bad_pictures_are_rows_and_the_rest_is_whole(vlmbatch: Command, photos: 
     assert found["broken link.png"]["error_type"] == "ReadError"
 
 
-def test_a_dry_run_prints_a_job_that_run_takes_back(vlmbatch: Command, photos: Path, tiny: Path, tmp_path: Path) -> None:
-    result = vlmbatch("vqa", "photos", "-q", "Why?", "--model", "no/model", "--detail", "low", "--dry-run")
+def test_a_dry_run_prints_a_job_that_run_takes_back(
+    vlmbatch: Command, photos: Path, tiny: Path, tmp_path: Path
+) -> None:
+    result = vlmbatch(
+        "vqa", "photos", "-q", "Why?", "--model", "no/model", "--detail", "low", "--dry-run"
+    )
     assert result.returncode == 0, result.stderr
     assert result.stdout.startswith("# 4 items\n")
     printed = yaml.safe_load(result.stdout)
-    assert (printed["questions"], printed["detail"], printed["output"]) == (["Why?"], "low", "photos.vqa.jsonl")
+    assert (printed["questions"], printed["detail"], printed["output"]) == (
+        ["Why?"],
+        "low",
+        "photos.vqa.jsonl",
+    )
     (tmp_path / "job.yaml").write_text(result.stdout)
     again = vlmbatch("run", "job.yaml", "--dry-run")
     assert again.stdout == result.stdout
-    result = vlmbatch("run", "job.yaml", "--set", f"model={tiny}", "--set", "max_new_tokens=2", "--set", "limit=2")
+    result = vlmbatch(
+        "run", "job.yaml", "--set", f"model={tiny}", "--set", "max_new_tokens=2", "--set", "limit=2"
+    )
     assert result.returncode == 0, result.stderr
     assert len(lines(tmp_path / "photos.vqa.jsonl")) == 2
 
@@ -169,7 +257,9 @@ def test_a_dry_run_prints_a_job_that_run_takes_back(vlmbatch: Command, photos: P
         ("vqa", ["[txt]"], ("--sidecar", "vtt")),
     ],
 )
-def test_a_command_offers_what_goes_with_it(vlmbatch: Command, photos: Path, command: str, offers: list[str], refuses: tuple[str, str]) -> None:
+def test_a_command_offers_what_goes_with_it(
+    vlmbatch: Command, photos: Path, command: str, offers: list[str], refuses: tuple[str, str]
+) -> None:
     found = re.findall(r"--(?:per|sidecar) +(\[.*?\])", vlmbatch(command, "--help").stdout)
     assert found == offers
     refused = vlmbatch(command, "photos", *refuses)
@@ -194,14 +284,18 @@ def test_unknown_keys_name_the_nearest_known_one(vlmbatch: Command, tmp_path: Pa
         (["--skip-similar=0.2", "a.mp4"], 0.2),
     ],
 )
-def test_the_threshold_of_skip_similar_may_be_left_out_anywhere(vlmbatch: Command, tmp_path: Path, arguments: list[str], threshold: float) -> None:
+def test_the_threshold_of_skip_similar_may_be_left_out_anywhere(
+    vlmbatch: Command, tmp_path: Path, arguments: list[str], threshold: float
+) -> None:
     write_video(tmp_path / "a.mp4", 2)
     result = vlmbatch("video", *arguments, "--dry-run")
     assert result.returncode == 0, result.stderr
     assert yaml.safe_load(result.stdout)["skip_similar"] == threshold
 
 
-def test_a_key_of_a_job_file_stands_there_once(vlmbatch: Command, photos: Path, tmp_path: Path) -> None:
+def test_a_key_of_a_job_file_stands_there_once(
+    vlmbatch: Command, photos: Path, tmp_path: Path
+) -> None:
     (tmp_path / "job.yaml").write_text("inputs: photos\nbatch-size: 3\nbatch_size: 4\n")
     result = vlmbatch("run", "job.yaml", "--dry-run")
     assert result.returncode == 2
@@ -225,21 +319,30 @@ def test_a_key_of_a_job_file_stands_there_once(vlmbatch: Command, photos: Path, 
         ("limit=2", "limit", 2),
     ],
 )
-def test_set_takes_text_as_it_stands(vlmbatch: Command, photos: Path, tmp_path: Path, setting: str, key: str, value: object) -> None:
+def test_set_takes_text_as_it_stands(
+    vlmbatch: Command, photos: Path, tmp_path: Path, setting: str, key: str, value: object
+) -> None:
     (tmp_path / "job.yaml").write_text("inputs: photos\nprompt: Why?\n")
     result = vlmbatch("run", "job.yaml", "--dry-run", "--set", setting)
     assert result.returncode == 0, result.stderr
     assert yaml.safe_load(result.stdout)[key] == value
 
 
-def test_a_job_file_may_say_how_it_is_told(vlmbatch: Command, photos: Path, tiny: Path, tmp_path: Path) -> None:
-    (tmp_path / "job.yaml").write_text(f"inputs: photos\nmodel: {tiny}\nmax_new_tokens: 2\noutput: '-'\nquiet: true\n")
+def test_a_job_file_may_say_how_it_is_told(
+    vlmbatch: Command, photos: Path, tiny: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "job.yaml").write_text(
+        f"inputs: photos\nmodel: {tiny}\nmax_new_tokens: 2\noutput: '-'\nquiet: true\n"
+    )
     result = vlmbatch("run", "job.yaml")
     assert (result.returncode, result.stderr, len(result.stdout.splitlines())) == (0, "", 4)
     printed = vlmbatch("run", "job.yaml", "--set", "dry-run=true").stdout
     assert printed.startswith("# 4 items\n")
     assert "dry_run" not in printed
-    assert "a tile takes" in vlmbatch("run", "job.yaml", "--set", "quiet=false", "--set", "verbose=2").stderr
+    assert (
+        "a tile takes"
+        in vlmbatch("run", "job.yaml", "--set", "quiet=false", "--set", "verbose=2").stderr
+    )
     refused = vlmbatch("run", "job.yaml", "--set", "quiet=loud")
     assert refused.returncode == 2
     assert "quiet must be true or false, not 'loud'" in refused.stderr
@@ -250,19 +353,38 @@ def test_video_by_frames_and_as_a_clip(vlmbatch: Command, tiny: Path, tmp_path: 
     write_video(tmp_path / "clips" / "a.mp4", 30, fps=10)
     write_picture(tmp_path / "clips" / "photo.png")
     (tmp_path / "clips" / "bad.mp4").write_text("no video")
-    result = vlmbatch("video", "clips", "--fps", 2, "--model", tiny, "--max-new-tokens", 2, "-o", "frames.jsonl")
+    result = vlmbatch(
+        "video", "clips", "--fps", 2, "--model", tiny, "--max-new-tokens", 2, "-o", "frames.jsonl"
+    )
     assert result.returncode == 3, result.stderr
     assert "1 image left alone" in result.stderr
     found = lines(tmp_path / "frames.jsonl")
     assert [row["id"] for row in found] == [f"a.mp4#t={t / 2:.3f}" for t in range(6)] + ["bad.mp4"]
-    result = vlmbatch("video", "clips/a.mp4", "--per", "clip", "--task", "vqa", "-q", "Which way?", "--model", tiny, "--max-new-tokens", 2, "-o", "clip.jsonl")
+    result = vlmbatch(
+        "video",
+        "clips/a.mp4",
+        "--per",
+        "clip",
+        "--task",
+        "vqa",
+        "-q",
+        "Which way?",
+        "--model",
+        tiny,
+        "--max-new-tokens",
+        2,
+        "-o",
+        "clip.jsonl",
+    )
     assert result.returncode == 0, result.stderr
     clip = lines(tmp_path / "clip.jsonl")[0]
     assert (clip["id"], clip["media"], clip["time_seconds"]) == ("a.mp4", "clip", 0)
     assert clip["tiles"] == 3
 
 
-def test_a_stretch_that_a_video_does_not_have_is_not_called_no_video(vlmbatch: Command, tiny: Path, tmp_path: Path) -> None:
+def test_a_stretch_that_a_video_does_not_have_is_not_called_no_video(
+    vlmbatch: Command, tiny: Path, tmp_path: Path
+) -> None:
     write_video(tmp_path / "a.mp4", 5)
     result = vlmbatch("video", "a.mp4", "--start", 10, "--model", tiny)
     assert result.returncode == 0, result.stderr
@@ -270,9 +392,23 @@ def test_a_stretch_that_a_video_does_not_have_is_not_called_no_video(vlmbatch: C
     assert "no videos found, or nothing of them was asked for" in result.stderr
 
 
-def test_shuffled_frames_are_a_sample_of_the_whole_video(vlmbatch: Command, tiny: Path, tmp_path: Path) -> None:
+def test_shuffled_frames_are_a_sample_of_the_whole_video(
+    vlmbatch: Command, tiny: Path, tmp_path: Path
+) -> None:
     write_video(tmp_path / "a.mp4", 60, fps=10)
-    command = ["video", "a.mp4", "--fps", 5, "--shuffle", "--model", tiny, "--max-new-tokens", 2, "-o", "frames.jsonl"]
+    command = [
+        "video",
+        "a.mp4",
+        "--fps",
+        5,
+        "--shuffle",
+        "--model",
+        tiny,
+        "--max-new-tokens",
+        2,
+        "-o",
+        "frames.jsonl",
+    ]
     assert vlmbatch(*command, "--limit", 4).returncode == 0
     found = lines(tmp_path / "frames.jsonl")
     assert len(found) == 4
@@ -284,27 +420,54 @@ def test_shuffled_frames_are_a_sample_of_the_whole_video(vlmbatch: Command, tiny
     assert [row for row in again if row["id"] in {row["id"] for row in found}] == found
 
 
-def test_questions_about_nothing_here_are_one_line(vlmbatch: Command, photos: Path, tiny: Path, tmp_path: Path) -> None:
+def test_questions_about_nothing_here_are_one_line(
+    vlmbatch: Command, photos: Path, tiny: Path, tmp_path: Path
+) -> None:
     (tmp_path / "q.csv").write_text("id,question\n0.png,Why?\nphotos/1.png,Why?\n")
     command = ["vqa", "photos", "--questions", "q.csv", "--model", tiny, "--max-new-tokens", 2]
     result = vlmbatch(*command)
     assert result.returncode == 0
-    assert "question file q.csv: no item has 1 of its 2 ids, such as 'photos/1.png'\n" in result.stderr
+    assert (
+        "question file q.csv: no item has 1 of its 2 ids, such as 'photos/1.png'\n" in result.stderr
+    )
     (tmp_path / "q.csv").write_text("id,question\nphotos/1.png,Why?\n")
     for options in (["-o", "new.jsonl"], ["--dry-run"]):
         result = vlmbatch(*command, *options)
         assert result.returncode == 2
-        assert "vlmbatch: question file q.csv: no item has its id: it asks about 'photos/1.png', and an item here is '0.png'\n" in result.stderr
+        assert (
+            "vlmbatch: question file q.csv: no item has its id: it asks about 'photos/1.png', and an item here is '0.png'\n"
+            in result.stderr
+        )
     assert not list(tmp_path.glob("new.jsonl*"))
 
 
-def test_similar_frames_are_told_in_the_closing_lines(vlmbatch: Command, tiny: Path, tmp_path: Path) -> None:
+def test_similar_frames_are_told_in_the_closing_lines(
+    vlmbatch: Command, tiny: Path, tmp_path: Path
+) -> None:
     write_video(tmp_path / "a.mp4", 30, fps=10, draw=lambda number: numbered(0))
-    result = vlmbatch("video", "a.mp4", "--keyframes", "--model", tiny, "--max-new-tokens", 2, "-o", "still.jsonl", "--skip-similar")
+    result = vlmbatch(
+        "video",
+        "a.mp4",
+        "--keyframes",
+        "--model",
+        tiny,
+        "--max-new-tokens",
+        2,
+        "-o",
+        "still.jsonl",
+        "--skip-similar",
+    )
     assert result.returncode == 0, result.stderr
     assert "1 ok, 2 similar, 0 errors" in result.stderr
-    assert "2 of 3 frames resembled an earlier one: so many encodes and 2 answers saved" in result.stderr
-    assert [row["similar_to"] for row in lines(tmp_path / "still.jsonl")] == [None, "a.mp4#t=0.000", "a.mp4#t=0.000"]
+    assert (
+        "2 of 3 frames resembled an earlier one: so many encodes and 2 answers saved"
+        in result.stderr
+    )
+    assert [row["similar_to"] for row in lines(tmp_path / "still.jsonl")] == [
+        None,
+        "a.mp4#t=0.000",
+        "a.mp4#t=0.000",
+    ]
 
 
 def test_stats_tell_what_a_run_took(vlmbatch: Command, photos: Path, tiny: Path) -> None:
@@ -316,8 +479,12 @@ def test_stats_tell_what_a_run_took(vlmbatch: Command, photos: Path, tiny: Path)
     assert json.loads(vlmbatch("stats", "x.parquet", "--json").stdout)["new_tokens"] == 8
 
 
-@pytest.mark.parametrize("asking", [["stats"], ["export", "--to", "csv"], ["eval", "--reference", "right.csv"]])
-def test_what_a_killed_run_left_is_told_to_who_asks(vlmbatch: Command, tmp_path: Path, asking: list[str]) -> None:
+@pytest.mark.parametrize(
+    "asking", [["stats"], ["export", "--to", "csv"], ["eval", "--reference", "right.csv"]]
+)
+def test_what_a_killed_run_left_is_told_to_who_asks(
+    vlmbatch: Command, tmp_path: Path, asking: list[str]
+) -> None:
     rows = store(tmp_path / "out.jsonl")
     rows.write(record(0))
     rows.write(record(1))
@@ -326,33 +493,67 @@ def test_what_a_killed_run_left_is_told_to_who_asks(vlmbatch: Command, tmp_path:
     (tmp_path / "right.csv").write_text("id,answer\n0.jpg,x\n")
     result = vlmbatch(*asking, "out.jsonl")
     assert result.returncode == 1
-    assert "out.jsonl.journal holds 2 rows, and the same command goes on from there" in result.stderr
+    assert (
+        "out.jsonl.journal holds 2 rows, and the same command goes on from there" in result.stderr
+    )
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="only Linux has a full device")
 def test_a_full_disk_behind_stdout_is_one_line() -> None:
     with open("/dev/full", "w") as full:
-        result = subprocess.run([sys.executable, "-m", "vlmbatch", "--help"], stdout=full, stderr=subprocess.PIPE, text=True, check=False)
-    assert (result.returncode, result.stderr) == (1, "vlmbatch: cannot write to stdout: No space left on device\n")
+        result = subprocess.run(
+            [sys.executable, "-m", "vlmbatch", "--help"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert (result.returncode, result.stderr) == (
+        1,
+        "vlmbatch: cannot write to stdout: No space left on device\n",
+    )
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["caption", "a.png", "--model", "demo", "--dry-run"], ["caption", "a.png", "--model", "demo", "-o", "-"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--help"],
+        ["caption", "a.png", "--model", "demo", "--dry-run"],
+        ["caption", "a.png", "--model", "demo", "-o", "-"],
+    ],
+)
 def test_a_closed_stdout_is_one_line(tmp_path: Path, arguments: list[str]) -> None:
     write_picture(tmp_path / "a.png")
     command = ["sh", "-c", 'exec "$0" "$@" >&-', sys.executable, "-m", "vlmbatch", *arguments]
     result = subprocess.run(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, check=False)
-    assert (result.returncode, result.stderr) == (1, "vlmbatch: cannot write to stdout: it is closed\n")
+    assert (result.returncode, result.stderr) == (
+        1,
+        "vlmbatch: cannot write to stdout: it is closed\n",
+    )
 
 
 def test_a_terminal_that_lacks_a_character_shows_the_rest() -> None:
     environment = {**os.environ, "PYTHONIOENCODING": "latin-1"}
-    result = subprocess.run([sys.executable, "-m", "vlmbatch", "video", "--help"], capture_output=True, env=environment, check=False)
+    result = subprocess.run(
+        [sys.executable, "-m", "vlmbatch", "video", "--help"],
+        capture_output=True,
+        env=environment,
+        check=False,
+    )
     assert (result.returncode, result.stderr) == (0, b"")
     assert b"--at T,T,\\u2026" in result.stdout
 
 
-@pytest.mark.parametrize(("exact", "products"), [(True, "exact, used where they measure faster"), (False, "not on this cpu: saves memory, no time")])
-def test_models_info_says_what_eight_bits_change(vlmbatch: Command, tiny: Path, monkeypatch: pytest.MonkeyPatch, exact: bool, products: str) -> None:
+@pytest.mark.parametrize(
+    ("exact", "products"),
+    [
+        (True, "exact, used where they measure faster"),
+        (False, "not on this cpu: saves memory, no time"),
+    ],
+)
+def test_models_info_says_what_eight_bits_change(
+    vlmbatch: Command, tiny: Path, monkeypatch: pytest.MonkeyPatch, exact: bool, products: str
+) -> None:
     monkeypatch.setattr(digits, "can_write_digits", lambda: exact)
     info = json.loads(vlmbatch("models", "info", tiny, "--json").stdout)
     assert info["int8_products"] == products
@@ -373,24 +574,47 @@ def test_models_and_doctor_say_what_is_there(vlmbatch: Command, tiny: Path) -> N
 
 
 def test_log_lines_can_be_json(vlmbatch: Command, photos: Path, tiny: Path) -> None:
-    result = vlmbatch("caption", "photos", "--model", tiny, "--max-new-tokens", 2, "--log-format", "json")
+    result = vlmbatch(
+        "caption", "photos", "--model", tiny, "--max-new-tokens", 2, "--log-format", "json"
+    )
     entries = [json.loads(line) for line in result.stderr.splitlines()]
     assert entries[-1]["level"] == "info"
     assert {"time", "message"} <= entries[-1].keys()
 
 
-@pytest.mark.parametrize(("arguments", "code"), [(["nowhere"], 2), (["photos", "--model", "{tiny}", "--device", "cuda:7"], 1)])
-def test_so_can_what_ends_a_run(vlmbatch: Command, photos: Path, tiny: Path, arguments: list[str], code: int) -> None:
-    result = vlmbatch("caption", *(argument.format(tiny=tiny) for argument in arguments), "--log-format", "json")
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [(["nowhere"], 2), (["photos", "--model", "{tiny}", "--device", "cuda:7"], 1)],
+)
+def test_so_can_what_ends_a_run(
+    vlmbatch: Command, photos: Path, tiny: Path, arguments: list[str], code: int
+) -> None:
+    result = vlmbatch(
+        "caption", *(argument.format(tiny=tiny) for argument in arguments), "--log-format", "json"
+    )
     assert result.returncode == code
     assert json.loads(result.stderr.splitlines()[0])["level"] == "error"
     assert all(json.loads(line) for line in result.stderr.splitlines())
 
 
-def test_manifests_and_archives_are_inputs_and_carry_columns(vlmbatch: Command, photos: Path, tiny: Path, tmp_path: Path) -> None:
+def test_manifests_and_archives_are_inputs_and_carry_columns(
+    vlmbatch: Command, photos: Path, tiny: Path, tmp_path: Path
+) -> None:
     (tmp_path / "rows.csv").write_text("image,label\nphotos/0.png,cat\nphotos/gone.png,dog\n")
     shutil.make_archive(str(tmp_path / "shard"), "gztar", photos)
-    command = ("caption", "rows.csv", "shard.tar.gz", "--keep", "label=kind", "--model", tiny, "--max-new-tokens", 2, "-o", "out.parquet")
+    command = (
+        "caption",
+        "rows.csv",
+        "shard.tar.gz",
+        "--keep",
+        "label=kind",
+        "--model",
+        tiny,
+        "--max-new-tokens",
+        2,
+        "-o",
+        "out.parquet",
+    )
     result = vlmbatch(*command)
     assert result.returncode == 3, result.stderr
     rows = pq.read_table(tmp_path / "out.parquet").to_pylist()
@@ -400,4 +624,7 @@ def test_manifests_and_archives_are_inputs_and_carry_columns(vlmbatch: Command, 
     assert "6 done before" in vlmbatch(*command).stderr
     assert "# 6 items" in vlmbatch(*command, "--dry-run").stdout
     refused = vlmbatch("caption", "rows.csv", "--keep", "nope", "--model", tiny)
-    assert (refused.returncode, refused.stderr) == (2, "vlmbatch: manifest rows.csv: it has no column 'nope' (columns: image, label)\n")
+    assert (refused.returncode, refused.stderr) == (
+        2,
+        "vlmbatch: manifest rows.csv: it has no column 'nope' (columns: image, label)\n",
+    )

@@ -27,7 +27,12 @@ def output(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     """Two right answers, a wrong one, and an error."""
     path = tmp_path / f"out.{request.param}"
     with store(path) as opened:
-        for made in (record(0, "A red circle."), record(1, "A blue square."), record(2, "A star."), failed(3)):
+        for made in (
+            record(0, "A red circle."),
+            record(1, "A blue square."),
+            record(2, "A star."),
+            failed(3),
+        ):
             opened.write(made)
     return path
 
@@ -39,13 +44,20 @@ def reference(tmp_path: Path) -> Path:
         writer = csv.writer(file)
         writer.writerow(["file", "content"])
         writer.writerows(
-            [(f"pictures/{number:05d}.jpg", text) for number, text in enumerate(["a red circle", "A blue square.", "A moon.", "A line.", "A dot."])]
+            [
+                (f"pictures/{number:05d}.jpg", text)
+                for number, text in enumerate(
+                    ["a red circle", "A blue square.", "A moon.", "A line.", "A dot."]
+                )
+            ]
         )
     return path
 
 
 def test_a_table_says_how_good_the_answers_are(output: Path, reference: Path) -> None:
-    result = run(output, "--reference", reference, "--answer-column", "content", "--id-prefix", "pictures/")
+    result = run(
+        output, "--reference", reference, "--answer-column", "content", "--id-prefix", "pictures/"
+    )
     assert result.exit_code == 0, result.output
     assert "4 rows scored" in result.output
     assert "1 error row among these" in result.output
@@ -55,7 +67,16 @@ def test_a_table_says_how_good_the_answers_are(output: Path, reference: Path) ->
 
 
 def test_json_goes_to_stdout_or_to_a_file(output: Path, reference: Path, tmp_path: Path) -> None:
-    arguments = [output, "--reference", reference, "--answer-column", "content", "--id-prefix", "pictures/", "--json"]
+    arguments = [
+        output,
+        "--reference",
+        reference,
+        "--answer-column",
+        "content",
+        "--id-prefix",
+        "pictures/",
+        "--json",
+    ]
     printed = json.loads(run(*arguments).stdout)
     assert printed["all"]["scores"]["normalized"]["value"] == 0.5
     assert run(*arguments, tmp_path / "scores.json").stdout.startswith(str(output))
@@ -67,18 +88,35 @@ def test_json_goes_to_stdout_or_to_a_file(output: Path, reference: Path, tmp_pat
 
 
 def test_a_limit_that_is_not_held_is_exit_code_4(output: Path, reference: Path) -> None:
-    arguments = [output, "--reference", reference, "--answer-column", "content", "--id-prefix", "pictures/"]
-    assert run(*arguments, "--fail-under", "normalized=0.5", "--fail-under", "cer=0.9").exit_code == 0
+    arguments = [
+        output,
+        "--reference",
+        reference,
+        "--answer-column",
+        "content",
+        "--id-prefix",
+        "pictures/",
+    ]
+    assert (
+        run(*arguments, "--fail-under", "normalized=0.5", "--fail-under", "cer=0.9").exit_code == 0
+    )
     result = run(*arguments, "--fail-under", "normalized=0.6", "--fail-under", "coverage=1")
     assert result.exit_code == 4
-    assert result.stderr == "vlmbatch: normalized is 0.5000, under 0.6 (--fail-under)\nvlmbatch: coverage is 0.8000, under 1 (--fail-under)\n"
+    assert (
+        result.stderr
+        == "vlmbatch: normalized is 0.5000, under 0.6 (--fail-under)\nvlmbatch: coverage is 0.8000, under 1 (--fail-under)\n"
+    )
 
 
-def test_what_cannot_be_understood_is_exit_code_2(output: Path, reference: Path, tmp_path: Path) -> None:
+def test_what_cannot_be_understood_is_exit_code_2(
+    output: Path, reference: Path, tmp_path: Path
+) -> None:
     assert run(output).exit_code == 2
     assert run(output, "--reference", reference).exit_code == 2
     assert "file, content" in str(run(output, "--reference", reference).exception)
-    assert "--id-prefix pictures/" in str(run(output, "--reference", reference, "--answer-column", "content").exception)
+    assert "--id-prefix pictures/" in str(
+        run(output, "--reference", reference, "--answer-column", "content").exception
+    )
     assert run(output, "--reference", tmp_path / "none.csv").exit_code == 2
     assert run(tmp_path / "none.jsonl", "--reference", reference).exit_code == 2
     assert run(reference, "--reference", reference, "--answer-column", "content").exit_code == 1
@@ -89,9 +127,24 @@ def test_two_outputs_side_by_side(output: Path, reference: Path, tmp_path: Path)
     with store(other) as opened:
         for made in (record(0, "A red circle."), record(1, "A blue square."), record(2, "A moon.")):
             opened.write(made)
-    result = run(output, "--against", other, "--reference", reference, "--answer-column", "content", "--id-prefix", "pictures/", "--metric", "exact")
+    result = run(
+        output,
+        "--against",
+        other,
+        "--reference",
+        reference,
+        "--answer-column",
+        "content",
+        "--id-prefix",
+        "pictures/",
+        "--metric",
+        "exact",
+    )
     assert result.exit_code == 0, result.output
     assert "3 rows scored" in result.output
     assert "1 row not in" in result.output
-    assert "exact                         0.3333    0.6667     -0.3333   -1.0000 to +0.0000" in result.output
+    assert (
+        "exact                         0.3333    0.6667     -0.3333   -1.0000 to +0.0000"
+        in result.output
+    )
     assert "expected  A moon." in result.output

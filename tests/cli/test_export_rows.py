@@ -16,7 +16,9 @@ from vlmbatch.cli.main import cli
 
 
 def call(*arguments: object) -> Result:
-    result = CliRunner().invoke(cli, [str(argument) for argument in arguments], catch_exceptions=False)
+    result = CliRunner().invoke(
+        cli, [str(argument) for argument in arguments], catch_exceptions=False
+    )
     assert result.exit_code == 0, result.output
     return result
 
@@ -48,7 +50,9 @@ def output(tmp_path: Path) -> Path:
     ],
 )
 @pytest.mark.parametrize("form", ["jsonl", "csv"])
-def test_filters_say_which_rows_are_taken(output: Path, tmp_path: Path, filters: list[str], texts: list[str], form: str) -> None:
+def test_filters_say_which_rows_are_taken(
+    output: Path, tmp_path: Path, filters: list[str], texts: list[str], form: str
+) -> None:
     target = tmp_path / f"some.{form}"
     said = call("export", output, "--to", form, "-o", target, *filters).stderr
     assert said == f"{len(texts)} row{'' if len(texts) == 1 else 's'} -> {target}\n"
@@ -61,7 +65,9 @@ def test_filters_say_which_rows_are_taken(output: Path, tmp_path: Path, filters:
 
 def test_texts_are_made_of_the_rows_that_are_taken(output: Path, tmp_path: Path) -> None:
     call("export", output, "--to", "txt", "-o", tmp_path / "texts", "--prompt", "Which colour?")
-    assert {path.name: path.read_text() for path in (tmp_path / "texts").iterdir()} == {"00003.txt": "red\n"}
+    assert {path.name: path.read_text() for path in (tmp_path / "texts").iterdir()} == {
+        "00003.txt": "red\n"
+    }
     call("export", output, "--to", "txt", "-o", tmp_path / "one.txt", "--prompt", "Is it round?")
     assert (tmp_path / "one.txt").read_text() == "yes\n"
 
@@ -75,6 +81,13 @@ def test_carried_columns_come_along(tmp_path: Path) -> None:
         call("export", tmp_path / "out.jsonl", "--to", form)
     table = pq.read_table(tmp_path / "out.parquet")
     assert table.column_names[-3:] == ["label", "tags", "none"]
-    assert [table[name].to_pylist() for name in ("label", "tags")] == [[7.0, None, 8.5], ['["a", "b"]', None, None]]
+    assert [table[name].to_pylist() for name in ("label", "tags")] == [
+        [7.0, None, 8.5],
+        ['["a", "b"]', None, None],
+    ]
     with open(tmp_path / "out.csv", newline="") as file:
-        assert [(row["label"], row["tags"]) for row in csv.DictReader(file)] == [("7", '["a", "b"]'), ("", ""), ("8.5", "")]
+        assert [(row["label"], row["tags"]) for row in csv.DictReader(file)] == [
+            ("7", '["a", "b"]'),
+            ("", ""),
+            ("8.5", ""),
+        ]

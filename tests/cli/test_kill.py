@@ -24,14 +24,36 @@ PICTURES, QUESTIONS = 90, 8
 def command(tmp_path: Path, tiny: Path) -> list[str]:
     for number in range(PICTURES):
         write_picture(tmp_path / "photos" / f"{number:03d}.png", 30, 30, seed=number)
-    (tmp_path / "questions.txt").write_text("".join(f"Question {number}?\n" for number in range(QUESTIONS)))
-    arguments = ["vqa", "photos", "--questions", "questions.txt", "--model", str(tiny), "--max-new-tokens", "4", "--detail", "low", "-o", "out.jsonl"]
+    (tmp_path / "questions.txt").write_text(
+        "".join(f"Question {number}?\n" for number in range(QUESTIONS))
+    )
+    arguments = [
+        "vqa",
+        "photos",
+        "--questions",
+        "questions.txt",
+        "--model",
+        str(tiny),
+        "--max-new-tokens",
+        "4",
+        "--detail",
+        "low",
+        "-o",
+        "out.jsonl",
+    ]
     return [sys.executable, "-m", "vlmbatch", *arguments]
 
 
 def begin(command: list[str], folder: Path) -> subprocess.Popen[str]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        command,
+        cwd=folder,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
 
 
 def rows(folder: Path) -> list[tuple[str, str]]:
@@ -39,7 +61,10 @@ def rows(folder: Path) -> list[tuple[str, str]]:
     path = folder / "out.jsonl"
     if not path.exists():
         return []
-    return [(row["id"], row["prompt"]) for row in map(json.loads, path.read_text(encoding="utf-8").splitlines())]
+    return [
+        (row["id"], row["prompt"])
+        for row in map(json.loads, path.read_text(encoding="utf-8").splitlines())
+    ]
 
 
 def journal_lines(folder: Path) -> int:
@@ -47,14 +72,20 @@ def journal_lines(folder: Path) -> int:
     return len(path.read_bytes().splitlines()) if path.exists() else 0
 
 
-def test_kill_9_at_random_moments_loses_and_doubles_nothing(command: list[str], tmp_path: Path) -> None:
+def test_kill_9_at_random_moments_loses_and_doubles_nothing(
+    command: list[str], tmp_path: Path
+) -> None:
     rng = random.Random(7)
     committed = 0
     for _ in range(8):
         process = begin(command, tmp_path)
         wanted = journal_lines(tmp_path) + rng.choice([0, 1, 200, 300])
         deadline = time.monotonic() + rng.uniform(0.5, 12)
-        while process.poll() is None and journal_lines(tmp_path) <= wanted and time.monotonic() < deadline:
+        while (
+            process.poll() is None
+            and journal_lines(tmp_path) <= wanted
+            and time.monotonic() < deadline
+        ):
             time.sleep(0.01)  # watching another process, not synchronising with it
         process.send_signal(signal.SIGKILL)
         process.communicate()
@@ -65,15 +96,21 @@ def test_kill_9_at_random_moments_loses_and_doubles_nothing(command: list[str], 
     process = begin(command, tmp_path)
     _, errors = process.communicate()
     assert process.returncode == 0, errors
-    wanted_rows = [(f"{n:03d}.png", f"Question {q}?") for n in range(PICTURES) for q in range(QUESTIONS)]
+    wanted_rows = [
+        (f"{n:03d}.png", f"Question {q}?") for n in range(PICTURES) for q in range(QUESTIONS)
+    ]
     assert rows(tmp_path) == wanted_rows
     assert committed > 1, "every run was killed before its first commit: the test shows nothing"
     assert not (tmp_path / "out.jsonl.lock").exists()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_run_commits_and_can_go_on(command: list[str], tmp_path: Path, number: signal.Signals) -> None:
-    process = begin([*command, "-v", "--progress", "off", "--batch-size", "4"], tmp_path)  # slow enough for much to be left when the signal comes
+def test_an_interrupted_run_commits_and_can_go_on(
+    command: list[str], tmp_path: Path, number: signal.Signals
+) -> None:
+    process = begin(
+        [*command, "-v", "--progress", "off", "--batch-size", "4"], tmp_path
+    )  # slow enough for much to be left when the signal comes
     while journal_lines(tmp_path) < 256 and process.poll() is None:
         time.sleep(0.01)
     process.send_signal(number)
@@ -104,9 +141,28 @@ def test_a_second_run_on_the_same_output_ends_at_once(command: list[str], tmp_pa
 
 def test_an_open_stdin_does_not_hold_up_an_interrupted_run(tmp_path: Path, tiny: Path) -> None:
     write_picture(tmp_path / "a.png")
-    command = [sys.executable, "-m", "vlmbatch", "caption", "-", "--model", str(tiny), "--max-new-tokens", "2", "-o", "out.jsonl"]
+    command = [
+        sys.executable,
+        "-m",
+        "vlmbatch",
+        "caption",
+        "-",
+        "--model",
+        str(tiny),
+        "--max-new-tokens",
+        "2",
+        "-o",
+        "out.jsonl",
+    ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command, cwd=tmp_path, env=environment, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command,
+        cwd=tmp_path,
+        env=environment,
+        stdin=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     assert process.stdin is not None
     assert process.stderr is not None
     process.stdin.write("a.png\n")
@@ -127,7 +183,21 @@ def test_kill_9_among_similar_frames_leaves_every_row_once(tmp_path: Path, tiny:
         return np.full((HEIGHT, WIDTH, 3), (number // 3) % 4 * 80, np.uint8)
 
     write_video(tmp_path / "a.mp4", 900, draw=draw)
-    arguments = ["video", "a.mp4", "--every", "1", "--skip-similar", "--model", str(tiny), "--max-new-tokens", "2", "--detail", "low", "-o", "out.jsonl"]
+    arguments = [
+        "video",
+        "a.mp4",
+        "--every",
+        "1",
+        "--skip-similar",
+        "--model",
+        str(tiny),
+        "--max-new-tokens",
+        "2",
+        "--detail",
+        "low",
+        "-o",
+        "out.jsonl",
+    ]
     command = [sys.executable, "-m", "vlmbatch", *arguments]
     rng = random.Random(3)
     for wanted in (1, 256):
@@ -141,7 +211,10 @@ def test_kill_9_among_similar_frames_leaves_every_row_once(tmp_path: Path, tiny:
     process = begin(command, tmp_path)
     _, errors = process.communicate()
     assert process.returncode == 0, errors
-    lines = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text(encoding="utf-8").splitlines()]
+    lines = [
+        json.loads(line)
+        for line in (tmp_path / "out.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
     assert [line["id"] for line in lines] == [f"a.mp4#t={number / 10:.3f}" for number in range(900)]
     assert [line["status"] for line in lines] == ["ok", "similar", "similar"] * 300
     texts = {line["id"]: line["text"] for line in lines}

@@ -44,11 +44,18 @@ def test_stats() -> None:
 
 def test_export_writes_to_the_current_folder() -> None:
     call("export", URL, "--to", "jsonl")
-    assert [json.loads(line)["text"] for line in Path("run.jsonl").read_text().splitlines()] == ["picture 0", "picture 1"]
+    assert [json.loads(line)["text"] for line in Path("run.jsonl").read_text().splitlines()] == [
+        "picture 0",
+        "picture 1",
+    ]
     for _ in range(2):
         call("export", URL, "--to", "txt", "-o", "texts")  # the second time it knows its own files
     assert Path("texts/00001.txt").read_text() == "picture 1\n"
-    assert sorted(path.name for path in Path().iterdir()) == ["run.jsonl", "run.parquet.sidecars", "texts"]
+    assert sorted(path.name for path in Path().iterdir()) == [
+        "run.jsonl",
+        "run.parquet.sidecars",
+        "texts",
+    ]
 
 
 def test_export_writes_to_a_url() -> None:
@@ -56,8 +63,21 @@ def test_export_writes_to_a_url() -> None:
     call("export", URL, "--to", "csv", "-o", "memory://bucket/rows.csv", "--bom")
     assert files.cat("/bucket/rows.csv").startswith(b"\xef\xbb\xbfid,source,")
     call("export", "memory://bucket/rows.csv", "--to", "jsonl", "-o", "memory://bucket/back.jsonl")
-    assert [json.loads(line)["text"] for line in files.cat("/bucket/back.jsonl").splitlines()] == ["picture 0", "picture 1"]
-    call("export", URL, "--to", "jsonl", "--status", "ok", "--overwrite", "-o", "memory://bucket/rows.jsonl")
+    assert [json.loads(line)["text"] for line in files.cat("/bucket/back.jsonl").splitlines()] == [
+        "picture 0",
+        "picture 1",
+    ]
+    call(
+        "export",
+        URL,
+        "--to",
+        "jsonl",
+        "--status",
+        "ok",
+        "--overwrite",
+        "-o",
+        "memory://bucket/rows.jsonl",
+    )
     call("export", URL, "--to", "parquet", "-o", f"file://{Path.cwd()}/new/rows.parquet")
     assert [path.name for path in Path("new").iterdir()] == ["rows.parquet"]
     assert sorted(path.name for path in Path().iterdir()) == ["new"]
@@ -73,9 +93,19 @@ def test_export_of_one_picture_writes_a_text_to_a_url(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("form", "target", "code", "message"),
     [
-        ("csv", URL.replace("run.parquet", "there.csv"), 1, "memory://bucket/there.csv is there; --overwrite replaces it"),
+        (
+            "csv",
+            URL.replace("run.parquet", "there.csv"),
+            1,
+            "memory://bucket/there.csv is there; --overwrite replaces it",
+        ),
         ("parquet", URL, 2, "is the OUTPUT itself"),
-        ("csv", "memory://bucket/rows.jsonl", 2, "--to csv writes a file that ends in .csv, not memory://bucket/rows.jsonl"),
+        (
+            "csv",
+            "memory://bucket/rows.jsonl",
+            2,
+            "--to csv writes a file that ends in .csv, not memory://bucket/rows.jsonl",
+        ),
         (
             "csv",
             "https://user:word@example.com/rows.csv?token=1",
@@ -88,7 +118,9 @@ def test_export_of_one_picture_writes_a_text_to_a_url(tmp_path: Path) -> None:
         ("srt", "memory://bucket/two.srt", 2, "has no times"),
     ],
 )
-def test_export_to_a_url_says_what_goes_wrong(vlmbatch: Command, form: str, target: str, code: int, message: str) -> None:
+def test_export_to_a_url_says_what_goes_wrong(
+    vlmbatch: Command, form: str, target: str, code: int, message: str
+) -> None:
     files = fsspec.filesystem("memory")
     files.pipe("/bucket/there.csv", b"mine")
     result = vlmbatch("export", URL, "--to", form, "-o", target)
@@ -104,13 +136,29 @@ def test_export_never_takes_the_place_of_what_it_reads(vlmbatch: Command, tmp_pa
         rows.write(record(7))
     before = (tmp_path / "o n.jsonl").read_bytes()
     for target in (f"file://{tmp_path}/o n.jsonl", f"file://{tmp_path}/x/../o%20n.jsonl"):
-        result = vlmbatch("export", str(tmp_path / "o n.jsonl"), "--to", "jsonl", "--status", "error", "--overwrite", "-o", target)
-        assert (result.returncode, "is the OUTPUT itself" in result.stderr) == (2, True), result.stderr
+        result = vlmbatch(
+            "export",
+            str(tmp_path / "o n.jsonl"),
+            "--to",
+            "jsonl",
+            "--status",
+            "error",
+            "--overwrite",
+            "-o",
+            target,
+        )
+        assert (result.returncode, "is the OUTPUT itself" in result.stderr) == (2, True), (
+            result.stderr
+        )
     assert (tmp_path / "o n.jsonl").read_bytes() == before
 
 
 def test_eval_against_another() -> None:
     Path("right.csv").write_text("id,answer\n00000.jpg,picture 0\n00001.jpg,a cat\n")
-    found = json.loads(call("eval", URL, "--reference", "right.csv", "--against", URL, "--metric", "exact", "--json").stdout)
+    found = json.loads(
+        call(
+            "eval", URL, "--reference", "right.csv", "--against", URL, "--metric", "exact", "--json"
+        ).stdout
+    )
     assert found["all"]["scores"]["exact"]["value"] == 0.5
     assert found["output"] == URL

@@ -21,8 +21,19 @@ from vlmbatch.job import Job
 from vlmbatch.read import READERS, Reader, open_reader
 from vlmbatch.sample import make_sampler
 
-KINDS = ["image", "frame", "clip", "window", *BUNDLES, "frame in zip", "clip in tar", "frame in tar.gz"]
-"""Kinds of Items, and how to ask for them; then pictures in each kind of manifest and archive, and videos in archives."""
+KINDS = [
+    "image",
+    "frame",
+    "clip",
+    "window",
+    *BUNDLES,
+    "frame in zip",
+    "clip in tar",
+    "frame in tar.gz",
+]
+"""Kinds of Items, and how to ask for them; then pictures in each kind of manifest and archive, and
+videos in archives.
+"""
 
 
 def open_job(job: Job) -> Reader:
@@ -37,10 +48,20 @@ def kind(request: pytest.FixtureRequest) -> str:
 @pytest.fixture
 def make_job(kind: str) -> Callable[..., Job]:
     def make(*inputs: Path, **options: object) -> Job:
-        what, _, bundle = kind.partition(" in ") if " in " in kind else ("", "", kind) if kind in BUNDLES else (kind, "", "")
+        what, _, bundle = (
+            kind.partition(" in ")
+            if " in " in kind
+            else ("", "", kind)
+            if kind in BUNDLES
+            else (kind, "", "")
+        )
         if bundle:
             inputs = tuple(contain(given, bundle) if given.exists() else given for given in inputs)
-        how = {"media": "video", "per": what} if what in ("frame", "clip", "window") else {"media": "image"}
+        how = (
+            {"media": "video", "per": what}
+            if what in ("frame", "clip", "window")
+            else {"media": "image"}
+        )
         return Job(inputs=tuple(map(str, inputs)), **how, **options)
 
     return make
@@ -57,14 +78,18 @@ def folder(tmp_path: Path) -> Path:
     for suffix in ("png", "mp4"):
         (root / f"gone.{suffix}").symlink_to(root / "nowhere")
         write = write_picture if suffix == "png" else write_video
-        write(root / f"plain.{suffix}").rename(os.fsdecode(os.fsencode(root) + b"/caf\xe9." + suffix.encode()))
+        write(root / f"plain.{suffix}").rename(
+            os.fsdecode(os.fsencode(root) + b"/caf\xe9." + suffix.encode())
+        )
     return root
 
 
 class TestReader:
     """Facts about all of them."""
 
-    def test_ids_are_stable_unique_and_valid_text(self, folder: Path, make_job: Callable[..., Job]) -> None:
+    def test_ids_are_stable_unique_and_valid_text(
+        self, folder: Path, make_job: Callable[..., Job]
+    ) -> None:
         reader = open_job(make_job(folder))
         first, second = [item.id for item in reader], [item.id for item in reader]
         assert first == second
@@ -75,7 +100,9 @@ class TestReader:
         items = list(open_job(make_job(folder)))
         assert [item.index for item in items] == list(range(len(items)))
 
-    def test_load_gives_rgb_or_raises_an_item_error(self, folder: Path, make_job: Callable[..., Job]) -> None:
+    def test_load_gives_rgb_or_raises_an_item_error(
+        self, folder: Path, make_job: Callable[..., Job]
+    ) -> None:
         failed = 0
         for item in open_job(make_job(folder)):
             try:
@@ -84,23 +111,38 @@ class TestReader:
                 failed += len(str(exc).splitlines()) == 1
                 continue
             frames = [np.asarray(frame) for frame in pixels.frames]
-            assert all(frame.dtype == np.uint8 and frame.ndim == 3 and frame.shape[2] == 3 and frame.flags.c_contiguous for frame in frames)
+            assert all(
+                frame.dtype == np.uint8
+                and frame.ndim == 3
+                and frame.shape[2] == 3
+                and frame.flags.c_contiguous
+                for frame in frames
+            )
             assert len(pixels.times_seconds) == (len(pixels.frames) if item.media == "clip" else 0)
             assert item.fingerprint
         assert failed == 2
 
-    def test_load_can_be_called_again_and_on_other_threads(self, folder: Path, make_job: Callable[..., Job]) -> None:
+    def test_load_can_be_called_again_and_on_other_threads(
+        self, folder: Path, make_job: Callable[..., Job]
+    ) -> None:
         item = next(iter(open_job(make_job(folder))))
         expected = item.load().arrays()
         got: list[bool] = []
-        threads = [threading.Thread(target=lambda: got.append(all(map(np.array_equal, expected, item.load().arrays())))) for _ in range(4)]
+        threads = [
+            threading.Thread(
+                target=lambda: got.append(all(map(np.array_equal, expected, item.load().arrays())))
+            )
+            for _ in range(4)
+        ]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
         assert got == [True] * 4
 
-    def test_the_first_item_comes_before_the_listing_ends(self, folder: Path, make_job: Callable[..., Job], monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_the_first_item_comes_before_the_listing_ends(
+        self, folder: Path, make_job: Callable[..., Job], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         listed: list[str] = []
         scandir = os.scandir
         job = make_job(folder)
@@ -108,22 +150,32 @@ class TestReader:
         next(iter(open_job(job)))
         assert str(folder / "sub") not in listed
 
-    def test_other_media_are_left_alone_and_counted(self, folder: Path, make_job: Callable[..., Job], kind: str) -> None:
+    def test_other_media_are_left_alone_and_counted(
+        self, folder: Path, make_job: Callable[..., Job], kind: str
+    ) -> None:
         reader = open_job(make_job(folder))
         items = list(reader)
-        assert reader.counts.other_media == (0 if kind in MANIFESTS else 6)  # a manifest lists what it means
+        assert reader.counts.other_media == (
+            0 if kind in MANIFESTS else 6
+        )  # a manifest lists what it means
         assert reader.estimate() == len(items)
 
     def test_include_and_exclude(self, folder: Path, make_job: Callable[..., Job]) -> None:
         reader = open_job(make_job(folder, include=("sub/*",), exclude=("* d.*",)))
-        assert {re.sub(r"^in\.[a-z.]+/|\.(png|mp4).*$", "", item.id) for item in reader} == {"sub/b"}
+        assert {re.sub(r"^in\.[a-z.]+/|\.(png|mp4).*$", "", item.id) for item in reader} == {
+            "sub/b"
+        }
         assert reader.counts.filtered == 5
 
-    def test_an_input_that_is_not_there_is_a_job_error(self, tmp_path: Path, make_job: Callable[..., Job]) -> None:
+    def test_an_input_that_is_not_there_is_a_job_error(
+        self, tmp_path: Path, make_job: Callable[..., Job]
+    ) -> None:
         with pytest.raises(JobError, match="missing"):
             open_job(make_job(tmp_path / "missing"))
 
-    def test_an_empty_folder_gives_nothing(self, tmp_path: Path, make_job: Callable[..., Job]) -> None:
+    def test_an_empty_folder_gives_nothing(
+        self, tmp_path: Path, make_job: Callable[..., Job]
+    ) -> None:
         assert list(open_job(make_job(tmp_path))) == []
 
 
@@ -132,9 +184,7 @@ def test_the_table_covers_every_kind_of_media() -> None:
 
 
 def test_image_jobs_do_not_load_pyav_and_the_table_loads_no_decoder() -> None:
-    code = (
-        "import sys, vlmbatch.read, vlmbatch.sample; assert not {'PIL', 'av'} & set(sys.modules); import vlmbatch.read.pictures.decode; assert 'av' not in sys.modules"
-    )
+    code = "import sys, vlmbatch.read, vlmbatch.sample; assert not {'PIL', 'av'} & set(sys.modules); import vlmbatch.read.pictures.decode; assert 'av' not in sys.modules"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

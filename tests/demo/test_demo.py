@@ -1,4 +1,6 @@
-"""The demo model sees: it answers right about what was drawn, and differently when the picture is changed."""
+"""The demo model sees: it answers right about what was drawn, and differently when the picture is
+changed.
+"""
 
 from __future__ import annotations
 
@@ -18,16 +20,16 @@ from PIL import Image
 from tests.engine.reference import Reference, TokenSpy, run_all
 from training import scenes
 from vlmbatch.checkpoint import find_checkpoint
+from vlmbatch.core import Conversation, Pixels, Request
 from vlmbatch.engine import Engine, open_engine
 from vlmbatch.job import Detail, Job
-from vlmbatch.run.pipeline import Run
 from vlmbatch.prepare import Preparer
 from vlmbatch.read.pictures.decode import load_image
-from vlmbatch.core import Conversation, Pixels, Request
+from vlmbatch.run.pipeline import Run
 from vlmbatch.tasks import DEFAULT_PROMPTS
 from vlmbatch.write import read_records
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 SAMPLES = ROOT / "sample_data"
 CAPTION = DEFAULT_PROMPTS["caption"]
 READ = DEFAULT_PROMPTS["ocr"]
@@ -51,7 +53,10 @@ def ask(preparer: Preparer) -> Ask:
 
     def answer(requests: Sequence[Request]) -> list[list[str]]:
         found = run_all(engine, requests)  # type: ignore[arg-type]
-        return [[found[number, question].text or "" for question in range(len(request.questions))] for number, request in enumerate(requests)]
+        return [
+            [found[number, question].text or "" for question in range(len(request.questions))]
+            for number, request in enumerate(requests)
+        ]
 
     return answer
 
@@ -68,27 +73,51 @@ def contents() -> dict[str, str]:
 def test_the_sample_pictures_are_answered_right(preparer: Preparer, ask: Ask) -> None:
     names = [name for name in contents() if name.startswith(("images/", "scans/"))]
     pictures = [Conversation("image", load_image(str(SAMPLES / name), 10**8)) for name in names]
-    requests = [preparer.prepare(p, [READ if name.startswith("scans/") else CAPTION]) for name, p in zip(names, pictures, strict=True)]
+    requests = [
+        preparer.prepare(p, [READ if name.startswith("scans/") else CAPTION])
+        for name, p in zip(names, pictures, strict=True)
+    ]
     found = dict(zip(names, (answers[0] for answers in ask(requests)), strict=True))
     assert found == {name: contents()[name] for name in names}
 
 
 @pytest.mark.parametrize("detail", ["full", "native", "low"])
 @pytest.mark.parametrize(("reading", "count"), [(0.0, 50), (1.0, 80)], ids=["shapes", "words"])
-def test_unseen_scenes_are_answered_right_nine_times_in_ten(ask: Ask, detail: Detail, reading: float, count: int) -> None:
+def test_unseen_scenes_are_answered_right_nine_times_in_ten(
+    ask: Ask, detail: Detail, reading: float, count: int
+) -> None:
     preparer = Preparer.from_checkpoint(find_checkpoint("demo"), detail)
     rng = np.random.default_rng(20_261_121)
     drawn = [scenes.random_scene(rng, longest=(64, 1600), reading=reading) for _ in range(count)]
-    asked = [[(CAPTION, s.caption), (READ, s.text), *[s.questions[int(i)] for i in rng.permutation(len(s.questions))[:4]]] for s in drawn]
+    asked = [
+        [
+            (CAPTION, s.caption),
+            (READ, s.text),
+            *[s.questions[int(i)] for i in rng.permutation(len(s.questions))[:4]],
+        ]
+        for s in drawn
+    ]
     pixels = [scenes.jpeg(s.pixels, int(rng.integers(60, 96))) for s in drawn]
-    requests = [preparer.prepare(picture(p), [q for q, _ in a]) for p, a in zip(pixels, asked, strict=True)]
-    right = [found == wanted for answers, a in zip(ask(requests), asked, strict=True) for found, (_, wanted) in zip(answers, a, strict=True)]
+    requests = [
+        preparer.prepare(picture(p), [q for q, _ in a]) for p, a in zip(pixels, asked, strict=True)
+    ]
+    right = [
+        found == wanted
+        for answers, a in zip(ask(requests), asked, strict=True)
+        for found, (_, wanted) in zip(answers, a, strict=True)
+    ]
     assert np.mean(right) >= 0.9
 
 
 def test_greedy_tokens_equal_transformers(preparer: Preparer) -> None:
     rng = np.random.default_rng(3)
-    requests = [preparer.prepare(picture(scenes.random_scene(rng, longest=(64, 400)).pixels), [CAPTION, "How many shapes are there?"]) for _ in range(8)]
+    requests = [
+        preparer.prepare(
+            picture(scenes.random_scene(rng, longest=(64, 400)).pixels),
+            [CAPTION, "How many shapes are there?"],
+        )
+        for _ in range(8)
+    ]
     for count in (2, 5):
         clip = scenes.random_clip(rng, max_frames=count)
         pixels = Pixels(clip.frames, clip.times_seconds, clip.duration_seconds)
@@ -99,15 +128,24 @@ def test_greedy_tokens_equal_transformers(preparer: Preparer) -> None:
     end_ids = find_checkpoint("demo").end_token_ids()
     for number, request in enumerate(requests):
         for question, tokens in enumerate(reference.generate(request, 64)):
-            assert found[number, question].text == TokenSpy.decode([token for token in tokens if token not in end_ids])
+            assert found[number, question].text == TokenSpy.decode(
+                [token for token in tokens if token not in end_ids]
+            )
 
 
-def test_swapped_colours_a_mirror_and_a_turn_change_the_caption(preparer: Preparer, ask: Ask) -> None:
+def test_swapped_colours_a_mirror_and_a_turn_change_the_caption(
+    preparer: Preparer, ask: Ask
+) -> None:
     pixels = np.asarray(load_image(str(SAMPLES / "images/circle-and-square.png"), 10**8).frames[0])
     blue = np.abs(pixels.astype(int) - scenes.COLORS["blue"]).sum(-1) < 60
-    pixels = np.where(blue[..., None], scenes.COLORS["red"][::-1], pixels).astype(np.uint8)  # the blue that red becomes when red and blue are swapped
+    pixels = np.where(blue[..., None], scenes.COLORS["red"][::-1], pixels).astype(
+        np.uint8
+    )  # the blue that red becomes when red and blue are swapped
     versions = [pixels, pixels[..., ::-1], pixels[:, ::-1], np.rot90(pixels, -1)]
-    found = [answers[0] for answers in ask([preparer.prepare(picture(version), [CAPTION]) for version in versions])]
+    found = [
+        answers[0]
+        for answers in ask([preparer.prepare(picture(version), [CAPTION]) for version in versions])
+    ]
     assert found == [
         "A red circle to the left of a blue square.",
         "A blue circle to the left of a red square.",
@@ -121,21 +159,37 @@ def test_exif_orientation_is_applied(preparer: Preparer, ask: Ask, tmp_path: Pat
     exif = Image.Exif()
     exif[0x0112] = 6  # turn it clockwise to see it upright
     Image.fromarray(pixels).save(tmp_path / "turned.jpg", exif=exif, quality=95)
-    request = preparer.prepare(Conversation("image", load_image(str(tmp_path / "turned.jpg"), 10**8)), [CAPTION])
+    request = preparer.prepare(
+        Conversation("image", load_image(str(tmp_path / "turned.jpg"), 10**8)), [CAPTION]
+    )
     assert ask([request]) == [["A red circle above a blue square."]]
 
 
 def test_tiles_in_the_wrong_order_change_the_answer(preparer: Preparer, ask: Ask) -> None:
     """The words of a page can be read in its tiles only, and their order is the tiles' order."""
-    request = preparer.prepare(picture(scenes.page_scene(["BED", "40", "SUN", "9"], (2, 2), (384, 384), height=0.08).pixels), [READ])
+    request = preparer.prepare(
+        picture(
+            scenes.page_scene(["BED", "40", "SUN", "9"], (2, 2), (384, 384), height=0.08).pixels
+        ),
+        [READ],
+    )
     assert len(request.tiles) == 5
     shuffled = dataclasses.replace(request, tiles=request.tiles[[1, 0, 3, 2, 4]], tile_keys=())
     turned = dataclasses.replace(request, tiles=request.tiles[[2, 3, 0, 1, 4]], tile_keys=())
-    assert ask([request, shuffled, turned]) == [["BED 40 SUN 9"], ["40 BED 9 SUN"], ["SUN 9 BED 40"]]
+    assert ask([request, shuffled, turned]) == [
+        ["BED 40 SUN 9"],
+        ["40 BED 9 SUN"],
+        ["SUN 9 BED 40"],
+    ]
 
 
 def test_a_dropped_tile_is_missed(preparer: Preparer, ask: Ask) -> None:
-    request = preparer.prepare(picture(scenes.page_scene(["BED", "40", "SUN", "9"], (2, 2), (384, 384), height=0.08).pixels), [READ])
+    request = preparer.prepare(
+        picture(
+            scenes.page_scene(["BED", "40", "SUN", "9"], (2, 2), (384, 384), height=0.08).pixels
+        ),
+        [READ],
+    )
     tiles = request.tiles.copy()
     tiles[2] = tiles[2, :, :1, :1]  # its background
     (found,) = ask([dataclasses.replace(request, tiles=tiles, tile_keys=())])
@@ -144,16 +198,35 @@ def test_a_dropped_tile_is_missed(preparer: Preparer, ask: Ask) -> None:
 
 
 def test_frames_in_the_wrong_order_turn_the_direction(preparer: Preparer, ask: Ask) -> None:
-    clip = scenes.moving_clip("circle", "red", "right", (160, 120), [0, 1, 2, 3, 4], 5, np.random.default_rng(1), (250, 250, 250), (0.0, 1.0))
+    clip = scenes.moving_clip(
+        "circle",
+        "red",
+        "right",
+        (160, 120),
+        [0, 1, 2, 3, 4],
+        5,
+        np.random.default_rng(1),
+        (250, 250, 250),
+        (0.0, 1.0),
+    )
     forward = Pixels(clip.frames, clip.times_seconds, 5.0)
     backward = Pixels(clip.frames[::-1], clip.times_seconds, 5.0)
     question = "Which way does the circle move?"
-    found = ask([preparer.prepare(Conversation("clip", pixels), [question]) for pixels in (forward, backward)])
+    found = ask(
+        [
+            preparer.prepare(Conversation("clip", pixels), [question])
+            for pixels in (forward, backward)
+        ]
+    )
     assert found == [["Right."], ["Left."]]
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "pipelines").glob("*.yaml")), ids=lambda path: path.stem)
-def test_the_ready_made_jobs_work_on_the_samples(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "pipelines").glob("*.yaml")), ids=lambda path: path.stem
+)
+def test_the_ready_made_jobs_work_on_the_samples(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(ROOT)
     values = yaml.safe_load(path.read_text())
     output = tmp_path / values["output"]
@@ -164,19 +237,38 @@ def test_the_ready_made_jobs_work_on_the_samples(path: Path, tmp_path: Path, mon
     if path.stem == "questions-vqa":
         assert found["circle-and-square.png", "What shape is blue?"] == "Square."
         assert len(found) == 9
-        assert found["circle-and-square.png", "What is to the right of the red circle?"] == "A blue square."
-        assert found["stack-of-three.png", "What is directly above the red square?"] == "A purple triangle."
+        assert (
+            found["circle-and-square.png", "What is to the right of the red circle?"]
+            == "A blue square."
+        )
+        assert (
+            found["stack-of-three.png", "What is directly above the red square?"]
+            == "A purple triangle."
+        )
     if path.stem == "scans-ocr":
-        assert {f"scans/{name}": text for (name, _), text in found.items()} == {name: text for name, text in contents().items() if name.startswith("scans/")}
+        assert {f"scans/{name}": text for (name, _), text in found.items()} == {
+            name: text for name, text in contents().items() if name.startswith("scans/")
+        }
     if path.stem == "video-summary":
         assert set(found.values()) == {contents()["clips/ball.mp4"], contents()["clips/lift.mp4"]}
 
 
 def test_readmes_first_command_answers(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "vlmbatch", "caption", str(SAMPLES / "images"), "--model", "demo"]
+    command = [
+        sys.executable,
+        "-m",
+        "vlmbatch",
+        "caption",
+        str(SAMPLES / "images"),
+        "--model",
+        "demo",
+    ]
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
-    found = {f"images/{row['id']}": row["text"] for row in read_records(tmp_path / "images.caption.jsonl")}
+    found = {
+        f"images/{row['id']}": row["text"]
+        for row in read_records(tmp_path / "images.caption.jsonl")
+    }
     assert found == {name: text for name, text in contents().items() if name.startswith("images/")}
 
 

@@ -1,4 +1,6 @@
-"""The reference: transformers' own modules and ``generate`` on the same checkpoint, one request at a time."""
+"""The reference: transformers' own modules and ``generate`` on the same checkpoint, one request at
+a time.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +10,9 @@ from pathlib import Path
 import torch
 import transformers
 
+from vlmbatch.core import Completion, Request
 from vlmbatch.engine.base import RequestQueue
 from vlmbatch.engine.torch.engine import TorchEngine
-from vlmbatch.core import Completion, Request
 
 
 class Reference:
@@ -18,7 +20,9 @@ class Reference:
 
     def __init__(self, folder: Path) -> None:
         transformers.utils.logging.disable_progress_bar()
-        self.model = transformers.SmolVLMForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
+        self.model = transformers.SmolVLMForConditionalGeneration.from_pretrained(
+            folder, dtype=torch.float32
+        ).eval()
         self.pad = self.model.config.text_config.pad_token_id
 
     @torch.inference_mode()
@@ -29,14 +33,21 @@ class Reference:
         for question in request.questions:
             ids = torch.tensor([[*request.prefix_ids, *question]])
             out = self.model.generate(
-                input_ids=ids, attention_mask=torch.ones_like(ids), pixel_values=pixels, max_new_tokens=max_new_tokens, do_sample=False, pad_token_id=self.pad
+                input_ids=ids,
+                attention_mask=torch.ones_like(ids),
+                pixel_values=pixels,
+                max_new_tokens=max_new_tokens,
+                do_sample=False,
+                pad_token_id=self.pad,
             )
             answers.append(out[0, ids.shape[1] :].tolist())
         return answers
 
 
 class TokenSpy:
-    """Stands in for the tokenizer's decode: keeps the tokens of every answer as text, so that they can be compared."""
+    """Stands in for the tokenizer's decode: keeps the tokens of every answer as text, so that they
+    can be compared.
+    """
 
     @staticmethod
     def decode(ids: Sequence[int]) -> str:
@@ -50,7 +61,10 @@ def run_all(engine: TorchEngine, requests: Sequence[Request]) -> dict[tuple[int,
         request.tag = number
         queue.put(request)
     queue.close()
-    return {(completion.request.tag, completion.question): completion for completion in engine.run(queue)}
+    return {
+        (completion.request.tag, completion.question): completion
+        for completion in engine.run(queue)
+    }
 
 
 def texts(engine: TorchEngine, requests: Sequence[Request]) -> dict[tuple[int, int], str | None]:

@@ -1,4 +1,6 @@
-"""The bootstrap draws rows, with their columns together, and its intervals are as wide as theory says."""
+"""The bootstrap draws rows, with their columns together, and its intervals are as wide as theory
+says.
+"""
 
 from __future__ import annotations
 

@@ -15,9 +15,18 @@ from sacrebleu.metrics import CHRF
 
 from vlmbatch.errors import MissingDependencyError
 from vlmbatch.evaluate.measures import MEASURES, Anls, Chrf, ErrorRate, vqa_accuracy
-from vlmbatch.evaluate.texts import clean, edit_distance, normalize, normalize_vqa, one_line, similarity
+from vlmbatch.evaluate.texts import (
+    clean,
+    edit_distance,
+    normalize,
+    normalize_vqa,
+    one_line,
+    similarity,
+)
 
-WORDS = st.lists(st.sampled_from(["red", "a", "circle", "left", "of", "été", "12", "\n"]), max_size=8).map(" ".join)
+WORDS = st.lists(
+    st.sampled_from(["red", "a", "circle", "left", "of", "été", "12", "\n"]), max_size=8
+).map(" ".join)
 PAIRS = st.lists(st.tuples(WORDS, WORDS), min_size=1, max_size=6)
 
 
@@ -32,11 +41,18 @@ def score(name: str, rows: list[tuple[str | None, list[str]]]) -> float:
 @given(st.text(max_size=80), st.text(max_size=80))
 def test_the_edit_distance_is_levenshteins(first: str, second: str) -> None:
     assert edit_distance(first, second) == rapidfuzz.distance.Levenshtein.distance(first, second)
-    assert similarity(first, second) == pytest.approx(rapidfuzz.distance.Levenshtein.normalized_similarity(first, second))
+    assert similarity(first, second) == pytest.approx(
+        rapidfuzz.distance.Levenshtein.normalized_similarity(first, second)
+    )
 
 
 def test_the_edit_distance_of_textbook_words() -> None:
-    assert (edit_distance("kitten", "sitting"), edit_distance("flaw", "lawn"), edit_distance("", "abc"), edit_distance("abc", "")) == (3, 2, 3, 3)
+    assert (
+        edit_distance("kitten", "sitting"),
+        edit_distance("flaw", "lawn"),
+        edit_distance("", "abc"),
+        edit_distance("abc", ""),
+    ) == (3, 2, 3, 3)
 
 
 @settings(deadline=None)
@@ -48,14 +64,24 @@ def test_error_rates_of_a_whole_output_are_jiwers(pairs: list[tuple[str, str]]) 
         assert score("wer", rows) == pytest.approx(jiwer.wer(expected, given_))
         assert score("cer", rows) == pytest.approx(jiwer.cer(expected, given_))
     else:
-        assert score("wer", rows) == pytest.approx(float("nan") if any(given_) else 0.0, nan_ok=True)
+        assert score("wer", rows) == pytest.approx(
+            float("nan") if any(given_) else 0.0, nan_ok=True
+        )
 
 
 @settings(deadline=None)
 @given(st.lists(st.tuples(WORDS, st.tuples(WORDS, WORDS)), min_size=1, max_size=6))
 def test_chrf_of_a_whole_output_is_sacrebleus(rows: list[tuple[str, tuple[str, str]]]) -> None:
-    expected = CHRF().corpus_score([text for text, _ in rows], list(zip(*(answers for _, answers in rows), strict=True))).score
-    assert score("chrf", [(text, list(answers)) for text, answers in rows]) == pytest.approx(expected)
+    expected = (
+        CHRF()
+        .corpus_score(
+            [text for text, _ in rows], list(zip(*(answers for _, answers in rows), strict=True))
+        )
+        .score
+    )
+    assert score("chrf", [(text, list(answers)) for text, answers in rows]) == pytest.approx(
+        expected
+    )
 
 
 def test_the_error_rate_is_that_of_the_closest_right_answer() -> None:
@@ -64,11 +90,23 @@ def test_the_error_rate_is_that_of_the_closest_right_answer() -> None:
 
 
 def test_where_a_scan_breaks_its_lines_is_no_error() -> None:
-    assert score("wer", [("one two\nthree", ["one\ntwo three"])]) == score("cer", [("one two\nthree", ["one\ntwo  three"])]) == 0
+    assert (
+        score("wer", [("one two\nthree", ["one\ntwo three"])])
+        == score("cer", [("one two\nthree", ["one\ntwo  three"])])
+        == 0
+    )
 
 
 def test_an_error_row_is_wrong_by_every_measure_whatever_was_expected() -> None:
-    for name, worst in {"exact": 0, "normalized": 0, "vqa": 0, "anls": 0, "cer": 1, "wer": 1, "chrf": 0}.items():
+    for name, worst in {
+        "exact": 0,
+        "normalized": 0,
+        "vqa": 0,
+        "anls": 0,
+        "cer": 1,
+        "wer": 1,
+        "chrf": 0,
+    }.items():
         assert score(name, [(None, ["a page of text"] * 4)]) == worst, name
     assert score("exact", [(None, [""])]) == score("anls", [(None, [""])]) == 0
     assert score("exact", [("", [""])]) == score("anls", [("", [""])]) == 1
@@ -80,22 +118,32 @@ def test_nothing_expected_has_no_error_rate_but_zero() -> None:
     assert score("cer", [("ab", [""]), ("cd", ["cd"])]) == 1.0
 
 
-@pytest.mark.parametrize("matches, accuracy", [(0, 0.0), (1, 0.3), (2, 0.6), (3, 0.9), (4, 1.0), (10, 1.0)])
+@pytest.mark.parametrize(
+    "matches, accuracy", [(0, 0.0), (1, 0.3), (2, 0.6), (3, 0.9), (4, 1.0), (10, 1.0)]
+)
 def test_vqa_accuracy_with_ten_answers_has_its_known_values(matches: int, accuracy: float) -> None:
-    assert vqa_accuracy("red", ["red"] * matches + ["blue"] * (10 - matches)) == pytest.approx(accuracy)
+    assert vqa_accuracy("red", ["red"] * matches + ["blue"] * (10 - matches)) == pytest.approx(
+        accuracy
+    )
 
 
 @settings(deadline=None)
 @given(st.lists(st.sampled_from(["one", "2", "red"]), min_size=1, max_size=10))
 def test_vqa_accuracy_is_the_mean_over_the_sets_that_leave_one_out(answers: list[str]) -> None:
     subsets = list(itertools.combinations(map(normalize_vqa, answers), len(answers) - 1))
-    assert vqa_accuracy("1", answers) == pytest.approx(sum(min(1, subset.count("1") / 3) for subset in subsets) / len(subsets))
+    assert vqa_accuracy("1", answers) == pytest.approx(
+        sum(min(1, subset.count("1") / 3) for subset in subsets) / len(subsets)
+    )
 
 
 @pytest.mark.parametrize(
     "text, answers, expected",
     [
-        ("Denver Broncos", ["Denver Broncos", "Denver R. Broncos"], 1.0),  # these three: the metric card of huggingface/evaluate
+        (
+            "Denver Broncos",
+            ["Denver Broncos", "Denver R. Broncos"],
+            1.0,
+        ),  # these three: the metric card of huggingface/evaluate
         ("12/15/89", ["12/15/88"], 1 - 1 / 8),
         ("Dear dr. Lobo", ["Dear Dr. Lobo", "Dr. Lobo"], 1.0),
         ("ab", ["ax"], 0.5),  # one half counts
@@ -129,7 +177,18 @@ def test_the_same_answer_written_differently(first: str, second: str) -> None:
     assert normalize(first) == normalize(second)
 
 
-@pytest.mark.parametrize("first, second", [("3.5", "35"), ("12:30", "1230"), ("5", "five"), ("C++", "C"), ("a", ""), ("5 €", "5"), ("1,5", "15")])
+@pytest.mark.parametrize(
+    "first, second",
+    [
+        ("3.5", "35"),
+        ("12:30", "1230"),
+        ("5", "five"),
+        ("C++", "C"),
+        ("a", ""),
+        ("5 €", "5"),
+        ("1,5", "15"),
+    ],
+)
 def test_answers_that_differ(first: str, second: str) -> None:
     assert normalize(first) != normalize(second)
 
@@ -151,8 +210,12 @@ def test_composed_and_decomposed_letters_are_the_same_text() -> None:
     assert clean("\ud800") == "\\ud800"  # what no file can hold
 
 
-@pytest.mark.parametrize("name, package", [("cer", "jiwer"), ("wer", "jiwer"), ("chrf", "sacrebleu")])
-def test_a_missing_package_is_named_with_the_extra_to_install(name: str, package: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "name, package", [("cer", "jiwer"), ("wer", "jiwer"), ("chrf", "sacrebleu")]
+)
+def test_a_missing_package_is_named_with_the_extra_to_install(
+    name: str, package: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for module in (package, "sacrebleu.metrics"):
         monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(MissingDependencyError, match=rf"{package}: pip install 'vlmbatch\[eval\]'"):
@@ -162,7 +225,9 @@ def test_a_missing_package_is_named_with_the_extra_to_install(name: str, package
 def test_a_right_answer_has_the_best_rank() -> None:
     for name, make in MEASURES.items():
         measure = make()
-        assert measure.rank(measure.row("a red circle", ["a red circle"] * 4)) == pytest.approx(measure.best), name
+        assert measure.rank(measure.row("a red circle", ["a red circle"] * 4)) == pytest.approx(
+            measure.best
+        ), name
         assert measure.rank(measure.row("blue", ["a red circle"] * 4)) < measure.best, name
 
 

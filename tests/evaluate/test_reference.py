@@ -1,4 +1,6 @@
-"""References are read from three formats and several habits of writing them, and what cannot be understood is said."""
+"""References are read from three formats and several habits of writing them, and what cannot be
+understood is said.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,14 @@ from vlmbatch.evaluate.reference import Reference, read_reference
 Answers = dict[tuple[str, str | None], list[str]]
 
 
-def read(path: Path, *, id: str | None = None, prompt: str | None = None, answers: tuple[str, ...] = (), ignore_prompt: bool = False) -> Answers:
+def read(
+    path: Path,
+    *,
+    id: str | None = None,
+    prompt: str | None = None,
+    answers: tuple[str, ...] = (),
+    ignore_prompt: bool = False,
+) -> Answers:
     return content(read_reference(path, Columns(id, prompt, answers), ignore_prompt=ignore_prompt))
 
 
@@ -36,7 +45,13 @@ def write(path: Path, rows: list[dict[str, object]]) -> Path:
         with open(path, "w", newline="", encoding="utf-8-sig") as file:
             writer = csv.DictWriter(file, list(rows[0]))
             writer.writeheader()
-            writer.writerows({key: json.dumps(value) if isinstance(value, list) else value for key, value in row.items()} for row in rows)
+            writer.writerows(
+                {
+                    key: json.dumps(value) if isinstance(value, list) else value
+                    for key, value in row.items()
+                }
+                for row in rows
+            )
     return path
 
 
@@ -63,7 +78,14 @@ def test_another_output_is_a_reference_without_its_error_rows(suffix: str, tmp_p
 
 
 def test_rows_of_the_same_id_and_question_add_up(tmp_path: Path) -> None:
-    path = write(tmp_path / "r.csv", [{"image": "a", "caption": "one"}, {"image": "a", "caption": "two"}, {"image": "b", "caption": ""}])
+    path = write(
+        tmp_path / "r.csv",
+        [
+            {"image": "a", "caption": "one"},
+            {"image": "a", "caption": "two"},
+            {"image": "b", "caption": ""},
+        ],
+    )
     reference = read_reference(path, Columns())
     assert content(reference) == {("a", None): ["one", "two"]}
     assert reference.without_answer == 1
@@ -77,22 +99,39 @@ def test_columns_can_be_named_and_answers_come_from_several(tmp_path: Path) -> N
 
 
 def test_the_answers_of_the_vqa_data_sets_and_numbers_are_read(tmp_path: Path) -> None:
-    path = write(tmp_path / "r.jsonl", [{"id": 7, "prompt": "Q", "answers": [{"answer": "yes", "answer_id": 1}, 2]}])
+    path = write(
+        tmp_path / "r.jsonl",
+        [{"id": 7, "prompt": "Q", "answers": [{"answer": "yes", "answer_id": 1}, 2]}],
+    )
     assert read(path) == {("7", "Q"): ["yes", "2"]}
 
 
 def test_a_prompt_can_be_ignored(tmp_path: Path) -> None:
-    assert read(write(tmp_path / "r.jsonl", [{"id": "a", "prompt": "Q", "answer": "x"}]), ignore_prompt=True) == {("a", None): ["x"]}
+    assert read(
+        write(tmp_path / "r.jsonl", [{"id": "a", "prompt": "Q", "answer": "x"}]), ignore_prompt=True
+    ) == {("a", None): ["x"]}
 
 
 @pytest.mark.parametrize(
     "name, text, message",
     [
-        ("r.csv", "file,content\na,b\n", "no column named answers, answer, caption, text; there is file, content: choose with --answer-column"),
-        ("r.jsonl", '{"key": 1, "answer": "x"}\n', "line 1: no column named id, image, video, file, path; there is key, answer: choose with --id-column"),
+        (
+            "r.csv",
+            "file,content\na,b\n",
+            "no column named answers, answer, caption, text; there is file, content: choose with --answer-column",
+        ),
+        (
+            "r.jsonl",
+            '{"key": 1, "answer": "x"}\n',
+            "line 1: no column named id, image, video, file, path; there is key, answer: choose with --id-column",
+        ),
         ("r.jsonl", '{"id": "a", "answer": "x"}\n{"id"\n', "line 2: not JSON"),
         ("r.jsonl", "[1]\n", "line 1: not an object"),
-        ("r.jsonl", '{"id": "a", "answer": true}\n', "line 1: the answer true is neither a text nor a number"),
+        (
+            "r.jsonl",
+            '{"id": "a", "answer": true}\n',
+            "line 1: the answer true is neither a text nor a number",
+        ),
         ("r.jsonl", '{"id": "a", "answers": [null]}\n', "line 1: the answer null is neither"),
         ("r.csv", 'id,answers\na,"[1, "\n', "line 2: 'answers' is not a JSON list"),
         ("r.csv", "id,answer\n,x\n", "line 2: an empty id"),
@@ -103,7 +142,9 @@ def test_a_prompt_can_be_ignored(tmp_path: Path) -> None:
         ("none.csv", None, "No such file"),
     ],
 )
-def test_what_cannot_be_understood_is_said(name: str, text: str | None, message: str, tmp_path: Path) -> None:
+def test_what_cannot_be_understood_is_said(
+    name: str, text: str | None, message: str, tmp_path: Path
+) -> None:
     if text is not None:
         (tmp_path / name).write_text(text, encoding="utf-8")
     with pytest.raises(JobError) as caught:
@@ -120,5 +161,8 @@ def test_text_that_is_not_utf8_is_said(tmp_path: Path) -> None:
 
 def test_a_named_column_that_is_not_there_is_said(tmp_path: Path) -> None:
     path = write(tmp_path / "r.parquet", [{"id": "a", "answer": "x", "picture": "…"}])
-    with pytest.raises(JobError, match="no column named asked; there is id, answer, picture: choose with --prompt-column"):
+    with pytest.raises(
+        JobError,
+        match="no column named asked; there is id, answer, picture: choose with --prompt-column",
+    ):
         read(path, prompt="asked")

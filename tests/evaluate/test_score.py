@@ -1,4 +1,6 @@
-"""Rows and right answers are joined, nothing is dropped in silence, and figures are those of the rows they are about."""
+"""Rows and right answers are joined, nothing is dropped in silence, and figures are those of the
+rows they are about.
+"""
 
 from __future__ import annotations
 
@@ -19,14 +21,29 @@ from vlmbatch.write.columns import Row, row_of
 
 def rows(*texts: str | None, prompt: str = "Q", task: str = "vqa") -> list[Row]:
     """Rows 00000.jpg, 00001.jpg …; None is an error row."""
-    return [row_of(record(number, text or "", prompt=prompt, task=task, status="ok" if text is not None else "error")) for number, text in enumerate(texts)]
+    return [
+        row_of(
+            record(
+                number,
+                text or "",
+                prompt=prompt,
+                task=task,
+                status="ok" if text is not None else "error",
+            )
+        )
+        for number, text in enumerate(texts)
+    ]
 
 
 def right(*answers: str, prompt: str | None = None) -> Reference:
-    return Reference({(f"{number:05d}.jpg", prompt): Entry([answer]) for number, answer in enumerate(answers)})
+    return Reference(
+        {(f"{number:05d}.jpg", prompt): Entry([answer]) for number, answer in enumerate(answers)}
+    )
 
 
-def run(found: list[Row], reference: Reference, other: list[Row] | None = None, **options: Any) -> Evaluation:
+def run(
+    found: list[Row], reference: Reference, other: list[Row] | None = None, **options: Any
+) -> Evaluation:
     return evaluate(found, reference, EvalOptions(resamples=100, **options), other)
 
 
@@ -39,9 +56,21 @@ def report(found: Evaluation, against: str | None = None) -> str:
 
 
 def test_missing_and_extra_rows_are_counted_and_named() -> None:
-    found = run(rows("a", "b", "c"), Reference({("00001.jpg", None): Entry(["b"]), ("other.jpg", None): Entry(["x"])}), metrics=("exact",))
-    assert (found.counts.rows, found.counts.scored, found.counts.extra.count, found.missing.count) == (3, 1, 2, 1)
-    assert (found.counts.extra.first, found.missing.first) == (["00000.jpg", "00002.jpg"], ["other.jpg"])
+    found = run(
+        rows("a", "b", "c"),
+        Reference({("00001.jpg", None): Entry(["b"]), ("other.jpg", None): Entry(["x"])}),
+        metrics=("exact",),
+    )
+    assert (
+        found.counts.rows,
+        found.counts.scored,
+        found.counts.extra.count,
+        found.missing.count,
+    ) == (3, 1, 2, 1)
+    assert (found.counts.extra.first, found.missing.first) == (
+        ["00000.jpg", "00002.jpg"],
+        ["other.jpg"],
+    )
     assert found.coverage == 0.5
     assert value(found) == 1.0
     text = report(found)
@@ -65,16 +94,28 @@ def test_error_rows_are_wrong_and_counted() -> None:
 
 
 def test_an_answer_to_the_question_is_taken_before_one_to_any_question() -> None:
-    reference = Reference({("00000.jpg", "Q"): Entry(["asked"]), ("00000.jpg", None): Entry(["any"])})
-    assert value(run(rows("asked") + rows("any", prompt="other"), reference, metrics=("exact",))) == 1.0
+    reference = Reference(
+        {("00000.jpg", "Q"): Entry(["asked"]), ("00000.jpg", None): Entry(["any"])}
+    )
+    assert (
+        value(run(rows("asked") + rows("any", prompt="other"), reference, metrics=("exact",)))
+        == 1.0
+    )
 
 
 def test_figures_by_task_and_question_are_those_of_their_rows() -> None:
-    output = rows("a", "x", prompt="first") + rows("a", "b", "c", prompt="second") + rows("x", prompt="third", task="ocr")
+    output = (
+        rows("a", "x", prompt="first")
+        + rows("a", "b", "c", prompt="second")
+        + rows("x", prompt="third", task="ocr")
+    )
     found = run(output, right("a", "b", "c"), max_questions=2)
     assert {task: group.rows for task, group in found.tasks.items()} == {"vqa": 5, "ocr": 1}
     assert found.tasks["vqa"].scores["exact"].here.value == pytest.approx(4 / 5)
-    assert {key: group.scores["exact"].here.value for key, group in found.questions.items()} == {("vqa", "second"): 1.0, ("vqa", "first"): 0.5}
+    assert {key: group.scores["exact"].here.value for key, group in found.questions.items()} == {
+        ("vqa", "second"): 1.0,
+        ("vqa", "first"): 0.5,
+    }
     assert found.more_questions == 1
     assert found.tasks["ocr"].scores["exact"].here.interval is None  # one row has no spread
     text = report(found)
@@ -102,8 +143,15 @@ def test_the_worst_rows_come_first_and_right_ones_never() -> None:
     assert found.worst_by == "anls"
     assert [row.pair.id for row in found.worst] == ["00001.jpg", "00002.jpg"]
     assert run(rows("circle"), right("circle")).worst == ()
-    by_rate = run(rows("circle", "circle circle circle"), right("circle", "circle"), metrics=("exact",), worst_by="cer")
-    assert [(row.pair.id, row.score) for row in by_rate.worst] == [("00001.jpg", pytest.approx(14 / 6))]
+    by_rate = run(
+        rows("circle", "circle circle circle"),
+        right("circle", "circle"),
+        metrics=("exact",),
+        worst_by="cer",
+    )
+    assert [(row.pair.id, row.score) for row in by_rate.worst] == [
+        ("00001.jpg", pytest.approx(14 / 6))
+    ]
     assert set(by_rate.overall.scores) == {"exact", "cer"}
 
 
@@ -118,7 +166,9 @@ def test_two_outputs_are_compared_over_the_rows_both_have() -> None:
     score = found.overall.scores["exact"]
     assert score.there is not None
     assert score.difference is not None
-    assert (score.here.value, score.there.value, score.difference.value) == pytest.approx((2 / 3, 1 / 3, 1 / 3))
+    assert (score.here.value, score.there.value, score.difference.value) == pytest.approx(
+        (2 / 3, 1 / 3, 1 / 3)
+    )
     assert (found.counts.only_here.first, found.counts.only_there.count) == (["00003.jpg (Q)"], 0)
     assert found.worst == ()  # no row fell behind
     behind = run(there, right(*"abcd"), here, metrics=("exact",))
@@ -155,18 +205,27 @@ def test_prompts_are_compared_when_they_are_ignored() -> None:
 
 def test_ids_that_do_not_match_are_shown_with_what_would() -> None:
     reference = Reference({("images/00000.jpg", None): Entry(["a"])})
-    with pytest.raises(JobError, match=r"OUTPUT has '00000.jpg', the reference 'images/00000.jpg'; with --id-prefix images/ it would"):
+    with pytest.raises(
+        JobError,
+        match=r"OUTPUT has '00000.jpg', the reference 'images/00000.jpg'; with --id-prefix images/ it would",
+    ):
         run(rows("a"), reference)
     assert value(run(rows("a"), reference, id_prefix="images/")) == 1.0
-    with pytest.raises(JobError, match=r"no id matches: OUTPUT has '00000.jpg', the reference 'b.jpg'$"):
+    with pytest.raises(
+        JobError, match=r"no id matches: OUTPUT has '00000.jpg', the reference 'b.jpg'$"
+    ):
         run(rows("a"), Reference({("b.jpg", None): Entry(["a"])}))
-    ambiguous = Reference({("x/00000.jpg", None): Entry(["a"]), ("y/00000.jpg", None): Entry(["a"])})
+    ambiguous = Reference(
+        {("x/00000.jpg", None): Entry(["a"]), ("y/00000.jpg", None): Entry(["a"])}
+    )
     with pytest.raises(JobError, match=r"no id matches: [^;]*$"):
         run(rows("a"), ambiguous)
 
 
 def test_prompts_that_do_not_match_are_shown() -> None:
-    with pytest.raises(JobError, match=r"about 00000.jpg OUTPUT has 'Q' and the reference 'Why.'; --ignore-prompt"):
+    with pytest.raises(
+        JobError, match=r"about 00000.jpg OUTPUT has 'Q' and the reference 'Why.'; --ignore-prompt"
+    ):
         run(rows("a"), right("a", prompt="Why?"))
 
 
@@ -181,7 +240,9 @@ def test_vqa_accuracy_needs_enough_answers() -> None:
     assert value(run(rows("a"), Reference({("00000.jpg", None): Entry(["a"] * 4)})), "vqa") == 1.0
 
 
-def test_metrics_that_need_a_missing_package_are_left_out_unless_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_metrics_that_need_a_missing_package_are_left_out_unless_asked_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     for module in ("jiwer", "sacrebleu", "sacrebleu.metrics"):
         monkeypatch.setitem(sys.modules, module, None)
     found = run(rows("a"), right("a"))
@@ -197,12 +258,23 @@ def test_limits_are_held_from_the_side_that_is_worse() -> None:
     assert found.below({"exact": 0.5, "cer": 0.5, "coverage": 1.0}) == []
     assert found.below({"exact": 0.51}) == ["exact is 0.5000, under 0.51"]
     assert found.below({"cer": 0.4}) == ["cer is 0.5000, over 0.4"]
-    assert run(rows("a"), right("a", "b")).below({"coverage": 1.0}) == ["coverage is 0.5000, under 1"]
-    assert run([], right("a")).below({"exact": 0.1, "cer": 0.9}) == ["exact is nothing, under 0.1", "cer is nothing, over 0.9"]
+    assert run(rows("a"), right("a", "b")).below({"coverage": 1.0}) == [
+        "coverage is 0.5000, under 1"
+    ]
+    assert run([], right("a")).below({"exact": 0.1, "cer": 0.9}) == [
+        "exact is nothing, under 0.1",
+        "cer is nothing, over 0.9",
+    ]
 
 
 @pytest.mark.parametrize(
-    "text, message", [("exact", "is not a number"), ("exact=x", "is not a number"), ("exact=nan", "is not a number"), ("f1=1", "METRIC=VALUE")]
+    "text, message",
+    [
+        ("exact", "is not a number"),
+        ("exact=x", "is not a number"),
+        ("exact=nan", "is not a number"),
+        ("f1=1", "METRIC=VALUE"),
+    ],
 )
 def test_limits_that_cannot_be_understood(text: str, message: str) -> None:
     with pytest.raises(JobError, match=message):
@@ -211,7 +283,10 @@ def test_limits_that_cannot_be_understood(text: str, message: str) -> None:
         parse_limits(("cer=1", "cer=2"))
 
 
-@pytest.mark.parametrize("options", [{"metrics": ("bleu",)}, {"resamples": 5}, {"worst": -1}, {"seed": -1}, {"worst_by": "f1"}])
+@pytest.mark.parametrize(
+    "options",
+    [{"metrics": ("bleu",)}, {"resamples": 5}, {"worst": -1}, {"seed": -1}, {"worst_by": "f1"}],
+)
 def test_options_that_cannot_be(options: dict[str, Any]) -> None:
     with pytest.raises(JobError):
         EvalOptions(**options)
@@ -226,5 +301,11 @@ def test_the_json_says_what_the_table_says() -> None:
     assert made["all"]["scores"]["exact"]["difference"]["value"] == -0.5
     assert made["questions"][0]["prompt"] == "Q"
     worst = made["worst"][0]
-    assert (worst["id"], worst["prompt"], worst["score"], worst["text"], worst["answers"]) == ("00001.jpg", "Q", 0.0, "x", ["b"])
+    assert (worst["id"], worst["prompt"], worst["score"], worst["text"], worst["answers"]) == (
+        "00001.jpg",
+        "Q",
+        0.0,
+        "x",
+        ["b"],
+    )
     assert (worst["against_score"], worst["against_text"]) == (1.0, "b")

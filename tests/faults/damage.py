@@ -6,10 +6,21 @@ import random
 import re
 from collections.abc import Iterator
 
-_MARKS = re.compile(rb"\xff[\xc0-\xfe]|[A-Za-z][A-Za-z0-9]{3}|PK[\x01-\x08][\x01-\x08]|\x1a\x45\xdf\xa3|\x00\x00\x01[\xb0-\xff]")
-"""What parts of files begin with: JPEG's markers, the four letters of PNG, RIFF and MP4, those of zip, Matroska and MPEG."""
+_MARKS = re.compile(
+    rb"\xff[\xc0-\xfe]|[A-Za-z][A-Za-z0-9]{3}|PK[\x01-\x08][\x01-\x08]|\x1a\x45\xdf\xa3|\x00\x00\x01[\xb0-\xff]"
+)
+"""What parts of files begin with: JPEG's markers, the four letters of PNG, RIFF and MP4, those of
+zip, Matroska and MPEG.
+"""
 
-_LIES = (b"\0\0\0\0", b"\xff\xff\xff\xff", b"\x7f\xff\xff\xff", b"\xff\xff\xff\x7f", b"\0\0\xff\xff", b"\1\0\0\0")
+_LIES = (
+    b"\0\0\0\0",
+    b"\xff\xff\xff\xff",
+    b"\x7f\xff\xff\xff",
+    b"\xff\xff\xff\x7f",
+    b"\0\0\xff\xff",
+    b"\1\0\0\0",
+)
 HEADER_BYTES = 96
 
 
@@ -30,7 +41,24 @@ def boundaries(content: bytes, most: int, dice: random.Random) -> list[int]:
 
 def _cuts(content: bytes, dice: random.Random) -> Iterator[tuple[str, bytes]]:
     size = len(content)
-    places = {0, 1, 3, 8, 12, 26, 64, size // 8, size // 3, size // 2, size * 3 // 4, size * 15 // 16, size - 512, size - 16, size - 4, size - 1}
+    places = {
+        0,
+        1,
+        3,
+        8,
+        12,
+        26,
+        64,
+        size // 8,
+        size // 3,
+        size // 2,
+        size * 3 // 4,
+        size * 15 // 16,
+        size - 512,
+        size - 16,
+        size - 4,
+        size - 1,
+    }
     for place in sorted({*places, *boundaries(content, 8, dice)}):
         if 0 <= place < size:
             yield f"cut at {place}", content[:place]
@@ -47,7 +75,15 @@ def _lies(content: bytes, dice: random.Random) -> Iterator[tuple[str, bytes]]:
 
 
 def _flips(content: bytes, dice: random.Random) -> Iterator[tuple[str, bytes]]:
-    for count, within in ((1, HEADER_BYTES), (1, HEADER_BYTES), (3, HEADER_BYTES), (1, None), (2, None), (8, None), (64, None)):
+    for count, within in (
+        (1, HEADER_BYTES),
+        (1, HEADER_BYTES),
+        (3, HEADER_BYTES),
+        (1, None),
+        (2, None),
+        (8, None),
+        (64, None),
+    ):
         damaged = bytearray(content)
         for _ in range(count):
             damaged[dice.randrange(min(within or len(content), len(content)))] = dice.randrange(256)

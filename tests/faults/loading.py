@@ -1,6 +1,8 @@
-"""A process that loads every Item of the files it is given, and tells what came of them: ``python -m tests.faults.loading`` with a path a line on stdin.
+"""A process that loads every Item of the files it is given, and tells what came of them: ``python
+-m tests.faults.loading`` with a path a line on stdin.
 
-A file that takes too long ends the process: the alarm's own action needs no Python, so that a hang inside a decoder ends too.
+A file that takes too long ends the process: the alarm's own action needs no Python, so that a hang
+inside a decoder ends too.
 """
 
 from __future__ import annotations

@@ -25,14 +25,26 @@ def write_photos(folder: Path, count: int) -> list[str]:
     return sorted(ids)
 
 
-def begin(folder: Path, *arguments: object, program: Sequence[str] = ("-m", "vlmbatch"), **options: object) -> subprocess.Popen[str]:
+def begin(
+    folder: Path, *arguments: object, program: Sequence[str] = ("-m", "vlmbatch"), **options: object
+) -> subprocess.Popen[str]:
     """Starts a command in a folder."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     command = [sys.executable, *program, *map(str, arguments)]
-    return subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)  # type: ignore[call-overload]
+    return subprocess.Popen(
+        command,
+        cwd=folder,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        **options,
+    )  # type: ignore[call-overload]
 
 
-def finish(folder: Path, *arguments: object, program: Sequence[str] = ("-m", "vlmbatch"), **options: object) -> tuple[int, str]:
+def finish(
+    folder: Path, *arguments: object, program: Sequence[str] = ("-m", "vlmbatch"), **options: object
+) -> tuple[int, str]:
     """Runs a command in a folder; gives its exit code and what it says."""
     process = begin(folder, *arguments, program=program, **options)
     said = process.communicate()
@@ -45,7 +57,9 @@ def ids_of(output: Path) -> list[str]:
 
 
 def kept_on_disk(output: Path) -> set[str]:
-    """Ids of the rows that no crash may take away any more: those of OUTPUT, and the whole lines of the journal."""
+    """Ids of the rows that no crash may take away any more: those of OUTPUT, and the whole lines of
+    the journal.
+    """
     kept = ids_of(output)
     assert [name for name, count in Counter(kept).items() if count > 1] == []
     journal = Path(f"{output}.journal")

@@ -19,7 +19,11 @@ def main() -> int:
     folders, output, milliseconds, *staging = sys.argv[1:]
     set_up_logging("text", verbose=0, quiet=False, bar=False)
     try:
-        job = Job(inputs=tuple(folders.split(":")), output=output, staging_dir=staging[0] if staging else None)
+        job = Job(
+            inputs=tuple(folders.split(":")),
+            output=output,
+            staging_dir=staging[0] if staging else None,
+        )
         run = Run(job, engine=ScriptedEngine(seconds=float(milliseconds) / 1000))
     except VlmbatchError as error:
         print(error, file=sys.stderr)

@@ -117,8 +117,12 @@ ARCHIVES: dict[str, Callable[[], bytes]] = {
 }
 MANIFESTS: dict[str, Callable[[], bytes]] = {
     "list.txt": lambda: "\n".join([*NAMES, ""]).encode(),
-    "table.csv": lambda: "\n".join(["path,number", *(f"{name},{number}" for number, name in enumerate(NAMES)), ""]).encode(),
-    "lines.jsonl": lambda: "\n".join([*(json.dumps({"path": name, "number": number}) for number, name in enumerate(NAMES)), ""]).encode(),
+    "table.csv": lambda: "\n".join(
+        ["path,number", *(f"{name},{number}" for number, name in enumerate(NAMES)), ""]
+    ).encode(),
+    "lines.jsonl": lambda: "\n".join(
+        [*(json.dumps({"path": name, "number": number}) for number, name in enumerate(NAMES)), ""]
+    ).encode(),
     "held.parquet": _parquet,
 }
 """Their paths are those of pictures that stand beside them."""

@@ -1,4 +1,6 @@
-"""Damaged files of every kind: rows, never a crash, a hang or a gigabyte, and the files after them are read."""
+"""Damaged files of every kind: rows, never a crash, a hang or a gigabyte, and the files after them
+are read.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,9 @@ from tests.faults.specimens import MANIFESTS, SPECIMENS, beside
 ROOT = Path(__file__).parents[2]
 MOST_BYTES = 1 << 30
 TEXT_TABLES = (".txt", ".csv", ".jsonl")
-"""A table of text that was cut after a line is a shorter table; every other kind of file says how long it is."""
+"""A table of text that was cut after a line is a shorter table; every other kind of file says how
+long it is.
+"""
 
 
 @pytest.fixture(scope="module")
@@ -40,22 +44,39 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[str, Path]]:
     return found
 
 
-def reports(paths: Sequence[Path], program: Sequence[str] = ("-m", "tests.faults.loading")) -> Iterator[dict[str, Any]]:
-    """What the loading process says of each file. After a file that ends it another process goes on."""
+def reports(
+    paths: Sequence[Path], program: Sequence[str] = ("-m", "tests.faults.loading")
+) -> Iterator[dict[str, Any]]:
+    """What the loading process says of each file. After a file that ends it another process goes
+    on.
+    """
     left = list(paths)
     while left:
-        process = subprocess.run([sys.executable, *program], cwd=ROOT, input="".join(f"{path}\n" for path in left), capture_output=True, text=True, check=False)
+        process = subprocess.run(
+            [sys.executable, *program],
+            cwd=ROOT,
+            input="".join(f"{path}\n" for path in left),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
         said = [json.loads(line) for line in process.stdout.splitlines()]
         ended = [entry for entry in said if "ended" in entry]
         yield from ended
         left = left[len(ended) :]
         if left:
             assert process.returncode, process.stderr
-            name = signal.Signals(-process.returncode).name if process.returncode < 0 else process.stderr[-300:]
+            name = (
+                signal.Signals(-process.returncode).name
+                if process.returncode < 0
+                else process.stderr[-300:]
+            )
             yield {"ended": str(left.pop(0)), "raised": f"the process ended: {name}", "bytes": 0}
 
 
-def troubles(found: Sequence[tuple[str, Path]], program: Sequence[str] = ("-m", "tests.faults.loading")) -> list[str]:
+def troubles(
+    found: Sequence[tuple[str, Path]], program: Sequence[str] = ("-m", "tests.faults.loading")
+) -> list[str]:
     what = {str(path): f"{path.name}, {done}" for done, path in found}
     trouble = []
     for said in reports([path for _, path in found], program):
@@ -63,7 +84,11 @@ def troubles(found: Sequence[tuple[str, Path]], program: Sequence[str] = ("-m", 
         is_table = said["ended"].endswith(tuple(MANIFESTS))
         if "raised" in said or ("refused" in said and not is_table):
             trouble.append(f"{name}: {said.get('raised') or said['refused']}")
-        elif "refused" not in said and not said["good"] + said["bad"] and not said["ended"].endswith(TEXT_TABLES):
+        elif (
+            "refused" not in said
+            and not said["good"] + said["bad"]
+            and not said["ended"].endswith(TEXT_TABLES)
+        ):
             trouble.append(f"{name}: no row")
         if said["bytes"] >= MOST_BYTES:
             trouble.append(f"{name}: {said['bytes'] / 2**20:.0f} MiB")
@@ -124,12 +149,35 @@ def test_the_watchdog_sees_a_crash_a_hang_and_a_gigabyte(tmp_path: Path) -> None
 
 def test_names_that_no_file_can_have_are_error_rows(tmp_path: Path) -> None:
     (tmp_path / "0.png").write_bytes(beside()["0.png"])
-    names = ["a\0b.png", "\ud800.png", "\udcff.png", "x" * 300 + ".png", "a/" * 2500 + "b.png", "0.png/b.png", "\n.png", ".", "..", "//", "file:///%00", "~"]
-    lines = [*({"path": name} for name in names), {"path": "0.png", "id": "\ud800"}, {"path": "0.png", "id": "a\0b"}, {"path": "0.png"}, "\ud801", "a\0"]
+    names = [
+        "a\0b.png",
+        "\ud800.png",
+        "\udcff.png",
+        "x" * 300 + ".png",
+        "a/" * 2500 + "b.png",
+        "0.png/b.png",
+        "\n.png",
+        ".",
+        "..",
+        "//",
+        "file:///%00",
+        "~",
+    ]
+    lines = [
+        *({"path": name} for name in names),
+        {"path": "0.png", "id": "\ud800"},
+        {"path": "0.png", "id": "a\0b"},
+        {"path": "0.png"},
+        "\ud801",
+        "a\0",
+    ]
     (tmp_path / "list.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     (tmp_path / "list.txt").write_bytes(b"\xff\xfe.png\n" + b"x" * 5000 + b"\n0.png\n./0.png\n")
     said = list(reports([tmp_path / "list.jsonl", tmp_path / "list.txt"]))
-    assert [(entry.get("raised"), entry.get("good"), entry.get("bad")) for entry in said] == [(None, 3, len(lines) - 3), (None, 1, 2)]
+    assert [(entry.get("raised"), entry.get("good"), entry.get("bad")) for entry in said] == [
+        (None, 3, len(lines) - 3),
+        (None, 1, 2),
+    ]
 
 
 @pytest.mark.parametrize("suffix", ["tar", "tar.gz"])
@@ -137,12 +185,29 @@ def test_a_tar_that_lost_a_part_says_so_wherever_it_is_cut(tmp_path: Path, suffi
     whole = SPECIMENS["plain.tar"]()
     entries = [member.offset for member in tarfile.open(fileobj=io.BytesIO(whole)).getmembers()]
     end = len(whole.rstrip(b"\0"))
-    holed = {"hole": whole[: entries[2] - 600] + bytes(900) + whole[entries[2] + 300 :], "two": whole + whole, "zeros": bytes(len(whole))}
-    damaged = {**{f"cut at {place}": whole[:place] for place in (*entries[1:], entries[1] + 200, end // 512 * 512)}, **holed}
+    holed = {
+        "hole": whole[: entries[2] - 600] + bytes(900) + whole[entries[2] + 300 :],
+        "two": whole + whole,
+        "zeros": bytes(len(whole)),
+    }
+    damaged = {
+        **{
+            f"cut at {place}": whole[:place]
+            for place in (*entries[1:], entries[1] + 200, end // 512 * 512)
+        },
+        **holed,
+    }
     for what, content in damaged.items():
-        (tmp_path / f"{what}.{suffix}").write_bytes(content if suffix == "tar" else gzip.compress(content))
+        (tmp_path / f"{what}.{suffix}").write_bytes(
+            content if suffix == "tar" else gzip.compress(content)
+        )
     (tmp_path / f"whole.{suffix}").write_bytes(whole if suffix == "tar" else gzip.compress(whole))
-    said = {Path(entry["ended"]).name.removesuffix(f".{suffix}"): (entry["good"], entry["bad"]) for entry in reports(sorted(tmp_path.iterdir()))}
+    said = {
+        Path(entry["ended"]).name.removesuffix(f".{suffix}"): (entry["good"], entry["bad"])
+        for entry in reports(sorted(tmp_path.iterdir()))
+    }
     assert said.pop("whole") == (4, 0)
     silent = [what for what, (_, bad) in said.items() if not bad]
-    assert silent == (["zeros"] if suffix == "tar.gz" else [])  # packed on purpose, zeros are an empty archive
+    assert silent == (
+        ["zeros"] if suffix == "tar.gz" else []
+    )  # packed on purpose, zeros are an empty archive

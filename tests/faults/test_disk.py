@@ -1,4 +1,6 @@
-"""Disks that are full or read-only: one line, the right exit code, and every row that was kept before."""
+"""Disks that are full or read-only: one line, the right exit code, and every row that was kept
+before.
+"""
 
 from __future__ import annotations
 
@@ -23,14 +25,20 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     folder = tmp_path / "disk"
     folder.mkdir()
     try:
-        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=512k", "tmpfs", folder], check=True, capture_output=True)
+        subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", "size=512k", "tmpfs", folder],
+            check=True,
+            capture_output=True,
+        )
     except (OSError, subprocess.CalledProcessError):
         pytest.skip("no permission to mount a disk")
     yield folder
     subprocess.run(["umount", "-l", folder], check=True, capture_output=True)
 
 
-def test_a_full_disk_ends_a_run_and_more_room_lets_it_go_on(tmp_path: Path, small_disk: Path) -> None:
+def test_a_full_disk_ends_a_run_and_more_room_lets_it_go_on(
+    tmp_path: Path, small_disk: Path
+) -> None:
     wanted = write_photos(tmp_path / "photos", 900)
     output = small_disk / "out.jsonl"
     code, said = finish(tmp_path, "photos", output, 0, program=SCRIPTED)
@@ -39,20 +47,30 @@ def test_a_full_disk_ends_a_run_and_more_room_lets_it_go_on(tmp_path: Path, smal
     assert "Traceback" not in said
     kept = kept_on_disk(output)
     assert 256 <= len(kept) < 900
-    code, said = finish(tmp_path, "photos", output, 0, program=SCRIPTED)  # the disk is as full as before
+    code, said = finish(
+        tmp_path, "photos", output, 0, program=SCRIPTED
+    )  # the disk is as full as before
     assert code == 1, said
     assert kept <= kept_on_disk(output)
     subprocess.run(["mount", "-o", "remount,size=32m", small_disk], check=True, capture_output=True)
     code, said = finish(tmp_path, "photos", output, 0, program=SCRIPTED)
     assert code == 0, said
     assert ids_of(output) == wanted
-    assert sorted(path.name for path in small_disk.iterdir()) == ["out.jsonl", "out.jsonl.journal", "out.jsonl.summary.json"]
+    assert sorted(path.name for path in small_disk.iterdir()) == [
+        "out.jsonl",
+        "out.jsonl.journal",
+        "out.jsonl.summary.json",
+    ]
 
 
 def test_a_limit_on_the_size_of_files_is_a_full_disk(tmp_path: Path) -> None:
     wanted = write_photos(tmp_path / "photos", 700)
     output = tmp_path / "out.parquet"
-    limits = {"preexec_fn": lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (400_000, resource.RLIM_INFINITY))}
+    limits = {
+        "preexec_fn": lambda: resource.setrlimit(
+            resource.RLIMIT_FSIZE, (400_000, resource.RLIM_INFINITY)
+        )
+    }
     code, said = finish(tmp_path, "photos", output, 0, program=SCRIPTED, **limits)
     assert code == 1, said
     assert "File too large" in said

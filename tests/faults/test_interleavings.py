@@ -1,4 +1,6 @@
-"""Any order of runs that end well, fail or die, with files that come, change and go in between: what OUTPUT holds is what was answered, once."""
+"""Any order of runs that end well, fail or die, with files that come, change and go in between:
+what OUTPUT holds is what was answered, once.
+"""
 
 from __future__ import annotations
 
@@ -45,7 +47,13 @@ def write_file(path: Path, version: int) -> None:
     os.utime(path, ns=(0, version * 10**9))
 
 
-def one_run(folder: Path, output: Path, engine: ScriptedEngine, killed_after: int | None = None, **options: Any) -> int:
+def one_run(
+    folder: Path,
+    output: Path,
+    engine: ScriptedEngine,
+    killed_after: int | None = None,
+    **options: Any,
+) -> int:
     """Runs the job; after so many rows the process is as good as gone."""
     running = Run(Job(inputs=(str(folder),), output=str(output), **options), engine=engine)
     rows = running.writer
@@ -71,7 +79,9 @@ def one_run(folder: Path, output: Path, engine: ScriptedEngine, killed_after: in
 
 @settings(max_examples=40, deadline=None)
 @given(steps=STEPS, suffix=st.sampled_from(SUFFIXES))
-def test_any_order_of_runs_and_changes_leaves_every_row_once(steps: list[tuple[str, int]], suffix: str) -> None:
+def test_any_order_of_runs_and_changes_leaves_every_row_once(
+    steps: list[tuple[str, int]], suffix: str
+) -> None:
     root = Path(tempfile.mkdtemp())
     folder, output = root / "photos", root / f"out.{suffix}"
     folder.mkdir()
@@ -89,7 +99,10 @@ def test_any_order_of_runs_and_changes_leaves_every_row_once(steps: list[tuple[s
             elif what == "killed":
                 one_run(folder, output, ScriptedEngine(), killed_after=number)
             else:
-                engine = ScriptedEngine(die_after=number if what == "engine dies" else None, fail=lambda key: what == "run" and key == "1.png")
+                engine = ScriptedEngine(
+                    die_after=number if what == "engine dies" else None,
+                    fail=lambda key: what == "run" and key == "1.png",
+                )
                 code = one_run(folder, output, engine, retry_errors=what == "retry")
                 assert code in (0, 1, 3)
             if not output.exists():
@@ -109,7 +122,9 @@ def test_any_order_of_runs_and_changes_leaves_every_row_once(steps: list[tuple[s
 
 @settings(max_examples=150, deadline=None)
 @given(data=st.data(), suffix=st.sampled_from(SUFFIXES))
-def test_a_journal_with_any_damage_gives_good_rows_or_is_refused(data: st.DataObject, suffix: str) -> None:
+def test_a_journal_with_any_damage_gives_good_rows_or_is_refused(
+    data: st.DataObject, suffix: str
+) -> None:
     folder = Path(tempfile.mkdtemp())
     output = folder / f"out.{suffix}"
     journal = Path(f"{output}.journal")
@@ -146,7 +161,9 @@ def test_a_journal_with_any_damage_gives_good_rows_or_is_refused(data: st.DataOb
         rows.write(record(9, "last"), "x")
         rows.close()
         found = {row["id"]: row["text"] for row in read_records(output)}
-        good = {f"{number:05d}.jpg": f"picture {number}" if number < 3 else "new" for number in range(6)} | {"00009.jpg": "last"}
+        good = {
+            f"{number:05d}.jpg": f"picture {number}" if number < 3 else "new" for number in range(6)
+        } | {"00009.jpg": "last"}
         assert found.items() <= good.items()
         assert {f"{number:05d}.jpg" for number in (0, 1, 2, 9)} <= found.keys()
         assert len(found) == sum(1 for _ in read_records(output))

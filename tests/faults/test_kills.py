@@ -1,4 +1,6 @@
-"""Whole runs are killed at random moments, again and again: every row is there once in the end, and none that was kept is ever lost."""
+"""Whole runs are killed at random moments, again and again: every row is there once in the end, and
+none that was kept is ever lost.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +18,18 @@ from tests.faults.runs import begin, finish, ids_of, kept_on_disk, write_photos
 SCRIPTED = ("-m", "tests.faults.scripted")
 
 
-def kill_again_and_again(folder: Path, arguments: Sequence[object], output: Path, wanted: list[str], kills: int, *, program: Sequence[str], most: float) -> int:
-    """Kills the run at random moments; when it gets to its end in between, OUTPUT is taken away and it starts anew.
+def kill_again_and_again(
+    folder: Path,
+    arguments: Sequence[object],
+    output: Path,
+    wanted: list[str],
+    kills: int,
+    *,
+    program: Sequence[str],
+    most: float,
+) -> int:
+    """Kills the run at random moments; when it gets to its end in between, OUTPUT is taken away and
+    it starts anew.
 
     Returns:
         How many kills left rows that were kept.
@@ -55,17 +67,31 @@ def test_a_run_that_is_killed_again_and_again_has_every_row_once(tmp_path: Path)
     wanted = write_photos(tmp_path / "photos", 600)
     begun = time.monotonic()
     assert finish(tmp_path, "photos", "first.jsonl", 2, program=SCRIPTED)[0] == 0
-    whole_run = time.monotonic() - begun  # where in the run a kill falls depends on the machine; what must hold does not
-    assert kill_again_and_again(tmp_path, ("photos", "out.jsonl", 2), tmp_path / "out.jsonl", wanted, 8, program=SCRIPTED, most=whole_run)
+    whole_run = (
+        time.monotonic() - begun
+    )  # where in the run a kill falls depends on the machine; what must hold does not
+    assert kill_again_and_again(
+        tmp_path,
+        ("photos", "out.jsonl", 2),
+        tmp_path / "out.jsonl",
+        wanted,
+        8,
+        program=SCRIPTED,
+        most=whole_run,
+    )
 
 
 def test_links_beside_their_files_keep_their_ids_through_a_kill(tmp_path: Path) -> None:
     found = write_photos(tmp_path / "photos", 300)
     for number, name in enumerate(found[::3]):
-        (tmp_path / "photos" / "0" / f"link {number:03d}.png").symlink_to(tmp_path / "photos" / name)
+        (tmp_path / "photos" / "0" / f"link {number:03d}.png").symlink_to(
+            tmp_path / "photos" / name
+        )
     (tmp_path / "more").mkdir()
     (tmp_path / "more" / "other.png").symlink_to(tmp_path / "photos" / found[0])
-    wanted = sorted([*found, *(f"0/link {number:03d}.png" for number in range(100))]) + ["other.png"]
+    wanted = sorted([*found, *(f"0/link {number:03d}.png" for number in range(100))]) + [
+        "other.png"
+    ]
     output = tmp_path / "out.jsonl"
     process = begin(tmp_path, "photos:more", output, 10, program=SCRIPTED)
     while process.poll() is None and not kept_on_disk(output):
@@ -85,16 +111,42 @@ def test_links_beside_their_files_keep_their_ids_through_a_kill(tmp_path: Path) 
 def test_fifty_kills_over_five_hundred_pictures(tmp_path: Path, suffix: str) -> None:
     wanted = write_photos(tmp_path / "photos", 500)
     output = tmp_path / f"out.{suffix}"
-    arguments = ("caption", "photos", "--model", "demo", "--detail", "low", "--max-new-tokens", 4, "--progress", "off", "-o", output)
+    arguments = (
+        "caption",
+        "photos",
+        "--model",
+        "demo",
+        "--detail",
+        "low",
+        "--max-new-tokens",
+        4,
+        "--progress",
+        "off",
+        "-o",
+        output,
+    )
     begun = time.monotonic()
     assert finish(tmp_path, *arguments)[0] == 0
     whole_run = time.monotonic() - begun
     assert ids_of(output) == wanted
-    assert kill_again_and_again(tmp_path, arguments, output, wanted, 50, program=("-m", "vlmbatch"), most=whole_run * 1.1) > 5
+    assert (
+        kill_again_and_again(
+            tmp_path,
+            arguments,
+            output,
+            wanted,
+            50,
+            program=("-m", "vlmbatch"),
+            most=whole_run * 1.1,
+        )
+        > 5
+    )
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_the_second_signal_ends_a_run_at_once_and_costs_no_row_that_was_kept(tmp_path: Path, number: signal.Signals) -> None:
+def test_the_second_signal_ends_a_run_at_once_and_costs_no_row_that_was_kept(
+    tmp_path: Path, number: signal.Signals
+) -> None:
     wanted = write_photos(tmp_path / "photos", 400)
     output = tmp_path / "out.jsonl"
     process = begin(tmp_path, "photos", "out.jsonl", 10, program=SCRIPTED)

@@ -1,4 +1,6 @@
-"""Whole runs with an OUTPUT behind a URL are killed, interrupted and moved to another machine: every row is there once in the end."""
+"""Whole runs with an OUTPUT behind a URL are killed, interrupted and moved to another machine:
+every row is there once in the end.
+"""
 
 from __future__ import annotations
 
@@ -17,15 +19,26 @@ SCRIPTED = ("-m", "tests.faults.scripted")
 
 def staged_file(staging: Path) -> Path:
     """The file of the only OUTPUT that is staged; one that is not there when there is none."""
-    return next((folder / "out.jsonl" for folder in staging.iterdir()), staging / "none") if staging.exists() else staging / "none"
+    return (
+        next((folder / "out.jsonl" for folder in staging.iterdir()), staging / "none")
+        if staging.exists()
+        else staging / "none"
+    )
 
 
 def test_kills_cost_no_row_that_was_kept_and_another_machine_goes_on(tmp_path: Path) -> None:
     wanted = write_photos(tmp_path / "photos", 500)
     output, here, there = tmp_path / "mount" / "out.jsonl", tmp_path / "here", tmp_path / "there"
     begun = time.monotonic()
-    assert finish(tmp_path, "photos", f"file://{tmp_path}/first/out.jsonl", 2, here, program=SCRIPTED)[0] == 0
-    whole_run = time.monotonic() - begun  # where in the run a kill falls depends on the machine; what must hold does not
+    assert (
+        finish(tmp_path, "photos", f"file://{tmp_path}/first/out.jsonl", 2, here, program=SCRIPTED)[
+            0
+        ]
+        == 0
+    )
+    whole_run = (
+        time.monotonic() - begun
+    )  # where in the run a kill falls depends on the machine; what must hold does not
     dice = random.Random(5)
     staging = tmp_path / "staging"
     kept: set[str] = set()
@@ -49,7 +62,9 @@ def test_kills_cost_no_row_that_was_kept_and_another_machine_goes_on(tmp_path: P
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_run_uploads_what_is_finished(tmp_path: Path, number: signal.Signals) -> None:
+def test_an_interrupted_run_uploads_what_is_finished(
+    tmp_path: Path, number: signal.Signals
+) -> None:
     wanted = write_photos(tmp_path / "photos", 400)
     output, staging = tmp_path / "mount" / "out.jsonl", tmp_path / "staging"
     process = begin(tmp_path, "photos", f"file://{output}", 10, staging, program=SCRIPTED)
@@ -59,7 +74,10 @@ def test_an_interrupted_run_uploads_what_is_finished(tmp_path: Path, number: sig
     _, said = process.communicate()
     assert process.returncode == 130, said
     assert 256 <= len(ids_of(output)) < 400
-    assert finish(tmp_path, "photos", f"file://{output}", 0, tmp_path / "another", program=SCRIPTED)[0] == 0
+    assert (
+        finish(tmp_path, "photos", f"file://{output}", 0, tmp_path / "another", program=SCRIPTED)[0]
+        == 0
+    )
     assert ids_of(output) == wanted
 
 
@@ -67,10 +85,17 @@ def test_a_mount_that_is_gone_costs_nothing_but_the_upload(tmp_path: Path) -> No
     wanted = write_photos(tmp_path / "photos", 20)
     mount, staging = tmp_path / "mount", tmp_path / "staging"
     mount.symlink_to("/proc/nowhere")
-    code, said = finish(tmp_path, "photos", f"file://{mount}/out.jsonl", 0, staging, program=SCRIPTED)
+    code, said = finish(
+        tmp_path, "photos", f"file://{mount}/out.jsonl", 0, staging, program=SCRIPTED
+    )
     assert code == 1
-    assert f"every finished row is kept in {staged_file(staging)}, and the same command uploads them" in said
+    assert (
+        f"every finished row is kept in {staged_file(staging)}, and the same command uploads them"
+        in said
+    )
     mount.unlink()
-    code, said = finish(tmp_path, "photos", f"file://{mount}/out.jsonl", 0, staging, program=SCRIPTED)
+    code, said = finish(
+        tmp_path, "photos", f"file://{mount}/out.jsonl", 0, staging, program=SCRIPTED
+    )
     assert (code, said) == (0, "")
     assert ids_of(mount / "out.jsonl") == wanted

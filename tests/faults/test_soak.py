@@ -1,4 +1,6 @@
-"""Twenty thousand items in one run: memory, threads and open files stay where they were, and the counts are right."""
+"""Twenty thousand items in one run: memory, threads and open files stay where they were, and the
+counts are right.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,9 @@ PICTURES = 50
 EVERY_BAD = 100
 WARM_ITEMS = 2_000
 MOST_GROWTH_BYTES = 64 << 20
-"""About 200 bytes a row belong to the table of rows, and an allocator keeps some megabytes; a picture kept by each item would be many times that."""
+"""About 200 bytes a row belong to the table of rows, and an allocator keeps some megabytes; a
+picture kept by each item would be many times that.
+"""
 
 
 def write_items(folder: Path) -> None:
@@ -34,7 +38,10 @@ def write_items(folder: Path) -> None:
     for number in range(ITEMS):
         target = folder / f"{number // 1000:02d}" / f"{number:05d}.png"
         target.parent.mkdir(parents=True, exist_ok=True)
-        target.hardlink_to(held / ("bad.png" if number % EVERY_BAD == EVERY_BAD - 1 else f"{number % PICTURES}.png"))
+        target.hardlink_to(
+            held
+            / ("bad.png" if number % EVERY_BAD == EVERY_BAD - 1 else f"{number % PICTURES}.png")
+        )
 
 
 @pytest.mark.slow
@@ -42,7 +49,20 @@ def write_items(folder: Path) -> None:
 def test_memory_threads_and_files_do_not_grow_over_a_long_run(tmp_path: Path) -> None:
     write_items(tmp_path / "photos")
     journal, output = tmp_path / "out.jsonl.journal", tmp_path / "out.jsonl"
-    arguments = ("caption", "photos", "--model", "demo", "--detail", "low", "--max-new-tokens", 3, "--progress", "off", "-o", "out.jsonl")
+    arguments = (
+        "caption",
+        "photos",
+        "--model",
+        "demo",
+        "--detail",
+        "low",
+        "--max-new-tokens",
+        3,
+        "--progress",
+        "off",
+        "-o",
+        "out.jsonl",
+    )
     process = begin(tmp_path, *arguments)
     watched = psutil.Process(process.pid)
     seen: list[tuple[int, int, int, int]] = []  # rows in the journal, bytes, threads, open files
@@ -56,7 +76,14 @@ def test_memory_threads_and_files_do_not_grow_over_a_long_run(tmp_path: Path) ->
                 rows, place = rows + block.count(b"\n"), place + len(block)
         try:
             with watched.oneshot():
-                seen.append((rows, watched.memory_info().rss, watched.num_threads(), len(os.listdir(f"/proc/{process.pid}/fd"))))
+                seen.append(
+                    (
+                        rows,
+                        watched.memory_info().rss,
+                        watched.num_threads(),
+                        len(os.listdir(f"/proc/{process.pid}/fd")),
+                    )
+                )
         except (psutil.Error, OSError):
             break
     _, errors = process.communicate()
@@ -67,15 +94,22 @@ def test_memory_threads_and_files_do_not_grow_over_a_long_run(tmp_path: Path) ->
     late = [entry for entry in seen if entry[0] >= ITEMS * 3 // 4]
     assert warm
     assert late
-    growth, threads, files = (max(entry[column] for entry in late) - max(entry[column] for entry in warm) for column in (1, 2, 3))
-    print(f"\n{growth / 2**20:+.1f} MiB, {threads:+d} threads, {files:+d} open files from item {warm[0][0]:,} to {late[-1][0]:,}")
+    growth, threads, files = (
+        max(entry[column] for entry in late) - max(entry[column] for entry in warm)
+        for column in (1, 2, 3)
+    )
+    print(
+        f"\n{growth / 2**20:+.1f} MiB, {threads:+d} threads, {files:+d} open files from item {warm[0][0]:,} to {late[-1][0]:,}"
+    )
     assert growth < MOST_GROWTH_BYTES
     assert threads <= 0
     assert files <= 2  # a new OUTPUT is being written now and then
 
     found = list(read_records(output, ("id", "index", "status", "error_type")))
     assert [row["index"] for row in found] == list(range(ITEMS))
-    assert [row["id"] for row in found] == [f"{number // 1000:02d}/{number:05d}.png" for number in range(ITEMS)]
+    assert [row["id"] for row in found] == [
+        f"{number // 1000:02d}/{number:05d}.png" for number in range(ITEMS)
+    ]
     assert Counter((row["status"], row["error_type"]) for row in found) == {
         ("ok", None): ITEMS - ITEMS // EVERY_BAD,
         ("error", "DecodeError"): ITEMS // EVERY_BAD,

@@ -1,4 +1,6 @@
-"""A stage that dies, or goes quiet, ends the run with what was finished; no row is missing without a word."""
+"""A stage that dies, or goes quiet, ends the run with what was finished; no row is missing without
+a word.
+"""
 
 from __future__ import annotations
 
@@ -10,12 +12,12 @@ from typing import Any
 import pytest
 
 from tests.media import write_picture
+from vlmbatch.core import Completion
 from vlmbatch.engine import RequestQueue
 from vlmbatch.engine.scripted import ScriptedEngine
 from vlmbatch.errors import EngineError, ItemError, OutputError
 from vlmbatch.job import Job
 from vlmbatch.run.pipeline import Outcome, Run
-from vlmbatch.core import Completion
 from vlmbatch.write import read_records
 
 COUNT = 150
@@ -29,13 +31,21 @@ def photos(tmp_path: Path) -> Path:
 
 
 def job_of(folder: Path, **values: Any) -> Job:
-    return Job.from_dict({"inputs": [str(folder)], "output": str(folder.parent / "out.jsonl"), **values})
+    return Job.from_dict(
+        {"inputs": [str(folder)], "output": str(folder.parent / "out.jsonl"), **values}
+    )
 
 
 def ends_with_what_was_finished(folder: Path, running: Run, at_least: int = 0) -> Outcome:
-    """Runs to the end, sees that no thread is left and that OUTPUT is whole, and that the same command does the rest."""
+    """Runs to the end, sees that no thread is left and that OUTPUT is whole, and that the same
+    command does the rest.
+    """
     outcome = running.start()
-    left = [thread.name for thread in threading.enumerate() if thread.name in ("reader", "writer", "closer", "stopper", "counter")]
+    left = [
+        thread.name
+        for thread in threading.enumerate()
+        if thread.name in ("reader", "writer", "closer", "stopper", "counter")
+    ]
     assert left == []
     output = folder.parent / "out.jsonl"
     ids = [row["id"] for row in read_records(output)] if output.exists() else []
@@ -43,11 +53,15 @@ def ends_with_what_was_finished(folder: Path, running: Run, at_least: int = 0) -
     again = Run(job_of(folder), engine=ScriptedEngine()).start()
     assert again.exit_code == 0
     assert again.summary["kept"]["rows"] == len(ids)
-    assert [row["id"] for row in read_records(output)] == [f"{number:03d}.png" for number in range(COUNT)]
+    assert [row["id"] for row in read_records(output)] == [
+        f"{number:03d}.png" for number in range(COUNT)
+    ]
     return outcome
 
 
-@pytest.mark.parametrize("error", [RuntimeError("no such kernel"), MemoryError(), EngineError("lost")])
+@pytest.mark.parametrize(
+    "error", [RuntimeError("no such kernel"), MemoryError(), EngineError("lost")]
+)
 def test_an_engine_that_dies(photos: Path, error: Exception) -> None:
     class Dying(ScriptedEngine):
         def run(self, source: RequestQueue) -> Iterator[Completion]:
@@ -81,13 +95,19 @@ def test_an_engine_that_forgets_a_request(photos: Path) -> None:
                 if number != 40:
                     yield completion
 
-    outcome = ends_with_what_was_finished(photos, Run(job_of(photos), engine=Forgetful()), COUNT - 1)
+    outcome = ends_with_what_was_finished(
+        photos, Run(job_of(photos), engine=Forgetful()), COUNT - 1
+    )
     assert outcome.exit_code == 1
     assert "1 row has no answer" in str(outcome.error)
 
 
-@pytest.mark.parametrize("error", [OSError(5, "Input/output error"), MemoryError(), RecursionError()])
-def test_a_reader_that_dies(photos: Path, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+@pytest.mark.parametrize(
+    "error", [OSError(5, "Input/output error"), MemoryError(), RecursionError()]
+)
+def test_a_reader_that_dies(
+    photos: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
     running = Run(job_of(photos), engine=ScriptedEngine())
     whole = running.reader
 
@@ -118,7 +138,9 @@ def test_a_writer_that_dies(photos: Path, monkeypatch: pytest.MonkeyPatch, after
         nonlocal written
         written += 1
         if written > after:
-            while written == COUNT and not running._threads.ending:  # the last row is often written when everything else has ended
+            while (
+                written == COUNT and not running._threads.ending
+            ):  # the last row is often written when everything else has ended
                 threading.Event().wait(0.001)
             raise OutputError("the disk is gone")
         write(*values)
@@ -129,7 +151,10 @@ def test_a_writer_that_dies(photos: Path, monkeypatch: pytest.MonkeyPatch, after
     assert outcome.exit_code == 1
 
 
-@pytest.mark.parametrize("error", [MemoryError(), RecursionError("too deep"), OSError(5, "Input/output error"), KeyError("x")])
+@pytest.mark.parametrize(
+    "error",
+    [MemoryError(), RecursionError("too deep"), OSError(5, "Input/output error"), KeyError("x")],
+)
 def test_an_error_that_nobody_foresaw_is_the_items_own(photos: Path, error: Exception) -> None:
     class Odd(ScriptedEngine):
         def prepare(self, conversation: Any, questions: Any) -> Any:

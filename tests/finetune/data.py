@@ -21,7 +21,9 @@ def reworded(caption: str) -> str:
     return f"Here you see {caption[0].lower()}{caption[1:]}"
 
 
-def write_scenes(folder: Path, count: int, wording: Callable[[str], str] = reworded, seed: int = 5) -> Path:
+def write_scenes(
+    folder: Path, count: int, wording: Callable[[str], str] = reworded, seed: int = 5
+) -> Path:
     """Draws small scenes of shapes and writes a row for each.
 
     Returns:
@@ -32,7 +34,9 @@ def write_scenes(folder: Path, count: int, wording: Callable[[str], str] = rewor
     for number in range(count):
         scene = scenes.random_scene(rng, longest=(64, 96), reading=0.0)
         Image.fromarray(scene.pixels).save(folder / f"{number:02d}.png")
-        rows.append({"image": f"{number:02d}.png", "prompt": PROMPT, "answer": wording(scene.caption)})
+        rows.append(
+            {"image": f"{number:02d}.png", "prompt": PROMPT, "answer": wording(scene.caption)}
+        )
     return write_rows(folder / "data.jsonl", rows)
 
 

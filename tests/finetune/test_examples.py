@@ -1,4 +1,6 @@
-"""Training and answering see the same pixels and words: batches are held against the engine's requests and transformers' ``generate``."""
+"""Training and answering see the same pixels and words: batches are held against the engine's
+requests and transformers' ``generate``.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +17,7 @@ from tests.checkpoints import write_tiny_checkpoint
 from tests.engine.reference import Reference
 from tests.media import number_of, picture, write_picture, write_video
 from vlmbatch.checkpoint import find_checkpoint
+from vlmbatch.core import Conversation, Pixels, Request
 from vlmbatch.engine.torch.weights import pixel_normalization
 from vlmbatch.errors import JobError, PrepareError
 from vlmbatch.finetune.examples import IGNORED, ExampleMaker, PadRight, Rows
@@ -22,7 +25,6 @@ from vlmbatch.finetune.rows import Row
 from vlmbatch.finetune.trainer import AnswerTrainer, pixel_values, score_rows, sum_scores
 from vlmbatch.job import Job
 from vlmbatch.prepare import Preparer
-from vlmbatch.core import Conversation, Pixels, Request
 
 PAD = 2
 CLIPS = Job(inputs=("x",), media="video", per="clip", fps=2.0)
@@ -45,17 +47,27 @@ def maker(tiny: Path) -> ExampleMaker:
 def rows_of(folder: Path) -> list[Row]:
     return [
         Row("line 1", "image", str(folder / "small.png"), "What?", "A cat."),
-        Row("line 2", "image", str(folder / "wide.png"), "Describe this image at length, please.", "Nothing but noise, in colours that nobody chose."),
+        Row(
+            "line 2",
+            "image",
+            str(folder / "wide.png"),
+            "Describe this image at length, please.",
+            "Nothing but noise, in colours that nobody chose.",
+        ),
         Row("line 3", "clip", str(folder / "v.mp4"), "What happens?", "Numbers go by."),
         Row("line 4", "frame", str(folder / "v.mp4"), "Which number?", "Fourteen", 1.4),
     ]
 
 
 def request_of(row: Row, maker: ExampleMaker) -> Request:
-    return Preparer.from_checkpoint(maker.checkpoint).prepare(Conversation(row.media, maker.load(row), "x"), [row.prompt])
+    return Preparer.from_checkpoint(maker.checkpoint).prepare(
+        Conversation(row.media, maker.load(row), "x"), [row.prompt]
+    )
 
 
-def test_a_batch_holds_the_engines_pixels_and_words_and_the_answer(folder: Path, maker: ExampleMaker) -> None:
+def test_a_batch_holds_the_engines_pixels_and_words_and_the_answer(
+    folder: Path, maker: ExampleMaker
+) -> None:
     rows = rows_of(folder)
     batch = PadRight(PAD)([maker.make(row) for row in rows])
     assert len({int(count) for count in batch["n_tiles"]}) > 2
@@ -66,28 +78,43 @@ def test_a_batch_holds_the_engines_pixels_and_words_and_the_answer(folder: Path,
         answer = tokenizer.encode(f" {row.answer}<end_of_utterance>", add_special_tokens=False).ids
         length = len(prompt) + len(answer)
         assert batch["input_ids"][number, :length].tolist() == prompt + answer
-        assert batch["attention_mask"][number].tolist() == [1] * length + [0] * (batch["input_ids"].shape[1] - length)
+        assert batch["attention_mask"][number].tolist() == [1] * length + [0] * (
+            batch["input_ids"].shape[1] - length
+        )
         assert set(batch["input_ids"][number, length:].tolist()) <= {PAD}
-        assert batch["labels"][number].tolist() == [IGNORED] * len(prompt) + answer + [IGNORED] * (batch["input_ids"].shape[1] - length)
+        assert batch["labels"][number].tolist() == [IGNORED] * len(prompt) + answer + [IGNORED] * (
+            batch["input_ids"].shape[1] - length
+        )
         assert np.array_equal(batch["tiles"][number, : len(request.tiles)].numpy(), request.tiles)
         assert not batch["tiles"][number, len(request.tiles) :].any()
 
 
-def test_prompt_and_answer_are_what_the_chat_template_writes(folder: Path, maker: ExampleMaker) -> None:
+def test_prompt_and_answer_are_what_the_chat_template_writes(
+    folder: Path, maker: ExampleMaker
+) -> None:
     import jinja2
 
     row = rows_of(folder)[0]
     content = [{"type": "image"}, {"type": "text", "text": row.prompt}]
-    messages = [{"role": "user", "content": content}, {"role": "assistant", "content": [{"type": "text", "text": row.answer}]}]
-    written = jinja2.Template(maker.checkpoint.chat_template(), trim_blocks=True, lstrip_blocks=True).render(messages=messages)
-    words = maker.preparer.writer.tokenizer.decode(maker.make(row).input_ids, skip_special_tokens=False)
+    messages = [
+        {"role": "user", "content": content},
+        {"role": "assistant", "content": [{"type": "text", "text": row.answer}]},
+    ]
+    written = jinja2.Template(
+        maker.checkpoint.chat_template(), trim_blocks=True, lstrip_blocks=True
+    ).render(messages=messages)
+    words = maker.preparer.writer.tokenizer.decode(
+        maker.make(row).input_ids, skip_special_tokens=False
+    )
     before, _, after = words.partition("<row_1_col_1>")
     assert written.startswith(before.removesuffix("<fake_token_around_image>") + "<image>")
     assert written.removesuffix("\n").endswith(after.rpartition("<fake_token_around_image>")[2])
     assert after.endswith(f"Assistant: {row.answer}<end_of_utterance>")
 
 
-def test_pixel_values_are_what_the_model_is_given_when_it_answers(folder: Path, maker: ExampleMaker) -> None:
+def test_pixel_values_are_what_the_model_is_given_when_it_answers(
+    folder: Path, maker: ExampleMaker
+) -> None:
     rows = rows_of(folder)
     batch = PadRight(PAD)([maker.make(row) for row in rows])
     values = pixel_values(batch["tiles"], batch["n_tiles"], *pixel_normalization(maker.checkpoint))
@@ -114,8 +141,12 @@ class Forward(AnswerTrainer):
         self.normalization = normalization
 
 
-def test_the_best_guesses_that_the_loss_sees_are_what_generate_says(folder: Path, maker: ExampleMaker) -> None:
-    """Trained on the model's own greedy answers, every token's best guess is the label: nothing is shifted, padded or masked wrongly."""
+def test_the_best_guesses_that_the_loss_sees_are_what_generate_says(
+    folder: Path, maker: ExampleMaker
+) -> None:
+    """Trained on the model's own greedy answers, every token's best guess is the label: nothing is
+    shifted, padded or masked wrongly.
+    """
     reference = Reference(maker.checkpoint.folder)
     trainer = Forward(pixel_normalization(maker.checkpoint))
     examples = []
@@ -123,18 +154,34 @@ def test_the_best_guesses_that_the_loss_sees_are_what_generate_says(folder: Path
         request = request_of(row, maker)
         [answer] = reference.generate(request, 7 + len(row.answer))
         prompt = [*request.prefix_ids, *request.questions[0]]
-        examples.append(dataclasses.replace(maker.make(row), input_ids=[*prompt, *answer], answer_start=len(prompt)))
+        examples.append(
+            dataclasses.replace(
+                maker.make(row), input_ids=[*prompt, *answer], answer_start=len(prompt)
+            )
+        )
     batch = PadRight(PAD)(examples)
     with torch.inference_mode():
         together = reference.model(**trainer.model_inputs(batch))
-        alone = [reference.model(**trainer.model_inputs(PadRight(PAD)([example]))) for example in examples]
+        alone = [
+            reference.model(**trainer.model_inputs(PadRight(PAD)([example])))
+            for example in examples
+        ]
     scores = score_rows(together.logits, batch["labels"])
-    assert scores[:, 2].tolist() == scores[:, 1].tolist() == [float(len(e.input_ids) - e.answer_start) for e in examples]
+    assert (
+        scores[:, 2].tolist()
+        == scores[:, 1].tolist()
+        == [float(len(e.input_ids) - e.answer_start) for e in examples]
+    )
     assert scores[:, 3].tolist() == [1.0] * len(examples)
-    # The loss is the mean over the answers' tokens, and a row's share does not depend on what it is padded for.
-    assert float(together.loss) == pytest.approx(float(scores[:, 0].sum() / scores[:, 1].sum()), rel=1e-5)
+    # The loss is the mean over the answers' tokens, and a row's share does not depend on what it is
+    # padded for.
+    assert float(together.loss) == pytest.approx(
+        float(scores[:, 0].sum() / scores[:, 1].sum()), rel=1e-5
+    )
     for number, output in enumerate(alone):
-        assert float(output.loss) == pytest.approx(float(scores[number, 0] / scores[number, 1]), rel=1e-4)
+        assert float(output.loss) == pytest.approx(
+            float(scores[number, 0] / scores[number, 1]), rel=1e-4
+        )
 
 
 def test_scores_count_tokens_and_whole_answers() -> None:
@@ -145,14 +192,20 @@ def test_scores_count_tokens_and_whole_answers() -> None:
     scores = score_rows(logits, labels)
     assert scores[:, 1:].tolist() == [[2.0, 1.0, 0.0], [1.0, 1.0, 1.0]]
     found = sum_scores(type("Prediction", (), {"predictions": scores.numpy()})())  # type: ignore[arg-type]
-    assert (found["token_accuracy"], found["answer_accuracy"], found["answers"]) == (pytest.approx(2 / 3), 0.5, 2)
+    assert (found["token_accuracy"], found["answer_accuracy"], found["answers"]) == (
+        pytest.approx(2 / 3),
+        0.5,
+        2,
+    )
 
 
 def test_frames_and_clips_are_those_that_the_row_names(folder: Path, maker: ExampleMaker) -> None:
     frame, clip = rows_of(folder)[3], rows_of(folder)[2]
     assert [number_of(pixels) for pixels in maker.load(frame).frames] == [14]
     assert len(maker.load(clip).frames) == 6  # three seconds at two a second
-    window = dataclasses.replace(maker, video_job=dataclasses.replace(CLIPS, per="window", window=1.0))
+    window = dataclasses.replace(
+        maker, video_job=dataclasses.replace(CLIPS, per="window", window=1.0)
+    )
     second = window.load(dataclasses.replace(clip, time_seconds=1.0))
     assert [number_of(pixels) for pixels in second.frames] == [10, 15]
 
@@ -170,7 +223,9 @@ def test_a_row_longer_than_the_context_is_bad(folder: Path, tmp_path: Path) -> N
         maker.make(dataclasses.replace(row, answer="an <image>"))
 
 
-def test_rows_go_to_other_processes_and_say_when_a_file_has_changed(tmp_path: Path, maker: ExampleMaker) -> None:
+def test_rows_go_to_other_processes_and_say_when_a_file_has_changed(
+    tmp_path: Path, maker: ExampleMaker
+) -> None:
     Image.fromarray(picture()).save(tmp_path / "a.png")
     rows = Rows([Row("line 1", "image", str(tmp_path / "a.png"), "What?", "A.")], maker)
     there = pickle.loads(pickle.dumps(rows))

@@ -13,7 +13,14 @@ from vlmbatch.job import Job
 
 def test_options_that_a_job_has_too_have_its_defaults() -> None:
     job, shared = FinetuneJob(data="a.jsonl"), Job(inputs=("a",))
-    for name in {field.name for field in dataclasses.fields(Job)} & {"model", "detail", "max_pixels", "device", "dtype", "log_format"}:
+    for name in {field.name for field in dataclasses.fields(Job)} & {
+        "model",
+        "detail",
+        "max_pixels",
+        "device",
+        "dtype",
+        "log_format",
+    }:
         assert getattr(job, name) == getattr(shared, name)
 
 
@@ -36,7 +43,9 @@ def test_options_that_a_job_has_too_have_its_defaults() -> None:
         ({"seed": 2**32}, "seed must be at most"),
     ],
 )
-def test_a_value_that_is_not_allowed_is_an_error_that_says_what_is(values: dict[str, object], message: str) -> None:
+def test_a_value_that_is_not_allowed_is_an_error_that_says_what_is(
+    values: dict[str, object], message: str
+) -> None:
     with pytest.raises(JobError, match=message.replace("(", r"\(")):
         FinetuneJob(**{"data": "a.jsonl", **values})  # type: ignore[arg-type]
 
@@ -45,7 +54,9 @@ def test_what_is_trained_follows_from_full_parts_and_freeze() -> None:
     assert FinetuneJob(data="a.jsonl").parts == ("text", "connector")
     assert FinetuneJob(data="a.jsonl", full=True).parts == ("text", "connector", "vision")
     assert FinetuneJob(data="a.jsonl", full=True, freeze=("vision",)).parts == ("text", "connector")
-    assert FinetuneJob(data="a.jsonl", lora_part=("vision", "text"), freeze=("vision",)).parts == ("text",)
+    assert FinetuneJob(data="a.jsonl", lora_part=("vision", "text"), freeze=("vision",)).parts == (
+        "text",
+    )
 
 
 def test_the_learning_rate_follows_the_kind_of_training() -> None:
@@ -56,7 +67,22 @@ def test_the_learning_rate_follows_the_kind_of_training() -> None:
 
 def test_only_settings_that_the_weights_depend_on_are_compared() -> None:
     job = FinetuneJob(data="a.jsonl")
-    for change in ({"output": "x"}, {"save_every": 3}, {"no_merge": True}, {"device": "cpu"}, {"gradient_checkpointing": True}, {"overwrite": True}):
+    for change in (
+        {"output": "x"},
+        {"save_every": 3},
+        {"no_merge": True},
+        {"device": "cpu"},
+        {"gradient_checkpointing": True},
+        {"overwrite": True},
+    ):
         assert dataclasses.replace(job, **change).identity() == job.identity()  # type: ignore[arg-type]
-    for change in ({"epochs": 1.0}, {"seed": 1}, {"lora_rank": 3}, {"detail": "low"}, {"model": "demo"}, {"batch_size": 1}, {"full": True}):
+    for change in (
+        {"epochs": 1.0},
+        {"seed": 1},
+        {"lora_rank": 3},
+        {"detail": "low"},
+        {"model": "demo"},
+        {"batch_size": 1},
+        {"full": True},
+    ):
         assert dataclasses.replace(job, **change).identity() != job.identity()  # type: ignore[arg-type]

@@ -26,20 +26,36 @@ def read_one(folder: Path, values: dict[str, Any]) -> Row:
 
 
 def test_paths_are_relative_to_the_file(tmp_path: Path) -> None:
-    row = read_one(tmp_path, {"image": "a/b.png", "prompt": "What?", "answer": " A cat.\n", "extra": 1})
-    assert (row.media, row.path, row.prompt, row.answer, row.error) == ("image", str(tmp_path / "a/b.png"), "What?", "A cat.", "")
-    assert read_one(tmp_path, {"video": "/v.mp4", "prompt": "What?", "answer": "A."}) == Row("line 1", "clip", "/v.mp4", "What?", "A.")
+    row = read_one(
+        tmp_path, {"image": "a/b.png", "prompt": "What?", "answer": " A cat.\n", "extra": 1}
+    )
+    assert (row.media, row.path, row.prompt, row.answer, row.error) == (
+        "image",
+        str(tmp_path / "a/b.png"),
+        "What?",
+        "A cat.",
+        "",
+    )
+    assert read_one(tmp_path, {"video": "/v.mp4", "prompt": "What?", "answer": "A."}) == Row(
+        "line 1", "clip", "/v.mp4", "What?", "A."
+    )
 
 
 def test_the_three_formats_give_the_same_rows(tmp_path: Path) -> None:
-    rows = [{"image": "a.png", "prompt": "What?", "answer": "A cat, asleep.\nSecond line."}, {"image": "b.png", "prompt": "Who?", "answer": "Nobody."}]
+    rows = [
+        {"image": "a.png", "prompt": "What?", "answer": "A cat, asleep.\nSecond line."},
+        {"image": "b.png", "prompt": "Who?", "answer": "Nobody."},
+    ]
     write_rows(tmp_path / "a.jsonl", rows)
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
     with open(tmp_path / "a.csv", "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, rows[0])
         writer.writeheader()
         writer.writerows(rows)
-    read = [[row.key() for row in read_data(tmp_path / f"a.{suffix}", CLIPS).rows] for suffix in ("jsonl", "parquet", "csv")]
+    read = [
+        [row.key() for row in read_data(tmp_path / f"a.{suffix}", CLIPS).rows]
+        for suffix in ("jsonl", "parquet", "csv")
+    ]
     assert read[0] == read[1] == read[2]
     assert len(set(read[0])) == 2
 
@@ -53,31 +69,83 @@ def test_the_three_formats_give_the_same_rows(tmp_path: Path) -> None:
         ([{"type": "image"}, {"type": "text", "text": "What?"}], {"image": "a.png"}),
     ],
 )
-def test_a_chat_of_one_turn_is_a_row(tmp_path: Path, user: list[dict[str, str]], extra: dict[str, Any]) -> None:
+def test_a_chat_of_one_turn_is_a_row(
+    tmp_path: Path, user: list[dict[str, str]], extra: dict[str, Any]
+) -> None:
     for said in ("A cat.", [{"type": "text", "text": "A cat."}]):
-        row = read_one(tmp_path, {"messages": [{"role": "user", "content": user}, {"role": "assistant", "content": said}], **extra})
-        assert (row.media, row.path, row.prompt, row.answer, row.error) == ("image", str(tmp_path / "a.png"), "What?", "A cat.", "")
+        row = read_one(
+            tmp_path,
+            {
+                "messages": [
+                    {"role": "user", "content": user},
+                    {"role": "assistant", "content": said},
+                ],
+                **extra,
+            },
+        )
+        assert (row.media, row.path, row.prompt, row.answer, row.error) == (
+            "image",
+            str(tmp_path / "a.png"),
+            "What?",
+            "A cat.",
+            "",
+        )
 
 
 @pytest.mark.parametrize(
     ("values", "error"),
     [
-        ({"prompt": "What?", "answer": "A."}, "no path under image or video; there is prompt, answer"),
-        ({"image": {"bytes": "x"}, "prompt": "What?", "answer": "A."}, "what stands under image is not a path"),
+        (
+            {"prompt": "What?", "answer": "A."},
+            "no path under image or video; there is prompt, answer",
+        ),
+        (
+            {"image": {"bytes": "x"}, "prompt": "What?", "answer": "A."},
+            "what stands under image is not a path",
+        ),
         ({"image": "a.png", "answer": "A."}, "no prompt"),
         ({"image": "a.png", "prompt": "What?"}, "no answer"),
         ({"image": "a.png", "prompt": "What?", "answer": " \n"}, "an empty answer"),
         ({"image": "a.png", "prompt": "What?", "answer": 3}, "answer is not text"),
-        ({"messages": [{"role": "user", "content": "Hello"}]}, "one of the user and one of the assistant, not user"),
-        ({"messages": [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hi"}]}, "opens with one image or video, not 0"),
         (
-            {"messages": [{"role": "user", "content": [{"type": "text", "text": "x"}, {"type": "image", "path": "a"}]}, {"role": "assistant", "content": "y"}]},
+            {"messages": [{"role": "user", "content": "Hello"}]},
+            "one of the user and one of the assistant, not user",
+        ),
+        (
+            {
+                "messages": [
+                    {"role": "user", "content": "Hello"},
+                    {"role": "assistant", "content": "Hi"},
+                ]
+            },
+            "opens with one image or video, not 0",
+        ),
+        (
+            {
+                "messages": [
+                    {
+                        "role": "user",
+                        "content": [{"type": "text", "text": "x"}, {"type": "image", "path": "a"}],
+                    },
+                    {"role": "assistant", "content": "y"},
+                ]
+            },
             "opens with one image or video",
         ),
-        ({"messages": [{"role": "user", "content": [{"type": "image"}]}, {"role": "assistant", "content": "y"}]}, "has no path"),
+        (
+            {
+                "messages": [
+                    {"role": "user", "content": [{"type": "image"}]},
+                    {"role": "assistant", "content": "y"},
+                ]
+            },
+            "has no path",
+        ),
     ],
 )
-def test_words_that_are_missing_make_a_bad_row_that_says_so(tmp_path: Path, values: dict[str, Any], error: str) -> None:
+def test_words_that_are_missing_make_a_bad_row_that_says_so(
+    tmp_path: Path, values: dict[str, Any], error: str
+) -> None:
     assert error in read_one(tmp_path, values).error
 
 
@@ -92,7 +160,9 @@ def test_words_that_are_missing_make_a_bad_row_that_says_so(tmp_path: Path, valu
         ("a.parquet", b"PAR1 not really", "not a Parquet file"),
     ],
 )
-def test_a_file_that_cannot_be_read_is_an_error_that_names_it(tmp_path: Path, name: str, content: bytes | None, message: str) -> None:
+def test_a_file_that_cannot_be_read_is_an_error_that_names_it(
+    tmp_path: Path, name: str, content: bytes | None, message: str
+) -> None:
     if content is not None:
         (tmp_path / name).write_bytes(content)
     with pytest.raises(JobError, match=message):
@@ -100,7 +170,15 @@ def test_a_file_that_cannot_be_read_is_an_error_that_names_it(tmp_path: Path, na
 
 
 def test_an_output_gives_its_texts_and_leaves_out_rows_without(tmp_path: Path) -> None:
-    base = {"id": "x", "task": "caption", "prompt": "What?", "status": "ok", "text": "A cat.", "media": "image", "time_seconds": None}
+    base = {
+        "id": "x",
+        "task": "caption",
+        "prompt": "What?",
+        "status": "ok",
+        "text": "A cat.",
+        "media": "image",
+        "time_seconds": None,
+    }
     rows = [
         {**base, "source": "a.png"},
         {**base, "source": "v.mp4", "media": "frame", "time_seconds": 1.5},
@@ -109,7 +187,11 @@ def test_an_output_gives_its_texts_and_leaves_out_rows_without(tmp_path: Path) -
         {**base, "source": "c.png", "text": " "},
     ]
     path = write_rows(tmp_path / "out.jsonl", rows)
-    (tmp_path / "out.jsonl.summary.json").write_text(json.dumps({"job": {"per": "window", "window": 2.0, "num_frames": 3, "detail": "low", "fps": None}}))
+    (tmp_path / "out.jsonl.summary.json").write_text(
+        json.dumps(
+            {"job": {"per": "window", "window": 2.0, "num_frames": 3, "detail": "low", "fps": None}}
+        )
+    )
     data = read_data(path, CLIPS)
     assert [(row.media, Path(row.path).name, row.time_seconds) for row in data.rows] == [
         ("image", "a.png", None),
@@ -118,7 +200,12 @@ def test_an_output_gives_its_texts_and_leaves_out_rows_without(tmp_path: Path) -
         ("image", "c.png", None),
     ]
     assert [row.error for row in data.rows] == ["", "", "", "an empty text"]
-    assert (data.left_out, data.detail, data.video_job.per, data.video_job.num_frames) == (1, "low", "window", 3)
+    assert (data.left_out, data.detail, data.video_job.per, data.video_job.num_frames) == (
+        1,
+        "low",
+        "window",
+        3,
+    )
 
 
 def test_rows_about_one_picture_stay_on_one_side() -> None:

@@ -26,7 +26,15 @@ from tests.engine.torch.test_parity import assert_same, mixed_requests, open_tin
 from tests.finetune.data import PROMPT, read_lines, write_rows, write_scenes
 from tests.media import write_picture, write_video
 from vlmbatch.checkpoint import find_checkpoint
-from vlmbatch.errors import DeviceError, JobError, MissingDependencyError, ModelLoadError, OutOfMemoryError, OutputError, OutputLockedError
+from vlmbatch.errors import (
+    DeviceError,
+    JobError,
+    MissingDependencyError,
+    ModelLoadError,
+    OutOfMemoryError,
+    OutputError,
+    OutputLockedError,
+)
 from vlmbatch.finetune import FinetuneJob, extras
 from vlmbatch.finetune.merge import merge_adapter
 from vlmbatch.finetune.run import Finetuning, Outcome
@@ -54,7 +62,9 @@ def train(job: FinetuneJob) -> Outcome:
 @pytest.fixture
 def job(tmp_path: Path, tiny: Path) -> FinetuneJob:
     """A training of seconds: six pictures of noise, a random checkpoint."""
-    rows = [{"image": f"{n}.png", "prompt": "What?", "answer": f"Noise number {n}."} for n in range(6)]
+    rows = [
+        {"image": f"{n}.png", "prompt": "What?", "answer": f"Noise number {n}."} for n in range(6)
+    ]
     for number in range(6):
         write_picture(tmp_path / f"{number}.png", seed=number)
     return FinetuneJob(
@@ -84,15 +94,27 @@ def test_the_demo_model_learns_another_wording(tmp_path: Path) -> None:
     result = train(job).state["result"]
     assert result["last_eval_loss"] < 0.5 * result["first_eval_loss"]
     assert result["first_eval_answer_accuracy"] == 0
-    measured = [entry["eval_loss"] for entry in read_lines(tmp_path / "out" / "training.jsonl") if "eval_loss" in entry]
+    measured = [
+        entry["eval_loss"]
+        for entry in read_lines(tmp_path / "out" / "training.jsonl")
+        if "eval_loss" in entry
+    ]
     assert [measured[0], measured[-1]] == [result["first_eval_loss"], result["last_eval_loss"]]
-    captions = Job(inputs=(str(tmp_path / "*.png"),), output=str(tmp_path / "captions.jsonl"), model=str(tmp_path / "out"), detail="low", device="cpu")
+    captions = Job(
+        inputs=(str(tmp_path / "*.png"),),
+        output=str(tmp_path / "captions.jsonl"),
+        model=str(tmp_path / "out"),
+        detail="low",
+        device="cpu",
+    )
     assert Run(captions).start().exit_code == 0
     texts = [str(row["text"]) for row in read_records(tmp_path / "captions.jsonl")]
     assert np.mean([text.startswith("Look: A") for text in texts]) > 0.9
 
 
-def test_out_is_a_complete_checkpoint_that_answers_as_transformers_does(job: FinetuneJob, tiny: Path) -> None:
+def test_out_is_a_complete_checkpoint_that_answers_as_transformers_does(
+    job: FinetuneJob, tiny: Path
+) -> None:
     assert train(job).state["status"] == "finished"
     out = Path(job.output_path)
     names = {path.name for path in out.iterdir()}
@@ -104,20 +126,34 @@ def test_out_is_a_complete_checkpoint_that_answers_as_transformers_does(job: Fin
     before, after = weights(tiny), weights(out)
     assert before.keys() == after.keys()
     changed = {name for name in before if not torch.equal(before[name], after[name])}
-    assert changed == {name for name in before if ("text_model.layers" in name and "norm" not in name) or "connector" in name}
+    assert changed == {
+        name
+        for name in before
+        if ("text_model.layers" in name and "norm" not in name) or "connector" in name
+    }
     requests = mixed_requests(open_tiny(out)[1])[:4]
-    assert_same(open_tiny(out)[0], requests, wanted_answers(out, requests), find_checkpoint(str(out)).end_token_ids())
+    assert_same(
+        open_tiny(out)[0],
+        requests,
+        wanted_answers(out, requests),
+        find_checkpoint(str(out)).end_token_ids(),
+    )
 
 
 FROZEN = {
     "everything": ({"full": True}, ()),
     "vision frozen": ({"full": True, "freeze": ("vision",)}, ("vision",)),
-    "only vision": ({"full": True, "freeze": ("text", "connector")}, ("text", "connector", "lm_head")),
+    "only vision": (
+        {"full": True, "freeze": ("text", "connector")},
+        ("text", "connector", "lm_head"),
+    ),
 }
 
 
 @pytest.mark.parametrize(("settings", "still"), FROZEN.values(), ids=FROZEN)
-def test_full_trains_every_weight_but_the_frozen_ones(job: FinetuneJob, tiny: Path, settings: dict[str, object], still: tuple[str, ...]) -> None:
+def test_full_trains_every_weight_but_the_frozen_ones(
+    job: FinetuneJob, tiny: Path, settings: dict[str, object], still: tuple[str, ...]
+) -> None:
     assert train(dataclasses.replace(job, **settings)).state["status"] == "finished"  # type: ignore[arg-type]
     before, after = weights(tiny), weights(Path(job.output_path))
     assert not (Path(job.output_path) / "adapter").exists()
@@ -126,16 +162,39 @@ def test_full_trains_every_weight_but_the_frozen_ones(job: FinetuneJob, tiny: Pa
         assert torch.equal(before[name], after[name]) == frozen, name
 
 
-@pytest.mark.parametrize("settings", [{"tie": True}, {"shards": True}, {"layout": "saved"}, {"dtype": "bfloat16"}], ids=str)
-def test_every_form_of_checkpoint_is_trained_and_keeps_its_number_format(job: FinetuneJob, tmp_path: Path, settings: dict[str, object]) -> None:
+@pytest.mark.parametrize(
+    "settings",
+    [{"tie": True}, {"shards": True}, {"layout": "saved"}, {"dtype": "bfloat16"}],
+    ids=str,
+)
+def test_every_form_of_checkpoint_is_trained_and_keeps_its_number_format(
+    job: FinetuneJob, tmp_path: Path, settings: dict[str, object]
+) -> None:
     base = write_tiny_checkpoint(tmp_path / "base", **settings)  # type: ignore[arg-type]
-    train(dataclasses.replace(job, model=str(base), max_steps=1, gradient_checkpointing=True, eval_share=0.0))
+    train(
+        dataclasses.replace(
+            job, model=str(base), max_steps=1, gradient_checkpointing=True, eval_share=0.0
+        )
+    )
     out = Path(job.output_path)
-    assert json.loads((out / "config.json").read_text()) == json.loads((base / "config.json").read_text())
-    kept = {name: value for path in base.glob("*.safetensors") for name, value in load_file(path).items()}
-    assert {name: (value.shape, value.dtype) for name, value in kept.items()} == {name: (value.shape, value.dtype) for name, value in weights(out).items()}
+    assert json.loads((out / "config.json").read_text()) == json.loads(
+        (base / "config.json").read_text()
+    )
+    kept = {
+        name: value
+        for path in base.glob("*.safetensors")
+        for name, value in load_file(path).items()
+    }
+    assert {name: (value.shape, value.dtype) for name, value in kept.items()} == {
+        name: (value.shape, value.dtype) for name, value in weights(out).items()
+    }
     requests = mixed_requests(open_tiny(out)[1])[:2]
-    assert_same(open_tiny(out)[0], requests, wanted_answers(out, requests), find_checkpoint(str(out)).end_token_ids())
+    assert_same(
+        open_tiny(out)[0],
+        requests,
+        wanted_answers(out, requests),
+        find_checkpoint(str(out)).end_token_ids(),
+    )
 
 
 @pytest.mark.parametrize("full", [False, True], ids=["adapter", "full"])
@@ -145,17 +204,47 @@ def test_bfloat16_computes_and_float32_is_kept(job: FinetuneJob, tiny: Path, ful
     losses = [entry["loss"] for entry in read_lines(training.folder.log) if "loss" in entry]
     assert losses[-1] < losses[0]
     before, after = weights(tiny), weights(Path(job.output_path))
-    changes = [(after[name] - before[name]).abs() for name in before if not torch.equal(before[name], after[name])]
-    assert min(float(change[change > 0].min()) for change in changes) < 1e-6  # in bfloat16 these would have been lost
+    changes = [
+        (after[name] - before[name]).abs()
+        for name in before
+        if not torch.equal(before[name], after[name])
+    ]
+    assert (
+        min(float(change[change > 0].min()) for change in changes) < 1e-6
+    )  # in bfloat16 these would have been lost
 
 
-def test_a_killed_training_goes_on_and_ends_as_if_nothing_had_happened(job: FinetuneJob, tmp_path: Path) -> None:
+def test_a_killed_training_goes_on_and_ends_as_if_nothing_had_happened(
+    job: FinetuneJob, tmp_path: Path
+) -> None:
     long = dataclasses.replace(job, max_steps=60, save_every=5, eval_every=20)
     train(dataclasses.replace(long, output=str(tmp_path / "whole")))
     out = Path(job.output_path)
-    options = shlex.split("--max-steps 60 --save-every 5 --eval-every 20 --log-every 1 --batch-size 2 --gradient-accumulation 1 --learning-rate 1e-3")
-    command = [sys.executable, "-m", "vlmbatch", "finetune", job.data, "-o", out, "--model", job.model, "--device", "cpu", "--detail", "low", *options]
-    process = subprocess.Popen([*map(str, command)], env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE, text=True)
+    options = shlex.split(
+        "--max-steps 60 --save-every 5 --eval-every 20 --log-every 1 --batch-size 2 --gradient-accumulation 1 --learning-rate 1e-3"
+    )
+    command = [
+        sys.executable,
+        "-m",
+        "vlmbatch",
+        "finetune",
+        job.data,
+        "-o",
+        out,
+        "--model",
+        job.model,
+        "--device",
+        "cpu",
+        "--detail",
+        "low",
+        *options,
+    ]
+    process = subprocess.Popen(
+        [*map(str, command)],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     while process.poll() is None and not any((out / "checkpoints").glob("*/trainer_state.json")):
         time.sleep(0.01)  # watching another process, not synchronising with it
     process.send_signal(signal.SIGKILL)
@@ -164,9 +253,13 @@ def test_a_killed_training_goes_on_and_ends_as_if_nothing_had_happened(job: Fine
     assert not (out / "config.json").exists()
     with pytest.raises(ModelLoadError):
         find_checkpoint(str(out)).config  # noqa: B018
-    latest = max((out / "checkpoints").iterdir(), key=lambda path: int(path.name.rpartition("-")[2]))
+    latest = max(
+        (out / "checkpoints").iterdir(), key=lambda path: int(path.name.rpartition("-")[2])
+    )
     shutil.copytree(latest, out / "checkpoints" / "checkpoint-55")
-    (out / "checkpoints" / "checkpoint-55" / "trainer_state.json").write_text('{"global_step": 5')  # as a kill leaves one that it cut short
+    (out / "checkpoints" / "checkpoint-55" / "trainer_state.json").write_text(
+        '{"global_step": 5'
+    )  # as a kill leaves one that it cut short
     with open(out / "training.jsonl", "a", encoding="utf-8") as file:
         file.write('{"step": 1')
     assert train(long).state["status"] == "finished"
@@ -193,12 +286,20 @@ def test_a_stopped_training_is_saved_and_goes_on(job: FinetuneJob) -> None:
     outcome = training.start()
     assert outcome.interrupted
     assert outcome.state["status"] == "training"
-    assert training.folder.last_checkpoint() == (training.folder.checkpoints / "checkpoint-1", 1, False)
+    assert training.folder.last_checkpoint() == (
+        training.folder.checkpoints / "checkpoint-1",
+        1,
+        False,
+    )
     assert train(long).state["status"] == "finished"
-    assert [entry["step"] for entry in read_lines(training.folder.log) if "loss" in entry] == list(range(1, 11))
+    assert [entry["step"] for entry in read_lines(training.folder.log) if "loss" in entry] == list(
+        range(1, 11)
+    )
 
 
-def test_a_kill_after_the_last_update_costs_no_update_and_adds_none(job: FinetuneJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_kill_after_the_last_update_costs_no_update_and_adds_none(
+    job: FinetuneJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     train(dataclasses.replace(job, output=str(tmp_path / "whole")))
 
     def killed(*arguments: object) -> None:
@@ -227,9 +328,9 @@ def test_the_same_command_on_a_finished_out_changes_nothing(job: FinetuneJob) ->
     write_rows(Path(job.data), [*rows[:-1], {**rows[-1], "answer": "Other words."}])
     with pytest.raises(OutputError, match=r"another (rows|held_out); choose another OUT"):
         train(job)
-    assert {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.name != "rows.jsonl"} == {
-        p: t for p, t in before.items() if p.name != "rows.jsonl"
-    }
+    assert {
+        path: path.stat().st_mtime_ns for path in out.rglob("*") if path.name != "rows.jsonl"
+    } == {p: t for p, t in before.items() if p.name != "rows.jsonl"}
     assert train(dataclasses.replace(job, overwrite=True)).state["identity"] != {}
 
 
@@ -238,12 +339,17 @@ def test_an_adapter_is_merged_later_in_either_way(job: FinetuneJob, tmp_path: Pa
     assert train(alone).state["status"] == "trained"
     out = Path(job.output_path)
     for model in (out, out / "adapter"):
-        with pytest.raises(ModelLoadError, match=r"is an adapter, not a checkpoint: `vlmbatch models merge .*adapter -o FOLDER`"):
+        with pytest.raises(
+            ModelLoadError,
+            match=r"is an adapter, not a checkpoint: `vlmbatch models merge .*adapter -o FOLDER`",
+        ):
             find_checkpoint(str(model))
     merged = merge_adapter(out / "adapter", tmp_path / "merged")
     assert merged.config["model_type"] == "smolvlm"
     assert train(job).state["status"] == "finished"
-    assert (out / "model.safetensors").read_bytes() == (tmp_path / "merged" / "model.safetensors").read_bytes()
+    assert (out / "model.safetensors").read_bytes() == (
+        tmp_path / "merged" / "model.safetensors"
+    ).read_bytes()
     other = write_tiny_checkpoint(tmp_path / "other", text_layers=1)
     with pytest.raises(ModelLoadError, match="does not go with"):
         merge_adapter(out / "adapter", tmp_path / "wrong", str(other))
@@ -251,7 +357,9 @@ def test_an_adapter_is_merged_later_in_either_way(job: FinetuneJob, tmp_path: Pa
         merge_adapter(tmp_path / "merged", tmp_path / "wrong")
 
 
-def test_bad_rows_are_listed_and_stop_a_training_unless_they_are_skipped(job: FinetuneJob, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_bad_rows_are_listed_and_stop_a_training_unless_they_are_skipped(
+    job: FinetuneJob, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     whole = write_picture(tmp_path / "whole.png", 200, 100).read_bytes()
     (tmp_path / "cut.png").write_bytes(whole[: len(whole) // 2])
     bad = [
@@ -264,9 +372,22 @@ def test_bad_rows_are_listed_and_stop_a_training_unless_they_are_skipped(job: Fi
     ]
     write_rows(Path(job.data), [*bad, *read_lines(Path(job.data))])
     logging.getLogger("vlmbatch").propagate = True
-    with caplog.at_level("WARNING", logger="vlmbatch.report"), pytest.raises(JobError, match=r"6 of 12 rows .* are bad; nothing was trained.*--skip-bad"):
+    with (
+        caplog.at_level("WARNING", logger="vlmbatch.report"),
+        pytest.raises(JobError, match=r"6 of 12 rows .* are bad; nothing was trained.*--skip-bad"),
+    ):
         train(job)
-    for number, word in enumerate(["No such file", "broken PNG", "an empty answer", "the model's context is 2048", "stands for pixels", ""], 1):
+    for number, word in enumerate(
+        [
+            "No such file",
+            "broken PNG",
+            "an empty answer",
+            "the model's context is 2048",
+            "stands for pixels",
+            "",
+        ],
+        1,
+    ):
         [line] = [line for line in caplog.messages if f"line {number}:" in line]
         assert word in line
     assert {path.name for path in Path(job.output_path).iterdir()} == {"rows.jsonl"}
@@ -277,20 +398,56 @@ def test_bad_rows_are_listed_and_stop_a_training_unless_they_are_skipped(job: Fi
         train(dataclasses.replace(job, skip_bad=True, output=str(tmp_path / "none")))
 
 
-def test_an_output_with_corrected_texts_is_data(job: FinetuneJob, tmp_path: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_output_with_corrected_texts_is_data(
+    job: FinetuneJob, tmp_path: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write_video(tmp_path / "clips" / "v.mp4", 20, fps=10)
     (tmp_path / "broken.png").write_bytes(b"")
     monkeypatch.chdir(tmp_path)
-    settings = {"output": "out.csv", "model": str(tiny), "detail": "low", "max_new_tokens": 2, "device": "cpu"}
+    settings = {
+        "output": "out.csv",
+        "model": str(tiny),
+        "detail": "low",
+        "max_new_tokens": 2,
+        "device": "cpu",
+    }
     Run(Job.from_dict({"inputs": ["0.png", "1.png", "broken.png"], **settings})).start()
-    Run(Job.from_dict({"inputs": ["clips"], "media": "video", "fps": 2, **settings, "output": "frames.parquet"})).start()
-    Run(Job.from_dict({"inputs": ["clips"], "media": "video", "per": "clip", "num_frames": 3, **settings, "output": "clips.jsonl"})).start()
+    Run(
+        Job.from_dict(
+            {
+                "inputs": ["clips"],
+                "media": "video",
+                "fps": 2,
+                **settings,
+                "output": "frames.parquet",
+            }
+        )
+    ).start()
+    Run(
+        Job.from_dict(
+            {
+                "inputs": ["clips"],
+                "media": "video",
+                "per": "clip",
+                "num_frames": 3,
+                **settings,
+                "output": "clips.jsonl",
+            }
+        )
+    ).start()
     text = (tmp_path / "out.csv").read_text()
     (tmp_path / "out.csv").write_text(text.replace("\r\n", "\n"))
     lines = read_lines(tmp_path / "clips.jsonl")
     write_rows(tmp_path / "clips.jsonl", [{**line, "text": "Numbers."} for line in lines])
     for name, rows in (("out.csv", 2), ("frames.parquet", 4), ("clips.jsonl", 1)):
-        assert train(dataclasses.replace(job, data=name, output=f"{name}.out", max_steps=1, eval_share=0.0)).state["status"] == "finished"
+        assert (
+            train(
+                dataclasses.replace(
+                    job, data=name, output=f"{name}.out", max_steps=1, eval_share=0.0
+                )
+            ).state["status"]
+            == "finished"
+        )
         verdicts = read_lines(tmp_path / f"{name}.out" / "rows.jsonl")
         assert len(verdicts) == rows
         assert all(not verdict["error"] for verdict in verdicts)
@@ -298,19 +455,37 @@ def test_an_output_with_corrected_texts_is_data(job: FinetuneJob, tmp_path: Path
 
 
 def test_held_out_rows_may_come_from_a_file_of_their_own(job: FinetuneJob, tmp_path: Path) -> None:
-    held_out = write_rows(tmp_path / "held_out.jsonl", [{"image": "5.png", "prompt": PROMPT, "answer": "A."}] * 3)
+    held_out = write_rows(
+        tmp_path / "held_out.jsonl", [{"image": "5.png", "prompt": PROMPT, "answer": "A."}] * 3
+    )
     training = Finetuning(dataclasses.replace(job, eval_data=str(held_out), max_steps=1))
     training.start()
-    measured = [entry["eval_answers"] for entry in read_lines(training.folder.log) if "eval_answers" in entry]
+    measured = [
+        entry["eval_answers"]
+        for entry in read_lines(training.folder.log)
+        if "eval_answers" in entry
+    ]
     assert measured == [3, 3]
 
 
-def test_accumulated_batches_train_as_one_large_batch_does(job: FinetuneJob, tmp_path: Path) -> None:
+def test_accumulated_batches_train_as_one_large_batch_does(
+    job: FinetuneJob, tmp_path: Path
+) -> None:
     even = dataclasses.replace(job, max_steps=3, eval_share=0.0, lora_dropout=0.0)
     train(dataclasses.replace(even, batch_size=6, output=str(tmp_path / "large")))
-    train(dataclasses.replace(even, batch_size=1, gradient_accumulation=6, gradient_checkpointing=True, output=str(tmp_path / "small")))
+    train(
+        dataclasses.replace(
+            even,
+            batch_size=1,
+            gradient_accumulation=6,
+            gradient_checkpointing=True,
+            output=str(tmp_path / "small"),
+        )
+    )
     for name, value in weights(tmp_path / "large").items():
-        torch.testing.assert_close(weights(tmp_path / "small")[name], value, rtol=1e-3, atol=1e-5, msg=name)
+        torch.testing.assert_close(
+            weights(tmp_path / "small")[name], value, rtol=1e-3, atol=1e-5, msg=name
+        )
 
 
 def test_a_subclass_can_add_a_loss(job: FinetuneJob, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -325,11 +500,16 @@ def test_a_subclass_can_add_a_loss(job: FinetuneJob, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("vlmbatch.finetune.run.AnswerTrainer", Doubled)
     doubled = Finetuning(one)
     doubled.start()
-    first, second = ([entry["loss"] for entry in read_lines(training.folder.log) if "loss" in entry][0] for training in (plain, doubled))  # noqa: RUF015
+    first, second = (
+        [entry["loss"] for entry in read_lines(training.folder.log) if "loss" in entry][0]
+        for training in (plain, doubled)
+    )  # noqa: RUF015
     assert second == pytest.approx(2 * first, rel=1e-5)
 
 
-def test_what_stands_in_the_way_is_said(job: FinetuneJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_stands_in_the_way_is_said(
+    job: FinetuneJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "photo.png").write_bytes(b"x")
     with pytest.raises(OutputError, match=r"holds something else \(photo.png\)"):
@@ -346,11 +526,15 @@ def test_what_stands_in_the_way_is_said(job: FinetuneJob, tmp_path: Path, monkey
     with pytest.raises(DeviceError, match="float16 needs CUDA"):
         Finetuning(dataclasses.replace(job, dtype="float16"))
     monkeypatch.setattr(extras, "NEEDED", ("transformers", "no_such_package"))
-    with pytest.raises(MissingDependencyError, match=r"needs no_such_package: pip install 'vlmbatch\[finetune\]'"):
+    with pytest.raises(
+        MissingDependencyError, match=r"needs no_such_package: pip install 'vlmbatch\[finetune\]'"
+    ):
         extras.require()
 
 
-def test_out_of_memory_says_what_to_lower(job: FinetuneJob, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_out_of_memory_says_what_to_lower(
+    job: FinetuneJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def full(*arguments: object, **settings: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
@@ -359,7 +543,9 @@ def test_out_of_memory_says_what_to_lower(job: FinetuneJob, monkeypatch: pytest.
         train(job)
 
 
-def test_curves_are_left_out_without_matplotlib(job: FinetuneJob, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_curves_are_left_out_without_matplotlib(
+    job: FinetuneJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("vlmbatch.finetune.log.has_matplotlib", lambda: False)
     train(dataclasses.replace(job, max_steps=1))
     assert not (Path(job.output_path) / "curves.png").exists()
@@ -376,11 +562,32 @@ def test_a_loss_that_is_no_number_ends_the_training(job: FinetuneJob) -> None:
 @pytest.mark.slow
 def test_two_processes_train_and_one_of_them_writes(job: FinetuneJob, tmp_path: Path) -> None:
     out = tmp_path / "two"
-    options = shlex.split("--max-steps 4 --save-every 2 --log-every 1 --batch-size 2 --gradient-accumulation 1 --device cpu --detail low")
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", 2, "-m", "vlmbatch"]
+    options = shlex.split(
+        "--max-steps 4 --save-every 2 --log-every 1 --batch-size 2 --gradient-accumulation 1 --device cpu --detail low"
+    )
+    launch = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc-per-node",
+        2,
+        "-m",
+        "vlmbatch",
+    ]
     command = [*launch, "finetune", job.data, "-o", out, "--model", job.model, *options]
-    result = subprocess.run([*map(str, command)], env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False)
+    result = subprocess.run(
+        [*map(str, command)],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert result.returncode == 0, result.stderr
     assert "2 processes" in result.stderr
-    assert [entry["step"] for entry in read_lines(out / "training.jsonl") if "loss" in entry] == [1, 2, 3, 4]
+    assert [entry["step"] for entry in read_lines(out / "training.jsonl") if "loss" in entry] == [
+        1,
+        2,
+        3,
+        4,
+    ]
     assert find_checkpoint(str(out)).config

@@ -1,4 +1,6 @@
-"""The job: one place for defaults, values that are checked, and a YAML form that comes back as the same job."""
+"""The job: one place for defaults, values that are checked, and a YAML form that comes back as the
+same job.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,13 @@ INPUTS = {"inputs": ["photos"]}
         {"media": "video", "per": "window", "window": 10, "fps": 2.0, "model": "demo"},
         {"media": "video", "scenes": True, "skip_similar": 0.1},
         {"quantize": "int8", "dtype": "bfloat16"},
-        {"batch_size": "auto", "max_errors": "5%", "max_memory": "6GiB", "temperature": 1, "include": ["*.png"]},
+        {
+            "batch_size": "auto",
+            "max_errors": "5%",
+            "max_memory": "6GiB",
+            "temperature": 1,
+            "include": ["*.png"],
+        },
     ],
 )
 def test_a_job_comes_back_from_its_yaml(values: dict[str, object]) -> None:
@@ -58,11 +66,26 @@ def test_a_job_comes_back_from_its_yaml(values: dict[str, object]) -> None:
         ({"fps": 1.0}, "fps goes with videos"),
         ({"media": "video", "fps": 1, "every": 2}, "fps and every are different ways"),
         ({"media": "video", "fps": 0}, "fps must be above 0"),
-        ({"media": "video", "keyframes": True, "scenes": True}, "keyframes and scenes are different ways"),
-        ({"media": "video", "num_frames": 3, "scenes": True}, "num_frames and scenes are different ways"),
-        ({"media": "video", "scenes": True, "per": "window"}, "scenes goes with --per frame or --per clip"),
-        ({"media": "video", "skip_similar": True, "per": "clip"}, "skip_similar goes with --per frame"),
-        ({"media": "video", "skip_similar": True, "shuffle": True}, "skip_similar compares frames in their order"),
+        (
+            {"media": "video", "keyframes": True, "scenes": True},
+            "keyframes and scenes are different ways",
+        ),
+        (
+            {"media": "video", "num_frames": 3, "scenes": True},
+            "num_frames and scenes are different ways",
+        ),
+        (
+            {"media": "video", "scenes": True, "per": "window"},
+            "scenes goes with --per frame or --per clip",
+        ),
+        (
+            {"media": "video", "skip_similar": True, "per": "clip"},
+            "skip_similar goes with --per frame",
+        ),
+        (
+            {"media": "video", "skip_similar": True, "shuffle": True},
+            "skip_similar compares frames in their order",
+        ),
         ({"media": "video", "skip_similar": 1.5}, "skip_similar must be from 0 to 1"),
         ({"media": "video", "skip_similar": "much"}, "skip_similar must be a number"),
         ({"keyframes": True}, "keyframes goes with videos"),
@@ -72,7 +95,10 @@ def test_a_job_comes_back_from_its_yaml(values: dict[str, object]) -> None:
         ({"per": "frame"}, "per must be one of page, tile for images"),
         ({"per": "book"}, "per must be one of frame, clip"),
         ({"per": "tile"}, "per tile goes with the task ocr"),
-        ({"media": "video", "per": "tile", "task": "ocr"}, "per must be one of frame, clip, window for videos"),
+        (
+            {"media": "video", "per": "tile", "task": "ocr"},
+            "per must be one of frame, clip, window for videos",
+        ),
         ({"sidecar": "srt"}, "sidecar srt goes with videos"),
         ({"sidecar": "md"}, "sidecar must be one of txt, srt, vtt"),
         ({"sidecar_dir": "x"}, "sidecar_dir goes with sidecar"),
@@ -80,7 +106,9 @@ def test_a_job_comes_back_from_its_yaml(values: dict[str, object]) -> None:
         ({"inputs": 3}, "inputs must be text"),
     ],
 )
-def test_what_is_not_allowed_is_refused_with_what_is(values: dict[str, object], message: str) -> None:
+def test_what_is_not_allowed_is_refused_with_what_is(
+    values: dict[str, object], message: str
+) -> None:
     with pytest.raises(JobError, match=message) as error:
         Job.from_dict({**INPUTS, **values})
     assert error.value.exit_code == 2
@@ -117,7 +145,16 @@ def test_a_job_cannot_be_changed() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "size"), [("6GiB", 6 << 30), ("800M", 800 << 20), ("1.5 GB", 1_500_000_000), ("2g", 2 << 30), ("100", 100), ("1TiB", 1 << 40), ("3kB", 3000)]
+    ("text", "size"),
+    [
+        ("6GiB", 6 << 30),
+        ("800M", 800 << 20),
+        ("1.5 GB", 1_500_000_000),
+        ("2g", 2 << 30),
+        ("100", 100),
+        ("1TiB", 1 << 40),
+        ("3kB", 3000),
+    ],
 )
 def test_sizes(text: str, size: int) -> None:
     assert parse_size(text) == size
@@ -148,11 +185,26 @@ def test_the_error_limit_counts_items_or_a_share_of_those_done() -> None:
 
 def test_identity_holds_what_an_answer_depends_on_and_no_more() -> None:
     job = Job.from_dict(INPUTS)
-    same = [{"batch_size": 3}, {"read_workers": 1}, {"output": "x.csv"}, {"seed": 5}, {"limit": 2}, {"device": "cpu"}]
-    other = [{"quantize": "int8"}, {"detail": "low"}, {"max_new_tokens": 3}, {"model": "demo"}, {"temperature": 0.5}]
+    same = [
+        {"batch_size": 3},
+        {"read_workers": 1},
+        {"output": "x.csv"},
+        {"seed": 5},
+        {"limit": 2},
+        {"device": "cpu"},
+    ]
+    other = [
+        {"quantize": "int8"},
+        {"detail": "low"},
+        {"max_new_tokens": 3},
+        {"model": "demo"},
+        {"temperature": 0.5},
+    ]
     for values in same:
         assert Job.from_dict({**INPUTS, **values}).identity() == job.identity()
     for values in other:
         assert Job.from_dict({**INPUTS, **values}).identity() != job.identity()
     hot = {**INPUTS, "temperature": 1}
-    assert Job.from_dict({**hot, "seed": 1}).identity() != Job.from_dict({**hot, "seed": 2}).identity()
+    assert (
+        Job.from_dict({**hot, "seed": 1}).identity() != Job.from_dict({**hot, "seed": 2}).identity()
+    )

@@ -1,4 +1,6 @@
-"""Pages cut between lines and words: nothing is lost, nothing is there twice, and the order is that of reading."""
+"""Pages cut between lines and words: nothing is lost, nothing is there twice, and the order is that
+of reading.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vlmbatch.prepare.page_layout import BoolArray, cut_page, find_contrast, is_ink, lay_out
 from vlmbatch.core import UInt8Array
+from vlmbatch.prepare.page_layout import BoolArray, cut_page, find_contrast, is_ink, lay_out
 
 EDGE = 128
 LINE, GAP, SPACE = 8, 6, 6
@@ -45,12 +47,16 @@ class Page:
         return top
 
     def words_of(self, tiles: list[UInt8Array]) -> list[tuple[int, int, int]]:
-        """The words in the order of reading: tile by tile, line by line. Fails for one that is torn or there twice."""
+        """The words in the order of reading: tile by tile, line by line. Fails for one that is torn
+        or there twice.
+        """
         return [colour for tile in tiles for colour in self._words_of(tile)]
 
     def _words_of(self, tile: UInt8Array) -> Iterator[tuple[int, int, int]]:
         places = {}
-        for colour in {tuple(int(value) for value in pixel) for pixel in tile.reshape(-1, 3)} & self.sizes.keys():
+        for colour in {
+            tuple(int(value) for value in pixel) for pixel in tile.reshape(-1, 3)
+        } & self.sizes.keys():
             rows, columns = np.nonzero((tile == colour).all(axis=2))
             height, width = int(rows.max() - rows.min() + 1), int(columns.max() - columns.min() + 1)
             assert height == self.sizes[colour][0]
@@ -120,7 +126,12 @@ def test_a_grid_that_tears_nothing_is_kept() -> None:
     for tile, (top, left) in zip(tiles, ((0, 0), (0, EDGE), (EDGE, 0)), strict=True):
         assert np.array_equal(tile, page.pixels[top : top + EDGE, left : left + EDGE])
     page.word(EDGE - 4, 40, 20)
-    assert page.words_of(lay_out(page.pixels, EDGE)) == [(1, 0, 40), (2, 0, 40), (4, 0, 40), (3, 0, 40)]
+    assert page.words_of(lay_out(page.pixels, EDGE)) == [
+        (1, 0, 40),
+        (2, 0, 40),
+        (4, 0, 40),
+        (3, 0, 40),
+    ]
 
 
 def test_there_is_no_tile_of_paper() -> None:
@@ -139,7 +150,10 @@ def test_ink_is_what_differs_from_the_colour_that_most_of_the_page_has() -> None
     contrast, paper = find_contrast(page)
     assert paper.tolist() == [10, 20, 30]
     assert [contrast[place, place] for place in range(3, 7)] == [0, 190, 5, 30]
-    assert [np.argwhere(is_ink(contrast, share)).tolist() for share in (0.25, 0.1)] == [[[4, 4]], [[4, 4], [6, 6]]]
+    assert [np.argwhere(is_ink(contrast, share)).tolist() for share in (0.25, 0.1)] == [
+        [[4, 4]],
+        [[4, 4], [6, 6]],
+    ]
 
 
 def test_margins_take_no_room_and_faint_words_are_kept() -> None:
@@ -159,7 +173,9 @@ def test_margins_take_no_room_and_faint_words_are_kept() -> None:
     edge=st.integers(2, 40),
     share=st.sampled_from([0.0, 0.02, 0.3, 1.0]),
 )
-def test_boxes_cover_a_page_exactly_and_fit_into_tiles(seed: int, size: tuple[int, int], edge: int, share: float) -> None:
+def test_boxes_cover_a_page_exactly_and_fit_into_tiles(
+    seed: int, size: tuple[int, int], edge: int, share: float
+) -> None:
     dice = np.random.default_rng(seed)
     ink: BoolArray = dice.random(size) < share
     for row in dice.integers(0, size[0], 5):

@@ -1,4 +1,6 @@
-"""A conversation becomes a request: tiles and ids that fit each other, checked before the engine sees them."""
+"""A conversation becomes a request: tiles and ids that fit each other, checked before the engine
+sees them.
+"""
 
 from __future__ import annotations
 
@@ -17,9 +19,9 @@ from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImag
 
 from tests.checkpoints import build_tokenizer, write_tiny_checkpoint
 from vlmbatch.checkpoint import Checkpoint
+from vlmbatch.core import Conversation, Media, Pixels, Request
 from vlmbatch.errors import ModelLoadError, PrepareError
 from vlmbatch.prepare import Detail, Preparer
-from vlmbatch.core import Conversation, Media, Pixels, Request
 
 TILE = 32
 SEQ_LEN = 4
@@ -49,7 +51,9 @@ def edited(folder: Path, target: Path, file: str, **changes: Any) -> Path:
     for path in [*folder.glob("*.json"), *folder.glob("*.jinja")]:
         (target / path.name).write_bytes(path.read_bytes())
     settings = json.loads((target / file).read_text()) | changes
-    (target / file).write_text(json.dumps({key: value for key, value in settings.items() if value is not None}))
+    (target / file).write_text(
+        json.dumps({key: value for key, value in settings.items() if value is not None})
+    )
     return target
 
 
@@ -57,18 +61,29 @@ def noise(width: int, height: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
-def image(width: int, height: int, *, media: Media = "image", key: str = "a.png", seed: int = 0) -> Conversation:
+def image(
+    width: int, height: int, *, media: Media = "image", key: str = "a.png", seed: int = 0
+) -> Conversation:
     return Conversation(media, Pixels([noise(width, height, seed)]), key)
 
 
 def clip(frames: int, width: int = 50, height: int = 30) -> Conversation:
     times = tuple(0.5 * number for number in range(frames))
-    return Conversation("clip", Pixels([noise(width, height, number) for number in range(frames)], times, 12.0), "a.mp4")
+    return Conversation(
+        "clip",
+        Pixels([noise(width, height, number) for number in range(frames)], times, 12.0),
+        "a.mp4",
+    )
 
 
 def reference_tiles(pixels: np.ndarray, **options: Any) -> np.ndarray:
-    settings = {"size": {"longest_edge": 4 * TILE}, "max_image_size": {"longest_edge": TILE}} | options
-    found = SmolVLMImageProcessorPil(**settings)(Image.fromarray(pixels), do_rescale=False, do_normalize=False, do_pad=False)
+    settings = {
+        "size": {"longest_edge": 4 * TILE},
+        "max_image_size": {"longest_edge": TILE},
+    } | options
+    found = SmolVLMImageProcessorPil(**settings)(
+        Image.fromarray(pixels), do_rescale=False, do_normalize=False, do_pad=False
+    )
     return np.stack([np.asarray(tile) for tile in found["pixel_values"][0]])
 
 
@@ -76,7 +91,9 @@ def assert_consistent(request: Request, preparer: Preparer) -> None:
     assert request.tiles.dtype == np.uint8
     assert request.tiles.shape[1:] == (3, TILE, TILE)
     assert request.prefix_ids.count(preparer.writer.image_token_id) == len(request.tiles) * SEQ_LEN
-    assert request.prompt_tokens == len(request.prefix_ids) + max(len(question) for question in request.questions)
+    assert request.prompt_tokens == len(request.prefix_ids) + max(
+        len(question) for question in request.questions
+    )
     assert len(request.seeds) == len(request.questions)
     assert request.prepare_seconds > 0
 
@@ -88,7 +105,9 @@ def test_a_picture_in_full(preparer: Preparer, media: Media) -> None:
     assert len(request.tiles) == preparer.full_tiles(64, 48) == 13
     assert np.array_equal(request.tiles, reference_tiles(noise(64, 48)))
     assert list(request.prefix_ids) == preparer.writer.image_prefix(3, 4)
-    assert [list(ids) for ids in request.questions] == [preparer.writer.image_question(text) for text in ("What is it?", "Where?")]
+    assert [list(ids) for ids in request.questions] == [
+        preparer.writer.image_question(text) for text in ("What is it?", "Where?")
+    ]
 
 
 def test_native_detail_does_not_enlarge(folder: Path) -> None:
@@ -99,7 +118,9 @@ def test_native_detail_does_not_enlarge(folder: Path) -> None:
     assert np.array_equal(request.tiles, reference_tiles(noise(64, 48), size={"longest_edge": 64}))
     assert list(request.prefix_ids) == preparer.writer.image_prefix(2, 2)
     assert len(preparer.prepare(image(20, 9), ["?"]).tiles) == preparer.native_tiles(20, 9) == 1
-    assert len(preparer.prepare(image(640, 480), ["?"]).tiles) == preparer.full_tiles(640, 480) == 13
+    assert (
+        len(preparer.prepare(image(640, 480), ["?"]).tiles) == preparer.full_tiles(640, 480) == 13
+    )
 
 
 def test_low_detail_is_one_tile(folder: Path) -> None:
@@ -113,14 +134,21 @@ def test_low_detail_is_one_tile(folder: Path) -> None:
 
 @pytest.mark.parametrize("layout", ["folder", "saved"])
 @pytest.mark.parametrize("detail", ["full", "native", "low"])
-def test_a_clip_is_one_tile_a_frame_whatever_the_detail(layout: str, detail: Detail, request: pytest.FixtureRequest) -> None:
+def test_a_clip_is_one_tile_a_frame_whatever_the_detail(
+    layout: str, detail: Detail, request: pytest.FixtureRequest
+) -> None:
     preparer = load(request.getfixturevalue(layout), detail)
     conversation = clip(5)
     made = preparer.prepare(conversation, ["What happens?", "Why?"])
     assert_consistent(made, preparer)
-    expected = [reference_tiles(frame, size={"longest_edge": TILE}, do_image_splitting=False) for frame in conversation.pixels.frames]
+    expected = [
+        reference_tiles(frame, size={"longest_edge": TILE}, do_image_splitting=False)
+        for frame in conversation.pixels.frames
+    ]
     assert np.array_equal(made.tiles, np.concatenate(expected))
-    assert list(made.prefix_ids) == preparer.writer.video_prefix(conversation.pixels.times_seconds, 12.0)
+    assert list(made.prefix_ids) == preparer.writer.video_prefix(
+        conversation.pixels.times_seconds, 12.0
+    )
     assert list(made.questions[1]) == preparer.writer.video_question("Why?")
 
 
@@ -141,19 +169,31 @@ def test_seeds_depend_on_job_item_and_question_only(folder: Path, preparer: Prep
     seeds = preparer.prepare(image(40, 30), ["One?", "Two?"]).seeds
     assert preparer.prepare(image(80, 30, seed=5), ["Two?", "One?"]).seeds == seeds[::-1]
     assert load(folder, "low").prepare(image(40, 30), ["One?"]).seeds == seeds[:1]
-    others = [*preparer.prepare(image(40, 30, key="b.png"), ["One?", "Two?"]).seeds, *load(folder, seed=1).prepare(image(40, 30), ["One?", "Two?"]).seeds]
+    others = [
+        *preparer.prepare(image(40, 30, key="b.png"), ["One?", "Two?"]).seeds,
+        *load(folder, seed=1).prepare(image(40, 30), ["One?", "Two?"]).seeds,
+    ]
     assert len({*seeds, *others}) == 6
     assert all(0 <= seed < 1 << 63 for seed in [*seeds, *others])
-    assert seeds == [3033386156278037642, 7827745155218110806]  # the same in every version: an answer must not change under an upgrade
+    assert seeds == [
+        3033386156278037642,
+        7827745155218110806,
+    ]  # the same in every version: an answer must not change under an upgrade
 
 
 def test_an_item_whose_name_is_not_unicode_has_a_seed(preparer: Preparer) -> None:
-    assert preparer.prepare(image(8, 8, key="caf\udce9.png"), ["?"]).seeds != preparer.prepare(image(8, 8, key="cafe.png"), ["?"]).seeds
+    assert (
+        preparer.prepare(image(8, 8, key="caf\udce9.png"), ["?"]).seeds
+        != preparer.prepare(image(8, 8, key="cafe.png"), ["?"]).seeds
+    )
 
 
 def test_threads_get_what_one_thread_gets(folder: Path) -> None:
     sizes = [(20 + 13 * number, 200 - 17 * number) for number in range(8)]
-    jobs = [(image(*size, seed=number), [f"Question {number % 3}?", "And?"]) for number, size in enumerate(sizes)] * 4
+    jobs = [
+        (image(*size, seed=number), [f"Question {number % 3}?", "And?"])
+        for number, size in enumerate(sizes)
+    ] * 4
     jobs += [(clip(1 + number % 4), ["What happens?"]) for number in range(8)]
     alone = [load(folder).prepare(*job) for job in jobs]
     shared, start = load(folder), threading.Barrier(8)
@@ -166,31 +206,55 @@ def test_threads_get_what_one_thread_gets(folder: Path) -> None:
         for number, requests in enumerate(pool.map(work, range(8))):
             for expected, found in zip(alone[number:] + alone[:number], requests, strict=True):
                 assert np.array_equal(found.tiles, expected.tiles)
-                assert (found.prefix_ids, found.questions, found.seeds) == (expected.prefix_ids, expected.questions, expected.seeds)
+                assert (found.prefix_ids, found.questions, found.seeds) == (
+                    expected.prefix_ids,
+                    expected.questions,
+                    expected.seeds,
+                )
 
 
-def test_tokens_that_do_not_match_the_tiles_are_an_error(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tokens_that_do_not_match_the_tiles_are_an_error(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     preparer = load(folder)
-    monkeypatch.setattr(preparer, "_image_prefix", lambda rows, cols: tuple(preparer.writer.image_prefix(1, 2)))
+    monkeypatch.setattr(
+        preparer, "_image_prefix", lambda rows, cols: tuple(preparer.writer.image_prefix(1, 2))
+    )
     with pytest.raises(PrepareError, match="12 image tokens for 13 tiles"):
         preparer.prepare(image(64, 48), ["?"])
 
 
-def test_a_prompt_that_leaves_no_room_for_an_answer_is_an_error(folder: Path, tmp_path: Path, preparer: Preparer) -> None:
+def test_a_prompt_that_leaves_no_room_for_an_answer_is_an_error(
+    folder: Path, tmp_path: Path, preparer: Preparer
+) -> None:
     tokens = preparer.prepare(image(64, 48), ["?"]).prompt_tokens
     text = json.loads((folder / "config.json").read_text())["text_config"]
-    roomy = load(edited(folder, tmp_path, "config.json", text_config=text | {"max_position_embeddings": tokens + 1}))
+    roomy = load(
+        edited(
+            folder,
+            tmp_path,
+            "config.json",
+            text_config=text | {"max_position_embeddings": tokens + 1},
+        )
+    )
     assert roomy.prepare(image(64, 48), ["?"]).prompt_tokens == tokens
-    with pytest.raises(PrepareError, match=f"has {tokens + 1} tokens, the model's context is {tokens + 1}$"):
+    with pytest.raises(
+        PrepareError, match=f"has {tokens + 1} tokens, the model's context is {tokens + 1}$"
+    ):
         roomy.prepare(image(64, 48), ["?", "??"])
 
 
 def test_a_clip_beyond_the_context_names_the_way_out(preparer: Preparer) -> None:
-    with pytest.raises(PrepareError, match=r"tokens, the model's context is 2048; use fewer than 100 frames \(--num-frames\)"):
+    with pytest.raises(
+        PrepareError,
+        match=r"tokens, the model's context is 2048; use fewer than 100 frames \(--num-frames\)",
+    ):
         preparer.prepare(clip(100, 8, 8), ["?"])
 
 
-def test_a_checkpoint_that_does_not_state_its_context_has_that_of_transformers_llama(folder: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_that_does_not_state_its_context_has_that_of_transformers_llama(
+    folder: Path, tmp_path: Path
+) -> None:
     text = json.loads((folder / "config.json").read_text())["text_config"]
     del text["max_position_embeddings"]
     assert load(edited(folder, tmp_path, "config.json", text_config=text)).context == 2048
@@ -207,26 +271,42 @@ def test_a_checkpoint_that_does_not_state_its_context_has_that_of_transformers_l
         (Conversation("image", Pixels([np.zeros((4, 4, 4), np.uint8)])), ["?"], r"\(4, 4, 4\)"),
         (Conversation("image", Pixels([np.zeros((0, 4, 3), np.uint8)])), ["?"], r"\(0, 4, 3\)"),
         (Conversation("image", Pixels([np.zeros((4, 4, 3), np.float32)])), ["?"], "float32"),
-        (Conversation("clip", Pixels([noise(4, 4)] * 2, (0.0,), 1.0)), ["?"], "2 frames and 1 times"),
+        (
+            Conversation("clip", Pixels([noise(4, 4)] * 2, (0.0,), 1.0)),
+            ["?"],
+            "2 frames and 1 times",
+        ),
     ],
 )
-def test_what_cannot_be_prepared_is_that_items_error(preparer: Preparer, conversation: Conversation, questions: list[str], message: str) -> None:
+def test_what_cannot_be_prepared_is_that_items_error(
+    preparer: Preparer, conversation: Conversation, questions: list[str], message: str
+) -> None:
     with pytest.raises(PrepareError, match=message):
         preparer.prepare(conversation, questions)
 
 
 def test_more_tiles_than_the_vocabulary_has_positions_for(folder: Path, tmp_path: Path) -> None:
-    preparer = load(edited(folder, tmp_path, "preprocessor_config.json", size={"longest_edge": 7 * TILE}))
+    preparer = load(
+        edited(folder, tmp_path, "preprocessor_config.json", size={"longest_edge": 7 * TILE})
+    )
     with pytest.raises(PrepareError, match="7 x 7 tiles"):
         preparer.prepare(image(100, 100), ["?"])
 
 
 @pytest.mark.parametrize(
     "changes",
-    [{"size": {"longest_edge": 3 * TILE}}, {"do_image_splitting": False}, {"resample": 3}, {"do_resize": False}, {"do_resize": False, "resample": 2}],
+    [
+        {"size": {"longest_edge": 3 * TILE}},
+        {"do_image_splitting": False},
+        {"resample": 3},
+        {"do_resize": False},
+        {"do_resize": False, "resample": 2},
+    ],
     ids=str,
 )
-def test_the_processors_settings_are_honoured(folder: Path, tmp_path: Path, changes: dict[str, Any]) -> None:
+def test_the_processors_settings_are_honoured(
+    folder: Path, tmp_path: Path, changes: dict[str, Any]
+) -> None:
     preparer = load(edited(folder, tmp_path, "preprocessor_config.json", **changes))
     request = preparer.prepare(image(70, 40), ["?"])
     assert_consistent(request, preparer)
@@ -234,21 +314,32 @@ def test_the_processors_settings_are_honoured(folder: Path, tmp_path: Path, chan
 
 
 @pytest.mark.parametrize("frame_edge", [TILE, 2 * TILE])
-def test_the_video_size_is_the_sampling_settings_or_the_video_processors(folder: Path, saved: Path, tmp_path: Path, frame_edge: int) -> None:
+def test_the_video_size_is_the_sampling_settings_or_the_video_processors(
+    folder: Path, saved: Path, tmp_path: Path, frame_edge: int
+) -> None:
     (tmp_path / "hub").mkdir(), (tmp_path / "saved").mkdir()
     sampling = {"fps": 1, "max_frames": 64, "video_size": {"longest_edge": frame_edge}}
-    clips = json.loads((saved / "processor_config.json").read_text())["video_processor"] | {"size": {"longest_edge": frame_edge}}
+    clips = json.loads((saved / "processor_config.json").read_text())["video_processor"] | {
+        "size": {"longest_edge": frame_edge}
+    }
     del clips["video_sampling"]
     conversation = clip(2)
-    expected = [reference_tiles(frame, size={"longest_edge": frame_edge}, do_image_splitting=False) for frame in conversation.pixels.frames]
+    expected = [
+        reference_tiles(frame, size={"longest_edge": frame_edge}, do_image_splitting=False)
+        for frame in conversation.pixels.frames
+    ]
     for path in (
         edited(folder, tmp_path / "hub", "preprocessor_config.json", video_sampling=sampling),
         edited(saved, tmp_path / "saved", "processor_config.json", video_processor=clips),
     ):
-        assert np.array_equal(load(path).prepare(conversation, ["?"]).tiles, np.concatenate(expected))
+        assert np.array_equal(
+            load(path).prepare(conversation, ["?"]).tiles, np.concatenate(expected)
+        )
 
 
-def test_a_checkpoint_that_says_nothing_about_clips_still_takes_pictures(saved: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_that_says_nothing_about_clips_still_takes_pictures(
+    saved: Path, tmp_path: Path
+) -> None:
     preparer = load(edited(saved, tmp_path, "processor_config.json", video_processor=None))
     assert len(preparer.prepare(image(64, 48), ["?"]).tiles) == 13
     with pytest.raises(PrepareError, match="does not say how frames of a clip are cut"):
@@ -259,21 +350,43 @@ def test_a_checkpoint_that_says_nothing_about_clips_still_takes_pictures(saved: 
     ("file", "changes", "message"),
     [
         ("preprocessor_config.json", {"size": None}, "says how pictures are cut"),
-        ("preprocessor_config.json", {"size": {"height": 5, "width": 5}}, "size has no longest_edge"),
+        (
+            "preprocessor_config.json",
+            {"size": {"height": 5, "width": 5}},
+            "size has no longest_edge",
+        ),
         ("preprocessor_config.json", {"size": 512}, "size has no longest_edge"),
         ("preprocessor_config.json", {"size": {"longest_edge": 0}}, "size has no longest_edge"),
-        ("preprocessor_config.json", {"max_image_size": {"longest_edge": "x"}}, "max_image_size has no longest_edge"),
-        ("preprocessor_config.json", {"max_image_size": {"longest_edge": 48}}, "tiles of 48 pixels, the vision encoder takes 32"),
+        (
+            "preprocessor_config.json",
+            {"max_image_size": {"longest_edge": "x"}},
+            "max_image_size has no longest_edge",
+        ),
+        (
+            "preprocessor_config.json",
+            {"max_image_size": {"longest_edge": 48}},
+            "tiles of 48 pixels, the vision encoder takes 32",
+        ),
         ("preprocessor_config.json", {"resample": 17}, "resample 17"),
         ("preprocessor_config.json", {"resample": "lanczos"}, "resample 'lanczos'"),
-        ("preprocessor_config.json", {"video_sampling": {"video_size": 512}}, "video_sampling.video_size has no longest_edge"),
+        (
+            "preprocessor_config.json",
+            {"video_sampling": {"video_size": 512}},
+            "video_sampling.video_size has no longest_edge",
+        ),
         ("config.json", {"vision_config": {}}, "says None for image_size"),
         ("config.json", {"scale_factor": None}, "says None for scale_factor"),
-        ("config.json", {"model_type": "idefics3"}, r"not a SmolVLM2 checkpoint \(its type is idefics3\)"),
+        (
+            "config.json",
+            {"model_type": "idefics3"},
+            r"not a SmolVLM2 checkpoint \(its type is idefics3\)",
+        ),
         ("processor_config.json", {"image_seq_len": 64}, "64 image tokens a tile"),
     ],
 )
-def test_checkpoints_that_cannot_be_used(folder: Path, tmp_path: Path, file: str, changes: dict[str, Any], message: str) -> None:
+def test_checkpoints_that_cannot_be_used(
+    folder: Path, tmp_path: Path, file: str, changes: dict[str, Any], message: str
+) -> None:
     with pytest.raises(ModelLoadError, match=message) as caught:
         load(edited(folder, tmp_path, file, **changes))
     assert "\n" not in str(caught.value)
@@ -286,4 +399,9 @@ def test_answers_are_decoded(preparer: Preparer) -> None:
 
 def test_preparing_loads_neither_torch_nor_transformers() -> None:
     code = "import sys, vlmbatch.prepare; print([name for name in ('torch', 'transformers') if name in sys.modules])"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        ).stdout.strip()
+        == "[]"
+    )

@@ -15,9 +15,45 @@ from vlmbatch.prepare.tiles import TileSettings, cut_tiles, plan_tiles
 
 SMALL = TileSettings(longest_edge=256, tile_edge=64)
 REAL = TileSettings(longest_edge=2048, tile_edge=512)
-SHAPES = [(512, 2048), (384, 1536), (364, 1456), (64, 256), (32, 128), (100, 4200), (512, 4096), (7, 39), (1, 3)]
-SIZES = [(1, 1), (1, 5000), (5000, 1), (2, 3), (64, 64), (65, 64), (63, 65), (256, 256), (640, 480), (480, 640), (641, 479), (257, 129), (128, 256)]
-SIZES += [(64, 700), (700, 64), (300, 3), (3, 301), (192, 64), (33, 77), (1023, 767), (250, 251), (3, 3), (4, 1), (1, 4)]
+SHAPES = [
+    (512, 2048),
+    (384, 1536),
+    (364, 1456),
+    (64, 256),
+    (32, 128),
+    (100, 4200),
+    (512, 4096),
+    (7, 39),
+    (1, 3),
+]
+SIZES = [
+    (1, 1),
+    (1, 5000),
+    (5000, 1),
+    (2, 3),
+    (64, 64),
+    (65, 64),
+    (63, 65),
+    (256, 256),
+    (640, 480),
+    (480, 640),
+    (641, 479),
+    (257, 129),
+    (128, 256),
+]
+SIZES += [
+    (64, 700),
+    (700, 64),
+    (300, 3),
+    (3, 301),
+    (192, 64),
+    (33, 77),
+    (1023, 767),
+    (250, 251),
+    (3, 3),
+    (4, 1),
+    (1, 4),
+]
 
 
 def picture(width: int, height: int, seed: int = 0) -> np.ndarray:
@@ -27,15 +63,28 @@ def picture(width: int, height: int, seed: int = 0) -> np.ndarray:
     return (ramp + rng.integers(0, 36, (height, width, 3))).astype(np.uint8)
 
 
-def reference_tiles(pixels: np.ndarray, longest: int, edge: int, *, split: bool = True, resample: int = 1) -> tuple[np.ndarray, int, int]:
-    processor = reference.SmolVLMImageProcessorPil(size={"longest_edge": longest}, max_image_size={"longest_edge": edge}, resample=resample)
-    found = processor(Image.fromarray(pixels), do_rescale=False, do_normalize=False, do_pad=False, do_image_splitting=split, return_row_col_info=True)
+def reference_tiles(
+    pixels: np.ndarray, longest: int, edge: int, *, split: bool = True, resample: int = 1
+) -> tuple[np.ndarray, int, int]:
+    processor = reference.SmolVLMImageProcessorPil(
+        size={"longest_edge": longest}, max_image_size={"longest_edge": edge}, resample=resample
+    )
+    found = processor(
+        Image.fromarray(pixels),
+        do_rescale=False,
+        do_normalize=False,
+        do_pad=False,
+        do_image_splitting=split,
+        return_row_col_info=True,
+    )
     values = found["pixel_values"][0]
     return np.stack([np.asarray(tile) for tile in values]), found["rows"][0][0], found["cols"][0][0]
 
 
 def assert_equal_tiles(pixels: np.ndarray, own: TileSettings) -> None:
-    expected, rows, cols = reference_tiles(pixels, own.longest_edge, own.tile_edge, split=own.split, resample=own.resample)
+    expected, rows, cols = reference_tiles(
+        pixels, own.longest_edge, own.tile_edge, split=own.split, resample=own.resample
+    )
     found, plan = cut_tiles(pixels, own)
     assert (plan.rows, plan.cols) == (rows, cols)
     assert found.dtype == expected.dtype == np.uint8
@@ -43,14 +92,20 @@ def assert_equal_tiles(pixels: np.ndarray, own: TileSettings) -> None:
     assert np.array_equal(found, expected)
 
 
-def reference_sizes(width: int, height: int, longest: int, edge: int) -> tuple[tuple[int, int], tuple[int, int]]:
+def reference_sizes(
+    width: int, height: int, longest: int, edge: int
+) -> tuple[tuple[int, int], tuple[int, int]]:
     """What the processor's own functions say, sizes only."""
     height, width = reference._resize_output_size_rescale_to_max_len(height, width, max_len=longest)
-    height, width = reference._resize_output_size_scale_below_upper_bound(height, width, max_len=reference.MAX_IMAGE_SIZE)
+    height, width = reference._resize_output_size_scale_below_upper_bound(
+        height, width, max_len=reference.MAX_IMAGE_SIZE
+    )
     asked: list[tuple[int, int]] = []
 
     class Recorder(reference.SmolVLMImageProcessorPil):
-        def resize(self, image: np.ndarray, size: object, resample: object = None, **kwargs: object) -> np.ndarray:
+        def resize(
+            self, image: np.ndarray, size: object, resample: object = None, **kwargs: object
+        ) -> np.ndarray:
             asked.append((size.width, size.height))
             return image
 
@@ -60,7 +115,9 @@ def reference_sizes(width: int, height: int, longest: int, edge: int) -> tuple[t
 
 @settings(max_examples=1500, deadline=None)
 @given(st.integers(1, 6000), st.integers(1, 6000), st.sampled_from(SHAPES))
-def test_plan_follows_the_processors_arithmetic(width: int, height: int, shape: tuple[int, int]) -> None:
+def test_plan_follows_the_processors_arithmetic(
+    width: int, height: int, shape: tuple[int, int]
+) -> None:
     edge, longest = shape
     plan = plan_tiles(width, height, TileSettings(longest, edge))
     resized, fitted = reference_sizes(width, height, longest, edge)
@@ -73,7 +130,9 @@ def test_plan_follows_the_processors_arithmetic(width: int, height: int, shape: 
 
 @settings(max_examples=300, deadline=None)
 @given(st.integers(1, 6000), st.integers(1, 6000), st.sampled_from(SHAPES[:5]))
-def test_native_never_takes_more_tiles_than_full(width: int, height: int, shape: tuple[int, int]) -> None:
+def test_native_never_takes_more_tiles_than_full(
+    width: int, height: int, shape: tuple[int, int]
+) -> None:
     full = TileSettings(shape[1], shape[0])
     native = full.native(width, height)
     assert native.longest_edge % native.tile_edge == 0
@@ -104,8 +163,16 @@ def test_video_frames(size: tuple[int, int]) -> None:
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.integers(1, 400), st.integers(1, 400), st.sampled_from([(32, 128), (48, 150), (40, 240)]), st.booleans(), st.integers(0, 9))
-def test_any_small_picture(width: int, height: int, shape: tuple[int, int], split: bool, seed: int) -> None:
+@given(
+    st.integers(1, 400),
+    st.integers(1, 400),
+    st.sampled_from([(32, 128), (48, 150), (40, 240)]),
+    st.booleans(),
+    st.integers(0, 9),
+)
+def test_any_small_picture(
+    width: int, height: int, shape: tuple[int, int], split: bool, seed: int
+) -> None:
     assert_equal_tiles(picture(width, height, seed), TileSettings(shape[1], shape[0], split=split))
 
 
@@ -144,7 +211,9 @@ def test_a_photo_of_the_published_shape_takes_thirteen_tiles() -> None:
 def test_a_view_of_a_larger_array_is_cut_like_a_copy() -> None:
     whole = picture(200, 150)
     view = whole[10:130:2, ::-1]
-    assert np.array_equal(cut_tiles(view, SMALL)[0], cut_tiles(np.ascontiguousarray(view), SMALL)[0])
+    assert np.array_equal(
+        cut_tiles(view, SMALL)[0], cut_tiles(np.ascontiguousarray(view), SMALL)[0]
+    )
 
 
 def test_the_picture_is_left_alone() -> None:

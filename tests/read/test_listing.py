@@ -13,8 +13,8 @@ from vlmbatch.errors import JobError
 from vlmbatch.job import Job
 from vlmbatch.read import open_reader
 from vlmbatch.read.files import walk
-from vlmbatch.read.files.source import Found
 from vlmbatch.read.files.kinds import file_status, read_paths
+from vlmbatch.read.files.source import Found
 from vlmbatch.read.listing import Listing
 
 
@@ -29,7 +29,17 @@ def ids(*inputs: object, stdin: bytes | None = None, **options: object) -> list[
 
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
-    for name in ("b.jpg", "a.JPEG", "sub/c.png", "sub/deep/d.webp", "notes.txt", "clip.mp4", ".hidden.jpg", ".git/e.jpg", "z z.gif"):
+    for name in (
+        "b.jpg",
+        "a.JPEG",
+        "sub/c.png",
+        "sub/deep/d.webp",
+        "notes.txt",
+        "clip.mp4",
+        ".hidden.jpg",
+        ".git/e.jpg",
+        "z z.gif",
+    ):
         path = tmp_path / "tree" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
@@ -95,15 +105,21 @@ def test_an_input_that_is_not_there_is_named(tree: Path, name: str) -> None:
         (".h*.jpg", [".hidden.jpg"]),
     ],
 )
-def test_a_glob_gives_ids_below_its_fixed_folder(tree: Path, pattern: str, found: list[str]) -> None:
+def test_a_glob_gives_ids_below_its_fixed_folder(
+    tree: Path, pattern: str, found: list[str]
+) -> None:
     (tree / "notes.dat").touch()
     assert ids(tree / pattern) == found
 
 
-def test_a_glob_is_listed_once_and_anew_each_further_time(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_glob_is_listed_once_and_anew_each_further_time(
+    tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     listed: list[str] = []
     names = walk._names
-    monkeypatch.setattr(walk, "_names", lambda folder: listed.append(Path(folder).name) or names(folder))
+    monkeypatch.setattr(
+        walk, "_names", lambda folder: listed.append(Path(folder).name) or names(folder)
+    )
     listing = Listing(Job(inputs=(str(tree / "**" / "*.png"),)))
     assert [found.id for found in listing] == ["sub/c.png"]
     assert listed == ["tree", "sub", "deep"]
@@ -112,7 +128,9 @@ def test_a_glob_is_listed_once_and_anew_each_further_time(tree: Path, monkeypatc
     assert listed == ["tree", "sub", "deep"] * 2
 
 
-def test_a_relative_glob_and_the_current_folder(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_relative_glob_and_the_current_folder(
+    tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tree)
     assert [(found.id, found.source) for found in files("*.jpg")] == [("b.jpg", "b.jpg")]
     assert ids(".")[0] == "a.JPEG"
@@ -134,7 +152,9 @@ def test_links_to_files_and_folders_are_followed_and_loops_end(tmp_path: Path) -
     assert ids(tmp_path / "in") == ["broken.png", "file.png", "folder/a.png", "self.png"]
 
 
-def test_a_link_to_a_file_is_a_row_of_its_own_however_it_is_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_link_to_a_file_is_a_row_of_its_own_however_it_is_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write_picture(tmp_path / "in" / "b.png")
     write_picture(tmp_path / "more" / "d.png")
     (tmp_path / "in" / "a.png").symlink_to("b.png")
@@ -142,8 +162,18 @@ def test_a_link_to_a_file_is_a_row_of_its_own_however_it_is_given(tmp_path: Path
     (tmp_path / "again").symlink_to("in")
     (tmp_path / "list.txt").write_text("in/a.png\nin/b.png\nagain/a.png\n")
     monkeypatch.chdir(tmp_path)
-    assert ids("in") == ids("in/*.png") == ids("in/a.png", "in/b.png") == ids("in", "again", "again/b.png") == ["a.png", "b.png"]
-    assert ids("-", stdin=b"in/a.png\nin/b.png\nagain/b.png\n") == ids("list.txt") == ["in/a.png", "in/b.png"]
+    assert (
+        ids("in")
+        == ids("in/*.png")
+        == ids("in/a.png", "in/b.png")
+        == ids("in", "again", "again/b.png")
+        == ["a.png", "b.png"]
+    )
+    assert (
+        ids("-", stdin=b"in/a.png\nin/b.png\nagain/b.png\n")
+        == ids("list.txt")
+        == ["in/a.png", "in/b.png"]
+    )
     assert ids("in", "more") == ["a.png", "b.png", "c.png", "d.png"]
     assert Listing(Job(inputs=("in/a.png", "in/b.png", "again/b.png"))).estimate() == 2
 
@@ -192,7 +222,9 @@ def test_names_with_spaces_newlines_and_bytes_that_are_not_utf8(tmp_path: Path) 
         Path(os.fsdecode(os.fsencode(tmp_path) + b"/" + name)).touch()
     found = files(tmp_path)
     assert [one.id for one in found] == ["a b.png", "caf\\xe9.png", "größe.png", "new\nline.png"]
-    assert all(one.id.encode() and one.source.encode() and os.path.exists(one.path) for one in found)
+    assert all(
+        one.id.encode() and one.source.encode() and os.path.exists(one.path) for one in found
+    )
 
 
 def test_the_fingerprint_changes_with_the_file(tmp_path: Path) -> None:
@@ -220,15 +252,36 @@ def test_a_file_given_twice_is_taken_once(tree: Path) -> None:
 def test_other_files_with_the_same_id_are_told_apart(tmp_path: Path) -> None:
     for folder in ("one", "two", "x/two"):
         write_picture(tmp_path / folder / "a.png")
-    assert ids(tmp_path / "one", tmp_path / "two", tmp_path / "x" / "two") == ["a.png", "two/a.png", "two/a.png#2"]
-    assert ids(*(tmp_path / folder / "a.png" for folder in ("one", "two"))) == ["a.png", "two/a.png"]
+    assert ids(tmp_path / "one", tmp_path / "two", tmp_path / "x" / "two") == [
+        "a.png",
+        "two/a.png",
+        "two/a.png#2",
+    ]
+    assert ids(*(tmp_path / folder / "a.png" for folder in ("one", "two"))) == [
+        "a.png",
+        "two/a.png",
+    ]
 
 
 @pytest.mark.parametrize("separator", [b"\n", b"\r\n", b"\0"])
 def test_paths_on_stdin(tree: Path, monkeypatch: pytest.MonkeyPatch, separator: bytes) -> None:
     monkeypatch.chdir(tree)
-    names = [b"./b.jpg", b"sub/c.png", b"missing.jpg", b"", b"caf\xe9.jpg", b"b.jpg", os.fsencode(tree / "z z.gif")]
-    assert ids("-", stdin=separator.join(names)) == ["b.jpg", "sub/c.png", "missing.jpg", "caf\\xe9.jpg", (tree / "z z.gif").as_posix()]
+    names = [
+        b"./b.jpg",
+        b"sub/c.png",
+        b"missing.jpg",
+        b"",
+        b"caf\xe9.jpg",
+        b"b.jpg",
+        os.fsencode(tree / "z z.gif"),
+    ]
+    assert ids("-", stdin=separator.join(names)) == [
+        "b.jpg",
+        "sub/c.png",
+        "missing.jpg",
+        "caf\\xe9.jpg",
+        (tree / "z z.gif").as_posix(),
+    ]
 
 
 def test_names_with_newlines_come_through_nul_separated_stdin() -> None:
@@ -262,7 +315,9 @@ def test_how_many_files_there_are_is_known_when_each_was_named(tree: Path) -> No
     assert Listing(Job(inputs=(str(tree),))).estimate() is None
 
 
-def test_counting_looks_at_no_file_that_nobody_would_open(tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_counting_looks_at_no_file_that_nobody_would_open(
+    tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     os.mkfifo(tmp_path / "pipe")
     (tree / "pipe.pdf").symlink_to(tmp_path / "pipe")
     job = Job(inputs=(str(tree),))

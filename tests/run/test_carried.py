@@ -1,4 +1,6 @@
-"""Manifests and archives through the whole pipeline: carried columns in every format and across resumes, own questions, bad rows, memory."""
+"""Manifests and archives through the whole pipeline: carried columns in every format and across
+resumes, own questions, bad rows, memory.
+"""
 
 from __future__ import annotations
 
@@ -14,11 +16,11 @@ import pytest
 
 from tests.media import write_picture
 from tests.write.rows import crash, record, store
+from vlmbatch.core import RECORD_FIELDS
 from vlmbatch.engine.scripted import ScriptedEngine
 from vlmbatch.errors import JobError, OutputError
 from vlmbatch.job import Job
 from vlmbatch.run.pipeline import Run, count_items
-from vlmbatch.core import RECORD_FIELDS
 from vlmbatch.write import read_records
 from vlmbatch.write.columns import common_kind, kind_of
 
@@ -34,12 +36,18 @@ def folder(tmp_path: Path) -> Path:
 
 def manifest(folder: Path, *rows: dict[str, Any]) -> Path:
     path = folder / "rows.jsonl"
-    path.write_text("".join(json.dumps({"path": f"{number}.png", **row}) + "\n" for number, row in enumerate(rows)))
+    path.write_text(
+        "".join(
+            json.dumps({"path": f"{number}.png", **row}) + "\n" for number, row in enumerate(rows)
+        )
+    )
     return path
 
 
 def job(folder: Path, output: str = "out.jsonl", source: str = "rows.jsonl", **values: Any) -> Job:
-    return Job.from_dict({"inputs": [str(folder / source)], "output": str(folder / output), **values})
+    return Job.from_dict(
+        {"inputs": [str(folder / source)], "output": str(folder / output), **values}
+    )
 
 
 def start(job: Job) -> tuple[list[str], list[dict[str, Any]]]:
@@ -59,16 +67,26 @@ MIXED = [
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
-def test_carried_columns_stand_behind_the_others_with_their_types(folder: Path, suffix: str) -> None:
+def test_carried_columns_stand_behind_the_others_with_their_types(
+    folder: Path, suffix: str
+) -> None:
     manifest(folder, *MIXED)
     _, rows = start(job(folder, f"out.{suffix}", keep=["n", "x=score", "s", "flag", "any"]))
     assert tuple(rows[0]) == (*RECORD_FIELDS, "n", "score", "s", "flag", "any")
     found = [[row[name] for name in ("n", "score", "s", "flag", "any")] for row in rows]
     if suffix == "jsonl":
-        assert found == [[row.get(name) for name in ("n", "x", "s", "flag", "any")] for row in MIXED]
+        assert found == [
+            [row.get(name) for name in ("n", "x", "s", "flag", "any")] for row in MIXED
+        ]
     elif suffix == "parquet":
         types = pq.read_schema(folder / "out.parquet")
-        assert [str(types.field(name).type) for name in ("n", "score", "s", "flag", "any")] == ["int64", "double", "string", "bool", "string"]
+        assert [str(types.field(name).type) for name in ("n", "score", "s", "flag", "any")] == [
+            "int64",
+            "double",
+            "string",
+            "bool",
+            "string",
+        ]
         assert found[:2] == [[1, 1.0, "a", True, '[1, "é"]'], [None, 2.5, "", None, '{"k": null}']]
         assert found[2:] == [[2**40, None, None, None, None], [-3, None, None, None, "text"]]
     else:
@@ -104,28 +122,58 @@ def test_rows_of_a_killed_run_keep_what_they_carried(tmp_path: Path, suffix: str
     with store(output, keep=("a", "b=c")) as resumed:
         resumed.write(record(2, extra={"a": None, "c": "x"}))
     rows = list(read_records(output))
-    expected = [("1", None), ("2.5", "\\udcff"), (None, "x")] if suffix == "csv" else [(1, None), (2.5, "\\udcff"), (None, "x")]
+    expected = (
+        [("1", None), ("2.5", "\\udcff"), (None, "x")]
+        if suffix == "csv"
+        else [(1, None), (2.5, "\\udcff"), (None, "x")]
+    )
     assert [(row["a"], row["c"]) for row in rows] == expected
     with pytest.raises(OutputError, match=r'keep: \["a", "b=c"\] there, \["a"\] here'):
         store(output, keep=("a",))
 
 
 def test_times_bytes_and_what_is_no_number_are_carried_as_json_can_hold_them(folder: Path) -> None:
-    columns = {"day": [datetime.date(2026, 1, 31)], "at": [datetime.datetime(2026, 1, 31, 12)], "raw": [b"\x00\xff"], "nan": [float("nan")], "big": [2.0]}
+    columns = {
+        "day": [datetime.date(2026, 1, 31)],
+        "at": [datetime.datetime(2026, 1, 31, 12)],
+        "raw": [b"\x00\xff"],
+        "nan": [float("nan")],
+        "big": [2.0],
+    }
     pq.write_table(pa.table({"path": ["0.png"], **columns}), folder / "rows.parquet")
     _, rows = start(job(folder, source="rows.parquet", path_column="path", keep=list(columns)))
-    assert [rows[0][name] for name in columns] == ["2026-01-31", "2026-01-31T12:00:00", "AP8=", None, 2.0]
+    assert [rows[0][name] for name in columns] == [
+        "2026-01-31",
+        "2026-01-31T12:00:00",
+        "AP8=",
+        None,
+        2.0,
+    ]
 
 
 def test_kinds_widen_until_every_value_fits() -> None:
-    assert [kind_of(value) for value in (None, True, 1, 2**63, 1.5, "a", [1])] == [None, "bool", "int64", "string", "float64", "string", "string"]
+    assert [kind_of(value) for value in (None, True, 1, 2**63, 1.5, "a", [1])] == [
+        None,
+        "bool",
+        "int64",
+        "string",
+        "float64",
+        "string",
+        "string",
+    ]
     assert common_kind(None, "int64") == common_kind("int64", None) == "int64"
     assert common_kind("int64", "float64") == "float64"
     assert common_kind("bool", "int64") == "string"
 
 
 def test_rows_are_asked_their_own_questions_or_the_jobs(folder: Path) -> None:
-    manifest(folder, {"question": "Why?"}, {"question": ["Who?", "Where?"]}, {"question": None}, {"path": "gone.png", "question": "When?"})
+    manifest(
+        folder,
+        {"question": "Why?"},
+        {"question": ["Who?", "Where?"]},
+        {"question": None},
+        {"path": "gone.png", "question": "When?"},
+    )
     _, rows = start(job(folder, task="vqa", questions=["What?"]))
     assert [(row["id"], row["prompt"], row["status"]) for row in rows] == [
         ("0.png", "Why?", "ok"),
@@ -161,17 +209,29 @@ def test_what_is_kept_must_have_names_of_its_own(folder: Path, keep: list[str]) 
 
 
 def test_items_of_a_table_of_pictures_are_counted_without_them(folder: Path) -> None:
-    pq.write_table(pa.table({"image": [(folder / f"{number}.png").read_bytes() for number in range(4)]}), folder / "rows.parquet")
+    pq.write_table(
+        pa.table({"image": [(folder / f"{number}.png").read_bytes() for number in range(4)]}),
+        folder / "rows.parquet",
+    )
     assert count_items(job(folder, source="rows.parquet")) == 4
     prepared, rows = start(job(folder, source="rows.parquet"))
-    assert prepared == [row["id"] for row in rows] == [f"rows.parquet#row={number}" for number in range(4)]
+    assert (
+        prepared
+        == [row["id"] for row in rows]
+        == [f"rows.parquet#row={number}" for number in range(4)]
+    )
     table = pa.table({"image": [(folder / f"{number}.png").read_bytes() for number in (0, 3, 2)]})
     pq.write_table(table, folder / "rows.parquet")
     assert start(job(folder, source="rows.parquet"))[0] == ["rows.parquet#row=1"]
 
 
-def test_waiting_pictures_of_a_table_are_bounded_by_their_bytes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pq.write_table(pa.table({"image": [bytes([number]) * 1000 for number in range(60)]}), folder / "rows.parquet")
+def test_waiting_pictures_of_a_table_are_bounded_by_their_bytes(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pq.write_table(
+        pa.table({"image": [bytes([number]) * 1000 for number in range(60)]}),
+        folder / "rows.parquet",
+    )
     monkeypatch.setattr("vlmbatch.run.pipeline.HELD_BYTES", 4000)
     run = Run(job(folder, source="rows.parquet", read_workers=40), engine=ScriptedEngine())
     reader = threading.Thread(target=run._reading.run, args=(run.reader,))

@@ -10,19 +10,25 @@ import pytest
 
 from tests.media import picture, write_picture
 from vlmbatch.checkpoint import find_checkpoint
+from vlmbatch.core import Completion, Conversation, Pixels, Request, Timing
 from vlmbatch.engine import RequestQueue, open_engine
 from vlmbatch.engine.scripted import ScriptedEngine
 from vlmbatch.errors import GenerateError, JobError
 from vlmbatch.job import Job
-from vlmbatch.run.pipeline import Run
 from vlmbatch.prepare import Preparer
-from vlmbatch.core import Completion, Conversation, Pixels, Request, Timing
+from vlmbatch.run.pipeline import Run
 from vlmbatch.run.rows import join_completions
 from vlmbatch.write import read_records
 
 
 def job(tmp_path: Path, model: Path, **values: Any) -> Job:
-    settings = {"inputs": [str(tmp_path / "pages")], "output": str(tmp_path / "out.jsonl"), "model": str(model), "task": "ocr", "per": "tile"}
+    settings = {
+        "inputs": [str(tmp_path / "pages")],
+        "output": str(tmp_path / "out.jsonl"),
+        "model": str(model),
+        "task": "ocr",
+        "per": "tile",
+    }
     return Job.from_dict({**settings, "max_new_tokens": 4, **values})
 
 
@@ -34,10 +40,14 @@ def test_tiles_are_those_of_the_whole_picture_in_reading_order(tiny: Path) -> No
     assert len(parts) == len(whole.tiles) - 1 > 1
     assert np.array_equal(np.concatenate([part.tiles for part in parts]), whole.tiles[:-1])
     alone = Preparer.from_checkpoint(find_checkpoint(str(tiny)), "low").prepare(page, ["Read."])
-    assert all(part.prefix_ids == alone.prefix_ids and part.questions == alone.questions for part in parts)
+    assert all(
+        part.prefix_ids == alone.prefix_ids and part.questions == alone.questions for part in parts
+    )
     assert len({seed for part in parts for seed in part.seeds}) == len(parts)
     low = Preparer.from_checkpoint(find_checkpoint(str(tiny)), "low")
-    assert [np.array_equal(low.prepare(part, ["Read."]).tiles, alone.tiles) for part in low.cut(page)] == [True]
+    assert [
+        np.array_equal(low.prepare(part, ["Read."]).tiles, alone.tiles) for part in low.cut(page)
+    ] == [True]
 
 
 def test_empty_tiles_are_not_asked_about_unless_all_are(tiny: Path) -> None:
@@ -53,7 +63,9 @@ def test_empty_tiles_are_not_asked_about_unless_all_are(tiny: Path) -> None:
     assert (tile == 0).sum() == (whole == 0).sum() > 0
 
 
-def test_a_row_has_the_answers_about_its_tiles_one_below_the_other(tmp_path: Path, tiny: Path) -> None:
+def test_a_row_has_the_answers_about_its_tiles_one_below_the_other(
+    tmp_path: Path, tiny: Path
+) -> None:
     for number in range(2):
         write_picture(tmp_path / "pages" / f"{number}.png", 150, 90, seed=number)
     (tmp_path / "pages" / "bad.png").write_text("no picture")
@@ -61,13 +73,19 @@ def test_a_row_has_the_answers_about_its_tiles_one_below_the_other(tmp_path: Pat
     outcome = Run(asked).start()
     assert outcome.exit_code == 3, outcome.error
     found = list(read_records(tmp_path / "out.jsonl"))
-    assert [(row["id"], row["status"], row["index"]) for row in found] == [("0.png", "ok", 0), ("1.png", "ok", 1), ("bad.png", "error", 2)]
+    assert [(row["id"], row["status"], row["index"]) for row in found] == [
+        ("0.png", "ok", 0),
+        ("1.png", "ok", 1),
+        ("bad.png", "error", 2),
+    ]
     checkpoint = find_checkpoint(str(tiny))
     preparer = Preparer.from_checkpoint(checkpoint)
     engine = open_engine(asked, checkpoint, preparer.prepare, preparer.decode)
     for number, row in enumerate(found[:2]):
         texts = []
-        for part in preparer.cut(Conversation("image", Pixels((picture(150, 90, number),)), f"{number}.png")):
+        for part in preparer.cut(
+            Conversation("image", Pixels((picture(150, 90, number),)), f"{number}.png")
+        ):
             queue = RequestQueue(1)
             queue.put(engine.prepare(part, [row["prompt"]]))
             queue.close()
@@ -98,11 +116,33 @@ def test_figures_of_parts_are_joined() -> None:
                 batch_size=2,
                 timing=Timing(wait_seconds=2, decode_seconds=1, compute_seconds=0.25),
             ),
-            completion(1, " ", new_tokens=1, mean_logprob=-3.0, finish_reason="length", batch_size=4, timing=Timing(wait_seconds=1, decode_seconds=2)),
-            completion(2, "two", new_tokens=0, finish_reason="stop", prompt_tokens=5, timing=Timing(wait_seconds=3, compute_seconds=0.5)),
+            completion(
+                1,
+                " ",
+                new_tokens=1,
+                mean_logprob=-3.0,
+                finish_reason="length",
+                batch_size=4,
+                timing=Timing(wait_seconds=1, decode_seconds=2),
+            ),
+            completion(
+                2,
+                "two",
+                new_tokens=0,
+                finish_reason="stop",
+                prompt_tokens=5,
+                timing=Timing(wait_seconds=3, compute_seconds=0.5),
+            ),
         ]
     )
-    assert (whole.text, whole.new_tokens, whole.mean_logprob, whole.finish_reason, whole.batch_size, whole.prompt_tokens) == (
+    assert (
+        whole.text,
+        whole.new_tokens,
+        whole.mean_logprob,
+        whole.finish_reason,
+        whole.batch_size,
+        whole.prompt_tokens,
+    ) == (
         "one\ntwo",
         4,
         -1.5,
@@ -114,7 +154,9 @@ def test_figures_of_parts_are_joined() -> None:
 
 
 def test_a_part_without_an_answer_makes_the_whole_an_error() -> None:
-    whole = join_completions([completion(0, "one", finish_reason="stop"), completion(1, None, error=GenerateError("no"))])
+    whole = join_completions(
+        [completion(0, "one", finish_reason="stop"), completion(1, None, error=GenerateError("no"))]
+    )
     assert (whole.text, whole.finish_reason) == (None, None)
     assert isinstance(whole.error, GenerateError)
 

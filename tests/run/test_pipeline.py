@@ -1,4 +1,6 @@
-"""The pipeline: every item one row a question, whatever fails; order, resume, limits and memory, on real files with a scripted engine."""
+"""The pipeline: every item one row a question, whatever fails; order, resume, limits and memory, on
+real files with a scripted engine.
+"""
 
 from __future__ import annotations
 
@@ -14,12 +16,12 @@ import webvtt
 
 from tests.media import write_picture, write_video
 from vlmbatch.cli.progress import make_reporter
+from vlmbatch.core import RECORD_FIELDS
 from vlmbatch.engine.scripted import ScriptedEngine
 from vlmbatch.errors import EngineError, JobError, OutputError, TooManyErrors
 from vlmbatch.job import Job
-from vlmbatch.run.pipeline import Outcome, Run, count_items, run
 from vlmbatch.read import Reader, open_reader
-from vlmbatch.core import RECORD_FIELDS
+from vlmbatch.run.pipeline import Outcome, Run, count_items, run
 from vlmbatch.write import local_copy, read_records, read_summary
 
 
@@ -34,7 +36,9 @@ def photos(tmp_path: Path) -> Path:
 
 
 def job(folder: Path, **values: object) -> Job:
-    return Job.from_dict({"inputs": [str(folder)], "output": str(folder.parent / "out.jsonl"), **values})
+    return Job.from_dict(
+        {"inputs": [str(folder)], "output": str(folder.parent / "out.jsonl"), **values}
+    )
 
 
 def rows(job: Job) -> list[dict[str, Any]]:
@@ -117,7 +121,9 @@ def test_questions_about_an_item_are_rows_side_by_side(photos: Path) -> None:
     asked = ["Why?", "What?", "Why?"]
     _, engine = start(job(photos, task="vqa", questions=asked, limit=3))
     found = rows(job(photos, task="vqa", questions=asked))
-    assert [(row["id"], row["prompt"]) for row in found] == [(f"0{n}.png", question) for n in range(3) for question in ("Why?", "What?")]
+    assert [(row["id"], row["prompt"]) for row in found] == [
+        (f"0{n}.png", question) for n in range(3) for question in ("Why?", "What?")
+    ]
     assert engine.prepared.count("01.png") == 1
     start(job(photos, task="vqa", questions=["Why?", "What?", "Who?"], limit=3), engine)
     assert sorted(engine.answered[6:]) == [(f"0{n}.png", "Who?") for n in range(3)]
@@ -126,10 +132,22 @@ def test_questions_about_an_item_are_rows_side_by_side(photos: Path) -> None:
 
 def test_a_question_file_asks_each_item_its_own(photos: Path) -> None:
     file = photos.parent / "questions.jsonl"
-    file.write_text('{"id": "01.png", "question": "A?"}\n{"id": "01.png", "question": "B?"}\n"Everybody?"\n{"image": "02.png", "prompt": "C?"}\n')
+    file.write_text(
+        '{"id": "01.png", "question": "A?"}\n{"id": "01.png", "question": "B?"}\n"Everybody?"\n{"image": "02.png", "prompt": "C?"}\n'
+    )
     start(job(photos, task="vqa", questions_file=str(file), limit=3))
-    found = [(row["id"], row["prompt"]) for row in rows(job(photos, task="vqa", questions_file=str(file)))]
-    assert found == [("00.png", "Everybody?"), ("01.png", "Everybody?"), ("01.png", "A?"), ("01.png", "B?"), ("02.png", "Everybody?"), ("02.png", "C?")]
+    found = [
+        (row["id"], row["prompt"])
+        for row in rows(job(photos, task="vqa", questions_file=str(file)))
+    ]
+    assert found == [
+        ("00.png", "Everybody?"),
+        ("01.png", "Everybody?"),
+        ("01.png", "A?"),
+        ("01.png", "B?"),
+        ("02.png", "Everybody?"),
+        ("02.png", "C?"),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -141,10 +159,15 @@ def test_a_question_file_asks_each_item_its_own(photos: Path) -> None:
         ("q.md", "x", "write it as"),
     ],
 )
-def test_a_bad_question_file_is_a_usage_error(photos: Path, name: str, text: str, message: str) -> None:
+def test_a_bad_question_file_is_a_usage_error(
+    photos: Path, name: str, text: str, message: str
+) -> None:
     (photos.parent / name).write_text(text)
     with pytest.raises(JobError, match=message):
-        Run(job(photos, task="vqa", questions_file=str(photos.parent / name)), engine=ScriptedEngine())
+        Run(
+            job(photos, task="vqa", questions_file=str(photos.parent / name)),
+            engine=ScriptedEngine(),
+        )
 
 
 def about(photos: Path, *ids: str, **values: object) -> Job:
@@ -159,11 +182,15 @@ def test_ids_of_a_question_file_that_no_item_has_are_told(photos: Path) -> None:
     found = outcome.summary["questions"]
     assert (found["ids"], found["missed"]) == (3, 2)
     assert found["hint"].endswith("questions.jsonl: no item has 2 of its 3 ids, such as 'gone.png'")
-    assert start(about(photos, "01.png", "19.png", limit=2))[0].summary["questions"] is None  # the others may come after it
+    assert (
+        start(about(photos, "01.png", "19.png", limit=2))[0].summary["questions"] is None
+    )  # the others may come after it
     assert start(about(photos, "01.png"))[0].summary["questions"] is None
 
 
-def test_a_question_file_about_other_things_is_a_usage_error_and_takes_no_row_away(photos: Path) -> None:
+def test_a_question_file_about_other_things_is_a_usage_error_and_takes_no_row_away(
+    photos: Path,
+) -> None:
     start(about(photos, "01.png"))
     wrong = about(photos, "photos/01.png", "photos/02.png")
     outcome, _ = start(wrong)
@@ -175,18 +202,27 @@ def test_a_question_file_about_other_things_is_a_usage_error_and_takes_no_row_aw
         count_items(wrong)
     outcome, _ = start(about(photos, "19.png", limit=2))
     assert outcome.exit_code == 0
-    assert "no item within --limit has its id: it asks about '19.png'" in outcome.summary["questions"]["hint"]
+    assert (
+        "no item within --limit has its id: it asks about '19.png'"
+        in outcome.summary["questions"]["hint"]
+    )
 
 
 def test_a_question_file_about_nothing_that_is_there_yet_is_no_error(photos: Path) -> None:
     outcome, _ = start(about(photos, "01.png", include=["*.webp"]))
-    assert (outcome.exit_code, outcome.summary["found"], outcome.summary["questions"]) == (0, 0, None)
+    assert (outcome.exit_code, outcome.summary["found"], outcome.summary["questions"]) == (
+        0,
+        0,
+        None,
+    )
 
 
 def test_an_item_that_the_engine_cannot_answer_is_an_error_row(photos: Path) -> None:
     outcome, _ = start(job(photos), ScriptedEngine(fail=lambda key: key.startswith("1")))
     assert outcome.summary["errors"] == {"DecodeError": 1, "GenerateError": 10}
-    assert [row["id"] for row in rows(job(photos)) if row["error_type"] == "GenerateError"] == [f"{n}.png" for n in range(10, 20)]
+    assert [row["id"] for row in rows(job(photos)) if row["error_type"] == "GenerateError"] == [
+        f"{n}.png" for n in range(10, 20)
+    ]
 
 
 def test_a_dead_engine_ends_the_run_and_keeps_what_is_finished(photos: Path) -> None:
@@ -194,7 +230,9 @@ def test_a_dead_engine_ends_the_run_and_keeps_what_is_finished(photos: Path) -> 
     assert isinstance(outcome.error, EngineError)
     assert outcome.exit_code == 1
     kept = rows(job(photos))
-    assert {row["id"] for row in kept if row["status"] == "ok"} == {key for key, _ in engine.answered}
+    assert {row["id"] for row in kept if row["status"] == "ok"} == {
+        key for key, _ in engine.answered
+    }
     assert len(engine.answered) == 6
     outcome, again = start(job(photos))
     assert outcome.exit_code == 3
@@ -217,7 +255,9 @@ def test_too_many_errors_stop_a_hopeless_run(tmp_path: Path, limit: str) -> None
 
 
 @pytest.mark.parametrize(("limit", "code"), [("10%", 4), ("50%", 3)])
-def test_a_share_of_errors_is_judged_at_the_end_of_a_short_run_too(tmp_path: Path, limit: str, code: int) -> None:
+def test_a_share_of_errors_is_judged_at_the_end_of_a_short_run_too(
+    tmp_path: Path, limit: str, code: int
+) -> None:
     folder = tmp_path / "some bad"
     for number in range(8):
         write_picture(folder / f"{number}.png")
@@ -236,15 +276,23 @@ def test_the_share_of_errors_counts_what_was_done_before(photos: Path) -> None:
     assert outcome.exit_code == 3
     (photos / "98.png").write_text("no")
     outcome, _ = start(job(photos, max_errors="9%"))
-    assert (outcome.exit_code, str(outcome.error)) == (4, "3 of 22 items are errors, more than --max-errors 9%")
-    assert start(job(photos, max_errors="9%"))[0].exit_code == 3  # a run that does nothing is not judged
+    assert (outcome.exit_code, str(outcome.error)) == (
+        4,
+        "3 of 22 items are errors, more than --max-errors 9%",
+    )
+    assert (
+        start(job(photos, max_errors="9%"))[0].exit_code == 3
+    )  # a run that does nothing is not judged
 
 
 def test_a_number_of_errors_is_that_of_this_run(photos: Path) -> None:
     for number in range(3):
         (photos / f"9{number}.png").write_text("no")
         outcome, _ = start(job(photos, max_errors="2"))
-        assert (outcome.exit_code, outcome.summary["status"]["error"]) == (3, 2 if number == 0 else 1)
+        assert (outcome.exit_code, outcome.summary["status"]["error"]) == (
+            3,
+            2 if number == 0 else 1,
+        )
 
 
 def test_a_stopped_run_keeps_what_is_finished_and_goes_on_later(photos: Path) -> None:
@@ -312,10 +360,16 @@ def test_video_frames_clips_and_windows_are_items(tmp_path: Path) -> None:
     assert outcome.exit_code == 0
     windows = job(tmp_path / "v", media="video", per="window", window=2, overwrite=True)
     start(windows)
-    assert [(row["id"], row["time_seconds"], row["end_seconds"]) for row in rows(windows)][1] == ("clip.mp4#t=2.000-4.000", 2.0, pytest.approx(4.0))
+    assert [(row["id"], row["time_seconds"], row["end_seconds"]) for row in rows(windows)][1] == (
+        "clip.mp4#t=2.000-4.000",
+        2.0,
+        pytest.approx(4.0),
+    )
 
 
-def test_items_are_counted_for_the_progress_after_the_first_answer_not_before(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_items_are_counted_for_the_progress_after_the_first_answer_not_before(
+    photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     engine = ScriptedEngine()
     answers_before_counting = []
 
@@ -338,7 +392,9 @@ def test_an_empty_folder_is_no_error(tmp_path: Path) -> None:
     assert rows(job(tmp_path / "none")) == []
 
 
-def test_an_unforeseen_exception_of_one_item_does_not_end_the_run(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unforeseen_exception_of_one_item_does_not_end_the_run(
+    photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     engine = ScriptedEngine()
     prepare = engine.prepare
 
@@ -374,10 +430,16 @@ def test_a_reader_that_dies_ends_the_run_after_committing(photos: Path) -> None:
     assert isinstance(outcome.error, RuntimeError)
     assert outcome.exit_code == 1
     assert 3 <= len(rows(job(photos))) <= 5
-    assert not [thread for thread in threading.enumerate() if thread.name in ("reader", "writer") or thread.name.startswith("prepare")]
+    assert not [
+        thread
+        for thread in threading.enumerate()
+        if thread.name in ("reader", "writer") or thread.name.startswith("prepare")
+    ]
 
 
-def test_sidecars_are_written_of_all_rows_of_the_items_when_a_run_comes_to_its_end(photos: Path) -> None:
+def test_sidecars_are_written_of_all_rows_of_the_items_when_a_run_comes_to_its_end(
+    photos: Path,
+) -> None:
     job_of = job(photos, sidecar="txt")
     outcome, _ = start(job_of, ScriptedEngine(die_after=6))
     assert outcome.exit_code == 1
@@ -390,7 +452,9 @@ def test_sidecars_are_written_of_all_rows_of_the_items_when_a_run_comes_to_its_e
     assert not (photos / "07.txt").exists()
     (photos / "08.png").unlink()
     (photos / "08.txt").unlink()
-    start(job(photos, sidecar="txt", prompt="Other?"))  # in the same OUTPUT; 08.png has a row there, and no place any more
+    start(
+        job(photos, sidecar="txt", prompt="Other?")
+    )  # in the same OUTPUT; 08.png has a row there, and no place any more
     assert (photos / "03.txt").read_text() == "03.png: Other?\n"
     assert not (photos / "08.txt").exists()
 
@@ -404,23 +468,44 @@ def test_subtitles_of_a_video_that_became_another_are_those_of_the_other(tmp_pat
     assert [cue.content for cue in found] == list("01234")
     assert found[-1].end.total_seconds() == 5
     write_video(tmp_path / "v" / "clip.mp4", 23, fps=10)
-    _, again = start(frames, ScriptedEngine(lambda key, question: "so" if key[-5] != "1" else "-->\n\n&"))
+    _, again = start(
+        frames, ScriptedEngine(lambda key, question: "so" if key[-5] != "1" else "-->\n\n&")
+    )
     assert len(again.answered) == 3
     found = list(srt.parse((tmp_path / "v" / "clip.srt").read_text(encoding="utf-8")))
-    assert [(cue.start.total_seconds(), cue.end.total_seconds(), cue.content) for cue in found] == [(0, 1, "so"), (1, 2, "-> &"), (2, 2.3, "so")]
+    assert [(cue.start.total_seconds(), cue.end.total_seconds(), cue.content) for cue in found] == [
+        (0, 1, "so"),
+        (1, 2, "-> &"),
+        (2, 2.3, "so"),
+    ]
     assert len(rows(frames)) == 3  # no row of the frames that are gone
 
 
 def test_windows_of_a_video_have_subtitles_too(tmp_path: Path) -> None:
     (tmp_path / "v").mkdir()
     write_video(tmp_path / "v" / "clip.mp4", 50, fps=10)
-    start(job(tmp_path / "v", media="video", per="window", window=2, sidecar="vtt", sidecar_dir=str(tmp_path / "subs")))
+    start(
+        job(
+            tmp_path / "v",
+            media="video",
+            per="window",
+            window=2,
+            sidecar="vtt",
+            sidecar_dir=str(tmp_path / "subs"),
+        )
+    )
     assert [(cue.start, cue.end) for cue in webvtt.read(tmp_path / "subs" / "clip.vtt")] == [
-        *(("00:00:00.000", "00:00:02.000"), ("00:00:02.000", "00:00:04.000"), ("00:00:04.000", "00:00:05.000"))
+        *(
+            ("00:00:00.000", "00:00:02.000"),
+            ("00:00:02.000", "00:00:04.000"),
+            ("00:00:04.000", "00:00:05.000"),
+        )
     ]
 
 
-def test_a_folder_where_sidecars_cannot_be_written_ends_in_an_error_with_every_row_kept(photos: Path) -> None:
+def test_a_folder_where_sidecars_cannot_be_written_ends_in_an_error_with_every_row_kept(
+    photos: Path,
+) -> None:
     (photos / "03.txt").mkdir()
     outcome, _ = start(job(photos, sidecar="txt"))
     assert outcome.exit_code == 1
@@ -439,20 +524,34 @@ def test_an_output_behind_a_url_has_rows_summary_and_sidecars(photos: Path) -> N
     assert outcome.summary["kept"]["rows"] == 3
     assert len(engine.prepared) == 16
     with local_copy(where["output"]) as path:
-        assert [row["id"] for row in read_records(path)] == [f"{number:02d}.png" for number in range(20)]
+        assert [row["id"] for row in read_records(path)] == [
+            f"{number:02d}.png" for number in range(20)
+        ]
         assert read_summary(path) == json.loads(json.dumps(outcome.summary))
     files.rm("/bucket", recursive=True)
 
 
-def test_sidecars_have_the_answers_to_the_questions_that_the_rows_of_a_manifest_ask(photos: Path) -> None:
+def test_sidecars_have_the_answers_to_the_questions_that_the_rows_of_a_manifest_ask(
+    photos: Path,
+) -> None:
     table = photos / "asked.csv"
     table.write_text("path,question\n01.png,Who?\n02.png,Why?\n02.png,Where?\n")
     start(job(table, task="vqa", sidecar="txt", output=str(photos.parent / "out.jsonl")))
     assert (photos / "01.txt").read_text() == "01.png: Who?\n"
     assert (photos / "02.txt").read_text() == "02.png: Why?\n02.png: Where?\n"
     table.write_text("path,question\n01.png,Who?\n01.png,\n02.png,Where?\n")
-    outcome, engine = start(job(table, task="vqa", questions=["What?"], sidecar="txt", output=str(photos.parent / "out.jsonl")))
+    outcome, engine = start(
+        job(
+            table,
+            task="vqa",
+            questions=["What?"],
+            sidecar="txt",
+            output=str(photos.parent / "out.jsonl"),
+        )
+    )
     assert len(engine.answered) == 1
     assert outcome.summary["kept"]["rows"] == 2
     assert (photos / "01.txt").read_text() == "01.png: Who?\n01.png: What?\n"
-    assert (photos / "02.txt").read_text() == "02.png: Where?\n"  # what was asked before stays in OUTPUT only
+    assert (
+        photos / "02.txt"
+    ).read_text() == "02.png: Where?\n"  # what was asked before stays in OUTPUT only

@@ -1,4 +1,6 @@
-"""``--skip-similar`` through the whole pipeline: whose answers a row gets, what a resumed run does, and what happens to errors."""
+"""``--skip-similar`` through the whole pipeline: whose answers a row gets, what a resumed run does,
+and what happens to errors.
+"""
 
 from __future__ import annotations
 
@@ -12,12 +14,12 @@ import numpy as np
 import pytest
 
 from tests.media import HEIGHT, WIDTH, write_video
+from vlmbatch.core import UInt8Array
 from vlmbatch.engine.scripted import ScriptedEngine
 from vlmbatch.errors import OutputError
 from vlmbatch.job import Job
-from vlmbatch.run.pipeline import Outcome, Run
 from vlmbatch.read.video.file import VideoFile
-from vlmbatch.core import UInt8Array
+from vlmbatch.run.pipeline import Outcome, Run
 from vlmbatch.write import read_records
 
 SHOTS = [0, 0, 0, 1, 1, 2, 0, 0]
@@ -38,7 +40,16 @@ def film(tmp_path: Path) -> Path:
 
 
 def job(folder: Path, **values: object) -> Job:
-    return Job.from_dict({"inputs": [str(folder)], "output": str(folder.parent / "out.jsonl"), "media": "video", "fps": 1, "skip_similar": True, **values})
+    return Job.from_dict(
+        {
+            "inputs": [str(folder)],
+            "output": str(folder.parent / "out.jsonl"),
+            "media": "video",
+            "fps": 1,
+            "skip_similar": True,
+            **values,
+        }
+    )
 
 
 def start(job: Job, engine: ScriptedEngine | None = None) -> tuple[Outcome, ScriptedEngine]:
@@ -64,7 +75,9 @@ def check(found: list[dict[str, Any]]) -> None:
     for row, original in zip(found, ORIGINALS, strict=True):
         assert row["similar_to"] == (None if original is None else f"a.mp4#t={original}.000")
         assert row["status"] == ("ok" if original is None else "similar")
-        assert row["text"].startswith(f"a.mp4#t={second(row) if original is None else original}.000: ")
+        assert row["text"].startswith(
+            f"a.mp4#t={second(row) if original is None else original}.000: "
+        )
 
 
 def test_a_frame_like_the_last_one_asked_about_gets_its_answer(film: Path) -> None:
@@ -74,9 +87,18 @@ def test_a_frame_like_the_last_one_asked_about_gets_its_answer(film: Path) -> No
     assert sorted(engine.prepared) == [f"a.mp4#t={number}.000" for number in (0, 3, 5, 6)]
     assert [row["time_seconds"] for row in found] == pytest.approx(range(8))
     assert [row["end_seconds"] for row in found] == pytest.approx(range(1, 9))
-    assert {(row["width"], row["height"], row["engine"]) for row in found} == {(WIDTH, HEIGHT, "scripted")}
+    assert {(row["width"], row["height"], row["engine"]) for row in found} == {
+        (WIDTH, HEIGHT, "scripted")
+    }
     assert [row["tiles"] for row in found] == [int(original is None) for original in ORIGINALS]
-    assert sum(row["compute_seconds"] + row["read_seconds"] for row in found if row["status"] == "similar") == 0
+    assert (
+        sum(
+            row["compute_seconds"] + row["read_seconds"]
+            for row in found
+            if row["status"] == "similar"
+        )
+        == 0
+    )
     assert outcome.exit_code == 0
     assert outcome.summary["status"] == {"ok": 4, "similar": 4}
     assert (outcome.summary["items"], outcome.summary["similar_items"]) == (8, 4)
@@ -105,7 +127,9 @@ def test_every_question_has_its_own_answer_to_copy(film: Path) -> None:
     _, engine = start(asked)
     found = rows(asked)
     assert len(engine.answered) == 8
-    assert [(second(row), row["prompt"]) for row in found] == [(number, question) for number in range(8) for question in ("Who?", "Why?")]
+    assert [(second(row), row["prompt"]) for row in found] == [
+        (number, question) for number in range(8) for question in ("Who?", "Why?")
+    ]
     assert all(row["text"].endswith(row["prompt"]) for row in found)
     more = job(film, task="vqa", questions=["Who?", "Why?", "How?"])
     _, engine = start(more)
@@ -119,7 +143,10 @@ def test_a_frame_with_questions_of_its_own_is_asked_them(film: Path) -> None:
     questions.write_text('"Who?"\n{"id": "a.mp4#t=1.000", "question": "Why?"}\n')
     asked = job(film, task="vqa", questions_file=str(questions))
     _, engine = start(asked)
-    assert [question for key, question in engine.answered if key == "a.mp4#t=1.000"] == ["Who?", "Why?"]
+    assert [question for key, question in engine.answered if key == "a.mp4#t=1.000"] == [
+        "Who?",
+        "Why?",
+    ]
     found = [(row["status"], row["similar_to"]) for row in rows(asked) if second(row) in (1, 2)]
     assert found[:2] == [("ok", None), ("ok", None)]
     assert len(rows(asked)) == 9
@@ -170,7 +197,13 @@ def test_another_threshold_is_another_output(film: Path) -> None:
 
 
 def test_a_finished_video_is_not_decoded_again(film: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for ways in ({}, {"fps": None, "every": 7}, {"fps": None, "num_frames": 5}, {"fps": None, "at": [0.5, 3]}, {"fps": None, "keyframes": True}):
+    for ways in (
+        {},
+        {"fps": None, "every": 7},
+        {"fps": None, "num_frames": 5},
+        {"fps": None, "at": [0.5, 3]},
+        {"fps": None, "keyframes": True},
+    ):
         asked = job(film, overwrite=True, **ways)
         start(asked)
         before = Path(asked.output_path).read_bytes()
@@ -179,7 +212,9 @@ def test_a_finished_video_is_not_decoded_again(film: Path, monkeypatch: pytest.M
             patched.setattr(VideoFile, "key_frames", lambda *args: pytest.fail("it is decoded"))
             outcome, engine = start(job(film, **ways))
         assert engine.prepared == []
-        assert outcome.summary["kept"]["rows"] == outcome.summary["found"] == len(before.splitlines())
+        assert (
+            outcome.summary["kept"]["rows"] == outcome.summary["found"] == len(before.splitlines())
+        )
         assert Path(asked.output_path).read_bytes() == before
 
 
@@ -191,7 +226,11 @@ def test_a_video_with_one_frame_missing_is_decoded(film: Path) -> None:
 
 
 def test_a_damaged_video_keeps_its_error_row(film: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    content = bytearray(write_video(film / "a.mp4", 80, codec="mpeg4", b_frames=0, key_every=5, draw=shot).read_bytes())
+    content = bytearray(
+        write_video(
+            film / "a.mp4", 80, codec="mpeg4", b_frames=0, key_every=5, draw=shot
+        ).read_bytes()
+    )
     middle = content.index(b"mdat") + 1000
     content[middle : middle + 400] = bytes(400)
     (film / "a.mp4").write_bytes(content)

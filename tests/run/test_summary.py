@@ -7,8 +7,8 @@ import array
 import pytest
 
 from tests.write.rows import record as make_record
-from vlmbatch.job import Job
 from vlmbatch.core import RECORD_FIELDS
+from vlmbatch.job import Job
 from vlmbatch.run.summary import RowStats, describe_run, phase_figures
 
 
@@ -21,10 +21,17 @@ def test_percentiles_are_ranks_of_what_was_seen() -> None:
 
 def test_items_count_once_however_many_questions_they_have() -> None:
     stats = RowStats()
-    row = {name: getattr(make_record(0), name) for name in RECORD_FIELDS} | {"tiles": 13, "new_tokens": 5, "compute_seconds": 0.5}
+    row = {name: getattr(make_record(0), name) for name in RECORD_FIELDS} | {
+        "tiles": 13,
+        "new_tokens": 5,
+        "compute_seconds": 0.5,
+    }
     stats.add(row, new_item=True)
     stats.add(row, new_item=False)
-    stats.add({**row, "status": "error", "error_type": "ReadError", "text": None, "new_tokens": 0}, new_item=True)
+    stats.add(
+        {**row, "status": "error", "error_type": "ReadError", "text": None, "new_tokens": 0},
+        new_item=True,
+    )
     found = stats.describe()
     assert (found["items"], found["rows"], found["tiles"], found["new_tokens"]) == (2, 3, 26, 10)
     assert found["errors"] == {"ReadError": 1}
@@ -32,14 +39,21 @@ def test_items_count_once_however_many_questions_they_have() -> None:
     assert found["phases"]["compute_seconds"]["total"] == pytest.approx(1.5)
 
 
-@pytest.mark.parametrize(("lengths", "begin"), [(1, "1 of 3 answers was cut off"), (2, "2 of 3 answers were cut off"), (0, None)])
-def test_answers_that_were_cut_off_are_counted_and_a_way_out_is_named(lengths: int, begin: str | None) -> None:
+@pytest.mark.parametrize(
+    ("lengths", "begin"),
+    [(1, "1 of 3 answers was cut off"), (2, "2 of 3 answers were cut off"), (0, None)],
+)
+def test_answers_that_were_cut_off_are_counted_and_a_way_out_is_named(
+    lengths: int, begin: str | None
+) -> None:
     stats = RowStats()
     row = {name: getattr(make_record(0), name) for name in RECORD_FIELDS}
     for number in range(3):
         stats.add({**row, "finish_reason": "length" if number < lengths else "stop"}, new_item=True)
     stats.add({**row, "finish_reason": None, "status": "error"}, new_item=True)
-    found = describe_run(Job(inputs=("x",), max_new_tokens=40), stats, wall_seconds=1.0, engine={}, revision="")["cut_off"]
+    found = describe_run(
+        Job(inputs=("x",), max_new_tokens=40), stats, wall_seconds=1.0, engine={}, revision=""
+    )["cut_off"]
     assert found["answers"] == lengths
     if begin is None:
         assert found["hint"] is None

@@ -35,7 +35,9 @@ class Film:
         self.taken = 0
         self.packet_times: object | None = object()
 
-    def frames(self, next_instant: Callable[[float], float | None] | None = None) -> Iterator[Still]:
+    def frames(
+        self, next_instant: Callable[[float], float | None] | None = None
+    ) -> Iterator[Still]:
         for time in self.times:
             self.taken += 1
             yield Still(time)
@@ -56,7 +58,9 @@ def film(count: int = 100, fps: float = 10.0, first: float = 0.0) -> Film:
 
 def chosen(video: Film, **options: object) -> list[list[float]]:
     sampler = make_sampler(Job(media="video", **options))
-    return [[round(frame.time_seconds, 6) for frame in span.choose(video)] for span in sampler(video)]
+    return [
+        [round(frame.time_seconds, 6) for frame in span.choose(video)] for span in sampler(video)
+    ]
 
 
 def test_fps_takes_the_frames_on_screen_at_whole_multiples() -> None:
@@ -96,7 +100,9 @@ def test_times_that_are_no_binary_fractions_are_met() -> None:
     start=st.sampled_from([0.0, 1.5]),
     end=st.sampled_from([None, 4.0]),
 )
-def test_fps_is_what_the_definition_says(gaps: list[int], fps: float, start: float, end: float | None) -> None:
+def test_fps_is_what_the_definition_says(
+    gaps: list[int], fps: float, start: float, end: float | None
+) -> None:
     times = [sum(gaps[:number]) / 1000 for number in range(len(gaps))]
     stop = times[-1] + gaps[-1] / 1000
     expected = []
@@ -107,7 +113,9 @@ def test_fps_is_what_the_definition_says(gaps: list[int], fps: float, start: flo
         shown = [time for time in times if time <= instant + 1e-6] or times[:1]
         if shown[-1] not in expected:
             expected.append(shown[-1])
-    assert chosen(Film(times, stop), fps=fps, start=start, end=end) == [[round(time, 6) for time in expected]]
+    assert chosen(Film(times, stop), fps=fps, start=start, end=end) == [
+        [round(time, 6) for time in expected]
+    ]
 
 
 def test_every_counts_from_the_first_frame_asked_for() -> None:
@@ -143,8 +151,12 @@ def test_choosing_ends_with_the_last_instant() -> None:
     assert video.taken == 12
 
 
-def reference_indices(total: int, fps: float, duration: float, num_frames: int, native_fps: float) -> list[int]:
-    """``sample_frames`` of transformers 5.23, models/smolvlm/video_processing_smolvlm.py, written down step by step."""
+def reference_indices(
+    total: int, fps: float, duration: float, num_frames: int, native_fps: float
+) -> list[int]:
+    """``sample_frames`` of transformers 5.23, models/smolvlm/video_processing_smolvlm.py, written
+    down step by step.
+    """
     wanted = max(1, min(round(fps * duration), num_frames))
     start, end = 0, total - 1
     if duration - 2 > num_frames * fps:
@@ -156,15 +168,25 @@ def reference_indices(total: int, fps: float, duration: float, num_frames: int, 
 
 
 @settings(deadline=None)
-@given(total=st.integers(1, 5000), native_fps=st.sampled_from([1.0, 5.0, 10.0, 30.0]), fps=st.sampled_from([0.5, 1.0, 2.0]))
-def test_a_clip_takes_the_frames_that_the_checkpoint_takes(total: int, native_fps: float, fps: float) -> None:
+@given(
+    total=st.integers(1, 5000),
+    native_fps=st.sampled_from([1.0, 5.0, 10.0, 30.0]),
+    fps=st.sampled_from([0.5, 1.0, 2.0]),
+)
+def test_a_clip_takes_the_frames_that_the_checkpoint_takes(
+    total: int, native_fps: float, fps: float
+) -> None:
     duration = total / native_fps
-    assert clip_indices(total, duration, fps) == reference_indices(total, fps, duration, MAX_CLIP_FRAMES, total / duration)
+    assert clip_indices(total, duration, fps) == reference_indices(
+        total, fps, duration, MAX_CLIP_FRAMES, total / duration
+    )
 
 
 def test_a_clip_is_one_span() -> None:
     assert chosen(film(60), per="clip") == [[0, 1.1, 2.3, 3.5, 4.7, 5.9]]
-    assert chosen(film(60), per="clip", num_frames=16) == [[number / 10 for number in np.linspace(0, 59, 16, dtype=int)]]
+    assert chosen(film(60), per="clip", num_frames=16) == [
+        [number / 10 for number in np.linspace(0, 59, 16, dtype=int)]
+    ]
     assert chosen(film(60), per="clip", at=(1.0, 2.0)) == [[1, 2]]
     assert chosen(film(60), per="clip", start=2.0, end=4.0) == [[2.0, 3.9]]
 
@@ -180,8 +202,16 @@ def test_every_in_a_clip_is_thinned_with_a_warning(caplog: pytest.LogCaptureFixt
 
 def test_windows_cover_the_video() -> None:
     sampler = make_sampler(Job(media="video", per="window", window=4.0, start=1.0))
-    assert [(span.start_seconds, span.end_seconds) for span in sampler(film(100))] == [(1.0, 5.0), (5.0, 9.0), (9.0, 10.0)]
-    assert chosen(film(100), per="window", window=4.0, start=1.0) == [[1, 2, 3, 4], [5, 6, 7, 8], [9]]
+    assert [(span.start_seconds, span.end_seconds) for span in sampler(film(100))] == [
+        (1.0, 5.0),
+        (5.0, 9.0),
+        (9.0, 10.0),
+    ]
+    assert chosen(film(100), per="window", window=4.0, start=1.0) == [
+        [1, 2, 3, 4],
+        [5, 6, 7, 8],
+        [9],
+    ]
     assert chosen(film(100), per="window", window=5.0, num_frames=2) == [[0, 4.9], [5, 9.9]]
     assert chosen(film(100), per="window", window=5.0, every=20) == [[0, 2, 4], [5, 7, 9]]
     assert chosen(film(100), per="window", window=5.0, at=(6.0, 7.0)) == [[6, 7]]
@@ -201,7 +231,12 @@ def test_nothing_is_asked_for_past_the_end() -> None:
 
 @pytest.mark.parametrize("name", WAYS)
 def test_every_way_takes_nothing_from_a_video_without_frames(name: str) -> None:
-    option: dict[str, object] = {"fps": {"fps": 1.0}, "every": {"every": 2}, "num_frames": {"num_frames": 3}, "at": {"at": (0.0,)}}.get(name, {name: True})
+    option: dict[str, object] = {
+        "fps": {"fps": 1.0},
+        "every": {"every": 2},
+        "num_frames": {"num_frames": 3},
+        "at": {"at": (0.0,)},
+    }.get(name, {name: True})
     assert chosen(Film([], 0.0), **option) == [[]]
 
 
@@ -215,7 +250,9 @@ def test_frames_are_streamed() -> None:
 class Sparse(Film):
     """A film that leaves out all that it may: what is on screen at no instant."""
 
-    def frames(self, next_instant: Callable[[float], float | None] | None = None) -> Iterator[Still]:
+    def frames(
+        self, next_instant: Callable[[float], float | None] | None = None
+    ) -> Iterator[Still]:
         ended = False
         for number, time in enumerate(self.times):
             due = next_instant(time - 1e-6 if number else -math.inf) if next_instant else time
@@ -231,15 +268,33 @@ class Sparse(Film):
 @given(
     gaps=st.lists(st.integers(1, 3000), min_size=1, max_size=60),
     first=st.sampled_from([0, 40, 700]),
-    way=st.sampled_from([{"fps": 0.3}, {"fps": 1.0}, {"fps": 7.0}, {"every": 3}, {"num_frames": 4}, {"at": (0.0, 0.04, 2.5, 2.6, 30.0)}, {"keyframes": True}]),
+    way=st.sampled_from(
+        [
+            {"fps": 0.3},
+            {"fps": 1.0},
+            {"fps": 7.0},
+            {"every": 3},
+            {"num_frames": 4},
+            {"at": (0.0, 0.04, 2.5, 2.6, 30.0)},
+            {"keyframes": True},
+        ]
+    ),
     start=st.sampled_from([0.0, 1.5]),
     end=st.sampled_from([None, 4.0]),
     per=st.sampled_from(["frame", "clip", "window"]),
 )
-def test_what_may_be_left_out_changes_nothing(gaps: list[int], first: int, way: dict[str, object], start: float, end: float | None, per: str) -> None:
+def test_what_may_be_left_out_changes_nothing(
+    gaps: list[int], first: int, way: dict[str, object], start: float, end: float | None, per: str
+) -> None:
     times = [(first + sum(gaps[:number])) / 1000 for number in range(len(gaps))]
     stop = times[-1] + gaps[-1] / 1000
-    options: dict[str, object] = {**way, "start": start, "end": end, "per": per, **({"window": 2.0} if per == "window" else {})}
+    options: dict[str, object] = {
+        **way,
+        "start": start,
+        "end": end,
+        "per": per,
+        **({"window": 2.0} if per == "window" else {}),
+    }
     assert chosen(Sparse(times, stop), **options) == chosen(Film(times, stop), **options)
 
 

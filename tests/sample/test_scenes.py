@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from tests.media import HEIGHT, WIDTH, write_video
+from vlmbatch.core import Item, UInt8Array
 from vlmbatch.errors import JobError, MissingDependencyError
 from vlmbatch.job import Job
 from vlmbatch.read import open_reader
-from vlmbatch.core import Item, UInt8Array
 from vlmbatch.sample import make_sampler
 
 COLOURS = [(200, 30, 30), (235, 235, 235), (20, 20, 90)]
@@ -32,7 +32,14 @@ def items(path: Path, **options: object) -> list[Item]:
 
 
 def spans(found: list[Item]) -> list[tuple[str, float, float]]:
-    return [(item.id.partition("#")[2], round(item.time_seconds or 0, 6), round(item.end_seconds or 0, 6)) for item in found]
+    return [
+        (
+            item.id.partition("#")[2],
+            round(item.time_seconds or 0, 6),
+            round(item.end_seconds or 0, 6),
+        )
+        for item in found
+    ]
 
 
 @pytest.fixture

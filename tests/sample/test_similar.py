@@ -7,9 +7,9 @@ import dataclasses
 import numpy as np
 import pytest
 
+from vlmbatch.core import UInt8Array
 from vlmbatch.errors import DecodeError
 from vlmbatch.job import DEFAULT_SKIP_SIMILAR
-from vlmbatch.core import UInt8Array
 from vlmbatch.sample.similar import EDGE, FIELD, SimilarFrames, difference
 
 
@@ -66,11 +66,20 @@ def test_slow_changes_are_seen_once_they_have_added_up() -> None:
 
 
 def test_a_frame_of_another_size_is_never_similar() -> None:
-    assert judged(Shown(grey()), Shown(grey(), (480, 640)), Shown(grey(), (480, 640))) == [False, False, True]
+    assert judged(Shown(grey()), Shown(grey(), (480, 640)), Shown(grey(), (480, 640))) == [
+        False,
+        False,
+        True,
+    ]
 
 
 def test_what_cannot_be_compared_is_kept_and_so_is_what_follows_it() -> None:
-    assert judged(Shown(grey()), Shown(None), Shown(grey()), Shown(grey())) == [False, False, False, True]
+    assert judged(Shown(grey()), Shown(None), Shown(grey()), Shown(grey())) == [
+        False,
+        False,
+        False,
+        True,
+    ]
 
 
 def test_a_threshold_of_zero_leaves_out_exact_repetitions_only() -> None:

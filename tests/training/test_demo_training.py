@@ -21,12 +21,12 @@ from training.examples import IGNORED, ExampleMaker, collate
 from training.network import Trainee
 from training.optimizer import MuonWithAdamW, Schedule
 from vlmbatch.checkpoint import find_checkpoint
+from vlmbatch.core import Conversation, Pixels
 from vlmbatch.engine import open_engine
 from vlmbatch.job import Job
 from vlmbatch.prepare import Preparer
-from vlmbatch.core import Conversation, Pixels
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 PATCHES = TILE // PATCH
 CHARACTERS = len(scenes.CHARACTERS)
 
@@ -39,7 +39,14 @@ def maker() -> ExampleMaker:
 def test_packed_examples_are_answered_as_the_engine_answers(maker: ExampleMaker) -> None:
     rng = np.random.default_rng(11)
     drawn = [scenes.random_scene(rng, longest=(64, 400), reading=0.5) for _ in range(10)]
-    asked = [[(scenes.CAPTION_PROMPTS[0], scene.caption), *scene.questions[:3], (scenes.OCR_PROMPTS[0], "XYZ")] for scene in drawn]
+    asked = [
+        [
+            (scenes.CAPTION_PROMPTS[0], scene.caption),
+            *scene.questions[:3],
+            (scenes.OCR_PROMPTS[0], "XYZ"),
+        ]
+        for scene in drawn
+    ]
     examples = []
     for scene, questions in zip(drawn, asked, strict=True):
         packed = maker.image(scene, rng, maker.full)
@@ -54,10 +61,22 @@ def test_packed_examples_are_answered_as_the_engine_answers(maker: ExampleMaker)
     foretold = [bool(hit[row, start:end].all()) for row, start, end, _ in spans]
 
     preparer = Preparer.from_checkpoint(find_checkpoint("demo"))
-    engine = open_engine(Job(inputs=("x",), model="demo", dtype="float32", device="cpu"), find_checkpoint("demo"), preparer.prepare, preparer.decode)
-    requests = [preparer.prepare(Conversation("image", Pixels([s.pixels])), [q for q, _ in a]) for s, a in zip(drawn, asked, strict=True)]
+    engine = open_engine(
+        Job(inputs=("x",), model="demo", dtype="float32", device="cpu"),
+        find_checkpoint("demo"),
+        preparer.prepare,
+        preparer.decode,
+    )
+    requests = [
+        preparer.prepare(Conversation("image", Pixels([s.pixels])), [q for q, _ in a])
+        for s, a in zip(drawn, asked, strict=True)
+    ]
     found = run_all(engine, requests)  # type: ignore[arg-type]
-    given = [found[row, number].text == answer for row, questions in enumerate(asked) for number, (_, answer) in enumerate(questions)]
+    given = [
+        found[row, number].text == answer
+        for row, questions in enumerate(asked)
+        for number, (_, answer) in enumerate(questions)
+    ]
     assert foretold == given
     assert any(given)
     assert not all(given)
@@ -66,22 +85,38 @@ def test_packed_examples_are_answered_as_the_engine_answers(maker: ExampleMaker)
 def test_patches_are_labelled_with_what_they_show_and_its_place(maker: ExampleMaker) -> None:
     scene = scenes.text_scene("AB", (192, 192), fill=0.9)
     example = maker.image(scene, np.random.default_rng(0), maker.full)
-    left, right = example.patches[-1, :, 2].reshape(PATCHES, PATCHES), example.patches[-1, :, 3].reshape(PATCHES, PATCHES)
-    first, second = 1 + 0 * CHARACTERS + 0, 1 + 1 * CHARACTERS + 1  # A in the first place, B in the second
+    left, right = (
+        example.patches[-1, :, 2].reshape(PATCHES, PATCHES),
+        example.patches[-1, :, 3].reshape(PATCHES, PATCHES),
+    )
+    first, second = (
+        1 + 0 * CHARACTERS + 0,
+        1 + 1 * CHARACTERS + 1,
+    )  # A in the first place, B in the second
     assert set(np.unique(left)) == set(np.unique(right)) == {0, first, second}
     assert np.nonzero(left == first)[1].max() <= np.nonzero(left == second)[1].min()
     # In the tile at the upper right there is B alone, and it comes first.
     assert set(np.unique(example.patches[1, :, 2])) <= {0, 1 + 1, second - CHARACTERS}
     shapes = [scenes.Shape("circle", "red", 50, 50, 30), scenes.Shape("star", "white", 150, 50, 30)]
-    example = maker.image(scenes.shape_scene(shapes, "to the left of", (200, 100), (75, 75, 75)), np.random.default_rng(0), maker.low)
+    example = maker.image(
+        scenes.shape_scene(shapes, "to the left of", (200, 100), (75, 75, 75)),
+        np.random.default_rng(0),
+        maker.low,
+    )
     assert set(np.unique(example.patches[0, :, 0])) == {0, 1, 1 + len(scenes.SHAPES) + 3}
 
 
 def test_training_sees_more_long_words_and_rows_of_three_than_there_are() -> None:
     def shares(hard: float) -> tuple[float, float]:
         rng = np.random.default_rng(5)
-        words = [len(scenes.random_scene(rng, longest=(128, 140), reading=1.0, hard=hard).text) for _ in range(200)]
-        rows = [len(scenes.random_scene(rng, longest=(64, 70), reading=0.0, hard=hard).things) - 1 for _ in range(200)]
+        words = [
+            len(scenes.random_scene(rng, longest=(128, 140), reading=1.0, hard=hard).text)
+            for _ in range(200)
+        ]
+        rows = [
+            len(scenes.random_scene(rng, longest=(64, 70), reading=0.0, hard=hard).things) - 1
+            for _ in range(200)
+        ]
         return float(np.mean(np.array(words) > 4)), float(np.mean(np.array(rows) == 3))
 
     (words, rows), (more_words, more_rows) = shares(0.0), shares(1.0)
@@ -98,7 +133,9 @@ def test_who_stands_where_is_always_asked(maker: ExampleMaker) -> None:
 
 
 def test_a_page_is_not_asked_about_as_a_whole(maker: ExampleMaker) -> None:
-    example = maker.image(scenes.page_scene(["NO", "12"], (1, 2), (400, 190)), np.random.default_rng(0), maker.full)
+    example = maker.image(
+        scenes.page_scene(["NO", "12"], (1, 2), (400, 190)), np.random.default_rng(0), maker.full
+    )
     assert (example.patches[-1] == IGNORED).all()
     assert (example.patches[:-1] > 0).any()
 
@@ -130,7 +167,9 @@ def test_both_optimizers_go_on_from_their_state() -> None:
         step(parts, optimizer)
     again, other = made()
     other.load_state_dict(optimizer.state_dict())
-    assert other.param_groups[0] is other.muon.param_groups[0]  # a schedule that sets rates reaches both
+    assert (
+        other.param_groups[0] is other.muon.param_groups[0]
+    )  # a schedule that sets rates reaches both
     with torch.no_grad():
         for weight, trained in zip(again, parts, strict=True):
             weight.copy_(trained)
@@ -165,10 +204,17 @@ def test_a_stopped_training_goes_on_and_is_exported(tmp_path: Path) -> None:
             time.sleep(0.05)
         process.send_signal(signal.SIGTERM)
         assert process.wait(120) == 130
-    begun = sorted(int(path.name.split("-")[1]) for path in folder.glob("checkpoints/checkpoint-*"))[-1]
+    begun = sorted(
+        int(path.name.split("-")[1]) for path in folder.glob("checkpoints/checkpoint-*")
+    )[-1]
     assert 4 <= begun < 26
     subprocess.run([*command, *sizes], cwd=ROOT, env=environment, check=True)
-    assert json.loads((folder / "checkpoints/checkpoint-26/trainer_state.json").read_text())["global_step"] == 26
+    assert (
+        json.loads((folder / "checkpoints/checkpoint-26/trainer_state.json").read_text())[
+            "global_step"
+        ]
+        == 26
+    )
     assert "eval_answer_accuracy" in (folder / "training.jsonl").read_text()
     subprocess.run([*command, "--export", str(out)], cwd=ROOT, check=True)
     trained = Trainee(find_checkpoint(str(out)).folder)

@@ -1,4 +1,6 @@
-"""Processes that the tests kill, or take the disk away from: ``python -m tests.write.child WHAT OUTPUT …``."""
+"""Processes that the tests kill, or take the disk away from: ``python -m tests.write.child WHAT
+OUTPUT …``.
+"""
 
 from __future__ import annotations
 

@@ -6,8 +6,8 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from vlmbatch.job import Job
 from vlmbatch.core import Record
+from vlmbatch.job import Job
 from vlmbatch.write import CommitPolicy, OutputStore, read_records
 
 SUFFIXES = ("jsonl", "parquet", "csv")
@@ -57,10 +57,24 @@ def record(number: int, text: str | None = None, **changes: Any) -> Record:
 
 
 def failed(number: int) -> Record:
-    return record(number, status="error", error_type="DecodeError", error="not a picture", finish_reason=None, mean_logprob=None, new_tokens=0)
+    return record(
+        number,
+        status="error",
+        error_type="DecodeError",
+        error="not a picture",
+        finish_reason=None,
+        mean_logprob=None,
+        new_tokens=0,
+    )
 
 
-def store(output: Path, identity: dict[str, Any] | None = None, policy: CommitPolicy = ONLY_WHEN_ASKED, clock: Any = None, **options: Any) -> OutputStore:
+def store(
+    output: Path,
+    identity: dict[str, Any] | None = None,
+    policy: CommitPolicy = ONLY_WHEN_ASKED,
+    clock: Any = None,
+    **options: Any,
+) -> OutputStore:
     """A store that commits when asked only."""
     job = Job(inputs=("pictures",), output=str(output), **{"model": "demo", **options})
     found = {**job.identity(), "revision": "r1", **(identity or {})}

@@ -25,7 +25,12 @@ ROOT = Path(__file__).parents[2]
 
 
 def child(*arguments: object) -> subprocess.Popen[str]:
-    return subprocess.Popen([sys.executable, "-m", "tests.write.child", *map(str, arguments)], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        [sys.executable, "-m", "tests.write.child", *map(str, arguments)],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
 
 
 def killed_run(output: Path, n_rows: int) -> bytes:
@@ -46,7 +51,10 @@ def test_reading_before_the_first_publishing_says_what_the_journal_holds(tmp_pat
     output = tmp_path / "out.jsonl"
     killed_run(output, 1)
     crash(store(output))
-    with pytest.raises(OutputError, match=r"out\.jsonl: not written yet, .* out\.jsonl\.journal holds 1 row, and the same command goes on from there"):
+    with pytest.raises(
+        OutputError,
+        match=r"out\.jsonl: not written yet, .* out\.jsonl\.journal holds 1 row, and the same command goes on from there",
+    ):
         read_records(output)
     with store(output) as rows:
         rows.write(record(1), "x")
@@ -84,20 +92,30 @@ class TestDamagedJournal:
             rows.write(record(3))
         assert len(ids(output)) == 4
 
-    def test_a_damaged_line_in_the_middle_costs_its_row_and_is_said(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    def test_a_damaged_line_in_the_middle_costs_its_row_and_is_said(
+        self, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
         output = tmp_path / "out.jsonl"
         lines = killed_run(output, 5).splitlines(keepends=True)
         lines[3] = lines[3].replace(b"picture", b"pictvre")
         Path(f"{output}.journal").write_bytes(b"".join(lines))
         with caplog.at_level(logging.WARNING), store(output) as rows:
-            assert [is_done(rows, record(number), "x") for number in range(5)] == [True, True, False, True, True]
+            assert [is_done(rows, record(number), "x") for number in range(5)] == [
+                True,
+                True,
+                False,
+                True,
+                True,
+            ]
             rows.write(record(2, "again"), "x")
         assert "1 damaged line" in caplog.text
         assert texts(output) == ["picture 0", "picture 1", "again", "picture 3", "picture 4"]
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
-def test_a_crash_between_publishing_and_shortening_the_journal_is_harmless(tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_crash_between_publishing_and_shortening_the_journal_is_harmless(
+    tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     output = tmp_path / f"out.{suffix}"
     with store(output) as rows:
         rows.write(record(0), "x")
@@ -119,7 +137,9 @@ def test_a_crash_between_publishing_and_shortening_the_journal_is_harmless(tmp_p
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
-def test_kill_9_at_any_moment_loses_nothing_committed_and_doubles_nothing(tmp_path: Path, suffix: str) -> None:
+def test_kill_9_at_any_moment_loses_nothing_committed_and_doubles_nothing(
+    tmp_path: Path, suffix: str
+) -> None:
     output = tmp_path / f"out.{suffix}"
     total, committed, dice = 400, set[int](), random.Random(suffix)
     for _ in range(6):
@@ -155,7 +175,9 @@ class TestLock:
         process = child("hold", output)
         assert process.stdout is not None
         assert process.stdout.readline() == "open\n"
-        with pytest.raises(OutputLockedError, match=rf"another run \(process {process.pid}\) holds .*out\.jsonl") as caught:
+        with pytest.raises(
+            OutputLockedError, match=rf"another run \(process {process.pid}\) holds .*out\.jsonl"
+        ) as caught:
             store(output)
         assert caught.value.exit_code == 75
         process.kill()
@@ -187,7 +209,9 @@ class TestFullDisk:
         assert len(ids(output)) == int(committed)
 
     @pytest.mark.parametrize("suffix", SUFFIXES)
-    def test_one_that_has_no_room_for_output_keeps_the_old_one_and_the_journal(self, tmp_path: Path, suffix: str) -> None:
+    def test_one_that_has_no_room_for_output_keeps_the_old_one_and_the_journal(
+        self, tmp_path: Path, suffix: str
+    ) -> None:
         output = tmp_path / f"out.{suffix}"
         with store(output) as rows:
             rows.write(record(0, "old"))
@@ -199,7 +223,9 @@ class TestFullDisk:
         store(output).close()
         assert len(ids(output)) == 200
 
-    def test_after_a_failed_commit_no_more_rows_are_taken(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_after_a_failed_commit_no_more_rows_are_taken(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         output = tmp_path / "out.jsonl"
         rows = store(output)
         rows.write(record(0))
@@ -231,13 +257,19 @@ def test_replacing_leaves_the_old_file_after_an_error(tmp_path: Path) -> None:
 
 
 STEPS = st.lists(
-    st.one_of(st.tuples(st.just("write"), st.integers(0, 7)), st.tuples(st.sampled_from(["commit", "crash", "close", "snapshot"]), st.just(0))), max_size=30
+    st.one_of(
+        st.tuples(st.just("write"), st.integers(0, 7)),
+        st.tuples(st.sampled_from(["commit", "crash", "close", "snapshot"]), st.just(0)),
+    ),
+    max_size=30,
 )
 
 
 @settings(max_examples=60, deadline=None)
 @given(steps=STEPS, suffix=st.sampled_from(SUFFIXES), cut=st.integers(0, 40))
-def test_any_order_of_writes_commits_and_crashes_keeps_each_committed_row_once(steps: list[tuple[str, int]], suffix: str, cut: int) -> None:
+def test_any_order_of_writes_commits_and_crashes_keeps_each_committed_row_once(
+    steps: list[tuple[str, int]], suffix: str, cut: int
+) -> None:
     folder = Path(tempfile.mkdtemp())
     output = folder / f"out.{suffix}"
     committed: dict[int, str] = {}

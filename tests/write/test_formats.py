@@ -17,8 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.write.rows import SUFFIXES, failed, record, store
-from vlmbatch.errors import OutputError
 from vlmbatch.core import RECORD_FIELDS
+from vlmbatch.errors import OutputError
 from vlmbatch.write import read_records
 from vlmbatch.write.columns import COLUMNS, row_of
 from vlmbatch.write.formats import FORMATS
@@ -64,13 +64,20 @@ def test_columns_are_the_fields_of_a_record() -> None:
 @pytest.mark.parametrize("suffix", FORMATS)
 class TestRoundTrip:
     def test_awkward_text_and_every_value_survive(self, suffix: str) -> None:
-        rows = [row_of(record(number, text, time_seconds=number / 3, end_seconds=1e-9)) for number, text in enumerate(AWKWARD)]
+        rows = [
+            row_of(record(number, text, time_seconds=number / 3, end_seconds=1e-9))
+            for number, text in enumerate(AWKWARD)
+        ]
         assert round_trip(suffix, rows) == rows
 
     def test_null_and_empty_text_are_told_apart(self, suffix: str) -> None:
         error = failed(1)
         error.text = None
-        rows = [row_of(record(0, "")), row_of(error), row_of(record(2, "", status="similar", similar_to="00000.jpg"))]
+        rows = [
+            row_of(record(0, "")),
+            row_of(error),
+            row_of(record(2, "", status="similar", similar_to="00000.jpg")),
+        ]
         found = round_trip(suffix, rows)
         assert found == rows
         assert [row["text"] for row in found] == ["", None, ""]
@@ -83,16 +90,30 @@ class TestRoundTrip:
         file = io.BytesIO()
         FORMATS[suffix].write_rows(file, [row_of(record(3))])
         file.seek(0)
-        assert list(FORMATS[suffix].read_rows(file, ("status", "index"))) == [{"status": "ok", "index": 3}]
+        assert list(FORMATS[suffix].read_rows(file, ("status", "index"))) == [
+            {"status": "ok", "index": 3}
+        ]
 
     def test_what_is_no_record_file_is_refused(self, suffix: str) -> None:
-        for content in (b"hello\nworld\n", b'{"a": 1}\n', b"\xff\xfe\x00", b"[1]\n", b"id,text\n1,2\n"):
+        for content in (
+            b"hello\nworld\n",
+            b'{"a": 1}\n',
+            b"\xff\xfe\x00",
+            b"[1]\n",
+            b"id,text\n1,2\n",
+        ):
             with pytest.raises(OutputError):
                 list(FORMATS[suffix].read_rows(io.BytesIO(content)))
 
     @settings(max_examples=30, deadline=None)
-    @given(text=st.text(st.characters(exclude_categories=["Cs"])), number=st.floats(allow_nan=False, allow_infinity=False), part=st.floats(1e-9, 1e30))
-    def test_any_text_and_number_survive(self, suffix: str, text: str, number: float, part: float) -> None:
+    @given(
+        text=st.text(st.characters(exclude_categories=["Cs"])),
+        number=st.floats(allow_nan=False, allow_infinity=False),
+        part=st.floats(1e-9, 1e30),
+    )
+    def test_any_text_and_number_survive(
+        self, suffix: str, text: str, number: float, part: float
+    ) -> None:
         rows = [row_of(record(0, text, time_seconds=number, read_seconds=part, prompt=text))]
         assert round_trip(suffix, rows) == rows
 
@@ -104,13 +125,28 @@ def test_numbers_that_are_not_finite_become_null() -> None:
 
 
 def test_numpy_numbers_become_plain_ones() -> None:
-    row = row_of(record(0, index=np.int64(5), mean_logprob=np.float32(-0.1), tiles=np.int32(3), width=np.int64(7)))
-    assert [type(row[name]) for name in ("index", "mean_logprob", "tiles", "width")] == [int, float, int, int]
+    row = row_of(
+        record(
+            0,
+            index=np.int64(5),
+            mean_logprob=np.float32(-0.1),
+            tiles=np.int32(3),
+            width=np.int64(7),
+        )
+    )
+    assert [type(row[name]) for name in ("index", "mean_logprob", "tiles", "width")] == [
+        int,
+        float,
+        int,
+        int,
+    ]
     assert row["mean_logprob"] == -0.1
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
-def test_a_file_name_that_is_not_utf8_can_be_written_and_found_again(tmp_path: Path, suffix: str) -> None:
+def test_a_file_name_that_is_not_utf8_can_be_written_and_found_again(
+    tmp_path: Path, suffix: str
+) -> None:
     output = tmp_path / f"out.{suffix}"
     made = record(0, id="caf\udce9.jpg")
     with store(output) as rows:
@@ -134,9 +170,14 @@ def test_parquet_columns_have_the_types_of_the_contract(tmp_path: Path) -> None:
     assert types["width"] == types["tiles"] == "int32"
     assert types["mean_logprob"] == types["compute_seconds"] == "float"
     assert types["created_at"] == "timestamp[ms, tz=UTC]"
-    assert [name for name in schema.names if schema.field(name).nullable] == [name for name, column in COLUMNS.items() if column.nullable]
+    assert [name for name in schema.names if schema.field(name).nullable] == [
+        name for name, column in COLUMNS.items() if column.nullable
+    ]
     assert json.loads(schema.metadata[b"vlmbatch.job"])["output"] == str(output)
-    assert pq.read_table(output).column("created_at")[0].as_py().isoformat() == "2026-01-31T12:00:00.123000+00:00"
+    assert (
+        pq.read_table(output).column("created_at")[0].as_py().isoformat()
+        == "2026-01-31T12:00:00.123000+00:00"
+    )
 
 
 def test_csv_is_rfc_4180(tmp_path: Path) -> None:
@@ -149,10 +190,14 @@ def test_csv_is_rfc_4180(tmp_path: Path) -> None:
     assert content.endswith(b"\r\n")
 
 
-@pytest.mark.parametrize("text", ["=HYPERLINK(1)", "+1", "-1", "- item", "@SUM(A1)", "\t=1", "\r=1", "\n=1", "'=1"])
+@pytest.mark.parametrize(
+    "text", ["=HYPERLINK(1)", "+1", "-1", "- item", "@SUM(A1)", "\t=1", "\r=1", "\n=1", "'=1"]
+)
 def test_no_text_in_a_csv_is_a_formula_and_numbers_stay_numbers(text: str) -> None:
     file = io.BytesIO()
-    FORMATS[".csv"].write_rows(file, [row_of(record(0, text, id=text, prompt=text, mean_logprob=-0.5))])
+    FORMATS[".csv"].write_rows(
+        file, [row_of(record(0, text, id=text, prompt=text, mean_logprob=-0.5))]
+    )
     fields = dict(zip(*csv.reader(io.StringIO(file.getvalue().decode(), newline="")), strict=True))
     assert fields["text"] == fields["id"] == fields["prompt"] == f"'{text}"
     assert fields["mean_logprob"] == "-0.5"

@@ -1,4 +1,6 @@
-"""Tables are what other programs take them for: pandas, polars and duckdb read what pyarrow and the csv module wrote."""
+"""Tables are what other programs take them for: pandas, polars and duckdb read what pyarrow and the
+csv module wrote.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,11 @@ def output(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     path = tmp_path / f"out.{request.param}"
     with store(path) as rows:
         for number, text in enumerate(TEXTS):
-            rows.write(dataclasses.replace(failed(2), text=None) if text is None else record(number, text, time_seconds=number / 4))
+            rows.write(
+                dataclasses.replace(failed(2), text=None)
+                if text is None
+                else record(number, text, time_seconds=number / 4)
+            )
     return path
 
 
@@ -35,8 +41,14 @@ def test_pyarrow_finds_types_the_job_and_repeated_values_once(tmp_path: Path) ->
         for number in range(1000):
             rows.write(record(number))
     file = pq.ParquetFile(tmp_path / "out.parquet")
-    columns = {file.metadata.row_group(0).column(at).path_in_schema: file.metadata.row_group(0).column(at) for at in range(len(RECORD_FIELDS))}
-    assert {str(file.schema_arrow.field(name).type) for name in ("index", "width", "mean_logprob", "created_at")} == {
+    columns = {
+        file.metadata.row_group(0).column(at).path_in_schema: file.metadata.row_group(0).column(at)
+        for at in range(len(RECORD_FIELDS))
+    }
+    assert {
+        str(file.schema_arrow.field(name).type)
+        for name in ("index", "width", "mean_logprob", "created_at")
+    } == {
         "int64",
         "int32",
         "float",
@@ -51,7 +63,12 @@ def test_pyarrow_finds_types_the_job_and_repeated_values_once(tmp_path: Path) ->
 
 def test_pandas(output: Path) -> None:
     if output.suffix == ".csv":
-        frame = pandas.read_csv(output, parse_dates=["created_at"], keep_default_na=False, na_values={"mean_logprob": ""})
+        frame = pandas.read_csv(
+            output,
+            parse_dates=["created_at"],
+            keep_default_na=False,
+            na_values={"mean_logprob": ""},
+        )
     else:
         frame = pandas.read_parquet(output)
         assert dict(frame.dtypes.astype(str))["tiles"] == "int32"
@@ -64,13 +81,20 @@ def test_pandas(output: Path) -> None:
 
 
 def test_polars(output: Path) -> None:
-    frame: Any = polars.read_csv(output, try_parse_dates=True) if output.suffix == ".csv" else polars.read_parquet(output)
+    frame: Any = (
+        polars.read_csv(output, try_parse_dates=True)
+        if output.suffix == ".csv"
+        else polars.read_parquet(output)
+    )
     assert frame.columns == list(RECORD_FIELDS)
     assert frame["text"].to_list()[:2] == TEXTS[:2]
     assert frame["created_at"][0].astimezone(datetime.UTC) == CREATED
     assert frame["time_seconds"].to_list() == [0.0, 0.25, None, 0.75]
     if output.suffix == ".parquet":
-        assert (frame.schema["width"], frame.schema["mean_logprob"]) == (polars.Int32, polars.Float32)
+        assert (frame.schema["width"], frame.schema["mean_logprob"]) == (
+            polars.Int32,
+            polars.Float32,
+        )
         assert frame["text"].to_list() == TEXTS
 
 
@@ -79,4 +103,6 @@ def test_duckdb(output: Path) -> None:
     query = f"SELECT text, time_seconds, width, epoch_ms(created_at::TIMESTAMPTZ) FROM {reader}(?) WHERE status = 'ok' ORDER BY index"
     found = duckdb.execute(query, [str(output)]).fetchall()
     assert [row[0] for row in found][:2] == TEXTS[:2]
-    assert [row[1:] for row in found] == [(number / 4, 640, round(CREATED.timestamp() * 1000)) for number in (0, 1, 3)]
+    assert [row[1:] for row in found] == [
+        (number / 4, 640, round(CREATED.timestamp() * 1000)) for number in (0, 1, 3)
+    ]

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from tests.write.rows import failed, record
-from vlmbatch.errors import OutputError
 from vlmbatch.core import Record
+from vlmbatch.errors import OutputError
 from vlmbatch.write.columns import row_of
 from vlmbatch.write.sidecar import Sidecars, file_name
 
@@ -40,7 +40,16 @@ def write(photos: Path, rows: list[Record], kind: str = "txt", **options: Any) -
 
 def frame(video: Path, start: float, end: float, text: str, **changes: Any) -> Record:
     video.touch()
-    return record(0, text, id=f"{video.name}#t={start:.3f}", source=str(video), media="frame", time_seconds=start, end_seconds=end, **changes)
+    return record(
+        0,
+        text,
+        id=f"{video.name}#t={start:.3f}",
+        source=str(video),
+        media="frame",
+        time_seconds=start,
+        end_seconds=end,
+        **changes,
+    )
 
 
 def test_a_picture_has_a_text_of_its_name_in_utf8_with_one_newline(photos: Path) -> None:
@@ -73,7 +82,11 @@ def test_files_of_others_stay_and_ours_follow_the_answer(photos: Path) -> None:
     (photos / "new.txt").write_text("a dog, corrected")
     rows = [about(photos / name, "a cat") for name in ("hand.jpg", "empty.jpg", "new.jpg")]
     assert write(photos, rows) == {"written": 1, "kept": 2}
-    assert [(photos / name).read_text() for name in ("hand.txt", "empty.txt", "new.txt")] == ["by hand", "a cat\n", "a dog, corrected"]
+    assert [(photos / name).read_text() for name in ("hand.txt", "empty.txt", "new.txt")] == [
+        "by hand",
+        "a cat\n",
+        "a dog, corrected",
+    ]
     assert write(photos, rows, overwrite=True) == {"written": 2, "unchanged": 1}
     assert (photos / "hand.txt").read_text() == "a cat\n"
 
@@ -86,13 +99,22 @@ def test_without_the_record_nothing_that_says_something_else_is_replaced(photos:
     assert write(photos, [about(photos / "a.jpg", "a cat")]) == {"written": 1}
 
 
-def test_two_pictures_with_one_stem_keep_their_names_whatever_comes_later(photos: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_two_pictures_with_one_stem_keep_their_names_whatever_comes_later(
+    photos: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     write(photos, [about(photos / "a.png", "png")])
     assert not caplog.records
-    rows = [about(photos / "a.png", "png"), about(photos / "a.jpg", "jpg"), about(photos / "a.webp", None)]
+    rows = [
+        about(photos / "a.png", "png"),
+        about(photos / "a.jpg", "jpg"),
+        about(photos / "a.webp", None),
+    ]
     rows[2].id, rows[2].source = "a.webp", str(photos / "a.webp")
     assert write(photos, rows) == {"written": 1, "unchanged": 1, "renamed": 1}
-    assert {path.name: path.read_text() for path in photos.glob("*.txt")} == {"a.txt": "png\n", "a.jpg.txt": "jpg\n"}
+    assert {path.name: path.read_text() for path in photos.glob("*.txt")} == {
+        "a.txt": "png\n",
+        "a.jpg.txt": "jpg\n",
+    }
     assert "a.jpg: another one has the sidecar" in caplog.text
     assert write(photos, [about(photos / "a.jpg", "jpg")]) == {"unchanged": 1, "renamed": 1}
     (photos / "a.png").unlink()
@@ -101,22 +123,30 @@ def test_two_pictures_with_one_stem_keep_their_names_whatever_comes_later(photos
 
 
 def test_names_do_not_depend_on_the_order_of_rows(photos: Path) -> None:
-    rows = [about(photos / f"a.{suffix}", suffix) for suffix in ("png", "jpg", "jpg.png", "jpg.txt.png")]
+    rows = [
+        about(photos / f"a.{suffix}", suffix) for suffix in ("png", "jpg", "jpg.png", "jpg.txt.png")
+    ]
     write(photos, rows, folder=photos / "one")
     (photos.parent / "out.jsonl.sidecars").unlink()
     write(photos, rows[::-1], folder=photos / "two")
-    found = [{path.name: path.read_text() for path in (photos / name).iterdir()} for name in ("one", "two")]
+    found = [
+        {path.name: path.read_text() for path in (photos / name).iterdir()}
+        for name in ("one", "two")
+    ]
     assert found[0] == found[1]
     assert sorted(found[0].values()) == ["jpg\n", "jpg.png\n", "jpg.txt.png\n", "png\n"]
 
 
 def test_a_folder_of_their_own_has_the_tree_of_the_ids_and_nothing_leaves_it(photos: Path) -> None:
     rows = [
-        record(number, str(number), id=id, source="https://nowhere/x") for number, id in enumerate(["x/y/a.jpg", "../../b.jpg", "/etc/c.jpg", "d.zip/d.jpg"])
+        record(number, str(number), id=id, source="https://nowhere/x")
+        for number, id in enumerate(["x/y/a.jpg", "../../b.jpg", "/etc/c.jpg", "d.zip/d.jpg"])
     ]
     assert write(photos, rows) == {"no_place": 4}
     assert write(photos, rows, folder=photos / "texts" / "here") == {"written": 4}
-    found = sorted(str(path.relative_to(photos / "texts" / "here")) for path in photos.rglob("*.txt"))
+    found = sorted(
+        str(path.relative_to(photos / "texts" / "here")) for path in photos.rglob("*.txt")
+    )
     assert found == ["b.txt", "d.zip/d.txt", "etc/c.txt", "x/y/a.txt"]
 
 
@@ -133,30 +163,61 @@ def test_a_name_that_is_not_utf8_has_its_sidecar_beside_it(photos: Path) -> None
 
 def test_a_video_has_one_file_of_all_its_frames_in_order_of_time(photos: Path) -> None:
     video = photos / "v.mp4"
-    rows = [frame(video, 2, 3, "c"), frame(video, 0, 1, "a"), frame(photos / "w.mov", 0, 5, "w"), frame(video, 1, 2, "a")]
+    rows = [
+        frame(video, 2, 3, "c"),
+        frame(video, 0, 1, "a"),
+        frame(photos / "w.mov", 0, 5, "w"),
+        frame(video, 1, 2, "a"),
+    ]
     lost = failed(5)
     lost.id, lost.source = "v.mp4", str(video)
     assert write(photos, [*rows, lost], "srt") == {"written": 2}
-    assert (photos / "v.srt").read_text() == "1\n00:00:00,000 --> 00:00:02,000\na\n\n2\n00:00:02,000 --> 00:00:03,000\nc\n"
+    assert (
+        photos / "v.srt"
+    ).read_text() == "1\n00:00:00,000 --> 00:00:02,000\na\n\n2\n00:00:02,000 --> 00:00:03,000\nc\n"
     write(photos, rows, "vtt")
     write(photos, rows, "txt")
-    assert (photos / "v.txt").read_text() == "[00:00:00.000 --> 00:00:02.000] a\n[00:00:02.000 --> 00:00:03.000] c\n"
-    assert sorted(path.name for path in photos.iterdir()) == ["v.mp4", "v.srt", "v.txt", "v.vtt", "w.mov", "w.srt", "w.txt", "w.vtt"]
+    assert (
+        photos / "v.txt"
+    ).read_text() == "[00:00:00.000 --> 00:00:02.000] a\n[00:00:02.000 --> 00:00:03.000] c\n"
+    assert sorted(path.name for path in photos.iterdir()) == [
+        "v.mp4",
+        "v.srt",
+        "v.txt",
+        "v.vtt",
+        "w.mov",
+        "w.srt",
+        "w.txt",
+        "w.vtt",
+    ]
 
 
 def test_pages_and_stretches_belong_to_their_file() -> None:
-    assert [file_name(id) for id in ("a.mp4#t=1.000", "a.mp4#t=1.000-2.500", "b.pdf#page=3", "x/a.jpg", "a#t=x.jpg", "p/a.jpg#2")] == [
-        *("a.mp4", "a.mp4", "b.pdf", "x/a.jpg", "a#t=x.jpg", "p/a.jpg#2")
-    ]
+    assert [
+        file_name(id)
+        for id in (
+            "a.mp4#t=1.000",
+            "a.mp4#t=1.000-2.500",
+            "b.pdf#page=3",
+            "x/a.jpg",
+            "a#t=x.jpg",
+            "p/a.jpg#2",
+        )
+    ] == [*("a.mp4", "a.mp4", "b.pdf", "x/a.jpg", "a#t=x.jpg", "p/a.jpg#2")]
 
 
 def test_what_cannot_be_written_is_said_and_the_rest_is_there(photos: Path) -> None:
     (photos / "a.txt").mkdir()
     rows = [about(photos / "a.jpg"), about(photos / "b.jpg"), about(photos / ("n" * 252 + ".p"))]
-    with pytest.raises(OutputError, match=r"cannot write sidecars \(.*a.txt: Is a directory and 1 more\)"):
+    with pytest.raises(
+        OutputError, match=r"cannot write sidecars \(.*a.txt: Is a directory and 1 more\)"
+    ):
         write(photos, rows)
     assert (photos / "b.txt").read_text() == "a dog\n"
-    assert [json.loads(line)["id"] for line in (photos.parent / "out.jsonl.sidecars").read_text().splitlines()] == ["b.jpg"]
+    assert [
+        json.loads(line)["id"]
+        for line in (photos.parent / "out.jsonl.sidecars").read_text().splitlines()
+    ] == ["b.jpg"]
     assert not [path for path in photos.iterdir() if path.suffix == ".tmp"]
     longest = photos / ("l" * 251 + ".jpg")
     assert write(photos, [about(longest)]) == {"written": 1}

@@ -10,9 +10,9 @@ import sys
 import pytest
 
 from tests.write.rows import record
+from vlmbatch.core import RECORD_FIELDS
 from vlmbatch.errors import OutputError
 from vlmbatch.job import Job
-from vlmbatch.core import RECORD_FIELDS
 from vlmbatch.write import StdoutWriter, open_output
 
 
@@ -77,7 +77,9 @@ def test_a_closed_pipe_is_an_output_error() -> None:
         stream.close()
 
 
-def test_a_process_that_was_started_without_stdout_hears_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_that_was_started_without_stdout_hears_so(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(sys, "stdout", None)
     with pytest.raises(OutputError, match="it is closed"):
         open_output(Job(inputs=("x",), output="-"), {})

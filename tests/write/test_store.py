@@ -10,9 +10,20 @@ from typing import Any
 
 import pytest
 
-from tests.write.rows import ONLY_WHEN_ASKED, PROMPT, SUFFIXES, crash, failed, ids, is_done, record, store, texts
-from vlmbatch.errors import OutputError
+from tests.write.rows import (
+    ONLY_WHEN_ASKED,
+    PROMPT,
+    SUFFIXES,
+    crash,
+    failed,
+    ids,
+    is_done,
+    record,
+    store,
+    texts,
+)
 from vlmbatch.core import Record
+from vlmbatch.errors import OutputError
 from vlmbatch.write import CommitPolicy, read_records, write_summary
 
 
@@ -32,7 +43,10 @@ class TestOrder:
         with store(output) as rows:
             for number in (2, 0, 1):
                 for question in (1, 0):
-                    rows.write(record(number, f"{number} {question}", prompt=f"question {question}"), question=question)
+                    rows.write(
+                        record(number, f"{number} {question}", prompt=f"question {question}"),
+                        question=question,
+                    )
         assert texts(output) == ["0 0", "0 1", "1 0", "1 1", "2 0", "2 1"]
 
     def test_kept_rows_take_the_place_they_have_in_the_new_input(self, output: Path) -> None:
@@ -58,7 +72,9 @@ class TestOrder:
     def test_questions_that_swapped_places_are_swapped_in_output(self, output: Path) -> None:
         with store(output) as rows:
             for question in range(2):
-                rows.write(record(0, str(question), prompt=f"question {question}"), question=question)
+                rows.write(
+                    record(0, str(question), prompt=f"question {question}"), question=question
+                )
         with store(output) as rows:
             for question in range(2):
                 rows.keep("00000.jpg", "caption", f"question {question}", 0, 1 - question)
@@ -98,22 +114,45 @@ class TestResume:
             assert is_done(rows, record(0), "2 kB")
         assert texts(output) == ["new"]
 
-    def test_rows_about_what_a_changed_file_no_longer_holds_are_left_out(self, output: Path) -> None:
+    def test_rows_about_what_a_changed_file_no_longer_holds_are_left_out(
+        self, output: Path
+    ) -> None:
         def frame(seconds: int, **changes: Any) -> Record:
-            return record(seconds, id=f"clip.mp4#t={seconds}.000", source="/data/clip.mp4", **changes)
+            return record(
+                seconds, id=f"clip.mp4#t={seconds}.000", source="/data/clip.mp4", **changes
+            )
 
         with store(output) as rows:
             for seconds in range(4):
                 rows.write(frame(seconds), "4 s")
             rows.write(record(9), "x")
-            rows.write(record(10, id="broken.mp4", source="/data/broken.mp4", status="error", error_type="DecodeError", text=None), "broken")
-        with store(output) as rows:  # the clip is shorter now and the broken one whole; 00009.jpg is not asked about this time
+            rows.write(
+                record(
+                    10,
+                    id="broken.mp4",
+                    source="/data/broken.mp4",
+                    status="error",
+                    error_type="DecodeError",
+                    text=None,
+                ),
+                "broken",
+            )
+        with (
+            store(output) as rows
+        ):  # the clip is shorter now and the broken one whole; 00009.jpg is not asked about this time
             assert not is_done(rows, frame(0), "2 s")
             rows.write(frame(0, text="new"), "2 s")
             rows.write(frame(1, text="new"), "2 s")
-            rows.write(record(2, id="broken.mp4#t=0.000", source="/data/broken.mp4", text="whole"), "whole")
+            rows.write(
+                record(2, id="broken.mp4#t=0.000", source="/data/broken.mp4", text="whole"), "whole"
+            )
         found = [(row["id"], row["text"]) for row in read_records(output)]
-        assert found == [("clip.mp4#t=0.000", "new"), ("clip.mp4#t=1.000", "new"), ("broken.mp4#t=0.000", "whole"), ("00009.jpg", "picture 9")]
+        assert found == [
+            ("clip.mp4#t=0.000", "new"),
+            ("clip.mp4#t=1.000", "new"),
+            ("broken.mp4#t=0.000", "whole"),
+            ("00009.jpg", "picture 9"),
+        ]
         with store(output) as rows:
             assert is_done(rows, frame(1), "2 s")
             assert rows.totals() == {"rows": 4, "errors": 0}
@@ -158,7 +197,9 @@ class TestResume:
         assert identity_of(output) == before
         assert Path(f"{output}.journal").stat().st_ino == journal.st_ino
 
-    def test_an_output_that_nobody_touched_is_not_read_again(self, output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_an_output_that_nobody_touched_is_not_read_again(
+        self, output: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         with store(output) as rows:
             for number in (3, 1, 4):
                 rows.write(record(number), "x")
@@ -170,13 +211,28 @@ class TestResume:
         with monkeypatch.context() as patch:
             patch.setattr("vlmbatch.write.previous_output.EarlierRows.scan", not_again)
             with store(output, retry_errors=True) as rows:
-                assert [is_done(rows, record(number), "x") for number in range(6)] == [False, True, False, True, True, False]
+                assert [is_done(rows, record(number), "x") for number in range(6)] == [
+                    False,
+                    True,
+                    False,
+                    True,
+                    True,
+                    False,
+                ]
                 assert not is_done(rows, record(1), "y")
                 assert rows.totals() == {"rows": 4, "errors": 1}
-                assert rows.find(*record(4).key) == next(Record(**row) for row in read_records(output) if row["id"] == "00004.jpg")
+                assert rows.find(*record(4).key) == next(
+                    Record(**row) for row in read_records(output) if row["id"] == "00004.jpg"
+                )
                 rows.write(record(0), "x")
                 rows.keep(*record(4).key, -1)  # it comes first now
-            assert texts(output) == ["picture 4", "picture 0", "picture 1", "picture 2", "picture 3"]
+            assert texts(output) == [
+                "picture 4",
+                "picture 0",
+                "picture 1",
+                "picture 2",
+                "picture 3",
+            ]
             with store(output) as rows:
                 assert rows.n_rows == 5
             os.utime(output)
@@ -186,13 +242,20 @@ class TestResume:
             assert is_done(rows, record(4), "x")
         assert texts(output) == ["picture 4", "picture 0", "picture 1", "picture 2", "picture 3"]
 
-    def test_a_journal_that_lost_a_line_has_output_read(self, output: Path, caplog: pytest.LogCaptureFixture) -> None:
+    def test_a_journal_that_lost_a_line_has_output_read(
+        self, output: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
         with store(output) as rows:
             for number in range(4):
                 rows.write(record(number), "x")
         journal = Path(f"{output}.journal")
         whole = journal.read_bytes().splitlines(keepends=True)
-        for lines in ([*whole[:2], *whole[3:]], whole[:-1], [*whole[:2], whole[2].replace(b"ok", b"OK"), *whole[3:]], whole[:1]):
+        for lines in (
+            [*whole[:2], *whole[3:]],
+            whole[:-1],
+            [*whole[:2], whole[2].replace(b"ok", b"OK"), *whole[3:]],
+            whole[:1],
+        ):
             journal.write_bytes(b"".join(lines))
             with store(output) as rows:
                 assert rows.n_rows == 4
@@ -224,7 +287,10 @@ class TestResume:
             with store(output) as rows:
                 rows.write(record(number, 'a\n"b" 🦊', time_seconds=number / 7))
         found = list(read_records(output))
-        assert found == [{**row, "time_seconds": number / 7, "text": 'a\n"b" 🦊', "mean_logprob": -0.123456} for number, row in enumerate(found)]
+        assert found == [
+            {**row, "time_seconds": number / 7, "text": 'a\n"b" 🦊', "mean_logprob": -0.123456}
+            for number, row in enumerate(found)
+        ]
         assert len(found) == 4
 
     def test_only_output_and_a_short_journal_remain(self, output: Path) -> None:
@@ -256,7 +322,10 @@ class TestRefusal:
         with store(output) as rows:
             rows.write(record(0))
         before = output.read_bytes()
-        with pytest.raises(OutputError, match=r"\(model: demo there, other here; detail: full there, low here\); --overwrite"):
+        with pytest.raises(
+            OutputError,
+            match=r"\(model: demo there, other here; detail: full there, low here\); --overwrite",
+        ):
             store(output, model="other", detail="low")
         with pytest.raises(OutputError, match="revision: r1 there, r2 here"):
             store(output, {"revision": "r2"})
@@ -283,7 +352,18 @@ class TestRefusal:
         with store(output) as rows:
             rows.write(record(0))
         Path(f"{output}.journal").unlink()
-        write_summary(output, {"identity": {"model": "demo", "detail": "native", "max_new_tokens": 64, "temperature": 0.0, "revision": "r1"}})
+        write_summary(
+            output,
+            {
+                "identity": {
+                    "model": "demo",
+                    "detail": "native",
+                    "max_new_tokens": 64,
+                    "temperature": 0.0,
+                    "revision": "r1",
+                }
+            },
+        )
         with pytest.raises(OutputError, match="detail: native there, full here"):
             store(output)
 
@@ -295,10 +375,16 @@ class TestRefusal:
             store(output, model="other")
         store(output, detail="low").close()
 
-    @pytest.mark.parametrize("content", [b"hello\n", b'{"id": "a"}\n', b"id,text\na,b\n", b"\x00\xff"])
-    def test_a_file_that_is_not_ours_is_refused_and_left_alone(self, output: Path, content: bytes) -> None:
+    @pytest.mark.parametrize(
+        "content", [b"hello\n", b'{"id": "a"}\n', b"id,text\na,b\n", b"\x00\xff"]
+    )
+    def test_a_file_that_is_not_ours_is_refused_and_left_alone(
+        self, output: Path, content: bytes
+    ) -> None:
         output.write_bytes(content)
-        with pytest.raises(OutputError, match=r"was not written by vlmbatch .*--overwrite replaces it"):
+        with pytest.raises(
+            OutputError, match=r"was not written by vlmbatch .*--overwrite replaces it"
+        ):
             store(output)
         assert os.listdir(output.parent) == [output.name]
         assert output.read_bytes() == content
@@ -345,7 +431,9 @@ class TestOverwrite:
         store(output, overwrite=True).close()
         assert ids(output) == []
 
-    def test_a_run_that_fails_before_its_first_row_leaves_the_old_output(self, output: Path) -> None:
+    def test_a_run_that_fails_before_its_first_row_leaves_the_old_output(
+        self, output: Path
+    ) -> None:
         with store(output) as rows:
             rows.write(record(0))
         with pytest.raises(RuntimeError), store(output, overwrite=True, detail="low"):
@@ -354,7 +442,9 @@ class TestOverwrite:
             assert is_done(rows, record(0))
 
     @pytest.mark.parametrize("n_rows", [0, 2])
-    def test_a_killed_one_goes_on_without_the_old_rows_once_it_has_committed(self, output: Path, n_rows: int) -> None:
+    def test_a_killed_one_goes_on_without_the_old_rows_once_it_has_committed(
+        self, output: Path, n_rows: int
+    ) -> None:
         with store(output) as rows:
             rows.write(record(0))
         rows = store(output, overwrite=True)
@@ -366,7 +456,9 @@ class TestOverwrite:
         with store(output) as rows:
             assert is_done(rows, record(0)) == (n_rows == 0)
             rows.write(record(5))
-        assert ids(output) == (["00005.jpg", "00010.jpg", "00011.jpg"] if n_rows else ["00000.jpg", "00005.jpg"])
+        assert ids(output) == (
+            ["00005.jpg", "00010.jpg", "00011.jpg"] if n_rows else ["00000.jpg", "00005.jpg"]
+        )
 
 
 class TestCommitPolicy:
@@ -408,7 +500,9 @@ class TestCommitPolicy:
         with store(output) as rows:
             for number in range(0, 10, 2):
                 rows.write(record(number))
-        rows = store(output, policy=CommitPolicy(rows=1, publish_seconds=0, publish_share=float("inf")))
+        rows = store(
+            output, policy=CommitPolicy(rows=1, publish_seconds=0, publish_share=float("inf"))
+        )
         for number in range(9, 0, -2):
             rows.write(record(number))
             assert ids(output) == sorted(ids(output))
@@ -425,7 +519,9 @@ class TestCommitPolicy:
         assert ids(output) == ["00000.jpg"]
 
 
-def test_an_output_that_another_program_changed_is_replaced_with_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_output_that_another_program_changed_is_replaced_with_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     output = tmp_path / "out.jsonl"
     with store(output) as rows:
         rows.write(record(0))
@@ -471,7 +567,9 @@ def test_the_same_checkpoint_under_another_path_is_no_difference(output: Path) -
         store(output, {**settings, "model": "other", "revision": "sha256:5678"})
 
 
-def test_a_journal_with_a_lost_and_a_repeated_line_does_not_speak_for_output(tmp_path: Path) -> None:
+def test_a_journal_with_a_lost_and_a_repeated_line_does_not_speak_for_output(
+    tmp_path: Path,
+) -> None:
     output = tmp_path / "out.jsonl"
     with store(output) as rows:
         for number in range(3):

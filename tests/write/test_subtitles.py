@@ -18,12 +18,18 @@ Read = list[tuple[int, int, str]]
 
 
 def read_srt(text: str) -> Read:
-    return [(round(s.start.total_seconds() * 1000), round(s.end.total_seconds() * 1000), s.content) for s in srt_parser.parse(text, ignore_errors=False)]
+    return [
+        (round(s.start.total_seconds() * 1000), round(s.end.total_seconds() * 1000), s.content)
+        for s in srt_parser.parse(text, ignore_errors=False)
+    ]
 
 
 def read_vtt(text: str) -> Read:
     captions = webvtt.from_buffer(io.StringIO(text))
-    return [(c.start_time.in_milliseconds(), c.end_time.in_milliseconds(), html.unescape(c.raw_text)) for c in captions]
+    return [
+        (c.start_time.in_milliseconds(), c.end_time.in_milliseconds(), html.unescape(c.raw_text))
+        for c in captions
+    ]
 
 
 def test_cues_are_joined_cut_and_left_out() -> None:
@@ -55,9 +61,17 @@ def test_times_are_whole_milliseconds_never_past_the_end() -> None:
 
 def test_the_three_forms() -> None:
     cues = [Cue(0, 1500, ("Fish & <chips>",)), Cue(61_000, 3_600_250, ("1 --> 2", "& more"))]
-    assert srt(cues) == "1\n00:00:00,000 --> 00:00:01,500\nFish & <chips>\n\n2\n00:01:01,000 --> 01:00:00,250\n1 -> 2\n& more\n"
-    assert vtt(cues) == ("WEBVTT\n\n00:00:00.000 --> 00:00:01.500\nFish &amp; &lt;chips&gt;\n\n00:01:01.000 --> 01:00:00.250\n1 --&gt; 2\n&amp; more\n")
-    assert transcript(cues) == "[00:00:00.000 --> 00:00:01.500] Fish & <chips>\n[00:01:01.000 --> 01:00:00.250] 1 --> 2 & more\n"
+    assert (
+        srt(cues)
+        == "1\n00:00:00,000 --> 00:00:01,500\nFish & <chips>\n\n2\n00:01:01,000 --> 01:00:00,250\n1 -> 2\n& more\n"
+    )
+    assert vtt(cues) == (
+        "WEBVTT\n\n00:00:00.000 --> 00:00:01.500\nFish &amp; &lt;chips&gt;\n\n00:01:01.000 --> 01:00:00.250\n1 --&gt; 2\n&amp; more\n"
+    )
+    assert (
+        transcript(cues)
+        == "[00:00:00.000 --> 00:00:01.500] Fish & <chips>\n[00:01:01.000 --> 01:00:00.250] 1 --> 2 & more\n"
+    )
     assert (srt([]), vtt([]), transcript([])) == ("", "WEBVTT\n", "")
 
 
@@ -69,7 +83,9 @@ awkward = st.text(st.characters(exclude_categories=["Cs"])) | st.sampled_from(
 @pytest.mark.parametrize(("write", "read"), [(srt, read_srt), (vtt, read_vtt)])
 @settings(max_examples=60, deadline=None)
 @given(texts=st.lists(st.tuples(st.floats(0.0005, 3), st.floats(0, 5), awkward), max_size=8))
-def test_any_texts_come_back_in_order_without_overlap(write: object, read: object, texts: list[tuple[float, float, str]]) -> None:
+def test_any_texts_come_back_in_order_without_overlap(
+    write: object, read: object, texts: list[tuple[float, float, str]]
+) -> None:
     spans, now = [], 0.0
     for step, length, text in texts:
         spans.append((now, now + length, text))
@@ -78,10 +94,14 @@ def test_any_texts_come_back_in_order_without_overlap(write: object, read: objec
     last = max((end for _, end, _ in spans), default=0.0)
     assert all(cue.start_ms < cue.end_ms <= last * 1000 + 1e-5 for cue in cues)
     assert all(one.end_ms <= two.start_ms for one, two in itertools.pairwise(cues))
-    assert all(one.lines != two.lines or one.end_ms < two.start_ms for one, two in itertools.pairwise(cues))
+    assert all(
+        one.lines != two.lines or one.end_ms < two.start_ms for one, two in itertools.pairwise(cues)
+    )
     found = read(write(cues))  # type: ignore[operator]
     arrow = "->" if write is srt else "-->"
-    assert found == [(cue.start_ms, cue.end_ms, "\n".join(cue.lines).replace("-->", arrow)) for cue in cues]
+    assert found == [
+        (cue.start_ms, cue.end_ms, "\n".join(cue.lines).replace("-->", arrow)) for cue in cues
+    ]
 
 
 def test_no_line_of_a_text_is_blank() -> None:

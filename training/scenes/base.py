@@ -27,10 +27,30 @@ COLORS: dict[str, tuple[int, int, int]] = {
     "black": (18, 18, 18),
     "white": (247, 247, 247),
 }
-BACKGROUNDS = ((250, 250, 250), (12, 12, 12), (205, 205, 205), (128, 128, 128), (75, 75, 75), (250, 238, 215), (200, 220, 235), (90, 110, 105))
-CAPTION_PROMPTS = (DEFAULT_PROMPTS["caption"], "Describe this image.", "What is in this image?", "Can you describe this image?", "Caption this image.")
+BACKGROUNDS = (
+    (250, 250, 250),
+    (12, 12, 12),
+    (205, 205, 205),
+    (128, 128, 128),
+    (75, 75, 75),
+    (250, 238, 215),
+    (200, 220, 235),
+    (90, 110, 105),
+)
+CAPTION_PROMPTS = (
+    DEFAULT_PROMPTS["caption"],
+    "Describe this image.",
+    "What is in this image?",
+    "Can you describe this image?",
+    "Caption this image.",
+)
 OCR_PROMPTS = (DEFAULT_PROMPTS["ocr"], "What text is in this image?", "What does it say?")
-CLIP_PROMPTS = (DEFAULT_PROMPTS["clip"], "Describe this video.", "What happens in this video?", "What is happening?")
+CLIP_PROMPTS = (
+    DEFAULT_PROMPTS["clip"],
+    "Describe this video.",
+    "What happens in this video?",
+    "What is happening?",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +78,9 @@ class Scene:
 
 @dataclasses.dataclass(frozen=True)
 class Clip:
-    """Frames of one moving shape, uint8 (H, W, 3) each, with their times and what is true about them."""
+    """Frames of one moving shape, uint8 (H, W, 3) each, with their times and what is true about
+    them.
+    """
 
     frames: tuple[UInt8Array, ...]
     times_seconds: tuple[float, ...]

@@ -13,7 +13,9 @@ from training.scenes.shapes import SHAPES, Shape, draw_shapes
 DIRECTIONS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
 
 
-def random_clip(rng: np.random.Generator, *, longest: tuple[int, int] = (64, 320), max_frames: int = 8) -> Clip:
+def random_clip(
+    rng: np.random.Generator, *, longest: tuple[int, int] = (64, 320), max_frames: int = 8
+) -> Clip:
     """A random clip: one shape moves left, right, up or down at an even pace."""
     edge = round(math.exp(rng.uniform(math.log(longest[0]), math.log(longest[1]))))
     ratio = float(rng.choice([1.0, 4 / 3, 16 / 9, 3 / 4]))
@@ -23,7 +25,11 @@ def random_clip(rng: np.random.Generator, *, longest: tuple[int, int] = (64, 320
     start = float(rng.choice([0.0, 0.0, rng.uniform(0, 200)]))
     times = tuple(start + step * i for i in range(count))
     duration = times[-1] + step + float(rng.choice([0.0, rng.uniform(0, 100)]))
-    kind, color, direction = str(rng.choice(SHAPES)), str(rng.choice(list(COLORS))), str(rng.choice(list(DIRECTIONS)))
+    kind, color, direction = (
+        str(rng.choice(SHAPES)),
+        str(rng.choice(list(COLORS))),
+        str(rng.choice(list(DIRECTIONS))),
+    )
     return moving_clip(kind, color, direction, size, times, duration, rng)
 
 
@@ -49,7 +55,8 @@ def moving_clip(
         duration_seconds: Of the whole video.
         rng: Chooses what is not given.
         background: RGB, or None to choose.
-        travel: Where on its way, 0 to 1, the shape is in the first and the last frame, or None to choose.
+        travel: Where on its way, 0 to 1, the shape is in the first and the last frame, or None to
+            choose.
     """
     width, height = size
     radius = float(rng.uniform(0.12, 0.24)) * min(size)
@@ -64,7 +71,9 @@ def moving_clip(
         way = way if dx + dy > 0 else 1 - way
         x = radius * 1.1 + way * (width - 2.2 * radius) if dx else side * width
         y = radius * 1.1 + way * (height - 2.2 * radius) if dy else side * height
-        pixels, label = draw_shapes([Shape(kind, color, x, y, radius, turn)], size, background, None)
+        pixels, label = draw_shapes(
+            [Shape(kind, color, x, y, radius, turn)], size, background, None
+        )
         frames.append(pixels)
         labels.append(label)
     name = f"{color} {kind}"
@@ -75,7 +84,15 @@ def moving_clip(
         ("What shape is moving?", f"{kind.capitalize()}."),
     )
     things = (NOTHING, (SHAPES.index(kind) + 1, list(COLORS).index(color) + 1, 0))
-    return Clip(tuple(frames), tuple(times_seconds), duration_seconds, with_article(f"A {name} moves {direction}."), questions, tuple(labels), things)
+    return Clip(
+        tuple(frames),
+        tuple(times_seconds),
+        duration_seconds,
+        with_article(f"A {name} moves {direction}."),
+        questions,
+        tuple(labels),
+        things,
+    )
 
 
 def _travel(rng: np.random.Generator) -> tuple[float, float]:

@@ -16,13 +16,17 @@ CHARACTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
 
 
 def random_text(rng: np.random.Generator, edge: int, hard: float = 0.0) -> Scene:
-    """A random word or number of one to six characters in a picture with a given longest edge; ``hard`` as for ``random_scene``."""
+    """A random word or number of one to six characters in a picture with a given longest edge;
+    ``hard`` as for ``random_scene``.
+    """
     longest = 6 if edge >= 128 else 4 if edge >= 90 else 3
     text = random_word(rng, harder(rng, hard, lambda: int(rng.integers(1, longest + 1))))
     ratio = math.exp(rng.uniform(math.log(0.9), math.log(2.4)))
     width, height = (edge, round(edge / ratio)) if ratio >= 1 else (round(edge * ratio), edge)
     background, ink = text_colors(rng)
-    smallest = 0.35 if len(text) < 4 else 0.6  # so that as one tile a character is at least 8 pixels wide
+    smallest = (
+        0.35 if len(text) < 4 else 0.6
+    )  # so that as one tile a character is at least 8 pixels wide
     return text_scene(
         text,
         (width, height),
@@ -77,19 +81,29 @@ def text_scene(
         ("How many characters are there?", str(len(text))),
         ("How many shapes are there?", "0"),
     )
-    return Scene(np.asarray(image), f"The {kind} {text}.", text, questions, np.asarray(labels), tuple(things))
+    return Scene(
+        np.asarray(image), f"The {kind} {text}.", text, questions, np.asarray(labels), tuple(things)
+    )
 
 
 def random_page(rng: np.random.Generator, edge: int) -> Scene:
-    """A random page: two to four short words, one in each cell, too small to be read in the page as a whole."""
+    """A random page: two to four short words, one in each cell, too small to be read in the page as
+    a whole.
+    """
     rows, cols = ((1, 2), (2, 1), (2, 2))[int(rng.integers(3))]
     words = [random_word(rng, int(rng.integers(1, 4))) for _ in range(rows * cols)]
     # Ratios of which each cell becomes a tile.
-    ratio = {(1, 2): rng.uniform(2.0, 2.4), (2, 1): 1 / rng.uniform(2.0, 2.4), (2, 2): rng.uniform(0.87, 1.15)}[rows, cols]
+    ratio = {
+        (1, 2): rng.uniform(2.0, 2.4),
+        (2, 1): 1 / rng.uniform(2.0, 2.4),
+        (2, 2): rng.uniform(0.87, 1.15),
+    }[rows, cols]
     size = (edge, round(edge / ratio)) if ratio >= 1 else (round(edge * ratio), edge)
     background, ink = text_colors(rng)
     places = [(float(x), float(y)) for x, y in rng.uniform(0.1, 0.9, (len(words), 2))]
-    return page_scene(words, (rows, cols), size, background, ink, float(rng.uniform(0.055, 0.085)), places)
+    return page_scene(
+        words, (rows, cols), size, background, ink, float(rng.uniform(0.055, 0.085)), places
+    )
 
 
 def page_scene(
@@ -121,8 +135,20 @@ def page_scene(
         y = (number // grid[1]) * cell[1] + at_y * (cell[1] - (box[3] - box[1])) - box[1]
         _write(image, labels, things, word, (x, y), font, ink, 0.0)
     text = " ".join(words)
-    questions = (("How many words are there?", str(len(words))), ("What is the first word?", words[0]), ("What is the last word?", words[-1]))
-    return Scene(np.asarray(image), f"The words {text}.", text, questions, np.asarray(labels), tuple(things), pages=True)
+    questions = (
+        ("How many words are there?", str(len(words))),
+        ("What is the first word?", words[0]),
+        ("What is the last word?", words[-1]),
+    )
+    return Scene(
+        np.asarray(image),
+        f"The words {text}.",
+        text,
+        questions,
+        np.asarray(labels),
+        tuple(things),
+        pages=True,
+    )
 
 
 def _write(
@@ -138,7 +164,9 @@ def _write(
     """Draws text, marks where each character is, and adds the characters to ``things``."""
     x, y = place
     _, top, _, bottom = font.getbbox(text)
-    ImageDraw.Draw(image).text((x, y), text, fill=ink, font=font, stroke_width=weight * font.size, stroke_fill=ink)
+    ImageDraw.Draw(image).text(
+        (x, y), text, fill=ink, font=font, stroke_width=weight * font.size, stroke_fill=ink
+    )
     canvas = ImageDraw.Draw(labels)
     for i, character in enumerate(text):
         start, end = x + font.getlength(text[:i]), x + font.getlength(text[: i + 1])
@@ -154,10 +182,14 @@ def _font(size: int) -> ImageFont.FreeTypeFont:
     return font
 
 
-def _fit_font(text: str, width: float, height: float, largest: float) -> tuple[ImageFont.FreeTypeFont, tuple[float, float, float, float]]:
+def _fit_font(
+    text: str, width: float, height: float, largest: float
+) -> tuple[ImageFont.FreeTypeFont, tuple[float, float, float, float]]:
     """The largest font in which the text fits, and the text's box."""
     box = _font(100).getbbox(text)
-    size = max(6, int(100 * min(width / (box[2] - box[0]), height / (box[3] - box[1]), largest / 100)))
+    size = max(
+        6, int(100 * min(width / (box[2] - box[0]), height / (box[3] - box[1]), largest / 100))
+    )
     return _font(size), _font(size).getbbox(text)
 
 
@@ -165,6 +197,10 @@ def text_colors(rng: np.random.Generator) -> tuple[tuple[int, int, int], tuple[i
     """A background and an ink that can be told from it."""
     while True:
         background = BACKGROUNDS[int(rng.integers(len(BACKGROUNDS)))]
-        ink = list(COLORS.values())[int(rng.integers(len(COLORS)))] if rng.random() < 0.5 else ((18, 18, 18), (247, 247, 247))[int(rng.integers(2))]
+        ink = (
+            list(COLORS.values())[int(rng.integers(len(COLORS)))]
+            if rng.random() < 0.5
+            else ((18, 18, 18), (247, 247, 247))[int(rng.integers(2))]
+        )
         if abs(sum(background) - sum(ink)) > 240:
             return background, ink

@@ -1,4 +1,6 @@
-"""What the measurements share: the subject, the sizes, and what is measured once and used by several."""
+"""What the measurements share: the subject, the sizes, and what is measured once and used by
+several.
+"""
 
 from __future__ import annotations
 
@@ -19,8 +21,8 @@ from vlmbatch.bench.ceilings import Ceiling, copy_ceiling, gemm_ceiling
 from vlmbatch.bench.pictures import photo
 from vlmbatch.bench.sizes import Sizes
 from vlmbatch.bench.subject import Outcome, Subject
-from vlmbatch.engine.torch.device import device_memory
 from vlmbatch.core import Request
+from vlmbatch.engine.torch.device import device_memory
 
 if TYPE_CHECKING:
     from vlmbatch.bench.compare import Reference
@@ -54,7 +56,9 @@ class Bench:
         return copy_ceiling(self.subject.device, self.sizes)
 
     def warm(self, requests: list[Request], max_new_tokens: int) -> None:
-        """Has what is allocated, compiled or tuned at first use done before anything is measured: a GPU does the work once, a CPU one small request."""
+        """Has what is allocated, compiled or tuned at first use done before anything is measured: a
+        GPU does the work once, a CPU one small request.
+        """
         if self.subject.device.type != "cpu":
             self.subject.run(requests, max_new_tokens)
         elif not self._warm:
@@ -91,7 +95,9 @@ def device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     if sys.platform == "linux":
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
+        for line in (
+            Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+        ):
             if line.startswith("model name"):
                 return line.split(":", 1)[1].strip()
     return platform.processor() or platform.machine()

@@ -1,4 +1,6 @@
-"""What the device itself can do: matrix products in the model's sizes and number format, and copies in memory. Measured, not read off a data sheet."""
+"""What the device itself can do: matrix products in the model's sizes and number format, and copies
+in memory. Measured, not read off a data sheet.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +13,9 @@ import torch
 import torch.nn.functional as F
 
 from vlmbatch.bench.sizes import Sizes
+from vlmbatch.engine.torch.cpu.onednn import can_pack, pack
 from vlmbatch.engine.torch.device import synchronize
 from vlmbatch.engine.torch.linear import Linear
-from vlmbatch.engine.torch.cpu.onednn import can_pack, pack
 from vlmbatch.engine.torch.shape import ModelShape
 
 
@@ -32,8 +34,11 @@ class Ceiling:
     all: dict[str, float]
 
 
-def gemm_ceiling(shape: ModelShape, device: torch.device, dtype: torch.dtype, sizes: Sizes) -> Ceiling:
-    """Floating-point operations a second on matrices as large as the model's own: the best of them, and of ``F.linear`` and oneDNN's packed product.
+def gemm_ceiling(
+    shape: ModelShape, device: torch.device, dtype: torch.dtype, sizes: Sizes
+) -> Ceiling:
+    """Floating-point operations a second on matrices as large as the model's own: the best of them,
+    and of ``F.linear`` and oneDNN's packed product.
 
     On some processors (AMD's, with MKL) the packed product is the faster by half.
     """
@@ -46,7 +51,9 @@ def gemm_ceiling(shape: ModelShape, device: torch.device, dtype: torch.dtype, si
         what = f"{sizes.gemm_rows} x {inputs} x {outputs}"
         found[what] = 2 * sizes.gemm_rows * inputs * outputs / seconds
         if packs:
-            seconds = _fastest(functools.partial(pack(Linear(weight)), x), device, sizes.ceiling_seconds)
+            seconds = _fastest(
+                functools.partial(pack(Linear(weight)), x), device, sizes.ceiling_seconds
+            )
             found[f"{what}, packed"] = 2 * sizes.gemm_rows * inputs * outputs / seconds
     best = max(found, key=lambda what: found[what])
     return Ceiling(found[best], best, found)
@@ -62,13 +69,23 @@ def copy_ceiling(device: torch.device, sizes: Sizes) -> Ceiling:
 
 
 def _products(shape: ModelShape) -> list[tuple[int, int]]:
-    """Inputs and outputs of the model's largest matrices: MLP and attention of the vision encoder, MLP of the language model."""
+    """Inputs and outputs of the model's largest matrices: MLP and attention of the vision encoder,
+    MLP of the language model.
+    """
     v, t = shape.vision, shape.text
-    return [(v.hidden, v.mlp), (v.mlp, v.hidden), (v.hidden, 3 * v.hidden), (t.hidden, 2 * t.mlp), (t.mlp, t.hidden)]
+    return [
+        (v.hidden, v.mlp),
+        (v.mlp, v.hidden),
+        (v.hidden, 3 * v.hidden),
+        (t.hidden, 2 * t.mlp),
+        (t.mlp, t.hidden),
+    ]
 
 
 def _fastest(call: Callable[[], object], device: torch.device, seconds: float) -> float:
-    """Seconds of one call: the best of at least five rounds, each long enough that neither the clock nor the launch of a kernel counts."""
+    """Seconds of one call: the best of at least five rounds, each long enough that neither the
+    clock nor the launch of a kernel counts.
+    """
     with torch.inference_mode():
         call()
         synchronize(device)

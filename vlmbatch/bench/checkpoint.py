@@ -1,4 +1,6 @@
-"""Checkpoints in a published model's true shapes with random weights: speed depends on shapes, not on what was learned."""
+"""Checkpoints in a published model's true shapes with random weights: speed depends on shapes, not
+on what was learned.
+"""
 
 from __future__ import annotations
 
@@ -20,18 +22,27 @@ from vlmbatch.engine.torch.weights import tensor_shapes
 from vlmbatch.errors import OutputError
 
 VOCABULARY, CONTEXT = 49280, 8192
-COPIED = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json")
+COPIED = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+    "generation_config.json",
+)
 
 
 class EndlessCheckpoint(Checkpoint):
-    """A checkpoint without an end token: every answer runs to its limit, so that the same work is the same work with any weights."""
+    """A checkpoint without an end token: every answer runs to its limit, so that the same work is
+    the same work with any weights.
+    """
 
     def end_token_ids(self) -> frozenset[int]:
         """None."""
         return frozenset()
 
 
-def open_checkpoint(shape: str, model: str | None, revision: str | None = None) -> EndlessCheckpoint:
+def open_checkpoint(
+    shape: str, model: str | None, revision: str | None = None
+) -> EndlessCheckpoint:
     """The checkpoint that is measured.
 
     Args:
@@ -43,7 +54,11 @@ def open_checkpoint(shape: str, model: str | None, revision: str | None = None) 
         ModelLoadError: There is no such model.
         OutputError: The random weights cannot be written.
     """
-    found = find_checkpoint(model, revision) if model else find_checkpoint(str(cached_checkpoint(shape)))
+    found = (
+        find_checkpoint(model, revision)
+        if model
+        else find_checkpoint(str(cached_checkpoint(shape)))
+    )
     return EndlessCheckpoint(found.folder, found.name if model else shape, found.revision)
 
 
@@ -52,7 +67,8 @@ def cached_checkpoint(name: str, root: Path | None = None) -> Path:
 
     Args:
         name: A row of ``SHAPES``.
-        root: Where it is kept; a folder of this user's among the system's temporary files, unless another is named.
+        root: Where it is kept; a folder of this user's among the system's temporary files, unless
+            another is named.
 
     Raises:
         OutputError: It cannot be written; the message names TMPDIR.
@@ -61,7 +77,18 @@ def cached_checkpoint(name: str, root: Path | None = None) -> Path:
     root = root or Path(tempfile.gettempdir()) / f"vlmbatch-bench-{owner}"
     demo = find_checkpoint(DEMO)
     copied = [(demo.folder / file).read_text(encoding="utf-8") for file in COPIED]
-    digest = hashlib.sha256(json.dumps([SHAPES[name], VOCABULARY, CONTEXT, demo.config["image_token_id"], demo.image_processor(), copied]).encode()).hexdigest()
+    digest = hashlib.sha256(
+        json.dumps(
+            [
+                SHAPES[name],
+                VOCABULARY,
+                CONTEXT,
+                demo.config["image_token_id"],
+                demo.image_processor(),
+                copied,
+            ]
+        ).encode()
+    ).hexdigest()
     folder = root / f"{name}-{digest[:12]}"
     if folder.is_dir():
         return folder
@@ -75,12 +102,15 @@ def cached_checkpoint(name: str, root: Path | None = None) -> Path:
         finally:
             shutil.rmtree(fresh, ignore_errors=True)
     except (OSError, SafetensorError) as error:
-        raise OutputError(f"cannot write random weights to {root}: {error}; TMPDIR names another place") from error
+        raise OutputError(
+            f"cannot write random weights to {root}: {error}; TMPDIR names another place"
+        ) from error
     return folder
 
 
 def write_checkpoint(name: str, folder: Path, seed: int = 0) -> Path:
-    """Writes weights (bfloat16, normal, 0.02) and files; tokenizer and template are the demo model's, whose ids all lie in the vocabulary.
+    """Writes weights (bfloat16, normal, 0.02) and files; tokenizer and template are the demo
+    model's, whose ids all lie in the vocabulary.
 
     Args:
         name: A row of ``SHAPES``.
@@ -96,7 +126,9 @@ def write_checkpoint(name: str, folder: Path, seed: int = 0) -> Path:
     tensors = {}
     for tensor, size in tensor_shapes(shape).items():
         if "norm" in tensor:
-            tensors[tensor] = (torch.zeros if tensor.endswith("bias") else torch.ones)(size, dtype=torch.bfloat16)
+            tensors[tensor] = (torch.zeros if tensor.endswith("bias") else torch.ones)(
+                size, dtype=torch.bfloat16
+            )
         else:
             tensors[tensor] = (torch.randn(size, generator=generator) * 0.02).to(torch.bfloat16)
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
@@ -109,7 +141,14 @@ def write_settings(name: str, folder: Path) -> None:
     demo = find_checkpoint(DEMO)
     settings = SHAPES[name]
     vision, longest = settings["vision"], settings["longest_edge"]
-    text = {"model_type": "llama", "vocab_size": VOCABULARY, "max_position_embeddings": CONTEXT, "rms_norm_eps": 1e-5, "head_dim": 64, **settings["text"]}
+    text = {
+        "model_type": "llama",
+        "vocab_size": VOCABULARY,
+        "max_position_embeddings": CONTEXT,
+        "rms_norm_eps": 1e-5,
+        "head_dim": 64,
+        **settings["text"],
+    }
     for file in COPIED:
         shutil.copy(demo.folder / file, folder)
     config = {
@@ -121,8 +160,15 @@ def write_settings(name: str, folder: Path) -> None:
         "text_config": {**text, "pad_token_id": 2},
         "vision_config": vision,
     }
-    processor = demo.image_processor() | {"max_image_size": {"longest_edge": vision["image_size"]}, "size": {"longest_edge": longest}}
-    processor["video_sampling"] = {"fps": 1, "max_frames": 64, "video_size": {"longest_edge": vision["image_size"]}}
+    processor = demo.image_processor() | {
+        "max_image_size": {"longest_edge": vision["image_size"]},
+        "size": {"longest_edge": longest},
+    }
+    processor["video_sampling"] = {
+        "fps": 1,
+        "max_frames": 64,
+        "video_size": {"longest_edge": vision["image_size"]},
+    }
     _write_json(folder / "config.json", config)
     _write_json(folder / "preprocessor_config.json", processor)
 

@@ -1,7 +1,9 @@
-"""The same work through transformers' ``generate``, as a page of plain code does it: one request at a time, or in batches padded on the left.
+"""The same work through transformers' ``generate``, as a page of plain code does it: one request at
+a time, or in batches padded on the left.
 
-Both sides start from the same prepared pictures and prompts, so what is compared is the computing: transformers gets what its processor would give, normalised
-float32 pictures and padded ids, and its clock starts when it moves them to the device. Sides take turns in one process.
+Both sides start from the same prepared pictures and prompts, so what is compared is the computing:
+transformers gets what its processor would give, normalised float32 pictures and padded ids, and its
+clock starts when it moves them to the device. Sides take turns in one process.
 """
 
 from __future__ import annotations
@@ -28,7 +30,14 @@ if TYPE_CHECKING:
     from vlmbatch.bench.workloads import Work
     from vlmbatch.core import UInt8Array
 
-PROCESSOR_SETTINGS = ("size", "max_image_size", "image_mean", "image_std", "rescale_factor", "resample")
+PROCESSOR_SETTINGS = (
+    "size",
+    "max_image_size",
+    "image_mean",
+    "image_std",
+    "rescale_factor",
+    "resample",
+)
 """What of a checkpoint's settings the image processor is given."""
 PAD = 0
 """Any token: the mask hides it."""
@@ -69,7 +78,8 @@ class Batch:
 
 
 class Reference:
-    """transformers' model on the subject's device and in its number format, and its image processor.
+    """transformers' model on the subject's device and in its number format, and its image
+    processor.
 
     Attributes:
         version: transformers' version.
@@ -87,36 +97,55 @@ class Reference:
         transformers.utils.logging.set_verbosity_error()
         self.version = str(transformers.__version__)
         self.device, self._dtype = subject.device, subject.dtype
-        self._scale, self._shift = (part.view(1, 3, 1, 1) for part in pixel_normalization(subject.checkpoint))
-        model = transformers.SmolVLMForConditionalGeneration.from_pretrained(subject.checkpoint.folder, dtype=subject.dtype)
+        self._scale, self._shift = (
+            part.view(1, 3, 1, 1) for part in pixel_normalization(subject.checkpoint)
+        )
+        model = transformers.SmolVLMForConditionalGeneration.from_pretrained(
+            subject.checkpoint.folder, dtype=subject.dtype
+        )
         self._model = model.to(subject.device).eval()
-        self._model.generation_config.eos_token_id = None  # answers run to their limits, as on our side
+        self._model.generation_config.eos_token_id = (
+            None  # answers run to their limits, as on our side
+        )
         self._criteria = transformers.StoppingCriteriaList
         self._vocabulary = subject.shape.text.vocabulary
         settings = subject.checkpoint.image_processor()
-        from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
+        from transformers.models.smolvlm.image_processing_pil_smolvlm import (
+            SmolVLMImageProcessorPil,
+        )
 
-        self._processor = SmolVLMImageProcessorPil(**{name: settings[name] for name in PROCESSOR_SETTINGS if name in settings})
+        self._processor = SmolVLMImageProcessorPil(
+            **{name: settings[name] for name in PROCESSOR_SETTINGS if name in settings}
+        )
 
     def prepare(self, path: Path) -> int:
-        """Reads a picture file and prepares it at full detail, as the processor does without torchvision; gives the number of tiles."""
+        """Reads a picture file and prepares it at full detail, as the processor does without
+        torchvision; gives the number of tiles.
+        """
         with Image.open(path) as picture:
             pixels = self._processor(picture.convert("RGB"), return_tensors="np")["pixel_values"]
         return int(pixels.shape[1])
 
     def batches(self, prompts: Sequence[Prompt], size: int) -> list[Batch]:
         """Prompts in batches of so many."""
-        return [self._batch(prompts[begin : begin + size]) for begin in range(0, len(prompts), size)]
+        return [
+            self._batch(prompts[begin : begin + size]) for begin in range(0, len(prompts), size)
+        ]
 
     def _batch(self, prompts: Sequence[Prompt]) -> Batch:
-        longest, most_tiles = max(len(prompt.ids) for prompt in prompts), max(len(prompt.tiles) for prompt in prompts)
+        longest, most_tiles = (
+            max(len(prompt.ids) for prompt in prompts),
+            max(len(prompt.tiles) for prompt in prompts),
+        )
         ids = torch.full((len(prompts), longest), PAD)
         mask = torch.zeros_like(ids)
         pixels = torch.zeros(len(prompts), most_tiles, *prompts[0].tiles.shape[1:])
         for row, prompt in enumerate(prompts):
             ids[row, longest - len(prompt.ids) :] = torch.tensor(prompt.ids)
             mask[row, longest - len(prompt.ids) :] = 1
-            pixels[row, : len(prompt.tiles)] = torch.from_numpy(prompt.tiles).float() * self._scale + self._shift
+            pixels[row, : len(prompt.tiles)] = (
+                torch.from_numpy(prompt.tiles).float() * self._scale + self._shift
+            )
         return Batch(prompts, ids, mask, pixels)
 
     @torch.inference_mode()
@@ -134,7 +163,10 @@ class Reference:
     @torch.inference_mode()
     def decode_rate(self, sequences: int, prompt_tokens: int, new_tokens: int) -> float:
         """Tokens a second of decoding alone, from the first tokens on, for prompts of words only."""
-        ids = (torch.arange(sequences * prompt_tokens, device=self.device) % min(1000, self._vocabulary)).view(sequences, prompt_tokens)
+        ids = (
+            torch.arange(sequences * prompt_tokens, device=self.device)
+            % min(1000, self._vocabulary)
+        ).view(sequences, prompt_tokens)
         ids = ids.where(ids != self._model.config.image_token_id, 0)
         times = []
 
@@ -145,7 +177,14 @@ class Reference:
             return torch.zeros(sequences, dtype=torch.bool, device=self.device)
 
         mask, criteria = torch.ones_like(ids), self._criteria([note])
-        self._model.generate(input_ids=ids, attention_mask=mask, max_new_tokens=1 + new_tokens, do_sample=False, pad_token_id=PAD, stopping_criteria=criteria)
+        self._model.generate(
+            input_ids=ids,
+            attention_mask=mask,
+            max_new_tokens=1 + new_tokens,
+            do_sample=False,
+            pad_token_id=PAD,
+            stopping_criteria=criteria,
+        )
         return sequences * new_tokens / (times[1] - times[0])
 
     def _generate(self, batch: Batch) -> list[list[int]]:
@@ -173,7 +212,10 @@ def prompts_of(work: Work) -> list[Prompt]:
     found = []
     for number, request in enumerate(work.requests):
         limit = work.limits[number] if work.limits else work.max_new_tokens
-        found += [Prompt((number, place), [*request.prefix_ids, *question], request.tiles, limit) for place, question in enumerate(request.questions)]
+        found += [
+            Prompt((number, place), [*request.prefix_ids, *question], request.tiles, limit)
+            for place, question in enumerate(request.questions)
+        ]
     return found
 
 
@@ -187,23 +229,31 @@ def import_transformers() -> Any:
         import transformers
         from transformers import SmolVLMForConditionalGeneration  # noqa: F401
     except ImportError as error:
-        raise MissingDependencyError(f"--compare transformers needs transformers 5.17 or newer: pip install 'transformers>=5.17' ({error})") from error
+        raise MissingDependencyError(
+            f"--compare transformers needs transformers 5.17 or newer: pip install 'transformers>=5.17' ({error})"
+        ) from error
     return transformers
 
 
 def compare(bench: Bench, reference: Reference, work: Work) -> Iterator[Row]:
-    """Our row, and one for each way of theirs: the ratio of speeds in items a second, and how many answers are equal token for token."""
+    """Our row, and one for each way of theirs: the ratio of speeds in items a second, and how many
+    answers are equal token for token.
+    """
     from vlmbatch.bench.workloads import LENGTHS, speed
 
     prompts = prompts_of(work)
-    singles = bench.sizes.singles if work.limits is None else max(bench.sizes.singles, len(LENGTHS))  # as long on average as all of them
+    singles = (
+        bench.sizes.singles if work.limits is None else max(bench.sizes.singles, len(LENGTHS))
+    )  # as long on average as all of them
     ways = {"one at a time": reference.batches(prompts[:singles], 1)}
     tried = _try_batches(reference, prompts, bench.sizes.batches)
     theirs: dict[str, list[Outcome]] = {way: [] for way in ways}
     if tried:
         best = min(tried, key=lambda size: tried[size].seconds)
         ways[f"batches of {best}"] = reference.batches(prompts, best)
-        theirs[f"batches of {best}"] = [tried[best]] if bench.sizes.rounds == 1 else []  # one round: that was it
+        theirs[f"batches of {best}"] = (
+            [tried[best]] if bench.sizes.rounds == 1 else []
+        )  # one round: that was it
     if not tried or reference.device.type != "cpu":
         reference.run(ways["one at a time"][:1])
     ours: list[Outcome] = []
@@ -215,7 +265,9 @@ def compare(bench: Bench, reference: Reference, work: Work) -> Iterator[Row]:
     yield speed(work, ours)
     for way in ways:
         rates = [len(outcome.answers) / outcome.seconds for outcome in theirs[way]]
-        ratios = [work.answers / mine.seconds / rate for mine, rate in zip(ours, rates, strict=True)]
+        ratios = [
+            work.answers / mine.seconds / rate for mine, rate in zip(ours, rates, strict=True)
+        ]
         found = theirs[way][-1].answers
         equal = sum(ours[-1].answers[key] == answer for key, answer in found.items())
         details = {
@@ -226,10 +278,14 @@ def compare(bench: Bench, reference: Reference, work: Work) -> Iterator[Row]:
             "tried_seconds": {str(batch): outcome.seconds for batch, outcome in tried.items()},
         }
         note = " ".join(filter(None, (spread(ratios), f"{equal} of {len(found)} answers equal")))
-        yield Row(work.name, f"  over generate, {way}", statistics.median(ratios), "x", note, details)
+        yield Row(
+            work.name, f"  over generate, {way}", statistics.median(ratios), "x", note, details
+        )
 
 
-def _try_batches(reference: Reference, prompts: Sequence[Prompt], sizes: Sequence[int]) -> dict[int, Outcome]:
+def _try_batches(
+    reference: Reference, prompts: Sequence[Prompt], sizes: Sequence[int]
+) -> dict[int, Outcome]:
     """The whole work by batch size; sizes that memory has no room for are left out."""
     found: dict[int, Outcome] = {}
     for size in dict.fromkeys(min(size, len(prompts)) for size in sizes):
@@ -238,7 +294,9 @@ def _try_batches(reference: Reference, prompts: Sequence[Prompt], sizes: Sequenc
         batches = reference.batches(prompts, size)
         try:
             if reference.device.type != "cpu":
-                reference.run(batches[:1])  # what is allocated and tuned at first use is not what is asked for
+                reference.run(
+                    batches[:1]
+                )  # what is allocated and tuned at first use is not what is asked for
             found[size] = reference.run(batches)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):

@@ -1,13 +1,17 @@
-"""Floating-point operations and bytes that the model's arithmetic needs, from its shapes alone. A multiplication with its addition counts as two.
+"""Floating-point operations and bytes that the model's arithmetic needs, from its shapes alone. A
+multiplication with its addition counts as two.
 
-With P patches a tile of hidden size h, m the MLP's size, L layers, T tokens a tile, s the scale factor, and H, M, D the language model's hidden, MLP and head
-sizes, Q query heads, K key heads, V the vocabulary:
+With P patches a tile of hidden size h, m the MLP's size, L layers, T tokens a tile, s the scale
+factor, and H, M, D the language model's hidden, MLP and head sizes, Q query heads, K key heads, V
+the vocabulary:
 
     a tile      2 P 3p² h  +  L (2 P (4h² + 2hm) + 4 P² h)  +  2 T (s² h) H
     a prompt    L (2 n (H D (2Q + 2K) + 3 H M) + 2 n (n + 1) Q D)  +  2 H V
-    a token     L (2 (H D (2Q + 2K) + 3 H M) + 4 c Q D)  +  2 H V           with c tokens in the cache
+    a token     L (2 (H D (2Q + 2K) + 3 H M) + 4 c Q D)  +  2 H V           with c tokens in the
+    cache
 
-The terms of the layers are projections and MLP, then the two products of attention (causal in a prompt, so half of the square). Norms, activations, softmax and
+The terms of the layers are projections and MLP, then the two products of attention (causal in a
+prompt, so half of the square). Norms, activations, softmax and
 the rotation are not counted: they are a few percent, and no unit of matrix products does them.
 """
 
@@ -35,11 +39,15 @@ def prompt_flops(shape: ModelShape, tokens: int) -> int:
 def token_flops(shape: ModelShape, cached: int) -> int:
     """Operations of decoding one token behind so many others."""
     t = shape.text
-    return t.layers * (2 * _layer_weights(t) + 4 * cached * t.heads * t.head_dim) + 2 * t.hidden * t.vocabulary
+    return (
+        t.layers * (2 * _layer_weights(t) + 4 * cached * t.heads * t.head_dim)
+        + 2 * t.hidden * t.vocabulary
+    )
 
 
 def step_weight_bytes(shape: ModelShape, itemsize: int) -> int:
-    """Bytes of the weights that a decode step reads, however many sequences share it: the language model's layers and the output matrix.
+    """Bytes of the weights that a decode step reads, however many sequences share it: the language
+    model's layers and the output matrix.
 
     Args:
         shape: The model's sizes.

@@ -1,4 +1,6 @@
-"""The phases of an answer, each alone: reading and preparing, the vision encoder, prefill, decoding; how long the first word takes, and memory."""
+"""The phases of an answer, each alone: reading and preparing, the vision encoder, prefill,
+decoding; how long the first word takes, and memory.
+"""
 
 from __future__ import annotations
 
@@ -18,10 +20,10 @@ from vlmbatch.bench.bench import PROMPT, Bench, timed
 from vlmbatch.bench.pictures import photo, photos, write_jpeg
 from vlmbatch.bench.rows import Row, share, spread, summarize
 from vlmbatch.bench.subject import Outcome, used_bytes
+from vlmbatch.core import Conversation, Request
 from vlmbatch.engine.torch.device import empty_cache
 from vlmbatch.job import Detail
 from vlmbatch.read.pictures.decode import load_image
-from vlmbatch.core import Conversation, Request
 
 MAX_PIXELS = 200_000_000
 SAMPLE_SECONDS = 0.005
@@ -30,12 +32,21 @@ SAMPLE_SECONDS = 0.005
 def gemm(bench: Bench) -> Iterator[Row]:
     """The most that matrix products of the model's sizes reach."""
     ceiling = bench.gemm
-    yield Row("gemm", ceiling.what, ceiling.per_second / 1e9, "GFLOP/s", "the ceiling of computing", {"gflops": {k: v / 1e9 for k, v in ceiling.all.items()}})
+    yield Row(
+        "gemm",
+        ceiling.what,
+        ceiling.per_second / 1e9,
+        "GFLOP/s",
+        "the ceiling of computing",
+        {"gflops": {k: v / 1e9 for k, v in ceiling.all.items()}},
+    )
 
 
 def copy(bench: Bench) -> Iterator[Row]:
     """The most that copying in the device's memory reaches."""
-    yield Row("copy", bench.copy.what, bench.copy.per_second / 1e9, "GB/s", "the ceiling of moving data")
+    yield Row(
+        "copy", bench.copy.what, bench.copy.per_second / 1e9, "GB/s", "the ceiling of moving data"
+    )
 
 
 def vision(bench: Bench) -> Iterator[Row]:
@@ -56,19 +67,31 @@ def vision(bench: Bench) -> Iterator[Row]:
         "calls": calls,
     }
     what = f"{len(requests)} tiles in {calls} call{'' if calls == 1 else 's'}"
-    yield Row("vision", what, 1 / rate, "s a tile", share(operations * rate, bench.gemm.per_second, "gemm"), details)
+    yield Row(
+        "vision",
+        what,
+        1 / rate,
+        "s a tile",
+        share(operations * rate, bench.gemm.per_second, "gemm"),
+        details,
+    )
 
 
 def prefill(bench: Bench) -> Iterator[Row]:
     """Prompts of one tile and many words, whose vision part is not counted."""
     subject, sizes = bench.subject, bench.sizes
     tokens = min(sizes.prompt_tokens, subject.shape.text.context - 8)
-    requests = [_lengthen(request, tokens) for request in subject.requests(photos(sizes.prompts), [PROMPT], "low")]
+    requests = [
+        _lengthen(request, tokens)
+        for request in subject.requests(photos(sizes.prompts), [PROMPT], "low")
+    ]
     bench.warm(requests, 1)
     outcomes = bench.repeat(lambda: subject.run(requests, 1))
     rates = [outcome.stats.prefill_tokens / outcome.stats.prefill_seconds for outcome in outcomes]
     rate = statistics.median(rates)
-    operations = sum(flops.prompt_flops(subject.shape, request.prompt_tokens) for request in requests) / sum(r.prompt_tokens for r in requests)
+    operations = sum(
+        flops.prompt_flops(subject.shape, request.prompt_tokens) for request in requests
+    ) / sum(r.prompt_tokens for r in requests)
     details = {
         "tokens_per_second": summarize(rates),
         "gflop_per_token": operations / 1e9,
@@ -90,20 +113,29 @@ def _lengthen(request: Request, tokens: int) -> Request:
 
 
 def decode(bench: Bench) -> Iterator[Row]:
-    """Decoding alone: questions about one tile, so that all of them start together and nothing is encoded meanwhile.
+    """Decoding alone: questions about one tile, so that all of them start together and nothing is
+    encoded meanwhile.
 
     Where there is a reference, it continues as many prompts of as many tokens.
     """
     subject, sizes = bench.subject, bench.sizes
-    weights = flops.step_weight_bytes(subject.shape, 1 if subject.quantize == "int8" else subject.dtype.itemsize)
+    weights = flops.step_weight_bytes(
+        subject.shape, 1 if subject.quantize == "int8" else subject.dtype.itemsize
+    )
     for count in sizes.decode_sequences:
-        request = subject.requests([photo(0, 640, 480)], [f"What is in part {number}?" for number in range(count)], "low")
+        request = subject.requests(
+            [photo(0, 640, 480)], [f"What is in part {number}?" for number in range(count)], "low"
+        )
         bench.warm(request, sizes.decode_tokens)
         outcomes, theirs = [], []
         for _ in range(sizes.rounds):
             outcomes.append(subject.run(request, sizes.decode_tokens))
             if bench.reference is not None:
-                theirs.append(bench.reference.decode_rate(count, request[0].prompt_tokens, sizes.decode_tokens))
+                theirs.append(
+                    bench.reference.decode_rate(
+                        count, request[0].prompt_tokens, sizes.decode_tokens
+                    )
+                )
         rates = [outcome.stats.decode_tokens / outcome.stats.decode_seconds for outcome in outcomes]
         rate, together = statistics.median(rates), outcomes[0].batch_size
         cached = request[0].prompt_tokens + sizes.decode_tokens // 2
@@ -119,11 +151,19 @@ def decode(bench: Bench) -> Iterator[Row]:
             "share_of_copy": moved / bench.copy.per_second,
             "share_of_gemm": computed / bench.gemm.per_second,
         }
-        what = f"{count} sequence{'' if count == 1 else 's'}" + (f", {together} at a time" if together < count else "")
-        note = share(moved, bench.copy.per_second, "copy") if together == 1 else share(computed, bench.gemm.per_second, "gemm")
+        what = f"{count} sequence{'' if count == 1 else 's'}" + (
+            f", {together} at a time" if together < count else ""
+        )
+        note = (
+            share(moved, bench.copy.per_second, "copy")
+            if together == 1
+            else share(computed, bench.gemm.per_second, "gemm")
+        )
         yield Row("decode", what, rate, "tokens/s", note, details)
         if theirs:
-            yield _ratio("decode", f"generate, {count} sequence{'' if count == 1 else 's'}", rates, theirs)
+            yield _ratio(
+                "decode", f"generate, {count} sequence{'' if count == 1 else 's'}", rates, theirs
+            )
 
 
 def first_token(bench: Bench) -> Iterator[Row]:
@@ -137,18 +177,27 @@ def first_token(bench: Bench) -> Iterator[Row]:
         requests = subject.requests([photo(0, 640, 480)], [PROMPT], detail)
         prepare_seconds = time.perf_counter() - begun
         seconds = subject.first_token_seconds(requests[0], max(3, bench.sizes.rounds))
-        details = {"seconds": summarize(seconds), "prepare_seconds": prepare_seconds, "tiles": len(requests[0].tiles), "tokens": requests[0].prompt_tokens}
+        details = {
+            "seconds": summarize(seconds),
+            "prepare_seconds": prepare_seconds,
+            "tiles": len(requests[0].tiles),
+            "tokens": requests[0].prompt_tokens,
+        }
         what = f"{name} ({len(requests[0].tiles)} tile{'' if len(requests[0].tiles) == 1 else 's'}, {requests[0].prompt_tokens} tokens)"
         yield Row("first-token", what, statistics.median(seconds), "s", spread(seconds), details)
 
 
 def memory(bench: Bench) -> Iterator[Row]:
-    """The peak of photos at full detail beside what the budget says of weights, tiles, keys and values."""
+    """The peak of photos at full detail beside what the budget says of weights, tiles, keys and
+    values.
+    """
     subject, new_tokens = bench.subject, 16
     engine = subject.engine
     requests = subject.requests(photos(bench.sizes.photos), [PROMPT], "full")
     subject.run(requests[:1], 1)  # the first encoder call tells the budget what a tile takes
-    empty_cache(subject.device)  # what earlier rows left free would count as the baseline, and not as taken
+    empty_cache(
+        subject.device
+    )  # what earlier rows left free would count as the baseline, and not as taken
     baseline = used_bytes(subject.device)
     peak, outcome = peak_bytes(lambda: subject.run(requests, new_tokens), subject.device)
     figures = engine.stats.memory
@@ -160,14 +209,22 @@ def memory(bench: Bench) -> Iterator[Row]:
         "cache_bytes": outcome.batch_size * longest * figures["kv_bytes_per_token"],
     }
     predicted, taken = sum(parts.values()), peak - baseline + figures["weight_bytes"]
-    details = {"peak_bytes": taken, "predicted_bytes": predicted, **parts, "limit_bytes": figures["limit_bytes"], "sequences": outcome.batch_size}
+    details = {
+        "peak_bytes": taken,
+        "predicted_bytes": predicted,
+        **parts,
+        "limit_bytes": figures["limit_bytes"],
+        "sequences": outcome.batch_size,
+    }
     what = f"{len(requests)} photos at full detail, {outcome.batch_size} at a time"
     note = f"{100 * taken / predicted:.0f} % of the {predicted / 1e6:,.0f} MB predicted; the limit is {figures['limit_bytes'] / 1e6:,.0f} MB"
     yield Row("memory", what, taken / 1e6, "MB", note, details)
 
 
 def peak_bytes(call: Callable[[], Outcome], device: torch.device) -> tuple[int, Outcome]:
-    """The most memory in use while a call runs, in bytes: CUDA's own count, elsewhere looked at every few milliseconds."""
+    """The most memory in use while a call runs, in bytes: CUDA's own count, elsewhere looked at
+    every few milliseconds.
+    """
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         outcome = call()
@@ -190,7 +247,9 @@ def peak_bytes(call: Callable[[], Outcome], device: torch.device) -> tuple[int, 
 
 
 def reading(bench: Bench) -> Iterator[Row]:
-    """JPEG files to requests on one thread, as each reading worker does it, and, where there is a reference, by its processor, in turns."""
+    """JPEG files to requests on one thread, as each reading worker does it, and, where there is a
+    reference, by its processor, in turns.
+    """
     preparer = bench.subject.preparer("full")
     with tempfile.TemporaryDirectory() as folder:
         for width, height in bench.sizes.files:
@@ -208,11 +267,21 @@ def reading(bench: Bench) -> Iterator[Row]:
                 if bench.reference is not None:
                     theirs.append(timed(functools.partial(bench.reference.prepare, path)))
             rate = 1 / statistics.median(times)
-            details = {"seconds": summarize(times), "file_bytes": path.stat().st_size, "tiles": preparer.full_tiles(width, height), "cores": psutil.cpu_count()}
+            details = {
+                "seconds": summarize(times),
+                "file_bytes": path.stat().st_size,
+                "tiles": preparer.full_tiles(width, height),
+                "cores": psutil.cpu_count(),
+            }
             what = f"JPEG of {width} x {height}, {path.stat().st_size / 1e6:.1f} MB"
             yield Row("reading", what, rate, "images/s", "a core", details)
             if theirs:
-                yield _ratio("reading", "transformers' image processor", [1 / seconds for seconds in times], [1 / seconds for seconds in theirs])
+                yield _ratio(
+                    "reading",
+                    "transformers' image processor",
+                    [1 / seconds for seconds in times],
+                    [1 / seconds for seconds in theirs],
+                )
 
 
 def _ratio(name: str, over: str, ours: Sequence[float], theirs: Sequence[float]) -> Row:

@@ -1,4 +1,6 @@
-"""Pictures that the benchmark draws itself: photos, scans and icons without content, each different and the same on every machine."""
+"""Pictures that the benchmark draws itself: photos, scans and icons without content, each different
+and the same on every machine.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,9 @@ SCAN_SIZE = (1240, 1754)
 def photo(number: int, width: int, height: int) -> Image.Image:
     """Soft shapes under fine grain, RGB: as a JPEG about as large as a photo of that size."""
     rng = np.random.default_rng(number)
-    coarse = Image.fromarray(rng.integers(0, 256, (12, 16, 3), dtype=np.uint8)).resize((width, height), Image.Resampling.BICUBIC)
+    coarse = Image.fromarray(rng.integers(0, 256, (12, 16, 3), dtype=np.uint8)).resize(
+        (width, height), Image.Resampling.BICUBIC
+    )
     grain = rng.integers(0, 256, (min(height, 512), min(width, 512)), dtype=np.uint8)
     repeats = (-(-height // grain.shape[0]), -(-width // grain.shape[1]))
     layer = Image.fromarray(np.tile(grain, repeats)[:height, :width]).convert("RGB")
@@ -49,7 +53,10 @@ def scan(number: int) -> Image.Image:
 
 def small_sizes(tile_edge: int) -> tuple[tuple[int, int], ...]:
     """Sizes of pictures that fit into one tile, as thumbnails and icons do."""
-    return tuple((max(8, tile_edge * wide // 8), max(8, tile_edge * high // 8)) for wide, high in ((1, 1), (4, 3), (2, 2), (3, 4)))
+    return tuple(
+        (max(8, tile_edge * wide // 8), max(8, tile_edge * high // 8))
+        for wide, high in ((1, 1), (4, 3), (2, 2), (3, 4))
+    )
 
 
 def write_jpeg(path: Path, width: int, height: int) -> Path:

@@ -43,7 +43,13 @@ def number(value: float) -> str:
     digits = 2
     while digits < 6 and abs(value) < 10 ** (2 - digits):
         digits += 1
-    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.1f}" if abs(value) >= 10 else f"{value:.{digits}f}"
+    return (
+        f"{value:,.0f}"
+        if abs(value) >= 100
+        else f"{value:.1f}"
+        if abs(value) >= 10
+        else f"{value:.{digits}f}"
+    )
 
 
 def share(part: float, whole: float, name: str) -> str:
@@ -58,4 +64,9 @@ def spread(values: Sequence[float]) -> str:
 
 def summarize(values: Sequence[float]) -> dict[str, float]:
     """Median, least and most, for JSON."""
-    return {"median": statistics.median(values), "least": min(values), "most": max(values), "rounds": len(values)}
+    return {
+        "median": statistics.median(values),
+        "least": min(values),
+        "most": max(values),
+        "rounds": len(values),
+    }

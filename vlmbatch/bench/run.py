@@ -48,7 +48,9 @@ class Settings:
         """
         unknown = [name for name in self.only if name not in NAMES]
         if unknown:
-            raise JobError(f"nothing called {unknown[0]!r} is measured; there is {', '.join(NAMES)}")
+            raise JobError(
+                f"nothing called {unknown[0]!r} is measured; there is {', '.join(NAMES)}"
+            )
         chosen = self.only or (QUICK_NAMES if self.quick else NAMES)
         return [name for name in NAMES if name in chosen]
 
@@ -70,15 +72,25 @@ def open_bench(settings: Settings, sizes: Sizes | None = None) -> Bench:
         from vlmbatch.bench.compare import Reference, import_transformers
 
         import_transformers()
-    subject = Subject(settings.job, open_checkpoint(settings.shape, settings.model, settings.job.revision))
-    bench = Bench(subject, sizes or choose_sizes(subject.device.type, quick=settings.quick, rounds=settings.rounds))
+    subject = Subject(
+        settings.job, open_checkpoint(settings.shape, settings.model, settings.job.revision)
+    )
+    bench = Bench(
+        subject,
+        sizes or choose_sizes(subject.device.type, quick=settings.quick, rounds=settings.rounds),
+    )
     if settings.compare:
-        bench.reference = Reference(subject)  # before the engine is opened, which takes its share of what memory is free then
+        bench.reference = Reference(
+            subject
+        )  # before the engine is opened, which takes its share of what memory is free then
     return bench
 
 
-def run(bench: Bench, names: Sequence[str], starting: Callable[[str], None] = lambda name: None) -> Iterator[Row]:
-    """Measures, and gives each row as soon as it is known. What memory has no room for is a row that says so.
+def run(
+    bench: Bench, names: Sequence[str], starting: Callable[[str], None] = lambda name: None
+) -> Iterator[Row]:
+    """Measures, and gives each row as soon as it is known. What memory has no room for is a row
+    that says so.
 
     Args:
         bench: From ``open_bench``.
@@ -96,6 +108,14 @@ def run(bench: Bench, names: Sequence[str], starting: Callable[[str], None] = la
             except (ItemError, RuntimeError, MemoryError) as error:
                 if not isinstance(error, ItemError) and not is_out_of_memory(error):
                     raise
-                yield Row(name, "failed", None, "", " ".join(str(error).split()), {"error_type": type(error).__name__}, failed=True)
+                yield Row(
+                    name,
+                    "failed",
+                    None,
+                    "",
+                    " ".join(str(error).split()),
+                    {"error_type": type(error).__name__},
+                    failed=True,
+                )
     finally:
         bench.subject.close()

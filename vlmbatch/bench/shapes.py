@@ -1,14 +1,35 @@
-"""The published SmolVLM2 checkpoints' sizes, from their config.json, by the names that ``--shape`` takes."""
+"""The published SmolVLM2 checkpoints' sizes, from their config.json, by the names that ``--shape``
+takes.
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
-_VISION = {"model_type": "smolvlm_vision", "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}
-_LARGE_VISION = {"model_type": "smolvlm_vision", "hidden_size": 1152, "intermediate_size": 4304, "num_hidden_layers": 27, "num_attention_heads": 16}
+_VISION = {
+    "model_type": "smolvlm_vision",
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+}
+_LARGE_VISION = {
+    "model_type": "smolvlm_vision",
+    "hidden_size": 1152,
+    "intermediate_size": 4304,
+    "num_hidden_layers": 27,
+    "num_attention_heads": 16,
+}
 SHAPES: dict[str, dict[str, Any]] = {
     "256m": {
-        "text": {"hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "num_attention_heads": 9, "num_key_value_heads": 3, "rope_theta": 1e5},
+        "text": {
+            "hidden_size": 576,
+            "intermediate_size": 1536,
+            "num_hidden_layers": 30,
+            "num_attention_heads": 9,
+            "num_key_value_heads": 3,
+            "rope_theta": 1e5,
+        },
         "vision": {**_VISION, "image_size": 512, "patch_size": 16},
         "scale_factor": 4,
         "longest_edge": 2048,

@@ -1,4 +1,6 @@
-"""How much work each measurement does: enough for the device to show its speed, little enough to wait for."""
+"""How much work each measurement does: enough for the device to show its speed, little enough to
+wait for.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,8 @@ class Sizes:
         photos, frames, questions, lengths, scans, small: Items of the workloads.
         files: Width and height of the picture files.
         batches: Batch sizes that transformers may choose from.
-        singles: Items that transformers answers one at a time; its time is in proportion to their number.
+        singles: Items that transformers answers one at a time; its time is in proportion to their
+            number.
     """
 
     rounds: int = 3
@@ -101,5 +104,16 @@ def _sizes_for(device: str, quick: bool) -> Sizes:
     if not quick:
         return LARGE
     return dataclasses.replace(
-        LARGE, rounds=1, ceiling_seconds=0.2, tiles=128, prompts=16, photos=16, frames=128, lengths=64, scans=16, small=128, batches=(32,), singles=4
+        LARGE,
+        rounds=1,
+        ceiling_seconds=0.2,
+        tiles=128,
+        prompts=16,
+        photos=16,
+        frames=128,
+        lengths=64,
+        scans=16,
+        small=128,
+        batches=(32,),
+        singles=4,
     )

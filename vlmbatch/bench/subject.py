@@ -11,14 +11,14 @@ import psutil
 import torch
 
 from vlmbatch.bench.checkpoint import EndlessCheckpoint
+from vlmbatch.core import Conversation, Picture, Pixels, Request
 from vlmbatch.engine import Engine, EngineStats, RequestQueue, open_engine
 from vlmbatch.engine.torch.device import find_device, find_dtype, synchronize
-from vlmbatch.engine.torch.shape import ModelShape
 from vlmbatch.engine.torch.engine import TorchEngine
+from vlmbatch.engine.torch.shape import ModelShape
 from vlmbatch.errors import GenerateError
 from vlmbatch.job import Detail, Job
 from vlmbatch.prepare import Preparer
-from vlmbatch.core import Conversation, Picture, Pixels, Request
 
 Key = tuple[int, int]
 """Number of a request and of its question."""
@@ -47,7 +47,9 @@ class Outcome:
 
 
 def as_text(ids: Sequence[int]) -> str:
-    """Token ids as a string, a character a token; it takes the tokenizer's place, so that answers can be compared and counted."""
+    """Token ids as a string, a character a token; it takes the tokenizer's place, so that answers
+    can be compared and counted.
+    """
     return "".join(map(chr, ids))
 
 
@@ -87,7 +89,9 @@ class Subject:
             EngineError: It cannot be opened.
         """
         self.baseline_bytes = used_bytes(self.device)
-        engine: Engine = open_engine(self._job, self.checkpoint, self.preparer("full").prepare, as_text)
+        engine: Engine = open_engine(
+            self._job, self.checkpoint, self.preparer("full").prepare, as_text
+        )
         assert isinstance(engine, TorchEngine)
         return engine
 
@@ -97,19 +101,31 @@ class Subject:
             self._preparers[detail] = Preparer.from_checkpoint(self.checkpoint, detail)
         return self._preparers[detail]
 
-    def requests(self, pictures: Sequence[Picture], questions: Sequence[str], detail: Detail) -> list[Request]:
+    def requests(
+        self, pictures: Sequence[Picture], questions: Sequence[str], detail: Detail
+    ) -> list[Request]:
         """A request a picture, with all questions."""
         prepare = self.preparer(detail).prepare
-        return [prepare(Conversation("image", Pixels([picture]), str(number)), questions) for number, picture in enumerate(pictures)]
+        return [
+            prepare(Conversation("image", Pixels([picture]), str(number)), questions)
+            for number, picture in enumerate(pictures)
+        ]
 
-    def run(self, requests: Sequence[Request], max_new_tokens: int, *, limits: Sequence[int] | None = None) -> Outcome:
+    def run(
+        self,
+        requests: Sequence[Request],
+        max_new_tokens: int,
+        *,
+        limits: Sequence[int] | None = None,
+    ) -> Outcome:
         """Puts all requests into the queue and waits for the answers.
 
         Args:
             requests: The work. It can be used again.
             max_new_tokens: Length of every answer.
-            limits: Length of each request's answer, where they differ; each request has one question then. The engine does not know them, as it does not
-                know where an end token will come: it is told when an answer is over.
+            limits: Length of each request's answer, where they differ; each request has one
+                question then. The engine does not know them, as it does not know where an end token
+                will come: it is told when an answer is over.
 
         Raises:
             GenerateError: A request was answered with an error.
@@ -130,7 +146,9 @@ class Subject:
         failure: Exception | None = None
         for done in engine.run(queue):
             failure = failure or done.error
-            outcome.answers[done.request.tag, done.question] = (done.text or "")[: limits[done.request.tag] if limits else None]
+            outcome.answers[done.request.tag, done.question] = (done.text or "")[
+                : limits[done.request.tag] if limits else None
+            ]
             outcome.batch_size = max(outcome.batch_size, done.batch_size)
             outcome.seconds = time.perf_counter() - started
         if failure is not None:
@@ -140,7 +158,8 @@ class Subject:
         return outcome
 
     def first_token_seconds(self, request: Request, rounds: int) -> list[float]:
-        """Seconds from a request's arrival to its first token, each time with nothing else to do; one round more is done before the first that counts.
+        """Seconds from a request's arrival to its first token, each time with nothing else to do;
+        one round more is done before the first that counts.
 
         Args:
             request: With one question.
@@ -155,7 +174,9 @@ class Subject:
 
         def put() -> None:
             arrived = time.perf_counter()
-            fresh = dataclasses.replace(request, tile_keys=(), cancelled=False)  # without keys an engine cannot know the tiles again
+            fresh = dataclasses.replace(
+                request, tile_keys=(), cancelled=False
+            )  # without keys an engine cannot know the tiles again
             fresh.on_text = lambda question, piece: found.append(time.perf_counter() - arrived)
             queue.put(fresh)
 
@@ -169,7 +190,9 @@ class Subject:
 
     def _limited(self, max_new_tokens: int) -> TorchEngine:
         """The engine, with this length of answers from now on."""
-        self.engine.options = dataclasses.replace(self.engine.options, max_new_tokens=max_new_tokens)
+        self.engine.options = dataclasses.replace(
+            self.engine.options, max_new_tokens=max_new_tokens
+        )
         return self.engine
 
     def close(self) -> None:
@@ -178,7 +201,9 @@ class Subject:
             self.engine.close()
 
 
-def _listen(request: Request, outcome: Outcome, started: float, limit: int) -> Callable[[int, str], None]:
+def _listen(
+    request: Request, outcome: Outcome, started: float, limit: int
+) -> Callable[[int, str], None]:
     """What hears the tokens of a request, and ends its answer at the limit."""
 
     def on_text(question: int, piece: str) -> None:
@@ -194,7 +219,9 @@ def _listen(request: Request, outcome: Outcome, started: float, limit: int) -> C
 
 
 def _difference(before: EngineStats, after: EngineStats) -> EngineStats:
-    """What was added to the counts and times between two states of the same statistics; the rest as it is now."""
+    """What was added to the counts and times between two states of the same statistics; the rest as
+    it is now.
+    """
     found = dataclasses.replace(after)
     for field in dataclasses.fields(EngineStats):
         value = getattr(after, field.name)

@@ -1,4 +1,6 @@
-"""Whole workloads, from prepared requests to the last answer: what a folder of photos, a video, questions, scans or thumbnails come to in items a second."""
+"""Whole workloads, from prepared requests to the last answer: what a folder of photos, a video,
+questions, scans or thumbnails come to in items a second.
+"""
 
 from __future__ import annotations
 
@@ -48,7 +50,12 @@ class Work:
 
 def _photos(bench: Bench) -> Work:
     requests = bench.subject.requests(photos(bench.sizes.photos), [PROMPT], "full")
-    return Work("photos", f"{len(requests)} photos at full detail ({_tiles(requests)}), 48 tokens", requests, 48)
+    return Work(
+        "photos",
+        f"{len(requests)} photos at full detail ({_tiles(requests)}), 48 tokens",
+        requests,
+        48,
+    )
 
 
 def _frames(bench: Bench) -> Work:
@@ -59,27 +66,51 @@ def _frames(bench: Bench) -> Work:
 def _questions(bench: Bench) -> Work:
     asked = [f"What is in part {part} of the picture?" for part in range(bench.sizes.questions)]
     requests = bench.subject.requests([photo(0, 640, 480)], asked, "full")
-    return Work("questions", f"{len(asked)} questions about a photo of {len(requests[0].tiles)} tiles, 32 tokens", requests, 32, unit="answers/s")
+    return Work(
+        "questions",
+        f"{len(asked)} questions about a photo of {len(requests[0].tiles)} tiles, 32 tokens",
+        requests,
+        32,
+        unit="answers/s",
+    )
 
 
 def _lengths(bench: Bench) -> Work:
     count = bench.sizes.lengths
     requests = bench.subject.requests(photos(count, ((640, 360),)), [PROMPT], "low")
     limits = tuple(LENGTHS[place % len(LENGTHS)] for place in range(count))
-    return Work("lengths", f"{count} frames of 1 tile, {min(limits)} to {max(limits)} tokens", requests, max(limits), limits)
+    return Work(
+        "lengths",
+        f"{count} frames of 1 tile, {min(limits)} to {max(limits)} tokens",
+        requests,
+        max(limits),
+        limits,
+    )
 
 
 def _scans(bench: Bench) -> Work:
-    requests = bench.subject.requests([scan(page) for page in range(bench.sizes.scans)], [PROMPT], "full")
+    requests = bench.subject.requests(
+        [scan(page) for page in range(bench.sizes.scans)], [PROMPT], "full"
+    )
     different = len({tile.tobytes() for request in requests for tile in request.tiles})
     tiles = sum(len(request.tiles) for request in requests)
-    return Work("scans", f"{len(requests)} scans, {different} of {tiles} tiles differ, 48 tokens", requests, 48)
+    return Work(
+        "scans",
+        f"{len(requests)} scans, {different} of {tiles} tiles differ, 48 tokens",
+        requests,
+        48,
+    )
 
 
 def _small(bench: Bench) -> Work:
     sizes = small_sizes(bench.subject.shape.vision.image_size)
     requests = bench.subject.requests(photos(bench.sizes.small, sizes), [PROMPT], "native")
-    return Work("small", f"{len(requests)} thumbnails, native detail ({_tiles(requests)}), 32 tokens", requests, 32)
+    return Work(
+        "small",
+        f"{len(requests)} thumbnails, native detail ({_tiles(requests)}), 32 tokens",
+        requests,
+        32,
+    )
 
 
 WORKLOADS: dict[str, Callable[[Bench], Work]] = {
@@ -119,7 +150,10 @@ def speed(work: Work, outcomes: Sequence[Outcome]) -> Row:
         "prompt_tokens": sum(request.prompt_tokens for request in work.requests),
         "new_tokens": outcomes[-1].new_tokens,
         "together": outcomes[-1].batch_size,
-        "phase_seconds": {phase: getattr(stats, f"{phase}_seconds") for phase in ("busy", "vision", "prefill", "decode")},
+        "phase_seconds": {
+            phase: getattr(stats, f"{phase}_seconds")
+            for phase in ("busy", "vision", "prefill", "decode")
+        },
     }
     note = " ".join(filter(None, (spread(rates), f"{number(statistics.median(tokens))} tokens/s")))
     return Row(work.name, work.what, statistics.median(rates), work.unit, note, details)

@@ -22,7 +22,14 @@ their limits. Shares are of what matrix products (gemm) and copies (copy) reach 
 
 
 def _callback(
-    shape: str | None, model: str | None, only: tuple[str, ...], quick: bool, rounds: int | None, compare: Any, json_path: str | None, **values: Any
+    shape: str | None,
+    model: str | None,
+    only: tuple[str, ...],
+    quick: bool,
+    rounds: int | None,
+    compare: Any,
+    json_path: str | None,
+    **values: Any,
 ) -> None:
     from vlmbatch.bench.run import Settings, open_bench, run
 
@@ -56,8 +63,12 @@ class Report:
         self._machine = machine
         cores = f", {machine['threads']} threads" if machine["device"] == "cpu" else ""
         reference = f", transformers {machine['transformers']}" if machine["transformers"] else ""
-        dtype = machine["dtype"] + (f"+{machine['quantize']}" if machine["quantize"] != "none" else "")
-        self._say(f"{machine['model']}, {machine['parameters'] / 1e6:,.1f} M weights, {dtype} on {machine['device']} ({machine['device_name']}{cores})")
+        dtype = machine["dtype"] + (
+            f"+{machine['quantize']}" if machine["quantize"] != "none" else ""
+        )
+        self._say(
+            f"{machine['model']}, {machine['parameters'] / 1e6:,.1f} M weights, {dtype} on {machine['device']} ({machine['device_name']}{cores})"
+        )
         self._say(f"vlmbatch {machine['vlmbatch']}, torch {machine['torch']}{reference}")
         self._write()
 
@@ -83,7 +94,10 @@ class Report:
         click.echo(line, err=self._path == "-")
 
     def _json(self) -> str:
-        return json.dumps({"machine": self._machine, "rows": [dataclasses.asdict(row) for row in self.rows]}, indent=2)
+        return json.dumps(
+            {"machine": self._machine, "rows": [dataclasses.asdict(row) for row in self.rows]},
+            indent=2,
+        )
 
     def _write(self) -> None:
         if self._path not in (None, "-"):
@@ -95,10 +109,33 @@ class Report:
 
 _command = GroupedCommand("bench", callback=_callback, help=HELP)
 _command.params += [
-    GroupedOption(["--shape"], type=click.Choice(list(SHAPES)), default=None, help="Random weights in the shapes of this SmolVLM2. [default: 256m]", group=""),
-    GroupedOption(["--model"], default=None, metavar="MODEL", help="A real checkpoint instead: hub id, local folder, or `demo`.", group=""),
-    GroupedOption(["--quick"], is_flag=True, help="A few of the rows, with little work: about a minute on two cores, --compare included.", group=""),
-    GroupedOption(["--only"], type=click.Choice(NAMES), multiple=True, help="Only these rows; may be given several times.", group=""),
+    GroupedOption(
+        ["--shape"],
+        type=click.Choice(list(SHAPES)),
+        default=None,
+        help="Random weights in the shapes of this SmolVLM2. [default: 256m]",
+        group="",
+    ),
+    GroupedOption(
+        ["--model"],
+        default=None,
+        metavar="MODEL",
+        help="A real checkpoint instead: hub id, local folder, or `demo`.",
+        group="",
+    ),
+    GroupedOption(
+        ["--quick"],
+        is_flag=True,
+        help="A few of the rows, with little work: about a minute on two cores, --compare included.",
+        group="",
+    ),
+    GroupedOption(
+        ["--only"],
+        type=click.Choice(NAMES),
+        multiple=True,
+        help="Only these rows; may be given several times.",
+        group="",
+    ),
     GroupedOption(
         ["--rounds"],
         type=click.IntRange(min=1),
@@ -114,8 +151,16 @@ _command.params += [
         help="Read, decode and do the workloads with transformers as well, in turns, and print ratios.",
         group="",
     ),
-    GroupedOption(["--json", "json_path"], default=None, metavar="PATH", help="Write the figures as JSON too; `-` is stdout.", group=""),
+    GroupedOption(
+        ["--json", "json_path"],
+        default=None,
+        metavar="PATH",
+        help="Write the figures as JSON too; `-` is stdout.",
+        group="",
+    ),
 ]
-job_options(["revision", "device", "dtype", "quantize", "max_memory", "memory_fraction", "batch_size"])(_command)
+job_options(
+    ["revision", "device", "dtype", "quantize", "max_memory", "memory_fraction", "batch_size"]
+)(_command)
 
 COMMANDS = {"bench": _command}

@@ -14,7 +14,14 @@ from pathlib import Path
 import click
 
 VIDEO_CODECS = ("h264", "hevc", "vp9", "av1", "mpeg4", "mjpeg")
-IMAGE_FORMATS = {"JPEG": "jpg", "PNG": "zlib", "WebP": "webp", "TIFF": "libtiff", "AVIF": "avif", "JPEG 2000": "jpg_2000"}
+IMAGE_FORMATS = {
+    "JPEG": "jpg",
+    "PNG": "zlib",
+    "WebP": "webp",
+    "TIFF": "libtiff",
+    "AVIF": "avif",
+    "JPEG 2000": "jpg_2000",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,20 +53,37 @@ def _compute() -> Iterator[Finding]:
         device = torch.device(name)
         memory = devices.device_memory(device)
         dtype = str(devices.find_dtype("auto", device, 1 << 30)).removeprefix("torch.")
-        label = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{os.cpu_count()} cores" if name == "cpu" else "Apple GPU"
-        yield Finding(f"device {name}", f"{label}, {gib(memory.free)} of {gib(memory.total)} free, computes in {dtype}")
+        label = (
+            torch.cuda.get_device_name(device)
+            if device.type == "cuda"
+            else f"{os.cpu_count()} cores"
+            if name == "cpu"
+            else "Apple GPU"
+        )
+        yield Finding(
+            f"device {name}",
+            f"{label}, {gib(memory.free)} of {gib(memory.total)} free, computes in {dtype}",
+        )
     if not torch.cuda.is_available() and shutil.which("nvidia-smi"):
-        yield Finding("cuda", "there is an NVIDIA driver, but this torch has no CUDA", "install a CUDA build of torch: https://pytorch.org/get-started")
+        yield Finding(
+            "cuda",
+            "there is an NVIDIA driver, but this torch has no CUDA",
+            "install a CUDA build of torch: https://pytorch.org/get-started",
+        )
     group = devices.cgroup_memory()
     if group is not None:
-        yield Finding("memory limit", f"{gib(group.total)} for this control group, {gib(group.free)} free")
+        yield Finding(
+            "memory limit", f"{gib(group.total)} for this control group, {gib(group.free)} free"
+        )
 
 
 def _formats() -> Iterator[Finding]:
     from PIL import features
 
     missing = [name for name, feature in IMAGE_FORMATS.items() if not features.check(feature)]
-    advice = "install Pillow from its wheel: pip install --force-reinstall pillow" if missing else ""
+    advice = (
+        "install Pillow from its wheel: pip install --force-reinstall pillow" if missing else ""
+    )
     found = ", ".join(name for name in IMAGE_FORMATS if name not in missing)
     yield Finding("pictures", found + (f"; not {', '.join(missing)}" if missing else ""), advice)
     import av
@@ -67,21 +91,31 @@ def _formats() -> Iterator[Finding]:
 
     lacking = [codec for codec in VIDEO_CODECS if codec not in codecs_available]
     version = ".".join(map(str, av.library_versions["libavcodec"]))
-    text = ", ".join(codec for codec in VIDEO_CODECS if codec not in lacking) + (f"; not {', '.join(lacking)}" if lacking else "")
-    yield Finding(
-        "videos", f"{text} (PyAV {av.__version__}, libavcodec {version})", "install PyAV from its wheel: pip install --force-reinstall av" if lacking else ""
+    text = ", ".join(codec for codec in VIDEO_CODECS if codec not in lacking) + (
+        f"; not {', '.join(lacking)}" if lacking else ""
     )
-    yield Finding("outputs", f"jsonl, csv, parquet (pyarrow {importlib.metadata.version('pyarrow')})")
+    yield Finding(
+        "videos",
+        f"{text} (PyAV {av.__version__}, libavcodec {version})",
+        "install PyAV from its wheel: pip install --force-reinstall av" if lacking else "",
+    )
+    yield Finding(
+        "outputs", f"jsonl, csv, parquet (pyarrow {importlib.metadata.version('pyarrow')})"
+    )
 
 
 def _extras() -> Iterator[Finding]:
     from vlmbatch.read.extras import EXTRAS, REMOTE, is_there
 
-    needed = {extra: (what, [module]) for extra, (what, module, _) in EXTRAS.items()} | {"remote": ("URLs", list(REMOTE.values()))}
+    needed = {extra: (what, [module]) for extra, (what, module, _) in EXTRAS.items()} | {
+        "remote": ("URLs", list(REMOTE.values()))
+    }
     for extra, (what, modules) in needed.items():
         missing = [module for module in modules if not is_there(module)]
         yield Finding(
-            what, f"no {', '.join(missing)}" if missing else ", ".join(modules), f"if you need them: pip install 'vlmbatch[{extra}]'" if missing else ""
+            what,
+            f"no {', '.join(missing)}" if missing else ", ".join(modules),
+            f"if you need them: pip install 'vlmbatch[{extra}]'" if missing else "",
         )
 
 
@@ -97,19 +131,28 @@ def _models() -> Iterator[Finding]:
         yield Finding("model demo", "in the package")
     except ModelLoadError as error:
         yield Finding("model demo", f"missing: {error}", "reinstall vlmbatch")
-    yield Finding("hub cache", f"{huggingface_hub.constants.HF_HUB_CACHE}{' (HF_HUB_OFFLINE is set)' if huggingface_hub.constants.HF_HUB_OFFLINE else ''}")
+    yield Finding(
+        "hub cache",
+        f"{huggingface_hub.constants.HF_HUB_CACHE}{' (HF_HUB_OFFLINE is set)' if huggingface_hub.constants.HF_HUB_OFFLINE else ''}",
+    )
     default = next(field.default for field in dataclasses.fields(Job) if field.name == "model")
     for name in KNOWN_MODELS:
         fetched = cached_folder(name) is not None
         advice = f"vlmbatch models fetch {name}" if name == default and not fetched else ""
-        yield Finding(f"model {name.split('SmolVLM2-')[1]}", "in the cache" if fetched else "not fetched", advice)
+        yield Finding(
+            f"model {name.split('SmolVLM2-')[1]}",
+            "in the cache" if fetched else "not fetched",
+            advice,
+        )
 
 
 def _folder() -> Iterator[Finding]:
     free = shutil.disk_usage(Path.cwd()).free
     writable = os.access(Path.cwd(), os.W_OK)
     yield Finding(
-        "this folder", f"{free / 1e9:.1f} GB free, {'writable' if writable else 'not writable'}", "" if writable else "use -o PATH to write elsewhere"
+        "this folder",
+        f"{free / 1e9:.1f} GB free, {'writable' if writable else 'not writable'}",
+        "" if writable else "use -o PATH to write elsewhere",
     )
 
 

@@ -44,23 +44,91 @@ OUTPUT = OutputName()
 @click.command(name="eval", help=HELP, no_args_is_help=True)
 @click.argument("output", type=OUTPUT)
 @click.option("--reference", required=True, type=FILE, help="The right answers.")
-@click.option("--against", type=OUTPUT, metavar="OTHER", help="Another OUTPUT: the difference, over rows both have.")
-@click.option("--metric", "metrics", multiple=True, type=click.Choice(METRICS), help="Measure this only; may be repeated. [default: all that apply]")
-@click.option("--task", type=click.Choice(TASKS), help="Only rows of this task.")
-@click.option("--id-column", metavar="NAME", help="The reference's column of ids. [default: id, image, video, file or path]")
-@click.option("--prompt-column", metavar="NAME", help="Its column of questions. [default: prompt or question]")
-@click.option("--answer-column", multiple=True, metavar="NAME", help="Its column of right answers; repeated for several. [default: answers, answer …]")
-@click.option("--id-prefix", default="", metavar="TEXT", help="Put before the ids of OUTPUT to make them the reference's, such as images/.")
-@click.option("--ignore-prompt", is_flag=True, help="Join by id alone, whatever was asked: to compare prompts.")
-@click.option("--worst", type=int, default=DEFAULTS.worst, show_default=True, metavar="N", help="Show the N worst rows.")
-@click.option("--worst-by", type=click.Choice(METRICS), help="What says which rows are worst. [default: anls, or the first that is measured]")
-@click.option("--max-questions", type=int, default=DEFAULTS.max_questions, show_default=True, metavar="N", help="Questions with figures of their own.")
-@click.option("--resamples", type=int, default=DEFAULTS.resamples, show_default=True, metavar="N", help="Bootstrap resamples.")
-@click.option("--seed", type=int, default=DEFAULTS.seed, show_default=True, help="Of the resamples.")
 @click.option(
-    "--fail-under", multiple=True, metavar="METRIC=VALUE", help="Exit with 4 when a metric is under VALUE (cer, wer: over it); `coverage` is a metric here."
+    "--against",
+    type=OUTPUT,
+    metavar="OTHER",
+    help="Another OUTPUT: the difference, over rows both have.",
 )
-@click.option("--json", "json_path", is_flag=False, flag_value="-", metavar="[PATH.json|-]", help="Write JSON to a file, or to stdout instead of the table.")
+@click.option(
+    "--metric",
+    "metrics",
+    multiple=True,
+    type=click.Choice(METRICS),
+    help="Measure this only; may be repeated. [default: all that apply]",
+)
+@click.option("--task", type=click.Choice(TASKS), help="Only rows of this task.")
+@click.option(
+    "--id-column",
+    metavar="NAME",
+    help="The reference's column of ids. [default: id, image, video, file or path]",
+)
+@click.option(
+    "--prompt-column", metavar="NAME", help="Its column of questions. [default: prompt or question]"
+)
+@click.option(
+    "--answer-column",
+    multiple=True,
+    metavar="NAME",
+    help="Its column of right answers; repeated for several. [default: answers, answer …]",
+)
+@click.option(
+    "--id-prefix",
+    default="",
+    metavar="TEXT",
+    help="Put before the ids of OUTPUT to make them the reference's, such as images/.",
+)
+@click.option(
+    "--ignore-prompt",
+    is_flag=True,
+    help="Join by id alone, whatever was asked: to compare prompts.",
+)
+@click.option(
+    "--worst",
+    type=int,
+    default=DEFAULTS.worst,
+    show_default=True,
+    metavar="N",
+    help="Show the N worst rows.",
+)
+@click.option(
+    "--worst-by",
+    type=click.Choice(METRICS),
+    help="What says which rows are worst. [default: anls, or the first that is measured]",
+)
+@click.option(
+    "--max-questions",
+    type=int,
+    default=DEFAULTS.max_questions,
+    show_default=True,
+    metavar="N",
+    help="Questions with figures of their own.",
+)
+@click.option(
+    "--resamples",
+    type=int,
+    default=DEFAULTS.resamples,
+    show_default=True,
+    metavar="N",
+    help="Bootstrap resamples.",
+)
+@click.option(
+    "--seed", type=int, default=DEFAULTS.seed, show_default=True, help="Of the resamples."
+)
+@click.option(
+    "--fail-under",
+    multiple=True,
+    metavar="METRIC=VALUE",
+    help="Exit with 4 when a metric is under VALUE (cer, wer: over it); `coverage` is a metric here.",
+)
+@click.option(
+    "--json",
+    "json_path",
+    is_flag=False,
+    flag_value="-",
+    metavar="[PATH.json|-]",
+    help="Write JSON to a file, or to stdout instead of the table.",
+)
 def _eval(
     output: str,
     reference: Path,
@@ -73,7 +141,9 @@ def _eval(
     **settings: Any,
 ) -> None:
     limits = parse_limits(fail_under)
-    options = EvalOptions(columns=Columns(id_column, prompt_column, answer_column), fail_under=limits, **settings)
+    options = EvalOptions(
+        columns=Columns(id_column, prompt_column, answer_column), fail_under=limits, **settings
+    )
     if json_path not in (None, "-") and Path(str(json_path)).suffix != ".json":
         raise JobError(f"--json {json_path}: write a name that ends in .json, or - for stdout")
 
@@ -91,11 +161,17 @@ def _eval(
     right = read_reference(reference, options.columns, ignore_prompt=options.ignore_prompt)
     found = evaluate(rows(output), right, options, rows(against) if against else None)
     shown = without_credentials(output)
-    names = {"output": shown, "reference": str(reference), "against": without_credentials(against) if against else None}
+    names = {
+        "output": shown,
+        "reference": str(reference),
+        "against": without_credentials(against) if against else None,
+    }
     if json_path is not None:
         _write_json(json_path, describe(found, options, **names))
     if json_path != "-":
-        for line in lines(found, options, output=shown, reference=str(reference), against=names["against"]):
+        for line in lines(
+            found, options, output=shown, reference=str(reference), against=names["against"]
+        ):
             click.echo(line)
     failed = found.below(limits)
     for message in failed:

@@ -28,7 +28,11 @@ class JsonFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """A record as a line."""
-        entry = {"time": self.formatTime(record, "%Y-%m-%dT%H:%M:%S%z"), "level": record.levelname.lower(), "message": record.getMessage()}
+        entry = {
+            "time": self.formatTime(record, "%Y-%m-%dT%H:%M:%S%z"),
+            "level": record.levelname.lower(),
+            "message": record.getMessage(),
+        }
         return json.dumps(entry, ensure_ascii=False)
 
 
@@ -50,7 +54,15 @@ def set_up_logging(form: str, *, verbose: int, quiet: bool, bar: bool) -> None:
     root = logging.getLogger("vlmbatch")
     root.handlers = [handler]
     root.propagate = False
-    root.setLevel(logging.ERROR if quiet else logging.DEBUG if verbose > 1 else logging.INFO if verbose else logging.WARNING)
+    root.setLevel(
+        logging.ERROR
+        if quiet
+        else logging.DEBUG
+        if verbose > 1
+        else logging.INFO
+        if verbose
+        else logging.WARNING
+    )
     logging.captureWarnings(True)  # Pillow warns about damaged EXIF data; a row tells what matters
     logging.getLogger("py.warnings").handlers = [handler] if verbose else [logging.NullHandler()]
     logging.getLogger("py.warnings").propagate = False
@@ -60,7 +72,11 @@ def set_up_logging(form: str, *, verbose: int, quiet: bool, bar: bool) -> None:
 
 def execute(job: Job, *, dry_run: bool, verbose: int, quiet: bool) -> None:
     """Runs a job, or prints it, and exits with its code."""
-    bar = not quiet and (job.progress == "on" or (job.progress == "auto" and sys.stderr.isatty())) and job.log_format == "text"
+    bar = (
+        not quiet
+        and (job.progress == "on" or (job.progress == "auto" and sys.stderr.isatty()))
+        and job.log_format == "text"
+    )
     set_up_logging(job.log_format, verbose=verbose, quiet=quiet, bar=bar)
     if dry_run:
         try:
@@ -88,7 +104,9 @@ def execute(job: Job, *, dry_run: bool, verbose: int, quiet: bool) -> None:
     elif outcome.error is not None:
         say_error(job, outcome.error)
     is_finished = outcome.error is None and not outcome.interrupted
-    is_written = is_finished or bool(outcome.summary["rows"] and not isinstance(outcome.error, OutputError))
+    is_written = is_finished or bool(
+        outcome.summary["rows"] and not isinstance(outcome.error, OutputError)
+    )
     _report(job, outcome.summary, interrupted=outcome.interrupted, is_written=is_written)
     if any(thread.name == "reader" for thread in threading.enumerate()):
         # It waits for a line on stdin; the interpreter would wait with it.
@@ -108,7 +126,9 @@ def say_error(job: Job, error: BaseException) -> None:
 
 
 def print_job(job: Job) -> None:
-    """Prints the resolved job as YAML that ``vlmbatch run`` takes back, with the number of its items as a comment."""
+    """Prints the resolved job as YAML that ``vlmbatch run`` takes back, with the number of its
+    items as a comment.
+    """
     import yaml
 
     from vlmbatch.checkpoint import check_revision
@@ -127,7 +147,9 @@ def catch_signals(run: Any) -> None:
     def stop(number: int, frame: FrameType | None) -> None:
         for each in (signal.SIGINT, signal.SIGTERM):
             signal.signal(each, signal.SIG_DFL)
-        logging.getLogger("vlmbatch.report").info("stopping: what is finished is committed, the same command goes on from there (again: quit at once)")
+        logging.getLogger("vlmbatch.report").info(
+            "stopping: what is finished is committed, the same command goes on from there (again: quit at once)"
+        )
         run.stop()
 
     for each in (signal.SIGINT, signal.SIGTERM):
@@ -144,11 +166,20 @@ def say_sidecars(counts: dict[str, int]) -> None:
     changed = f" ({counts['unchanged']} more are as they were)" if counts["unchanged"] else ""
     say("%s written%s", _count(counts["written"], "sidecar"), changed)
     if counts["kept"]:
-        say("%s there that we did not write, or that was changed since: kept (--overwrite replaces)", _count(counts["kept"], "file"))
+        say(
+            "%s there that we did not write, or that was changed since: kept (--overwrite replaces)",
+            _count(counts["kept"], "file"),
+        )
     if counts["renamed"]:
-        say("%s named after the whole file, because another one has the shorter name", _count(counts["renamed"], "sidecar"))
+        say(
+            "%s named after the whole file, because another one has the shorter name",
+            _count(counts["renamed"], "sidecar"),
+        )
     if counts["no_place"]:
-        say("%s without a file on this disk to stand beside; use --sidecar-dir DIR", _count(counts["no_place"], "item"))
+        say(
+            "%s without a file on this disk to stand beside; use --sidecar-dir DIR",
+            _count(counts["no_place"], "item"),
+        )
 
 
 def _report(job: Job, summary: dict[str, Any], *, interrupted: bool, is_written: bool) -> None:
@@ -165,18 +196,38 @@ def _report(job: Job, summary: dict[str, Any], *, interrupted: bool, is_written:
     failed = summary["error"] is not None
     done = _count(summary["items"], "item")
     output = f" -> {without_credentials(job.output_path)}" if is_written else ""
-    say("%s%s in %.1f s (%s): %s%s", "interrupted: " if interrupted else "", done, summary["wall_seconds"], rate, ", ".join(parts), output)
+    say(
+        "%s%s in %.1f s (%s): %s%s",
+        "interrupted: " if interrupted else "",
+        done,
+        summary["wall_seconds"],
+        rate,
+        ", ".join(parts),
+        output,
+    )
     for name, count in summary["errors"].items():
         say("  %d x %s", count, name)
     if left["other_media"]:
         other, command = ("video", "video") if job.media == "image" else ("image", "caption")
         say("%s left alone (use `vlmbatch %s`)", _count(left["other_media"], other), command)
     if kept["errors"]:
-        say("%s done before ended in an error; --retry-errors does them again", _count(kept["errors"], "item"))
+        say(
+            "%s done before ended in an error; --retry-errors does them again",
+            _count(kept["errors"], "item"),
+        )
     if summary["found"] == 0 and not failed and not interrupted:
-        say("no %s", "images found" if job.media == "image" else "videos found, or nothing of them was asked for")
+        say(
+            "no %s",
+            "images found"
+            if job.media == "image"
+            else "videos found, or nothing of them was asked for",
+        )
     if left["without_question"]:
-        say("%s without a question%s", _count(left["without_question"], "item"), f" in {job.questions_file}" if job.questions_file else "")
+        say(
+            "%s without a question%s",
+            _count(left["without_question"], "item"),
+            f" in {job.questions_file}" if job.questions_file else "",
+        )
     if summary["questions"]:
         logger.warning("%s", summary["questions"]["hint"])
     if summary["cut_off"]["answers"]:
@@ -185,7 +236,12 @@ def _report(job: Job, summary: dict[str, Any], *, interrupted: bool, is_written:
         say_sidecars(summary["sidecars"])
     if "similar" in status:
         answers = _count(status["similar"], "answer")
-        say("%d of %s resembled an earlier one: so many encodes and %s saved", summary["similar_items"], _count(summary["items"], "frame"), answers)
+        say(
+            "%d of %s resembled an earlier one: so many encodes and %s saved",
+            summary["similar_items"],
+            _count(summary["items"], "frame"),
+            answers,
+        )
     native, full = summary["native_tiles"], summary["full_tiles"]
     if native and native <= 0.75 * full:
         say("small pictures were enlarged to %d tiles; --detail native would take %d", full, native)

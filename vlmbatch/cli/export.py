@@ -26,7 +26,13 @@ STATUSES = ("ok", "error", "similar")
 
 @click.command(name="export")
 @click.argument("output", metavar="OUTPUT")
-@click.option("--to", "form", type=click.Choice((*TABLES, *TEXTS)), required=True, help="A table of all rows, or a text or subtitle file each.")
+@click.option(
+    "--to",
+    "form",
+    type=click.Choice((*TABLES, *TEXTS)),
+    required=True,
+    help="A table of all rows, or a text or subtitle file each.",
+)
 @click.option(
     "-o",
     "--output",
@@ -35,16 +41,46 @@ STATUSES = ("ok", "error", "similar")
     help="Tables: the file or its URL (s3://, gs://, hf:// ...), `-` for stdout [default: OUTPUT with the other suffix]. Texts and subtitles: a folder, or "
     "the file or its URL when OUTPUT is about one picture or video [default: beside the sources].",
 )
-@click.option("--task", "tasks", multiple=True, type=click.Choice(TASKS), help="Only rows of this task; may be given several times.")
-@click.option("--prompt", "prompts", multiple=True, metavar="TEXT", help="Only answers to this question or instruction; may be given several times.")
-@click.option("--status", "statuses", multiple=True, type=click.Choice(STATUSES), help="Only rows with this status; may be given several times.")
+@click.option(
+    "--task",
+    "tasks",
+    multiple=True,
+    type=click.Choice(TASKS),
+    help="Only rows of this task; may be given several times.",
+)
+@click.option(
+    "--prompt",
+    "prompts",
+    multiple=True,
+    metavar="TEXT",
+    help="Only answers to this question or instruction; may be given several times.",
+)
+@click.option(
+    "--status",
+    "statuses",
+    multiple=True,
+    type=click.Choice(STATUSES),
+    help="Only rows with this status; may be given several times.",
+)
 @click.option("--overwrite", is_flag=True, help="Replace what is there.")
-@click.option("--bom", is_flag=True, help="csv: begin with a byte order mark, without which Excel does not see that it is UTF-8.")
-def _export(output: str, form: str, target: str | None, overwrite: bool, bom: bool, **wanted: tuple[str, ...]) -> None:
+@click.option(
+    "--bom",
+    is_flag=True,
+    help="csv: begin with a byte order mark, without which Excel does not see that it is UTF-8.",
+)
+def _export(
+    output: str,
+    form: str,
+    target: str | None,
+    overwrite: bool,
+    bom: bool,
+    **wanted: tuple[str, ...],
+) -> None:
     """OUTPUT as a table of another format, or as a text or subtitle file for each picture or video.
 
-    Tables have every row, or those that --task, --prompt and --status leave. Texts and subtitles are what --sidecar writes: rows with an answer, files of
-    others left alone. OUTPUT may be a URL; what is made of it is called after it, in the current folder, unless -o says another place.
+    Tables have every row, or those that --task, --prompt and --status leave. Texts and subtitles
+    are what --sidecar writes: rows with an answer, files of others left alone. OUTPUT may be a URL;
+    what is made of it is called after it, in the current folder, unless -o says another place.
     """
     from vlmbatch.write import local_copy
 
@@ -52,11 +88,23 @@ def _export(output: str, form: str, target: str | None, overwrite: bool, bom: bo
         raise JobError("--bom goes with --to csv")
     if target is not None and is_url(target):
         if not can_be_written(target):
-            raise JobError(f"-o must be a file, or a URL of a store that can be written such as s3://, gs:// or hf://, not {without_credentials(target)}")
+            raise JobError(
+                f"-o must be a file, or a URL of a store that can be written such as s3://, gs:// or hf://, not {without_credentials(target)}"
+            )
         if _place_of(target) == _place_of(output):
-            raise JobError(f"{without_credentials(target)} is the OUTPUT itself: give -o another file")
+            raise JobError(
+                f"{without_credentials(target)} is the OUTPUT itself: give -o another file"
+            )
     with local_copy(output, allow_private=True) as path:
-        export(path, Path(url_name(output) if is_url(output) else output), form, target, Wanted(**wanted), overwrite=overwrite, bom=bom)
+        export(
+            path,
+            Path(url_name(output) if is_url(output) else output),
+            form,
+            target,
+            Wanted(**wanted),
+            overwrite=overwrite,
+            bom=bom,
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,11 +123,28 @@ class Wanted:
 
     def of(self, rows: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         """The rows that are taken."""
-        columns = [(name, values) for name, values in (("task", self.tasks), ("prompt", self.prompts), ("status", self.statuses)) if values]
+        columns = [
+            (name, values)
+            for name, values in (
+                ("task", self.tasks),
+                ("prompt", self.prompts),
+                ("status", self.statuses),
+            )
+            if values
+        ]
         return (row for row in rows if all(row[name] in values for name, values in columns))
 
 
-def export(path: Path, output: Path, form: str, target: str | None, wanted: Wanted, *, overwrite: bool, bom: bool) -> None:
+def export(
+    path: Path,
+    output: Path,
+    form: str,
+    target: str | None,
+    wanted: Wanted,
+    *,
+    overwrite: bool,
+    bom: bool,
+) -> None:
     """Writes what is asked for.
 
     Args:
@@ -96,14 +161,33 @@ def export(path: Path, output: Path, form: str, target: str | None, wanted: Want
 
     rows = wanted.of(read_records(path))  # says at once when there is nothing to read
     if form in TABLES:
-        extra = carried_kinds(wanted.of(read_records(path))) if form != "jsonl" else {}  # which only a look at every row tells
-        export_table(output, rows, (read_summary(path) or {}).get("job"), extra, form, target, overwrite=overwrite, bom=bom)
-    elif target is not None and _name_of(target).suffix.lower() == f".{form}" and not os.path.isdir(target):
+        extra = (
+            carried_kinds(wanted.of(read_records(path))) if form != "jsonl" else {}
+        )  # which only a look at every row tells
+        export_table(
+            output,
+            rows,
+            (read_summary(path) or {}).get("job"),
+            extra,
+            form,
+            target,
+            overwrite=overwrite,
+            bom=bom,
+        )
+    elif (
+        target is not None
+        and _name_of(target).suffix.lower() == f".{form}"
+        and not os.path.isdir(target)
+    ):
         export_text(output, rows, form, target, overwrite=overwrite)
     elif target is not None and is_url(target):
-        raise JobError(f"{form} files go to a folder of this disk, or one of them to a URL that ends in .{form}, not to {without_credentials(target)}")
+        raise JobError(
+            f"{form} files go to a folder of this disk, or one of them to a URL that ends in .{form}, not to {without_credentials(target)}"
+        )
     elif target == "-":
-        raise JobError(f"{form} files cannot go to stdout: give -o FOLDER, or -o FILE.{form} for one picture or video")
+        raise JobError(
+            f"{form} files cannot go to stdout: give -o FOLDER, or -o FILE.{form} for one picture or video"
+        )
     else:
         export_texts(output, rows, form, target, overwrite=overwrite)
 
@@ -119,12 +203,16 @@ def export_table(
     overwrite: bool,
     bom: bool,
 ) -> None:
-    """Writes rows to a table of another format, whole or not at all; ``job`` goes into its metadata, ``extra`` are the kinds of carried columns."""
+    """Writes rows to a table of another format, whole or not at all; ``job`` goes into its
+    metadata, ``extra`` are the kinds of carried columns.
+    """
     from vlmbatch.write.formats import find_format
 
     place = target if target is not None and target != "-" else str(output.with_suffix(f".{form}"))
     if _name_of(place).suffix.lower() != f".{form}":
-        raise JobError(f"--to {form} writes a file that ends in .{form}, not {without_credentials(place)}")
+        raise JobError(
+            f"--to {form} writes a file that ends in .{form}, not {without_credentials(place)}"
+        )
     format = find_format(_name_of(place))
     opening = codecs.BOM_UTF8 if bom else b""
     if target == "-":
@@ -147,18 +235,26 @@ def export_table(
     click.echo(f"{count} row{'' if count == 1 else 's'} -> {without_credentials(place)}", err=True)
 
 
-def export_text(output: Path, rows: Iterator[dict[str, Any]], form: str, target: str, *, overwrite: bool) -> None:
+def export_text(
+    output: Path, rows: Iterator[dict[str, Any]], form: str, target: str, *, overwrite: bool
+) -> None:
     """Writes the one file of an OUTPUT that is about one picture or video."""
     sidecars = _gather(output, rows, form, None, overwrite=overwrite)
     found = [content for *_, content in sidecars.contents()]
     if len(found) != 1 or found[0] is None:
-        raise JobError(f"{output} is about {len(found)} files, not one: give -o FOLDER" if len(found) != 1 else f"{output} has no answer to write")
+        raise JobError(
+            f"{output} is about {len(found)} files, not one: give -o FOLDER"
+            if len(found) != 1
+            else f"{output} has no answer to write"
+        )
     with _writing(output, target, overwrite) as file:
         file.write(found[0])
     click.echo(f"1 file -> {without_credentials(target)}", err=True)
 
 
-def export_texts(output: Path, rows: Iterator[dict[str, Any]], form: str, folder: str | None, *, overwrite: bool) -> None:
+def export_texts(
+    output: Path, rows: Iterator[dict[str, Any]], form: str, folder: str | None, *, overwrite: bool
+) -> None:
     """Writes a file for each picture or video, as ``--sidecar`` does."""
     from vlmbatch.cli.execute import say_sidecars, set_up_logging
 
@@ -166,10 +262,17 @@ def export_texts(output: Path, rows: Iterator[dict[str, Any]], form: str, folder
     say_sidecars(_gather(output, rows, form, folder, overwrite=overwrite).write())
 
 
-def _gather(output: Path, rows: Iterator[dict[str, Any]], form: str, folder: str | None, *, overwrite: bool) -> Any:
+def _gather(
+    output: Path, rows: Iterator[dict[str, Any]], form: str, folder: str | None, *, overwrite: bool
+) -> Any:
     from vlmbatch.write import Sidecars, sidecars_path
 
-    sidecars = Sidecars(form, sidecars_path(output), folder=None if folder is None else Path(folder), overwrite=overwrite)
+    sidecars = Sidecars(
+        form,
+        sidecars_path(output),
+        folder=None if folder is None else Path(folder),
+        overwrite=overwrite,
+    )
     answers = timed = 0
     for row in rows:
         sidecars.expect(row["id"], row["source"])
@@ -195,7 +298,9 @@ def _name_of(target: str) -> Path:
 
 @contextlib.contextmanager
 def _writing(output: Path, target: str, overwrite: bool) -> Iterator[BinaryIO]:
-    """Opens a file that takes its place, on this disk or behind a URL, once the block has ended well."""
+    """Opens a file that takes its place, on this disk or behind a URL, once the block has ended
+    well.
+    """
     from vlmbatch.write.atomic import replacing
     from vlmbatch.write.remote.file import RemoteFile
 

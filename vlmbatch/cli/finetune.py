@@ -45,32 +45,60 @@ def _run(data: str, dry_run: bool, verbose: int, quiet: bool, **values: Any) -> 
 
 
 def _print_job(job: FinetuneJob) -> None:
-    """Prints the resolved job as YAML, with what the rows are as comments; bad rows are listed as before a training."""
+    """Prints the resolved job as YAML, with what the rows are as comments; bad rows are listed as
+    before a training.
+    """
     import yaml
 
     from vlmbatch.checkpoint import find_checkpoint
     from vlmbatch.finetune.plan import make_plan
 
     plan = make_plan(job, find_checkpoint(job.model, job.revision), None)
-    click.echo(f"# {len(plan.rows)} rows to train on, {len(plan.held_out)} held out; the longest has {plan.longest} tokens")
-    click.echo(yaml.safe_dump({**job.to_dict(), "output": job.output_path}, sort_keys=False, allow_unicode=True, width=120), nl=False)
+    click.echo(
+        f"# {len(plan.rows)} rows to train on, {len(plan.held_out)} held out; the longest has {plan.longest} tokens"
+    )
+    click.echo(
+        yaml.safe_dump(
+            {**job.to_dict(), "output": job.output_path},
+            sort_keys=False,
+            allow_unicode=True,
+            width=120,
+        ),
+        nl=False,
+    )
 
 
 def _report(job: FinetuneJob, state: dict[str, Any]) -> None:
     """The closing lines."""
     result = state.get("result", {})
     if "last_eval_loss" in result:
-        loss, right = ((result[f"first_{name}"], result[f"last_{name}"]) for name in ("eval_loss", "eval_answer_accuracy"))
-        report.info("held out: loss %.4f -> %.4f, answers right %.1f%% -> %.1f%%", *loss, *(100 * share for share in right))
+        loss, right = (
+            (result[f"first_{name}"], result[f"last_{name}"])
+            for name in ("eval_loss", "eval_answer_accuracy")
+        )
+        report.info(
+            "held out: loss %.4f -> %.4f, answers right %.1f%% -> %.1f%%",
+            *loss,
+            *(100 * share for share in right),
+        )
     if state.get("status") == "finished":
-        report.info("%s is ready: vlmbatch caption INPUT --model %s", job.output_path, job.output_path)
+        report.info(
+            "%s is ready: vlmbatch caption INPUT --model %s", job.output_path, job.output_path
+        )
     elif state.get("status") == "trained":
-        report.info("%s/adapter is ready; `vlmbatch models merge %s/adapter -o FOLDER` makes a checkpoint of it", job.output_path, job.output_path)
+        report.info(
+            "%s/adapter is ready; `vlmbatch models merge %s/adapter -o FOLDER` makes a checkpoint of it",
+            job.output_path,
+            job.output_path,
+        )
 
 
 _command = GroupedCommand("finetune", callback=_run, help=HELP, no_args_is_help=True)
 _command.params.append(click.Argument(["data"], metavar="DATA"))
-job_options([field.name for field in dataclasses.fields(FinetuneJob) if field.name != "data"], of=FinetuneJob)(_command)
+job_options(
+    [field.name for field in dataclasses.fields(FinetuneJob) if field.name != "data"],
+    of=FinetuneJob,
+)(_command)
 add_reporting(_command)
 
 COMMANDS = {"finetune": _command}

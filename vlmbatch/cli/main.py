@@ -1,4 +1,6 @@
-"""The command line's root: a table of commands whose modules are imported when they are asked for, so that ``--help`` is quick."""
+"""The command line's root: a table of commands whose modules are imported when they are asked for,
+so that ``--help`` is quick.
+"""
 
 from __future__ import annotations
 
@@ -19,11 +21,20 @@ COMMANDS = {
     "video": ("vlmbatch.cli.work", "Sampled frames, clips or windows of each video."),
     "run": ("vlmbatch.cli.run", "A job from a YAML file; the form for cron."),
     "stats": ("vlmbatch.cli.stats", "What a run took, from its own records."),
-    "eval": ("vlmbatch.cli.eval", "How good the answers of an OUTPUT are, against a file of right ones."),
+    "eval": (
+        "vlmbatch.cli.eval",
+        "How good the answers of an OUTPUT are, against a file of right ones.",
+    ),
     "export": ("vlmbatch.cli.export", "An OUTPUT as another table, or as text and subtitle files."),
-    "finetune": ("vlmbatch.cli.finetune", "Teach a model your answers: pictures or videos with prompt and answer."),
+    "finetune": (
+        "vlmbatch.cli.finetune",
+        "Teach a model your answers: pictures or videos with prompt and answer.",
+    ),
     "models": ("vlmbatch.cli.models", "List, describe and fetch models."),
-    "doctor": ("vlmbatch.cli.doctor", "What this machine has, and what to do about what is missing."),
+    "doctor": (
+        "vlmbatch.cli.doctor",
+        "What this machine has, and what to do about what is missing.",
+    ),
     "bench": ("vlmbatch.cli.bench", "What this machine does, beside its own limits."),
 }
 
@@ -55,13 +66,18 @@ class LazyGroup(click.Group):
         with formatter.section("Commands"):
             formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
 
-    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
         """Names the nearest command when there is none of the name."""
         if args and not args[0].startswith("-") and args[0] not in COMMANDS:
             import difflib
 
             near = difflib.get_close_matches(args[0], COMMANDS, 1)
-            ctx.fail(f"no such command {args[0]!r}" + (f"; did you mean {near[0]!r}?" if near else f"; there are {', '.join(COMMANDS)}"))
+            ctx.fail(
+                f"no such command {args[0]!r}"
+                + (f"; did you mean {near[0]!r}?" if near else f"; there are {', '.join(COMMANDS)}")
+            )
         return super().resolve_command(ctx, args)
 
 
@@ -78,10 +94,14 @@ def cli() -> None:
 
 def main() -> None:
     """Entry point: errors are one line on stderr and an exit code."""
-    if sys.stdout is None:  # as Python has it when it is closed: then what goes there is no error, and the next file that is opened may get its number
+    if (
+        sys.stdout is None
+    ):  # as Python has it when it is closed: then what goes there is no error, and the next file that is opened may get its number
         sys.stdout = open(os.devnull, encoding="utf-8")
     elif isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
-        sys.stdout.reconfigure(errors="backslashreplace")  # a terminal that cannot show a character of a name still shows the rest
+        sys.stdout.reconfigure(
+            errors="backslashreplace"
+        )  # a terminal that cannot show a character of a name still shows the rest
     try:
         code = cli.main(prog_name="vlmbatch", standalone_mode=False)
         sys.exit(code if isinstance(code, int) else 0)
@@ -100,7 +120,9 @@ def main() -> None:
             sys.exit(1)
         if error.filename is not None or error.errno is None:  # not of a stream
             raise
-        if not isinstance(error, BrokenPipeError):  # which says that the reader of a pipe went away, as `head` does
+        if not isinstance(
+            error, BrokenPipeError
+        ):  # which says that the reader of a pipe went away, as `head` does
             click.echo(f"vlmbatch: cannot write to stdout: {error.strerror}", err=True)
         # Python would complain once more when it flushes stdout at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -21,10 +21,14 @@ def _list() -> None:
     from vlmbatch.engine.torch.budget import KNOWN_PARAMETERS, gib
 
     click.echo(f"{'model':<48}{'16-bit weights':<18}where")
-    click.echo(f"{DEMO:<48}{'6 MiB':<18}in the package: answers about drawn shapes only, for trying and testing")
+    click.echo(
+        f"{DEMO:<48}{'6 MiB':<18}in the package: answers about drawn shapes only, for trying and testing"
+    )
     for name in KNOWN_MODELS:
         folder = cached_folder(name)
-        click.echo(f"{name:<48}{gib(2 * KNOWN_PARAMETERS[name]):<18}{folder if folder else 'not fetched'}")
+        click.echo(
+            f"{name:<48}{gib(2 * KNOWN_PARAMETERS[name]):<18}{folder if folder else 'not fetched'}"
+        )
     click.echo("Any SmolVLM2 checkpoint in the hub's layout works: a hub id or a folder.")
 
 
@@ -33,10 +37,12 @@ def _list() -> None:
 @click.option("--revision", metavar="REV", help="Branch, tag or commit of a hub id.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def _info(model: str, revision: str | None, as_json: bool) -> None:
-    """Shape, tiles and memory of a model, what fits on this machine, and what --quantize int8 would change."""
+    """Shape, tiles and memory of a model, what fits on this machine, and what --quantize int8 would
+    change.
+    """
     from vlmbatch.engine.torch.budget import CAPS, MemoryBudget, gib
-    from vlmbatch.engine.torch.device import device_memory, find_device, find_dtype
     from vlmbatch.engine.torch.cpu.int8 import can_write_digits
+    from vlmbatch.engine.torch.device import device_memory, find_device, find_dtype
     from vlmbatch.engine.torch.shape import ModelShape
 
     checkpoint = find_checkpoint(model, revision)
@@ -46,7 +52,11 @@ def _info(model: str, revision: str | None, as_json: bool) -> None:
     free = device_memory(device).free
     budget = MemoryBudget(shape, dtype.itemsize, int(free * 0.8), CAPS[device.type])
     photo = shape.tile_tokens * 13 + 100
-    products = "exact, used where they measure faster" if device.type == "cpu" and can_write_digits() else f"not on this {device.type}: saves memory, no time"
+    products = (
+        "exact, used where they measure faster"
+        if device.type == "cpu" and can_write_digits()
+        else f"not on this {device.type}: saves memory, no time"
+    )
     v, t = shape.vision, shape.text
     figures = {
         "model": checkpoint.name,
@@ -60,7 +70,9 @@ def _info(model: str, revision: str | None, as_json: bool) -> None:
         "weights_int8": f"{gib(shape.weight_bytes(dtype.itemsize, quantized=True))} with --quantize int8",
         "int8_products": products,
         "kv_bytes_per_token": shape.kv_bytes(dtype.itemsize),
-        "fits": f"{budget.sequences(photo)} sequences of a photo at full detail, {budget.tiles_at_once} tiles at once" if budget.cache_bytes else "no",
+        "fits": f"{budget.sequences(photo)} sequences of a photo at full detail, {budget.tiles_at_once} tiles at once"
+        if budget.cache_bytes
+        else "no",
     }
     if as_json:
         click.echo(json.dumps(figures, indent=2))
@@ -73,16 +85,26 @@ def _info(model: str, revision: str | None, as_json: bool) -> None:
 @click.argument("model")
 @click.option("--revision", metavar="REV", help="Branch, tag or commit of a hub id.")
 def _fetch(model: str, revision: str | None) -> None:
-    """Fetch a model from the hub into its cache (HF_HOME, HF_TOKEN and HF_HUB_OFFLINE are honoured)."""
+    """Fetch a model from the hub into its cache (HF_HOME, HF_TOKEN and HF_HUB_OFFLINE are
+    honoured).
+    """
     checkpoint = find_checkpoint(model, revision, fetch=True)
     size = sum(path.stat().st_size for path in Path(checkpoint.folder).iterdir() if path.is_file())
-    click.echo(f"{checkpoint.name} {checkpoint.revision}: {size / 1e6:.0f} MB in {checkpoint.folder}")
+    click.echo(
+        f"{checkpoint.name} {checkpoint.revision}: {size / 1e6:.0f} MB in {checkpoint.folder}"
+    )
 
 
 @_models.command(name="merge")
 @click.argument("adapter")
-@click.option("-o", "--output", required=True, metavar="FOLDER", help="Folder of the new checkpoint.")
-@click.option("--model", metavar="MODEL", help="The checkpoint that the adapter belongs to. [default: the one it names]")
+@click.option(
+    "-o", "--output", required=True, metavar="FOLDER", help="Folder of the new checkpoint."
+)
+@click.option(
+    "--model",
+    metavar="MODEL",
+    help="The checkpoint that the adapter belongs to. [default: the one it names]",
+)
 @click.option("--revision", metavar="REV", help="Branch, tag or commit of a hub id.")
 def _merge(adapter: str, output: str, model: str | None, revision: str | None) -> None:
     """Fold an adapter that `vlmbatch finetune` made into its checkpoint."""

@@ -1,4 +1,6 @@
-"""Command-line options from the fields of ``Job``: name, help, default and allowed values are stated there, once."""
+"""Command-line options from the fields of ``Job``: name, help, default and allowed values are
+stated there, once.
+"""
 
 from __future__ import annotations
 
@@ -16,18 +18,42 @@ from vlmbatch.job import DEFAULT_SKIP_SIMILAR, Job, Kind, job_key
 from vlmbatch.urls import is_url
 from vlmbatch.values import parse_seconds
 
-GROUPS = ("", "Data", "Training", "LoRA", "Question", "Video", "Generation", "Model", "Items", "Output", "Resources", "Reporting")
+GROUPS = (
+    "",
+    "Data",
+    "Training",
+    "LoRA",
+    "Question",
+    "Video",
+    "Generation",
+    "Model",
+    "Items",
+    "Output",
+    "Resources",
+    "Reporting",
+)
 
 
 class GroupedCommand(click.Command):
-    """A command whose help shows its options in groups, and whose options with a number that may be left out can stand before INPUT."""
+    """A command whose help shows its options in groups, and whose options with a number that may be
+    left out can stand before INPUT.
+    """
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Gives such an option its number where what follows is none: click would take the INPUT for it."""
-        optional = [each for each in self.params if isinstance(each, click.Option) and isinstance(each.type, Threshold)]
+        """Gives such an option its number where what follows is none: click would take the INPUT
+        for it.
+        """
+        optional = [
+            each
+            for each in self.params
+            if isinstance(each, click.Option) and isinstance(each.type, Threshold)
+        ]
         numbers = {flag: each.flag_value for each in optional for flag in each.opts}
         followed = itertools.zip_longest(args, args[1:], fillvalue="")
-        args = [f"{text}={numbers[text]}" if text in numbers and not _is_number(after) else text for text, after in followed]
+        args = [
+            f"{text}={numbers[text]}" if text in numbers and not _is_number(after) else text
+            for text, after in followed
+        ]
         return super().parse_args(ctx, args)
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -52,13 +78,19 @@ class GroupedOption(click.Option):
 
 
 class OutputName(click.ParamType):  # type: ignore[type-arg]  # generic since click 8.2
-    """An OUTPUT that is there, or that an interrupted run has only its journal of: a file, or a URL of a store."""
+    """An OUTPUT that is there, or that an interrupted run has only its journal of: a file, or a URL
+    of a store.
+    """
 
     name = "output"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """The text; a folder and, but for URLs, what is not there are usage errors."""
-        return value if is_url(value) or os.path.exists(f"{value}.journal") else click.Path(exists=True, dir_okay=False).convert(value, param, ctx)
+        return (
+            value
+            if is_url(value) or os.path.exists(f"{value}.journal")
+            else click.Path(exists=True, dir_okay=False).convert(value, param, ctx)
+        )
 
 
 class NumberOrAuto(click.ParamType):  # type: ignore[type-arg]  # generic since click 8.2
@@ -89,7 +121,9 @@ class Times(click.ParamType):  # type: ignore[type-arg]  # generic since click 8
             times = tuple(parse_seconds(part) for part in value.split(",") if part.strip())
         except ValueError:
             times = ()
-        return times or self.fail(f"{value!r} is not a list of times such as 1.5,20,1:05", param, ctx)
+        return times or self.fail(
+            f"{value!r} is not a list of times such as 1.5,20,1:05", param, ctx
+        )
 
 
 class Time(click.ParamType):  # type: ignore[type-arg]  # generic since click 8.2
@@ -114,7 +148,11 @@ class Threshold(click.ParamType):  # type: ignore[type-arg]  # generic since cli
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """Text to a number."""
-        return float(value) if _is_number(value) else self.fail(f"{value!r} is not a number", param, ctx)
+        return (
+            float(value)
+            if _is_number(value)
+            else self.fail(f"{value!r} is not a number", param, ctx)
+        )
 
 
 def _is_number(text: Any) -> bool:
@@ -125,12 +163,15 @@ def _is_number(text: Any) -> bool:
     return True
 
 
-def job_options(names: Iterable[str], media: Kind | None = None, of: type[Any] = Job) -> Callable[[click.Command], click.Command]:
+def job_options(
+    names: Iterable[str], media: Kind | None = None, of: type[Any] = Job
+) -> Callable[[click.Command], click.Command]:
     """Adds an option for each of these fields to a command.
 
     Args:
         names: Fields of ``of``.
-        media: What the command is about, where some of them have other values and another help for each media.
+        media: What the command is about, where some of them have other values and another help for
+            each media.
         of: The dataclass of options.
     """
     fields = {field.name: field for field in dataclasses.fields(of)}
@@ -148,7 +189,12 @@ def field_names(media: Kind) -> list[str]:
     """Fields that are options of every work command of the media."""
     skip = {"inputs", "media", "task", "questions", "questions_file"}
     other = "image" if media == "video" else "video"
-    return [f.name for f in dataclasses.fields(Job) if f.name not in skip and f.metadata.get("media", f.metadata.get("group", "").lower()) != other]
+    return [
+        f.name
+        for f in dataclasses.fields(Job)
+        if f.name not in skip
+        and f.metadata.get("media", f.metadata.get("group", "").lower()) != other
+    ]
 
 
 def given(values: dict[str, Any]) -> dict[str, Any]:
@@ -162,7 +208,8 @@ def build_job(values: dict[str, Any]) -> Job:
 
 
 def parse_settings(settings: Iterable[str]) -> dict[str, Any]:
-    """Values of ``--set key=value``, each value read as YAML, or taken as it stands where the key takes text.
+    """Values of ``--set key=value``, each value read as YAML, or taken as it stands where the key
+    takes text.
 
     Raises:
         JobError: One is not of that form.
@@ -177,14 +224,20 @@ def parse_settings(settings: Iterable[str]) -> dict[str, Any]:
             raise JobError(f"--set takes key=value, not {setting!r}")
         hint = hints.get(job_key(key))
         try:
-            found[key] = _read_setting(text, takes_text=hint is str or str in get_args(hint), takes_list=get_origin(hint) is tuple)
+            found[key] = _read_setting(
+                text,
+                takes_text=hint is str or str in get_args(hint),
+                takes_list=get_origin(hint) is tuple,
+            )
         except yaml.YAMLError as error:
             raise JobError(f"--set {setting}: not YAML") from error
     return found
 
 
 def _read_setting(text: str, *, takes_text: bool, takes_list: bool) -> Any:
-    """What the user means: `*.png`, `yes` and `what: is it?` are texts where a text is wanted, and something else, or nothing, to YAML."""
+    """What the user means: `*.png`, `yes` and `what: is it?` are texts where a text is wanted, and
+    something else, or nothing, to YAML.
+    """
     import yaml
 
     try:
@@ -203,10 +256,22 @@ def _option(field: dataclasses.Field[Any], hint: Any, media: Kind | None) -> cli
     metadata = field.metadata
     long = "--" + field.name.replace("_", "-")
     short = metadata.get("flags", ())
-    declarations = [*short, *([] if any(flag.startswith("--") for flag in short) else [long]), field.name]
+    declarations = [
+        *short,
+        *([] if any(flag.startswith("--") for flag in short) else [long]),
+        field.name,
+    ]
     text = metadata["help"] if isinstance(metadata["help"], str) else metadata["help"][media]
-    settings: dict[str, Any] = {"group": metadata.get("group", ""), "default": None, "metavar": metadata.get("metavar")}
-    plain = next(part for part in (get_args(hint) or (hint,)) if part is not type(None)) if get_origin(hint) not in (tuple, Literal) else hint
+    settings: dict[str, Any] = {
+        "group": metadata.get("group", ""),
+        "default": None,
+        "metavar": metadata.get("metavar"),
+    }
+    plain = (
+        next(part for part in (get_args(hint) or (hint,)) if part is not type(None))
+        if get_origin(hint) not in (tuple, Literal)
+        else hint
+    )
     if field.name == "at":
         settings["type"] = Times()
     elif field.name == "skip_similar":
@@ -217,14 +282,18 @@ def _option(field: dataclasses.Field[Any], hint: Any, media: Kind | None) -> cli
         settings["type"] = NumberOrAuto()
         text += " [default: auto]"
     elif get_origin(plain) is Literal:
-        settings["type"] = click.Choice(metadata["choices"][media] if media in metadata.get("choices", ()) else get_args(plain))
+        settings["type"] = click.Choice(
+            metadata["choices"][media] if media in metadata.get("choices", ()) else get_args(plain)
+        )
         settings["metavar"] = None
     elif get_origin(plain) is tuple:
         settings["multiple"] = True
         if get_origin(get_args(plain)[0]) is Literal:
             settings["type"] = click.Choice(get_args(get_args(plain)[0]))
     elif plain is bool:
-        return GroupedOption([f"{long}", field.name], is_flag=True, default=None, help=text, group=settings["group"])
+        return GroupedOption(
+            [f"{long}", field.name], is_flag=True, default=None, help=text, group=settings["group"]
+        )
     else:
         settings["type"] = plain
     if field.default not in (None, ()) and "[default" not in text:

@@ -62,7 +62,10 @@ class ProgressReporter:
                     self._bar.initial += 1
                 else:
                     self._bar.set_description_str("")
-                self._bar.set_postfix_str(f"{self._tokens / max(1e-9, now - self._began):.0f} tokens/s, {self._errors} errors", refresh=False)
+                self._bar.set_postfix_str(
+                    f"{self._tokens / max(1e-9, now - self._began):.0f} tokens/s, {self._errors} errors",
+                    refresh=False,
+                )
                 self._bar.update(1)
             elif self._lines and now - self._said >= LINE_SECONDS:
                 self._said = now
@@ -72,13 +75,22 @@ class ProgressReporter:
         seconds = now - self._began
         rate = (self._done - self._kept) / seconds
         total = "?" if self._total is None else str(self._total)
-        left = "" if self._total is None or not rate else f", {(self._total - self._done) / rate:.0f} s left"
+        left = (
+            ""
+            if self._total is None or not rate
+            else f", {(self._total - self._done) / rate:.0f} s left"
+        )
         return f"{self._done}/{total} items, {rate:.2f} items/s, {self._tokens / seconds:.0f} tokens/s, {self._errors} errors{left}"
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         if self._bar is not None:
             self._bar.close()
 

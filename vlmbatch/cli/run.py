@@ -18,7 +18,9 @@ from vlmbatch.values import check_types
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Manner:
-    """What a job file may say about one run of it, beside the job: the options of ``add_reporting``."""
+    """What a job file may say about one run of it, beside the job: the options of
+    ``add_reporting``.
+    """
 
     dry_run: bool = False
     verbose: int = 0
@@ -38,7 +40,8 @@ def read_job_file(name: str, settings: dict[str, Any]) -> tuple[Job, Manner]:
         settings: What replaces or adds keys.
 
     Raises:
-        JobError: It cannot be read, is not a mapping, or holds a bad key or value; the message names the file.
+        JobError: It cannot be read, is not a mapping, or holds a bad key or value; the message
+            names the file.
     """
     import yaml
 
@@ -55,9 +58,15 @@ def read_job_file(name: str, settings: dict[str, Any]) -> tuple[Job, Manner]:
     if not isinstance(values, dict):
         raise JobError(f"{name}: a job file holds keys and values, such as `task: caption`")
     values = {**values, **settings}
-    manner = {key: values.pop(key) for key in list(values) if job_key(str(key)) in ("dry_run", "verbose", "quiet")}
+    manner = {
+        key: values.pop(key)
+        for key in list(values)
+        if job_key(str(key)) in ("dry_run", "verbose", "quiet")
+    }
     try:
-        return Job.from_dict(values), Manner(**{job_key(key): value for key, value in manner.items() if value is not None})
+        return Job.from_dict(values), Manner(
+            **{job_key(key): value for key, value in manner.items() if value is not None}
+        )
     except JobError as error:
         raise JobError(f"{name}: {error}") from error
 
@@ -76,16 +85,30 @@ def _check_keys_once(node: Any, name: str) -> None:
     for key, _ in node.value if getattr(node, "id", None) == "mapping" else ():
         written = job_key(str(key.value))
         if written in seen:
-            raise JobError(f"{name}, line {key.start_mark.line + 1}: the key {key.value!r} is there already")
+            raise JobError(
+                f"{name}, line {key.start_mark.line + 1}: the key {key.value!r} is there already"
+            )
         seen.add(written)
 
 
-def _callback(pipeline: str, settings: tuple[str, ...], dry_run: bool, verbose: int, quiet: bool, **values: Any) -> None:
+def _callback(
+    pipeline: str,
+    settings: tuple[str, ...],
+    dry_run: bool,
+    verbose: int,
+    quiet: bool,
+    **values: Any,
+) -> None:
     from vlmbatch.cli.execute import execute
     from vlmbatch.cli.options import given
 
     job, manner = read_job_file(pipeline, {**parse_settings(settings), **given(values)})
-    execute(job, dry_run=dry_run or manner.dry_run, verbose=max(verbose, manner.verbose), quiet=quiet or manner.quiet)
+    execute(
+        job,
+        dry_run=dry_run or manner.dry_run,
+        verbose=max(verbose, manner.verbose),
+        quiet=quiet or manner.quiet,
+    )
 
 
 _command = GroupedCommand(
@@ -97,9 +120,17 @@ _command = GroupedCommand(
 )
 _command.params += [
     click.Argument(["pipeline"], metavar="PIPELINE.yaml"),
-    GroupedOption(["--set", "settings"], multiple=True, metavar="KEY=VALUE", help="Replace a key of the file; may be given several times.", group=""),
+    GroupedOption(
+        ["--set", "settings"],
+        multiple=True,
+        metavar="KEY=VALUE",
+        help="Replace a key of the file; may be given several times.",
+        group="",
+    ),
 ]
-job_options(["output", "model", "limit", "overwrite", "retry_errors", "progress", "log_format"])(_command)
+job_options(["output", "model", "limit", "overwrite", "retry_errors", "progress", "log_format"])(
+    _command
+)
 add_reporting(_command)
 
 COMMANDS = {"run": _command}

@@ -42,7 +42,9 @@ def show(name: str, figures: dict[str, Any]) -> None:
     for name, count in figures["errors"].items():
         click.echo(f"            {count} x {name}")
     reasons = ", ".join(f"{count} by {name}" for name, count in figures["finish_reason"].items())
-    click.echo(f"tokens      {figures['prompt_tokens']} in prompts, {figures['new_tokens']} in answers{f' (ended {reasons})' if reasons else ''}")
+    click.echo(
+        f"tokens      {figures['prompt_tokens']} in prompts, {figures['new_tokens']} in answers{f' (ended {reasons})' if reasons else ''}"
+    )
     click.echo(f"tiles       {figures['tiles']}")
     if figures["items_per_busy_second"]:
         click.echo(
@@ -50,14 +52,19 @@ def show(name: str, figures: dict[str, Any]) -> None:
         )
     click.echo(f"{'seconds':<12}{'total':>10}{'p50':>10}{'p95':>10}{'p99':>10}")
     for name, phase in figures["phases"].items():
-        click.echo(f"  {name.removesuffix('_seconds'):<10}" + "".join(f"{phase[key]:>10.3f}" for key in ("total", "p50", "p95", "p99")))
+        click.echo(
+            f"  {name.removesuffix('_seconds'):<10}"
+            + "".join(f"{phase[key]:>10.3f}" for key in ("total", "p50", "p95", "p99"))
+        )
 
 
 @click.command(name="stats")
 @click.argument("output")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def _stats(output: str, as_json: bool) -> None:
-    """What a run took, from its own records: counts, tokens, and the seconds of each phase with percentiles. OUTPUT may be a URL."""
+    """What a run took, from its own records: counts, tokens, and the seconds of each phase with
+    percentiles. OUTPUT may be a URL.
+    """
     from vlmbatch.write import local_copy
 
     with local_copy(output, allow_private=True) as path:

@@ -1,4 +1,6 @@
-"""Engines: requests in, completions out. One table row an engine; torch is imported only when one is opened."""
+"""Engines: requests in, completions out. One table row an engine; torch is imported only when one
+is opened.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +8,10 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from vlmbatch.checkpoint import Checkpoint
+from vlmbatch.core import Conversation, Request
 from vlmbatch.engine.base import Engine, EngineStats, RequestQueue
 from vlmbatch.errors import OutOfMemoryError
 from vlmbatch.job import Job
-from vlmbatch.core import Conversation, Request
 
 if TYPE_CHECKING:
     Prepare = Callable[[Conversation, Sequence[str]], Request]
@@ -19,14 +21,21 @@ __all__ = ["ENGINES", "Engine", "EngineStats", "RequestQueue", "open_engine"]
 
 
 def _open_torch(job: Job, checkpoint: Checkpoint, prepare: Prepare, decode: Decode) -> Engine:
-    from vlmbatch.engine.torch.cuda.buckets import CudaGraphs
     from vlmbatch.engine.torch.budget import CAPS, MemoryBudget
-    from vlmbatch.engine.torch.device import SMALL_MODEL_PARAMETERS, device_memory, find_device, find_dtype, is_out_of_memory, keep_freed_memory
     from vlmbatch.engine.torch.cpu.kernels import choose_kernels, packed_bytes
     from vlmbatch.engine.torch.cpu.onednn import can_pack
+    from vlmbatch.engine.torch.cuda.buckets import CudaGraphs
+    from vlmbatch.engine.torch.device import (
+        SMALL_MODEL_PARAMETERS,
+        device_memory,
+        find_device,
+        find_dtype,
+        is_out_of_memory,
+        keep_freed_memory,
+    )
+    from vlmbatch.engine.torch.engine import TorchEngine
     from vlmbatch.engine.torch.sampling import SamplingOptions
     from vlmbatch.engine.torch.shape import ModelShape
-    from vlmbatch.engine.torch.engine import TorchEngine
     from vlmbatch.engine.torch.weights import load_model
 
     device = find_device(job.device)
@@ -47,15 +56,29 @@ def _open_torch(job: Job, checkpoint: Checkpoint, prepare: Prepare, decode: Deco
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        raise OutOfMemoryError(f"{checkpoint.name} did not fit while it was loaded ({' '.join(str(error).split())[:200]})") from error
+        raise OutOfMemoryError(
+            f"{checkpoint.name} did not fit while it was loaded ({' '.join(str(error).split())[:200]})"
+        ) from error
     kernels = {}
-    # A model as small as the demo gains little, and without a choice it answers alike on every machine, to the last bit of its confidence.
+    # A model as small as the demo gains little, and without a choice it answers alike on every
+    # machine, to the last bit of its confidence.
     if shape.parameters >= SMALL_MODEL_PARAMETERS and device.type == "cpu":
-        copies = can_pack(device, dtype) and budget.reserve_packed(packed_bytes(model.vision, model.language))
+        copies = can_pack(device, dtype) and budget.reserve_packed(
+            packed_bytes(model.vision, model.language)
+        )
         kernels = choose_kernels(model.vision, model.language, copies=copies)
         budget.packed_bytes = packed_bytes(model.vision, model.language, chosen=True)
     record = CudaGraphs(device) if device.type == "cuda" else None
-    engine = TorchEngine(model, budget, prepare=prepare, decode=decode, end_ids=end_ids, options=options, batch_size=job.batch_size, record=record)
+    engine = TorchEngine(
+        model,
+        budget,
+        prepare=prepare,
+        decode=decode,
+        end_ids=end_ids,
+        options=options,
+        batch_size=job.batch_size,
+        record=record,
+    )
     engine.stats.kernels = kernels
     return engine
 
@@ -64,7 +87,9 @@ ENGINES: dict[str, Callable[[Job, Checkpoint, Prepare, Decode], Engine]] = {"tor
 """Factories by name; each imports what it needs when it is called."""
 
 
-def open_engine(job: Job, checkpoint: Checkpoint, prepare: Prepare, decode: Decode, *, name: str = "torch") -> Engine:
+def open_engine(
+    job: Job, checkpoint: Checkpoint, prepare: Prepare, decode: Decode, *, name: str = "torch"
+) -> Engine:
     """Loads a checkpoint into an engine.
 
     Args:

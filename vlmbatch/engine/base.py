@@ -7,8 +7,8 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
-from vlmbatch.engine.queue import Channel
 from vlmbatch.core import Completion, Conversation, Request
+from vlmbatch.engine.queue import Channel
 
 
 @dataclasses.dataclass
@@ -27,8 +27,10 @@ class EngineStats:
         cleanups: How often caches were given back to the device.
         cleanup_seconds: What that cost.
         memory: What the memory budget allowed, in bytes.
-        kernels: For each kind of matrix the row counts from which on a packed kernel multiplies it; and what attends, unless torch does.
-        graphs: On CUDA: how many decode steps of fixed shapes were recorded and replayed, and notes on those that could not be. Empty elsewhere.
+        kernels: For each kind of matrix the row counts from which on a packed kernel multiplies it;
+            and what attends, unless torch does.
+        graphs: On CUDA: how many decode steps of fixed shapes were recorded and replayed, and notes
+            on those that could not be. Empty elsewhere.
         peak_device_bytes: The most device memory that was allocated, or None on a CPU.
     """
 
@@ -60,7 +62,8 @@ class Engine(Protocol):
     Attributes:
         name: What a record states as its engine.
         device: The device that really computes.
-        dtype: The number format that it really computes in; ``+int8`` behind it where the language model's matrices are 8-bit numbers.
+        dtype: The number format that it really computes in; ``+int8`` behind it where the language
+            model's matrices are 8-bit numbers.
         stats: What it did so far.
     """
 
@@ -78,7 +81,8 @@ class Engine(Protocol):
         ...
 
     def run(self, source: RequestQueue) -> Iterator[Completion]:
-        """Takes requests while there is room for them and yields each answer as it finishes, until the queue is closed and empty, or stopped.
+        """Takes requests while there is room for them and yields each answer as it finishes, until
+        the queue is closed and empty, or stopped.
 
         Raises:
             EngineError: The engine cannot go on.
@@ -95,7 +99,9 @@ class RequestQueue(Channel[Request]):
 
     def __init__(self, capacity: int, most_bytes: int = 1 << 28) -> None:
         """Bounds the queue to ``capacity`` requests and ``most_bytes`` of tiles."""
-        super().__init__(capacity, weight=lambda request: request.tiles.nbytes, most_weight=most_bytes)
+        super().__init__(
+            capacity, weight=lambda request: request.tiles.nbytes, most_weight=most_bytes
+        )
 
     def put(self, request: Request) -> bool:
         """See ``Channel``; notes the time."""

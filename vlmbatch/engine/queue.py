@@ -1,4 +1,6 @@
-"""A bounded, closable queue between threads. Ends are closes, not sentinels in the data; a stop wakes everybody."""
+"""A bounded, closable queue between threads. Ends are closes, not sentinels in the data; a stop
+wakes everybody.
+"""
 
 from __future__ import annotations
 
@@ -13,10 +15,13 @@ T = TypeVar("T")
 class Channel(Generic[T]):
     """Many threads put, many threads get.
 
-    ``close`` says that nothing more will come: those who get drain what is left. ``stop`` drops what is left.
+    ``close`` says that nothing more will come: those who get drain what is left. ``stop`` drops
+    what is left.
     """
 
-    def __init__(self, capacity: int, *, weight: Callable[[T], int] | None = None, most_weight: int = 0) -> None:
+    def __init__(
+        self, capacity: int, *, weight: Callable[[T], int] | None = None, most_weight: int = 0
+    ) -> None:
         """Bounds the queue.
 
         Args:
@@ -55,7 +60,9 @@ class Channel(Generic[T]):
         """The oldest entry; None when there is none in time, or there will never be one."""
         with self._changed:
             if wait:
-                self._changed.wait_for(lambda: self._entries or self._closed or self._stopped, timeout)
+                self._changed.wait_for(
+                    lambda: self._entries or self._closed or self._stopped, timeout
+                )
             if not self._entries or self._stopped:
                 return None
             entry = self._entries.popleft()
@@ -96,4 +103,6 @@ class Channel(Generic[T]):
     def _has_room(self, weight: int) -> bool:
         if not self._entries:
             return True
-        return len(self._entries) < self._capacity and (not self._weigh or self._weight + weight <= self._most_weight)
+        return len(self._entries) < self._capacity and (
+            not self._weigh or self._weight + weight <= self._most_weight
+        )

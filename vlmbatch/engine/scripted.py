@@ -1,7 +1,8 @@
-"""An engine without a model, for tests: it answers deterministically, runs out of memory on demand and fails on demand.
+"""An engine without a model, for tests: it answers deterministically, runs out of memory on demand
+and fails on demand.
 
-engine = ScriptedEngine(answer=lambda key, question: f"{key}: {question}", fail=lambda key: "poison" in key)
-summary = vlmbatch.run(job, engine=engine)
+engine = ScriptedEngine(answer=lambda key, question: f"{key}: {question}", fail=lambda key: "poison"
+in key) summary = vlmbatch.run(job, engine=engine)
 """
 
 from __future__ import annotations
@@ -12,9 +13,9 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
+from vlmbatch.core import Completion, Conversation, Request, Timing
 from vlmbatch.engine.base import EngineStats, RequestQueue
 from vlmbatch.errors import EngineError, GenerateError
-from vlmbatch.core import Completion, Conversation, Request, Timing
 
 
 def _default_answer(key: str, question: str) -> str:
@@ -55,7 +56,12 @@ class ScriptedEngine:
             seconds: Busy time of an answer.
             gate: Waits for this event before the first answer.
         """
-        self._answer, self._fail, self._die_after, self._oom_above = answer, fail, die_after, oom_above
+        self._answer, self._fail, self._die_after, self._oom_above = (
+            answer,
+            fail,
+            die_after,
+            oom_above,
+        )
         self._batch_size, self._seconds, self._gate = batch_size, seconds, gate
         self.stats = EngineStats()
         self.prepared: list[str] = []
@@ -75,11 +81,21 @@ class ScriptedEngine:
             self._gate.wait()
         while not source.ended:
             batch: list[Request] = []
-            while len(batch) < self._batch_size and (request := source.get(wait=not batch)) is not None:
+            while (
+                len(batch) < self._batch_size
+                and (request := source.get(wait=not batch)) is not None
+            ):
                 batch.append(request)
             if self._oom_above is not None and len(batch) > self._oom_above:
                 self._batch_size = max(1, self._batch_size // 2)
-                self.stats.oom_events.append({"phase": "scripted", "size": len(batch), "action": f"at most {self._batch_size}", "message": "scripted"})
+                self.stats.oom_events.append(
+                    {
+                        "phase": "scripted",
+                        "size": len(batch),
+                        "action": f"at most {self._batch_size}",
+                        "message": "scripted",
+                    }
+                )
             for request in reversed(batch):
                 yield from self._complete(request, len(batch))
                 if source.stopped:

@@ -1,4 +1,6 @@
-"""The bootstrap: how far a figure moves when the rows are drawn again (B. Efron, 1979), by percentiles."""
+"""The bootstrap: how far a figure moves when the rows are drawn again (B. Efron, 1979), by
+percentiles.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +17,8 @@ _BLOCK = 2**22
 def resampled_sums(numbers: FloatArray, resamples: int, seed: int) -> FloatArray:
     """Sums over rows that are drawn with replacement, as many as there are, again and again.
 
-    The rows of a resample are counted rather than copied, so that all columns take one matrix product, and columns of two OUTPUTs side by side are resampled
-    as pairs.
+    The rows of a resample are counted rather than copied, so that all columns take one matrix
+    product, and columns of two OUTPUTs side by side are resampled as pairs.
 
     Args:
         numbers: float64, (n, columns), n at least 1.
@@ -40,7 +42,9 @@ def resampled_sums(numbers: FloatArray, resamples: int, seed: int) -> FloatArray
 
 
 def interval(values: FloatArray) -> tuple[float, float] | None:
-    """The span that holds the middle 95 % of values, those that are not numbers aside; None when there are none."""
+    """The span that holds the middle 95 % of values, those that are not numbers aside; None when
+    there are none.
+    """
     finite = values[np.isfinite(values)]
     if not len(finite):
         return None

@@ -1,4 +1,6 @@
-"""Brings the rows of an OUTPUT and the right answers together, and keeps count of what has no partner."""
+"""Brings the rows of an OUTPUT and the right answers together, and keeps count of what has no
+partner.
+"""
 
 from __future__ import annotations
 
@@ -74,8 +76,15 @@ class Counts:
     other_errors: int = 0
 
 
-def join(rows: Iterable[Row], reference: Reference, options: EvalOptions, counts: Counts, other: Answers | None = None) -> Iterator[Pair]:
-    """Gives the rows that there are right answers for, in the order of OUTPUT; counts them and the rest.
+def join(
+    rows: Iterable[Row],
+    reference: Reference,
+    options: EvalOptions,
+    counts: Counts,
+    other: Answers | None = None,
+) -> Iterator[Pair]:
+    """Gives the rows that there are right answers for, in the order of OUTPUT; counts them and the
+    rest.
 
     Args:
         rows: Of OUTPUT, with ``ROW_COLUMNS``.
@@ -147,14 +156,22 @@ def _text(row: Row) -> str | None:
 
 def _key(row: Row, options: EvalOptions) -> tuple[str, str, str]:
     """What pairs the rows of two OUTPUTs."""
-    return options.id_prefix + row["id"], row["task"], "" if options.ignore_prompt else row["prompt"]
+    return (
+        options.id_prefix + row["id"],
+        row["task"],
+        "" if options.ignore_prompt else row["prompt"],
+    )
 
 
 def _twice(row: Row) -> JobError:
-    return JobError(f"{row['id']} has several rows of {row['task']}: without their prompts they cannot be told apart (leave --ignore-prompt out)")
+    return JobError(
+        f"{row['id']} has several rows of {row['task']}: without their prompts they cannot be told apart (leave --ignore-prompt out)"
+    )
 
 
-def _nothing_matches(id: str, prompt: str, reference: Reference, options: EvalOptions, counts: Counts) -> str:
+def _nothing_matches(
+    id: str, prompt: str, reference: Reference, options: EvalOptions, counts: Counts
+) -> str:
     """Why nothing was joined, with what would."""
     if counts.only_here.count:
         return "the two OUTPUTs share no row; --ignore-prompt pairs them by id when they asked different things"
@@ -163,4 +180,8 @@ def _nothing_matches(id: str, prompt: str, reference: Reference, options: EvalOp
         return f"no prompt matches: about {id} OUTPUT has {prompt!r} and the reference {prompts[id]!r}; --ignore-prompt joins by id alone"
     message = f"no id matches: OUTPUT has {id!r}, the reference {next(iter(prompts))!r}"
     prefixes = {known.removesuffix(id) for known in prompts if known.endswith(f"/{id}")}
-    return f"{message}; with --id-prefix {prefixes.pop()} it would be found" if len(prefixes) == 1 and not options.id_prefix else message
+    return (
+        f"{message}; with --id-prefix {prefixes.pop()} it would be found"
+        if len(prefixes) == 1 and not options.id_prefix
+        else message
+    )

@@ -1,6 +1,8 @@
-"""The measures: what is kept of a row, and how sums over rows become a score. A new one is a class and a row in ``MEASURES``.
+"""The measures: what is kept of a row, and how sums over rows become a score. A new one is a class
+and a row in ``MEASURES``.
 
-A row is kept as a few numbers (right or not; edits and length; n-grams that match), never as text, so that a resample of a million rows is a sum.
+A row is kept as a few numbers (right or not; edits and length; n-grams that match), never as text,
+so that a resample of a million rows is a sum.
 """
 
 from __future__ import annotations
@@ -15,7 +17,9 @@ from vlmbatch.evaluate.bootstrap import FloatArray
 from vlmbatch.evaluate.texts import normalize, normalize_vqa, one_line, similarity
 
 VQA_ANSWERS = 4
-"""Fewer right answers than this cannot make 1 by the formula of the VQA evaluation: each subset that leaves one out must hold three that agree."""
+"""Fewer right answers than this cannot make 1 by the formula of the VQA evaluation: each subset
+that leaves one out must hold three that agree.
+"""
 
 ANLS_THRESHOLD = 0.5
 
@@ -32,10 +36,14 @@ class Measure(Protocol):
     best: float
 
     def row(self, text: str | None, answers: Sequence[str]) -> Sequence[float]:
-        """The numbers of a row: the answer (None for an error row, which is wrong whatever was expected) against one right answer or more."""
+        """The numbers of a row: the answer (None for an error row, which is wrong whatever was
+        expected) against one right answer or more.
+        """
 
     def combine(self, sums: FloatArray, rows: int) -> FloatArray:
-        """Scores from sums over ``rows`` rows: (n, columns) to (n,); NaN where there is nothing to measure."""
+        """Scores from sums over ``rows`` rows: (n, columns) to (n,); NaN where there is nothing to
+        measure.
+        """
 
     def rank(self, numbers: Sequence[float]) -> float:
         """How good a row is, more is better."""
@@ -63,10 +71,13 @@ class Mean:
 
 
 class Anls(Mean):
-    """Average normalized Levenshtein similarity: to the closest right answer, and 0 when that is under a half (wrong, not misread).
+    """Average normalized Levenshtein similarity: to the closest right answer, and 0 when that is
+    under a half (wrong, not misread).
 
-    Source: Biten et al., "Scene Text Visual Question Answering" (ICCV 2019), as the DocVQA challenge computes it (https://rrc.cvc.uab.es/?ch=17): case and
-    runs of white space aside, one half itself counts. The similarity before the threshold is kept too, to rank rows that are all far off.
+    Source: Biten et al., "Scene Text Visual Question Answering" (ICCV 2019), as the DocVQA
+    challenge computes it (https://rrc.cvc.uab.es/?ch=17): case and runs of white space aside, one
+    half itself counts. The similarity before the threshold is kept too, to rank rows that are all
+    far off.
     """
 
     columns = 2
@@ -85,7 +96,9 @@ class Anls(Mean):
 
 
 class ErrorRate:
-    """Edits over the length of what was expected, both summed over all rows: the character or word error rate of a whole OUTPUT. Needs jiwer."""
+    """Edits over the length of what was expected, both summed over all rows: the character or word
+    error rate of a whole OUTPUT. Needs jiwer.
+    """
 
     columns, best = 2, 0.0
 
@@ -101,12 +114,18 @@ class ErrorRate:
 
     def _count(self, given: str, expected: str) -> tuple[float, float]:
         done = self._process(expected, given)
-        return float(done.substitutions + done.deletions + done.insertions), float(done.hits + done.substitutions + done.deletions)
+        return float(done.substitutions + done.deletions + done.insertions), float(
+            done.hits + done.substitutions + done.deletions
+        )
 
     def combine(self, sums: FloatArray, rows: int) -> FloatArray:
         """Edits over length."""
         edits, length = sums[:, 0], sums[:, 1]
-        return np.divide(edits, length, out=np.where(edits > 0, np.nan, 0.0), where=length > 0) if rows else np.full(len(sums), np.nan)
+        return (
+            np.divide(edits, length, out=np.where(edits > 0, np.nan, 0.0), where=length > 0)
+            if rows
+            else np.full(len(sums), np.nan)
+        )
 
     def rank(self, numbers: Sequence[float]) -> float:
         """The row's error rate, negative."""
@@ -114,7 +133,9 @@ class ErrorRate:
 
 
 class Chrf:
-    """chrF2 from 0 to 100: character n-grams up to six, the right answer that fits best (M. Popović, WMT 2015). sacrebleu's, so that it compares."""
+    """chrF2 from 0 to 100: character n-grams up to six, the right answer that fits best (M.
+    Popović, WMT 2015). sacrebleu's, so that it compares.
+    """
 
     columns, best = 18, 100.0
 
@@ -122,16 +143,23 @@ class Chrf:
         self._chrf: Any = _load("sacrebleu.metrics", "chrf").CHRF()
 
     def row(self, text: str | None, answers: Sequence[str]) -> Sequence[float]:
-        """For each order the n-grams of the answer, those of the right answer, and those they share."""
-        # sacrebleu has no public name for a row's counts; its own significance tests take them from here.
-        counts: list[float] = self._chrf._extract_corpus_statistics([text or ""], [[answer] for answer in answers])[0]
+        """For each order the n-grams of the answer, those of the right answer, and those they
+        share.
+        """
+        # sacrebleu has no public name for a row's counts; its own significance tests take them from
+        # here.
+        counts: list[float] = self._chrf._extract_corpus_statistics(
+            [text or ""], [[answer] for answer in answers]
+        )[0]
         return counts
 
     def combine(self, sums: FloatArray, rows: int) -> FloatArray:
         """The score of the summed counts."""
         if not rows:
             return np.full(len(sums), np.nan)
-        return np.array([self._chrf._compute_score_from_stats(counts).score for counts in sums.tolist()])
+        return np.array(
+            [self._chrf._compute_score_from_stats(counts).score for counts in sums.tolist()]
+        )
 
     def rank(self, numbers: Sequence[float]) -> float:
         """The row's own score."""
@@ -144,15 +172,19 @@ def exact(text: str, answers: Sequence[str]) -> float:
 
 
 def normalized(text: str, answers: Sequence[str]) -> float:
-    """1 when the answer is one of the right answers but for case, punctuation, articles and white space."""
+    """1 when the answer is one of the right answers but for case, punctuation, articles and white
+    space.
+    """
     return float(normalize(text) in map(normalize, answers))
 
 
 def vqa_accuracy(text: str, answers: Sequence[str]) -> float:
-    """The accuracy of visual question answering: min(1, matches / 3), averaged over the sets that leave one right answer out.
+    """The accuracy of visual question answering: min(1, matches / 3), averaged over the sets that
+    leave one right answer out.
 
-    Source: Antol et al., "VQA: Visual Question Answering" (ICCV 2015) and https://visualqa.org/evaluation.html. The sums are worked out: with m of n
-    right answers matching, m sets hold m - 1 of them and n - m sets hold m.
+    Source: Antol et al., "VQA: Visual Question Answering" (ICCV 2015) and
+    https://visualqa.org/evaluation.html. The sums are worked out: with m of n right answers
+    matching, m sets hold m - 1 of them and n - m sets hold m.
     """
     given = normalize_vqa(text)
     n = len(answers)
@@ -185,4 +217,6 @@ def _load(module: str, measures: str) -> Any:
         return importlib.import_module(module)
     except ImportError as error:
         package = module.partition(".")[0]
-        raise MissingDependencyError(f"{measures} need{'' if ' ' in measures else 's'} {package}: pip install 'vlmbatch[eval]'") from error
+        raise MissingDependencyError(
+            f"{measures} need{'' if ' ' in measures else 's'} {package}: pip install 'vlmbatch[eval]'"
+        ) from error

@@ -16,7 +16,9 @@ ERROR_RATES = frozenset(("cer", "wer"))
 """Metrics of which less is better."""
 
 COVERAGE = "coverage"
-"""The share of the reference's rows that OUTPUT answers: no measure of a row, but ``--fail-under`` knows it."""
+"""The share of the reference's rows that OUTPUT answers: no measure of a row, but ``--fail-under``
+knows it.
+"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,13 +74,17 @@ class EvalOptions:
             raise JobError(f"--resamples {self.resamples}: an interval needs 100 or more")
         for name in ("worst", "max_questions", "seed"):
             if getattr(self, name) < 0:
-                raise JobError(f"--{name.replace('_', '-')} {getattr(self, name)}: it cannot be negative")
+                raise JobError(
+                    f"--{name.replace('_', '-')} {getattr(self, name)}: it cannot be negative"
+                )
         if self.ignore_prompt and self.columns.prompt:
             raise JobError("--prompt-column and --ignore-prompt exclude each other")
 
     @property
     def asked_for(self) -> tuple[str, ...]:
-        """Metrics that must be measured, in the order of ``METRICS``; empty when the user named none."""
+        """Metrics that must be measured, in the order of ``METRICS``; empty when the user named
+        none.
+        """
         named = {*self.metrics, *self.fail_under, *([self.worst_by] if self.worst_by else [])}
         return tuple(name for name in METRICS if name in named)
 
@@ -93,7 +99,9 @@ def parse_limits(texts: tuple[str, ...]) -> dict[str, float]:
     for text in texts:
         name, _, value = text.partition("=")
         if name not in (*METRICS, COVERAGE):
-            raise JobError(f"--fail-under {text}: write METRIC=VALUE with one of {', '.join((*METRICS, COVERAGE))}")
+            raise JobError(
+                f"--fail-under {text}: write METRIC=VALUE with one of {', '.join((*METRICS, COVERAGE))}"
+            )
         if name in limits:
             raise JobError(f"--fail-under {text}: {name} is given twice")
         try:

@@ -1,4 +1,6 @@
-"""The right answers: a .jsonl, .csv or .parquet file with an id, maybe a question, and one answer or more a row."""
+"""The right answers: a .jsonl, .csv or .parquet file with an id, maybe a question, and one answer
+or more a row.
+"""
 
 from __future__ import annotations
 
@@ -41,14 +43,17 @@ class Reference:
 
     Attributes:
         entries: By id and prompt; the prompt is None for what is right whatever is asked.
-        without_answer: Rows of the file that have no answer: an empty field, null, or a row of another OUTPUT that is an error.
+        without_answer: Rows of the file that have no answer: an empty field, null, or a row of
+            another OUTPUT that is an error.
     """
 
     entries: dict[tuple[str, str | None], Entry] = dataclasses.field(default_factory=dict)
     without_answer: int = 0
 
     def find(self, id: str, prompt: str) -> Entry | None:
-        """The right answers to a question about an item; those without a question when none are about this one."""
+        """The right answers to a question about an item; those without a question when none are
+        about this one.
+        """
         return self.entries.get((id, prompt.strip())) or self.entries.get((id, None))
 
     @property
@@ -95,12 +100,21 @@ def read_reference(path: Path, columns: Columns, *, ignore_prompt: bool = False)
     except UnicodeDecodeError as error:
         raise JobError(f"reference {path}: it is not UTF-8 text") from error
     if not reference.entries:
-        raise JobError(f"reference {path}: no answers in it" + (f"; all of its {reference.without_answer} rows have none" if reference.without_answer else ""))
+        raise JobError(
+            f"reference {path}: no answers in it"
+            + (
+                f"; all of its {reference.without_answer} rows have none"
+                if reference.without_answer
+                else ""
+            )
+        )
     return reference
 
 
 class Wanted(NamedTuple):
-    """Columns to look for: of each kind several names, of which the first that is not null counts; answers may come from several columns."""
+    """Columns to look for: of each kind several names, of which the first that is not null counts;
+    answers may come from several columns.
+    """
 
     ids: tuple[str, ...]
     prompts: tuple[str, ...]
@@ -116,7 +130,11 @@ def _add(reference: Reference, row: Mapping[str, Any], wanted: Wanted, where: st
         _, prompt = _find(row, wanted.prompts, where, "--prompt-column")
     else:
         prompt = None
-    answers = [answer for names in wanted.answers for answer in _answers(*_find(row, names, where, "--answer-column"), where)]
+    answers = [
+        answer
+        for names in wanted.answers
+        for answer in _answers(*_find(row, names, where, "--answer-column"), where)
+    ]
     if not answers or row.get("status") == "error":
         reference.without_answer += 1
         return
@@ -130,12 +148,16 @@ def _find(row: Mapping[str, Any], names: Sequence[str], where: str, option: str)
     there = [name for name in names if name in row]
     if not there:
         columns = ", ".join(str(name) for name in row if name is not None) or "nothing"
-        raise JobError(f"{where}: no column named {', '.join(names)}; there is {columns}: choose with {option}")
+        raise JobError(
+            f"{where}: no column named {', '.join(names)}; there is {columns}: choose with {option}"
+        )
     return next(((name, row[name]) for name in there if row[name] is not None), (there[0], None))
 
 
 def _answers(name: str, value: Any, where: str) -> list[str]:
-    """A cell as right answers: a text, a number, or a list of them (also as the VQA data sets have it, of objects with ``answer``)."""
+    """A cell as right answers: a text, a number, or a list of them (also as the VQA data sets have
+    it, of objects with ``answer``).
+    """
     if value is None:
         return []
     if name == "answers" and isinstance(value, str) and value.lstrip().startswith("["):
@@ -147,7 +169,9 @@ def _answers(name: str, value: Any, where: str) -> list[str]:
     for entry in value if isinstance(value, list) else [value]:
         plain = entry.get("answer") if isinstance(entry, dict) else entry
         if isinstance(plain, bool) or not isinstance(plain, str | int | float):
-            raise JobError(f"{where}: the answer {json.dumps(entry, default=str)[:60]} is neither a text nor a number")
+            raise JobError(
+                f"{where}: the answer {json.dumps(entry, default=str)[:60]} is neither a text nor a number"
+            )
         found.append(clean(str(plain)))
     return found
 
@@ -172,9 +196,16 @@ def _csv(path: Path, names: Sequence[str]) -> Rows:
         rows = csv.DictReader(file)
         try:
             for row in rows:
-                # An empty field is a question nobody has answered yet, except in a row of an OUTPUT, where the status says that there is a text.
+                # An empty field is a question nobody has answered yet, except in a row of an
+                # OUTPUT, where the status says that there is a text.
                 said = row.get("status") in ("ok", "similar")
-                yield rows.line_num, {name: None if value == "" and not (said and name == "text") else value for name, value in row.items()}
+                yield (
+                    rows.line_num,
+                    {
+                        name: None if value == "" and not (said and name == "text") else value
+                        for name, value in row.items()
+                    },
+                )
         except csv.Error as error:
             raise JobError(f"reference {path}, line {rows.line_num}: {error}") from error
 
@@ -187,13 +218,17 @@ def _parquet(path: Path, names: Sequence[str]) -> Rows:
         try:
             table = arrow.parquet.ParquetFile(file)
             every = table.schema_arrow.names
-            for number, row in enumerate(_read(table, [name for name in names if name in every]), 1):
+            for number, row in enumerate(
+                _read(table, [name for name in names if name in every]), 1
+            ):
                 yield number, dict.fromkeys(every) | row
         except arrow.ArrowException as error:
             raise JobError(f"reference {path}: it is not a Parquet file ({error})") from error
 
 
 def _read(table: Any, names: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """The rows of some columns; others, such as the pictures of a data set, are not read from the disk."""
+    """The rows of some columns; others, such as the pictures of a data set, are not read from the
+    disk.
+    """
     for batch in table.iter_batches(columns=list(names)):
         yield from batch.to_pylist()

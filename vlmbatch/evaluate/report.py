@@ -33,7 +33,14 @@ def describe(found: Evaluation, options: EvalOptions, **files: str | None) -> di
             "missing": _names(found.missing),
             "without_answer": found.without_answer,
             "answers_per_row": list(found.answers),
-            **({"only_in_output": _names(counts.only_here), "only_in_against": _names(counts.only_there)} if files.get("against") else {}),
+            **(
+                {
+                    "only_in_output": _names(counts.only_here),
+                    "only_in_against": _names(counts.only_there),
+                }
+                if files.get("against")
+                else {}
+            ),
             **({"errors_in_against": counts.other_errors} if files.get("against") else {}),
         },
         "coverage": found.coverage,
@@ -41,14 +48,19 @@ def describe(found: Evaluation, options: EvalOptions, **files: str | None) -> di
         "left_out": dict(found.left_out),
         "all": _group(found.overall),
         "tasks": {task: _group(group) for task, group in found.tasks.items()},
-        "questions": [{"task": task, "prompt": prompt, **_group(group)} for (task, prompt), group in found.questions.items()],
+        "questions": [
+            {"task": task, "prompt": prompt, **_group(group)}
+            for (task, prompt), group in found.questions.items()
+        ],
         "more_questions": found.more_questions,
         "worst_by": found.worst_by,
         "worst": [_worst(row) for row in found.worst],
     }
 
 
-def lines(found: Evaluation, options: EvalOptions, *, output: str, reference: str, against: str | None) -> Iterator[str]:
+def lines(
+    found: Evaluation, options: EvalOptions, *, output: str, reference: str, against: str | None
+) -> Iterator[str]:
     """The evaluation as a person reads it."""
     counts = found.counts
     yield f"{output}{f' and {against}' if against else ''} against {reference}: {_count(counts.scored, 'row')} scored"
@@ -97,7 +109,11 @@ def _table(title: str, group: Group) -> Iterator[str]:
     if len(title) > NAME_WIDTH:
         yield title
         title = ""
-    yield f"{title:<{NAME_WIDTH}}" + (f"{'OUTPUT':>10}{'other':>10}{'difference':>12}   95 % interval" if paired else f"{'score':>10}   95 % interval")
+    yield f"{title:<{NAME_WIDTH}}" + (
+        f"{'OUTPUT':>10}{'other':>10}{'difference':>12}   95 % interval"
+        if paired
+        else f"{'score':>10}   95 % interval"
+    )
     for name, score in group.scores.items():
         digits = 2 if name == "chrf" else 4
         note = "  (less is better)" if name in ERROR_RATES else ""
@@ -110,7 +126,9 @@ def _score(score: Score, digits: int) -> str:
     difference = score.difference
     sign = "+" if difference.value is not None else ""
     values = f"{_value(score.here, digits):>10}{_value(score.there, digits):>10}{_value(difference, digits, sign):>12}"
-    sure = difference.interval is not None and (difference.interval[0] > 0 or difference.interval[1] < 0)
+    sure = difference.interval is not None and (
+        difference.interval[0] > 0 or difference.interval[1] < 0
+    )
     return f"{values}   {_interval(difference, digits, '+') + (' *' if sure else ''):<20}"
 
 
@@ -119,7 +137,11 @@ def _value(figure: Figure, digits: int, sign: str = "") -> str:
 
 
 def _interval(figure: Figure, digits: int, sign: str = "") -> str:
-    return "-" if figure.interval is None else f"{figure.interval[0]:{sign}.{digits}f} to {figure.interval[1]:{sign}.{digits}f}"
+    return (
+        "-"
+        if figure.interval is None
+        else f"{figure.interval[0]:{sign}.{digits}f} to {figure.interval[1]:{sign}.{digits}f}"
+    )
 
 
 def _worst_lines(row: Worst) -> Iterator[str]:
@@ -135,21 +157,42 @@ def _worst_lines(row: Worst) -> Iterator[str]:
 
 def _worst(row: Worst) -> dict[str, Any]:
     pair = row.pair
-    found = {"id": pair.id, "task": pair.task, "prompt": pair.prompt, "score": row.score, "text": pair.text, "answers": pair.answers}
-    return found if row.other is None else {**found, "against_score": row.other, "against_text": pair.other}
+    found = {
+        "id": pair.id,
+        "task": pair.task,
+        "prompt": pair.prompt,
+        "score": row.score,
+        "text": pair.text,
+        "answers": pair.answers,
+    }
+    return (
+        found
+        if row.other is None
+        else {**found, "against_score": row.other, "against_text": pair.other}
+    )
 
 
 def _group(group: Group) -> dict[str, Any]:
-    return {"rows": group.rows, "errors": group.errors, "scores": {name: _json(score) for name, score in group.scores.items()}}
+    return {
+        "rows": group.rows,
+        "errors": group.errors,
+        "scores": {name: _json(score) for name, score in group.scores.items()},
+    }
 
 
 def _json(score: Score) -> dict[str, Any]:
     parts = {"against": score.there, "difference": score.difference}
-    return {**_figure(score.here), **{name: _figure(figure) for name, figure in parts.items() if figure is not None}}
+    return {
+        **_figure(score.here),
+        **{name: _figure(figure) for name, figure in parts.items() if figure is not None},
+    }
 
 
 def _figure(figure: Figure) -> dict[str, Any]:
-    return {"value": figure.value, "interval": None if figure.interval is None else list(figure.interval)}
+    return {
+        "value": figure.value,
+        "interval": None if figure.interval is None else list(figure.interval),
+    }
 
 
 def _names(names: Names) -> dict[str, Any]:
@@ -157,7 +200,9 @@ def _names(names: Names) -> dict[str, Any]:
 
 
 def _some(names: Names) -> str:
-    return ", ".join(_short(name, PROMPT_WIDTH) for name in names.first) + (" …" if names.count > len(names.first) else "")
+    return ", ".join(_short(name, PROMPT_WIDTH) for name in names.first) + (
+        " …" if names.count > len(names.first) else ""
+    )
 
 
 def _said(text: str | None) -> str:

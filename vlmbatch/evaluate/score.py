@@ -20,12 +20,16 @@ from vlmbatch.evaluate.options import COVERAGE, ERROR_RATES, EvalOptions
 from vlmbatch.evaluate.reference import Reference
 
 RANKED_BY = ("anls", "chrf", "cer", "wer", "vqa", "normalized", "exact")
-"""What says which rows are worst when the user does not: the first that is measured, those first that tell near from far."""
+"""What says which rows are worst when the user does not: the first that is measured, those first
+that tell near from far.
+"""
 
 
 @dataclasses.dataclass(frozen=True)
 class Figure:
-    """A value and the interval that holds it in 95 of 100 resamples; None where there is nothing to measure, or one row only."""
+    """A value and the interval that holds it in 95 of 100 resamples; None where there is nothing to
+    measure, or one row only.
+    """
 
     value: float | None
     interval: tuple[float, float] | None
@@ -33,7 +37,9 @@ class Figure:
 
 @dataclasses.dataclass(frozen=True)
 class Score:
-    """OUTPUT's figure, and with another OUTPUT that one's and the difference (this one less the other, over paired resamples)."""
+    """OUTPUT's figure, and with another OUTPUT that one's and the difference (this one less the
+    other, over paired resamples).
+    """
 
     here: Figure
     there: Figure | None = None
@@ -108,17 +114,26 @@ class Evaluation:
         return (self.entries - self.missing.count) / self.entries
 
     def below(self, limits: Mapping[str, float]) -> list[str]:
-        """Which limits are not held, in words: a value under the limit, or over it for an error rate; nothing to measure holds none."""
+        """Which limits are not held, in words: a value under the limit, or over it for an error
+        rate; nothing to measure holds none.
+        """
         found = []
         for name, limit in limits.items():
             value = self.coverage if name == COVERAGE else self.overall.scores[name].here.value
             rising = name not in ERROR_RATES
             if value is None or (value < limit if rising else value > limit):
-                found.append(f"{name} is {'nothing' if value is None else f'{value:.4f}'}, {'under' if rising else 'over'} {limit:g}")
+                found.append(
+                    f"{name} is {'nothing' if value is None else f'{value:.4f}'}, {'under' if rising else 'over'} {limit:g}"
+                )
         return found
 
 
-def evaluate(rows: Iterable[Row], reference: Reference, options: EvalOptions, other_rows: Iterable[Row] | None = None) -> Evaluation:
+def evaluate(
+    rows: Iterable[Row],
+    reference: Reference,
+    options: EvalOptions,
+    other_rows: Iterable[Row] | None = None,
+) -> Evaluation:
     """Scores the rows of an OUTPUT.
 
     Args:
@@ -133,7 +148,9 @@ def evaluate(rows: Iterable[Row], reference: Reference, options: EvalOptions, ot
     """
     measures, left_out = choose_measures(reference, options)
     counts = Counts()
-    other: Answers | None = None if other_rows is None else index_answers(other_rows, reference, options)
+    other: Answers | None = (
+        None if other_rows is None else index_answers(other_rows, reference, options)
+    )
     tally = Tally(measures, options, paired=other is not None)
     for pair in join(rows, reference, options, counts, other):
         tally.add(pair)
@@ -158,8 +175,11 @@ def evaluate(rows: Iterable[Row], reference: Reference, options: EvalOptions, ot
     )
 
 
-def choose_measures(reference: Reference, options: EvalOptions) -> tuple[dict[str, Measure], dict[str, str]]:
-    """The measures that were asked for, or else all that apply; and which of these are left out, with the reason.
+def choose_measures(
+    reference: Reference, options: EvalOptions
+) -> tuple[dict[str, Measure], dict[str, str]]:
+    """The measures that were asked for, or else all that apply; and which of these are left out,
+    with the reason.
 
     Raises:
         JobError: A metric that was asked for has no meaning here.
@@ -174,7 +194,9 @@ def choose_measures(reference: Reference, options: EvalOptions) -> tuple[dict[st
             continue
         try:
             if name == "vqa" and reference.answers_per_row[0] < VQA_ANSWERS:
-                raise JobError(f"vqa needs {VQA_ANSWERS} or more right answers to every question; this reference has {reference.answers_per_row[0]} to some")
+                raise JobError(
+                    f"vqa needs {VQA_ANSWERS} or more right answers to every question; this reference has {reference.answers_per_row[0]} to some"
+                )
             measures[name] = make()
         except (JobError, MissingDependencyError) as error:
             if required:
@@ -184,9 +206,13 @@ def choose_measures(reference: Reference, options: EvalOptions) -> tuple[dict[st
 
 
 class Tally:
-    """The rows as numbers: one array a measure and OUTPUT, and which task and question each row belongs to."""
+    """The rows as numbers: one array a measure and OUTPUT, and which task and question each row
+    belongs to.
+    """
 
-    def __init__(self, measures: Mapping[str, Measure], options: EvalOptions, *, paired: bool) -> None:
+    def __init__(
+        self, measures: Mapping[str, Measure], options: EvalOptions, *, paired: bool
+    ) -> None:
         self.measures, self.options, self.paired = measures, options, paired
         self.worst_by = options.worst_by or next(name for name in RANKED_BY if name in measures)
         self.questions: dict[tuple[str, str], int] = {}
@@ -198,7 +224,9 @@ class Tally:
 
     def add(self, pair: Pair) -> None:
         """Takes a row."""
-        self._question_of.append(self.questions.setdefault((pair.task, pair.prompt), len(self.questions)))
+        self._question_of.append(
+            self.questions.setdefault((pair.task, pair.prompt), len(self.questions))
+        )
         self._errors.append(pair.text is None)
         for name, measure in self.measures.items():
             here = measure.row(pair.text, pair.answers)
@@ -207,10 +235,17 @@ class Tally:
             if there is not None:
                 self._there[name].extend(there)
             if name == self.worst_by:
-                self._rank(measure.rank(here), None if there is None else measure.rank(there), measure.best, pair)
+                self._rank(
+                    measure.rank(here),
+                    None if there is None else measure.rank(there),
+                    measure.best,
+                    pair,
+                )
 
     def _rank(self, here: float, there: float | None, best: float, pair: Pair) -> None:
-        """Keeps the row when it is among the worst; never one that is right, or not behind the other OUTPUT."""
+        """Keeps the row when it is among the worst; never one that is right, or not behind the
+        other OUTPUT.
+        """
         behind = (best if there is None else there) - here
         if behind <= 0 or not self.options.worst:
             return
@@ -230,14 +265,26 @@ class Tally:
         """The scores over all rows, by task, and by question for the most frequent ones."""
         question_of = np.asarray(self._question_of)
         errors = np.asarray(self._errors).astype(bool)
-        here = [np.asarray(self._here[name]).reshape(-1, measure.columns) for name, measure in self.measures.items()]
-        there = [np.asarray(self._there[name]).reshape(-1, measure.columns) for name, measure in self.measures.items()] if self.paired else []
+        here = [
+            np.asarray(self._here[name]).reshape(-1, measure.columns)
+            for name, measure in self.measures.items()
+        ]
+        there = (
+            [
+                np.asarray(self._there[name]).reshape(-1, measure.columns)
+                for name, measure in self.measures.items()
+            ]
+            if self.paired
+            else []
+        )
         numbers = np.concatenate([*here, *there], axis=1)
         task_of = {question: task for (task, _), question in self.questions.items()}
         overall = self._group(numbers, errors)
         tasks: dict[str, Group] = {}
         for task in dict.fromkeys(task_of.values()):
-            chosen = np.isin(question_of, [question for question, name in task_of.items() if name == task])
+            chosen = np.isin(
+                question_of, [question for question, name in task_of.items() if name == task]
+            )
             tasks[task] = overall if chosen.all() else self._group(numbers[chosen], errors[chosen])
         frequent = collections.Counter(self._question_of).most_common(self.options.max_questions)
         keys = list(self.questions)
@@ -245,20 +292,33 @@ class Tally:
         for question, count in frequent:
             chosen = question_of == question
             whole = tasks[task_of[question]]
-            questions[keys[question]] = whole if whole.rows == count else self._group(numbers[chosen], errors[chosen])
+            questions[keys[question]] = (
+                whole if whole.rows == count else self._group(numbers[chosen], errors[chosen])
+            )
         return overall, tasks, questions
 
     def _group(self, numbers: FloatArray, errors: npt.NDArray[np.bool_]) -> Group:
         rows = len(numbers)
         total = numbers.sum(axis=0, keepdims=True)
-        drawn = resampled_sums(numbers, self.options.resamples, self.options.seed) if rows > 1 else numbers[:0]
+        drawn = (
+            resampled_sums(numbers, self.options.resamples, self.options.seed)
+            if rows > 1
+            else numbers[:0]
+        )
         scores, start, there = {}, 0, numbers.shape[1] // 2
         for name, measure in self.measures.items():
             stop = start + measure.columns
             value, values = (measure.combine(sums[:, start:stop], rows) for sums in (total, drawn))
             if self.paired:
-                other, others = (measure.combine(sums[:, there + start : there + stop], rows) for sums in (total, drawn))
-                scores[name] = Score(_figure(value, values), _figure(other, others), _figure(value - other, values - others))
+                other, others = (
+                    measure.combine(sums[:, there + start : there + stop], rows)
+                    for sums in (total, drawn)
+                )
+                scores[name] = Score(
+                    _figure(value, values),
+                    _figure(other, others),
+                    _figure(value - other, values - others),
+                )
             else:
                 scores[name] = Score(_figure(value, values))
             start = stop

@@ -1,4 +1,6 @@
-"""Texts on their way to a comparison: the same text written differently made the same, and how far two texts are apart."""
+"""Texts on their way to a comparison: the same text written differently made the same, and how far
+two texts are apart.
+"""
 
 from __future__ import annotations
 
@@ -31,12 +33,16 @@ _DROPPED = frozenset("'’ʼ.")
 
 
 def clean(text: str) -> str:
-    """The text in Unicode's composed form (NFC), without white space at its ends: é is é, however a file writes it."""
+    """The text in Unicode's composed form (NFC), without white space at its ends: é is é, however a
+    file writes it.
+    """
     return (text if text.isascii() else unicodedata.normalize("NFC", clean_text(text))).strip()
 
 
 def one_line(text: str) -> str:
-    """The text with every run of white space as one space: where a scan breaks its lines is no error."""
+    """The text with every run of white space as one space: where a scan breaks its lines is no
+    error.
+    """
     return " ".join(text.split())
 
 
@@ -44,8 +50,9 @@ def one_line(text: str) -> str:
 def normalize(text: str) -> str:
     """The text without what does not change an answer: case, punctuation, articles and white space.
 
-    After the VQA evaluation (GT-Vision-Lab/VQA, vqaEval.py): apostrophes and full stops go, other punctuation becomes a space, and between two digits it
-    stays (3.5 is not 35), but for the comma of thousands. Here for the punctuation of every script; symbols such as + and € stay.
+    After the VQA evaluation (GT-Vision-Lab/VQA, vqaEval.py): apostrophes and full stops go, other
+    punctuation becomes a space, and between two digits it stays (3.5 is not 35), but for the comma
+    of thousands. Here for the punctuation of every script; symbols such as + and € stay.
     """
     text = unicodedata.normalize("NFKC", text).casefold()
     text = _MARKS.sub(_mark, _THOUSANDS.sub("", text))
@@ -55,7 +62,9 @@ def normalize(text: str) -> str:
 
 @functools.lru_cache(maxsize=65536)
 def normalize_vqa(text: str) -> str:
-    """``normalize``, with the numbers from zero to ten as digits and ``none`` as 0, as the VQA evaluation has them."""
+    """``normalize``, with the numbers from zero to ten as digits and ``none`` as 0, as the VQA
+    evaluation has them.
+    """
     return " ".join(NUMBERS.get(word, word) for word in normalize(text).split())
 
 
@@ -67,10 +76,12 @@ def _mark(match: re.Match[str]) -> str:
 
 
 def edit_distance(first: str, second: str) -> int:
-    """The least number of characters to insert, delete or replace to make one text the other (Levenshtein).
+    """The least number of characters to insert, delete or replace to make one text the other
+    (Levenshtein).
 
-    Bit-parallel: a column of the table is two integers. H. Hyyrö, "A bit-vector algorithm for computing Levenshtein and Damerau edit distances",
-    Nordic Journal of Computing 10 (2003), after G. Myers, Journal of the ACM 46 (1999).
+    Bit-parallel: a column of the table is two integers. H. Hyyrö, "A bit-vector algorithm for
+    computing Levenshtein and Damerau edit distances", Nordic Journal of Computing 10 (2003), after
+    G. Myers, Journal of the ACM 46 (1999).
     """
     if not first or not second:
         return len(first) + len(second)
@@ -92,5 +103,11 @@ def edit_distance(first: str, second: str) -> int:
 
 
 def similarity(first: str, second: str) -> float:
-    """1 less the edit distance over the length of the longer text: 1 for the same text, 0 for nothing in common."""
-    return 1.0 if first == second else 1.0 - edit_distance(first, second) / max(len(first), len(second))
+    """1 less the edit distance over the length of the longer text: 1 for the same text, 0 for
+    nothing in common.
+    """
+    return (
+        1.0
+        if first == second
+        else 1.0 - edit_distance(first, second) / max(len(first), len(second))
+    )

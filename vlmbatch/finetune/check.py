@@ -1,4 +1,6 @@
-"""Looks at every row before training starts: whether it can be read, decoded and prepared, and how long it is. What was found is kept beside the training."""
+"""Looks at every row before training starts: whether it can be read, decoded and prepared, and how
+long it is. What was found is kept beside the training.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +40,12 @@ class Verdict:
     error: str = ""
 
 
-def check_rows(rows: Sequence[Row], maker: ExampleMaker, known: Mapping[str, Verdict], stopped: Callable[[], bool]) -> dict[str, Verdict]:
+def check_rows(
+    rows: Sequence[Row],
+    maker: ExampleMaker,
+    known: Mapping[str, Verdict],
+    stopped: Callable[[], bool],
+) -> dict[str, Verdict]:
     """Looks at rows, each picture once however many rows ask about it.
 
     Args:
@@ -82,7 +89,14 @@ def fingerprint(row: Row, maker: ExampleMaker) -> str:
     return f"{row.key()} {file} {maker.detail} {maker.max_pixels} {maker.checkpoint.revision} {row.error}"
 
 
-def sort_out(rows: Sequence[Row], verdicts: Mapping[str, Verdict], maker: ExampleMaker, *, skip_bad: bool, name: str | None) -> list[Row]:
+def sort_out(
+    rows: Sequence[Row],
+    verdicts: Mapping[str, Verdict],
+    maker: ExampleMaker,
+    *,
+    skip_bad: bool,
+    name: str | None,
+) -> list[Row]:
     """Lists the bad rows and gives the others.
 
     Args:
@@ -105,7 +119,9 @@ def sort_out(rows: Sequence[Row], verdicts: Mapping[str, Verdict], maker: Exampl
     if name and len(bad) > MAX_LISTED:
         report.warning("... and %d more", len(bad) - MAX_LISTED)
     if bad and not skip_bad:
-        raise JobError(f"{len(bad)} of {len(rows)} rows of {name} are bad; nothing was trained. Mend them, or leave them out with --skip-bad")
+        raise JobError(
+            f"{len(bad)} of {len(rows)} rows of {name} are bad; nothing was trained. Mend them, or leave them out with --skip-bad"
+        )
     if not good:
         raise JobError(f"all {len(rows)} rows of {name} are bad; nothing was trained")
     return good
@@ -152,7 +168,9 @@ def _one_line(error: Exception) -> str:
     return name + " ".join(str(error).split())
 
 
-def _batched(groups: Iterable[Sequence[tuple[str, Row]]]) -> Iterator[list[Sequence[tuple[str, Row]]]]:
+def _batched(
+    groups: Iterable[Sequence[tuple[str, Row]]],
+) -> Iterator[list[Sequence[tuple[str, Row]]]]:
     iterator = iter(groups)
     while some := list(itertools.islice(iterator, AT_ONCE)):
         yield some

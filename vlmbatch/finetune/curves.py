@@ -26,7 +26,9 @@ def draw_curves(entries: Sequence[dict[str, Any]], path: Path) -> None:
         entries: Lines of the log.
         path: The picture.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg  # no display, and no state that other users of matplotlib share
+    from matplotlib.backends.backend_agg import (
+        FigureCanvasAgg,  # no display, and no state that other users of matplotlib share
+    )
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 4.5), layout="constrained")
@@ -38,11 +40,23 @@ def draw_curves(entries: Sequence[dict[str, Any]], path: Path) -> None:
     for key, label in (("loss", "trained on"), ("eval_loss", "held out")):
         points = [(entry["step"], entry[key]) for entry in entries if entry.get(key) is not None]
         if points:
-            losses.plot(*zip(*points, strict=True), marker="." if key == "eval_loss" else "", label=label)
-    points = [(entry["step"], 100 * entry["eval_answer_accuracy"]) for entry in entries if "eval_answer_accuracy" in entry]
+            losses.plot(
+                *zip(*points, strict=True), marker="." if key == "eval_loss" else "", label=label
+            )
+    points = [
+        (entry["step"], 100 * entry["eval_answer_accuracy"])
+        for entry in entries
+        if "eval_answer_accuracy" in entry
+    ]
     if points:
         shares = losses.twinx()
-        shares.plot(*zip(*points, strict=True), color="tab:green", linestyle="--", marker=".", label="held-out answers right")
+        shares.plot(
+            *zip(*points, strict=True),
+            color="tab:green",
+            linestyle="--",
+            marker=".",
+            label="held-out answers right",
+        )
         shares.set_ylabel("%")
         shares.set_ylim(0, 100)
     if losses.has_data():

@@ -1,4 +1,6 @@
-"""A row to what the model is trained on: the pixels and words of the engine's own request, then the answer. Batches are made of these."""
+"""A row to what the model is trained on: the pixels and words of the engine's own request, then the
+answer. Batches are made of these.
+"""
 
 from __future__ import annotations
 
@@ -11,13 +13,13 @@ import numpy as np
 import torch
 
 from vlmbatch.checkpoint import Checkpoint
+from vlmbatch.core import Conversation, Pixels, UInt8Array
 from vlmbatch.errors import DecodeError, JobError, PrepareError
 from vlmbatch.finetune.rows import Row
 from vlmbatch.job import Detail, Job
 from vlmbatch.prepare import Preparer
 from vlmbatch.read.pictures.decode import load_image
 from vlmbatch.read.video.reader import load_clip
-from vlmbatch.core import Conversation, Pixels, UInt8Array
 from vlmbatch.sample import make_sampler
 
 IGNORED = -100
@@ -71,7 +73,8 @@ class ExampleMaker:
         """Reads the pixels of a row.
 
         Raises:
-            ItemError: The file is missing, broken or too large, or a video has no such frame or window.
+            ItemError: The file is missing, broken or too large, or a video has no such frame or
+                window.
         """
         if row.media == "image":
             return load_image(row.path, self.max_pixels)
@@ -90,11 +93,15 @@ class ExampleMaker:
             ItemError: It cannot be read or prepared, or is longer than the model's context.
         """
         preparer = self.preparer
-        request = preparer.prepare(Conversation(row.media, pixels or self.load(row), row.path), [row.prompt])
+        request = preparer.prepare(
+            Conversation(row.media, pixels or self.load(row), row.path), [row.prompt]
+        )
         answer = preparer.writer.answer(row.answer)
         start = request.prompt_tokens
         if start + len(answer) > preparer.context:
-            raise PrepareError(f"prompt and answer have {start} + {len(answer)} tokens, the model's context is {preparer.context}")
+            raise PrepareError(
+                f"prompt and answer have {start} + {len(answer)} tokens, the model's context is {preparer.context}"
+            )
         return Example(request.tiles, [*request.prefix_ids, *request.questions[0], *answer], start)
 
 
@@ -115,9 +122,16 @@ def _load_clip(row: Row, job: Job, max_pixels: int) -> Pixels:
     with VideoFile(row.path, max_pixels) as video:
         spans = list(make_sampler(job)(video))
     for span in spans:
-        if row.time_seconds is None or abs(span.start_seconds - row.time_seconds) < TIME_TOLERANCE_SECONDS:
+        if (
+            row.time_seconds is None
+            or abs(span.start_seconds - row.time_seconds) < TIME_TOLERANCE_SECONDS
+        ):
             return load_clip(row.path, max_pixels, span)
-    raise DecodeError("no frames" if row.time_seconds is None else f"no clip or window starts at {row.time_seconds} s")
+    raise DecodeError(
+        "no frames"
+        if row.time_seconds is None
+        else f"no clip or window starts at {row.time_seconds} s"
+    )
 
 
 class Rows(torch.utils.data.Dataset[Example]):
@@ -141,7 +155,9 @@ class Rows(torch.utils.data.Dataset[Example]):
         try:
             return self.maker.make(row)
         except Exception as error:
-            raise JobError(f"{row.place}: {row.path} has changed since it was checked: {error}; the same command checks again and goes on") from error
+            raise JobError(
+                f"{row.place}: {row.path} has changed since it was checked: {error}; the same command checks again and goes on"
+            ) from error
 
 
 class Collate(Protocol):
@@ -165,8 +181,8 @@ class PadRight:
         """Makes a batch of B examples; L is the longest, N the most tiles.
 
         Returns:
-            ``input_ids``, ``attention_mask`` and ``labels``, int64, (B, L), labels not shifted and -100 but for the answer; ``tiles``, uint8,
-            (B, N, 3, E, E); ``n_tiles``, int64, (B,).
+            ``input_ids``, ``attention_mask`` and ``labels``, int64, (B, L), labels not shifted and
+            -100 but for the answer; ``tiles``, uint8, (B, N, 3, E, E); ``n_tiles``, int64, (B,).
         """
         rows, longest = len(examples), max(len(example.input_ids) for example in examples)
         input_ids = np.full((rows, longest), self.pad_id, np.int64)
@@ -180,5 +196,11 @@ class PadRight:
             mask[row, :end] = 1
             labels[row, example.answer_start : end] = example.input_ids[example.answer_start :]
             tiles[row, : counts[row]] = example.tiles
-        arrays = {"input_ids": input_ids, "attention_mask": mask, "labels": labels, "tiles": tiles, "n_tiles": np.asarray(counts)}
+        arrays = {
+            "input_ids": input_ids,
+            "attention_mask": mask,
+            "labels": labels,
+            "tiles": tiles,
+            "n_tiles": np.asarray(counts),
+        }
         return {name: torch.from_numpy(array) for name, array in arrays.items()}

@@ -20,9 +20,13 @@ def require(*, optimizer: str = "adamw") -> None:
     """
     missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     if missing:
-        raise MissingDependencyError(f"fine-tuning needs {' and '.join(missing)}: pip install 'vlmbatch[finetune]'")
+        raise MissingDependencyError(
+            f"fine-tuning needs {' and '.join(missing)}: pip install 'vlmbatch[finetune]'"
+        )
     if optimizer == "adamw8bit" and importlib.util.find_spec("bitsandbytes") is None:
-        raise MissingDependencyError("the optimizer adamw8bit needs bitsandbytes: pip install 'vlmbatch[finetune-8bit]'")
+        raise MissingDependencyError(
+            "the optimizer adamw8bit needs bitsandbytes: pip install 'vlmbatch[finetune-8bit]'"
+        )
 
 
 def has_matplotlib() -> bool:

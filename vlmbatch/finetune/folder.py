@@ -1,4 +1,6 @@
-"""OUT while it is made: what it was started with, where it can go on, and that one run at a time writes to it."""
+"""OUT while it is made: what it was started with, where it can go on, and that one run at a time
+writes to it.
+"""
 
 from __future__ import annotations
 
@@ -72,9 +74,16 @@ class TrainingFolder:
     def _make(self, overwrite: bool) -> None:
         if self.path.exists() and not self.path.is_dir():
             raise OutputError(f"{self.path} is a file; OUT is a folder")
-        others = {path.name for path in self.path.iterdir()} - {self.verdicts.name, f"{self.verdicts.name}.tmp"} if self.path.exists() else set()
+        others = (
+            {path.name for path in self.path.iterdir()}
+            - {self.verdicts.name, f"{self.verdicts.name}.tmp"}
+            if self.path.exists()
+            else set()
+        )
         if others and not self.state_file.exists():
-            raise OutputError(f"{self.path} holds something else ({min(others)}); choose an empty or a new folder")
+            raise OutputError(
+                f"{self.path} holds something else ({min(others)}); choose an empty or a new folder"
+            )
         if overwrite and self.path.exists():
             shutil.rmtree(self.path)
         self.path.mkdir(exist_ok=True)
@@ -109,8 +118,14 @@ class TrainingFolder:
         earlier = state.get("identity", {})
         for name, value in identity.items():
             if earlier.get(name) != value:
-                change = "" if name in ("rows", "held_out") else f" ({earlier.get(name)!r} there, {value!r} now)"
-                raise OutputError(f"{self.path} holds a training with another {name}{change}; choose another OUT, or start anew with --overwrite")
+                change = (
+                    ""
+                    if name in ("rows", "held_out")
+                    else f" ({earlier.get(name)!r} there, {value!r} now)"
+                )
+                raise OutputError(
+                    f"{self.path} holds a training with another {name}{change}; choose another OUT, or start anew with --overwrite"
+                )
         return state.get("status") == "finished"
 
     def write_state(self, state: Mapping[str, Any]) -> None:
@@ -126,10 +141,16 @@ class TrainingFolder:
         """The latest whole checkpoint; None when there is none."""
         for path in sorted(self.checkpoints.glob("checkpoint-*"), key=_step, reverse=True):
             try:
-                state = json.loads((path / "trainer_state.json").read_bytes())  # what the Trainer writes last
+                state = json.loads(
+                    (path / "trainer_state.json").read_bytes()
+                )  # what the Trainer writes last
             except (OSError, ValueError):
                 continue
-            return Saved(path, int(state["global_step"]), int(state["global_step"]) >= int(state["max_steps"]))
+            return Saved(
+                path,
+                int(state["global_step"]),
+                int(state["global_step"]) >= int(state["max_steps"]),
+            )
         return None
 
 

@@ -1,4 +1,6 @@
-"""What the user asked to be taught. Every option of ``vlmbatch finetune`` is one field here; those that a ``Job`` has too are taken from it."""
+"""What the user asked to be taught. Every option of ``vlmbatch finetune`` is one field here; those
+that a ``Job`` has too are taken from it.
+"""
 
 from __future__ import annotations
 
@@ -33,53 +35,128 @@ def _as_in_job(name: str, **changes: Any) -> Any:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FinetuneJob:
-    """Which rows to learn from, which checkpoint to start from, how, and where the result goes. Validated when it is made.
+    """Which rows to learn from, which checkpoint to start from, how, and where the result goes.
+    Validated when it is made.
 
     Raises:
         JobError: A value is not allowed; the message says which are.
     """
 
     data: str = ""
-    output: str | None = option(None, "Folder of the new checkpoint. [default: DATANAME.finetuned here]", flags=("-o",), metavar="OUT")
+    output: str | None = option(
+        None,
+        "Folder of the new checkpoint. [default: DATANAME.finetuned here]",
+        flags=("-o",),
+        metavar="OUT",
+    )
 
-    eval_share: float = option(0.1, "Share of the pictures and videos that is held out to measure what was learned.", metavar="F", group="Data")
-    eval_data: str | None = option(None, "Hold out these rows, instead of a share of DATA.", metavar="FILE", group="Data")
-    skip_bad: bool = option(False, "Leave bad rows out (missing file, empty answer, too long), instead of stopping.", group="Data")
-    fps: float | None = option(None, "Frames a second of a video that a row names. [default: 1]", metavar="F", group="Data")
-    num_frames: int | None = option(None, "At most N frames of a video that a row names, evenly spread.", metavar="N", group="Data")
-    max_pixels: int = _as_in_job("max_pixels", help="Pictures with more pixels are bad rows.", group="Data")
+    eval_share: float = option(
+        0.1,
+        "Share of the pictures and videos that is held out to measure what was learned.",
+        metavar="F",
+        group="Data",
+    )
+    eval_data: str | None = option(
+        None, "Hold out these rows, instead of a share of DATA.", metavar="FILE", group="Data"
+    )
+    skip_bad: bool = option(
+        False,
+        "Leave bad rows out (missing file, empty answer, too long), instead of stopping.",
+        group="Data",
+    )
+    fps: float | None = option(
+        None, "Frames a second of a video that a row names. [default: 1]", metavar="F", group="Data"
+    )
+    num_frames: int | None = option(
+        None,
+        "At most N frames of a video that a row names, evenly spread.",
+        metavar="N",
+        group="Data",
+    )
+    max_pixels: int = _as_in_job(
+        "max_pixels", help="Pictures with more pixels are bad rows.", group="Data"
+    )
     detail: Detail = _as_in_job("detail", group="Data")
 
     epochs: float = option(3.0, "Times that every row is seen.", metavar="F", group="Training")
-    max_steps: int | None = option(None, "Updates of the weights, instead of epochs.", metavar="N", group="Training")
-    batch_size: int = option(4, "Rows that a device computes at once.", metavar="N", group="Training")
-    gradient_accumulation: int = option(4, "Batches on each device that one update adds up.", metavar="N", group="Training")
+    max_steps: int | None = option(
+        None, "Updates of the weights, instead of epochs.", metavar="N", group="Training"
+    )
+    batch_size: int = option(
+        4, "Rows that a device computes at once.", metavar="N", group="Training"
+    )
+    gradient_accumulation: int = option(
+        4, "Batches on each device that one update adds up.", metavar="N", group="Training"
+    )
     learning_rate: float | None = option(
         None, f"Highest learning rate; a warm-up leads to it, a cosine away. [default: {LORA_LEARNING_RATE:g}, with --full {FULL_LEARNING_RATE:g}]",
         metavar="F", group="Training",
     )  # fmt: skip
-    warmup_share: float = option(0.05, "Share of the updates that warm up.", metavar="F", group="Training")
+    warmup_share: float = option(
+        0.05, "Share of the updates that warm up.", metavar="F", group="Training"
+    )
     weight_decay: float = option(0.0, "Weight decay.", metavar="F", group="Training")
-    optimizer: Literal["adamw", "adamw8bit"] = option("adamw", "adamw8bit keeps its state in 8 bits (CUDA, needs bitsandbytes).", group="Training")
-    gradient_checkpointing: bool = option(False, "Compute activations twice instead of keeping them: less memory, more time.", group="Training")
+    optimizer: Literal["adamw", "adamw8bit"] = option(
+        "adamw", "adamw8bit keeps its state in 8 bits (CUDA, needs bitsandbytes).", group="Training"
+    )
+    gradient_checkpointing: bool = option(
+        False,
+        "Compute activations twice instead of keeping them: less memory, more time.",
+        group="Training",
+    )
     full: bool = option(False, "Train all weights, not an adapter.", group="Training")
-    freeze: tuple[Part, ...] = option((), "A part that stays as it is; may be given several times.", group="Training")
-    seed: int = option(0, "Seed of the order, of what is held out and of the adapter.", metavar="N", group="Training")
-    eval_every: int | None = option(None, "Measure every N updates. [default: ten times in a run]", metavar="N", group="Training")
-    save_every: int | None = option(None, "Save every N updates, to go on from after a kill. [default: ten times in a run]", metavar="N", group="Training")
+    freeze: tuple[Part, ...] = option(
+        (), "A part that stays as it is; may be given several times.", group="Training"
+    )
+    seed: int = option(
+        0,
+        "Seed of the order, of what is held out and of the adapter.",
+        metavar="N",
+        group="Training",
+    )
+    eval_every: int | None = option(
+        None,
+        "Measure every N updates. [default: ten times in a run]",
+        metavar="N",
+        group="Training",
+    )
+    save_every: int | None = option(
+        None,
+        "Save every N updates, to go on from after a kill. [default: ten times in a run]",
+        metavar="N",
+        group="Training",
+    )
     log_every: int = option(10, "Log the loss every N updates.", metavar="N", group="Training")
 
     lora_rank: int = option(16, "Rank of the adapter's matrices.", metavar="N", group="LoRA")
-    lora_alpha: float = option(32.0, "The adapter is scaled by alpha / rank.", metavar="F", group="LoRA")
+    lora_alpha: float = option(
+        32.0, "The adapter is scaled by alpha / rank.", metavar="F", group="LoRA"
+    )
     lora_dropout: float = option(0.05, "Dropout in the adapter.", metavar="F", group="LoRA")
-    lora_part: tuple[Part, ...] = option(("text", "connector"), "A part that gets an adapter; may be given again. [default: text, connector]", group="LoRA")
-    no_merge: bool = option(False, "Keep the adapter alone; `vlmbatch models merge` makes a checkpoint of it.", group="LoRA")
+    lora_part: tuple[Part, ...] = option(
+        ("text", "connector"),
+        "A part that gets an adapter; may be given again. [default: text, connector]",
+        group="LoRA",
+    )
+    no_merge: bool = option(
+        False,
+        "Keep the adapter alone; `vlmbatch models merge` makes a checkpoint of it.",
+        group="LoRA",
+    )
 
     model: str = _as_in_job("model")
     revision: str | None = _as_in_job("revision")
-    device: str = _as_in_job("device", help="auto, cpu, cuda or mps; CUDA_VISIBLE_DEVICES chooses among several.")
-    dtype: DTYPE = _as_in_job("dtype", help="Number format that training computes in; auto picks the fastest that the device computes in.")
-    read_workers: int | None = _as_in_job("read_workers", help="Processes that read and prepare beside the training; auto: by device and number of cores.")
+    device: str = _as_in_job(
+        "device", help="auto, cpu, cuda or mps; CUDA_VISIBLE_DEVICES chooses among several."
+    )
+    dtype: DTYPE = _as_in_job(
+        "dtype",
+        help="Number format that training computes in; auto picks the fastest that the device computes in.",
+    )
+    read_workers: int | None = _as_in_job(
+        "read_workers",
+        help="Processes that read and prepare beside the training; auto: by device and number of cores.",
+    )
     overwrite: bool = _as_in_job("overwrite", help="Start OUT anew, whatever training it holds.")
     log_format: Literal["text", "json"] = _as_in_job("log_format")
 
@@ -88,14 +165,24 @@ class FinetuneJob:
         self._check_ranges()
         for path in (self.data, *([self.eval_data] if self.eval_data else [])):
             if Path(path).suffix.lower() not in DATA_SUFFIXES:
-                raise JobError(f"DATA is a file that ends in {', '.join(DATA_SUFFIXES)}, not {path!r}")
+                raise JobError(
+                    f"DATA is a file that ends in {', '.join(DATA_SUFFIXES)}, not {path!r}"
+                )
         if self.full and self.no_merge:
             raise JobError("no_merge goes with an adapter; --full has none")
         if not self.parts:
             raise JobError("nothing is left to train: every part is frozen")
 
     def _check_ranges(self) -> None:
-        at_least = {"max_pixels": 1, "batch_size": 1, "gradient_accumulation": 1, "max_steps": 1, "seed": 0, "eval_every": 1, "save_every": 1}
+        at_least = {
+            "max_pixels": 1,
+            "batch_size": 1,
+            "gradient_accumulation": 1,
+            "max_steps": 1,
+            "seed": 0,
+            "eval_every": 1,
+            "save_every": 1,
+        }
         at_least |= {"log_every": 1, "lora_rank": 1, "num_frames": 1, "read_workers": 0}
         for name, lowest in at_least.items():
             value = getattr(self, name)
@@ -115,7 +202,9 @@ class FinetuneJob:
         if self.fps is not None and self.num_frames is not None:
             raise JobError("fps and num_frames are different ways of choosing frames: give one")
         if not re.fullmatch(r"auto|cpu|cuda|mps", self.device):
-            raise JobError(f"device must be auto, cpu, cuda or mps, not {self.device!r}; CUDA_VISIBLE_DEVICES chooses among several")
+            raise JobError(
+                f"device must be auto, cpu, cuda or mps, not {self.device!r}; CUDA_VISIBLE_DEVICES chooses among several"
+            )
 
     @property
     def output_path(self) -> str:
@@ -138,7 +227,9 @@ class FinetuneJob:
     @property
     def video_job(self) -> Job:
         """How a video that a row names becomes a clip."""
-        return Job(inputs=(self.data,), media="video", per="clip", fps=self.fps, num_frames=self.num_frames)
+        return Job(
+            inputs=(self.data,), media="video", per="clip", fps=self.fps, num_frames=self.num_frames
+        )
 
     def identity(self) -> dict[str, Any]:
         """The settings that the trained weights depend on: OUT of others is not continued."""
@@ -147,7 +238,10 @@ class FinetuneJob:
     def to_dict(self) -> dict[str, Any]:
         """Every setting, in order, as YAML and JSON can hold it."""
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+        return {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in values.items()
+        }
 
 
 _NEUTRAL = {
@@ -155,4 +249,6 @@ _NEUTRAL = {
     *("no_merge", "eval_every", "save_every", "log_every", "gradient_checkpointing"),
     *("device", "dtype", "read_workers", "overwrite", "log_format"),
 }
-"""Settings that may change from one start to the next of the same training. What DATA holds is compared by itself."""
+"""Settings that may change from one start to the next of the same training. What DATA holds is
+compared by itself.
+"""

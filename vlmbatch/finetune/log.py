@@ -1,4 +1,6 @@
-"""What is heard of a training: lines on the terminal, lines in a file, a picture of the curves; and the way to end it early."""
+"""What is heard of a training: lines on the terminal, lines in a file, a picture of the curves; and
+the way to end it early.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,17 @@ from vlmbatch.write.atomic import reason, replacing
 report = logging.getLogger("vlmbatch.report")
 
 _NAMES = {
-    **{name: name for name in ("loss", "learning_rate", "grad_norm", "eval_token_accuracy", "eval_answer_accuracy", "eval_answers")},
+    **{
+        name: name
+        for name in (
+            "loss",
+            "learning_rate",
+            "grad_norm",
+            "eval_token_accuracy",
+            "eval_answer_accuracy",
+            "eval_answers",
+        )
+    },
     "eval_token_loss": "eval_loss",
 }
 """The Trainer's names of what is kept, and the log's."""
@@ -31,10 +43,16 @@ class TrainingLog(transformers.TrainerCallback):
     """Writes and says what the Trainer logs; on the first process only."""
 
     def __init__(self, folder: TrainingFolder, resumed_step: int) -> None:
-        """Keeps the log's lines up to a step: what came after it was lost with a kill and is done again."""
+        """Keeps the log's lines up to a step: what came after it was lost with a kill and is done
+        again.
+        """
         self._folder = folder
         self._began = time.monotonic()
-        self._entries = [entry for entry in read_log(folder.log) if entry.get("step", 0) <= resumed_step] if resumed_step else []
+        self._entries = (
+            [entry for entry in read_log(folder.log) if entry.get("step", 0) <= resumed_step]
+            if resumed_step
+            else []
+        )
         with replacing(folder.log) as file:
             file.write("".join(json.dumps(entry) + "\n" for entry in self._entries).encode())
 
@@ -43,7 +61,14 @@ class TrainingLog(transformers.TrainerCallback):
         """The lines so far."""
         return self._entries
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **others: Any) -> None:
+    def on_log(
+        self,
+        args: Any,
+        state: Any,
+        control: Any,
+        logs: dict[str, float] | None = None,
+        **others: Any,
+    ) -> None:
         """Takes a loss or a measurement.
 
         Raises:
@@ -54,8 +79,15 @@ class TrainingLog(transformers.TrainerCallback):
             return
         for name in ("loss", "eval_loss"):
             if not math.isfinite(kept.get(name, 0.0)):
-                raise EngineError(f"the {name} is {kept[name]} at update {state.global_step}: lower --learning-rate, or use --dtype float32")
-        entry = {"step": state.global_step, "epoch": round(state.epoch or 0.0, 4), **kept, "seconds": round(time.monotonic() - self._began, 1)}
+                raise EngineError(
+                    f"the {name} is {kept[name]} at update {state.global_step}: lower --learning-rate, or use --dtype float32"
+                )
+        entry = {
+            "step": state.global_step,
+            "epoch": round(state.epoch or 0.0, 4),
+            **kept,
+            "seconds": round(time.monotonic() - self._began, 1),
+        }
         self._entries.append(entry)
         try:
             with open(self._folder.log, "a", encoding="utf-8") as file:

@@ -1,4 +1,6 @@
-"""Weights in and out: a checkpoint to transformers' model and back to a complete checkpoint, with an adapter folded in."""
+"""Weights in and out: a checkpoint to transformers' model and back to a complete checkpoint, with
+an adapter folded in.
+"""
 
 from __future__ import annotations
 
@@ -26,12 +28,14 @@ _NOT_COPIED = ("model.safetensors.index.json", "finetune.json", ADAPTER_CONFIG)
 
 
 def write_checkpoint(model: Any, base: Checkpoint, folder: Path) -> None:
-    """Writes a complete checkpoint in the hub's layout: the model's weights, everything else as the base has it.
+    """Writes a complete checkpoint in the hub's layout: the model's weights, everything else as the
+    base has it.
 
     config.json comes last, so that a folder that has one has everything.
 
     Args:
-        model: A ``transformers.SmolVLMForConditionalGeneration``; its weights are brought to the base's number format.
+        model: A ``transformers.SmolVLMForConditionalGeneration``; its weights are brought to the
+            base's number format.
         base: Where configuration, tokenizer, processor and chat template are taken from.
         folder: Where it goes.
 
@@ -51,7 +55,9 @@ def write_checkpoint(model: Any, base: Checkpoint, folder: Path) -> None:
         part.rmdir()
         sync_folder(folder)
     except (OSError, SafetensorError) as error:
-        raise OutputError(f"cannot write {folder}: {reason(error) if isinstance(error, OSError) else error}") from error
+        raise OutputError(
+            f"cannot write {folder}: {reason(error) if isinstance(error, OSError) else error}"
+        ) from error
 
 
 def save_adapter(model: Any, base: Checkpoint, folder: Path) -> None:
@@ -63,7 +69,9 @@ def save_adapter(model: Any, base: Checkpoint, folder: Path) -> None:
         folder: Where it goes.
     """
     config = model.peft_config["default"]
-    config.base_model_name_or_path = str(base.folder.resolve()) if Path(base.name).expanduser().is_dir() else base.name
+    config.base_model_name_or_path = (
+        str(base.folder.resolve()) if Path(base.name).expanduser().is_dir() else base.name
+    )
     config.revision = None if base.revision.startswith("sha256:") else base.revision
     model.save_pretrained(folder, save_embedding_layers=False)
     (folder / "README.md").unlink(missing_ok=True)  # a form that nobody has filled in
@@ -80,11 +88,15 @@ def read_adapter_config(folder: Path) -> Mapping[str, Any]:
     try:
         config = json.loads((folder / ADAPTER_CONFIG).read_bytes())
     except (OSError, ValueError) as error:
-        raise ModelLoadError(f"{folder} holds no adapter: {ADAPTER_CONFIG} cannot be read ({type(error).__name__})") from error
+        raise ModelLoadError(
+            f"{folder} holds no adapter: {ADAPTER_CONFIG} cannot be read ({type(error).__name__})"
+        ) from error
     return config if isinstance(config, dict) else {}
 
 
-def merge_adapter(adapter: Path, folder: Path, model: str | None = None, revision: str | None = None) -> Checkpoint:
+def merge_adapter(
+    adapter: Path, folder: Path, model: str | None = None, revision: str | None = None
+) -> Checkpoint:
     """Folds an adapter into its checkpoint and writes the result as a checkpoint of its own.
 
     Args:
@@ -105,18 +117,25 @@ def merge_adapter(adapter: Path, folder: Path, model: str | None = None, revisio
     config = read_adapter_config(adapter)
     name = model or config.get("base_model_name_or_path")
     if not name:
-        raise ModelLoadError(f"{adapter} does not say which checkpoint it belongs to: give it with --model")
+        raise ModelLoadError(
+            f"{adapter} does not say which checkpoint it belongs to: give it with --model"
+        )
     base = find_checkpoint(name, revision or (None if model else config.get("revision")))
     network = load_network(base, torch.float32)
     try:
         with quiet_peft():
             adapted = peft.PeftModel.from_pretrained(network, str(adapter))
-        strange = load_file(adapter / "adapter_model.safetensors").keys() ^ peft.get_peft_model_state_dict(adapted, save_embedding_layers=False).keys()
+        strange = (
+            load_file(adapter / "adapter_model.safetensors").keys()
+            ^ peft.get_peft_model_state_dict(adapted, save_embedding_layers=False).keys()
+        )
         if strange:  # peft leaves out what does not fit
             raise ValueError(f"only one of them has {min(strange)}")
         merged = adapted.merge_and_unload(safe_merge=True)
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
-        raise ModelLoadError(f"the adapter {adapter} does not go with {base.name}: {' '.join(str(error).split())[:300]}") from error
+        raise ModelLoadError(
+            f"the adapter {adapter} does not go with {base.name}: {' '.join(str(error).split())[:300]}"
+        ) from error
     folder.mkdir(parents=True, exist_ok=True)
     write_checkpoint(merged, base, folder)
     return find_checkpoint(str(folder))

@@ -48,10 +48,16 @@ def load_network(checkpoint: Checkpoint, dtype: torch.dtype) -> Any:
     loaded: Any
     try:
         loaded = transformers.SmolVLMForConditionalGeneration.from_pretrained(
-            checkpoint.folder, dtype=dtype, use_safetensors=True, local_files_only=True, output_loading_info=True
+            checkpoint.folder,
+            dtype=dtype,
+            use_safetensors=True,
+            local_files_only=True,
+            output_loading_info=True,
         )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise ModelLoadError(f"{checkpoint.name} cannot be loaded: {' '.join(str(error).split())[:300]}") from error
+        raise ModelLoadError(
+            f"{checkpoint.name} cannot be loaded: {' '.join(str(error).split())[:300]}"
+        ) from error
     model, info = loaded
     missing = set(info["missing_keys"])
     if missing == {"lm_head.weight"}:
@@ -67,7 +73,9 @@ def load_network(checkpoint: Checkpoint, dtype: torch.dtype) -> Any:
 def quiet_peft() -> Iterator[None]:
     """Hides that peft asks transformers for a name that transformers is about to drop."""
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
+        warnings.filterwarnings(
+            "ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning
+        )
         yield
 
 
@@ -84,18 +92,32 @@ def stored_dtype(checkpoint: Checkpoint) -> torch.dtype:
     except (SafetensorError, OSError) as error:
         raise ModelLoadError(f"{checkpoint.name}: {path.name} cannot be read: {error}") from error
     if name not in _DTYPES:
-        raise ModelLoadError(f"{checkpoint.name}: weights of the format {name} cannot be trained; there is {', '.join(_DTYPES)}")
+        raise ModelLoadError(
+            f"{checkpoint.name}: weights of the format {name} cannot be trained; there is {', '.join(_DTYPES)}"
+        )
     return _DTYPES[name]
 
 
 def trainable(model: Any, job: FinetuneJob) -> Any:
-    """The model with what the job trains: a ``peft.PeftModel``, or the model itself with the frozen parts switched off."""
+    """The model with what the job trains: a ``peft.PeftModel``, or the model itself with the frozen
+    parts switched off.
+    """
     if job.full:
-        frozen = tuple(prefix for part, prefixes in PARTS.items() if part not in job.parts for prefix in prefixes)
+        frozen = tuple(
+            prefix
+            for part, prefixes in PARTS.items()
+            if part not in job.parts
+            for prefix in prefixes
+        )
         for name, weight in model.named_parameters():
             weight.requires_grad_(not name.startswith(frozen) if frozen else True)
         return model
     targets = "|".join(f"({ADAPTED[part]})" for part in job.parts)
-    config = peft.LoraConfig(r=job.lora_rank, lora_alpha=job.lora_alpha, lora_dropout=job.lora_dropout, target_modules=targets)  # type: ignore[arg-type]
+    config = peft.LoraConfig(
+        r=job.lora_rank,
+        lora_alpha=job.lora_alpha,  # type: ignore[arg-type]
+        lora_dropout=job.lora_dropout,
+        target_modules=targets,
+    )
     with quiet_peft():
         return peft.get_peft_model(model, config)

@@ -41,10 +41,20 @@ class Plan:
     def identity(self) -> dict[str, str]:
         """What of it the trained weights depend on."""
         sides = {"rows": self.rows, "held_out": self.held_out}
-        return {name: hashlib.sha256("".join(row.key() for row in rows).encode()).hexdigest() for name, rows in sides.items()}
+        return {
+            name: hashlib.sha256("".join(row.key() for row in rows).encode()).hexdigest()
+            for name, rows in sides.items()
+        }
 
 
-def make_plan(job: FinetuneJob, checkpoint: Checkpoint, verdict_file: Path | None, stopped: Callable[[], bool] = lambda: False, *, says: bool = True) -> Plan:
+def make_plan(
+    job: FinetuneJob,
+    checkpoint: Checkpoint,
+    verdict_file: Path | None,
+    stopped: Callable[[], bool] = lambda: False,
+    *,
+    says: bool = True,
+) -> Plan:
     """Reads and checks the rows, and says which are held out.
 
     Args:
@@ -70,25 +80,45 @@ def make_plan(job: FinetuneJob, checkpoint: Checkpoint, verdict_file: Path | Non
     if says and verdict_file and verdicts != known:
         write_verdicts(verdict_file, verdicts)
     named = zip(data, makers, files if says else [None] * len(files), strict=True)
-    good = [sort_out(part.rows, verdicts, maker, skip_bad=job.skip_bad, name=name) for part, maker, name in named]
-    rows, held_out = (good[0], good[1]) if job.eval_data else split(good[0], job.eval_share, job.seed)
-    return Plan(makers[0], makers[-1], rows, held_out, max(verdict.tokens for verdict in verdicts.values()))
+    good = [
+        sort_out(part.rows, verdicts, maker, skip_bad=job.skip_bad, name=name)
+        for part, maker, name in named
+    ]
+    rows, held_out = (
+        (good[0], good[1]) if job.eval_data else split(good[0], job.eval_share, job.seed)
+    )
+    return Plan(
+        makers[0], makers[-1], rows, held_out, max(verdict.tokens for verdict in verdicts.values())
+    )
 
 
 def split(rows: Sequence[Row], share: float, seed: int) -> tuple[list[Row], list[Row]]:
-    """Holds out a share of the pictures and videos: all rows about one are on the same side, or what was trained on would be measured.
+    """Holds out a share of the pictures and videos: all rows about one are on the same side, or
+    what was trained on would be measured.
 
     Returns:
-        Rows to train on and rows held out; none are held out of a single picture, and at least one picture otherwise.
+        Rows to train on and rows held out; none are held out of a single picture, and at least one
+        picture otherwise.
     """
     files = sorted({row.path for row in rows})
     count = min(len(files) - 1, math.ceil(share * len(files)))
     chosen = set(random.Random(seed).sample(files, count))
-    return [row for row in rows if row.path not in chosen], [row for row in rows if row.path in chosen]
+    return [row for row in rows if row.path not in chosen], [
+        row for row in rows if row.path in chosen
+    ]
 
 
 def _tell(file: str, data: Data, job: FinetuneJob) -> None:
     if data.left_out:
-        report.info("%s: %d rows without a text of their own are left out (status error or similar)", file, data.left_out)
+        report.info(
+            "%s: %d rows without a text of their own are left out (status error or similar)",
+            file,
+            data.left_out,
+        )
     if data.detail not in (None, job.detail):
-        report.warning("%s was made with --detail %s; this trains with --detail %s", file, data.detail, job.detail)
+        report.warning(
+            "%s was made with --detail %s; this trains with --detail %s",
+            file,
+            data.detail,
+            job.detail,
+        )

@@ -1,4 +1,6 @@
-"""One training from rows to checkpoint: wires the parts together. The same job again goes on where it was killed."""
+"""One training from rows to checkpoint: wires the parts together. The same job again goes on where
+it was killed.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +43,8 @@ class Outcome:
     """How a training ended.
 
     Attributes:
-        state: What ``finetune.json`` holds: ``status`` is ``training``, ``trained`` (the adapter is there) or ``finished`` (the checkpoint is, too).
+        state: What ``finetune.json`` holds: ``status`` is ``training``, ``trained`` (the adapter is
+            there) or ``finished`` (the checkpoint is, too).
         interrupted: Whether it was stopped before its end.
     """
 
@@ -63,25 +66,34 @@ class Finetuning:
         self.checkpoint = find_checkpoint(job.model, job.revision)
         stored_dtype(self.checkpoint)
         self.device = find_device(job.device)
-        self.dtype = find_dtype(job.dtype, self.device, ModelShape.from_checkpoint(self.checkpoint).parameters)
+        self.dtype = find_dtype(
+            job.dtype, self.device, ModelShape.from_checkpoint(self.checkpoint).parameters
+        )
         if self.device.type == "mps" and job.dtype == "auto":
             self.dtype = torch.float32  # older Apple GPUs emulate bfloat16
         if self.dtype == torch.float16 and self.device.type != "cuda":
-            raise DeviceError(f"training in float16 needs CUDA; {self.device} trains in bfloat16 or float32")
+            raise DeviceError(
+                f"training in float16 needs CUDA; {self.device} trains in bfloat16 or float32"
+            )
         if job.optimizer == "adamw8bit" and self.device.type != "cuda":
-            raise DeviceError(f"the optimizer adamw8bit needs CUDA; this would train on {self.device}")
+            raise DeviceError(
+                f"the optimizer adamw8bit needs CUDA; this would train on {self.device}"
+            )
         self.folder = TrainingFolder(Path(job.output_path))
         self._stop_wanted = False
         self._steering: Steering | None = None
 
     def stop(self) -> None:
-        """Ends the training soon, saved; the same job goes on from there. May be called from a signal handler."""
+        """Ends the training soon, saved; the same job goes on from there. May be called from a
+        signal handler.
+        """
         self._stop_wanted = True
         if self._steering:
             self._steering.stop_wanted = True
 
     def start(self) -> Outcome:
-        """Does everything that is not done yet. Under torchrun or accelerate every process calls it, and only the first one writes.
+        """Does everything that is not done yet. Under torchrun or accelerate every process calls
+        it, and only the first one writes.
 
         Raises:
             JobError: There are bad rows.
@@ -94,9 +106,22 @@ class Finetuning:
         lock = self.folder.open(overwrite=self.job.overwrite) if main else None
         try:
             with processes.main_process_first():
-                plan = make_plan(self.job, self.checkpoint, self.folder.verdicts, lambda: self._stop_wanted, says=main)
+                plan = make_plan(
+                    self.job,
+                    self.checkpoint,
+                    self.folder.verdicts,
+                    lambda: self._stop_wanted,
+                    says=main,
+                )
                 if main:
-                    self.folder.begin({**self.job.identity(), "revision": self.checkpoint.revision, **plan.identity()}, self.job.to_dict())
+                    self.folder.begin(
+                        {
+                            **self.job.identity(),
+                            "revision": self.checkpoint.revision,
+                            **plan.identity(),
+                        },
+                        self.job.to_dict(),
+                    )
             state = self.folder.state() or {}
             interrupted = False
             if state.get("status") == "training":
@@ -122,8 +147,11 @@ class Finetuning:
         if main:
             self._announce(plan, found.step if found else None, processes.num_processes)
         transformers.set_seed(job.seed)
-        # An adapter is kept in float32 beside weights that nothing changes; weights that are trained are kept in float32 themselves.
-        frozen_dtype = self.dtype if self.dtype == torch.bfloat16 and not job.full else torch.float32
+        # An adapter is kept in float32 beside weights that nothing changes; weights that are
+        # trained are kept in float32 themselves.
+        frozen_dtype = (
+            self.dtype if self.dtype == torch.bfloat16 and not job.full else torch.float32
+        )
         model = trainable(load_network(self.checkpoint, frozen_dtype), job)
         self._steering = Steering(measures=bool(plan.held_out))
         self._steering.stop_wanted = self._stop_wanted
@@ -133,7 +161,11 @@ class Finetuning:
         trainer = AnswerTrainer(
             pixel_normalization(self.checkpoint),
             model=model,
-            args=self._arguments(measures=bool(plan.held_out), resumed=found is not None, processes=processes.num_processes),
+            args=self._arguments(
+                measures=bool(plan.held_out),
+                resumed=found is not None,
+                processes=processes.num_processes,
+            ),
             data_collator=PadRight(self.checkpoint.config["text_config"].get("pad_token_id") or 0),
             train_dataset=Rows(plan.rows, plan.maker),
             eval_dataset=Rows(plan.held_out, plan.held_out_maker) if plan.held_out else None,
@@ -144,14 +176,18 @@ class Finetuning:
             if found and found.complete:
                 # Killed between the last update and the end; the Trainer would do one update more.
                 trainer._load_from_checkpoint(str(found.path))
-                trainer.state = transformers.TrainerState.load_from_json(str(found.path / "trainer_state.json"))
+                trainer.state = transformers.TrainerState.load_from_json(
+                    str(found.path / "trainer_state.json")
+                )
             else:
                 trainer.train(resume_from_checkpoint=str(found.path) if found else None)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
             hint = f"lower --batch-size ({job.batch_size}) and raise --gradient-accumulation, add --gradient-checkpointing, or use --detail native"
-            raise OutOfMemoryError(f"a batch of {job.batch_size} rows of up to {plan.longest} tokens does not fit: {hint}") from error
+            raise OutOfMemoryError(
+                f"a batch of {job.batch_size} rows of up to {plan.longest} tokens does not fit: {hint}"
+            ) from error
         if self._steering.stopped:
             return True
         if main:
@@ -159,7 +195,9 @@ class Finetuning:
         return False
 
     def _keep(self, trainer: AnswerTrainer) -> None:
-        """Writes what was trained, and the result; then the training's own state is not needed any more."""
+        """Writes what was trained, and the result; then the training's own state is not needed any
+        more.
+        """
         model = trainer.accelerator.unwrap_model(trainer.model)
         if self.job.full:
             write_checkpoint(model, self.checkpoint, self.folder.path)
@@ -169,8 +207,17 @@ class Finetuning:
         result: dict[str, Any] = {"updates": trainer.state.global_step}
         for when, entry in zip(("first", "last"), (measured[:1] + measured[-1:]), strict=False):
             result |= {f"{when}_eval_loss": entry["eval_token_loss"]}
-            result |= {f"{when}_{name}": entry[name] for name in ("eval_token_accuracy", "eval_answer_accuracy")}
-        self.folder.write_state({**(self.folder.state() or {}), "status": "finished" if self.job.full else "trained", "result": result})
+            result |= {
+                f"{when}_{name}": entry[name]
+                for name in ("eval_token_accuracy", "eval_answer_accuracy")
+            }
+        self.folder.write_state(
+            {
+                **(self.folder.state() or {}),
+                "status": "finished" if self.job.full else "trained",
+                "result": result,
+            }
+        )
         shutil.rmtree(self.folder.checkpoints, ignore_errors=True)
 
     def _complete(self) -> None:
@@ -185,16 +232,31 @@ class Finetuning:
         parts = ", ".join(self.job.parts)
         held_out = f"{len(plan.held_out)} held out" if plan.held_out else "none held out"
         dtype = str(self.dtype).removeprefix("torch.")
-        where = f"{processes} processes on {self.device.type}" if processes > 1 else str(self.device)
-        report.info("%d rows to train on, %s; the longest has %d tokens", len(plan.rows), held_out, plan.longest)
-        report.info("training %s (%s) of %s on %s in %s", what, parts, self.checkpoint.name, where, dtype)
+        where = (
+            f"{processes} processes on {self.device.type}" if processes > 1 else str(self.device)
+        )
+        report.info(
+            "%d rows to train on, %s; the longest has %d tokens",
+            len(plan.rows),
+            held_out,
+            plan.longest,
+        )
+        report.info(
+            "training %s (%s) of %s on %s in %s", what, parts, self.checkpoint.name, where, dtype
+        )
         if processes == 1 and self.device.type == "cuda" and torch.cuda.device_count() > 1:
             count = torch.cuda.device_count()
-            report.info("one of %d GPUs is used; `torchrun --nproc-per-node %d -m vlmbatch finetune …` uses all", count, count)
+            report.info(
+                "one of %d GPUs is used; `torchrun --nproc-per-node %d -m vlmbatch finetune …` uses all",
+                count,
+                count,
+            )
         if resumed is not None:
             report.info("going on at update %d", resumed)
 
-    def _arguments(self, *, measures: bool, resumed: bool, processes: int) -> transformers.TrainingArguments:
+    def _arguments(
+        self, *, measures: bool, resumed: bool, processes: int
+    ) -> transformers.TrainingArguments:
         job, cpu = self.job, self.device.type == "cpu"
         workers = 0 if cpu else min(MAX_READ_WORKERS, max(1, (os.cpu_count() or 1) // processes))
         arguments = transformers.TrainingArguments(
@@ -210,7 +272,9 @@ class Finetuning:
             weight_decay=job.weight_decay,
             optim="adamw_bnb_8bit" if job.optimizer == "adamw8bit" else "adamw_torch",
             activation_checkpointing=job.gradient_checkpointing,
-            activation_checkpointing_kwargs={"use_reentrant": False} if job.gradient_checkpointing else None,
+            activation_checkpointing_kwargs={"use_reentrant": False}
+            if job.gradient_checkpointing
+            else None,
             bf16=self.dtype == torch.bfloat16,
             fp16=self.dtype == torch.float16,
             use_cpu=cpu,
@@ -233,5 +297,7 @@ class Finetuning:
             ddp_timeout=int(CHECK_TIMEOUT.total_seconds()),
         )
         _ = arguments.device
-        arguments._n_gpu = min(1, arguments.n_gpu)  # several GPUs are for torchrun and accelerate; one process would spread a batch over them, slowly
+        arguments._n_gpu = min(
+            1, arguments.n_gpu
+        )  # several GPUs are for torchrun and accelerate; one process would spread a batch over them, slowly
         return arguments

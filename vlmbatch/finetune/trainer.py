@@ -1,4 +1,6 @@
-"""transformers' Trainer on batches of tiles and words: what goes into the model, and what is measured on held-out rows."""
+"""transformers' Trainer on batches of tiles and words: what goes into the model, and what is
+measured on held-out rows.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +11,14 @@ import transformers
 
 from vlmbatch.finetune.examples import IGNORED
 
-# A picture of zeros is what transformers' SmolVLM takes for padding and drops; this is lost in any pixel but an exact zero.
+# A picture of zeros is what transformers' SmolVLM takes for padding and drops; this is lost in any
+# pixel but an exact zero.
 _NOT_ZERO = 1e-30
 
 
-def pixel_values(tiles: torch.Tensor, n_tiles: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
+def pixel_values(
+    tiles: torch.Tensor, n_tiles: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor
+) -> torch.Tensor:
     """What the model sees of a batch's tiles.
 
     Args:
@@ -32,27 +37,56 @@ def pixel_values(tiles: torch.Tensor, n_tiles: torch.Tensor, scale: torch.Tensor
 
 
 class AnswerTrainer(transformers.Trainer):
-    """Trains on answers. A subclass that has a loss of its own adds it in ``compute_loss``; what else a batch holds goes to the model as it is."""
+    """Trains on answers. A subclass that has a loss of its own adds it in ``compute_loss``; what
+    else a batch holds goes to the model as it is.
+    """
 
     def __init__(self, normalization: tuple[torch.Tensor, torch.Tensor], **settings: Any) -> None:
-        """Takes the checkpoint's ``(scale, shift)`` of pixels, and what ``transformers.Trainer`` takes."""
-        super().__init__(**settings, preprocess_logits_for_metrics=score_rows, compute_metrics=sum_scores)
+        """Takes the checkpoint's ``(scale, shift)`` of pixels, and what ``transformers.Trainer``
+        takes.
+        """
+        super().__init__(
+            **settings, preprocess_logits_for_metrics=score_rows, compute_metrics=sum_scores
+        )
         self.normalization = tuple(value.to(self.args.device) for value in normalization)
 
     def model_inputs(self, batch: dict[str, Any]) -> dict[str, Any]:
         """A batch as the model's ``forward`` takes it.
 
-        Logits are computed from the token before the first answer on: those of the pictures would take a vocabulary of floats a token, for nothing.
+        Logits are computed from the token before the first answer on: those of the pictures would
+        take a vocabulary of floats a token, for nothing.
         """
         labels = batch["labels"]
         keep = labels.shape[1] - int((labels != IGNORED).any(0).int().argmax()) + 1
         values = pixel_values(batch["tiles"], batch["n_tiles"], *self.normalization)
-        others = {name: value for name, value in batch.items() if name not in ("tiles", "n_tiles", "labels")}
-        return {**others, "pixel_values": values, "labels": labels[:, -keep:], "logits_to_keep": keep}
+        others = {
+            name: value
+            for name, value in batch.items()
+            if name not in ("tiles", "n_tiles", "labels")
+        }
+        return {
+            **others,
+            "pixel_values": values,
+            "labels": labels[:, -keep:],
+            "logits_to_keep": keep,
+        }
 
-    def compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
-        """The mean loss of the answers' tokens; with ``return_outputs`` also the logits, (B, K, vocabulary), of the batch's last K places."""
-        loss, outputs = super().compute_loss(model, self.model_inputs(inputs), return_outputs=True, num_items_in_batch=num_items_in_batch)
+    def compute_loss(
+        self,
+        model: Any,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+    ) -> Any:
+        """The mean loss of the answers' tokens; with ``return_outputs`` also the logits, (B, K,
+        vocabulary), of the batch's last K places.
+        """
+        loss, outputs = super().compute_loss(
+            model,
+            self.model_inputs(inputs),
+            return_outputs=True,
+            num_items_in_batch=num_items_in_batch,
+        )
         return (loss, {"loss": loss, "logits": outputs.logits}) if return_outputs else loss
 
 
@@ -64,7 +98,8 @@ def score_rows(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         labels: int64, (B, L).
 
     Returns:
-        float32, (B, 4): sum of the tokens' losses, tokens, tokens whose best guess is right, and 1 where all of an answer's are; then greedy decoding
+        float32, (B, 4): sum of the tokens' losses, tokens, tokens whose best guess is right, and 1
+            where all of an answer's are; then greedy decoding
         gives the answer.
     """
     wanted = labels[:, labels.shape[1] - logits.shape[1] + 1 :]
@@ -73,11 +108,19 @@ def score_rows(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     losses = -logprobs.gather(-1, wanted.clamp(min=0)[..., None])[..., 0]
     right = (logprobs.argmax(-1) == wanted) & counted
     whole = (right == counted).all(1)
-    return torch.stack([(losses * counted).sum(1), counted.sum(1).float(), right.sum(1).float(), whole.float()], dim=1)
+    return torch.stack(
+        [(losses * counted).sum(1), counted.sum(1).float(), right.sum(1).float(), whole.float()],
+        dim=1,
+    )
 
 
 def sum_scores(prediction: transformers.EvalPrediction) -> dict[str, float]:
     """Loss a token, share of tokens right, share of answers right, over all held-out rows."""
     scores = torch.as_tensor(prediction.predictions).double()
     loss, tokens, right, whole = (float(total) for total in scores.sum(0))
-    return {"token_loss": loss / tokens, "token_accuracy": right / tokens, "answer_accuracy": whole / len(scores), "answers": len(scores)}
+    return {
+        "token_loss": loss / tokens,
+        "token_accuracy": right / tokens,
+        "answer_accuracy": whole / len(scores),
+        "answers": len(scores),
+    }

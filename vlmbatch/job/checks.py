@@ -1,4 +1,6 @@
-"""Which values, and which of them together, a job may have. What is wrong is said in one line, with what is allowed."""
+"""Which values, and which of them together, a job may have. What is wrong is said in one line, with
+what is allowed.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,9 @@ IMAGE_TOKEN = "<image>"
 
 PER_BY_MEDIA = {"image": ("page", "tile"), "video": ("frame", "clip", "window")}
 SIDECARS_BY_MEDIA = {"image": ("txt",), "video": ("txt", "srt", "vtt")}
-"""What ``per`` and ``sidecar`` may be: those of the other media are refused, and not offered by the commands."""
+"""What ``per`` and ``sidecar`` may be: those of the other media are refused, and not offered by the
+commands.
+"""
 
 
 def check_job(job: Job) -> None:
@@ -43,7 +47,17 @@ def check_job(job: Job) -> None:
 
 
 def _check_ranges(job: Job) -> None:
-    at_least = {"max_new_tokens": 1, "batch_size": 1, "read_workers": 1, "limit": 1, "every": 1, "num_frames": 1, "max_pixels": 1, "max_pages": 1, "seed": 0}
+    at_least = {
+        "max_new_tokens": 1,
+        "batch_size": 1,
+        "read_workers": 1,
+        "limit": 1,
+        "every": 1,
+        "num_frames": 1,
+        "max_pixels": 1,
+        "max_pages": 1,
+        "seed": 0,
+    }
     for name, lowest in at_least.items():
         value = getattr(job, name)
         if value is not None and value < lowest:
@@ -69,47 +83,69 @@ def _check_ranges(job: Job) -> None:
     if not job.max_compression_ratio >= 1:
         raise JobError(f"max_compression_ratio must be at least 1, not {job.max_compression_ratio}")
     if len(set(job.kept_columns.values())) < len(job.keep) or "" in job.kept_columns:
-        raise JobError(f"keep takes a column each, once, as COL or COL=NAME, not {', '.join(map(repr, job.keep))}")
+        raise JobError(
+            f"keep takes a column each, once, as COL or COL=NAME, not {', '.join(map(repr, job.keep))}"
+        )
     if job.pages is not None:
         parse_pages(job.pages)
     if not 10 <= job.dpi <= 2400:
         raise JobError(f"dpi must be from 10 to 2400, not {job.dpi}")
     if job.max_errors is not None and not re.fullmatch(r"\d+|\d+(\.\d+)?%", job.max_errors):
-        raise JobError(f"max_errors must be a number such as 100 or a share such as 5%, not {job.max_errors!r}")
+        raise JobError(
+            f"max_errors must be a number such as 100 or a share such as 5%, not {job.max_errors!r}"
+        )
 
 
 def _check_output(job: Job) -> None:
     url = job.output if job.output is not None and is_url(job.output) else None
     if url is not None and not can_be_written(url):
-        raise JobError(f"output must be a file, or a URL of a store that can be written such as s3://, gs:// or hf://, not {without_credentials(url)}")
+        raise JobError(
+            f"output must be a file, or a URL of a store that can be written such as s3://, gs:// or hf://, not {without_credentials(url)}"
+        )
     name = url_name(url) if url is not None else job.output
     if name is not None and name != "-" and Path(name).suffix.lower() not in OUTPUT_SUFFIXES:
-        raise JobError(f"output must end in {', '.join(OUTPUT_SUFFIXES)} or be `-`, not {without_credentials(str(job.output))!r}")
+        raise JobError(
+            f"output must end in {', '.join(OUTPUT_SUFFIXES)} or be `-`, not {without_credentials(str(job.output))!r}"
+        )
     if job.staging_dir is not None and url is None:
-        raise JobError("staging_dir goes with an output that is a URL: a file has its journal beside it")
+        raise JobError(
+            "staging_dir goes with an output that is a URL: a file has its journal beside it"
+        )
 
 
 def _check_questions(job: Job) -> None:
     if job.task != "vqa" and (job.questions or job.questions_file):
-        raise JobError(f"questions go with the task vqa; give {job.task} its instruction with `prompt`")
+        raise JobError(
+            f"questions go with the task vqa; give {job.task} its instruction with `prompt`"
+        )
     if job.task != "vqa" and job.question_column:
         raise JobError(f"question_column goes with the task vqa, not with {job.task}")
     if job.task == "vqa":
         if job.prompt is not None:
             raise JobError("vqa takes questions, not a prompt: use -q TEXT or --questions FILE")
         if job.questions and job.questions_file:
-            raise JobError("vqa takes questions from -q TEXT or from --questions FILE, not from both")
-        rows_may_ask = job.question_column is not None or any(text.lower().endswith(TABLE_SUFFIXES) for text in job.inputs)
+            raise JobError(
+                "vqa takes questions from -q TEXT or from --questions FILE, not from both"
+            )
+        rows_may_ask = job.question_column is not None or any(
+            text.lower().endswith(TABLE_SUFFIXES) for text in job.inputs
+        )
         if not (job.questions or job.questions_file or rows_may_ask):
-            raise JobError("vqa needs questions: either -q TEXT (as often as you like) or --questions FILE, or a manifest with a column of questions")
+            raise JobError(
+                "vqa needs questions: either -q TEXT (as often as you like) or --questions FILE, or a manifest with a column of questions"
+            )
     for text in (*job.questions, *([job.prompt] if job.prompt is not None else [])):
         if not text.strip():
             raise JobError("an empty question or prompt")
         if IMAGE_TOKEN in text:
-            raise JobError(f"a question or prompt may not hold {IMAGE_TOKEN}, which stands for pixels: the picture comes before it by itself")
+            raise JobError(
+                f"a question or prompt may not hold {IMAGE_TOKEN}, which stands for pixels: the picture comes before it by itself"
+            )
         try:
             text.encode()
-        except UnicodeEncodeError as error:  # bytes on the command line that are no characters in the locale's encoding
+        except (
+            UnicodeEncodeError
+        ) as error:  # bytes on the command line that are no characters in the locale's encoding
             raise JobError(f"a question or prompt is not valid text: {text!r}") from error
 
 
@@ -119,7 +155,9 @@ def _check_sidecar(job: Job) -> None:
     if job.sidecar is not None and job.sidecar not in SIDECARS_BY_MEDIA[job.media]:
         raise JobError(f"sidecar {job.sidecar} goes with videos; a picture has a txt")
     if job.sidecar is not None and job.output_path == "-":
-        raise JobError("sidecars are written from OUTPUT, which `-` does not keep: give a file with -o")
+        raise JobError(
+            "sidecars are written from OUTPUT, which `-` does not keep: give a file with -o"
+        )
 
 
 def _check_per(job: Job) -> None:
@@ -127,12 +165,18 @@ def _check_per(job: Job) -> None:
     if job.per not in allowed:
         raise JobError(f"per must be one of {', '.join(allowed)} for {job.media}s, not {job.per!r}")
     if job.per == "tile" and job.task != "ocr":
-        raise JobError(f"per tile goes with the task ocr: {job.task} is about the picture as a whole")
+        raise JobError(
+            f"per tile goes with the task ocr: {job.task} is about the picture as a whole"
+        )
 
 
 def ways_of_sampling(job: Job) -> list[str]:
     """The options of a job that choose frames: at most one in a job that is allowed."""
-    return [name for name in ("fps", "every", "num_frames", "at", "keyframes", "scenes") if getattr(job, name) not in (None, (), False)]
+    return [
+        name
+        for name in ("fps", "every", "num_frames", "at", "keyframes", "scenes")
+        if getattr(job, name) not in (None, (), False)
+    ]
 
 
 def _check_video(job: Job) -> None:
@@ -140,10 +184,14 @@ def _check_video(job: Job) -> None:
     if job.media != "video":
         for field in dataclasses.fields(job):
             if field.metadata.get("group") == "Video" and getattr(job, field.name) != field.default:
-                raise JobError(f"{field.name} goes with videos; use `vlmbatch video`, or media: video in a job file")
+                raise JobError(
+                    f"{field.name} goes with videos; use `vlmbatch video`, or media: video in a job file"
+                )
         return
     if job.pages is not None:
-        raise JobError("pages goes with pictures and documents; choose frames of a video with fps, every, num_frames or at")
+        raise JobError(
+            "pages goes with pictures and documents; choose frames of a video with fps, every, num_frames or at"
+        )
     if len(ways) > 1:
         raise JobError(f"{' and '.join(ways)} are different ways of choosing frames: give one")
     for name in ("start", "end"):
@@ -161,9 +209,13 @@ def _check_video(job: Job) -> None:
     if job.window is not None and job.per != "window":
         raise JobError("window goes with --per window")
     if job.scenes and job.per == "window":
-        raise JobError("scenes goes with --per frame or --per clip: a window is cut by time, not by scenes")
+        raise JobError(
+            "scenes goes with --per frame or --per clip: a window is cut by time, not by scenes"
+        )
     if job.skip_similar is not None and job.per != "frame":
-        raise JobError("skip_similar goes with --per frame: the frames of a clip or window share one prompt")
+        raise JobError(
+            "skip_similar goes with --per frame: the frames of a clip or window share one prompt"
+        )
     if job.skip_similar is not None and job.shuffle:
         raise JobError("skip_similar compares frames in their order: leave out shuffle")
     if job.skip_similar is not None and not 0 <= job.skip_similar <= 1:

@@ -1,7 +1,9 @@
-"""The job: what the user asked for. One frozen object that the commands and the YAML files both build.
+"""The job: what the user asked for. One frozen object that the commands and the YAML files both
+build.
 
-Every option is one field of ``Job``: its default and its help are stated here and nowhere else; which values it may have, its type and job_checks.py say. The
-command line makes its options from these fields, a YAML file uses their names as keys.
+Every option is one field of ``Job``: its default and its help are stated here and nowhere else;
+which values it may have, its type and job_checks.py say. The command line makes its options from
+these fields, a YAML file uses their names as keys.
 """
 
 from __future__ import annotations
@@ -27,12 +29,14 @@ DEFAULT_FPS = 1.0
 DEFAULT_DPI = 150
 DEFAULT_PER: dict[str, Per] = {"image": "page", "video": "frame"}
 DEFAULT_SKIP_SIMILAR = 0.05
-"""A field of 1/256 of the frame that changes by 13 of 255 levels: above what compression does to a still picture, below a line of text that is replaced."""
+"""A field of 1/256 of the frame that changes by 13 of 255 levels: above what compression does to a
+still picture, below a line of text that is replaced.
+"""
 
 
 def option(default: Any, text: str | Mapping[str, str], **metadata: Any) -> Any:
-    """A field with its help, or a help for each media; ``metadata`` may hold metavar, flags (short ones), group, media where only one knows it, and
-    choices, where each media has its own."""
+    """A field with its help, or a help for each media; ``metadata`` may hold metavar, flags (short
+    ones), group, media where only one knows it, and choices, where each media has its own."""
     return dataclasses.field(default=default, metadata={"help": text, **metadata})
 
 
@@ -41,7 +45,8 @@ _option = option
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Job:
-    """What to ask about what, with which model, and where the answers go. Validated when it is made.
+    """What to ask about what, with which model, and where the answers go. Validated when it is
+    made.
 
     Raises:
         JobError: A value is not allowed; the message says which are.
@@ -57,11 +62,25 @@ class Job:
         flags=("-o",),
         metavar="PATH",
     )
-    model: str = _option("HuggingFaceTB/SmolVLM2-500M-Video-Instruct", "Hub id, local folder, or `demo`.", metavar="MODEL", group="Model")
-    revision: str | None = _option(None, "Branch, tag or commit of a hub id; folders and `demo` have none.", metavar="REV", group="Model")
-    device: str = _option("auto", "auto, cpu, cuda, cuda:N or mps.", metavar="DEVICE", group="Model")
+    model: str = _option(
+        "HuggingFaceTB/SmolVLM2-500M-Video-Instruct",
+        "Hub id, local folder, or `demo`.",
+        metavar="MODEL",
+        group="Model",
+    )
+    revision: str | None = _option(
+        None,
+        "Branch, tag or commit of a hub id; folders and `demo` have none.",
+        metavar="REV",
+        group="Model",
+    )
+    device: str = _option(
+        "auto", "auto, cpu, cuda, cuda:N or mps.", metavar="DEVICE", group="Model"
+    )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = _option(
-        "auto", "Number format of the weights; auto picks the fastest that the device computes in.", group="Model"
+        "auto",
+        "Number format of the weights; auto picks the fastest that the device computes in.",
+        group="Model",
     )
     quantize: Literal["none", "int8"] = _option(
         "none",
@@ -69,30 +88,86 @@ class Job:
         "token, so it is faster in float32 on CPUs with VNNI or AMX; elsewhere it saves memory only. The vision encoder stays as it is.",
         group="Model",
     )
-    prompt: str | None = _option(None, "The instruction, instead of the task's own.", metavar="TEXT", group="Question")
+    prompt: str | None = _option(
+        None, "The instruction, instead of the task's own.", metavar="TEXT", group="Question"
+    )
     questions: tuple[str, ...] = _option(
-        (), "A question about each item; may be given several times.", flags=("-q", "--question"), metavar="TEXT", group="Question"
+        (),
+        "A question about each item; may be given several times.",
+        flags=("-q", "--question"),
+        metavar="TEXT",
+        group="Question",
     )
     questions_file: str | None = _option(
-        None, "Questions from a file: .txt one a line, .jsonl or .csv with rows of id and question.", flags=("--questions",), metavar="FILE", group="Question"
+        None,
+        "Questions from a file: .txt one a line, .jsonl or .csv with rows of id and question.",
+        flags=("--questions",),
+        metavar="FILE",
+        group="Question",
     )
     max_new_tokens: int = _option(64, "Longest answer, in tokens.", metavar="N", group="Generation")
     temperature: float = _option(0.0, "0 is greedy.", metavar="T", group="Generation")
-    top_p: float = _option(1.0, "With a temperature: sample from the most likely tokens that together have this probability.", metavar="P", group="Generation")
-    seed: int = _option(0, "Seed of sampling and of --shuffle.", metavar="N", group="Generation")
-    detail: Detail = _option("full", "full: as the checkpoint does it; native: small images are not enlarged; low: one tile.", group="Generation")
-    max_memory: str | None = _option(None, "Memory that weights and batches may take, such as 6GiB.", metavar="SIZE", group="Resources")
-    memory_fraction: float = _option(0.8, "Share of the free memory that may be taken.", metavar="F", group="Resources")
-    batch_size: int | None = _option(None, "Sequences decoded together; auto: what the memory has room for.", metavar="N|auto", group="Resources")
-    read_workers: int | None = _option(None, "Threads that read and prepare; auto: by the number of cores.", metavar="N|auto", group="Resources")
-    limit: int | None = _option(None, "Stop after this many items.", metavar="N", group="Items")
-    shuffle: bool = _option(False, "Take the items in random order (the output stays in input order).", group="Items")
-    include: tuple[str, ...] = _option((), "Only items whose path matches; may be given several times.", metavar="GLOB", group="Items")
-    exclude: tuple[str, ...] = _option((), "No items whose path matches; may be given several times.", metavar="GLOB", group="Items")
-    path_column: str | None = _option(
-        None, "Column of a manifest with the path, URL or bytes. [default: by its name, such as path, file, image, url]", metavar="COL", group="Items"
+    top_p: float = _option(
+        1.0,
+        "With a temperature: sample from the most likely tokens that together have this probability.",
+        metavar="P",
+        group="Generation",
     )
-    id_column: str | None = _option(None, "Column of a manifest with the id. [default: id, if there is one]", metavar="COL", group="Items")
+    seed: int = _option(0, "Seed of sampling and of --shuffle.", metavar="N", group="Generation")
+    detail: Detail = _option(
+        "full",
+        "full: as the checkpoint does it; native: small images are not enlarged; low: one tile.",
+        group="Generation",
+    )
+    max_memory: str | None = _option(
+        None,
+        "Memory that weights and batches may take, such as 6GiB.",
+        metavar="SIZE",
+        group="Resources",
+    )
+    memory_fraction: float = _option(
+        0.8, "Share of the free memory that may be taken.", metavar="F", group="Resources"
+    )
+    batch_size: int | None = _option(
+        None,
+        "Sequences decoded together; auto: what the memory has room for.",
+        metavar="N|auto",
+        group="Resources",
+    )
+    read_workers: int | None = _option(
+        None,
+        "Threads that read and prepare; auto: by the number of cores.",
+        metavar="N|auto",
+        group="Resources",
+    )
+    limit: int | None = _option(None, "Stop after this many items.", metavar="N", group="Items")
+    shuffle: bool = _option(
+        False, "Take the items in random order (the output stays in input order).", group="Items"
+    )
+    include: tuple[str, ...] = _option(
+        (),
+        "Only items whose path matches; may be given several times.",
+        metavar="GLOB",
+        group="Items",
+    )
+    exclude: tuple[str, ...] = _option(
+        (),
+        "No items whose path matches; may be given several times.",
+        metavar="GLOB",
+        group="Items",
+    )
+    path_column: str | None = _option(
+        None,
+        "Column of a manifest with the path, URL or bytes. [default: by its name, such as path, file, image, url]",
+        metavar="COL",
+        group="Items",
+    )
+    id_column: str | None = _option(
+        None,
+        "Column of a manifest with the id. [default: id, if there is one]",
+        metavar="COL",
+        group="Items",
+    )
     question_column: str | None = _option(
         None,
         "Column with a row's own question or questions, asked instead of the job's. [default: question or prompt, if there is one]",
@@ -105,8 +180,18 @@ class Job:
         metavar="COL",
         group="Items",
     )
-    max_pixels: int = _option(200_000_000, "Pictures with more pixels are an error row, unread.", metavar="N", group="Items")
-    max_file_size: str = _option("1GiB", "Files, and what archives unpack to, of more bytes are an error row, unread.", metavar="SIZE", group="Items")
+    max_pixels: int = _option(
+        200_000_000,
+        "Pictures with more pixels are an error row, unread.",
+        metavar="N",
+        group="Items",
+    )
+    max_file_size: str = _option(
+        "1GiB",
+        "Files, and what archives unpack to, of more bytes are an error row, unread.",
+        metavar="SIZE",
+        group="Items",
+    )
     max_compression_ratio: float = _option(
         200.0,
         "Entries of archives that unpack to more than N times their size (and some megabytes) are an error row, unread.",
@@ -120,13 +205,36 @@ class Job:
         group="Items",
         media="image",
     )
-    max_pages: int = _option(10_000, "Files with more pages are an error row, where --pages looks for them.", metavar="N", group="Items", media="image")
-    dpi: int = _option(DEFAULT_DPI, "Resolution that PDF pages are drawn in.", metavar="N", group="Items", media="image")
-    allow_private_urls: bool = _option(False, "Fetch from private and other non-public addresses too, and through the system's proxy.", group="Items")
-    staging_dir: str | None = _option(
-        None, "Where the rows of an OUTPUT that is a URL are kept until they are uploaded. [default: in the user's cache folder]", metavar="DIR", group="Output"
+    max_pages: int = _option(
+        10_000,
+        "Files with more pages are an error row, where --pages looks for them.",
+        metavar="N",
+        group="Items",
+        media="image",
     )
-    overwrite: bool = _option(False, "Start OUTPUT anew, whatever it holds; replace sidecars of others, too.", group="Output")
+    dpi: int = _option(
+        DEFAULT_DPI,
+        "Resolution that PDF pages are drawn in.",
+        metavar="N",
+        group="Items",
+        media="image",
+    )
+    allow_private_urls: bool = _option(
+        False,
+        "Fetch from private and other non-public addresses too, and through the system's proxy.",
+        group="Items",
+    )
+    staging_dir: str | None = _option(
+        None,
+        "Where the rows of an OUTPUT that is a URL are kept until they are uploaded. [default: in the user's cache folder]",
+        metavar="DIR",
+        group="Output",
+    )
+    overwrite: bool = _option(
+        False,
+        "Start OUTPUT anew, whatever it holds; replace sidecars of others, too.",
+        group="Output",
+    )
     sidecar: Literal["txt", "srt", "vtt"] | None = _option(
         None,
         {
@@ -136,8 +244,15 @@ class Job:
         choices=SIDECARS_BY_MEDIA,
         group="Output",
     )
-    sidecar_dir: str | None = _option(None, "Sidecars go here, in the same tree as the ids, instead of beside the sources.", metavar="DIR", group="Output")
-    retry_errors: bool = _option(False, "Do the error rows of an earlier run again.", group="Output")
+    sidecar_dir: str | None = _option(
+        None,
+        "Sidecars go here, in the same tree as the ids, instead of beside the sources.",
+        metavar="DIR",
+        group="Output",
+    )
+    retry_errors: bool = _option(
+        False, "Do the error rows of an earlier run again.", group="Output"
+    )
     max_errors: str | None = _option(
         None,
         "Stop with exit code 4 when more items than N, or P% of those done (judged from 20 on, and at the end), are errors.",
@@ -146,15 +261,30 @@ class Job:
     )
 
     fps: float | None = _option(
-        None, "Frames on screen at 0, 1/F, 2/F … seconds. [default: 1, unless another way of sampling is given]", metavar="F", group="Video"
+        None,
+        "Frames on screen at 0, 1/F, 2/F … seconds. [default: 1, unless another way of sampling is given]",
+        metavar="F",
+        group="Video",
     )
     every: int | None = _option(None, "Every N-th frame.", metavar="N", group="Video")
-    num_frames: int | None = _option(None, "At most N frames, evenly spread.", metavar="N", group="Video")
-    at: tuple[float, ...] = _option((), "The frames on screen at these seconds.", metavar="T,T,…", group="Video")
-    keyframes: bool = _option(False, "The frames where decoding can start; only these are decoded.", group="Video")
-    scenes: bool = _option(False, "The middle frame of each scene (PySceneDetect: the extra `scenes`).", group="Video")
-    start: float | None = _option(None, "Leave out what is before this second.", metavar="SECONDS", group="Video")
-    end: float | None = _option(None, "Leave out what is from this second on.", metavar="SECONDS", group="Video")
+    num_frames: int | None = _option(
+        None, "At most N frames, evenly spread.", metavar="N", group="Video"
+    )
+    at: tuple[float, ...] = _option(
+        (), "The frames on screen at these seconds.", metavar="T,T,…", group="Video"
+    )
+    keyframes: bool = _option(
+        False, "The frames where decoding can start; only these are decoded.", group="Video"
+    )
+    scenes: bool = _option(
+        False, "The middle frame of each scene (PySceneDetect: the extra `scenes`).", group="Video"
+    )
+    start: float | None = _option(
+        None, "Leave out what is before this second.", metavar="SECONDS", group="Video"
+    )
+    end: float | None = _option(
+        None, "Leave out what is from this second on.", metavar="SECONDS", group="Video"
+    )
     per: Per = _option(
         None,
         {
@@ -171,10 +301,19 @@ class Job:
         metavar="[THRESHOLD]",
         group="Video",
     )
-    window: float | None = _option(None, "Length of a window with --per window. [default: 30]", metavar="SECONDS", group="Video")
+    window: float | None = _option(
+        None,
+        "Length of a window with --per window. [default: 30]",
+        metavar="SECONDS",
+        group="Video",
+    )
 
-    progress: Literal["auto", "on", "off"] = _option("auto", "The progress bar; auto: on a terminal.", group="Reporting")
-    log_format: Literal["text", "json"] = _option("text", "Form of the log lines on stderr.", group="Reporting")
+    progress: Literal["auto", "on", "off"] = _option(
+        "auto", "The progress bar; auto: on a terminal.", group="Reporting"
+    )
+    log_format: Literal["text", "json"] = _option(
+        "text", "Form of the log lines on stderr.", group="Reporting"
+    )
 
     def __post_init__(self) -> None:
         if self.per is None:
@@ -194,7 +333,9 @@ class Job:
 
     @property
     def sampling_fps(self) -> float | None:
-        """Frames a second to sample, the default resolved; None when frames are chosen in another way."""
+        """Frames a second to sample, the default resolved; None when frames are chosen in another
+        way.
+        """
         if self.media != "video" or any(way != "fps" for way in ways_of_sampling(self)):
             return None
         return DEFAULT_FPS if self.fps is None else self.fps
@@ -228,14 +369,20 @@ class Job:
         return {column.strip(): name.strip() or column.strip() for column, _, name in pairs}
 
     def error_limit(self, done: int, *, is_all: bool = False) -> float:
-        """How many error items are tolerated once ``done`` items are done, more to come unless ``is_all``, when only a percentage is judged.
+        """How many error items are tolerated once ``done`` items are done, more to come unless
+        ``is_all``, when only a percentage is judged.
 
-        While more come a percentage is judged from 20 items on, so that one early error does not end a run.
+        While more come a percentage is judged from 20 items on, so that one early error does not
+        end a run.
         """
         if self.max_errors is None:
             return float("inf")
         if self.max_errors.endswith("%"):
-            return float("inf") if done < 20 and not is_all else float(self.max_errors[:-1]) / 100 * done
+            return (
+                float("inf")
+                if done < 20 and not is_all
+                else float(self.max_errors[:-1]) / 100 * done
+            )
         return float("inf") if is_all else float(self.max_errors)
 
     def identity(self) -> dict[str, Any]:
@@ -249,7 +396,13 @@ class Job:
         if self.keep:
             found["keep"] = list(self.keep)
         if self.media == "video":
-            found |= {"fps": self.sampling_fps, **{name: getattr(self, name) for name in ("every", "num_frames", "start", "end", "per")}}
+            found |= {
+                "fps": self.sampling_fps,
+                **{
+                    name: getattr(self, name)
+                    for name in ("every", "num_frames", "start", "end", "per")
+                },
+            }
             found["at"] = list(self.at)
             found |= {name: getattr(self, name) for name in ("keyframes", "scenes", "skip_similar")}
             if self.per == "window":
@@ -267,7 +420,8 @@ class Job:
         """Every setting that applies, in order, as YAML and JSON can hold it.
 
         Args:
-            credentials: Whether URLs keep passwords and signatures; what is kept beside OUTPUT does without.
+            credentials: Whether URLs keep passwords and signatures; what is kept beside OUTPUT does
+                without.
         """
         values: dict[str, Any] = {}
         for field in dataclasses.fields(self):
@@ -285,7 +439,8 @@ class Job:
         """Builds a job from a mapping, such as a YAML file holds.
 
         Raises:
-            JobError: An unknown key (the nearest known one is named) or a value that is not allowed.
+            JobError: An unknown key (the nearest known one is named) or a value that is not
+                allowed.
         """
         known = {field.name for field in dataclasses.fields(cls)}
         resolved: dict[str, Any] = {}
@@ -301,7 +456,11 @@ class Job:
                 value = (value,)
             elif value in ("auto", None) and key in ("batch_size", "read_workers"):
                 value = None
-            elif key in ("max_errors", "max_memory", "max_file_size", "pages") and isinstance(value, int) and not isinstance(value, bool):
+            elif (
+                key in ("max_errors", "max_memory", "max_file_size", "pages")
+                and isinstance(value, int)
+                and not isinstance(value, bool)
+            ):
                 value = str(value)
             elif key == "progress" and isinstance(value, bool):
                 value = "on" if value else "off"  # YAML reads on and off as booleans
@@ -310,13 +469,21 @@ class Job:
             elif key == "skip_similar" and isinstance(value, bool):
                 value = DEFAULT_SKIP_SIMILAR if value else None
             if key == "at" and isinstance(value, tuple):
-                value = tuple(seconds for part in value for seconds in (map(parse_seconds, part.split(",")) if isinstance(part, str) else (part,)))
+                value = tuple(
+                    seconds
+                    for part in value
+                    for seconds in (
+                        map(parse_seconds, part.split(",")) if isinstance(part, str) else (part,)
+                    )
+                )
             resolved[key] = value
         return cls(**resolved)
 
 
 ALIASES = {"input": "inputs", "question": "questions"}
-_TUPLES = {field.name for field in dataclasses.fields(Job) if field.default == () or field.name == "inputs"}
+_TUPLES = {
+    field.name for field in dataclasses.fields(Job) if field.default == () or field.name == "inputs"
+}
 
 
 def job_key(text: str) -> str:
@@ -325,7 +492,9 @@ def job_key(text: str) -> str:
 
 
 def _input_name(text: str) -> str:
-    """The name that an OUTPUT gets from its INPUT: of the file or folder, or of the folder that a glob starts in."""
+    """The name that an OUTPUT gets from its INPUT: of the file or folder, or of the folder that a
+    glob starts in.
+    """
     if text == "-":
         return "stdin"
     if is_url(text):

@@ -1,4 +1,6 @@
-"""What the checkpoint's own processor does: pixels to tiles, words to token ids; on uint8, in threads, without torch."""
+"""What the checkpoint's own processor does: pixels to tiles, words to token ids; on uint8, in
+threads, without torch.
+"""
 
 from __future__ import annotations
 

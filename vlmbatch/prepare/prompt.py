@@ -1,7 +1,9 @@
-"""Words around pixels: the chat template, the image tokens and the video prompt, as the checkpoint's own processor writes them.
+"""Words around pixels: the chat template, the image tokens and the video prompt, as the
+checkpoint's own processor writes them.
 
-A prompt is split right behind the last media token, because a tokenizer never merges across a special token: the ids of the prefix followed by the ids of
-a question are the ids of the whole text. So all questions about one picture share one prefix.
+A prompt is split right behind the last media token, because a tokenizer never merges across a
+special token: the ids of the prefix followed by the ids of a question are the ids of the whole
+text. So all questions about one picture share one prefix.
 """
 
 from __future__ import annotations
@@ -18,10 +20,16 @@ from vlmbatch.checkpoint import Checkpoint
 from vlmbatch.errors import ModelLoadError, PrepareError
 
 MAX_GRID = 6
-"""Rows and columns for which the vocabulary has position tokens (``<row_6_col_6>`` is the last one)."""
+"""Rows and columns for which the vocabulary has position tokens (``<row_6_col_6>`` is the last
+one).
+"""
 
-VIDEO_INTRO = "You are provided the following series of {count} frames from a {duration} [H:MM:SS] video.\n"
-"""Opening of the video prompt (``DEFAULT_VIDEO_INTRO`` of transformers' SmolVLM processor; the checkpoints were trained on it)."""
+VIDEO_INTRO = (
+    "You are provided the following series of {count} frames from a {duration} [H:MM:SS] video.\n"
+)
+"""Opening of the video prompt (``DEFAULT_VIDEO_INTRO`` of transformers' SmolVLM processor; the
+checkpoints were trained on it).
+"""
 
 FRAME_INTRO = "\nFrame from {minutes:02d}:{seconds:02d}:"
 VIDEO_OUTRO = "\n\n"
@@ -29,9 +37,31 @@ VIDEO_OUTRO = "\n\n"
 _QUESTION = "\x00question\x00"
 _ONES = (
     *("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"),
-    *("ten", "eleven", "twelve", "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen"),
+    *(
+        "ten",
+        "eleven",
+        "twelve",
+        "thirteen",
+        "fourteen",
+        "fifteen",
+        "sixteen",
+        "seventeen",
+        "eighteen",
+        "nineteen",
+    ),
 )
-_TENS = ("zero", "ten", "twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety")
+_TENS = (
+    "zero",
+    "ten",
+    "twenty",
+    "thirty",
+    "forty",
+    "fifty",
+    "sixty",
+    "seventy",
+    "eighty",
+    "ninety",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,12 +89,16 @@ def image_text(rows: int, cols: int, tokens: MediaTokens) -> str:
     whole = f"{tokens.fake}{tokens.global_image}{run}{tokens.fake}"
     if not rows:
         return whole
-    lines = ("".join(f"{tokens.fake}<row_{row}_col_{col}>{run}" for col in range(1, cols + 1)) + "\n" for row in range(1, rows + 1))
+    lines = (
+        "".join(f"{tokens.fake}<row_{row}_col_{col}>{run}" for col in range(1, cols + 1)) + "\n"
+        for row in range(1, rows + 1)
+    )
     return "".join(lines) + "\n" + whole
 
 
 def video_text(times_seconds: Sequence[float], duration_seconds: float, tokens: MediaTokens) -> str:
-    """The text of a clip: how many frames, from how long a video, and each frame under its time stamp.
+    """The text of a clip: how many frames, from how long a video, and each frame under its time
+    stamp.
 
     Args:
         times_seconds: Presentation time of each frame.
@@ -73,12 +107,20 @@ def video_text(times_seconds: Sequence[float], duration_seconds: float, tokens: 
     """
     duration = str(datetime.timedelta(seconds=int(duration_seconds)))
     frame = image_text(0, 0, tokens)
-    frames = (FRAME_INTRO.format(minutes=int(t // 60), seconds=int(t % 60)) + frame for t in times_seconds)
-    return VIDEO_INTRO.format(count=number_words(len(times_seconds)), duration=duration) + "".join(frames) + VIDEO_OUTRO
+    frames = (
+        FRAME_INTRO.format(minutes=int(t // 60), seconds=int(t % 60)) + frame for t in times_seconds
+    )
+    return (
+        VIDEO_INTRO.format(count=number_words(len(times_seconds)), duration=duration)
+        + "".join(frames)
+        + VIDEO_OUTRO
+    )
 
 
 def number_words(number: int) -> str:
-    """A count below a million in English words, spelled as num2words spells it (``one hundred and one``)."""
+    """A count below a million in English words, spelled as num2words spells it (``one hundred and
+    one``).
+    """
     if number < 20:
         return _ONES[number]
     if number < 100:
@@ -93,9 +135,17 @@ def number_words(number: int) -> str:
 
 
 class PromptWriter:
-    """Turns media and questions into token ids with the checkpoint's own tokenizer and chat template. Thread-safe."""
+    """Turns media and questions into token ids with the checkpoint's own tokenizer and chat
+    template. Thread-safe.
+    """
 
-    def __init__(self, tokenizer: tokenizers.Tokenizer, template: str, tokens: MediaTokens, special: dict[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        tokenizer: tokenizers.Tokenizer,
+        template: str,
+        tokens: MediaTokens,
+        special: dict[str, str] | None = None,
+    ) -> None:
         """Renders the chat template once around a placeholder.
 
         Args:
@@ -105,7 +155,8 @@ class PromptWriter:
             special: Further variables of the template, such as ``bos_token``.
 
         Raises:
-            ModelLoadError: The template is broken, or a media token is not one token of the vocabulary.
+            ModelLoadError: The template is broken, or a media token is not one token of the
+                vocabulary.
         """
         self.tokenizer = tokenizer
         self.tokens = tokens
@@ -116,18 +167,28 @@ class PromptWriter:
 
     @classmethod
     def from_checkpoint(cls, checkpoint: Checkpoint) -> PromptWriter:
-        """Reads tokenizer.json, the chat template and the number of image tokens a tile from a checkpoint's files."""
+        """Reads tokenizer.json, the chat template and the number of image tokens a tile from a
+        checkpoint's files.
+        """
         try:
             tokenizer = tokenizers.Tokenizer.from_file(str(checkpoint.require("tokenizer.json")))
         except ModelLoadError:
             raise
         except Exception as error:  # tokenizers raises bare Exception
-            raise ModelLoadError(f"{checkpoint.name}: tokenizer.json cannot be read: {error}") from error
+            raise ModelLoadError(
+                f"{checkpoint.name}: tokenizer.json cannot be read: {error}"
+            ) from error
         tokenizer.no_truncation()
         tokenizer.no_padding()
         config = checkpoint.tokenizer_config()
-        special = {name: _token_text(config[name]) for name in ("bos_token", "eos_token", "pad_token") if config.get(name)}
-        return cls(tokenizer, checkpoint.chat_template(), MediaTokens(checkpoint.image_seq_len()), special)
+        special = {
+            name: _token_text(config[name])
+            for name in ("bos_token", "eos_token", "pad_token")
+            if config.get(name)
+        }
+        return cls(
+            tokenizer, checkpoint.chat_template(), MediaTokens(checkpoint.image_seq_len()), special
+        )
 
     def image_prefix(self, rows: int, cols: int) -> list[int]:
         """Token ids of the chat opening and a picture; every question continues them."""
@@ -143,7 +204,8 @@ class PromptWriter:
 
     def video_prefix(self, times_seconds: Sequence[float], duration_seconds: float) -> list[int]:
         """Token ids of the chat opening and a clip, up to its last media token."""
-        # The published templates have no video turn; the processor then uses its own, in which a role is followed by ": ".
+        # The published templates have no video turn; the processor then uses its own, in which a
+        # role is followed by ": ".
         text = "<|im_start|>User: " + video_text(times_seconds, duration_seconds, self.tokens)
         return self._prefix(text[: text.rindex(self.tokens.fake) + len(self.tokens.fake)])
 
@@ -152,7 +214,8 @@ class PromptWriter:
         return self._question(f"{VIDEO_OUTRO}{question}{self.tokens.end_of_utterance}\nAssistant:")
 
     def answer(self, text: str) -> list[int]:
-        """Token ids of an answer as the model should give it: what the chat template writes behind ``Assistant:``, up to the end of the turn.
+        """Token ids of an answer as the model should give it: what the chat template writes behind
+        ``Assistant:``, up to the end of the turn.
 
         Raises:
             PrepareError: The answer holds an image token.
@@ -169,32 +232,46 @@ class PromptWriter:
     def _question(self, text: str) -> list[int]:
         ids = list(self.tokenizer.encode(text, add_special_tokens=False).ids)
         if self.image_token_id in ids:
-            raise PrepareError(f"a question or answer may not hold the token {self.tokens.image}: it stands for pixels")
+            raise PrepareError(
+                f"a question or answer may not hold the token {self.tokens.image}: it stands for pixels"
+            )
         return ids
 
     def _single_id(self, token: str) -> int:
         found = self.tokenizer.token_to_id(token)
         if found is None:
-            raise ModelLoadError(f"the tokenizer has no token {token}: this is not a SmolVLM2 checkpoint")
+            raise ModelLoadError(
+                f"the tokenizer has no token {token}: this is not a SmolVLM2 checkpoint"
+            )
         return int(found)
 
 
 def _render(template: str, special: dict[str, str], tokens: MediaTokens) -> tuple[str, str]:
-    """The text before the picture and the text behind the question, for one user turn that opens with a picture."""
+    """The text before the picture and the text behind the question, for one user turn that opens
+    with a picture.
+    """
     import jinja2
     import jinja2.sandbox
 
-    messages: list[dict[str, Any]] = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": _QUESTION}]}]
+    messages: list[dict[str, Any]] = [
+        {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": _QUESTION}]}
+    ]
     environment = jinja2.sandbox.ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
-    environment.filters["tojson"] = lambda value, **options: json.dumps(value, ensure_ascii=False, **options)
+    environment.filters["tojson"] = lambda value, **options: json.dumps(
+        value, ensure_ascii=False, **options
+    )
     try:
-        text = environment.from_string(template).render(messages=messages, add_generation_prompt=True, **special)
+        text = environment.from_string(template).render(
+            messages=messages, add_generation_prompt=True, **special
+        )
     except Exception as error:  # a template may raise anything
         raise ModelLoadError(f"the checkpoint's chat template is broken: {error}") from error
     head, image, rest = text.partition(tokens.image)
     between, question, tail = rest.partition(_QUESTION)
     if not image or not question or between:
-        raise ModelLoadError("the checkpoint's chat template does not put a question right behind its picture")
+        raise ModelLoadError(
+            "the checkpoint's chat template does not put a question right behind its picture"
+        )
     return head, tail
 
 

@@ -1,7 +1,8 @@
 """Pixels to tiles, bit for bit as the checkpoint's own image processor cuts them.
 
-The arithmetic follows transformers' ``SmolVLMImageProcessorPil``, including where it truncates and where it rounds up. It stays on uint8: scaling to
-[-1, 1] is one multiply-add that the engine does on the device, for a quarter of the bytes.
+The arithmetic follows transformers' ``SmolVLMImageProcessorPil``, including where it truncates and
+where it rounds up. It stays on uint8: scaling to [-1, 1] is one multiply-add that the engine does
+on the device, for a quarter of the bytes.
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ from vlmbatch.core import Picture, picture_size
 UInt8Array = npt.NDArray[np.uint8]
 
 MAX_EDGE = 4096
-"""Upper bound of an edge after the first resize (``MAX_IMAGE_SIZE`` in transformers' SmolVLM image processors)."""
+"""Upper bound of an edge after the first resize (``MAX_IMAGE_SIZE`` in transformers' SmolVLM image
+processors).
+"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +43,9 @@ class TileSettings:
     resample: int = Image.Resampling.LANCZOS
 
     def native(self, width: int, height: int) -> TileSettings:
-        """These settings with the longest edge at the picture's own, rounded up to a whole tile, never above the checkpoint's."""
+        """These settings with the longest edge at the picture's own, rounded up to a whole tile,
+        never above the checkpoint's.
+        """
         own = math.ceil(max(width, height) / self.tile_edge) * self.tile_edge
         return dataclasses.replace(self, longest_edge=min(self.longest_edge, own))
 
@@ -76,7 +81,11 @@ def plan_tiles(width: int, height: int, settings: TileSettings) -> TilePlan:
         settings: The checkpoint's settings.
     """
     edge = settings.tile_edge
-    resized = _longest_edge_size(width, height, settings.longest_edge) if settings.resize else (width, height)
+    resized = (
+        _longest_edge_size(width, height, settings.longest_edge)
+        if settings.resize
+        else (width, height)
+    )
     if not settings.split:
         return TilePlan(resized, (edge, edge), 0, 0)
     fitted = _whole_tiles_size(*resized, edge)
@@ -128,7 +137,9 @@ def cut_tiles(picture: Picture, settings: TileSettings) -> tuple[UInt8Array, Til
 
 
 def _longest_edge_size(width: int, height: int, longest: int) -> tuple[int, int]:
-    """The size whose longest edge is exactly ``longest``; the other keeps the ratio, truncated, then made even."""
+    """The size whose longest edge is exactly ``longest``; the other keeps the ratio, truncated,
+    then made even.
+    """
     ratio = width / height
     if width >= height:
         width, height = longest, int(longest / ratio)
@@ -146,7 +157,9 @@ def _longest_edge_size(width: int, height: int, longest: int) -> tuple[int, int]
 
 
 def _whole_tiles_size(width: int, height: int, edge: int) -> tuple[int, int]:
-    """The size in whole tiles: the long side is rounded up, the short side follows by ratio and is rounded up too."""
+    """The size in whole tiles: the long side is rounded up, the short side follows by ratio and is
+    rounded up too.
+    """
     ratio = width / height
     if width >= height:
         width = math.ceil(width / edge) * edge

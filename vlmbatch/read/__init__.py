@@ -1,4 +1,6 @@
-"""Readers: INPUTs to Items. The table says which reader a kind of media gets; what they promise is in base.py."""
+"""Readers: INPUTs to Items. The table says which reader a kind of media gets; what they promise is
+in base.py.
+"""
 
 from __future__ import annotations
 
@@ -17,13 +19,25 @@ if TYPE_CHECKING:
 __all__ = ["READERS", "Counts", "Reader", "is_stream", "open_reader"]
 
 
-def _images(job: Job, stdin: BinaryIO | None, sampler: Sampler | None, names_only: bool, needless: Needless | None) -> Reader:
+def _images(
+    job: Job,
+    stdin: BinaryIO | None,
+    sampler: Sampler | None,
+    names_only: bool,
+    needless: Needless | None,
+) -> Reader:
     from vlmbatch.read.pictures.reader import ImageReader
 
     return ImageReader(job, stdin, names_only)
 
 
-def _videos(job: Job, stdin: BinaryIO | None, sampler: Sampler | None, names_only: bool, needless: Needless | None) -> Reader:
+def _videos(
+    job: Job,
+    stdin: BinaryIO | None,
+    sampler: Sampler | None,
+    names_only: bool,
+    needless: Needless | None,
+) -> Reader:
     from vlmbatch.read.video.reader import VideoReader
 
     if sampler is None:
@@ -31,24 +45,36 @@ def _videos(job: Job, stdin: BinaryIO | None, sampler: Sampler | None, names_onl
     return VideoReader(job, sampler, stdin, needless)
 
 
-READERS: dict[str, Callable[[Job, BinaryIO | None, Sampler | None, bool, Needless | None], Reader]] = {"image": _images, "video": _videos}
-"""Kind of media to what makes its reader. A reader's module is imported when it is asked for: image jobs do not load PyAV."""
+READERS: dict[
+    str, Callable[[Job, BinaryIO | None, Sampler | None, bool, Needless | None], Reader]
+] = {"image": _images, "video": _videos}
+"""Kind of media to what makes its reader. A reader's module is imported when it is asked for: image
+jobs do not load PyAV.
+"""
 
 
 def open_reader(
-    job: Job, *, stdin: BinaryIO | None = None, sampler: Sampler | None = None, names_only: bool = False, needless: Needless | None = None
+    job: Job,
+    *,
+    stdin: BinaryIO | None = None,
+    sampler: Sampler | None = None,
+    names_only: bool = False,
+    needless: Needless | None = None,
 ) -> Reader:
-    """Makes the reader of a job; before that, removes copies of videos that killed runs have left among the temporary files.
+    """Makes the reader of a job; before that, removes copies of videos that killed runs have left
+    among the temporary files.
 
     Args:
         job: The job.
         stdin: Where the INPUT ``-`` reads paths from, instead of standard input.
         sampler: Which frames of a video become Items; needed for videos.
-        names_only: Whether Items are only to be counted, not loaded: what archives and tables hold is then passed over.
+        names_only: Whether Items are only to be counted, not loaded: what archives and tables hold
+            is then passed over.
         needless: Says of which videos no pixels will be asked for, so that they are not decoded.
 
     Raises:
-        JobError: An INPUT does not exist, cannot be listed, matches nothing, is of the other media, or is a manifest whose columns cannot be understood.
+        JobError: An INPUT does not exist, cannot be listed, matches nothing, is of the other media,
+            or is a manifest whose columns cannot be understood.
     """
     if not names_only:
         remove_leftovers()

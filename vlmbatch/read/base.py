@@ -7,9 +7,9 @@ import hashlib
 from collections.abc import Callable, Iterator
 from typing import NoReturn, Protocol
 
+from vlmbatch.core import Item, Pixels
 from vlmbatch.errors import DecodeError, ItemError
 from vlmbatch.errors import one_line as one_line
-from vlmbatch.core import Item, Pixels
 
 
 @dataclasses.dataclass(slots=True)
@@ -30,8 +30,9 @@ class Counts:
 class Reader(Protocol):
     """Gives the Items of a job in input order.
 
-    Making a reader checks the INPUTs and raises ``JobError``; iterating it raises no error of an item: a thing that cannot be read is an Item whose
-    ``load`` raises ``ReadError`` or ``DecodeError``. Every iteration starts over and gives the same ids.
+    Making a reader checks the INPUTs and raises ``JobError``; iterating it raises no error of an
+    item: a thing that cannot be read is an Item whose ``load`` raises ``ReadError`` or
+    ``DecodeError``. Every iteration starts over and gives the same ids.
     """
 
     counts: Counts
@@ -52,7 +53,9 @@ def check_size(width: int, height: int, max_pixels: int) -> None:
         DecodeError: It has more pixels than ``max_pixels``.
     """
     if width * height > max_pixels:
-        raise DecodeError(f"{width} x {height} = {width * height:,} pixels are more than --max-pixels {max_pixels:,}")
+        raise DecodeError(
+            f"{width} x {height} = {width * height:,} pixels are more than --max-pixels {max_pixels:,}"
+        )
 
 
 def digest(data: bytes) -> str:

@@ -1,4 +1,6 @@
-"""Kinds of files that need a package which not everybody has, and the word for it when it is not there."""
+"""Kinds of files that need a package which not everybody has, and the word for it when it is not
+there.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,9 @@ REMOTE = {"web URLs": "httpx2", "URLs of stores": "fsspec"}
 
 
 def missing_for(suffix: str) -> str | None:
-    """Why a file with this extension (small letters, with its dot) cannot be opened for lack of a package, in one line; None when nothing is missing."""
+    """Why a file with this extension (small letters, with its dot) cannot be opened for lack of a
+    package, in one line; None when nothing is missing.
+    """
     for extra, (what, module, suffixes) in EXTRAS.items():
         if suffix in suffixes and not is_there(module):
             return f"{what} need {module}: pip install 'vlmbatch[{extra}]'"

@@ -1,4 +1,6 @@
-"""INPUTs to files, and to what manifests and archives name: what each is called (its id), which belong to the job, and which were given before."""
+"""INPUTs to files, and to what manifests and archives name: what each is called (its id), which
+belong to the job, and which were given before.
+"""
 
 from __future__ import annotations
 
@@ -9,22 +11,32 @@ import sys
 from collections.abc import Iterable, Iterator
 from typing import BinaryIO
 
+from vlmbatch.core import RECORD_FIELDS
 from vlmbatch.errors import JobError, MissingDependencyError
 from vlmbatch.job import Job, Kind
 from vlmbatch.read.base import Counts, one_line
 from vlmbatch.read.bundles.kinds import bundle_kind, open_bundle
 from vlmbatch.read.extras import missing_for
-from vlmbatch.read.files.source import Found, Part
-from vlmbatch.read.files.kinds import file_status, matches_any, media_of, place_of, printable, read_paths, suffix_of
 from vlmbatch.read.fetch.remote import RemoteInput
+from vlmbatch.read.files.kinds import (
+    file_status,
+    matches_any,
+    media_of,
+    place_of,
+    printable,
+    read_paths,
+    suffix_of,
+)
+from vlmbatch.read.files.source import Found, Part
 from vlmbatch.read.files.walk import Begun, Entry, Glob, is_glob, walk
-from vlmbatch.core import RECORD_FIELDS
 from vlmbatch.urls import is_url, url_host, url_name, without_credentials
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Input:
-    """An INPUT, looked at once. ``name`` sets its files apart from those of other INPUTs with the same id."""
+    """An INPUT, looked at once. ``name`` sets its files apart from those of other INPUTs with the
+    same id.
+    """
 
     text: str
     kind: str
@@ -37,10 +49,12 @@ class _Input:
 class Listing:
     """The files of a job, lazily, in input order.
 
-    What it remembers while it is iterated: the folders listed and, when files can be given twice (several INPUTs, or stdin), 32 bytes of digests a file.
+    What it remembers while it is iterated: the folders listed and, when files can be given twice
+    (several INPUTs, or stdin), 32 bytes of digests a file.
 
     Raises:
-        JobError: An INPUT does not exist, cannot be listed, matches nothing or is of the other media.
+        JobError: An INPUT does not exist, cannot be listed, matches nothing or is of the other
+            media.
     """
 
     def __init__(self, job: Job, stdin: BinaryIO | None = None, names_only: bool = False) -> None:
@@ -49,7 +63,8 @@ class Listing:
         Args:
             job: The job.
             stdin: Where the INPUT ``-`` reads paths from, instead of standard input.
-            names_only: Whether files are only counted: what manifests and archives hold is then not read.
+            names_only: Whether files are only counted: what manifests and archives hold is then not
+                read.
         """
         self.counts = Counts()
         self._job = job
@@ -64,7 +79,9 @@ class Listing:
         self._all_files = all(given.kind == "file" for given in self._inputs)
         self._may_repeat = len(self._inputs) > 1 or "-" in job.inputs
         if taken := set(job.kept_columns.values()) & set(RECORD_FIELDS):
-            raise JobError(f"keep: every record has a key {min(taken)!r} of its own; carry the column under another name, such as {min(taken)}=my_{min(taken)}")
+            raise JobError(
+                f"keep: every record has a key {min(taken)!r} of its own; carry the column under another name, such as {min(taken)}=my_{min(taken)}"
+            )
         if job.keep and all(given.kind in ("file", "folder") for given in self._inputs):
             raise JobError("keep carries columns of manifests and archives, and no INPUT is one")
         self._places_seen: set[bytes] = set()
@@ -77,7 +94,11 @@ class Listing:
     def estimate(self) -> int | None:
         """How many files there are, if that is known without listing anything."""
         filtered = self._include or self._exclude
-        return len({place_of(given.text) for given in self._inputs}) if self._all_files and not filtered else None
+        return (
+            len({place_of(given.text) for given in self._inputs})
+            if self._all_files and not filtered
+            else None
+        )
 
     def __iter__(self) -> Iterator[Found]:
         """Yields the files. ``counts`` starts over."""
@@ -101,13 +122,17 @@ class Listing:
             try:
                 os.scandir(text).close()
             except OSError as exc:
-                raise JobError(f"cannot list the folder {printable(text)}: {one_line(exc)}") from exc
+                raise JobError(
+                    f"cannot list the folder {printable(text)}: {one_line(exc)}"
+                ) from exc
             return _Input(text, "folder", os.path.basename(os.path.abspath(text)))
         if os.path.exists(text):
             self._check_file(text)
             if bundle_kind(text) is not None:
                 if self._is_output(text):
-                    raise JobError(f"{printable(text)} is INPUT and OUTPUT at once; give another OUTPUT with -o")
+                    raise JobError(
+                        f"{printable(text)} is INPUT and OUTPUT at once; give another OUTPUT with -o"
+                    )
                 self._open(text, os.path.basename(text))
                 return _Input(text, "bundle", parent)
             return _Input(text, "file", parent)
@@ -117,7 +142,9 @@ class Listing:
         try:
             begun = Begun(glob.entries)
         except OSError as exc:
-            raise JobError(f"cannot list the folder {printable(glob.root)}: {one_line(exc)}") from exc
+            raise JobError(
+                f"cannot list the folder {printable(glob.root)}: {one_line(exc)}"
+            ) from exc
         if begun.is_empty:
             raise JobError(f"no file matches {printable(text)}")
         return _Input(text, "glob", os.path.basename(os.path.abspath(glob.root)), glob, begun)
@@ -126,7 +153,13 @@ class Listing:
         remote = RemoteInput(text, self._job)
         if remote.kind == "file":
             self._check_file(text)
-        return _Input(text, remote.kind, url_name(text) if remote.kind == "folder" else url_host(text), remote.glob, remote=remote)
+        return _Input(
+            text,
+            remote.kind,
+            url_name(text) if remote.kind == "folder" else url_host(text),
+            remote.glob,
+            remote=remote,
+        )
 
     def _check_file(self, text: str) -> None:
         """Refuses a file that was named and cannot be of the job."""
@@ -152,10 +185,17 @@ class Listing:
             yield Entry(given.text, os.path.basename(given.text))
         else:
             for path in read_paths(self._stdin or sys.stdin.buffer):
-                yield Entry(path, without_credentials(path) if is_url(path) else path.replace(os.sep, "/").removeprefix("./"))
+                yield Entry(
+                    path,
+                    without_credentials(path)
+                    if is_url(path)
+                    else path.replace(os.sep, "/").removeprefix("./"),
+                )
 
     def _is_opened(self, entry: Entry, given: _Input) -> bool:
-        """Whether a file is taken for what it holds: one that the user named, not one that lies in a folder."""
+        """Whether a file is taken for what it holds: one that the user named, not one that lies in
+        a folder.
+        """
         kind = bundle_kind(entry.path)
         if entry.error is not None or given.kind == "folder" or kind is None:
             return False
@@ -180,7 +220,12 @@ class Listing:
             parts = self._open(entry.path, entry.relative)
         except JobError as exc:
             name = printable(entry.relative)
-            parts = [Part(Found("", name, printable(entry.path), file_status(entry.path)[0], str(exc)), name)]
+            parts = [
+                Part(
+                    Found("", name, printable(entry.path), file_status(entry.path)[0], str(exc)),
+                    name,
+                )
+            ]
         for part in parts:
             found = part.found
             if not self._passes(part.match):
@@ -189,12 +234,24 @@ class Listing:
             if part.repeats and self._seen_before(part.repeats):
                 continue
             if (found.held_bytes or found.is_copied) and self._job.shuffle:
-                raise JobError(f"shuffle would hold all that {found.source} and what follows it have inside; it takes files, zip and plain tar")
-            if found.path and found.error is None and media_of(found.path) not in (self._media, None):
+                raise JobError(
+                    f"shuffle would hold all that {found.source} and what follows it have inside; it takes files, zip and plain tar"
+                )
+            if (
+                found.path
+                and found.error is None
+                and media_of(found.path) not in (self._media, None)
+            ):
                 found = dataclasses.replace(found, error=_other_media(found.path))
             if self._rows_ask and not found.questions:
-                found = dataclasses.replace(found, error=found.error or "it has no question, and the job has none", questions=("",))
-            yield dataclasses.replace(found, id=self._unique(found.id, printable(given.name), part.label, found.questions))
+                found = dataclasses.replace(
+                    found,
+                    error=found.error or "it has no question, and the job has none",
+                    questions=("",),
+                )
+            yield dataclasses.replace(
+                found, id=self._unique(found.id, printable(given.name), part.label, found.questions)
+            )
 
     def _seen_before(self, place: str) -> bool:
         """Whether this was given before; counts it if so."""
@@ -228,25 +285,41 @@ class Listing:
         fingerprint = entry.fingerprint
         if error is None and not is_url(entry.path) and not self._is_only_counted(entry.path):
             fingerprint, error = file_status(entry.path)
-        return Found(entry.path, name, printable(without_credentials(entry.path)), fingerprint, error or missing_for(suffix_of(entry.path)))
+        return Found(
+            entry.path,
+            name,
+            printable(without_credentials(entry.path)),
+            fingerprint,
+            error or missing_for(suffix_of(entry.path)),
+        )
 
     def _is_only_counted(self, path: str) -> bool:
         """Whether nobody will open the file, so that it need not be looked at."""
         return self._names_only and self._job.pages is None and suffix_of(path) != ".pdf"
 
-    def _unique(self, name: str, input_name: str, label: str = "", questions: tuple[str, ...] = ()) -> str:
-        """An id that no other thing has; two that are asked different questions may share one, as their rows differ."""
+    def _unique(
+        self, name: str, input_name: str, label: str = "", questions: tuple[str, ...] = ()
+    ) -> str:
+        """An id that no other thing has; two that are asked different questions may share one, as
+        their rows differ.
+        """
         candidate, number = name, 1
-        while self._ids_seen.intersection(keys := {_digest("\0".join((candidate, question))) for question in questions or ("",)}):
+        while self._ids_seen.intersection(
+            keys := {_digest("\0".join((candidate, question))) for question in questions or ("",)}
+        ):
             name += label
-            candidate = name if label else f"{input_name}/{name}" + (f"#{number}" if number > 1 else "")
+            candidate = (
+                name if label else f"{input_name}/{name}" + (f"#{number}" if number > 1 else "")
+            )
             number += not label
             label = ""
         self._ids_seen |= keys
         return candidate
 
     def _passes(self, name: str) -> bool:
-        return (not self._include or matches_any(name, self._include)) and not matches_any(name, self._exclude)
+        return (not self._include or matches_any(name, self._include)) and not matches_any(
+            name, self._exclude
+        )
 
 
 def _other_media(path: str) -> str:

@@ -7,11 +7,11 @@ import logging
 import random
 from collections.abc import Callable, Iterator, Sequence
 
+from vlmbatch.core import Item
 from vlmbatch.engine.queue import Channel
 from vlmbatch.job import Job
-from vlmbatch.read import Reader, is_stream, open_reader
 from vlmbatch.questions import Questions
-from vlmbatch.core import Item
+from vlmbatch.read import Reader, is_stream, open_reader
 from vlmbatch.run.reporter import Reporter
 from vlmbatch.run.rows import Original, Result, Task, already_loaded
 from vlmbatch.urls import is_url
@@ -77,19 +77,33 @@ class Reading:
             todo = []
             failed = False
             for number, question in enumerate(asked):
-                if self._writer.done(item.id, self._job.task, question, item.source, item.fingerprint):
-                    failed |= self._writer.keep(item.id, self._job.task, question, item.index, number) == "error"
+                if self._writer.done(
+                    item.id, self._job.task, question, item.source, item.fingerprint
+                ):
+                    failed |= (
+                        self._writer.keep(item.id, self._job.task, question, item.index, number)
+                        == "error"
+                    )
                 else:
                     todo.append((number, question))
-            if item.similar_to is None or original is None or original.id != item.similar_to or not original.asked.issuperset(asked):
-                original = Original(item.id, frozenset(asked), frozenset(question for _, question in todo))
+            if (
+                item.similar_to is None
+                or original is None
+                or original.id != item.similar_to
+                or not original.asked.issuperset(asked)
+            ):
+                original = Original(
+                    item.id, frozenset(asked), frozenset(question for _, question in todo)
+                )
             self.kept["rows"] += len(asked) - len(todo)
             self.kept["errors"] += failed
             if not todo:
                 self.kept["items"] += 1
                 self._reporter.item(error=failed, kept=True, new_tokens=0)
                 continue
-            task = Task(item, tuple(todo), order, len(todo), original=original, held_bytes=item.held_bytes)
+            task = Task(
+                item, tuple(todo), order, len(todo), original=original, held_bytes=item.held_bytes
+            )
             if not self._send(task):
                 return
             order += len(todo)
@@ -101,10 +115,14 @@ class Reading:
         self._todo.close()
 
     def _send(self, task: Task) -> bool:
-        """Sends a task on its way: to the engine, or straight to the writer when its answers are another's. False when the run is to end."""
+        """Sends a task on its way: to the engine, or straight to the writer when its answers are
+        another's. False when the run is to end.
+        """
         if not task.is_similar:
             return self._todo.put(task)
-        task.item = dataclasses.replace(task.item, load=already_loaded)  # many may wait for one answer, and none needs its pixels
+        task.item = dataclasses.replace(
+            task.item, load=already_loaded
+        )  # many may wait for one answer, and none needs its pixels
         return all(self._results.put(Result(task, position)) for position in range(len(task.asked)))
 
     def _items(self, reader: Reader) -> Iterator[Item]:
@@ -115,7 +133,9 @@ class Reading:
             random.Random(self._job.seed).shuffle(items)
             del items[limit or len(items) :]
             items.reverse()
-            while items:  # what is done is let go of: an item may keep a copy of its video on the disk
+            while (
+                items
+            ):  # what is done is let go of: an item may keep a copy of its video on the disk
                 yield items.pop()
             return
         for count, item in enumerate(reader):
@@ -123,25 +143,48 @@ class Reading:
                 return
             yield item
 
-    def is_needless(self, video_id: str, fingerprint: str, frames: Callable[[], Sequence[Item]]) -> bool:
-        """Whether every row about a video's frames is done, so that it need not be decoded, or, when frames are shuffled, not now."""
+    def is_needless(
+        self, video_id: str, fingerprint: str, frames: Callable[[], Sequence[Item]]
+    ) -> bool:
+        """Whether every row about a video's frames is done, so that it need not be decoded, or,
+        when frames are shuffled, not now.
+        """
 
         def is_done(id: str, asked: Sequence[str], source: str = "") -> bool:
-            return all(self._writer.done(id, self._job.task, question, source, fingerprint) for question in asked)
+            return all(
+                self._writer.done(id, self._job.task, question, source, fingerprint)
+                for question in asked
+            )
 
-        # A row about the video itself tells of damage, which only decoding finds; it is among this run's items then.
+        # A row about the video itself tells of damage, which only decoding finds; it is among this
+        # run's items then.
         if self._job.shuffle:
-            is_damaged = any(self._writer.find(video_id, self._job.task, question) for question in self._questions.about(video_id))
+            is_damaged = any(
+                self._writer.find(video_id, self._job.task, question)
+                for question in self._questions.about(video_id)
+            )
             return not is_damaged and bool(frames())
-        if not self._resumes or self._job.retry_errors or is_done(video_id, self._questions.about(video_id)):
+        if (
+            not self._resumes
+            or self._job.retry_errors
+            or is_done(video_id, self._questions.about(video_id))
+        ):
             return False
         items = frames()
-        return bool(items) and all(is_done(item.id, item.questions or self._questions.about(item.id), item.source) for item in items)
+        return bool(items) and all(
+            is_done(item.id, item.questions or self._questions.about(item.id), item.source)
+            for item in items
+        )
 
     def count(self) -> None:
-        """Lists the items once more, ahead of the work and without it, so that the time left can be told."""
-        if self._job.media == "video" or any(is_url(text) or is_stream(text) for text in self._job.inputs):
-            return  # counting would mean decoding, unpacking or fetching twice, or eat what is to be read
+        """Lists the items once more, ahead of the work and without it, so that the time left can be
+        told.
+        """
+        if self._job.media == "video" or any(
+            is_url(text) or is_stream(text) for text in self._job.inputs
+        ):
+            # counting would mean decoding, unpacking or fetching twice, or eat what is to be read
+            return
         count = 0
         try:
             for count, _ in enumerate(open_reader(self._job, names_only=True), 1):

@@ -1,10 +1,13 @@
-"""Wires the stages together: bounded queues, threads, back-pressure, and the one policy for errors. Decides nothing about pictures or words.
+"""Wires the stages together: bounded queues, threads, back-pressure, and the one policy for errors.
+Decides nothing about pictures or words.
 
-    reader thread -> todo -> prepare threads -> requests -> engine (the calling thread) -> results -> writer thread
+    reader thread -> todo -> prepare threads -> requests -> engine (the calling thread) -> results
+    -> writer thread
 
-What the first and the last thread do, and what they count, is in ``reading.py`` and ``writing.py``; the rest is here.
-Every queue is bounded, so a slow stage slows those before it and memory stays flat. An error of one item becomes its error rows wherever it happens. Any other
-exception in a thread stops the run and is raised in the calling thread, after everything finished is committed.
+What the first and the last thread do, and what they count, is in ``reading.py`` and ``writing.py``;
+the rest is here. Every queue is bounded, so a slow stage slows those before it and memory stays
+flat. An error of one item becomes its error rows wherever it happens. Any other exception in a
+thread stops the run and is raised in the calling thread, after everything finished is committed.
 """
 
 from __future__ import annotations
@@ -19,23 +22,30 @@ import uuid
 from collections.abc import Callable, Sequence
 from typing import Any, BinaryIO, TextIO
 
-from vlmbatch.engine.queue import Channel
 from vlmbatch.checkpoint import Checkpoint, find_checkpoint
+from vlmbatch.core import Conversation, Item, Pixels, Request, picture_size, utc_now
 from vlmbatch.engine import Engine, RequestQueue, open_engine
-from vlmbatch.errors import DecodeError, EngineError, ItemError, JobError, PrepareError, TooManyErrors
+from vlmbatch.engine.queue import Channel
+from vlmbatch.errors import (
+    DecodeError,
+    EngineError,
+    ItemError,
+    JobError,
+    PrepareError,
+    TooManyErrors,
+)
 from vlmbatch.job import Job
 from vlmbatch.prepare import Preparer
-from vlmbatch.read import Reader, open_reader
 from vlmbatch.questions import Questions, read_questions
+from vlmbatch.read import Reader, open_reader
 from vlmbatch.run.intake import Reading
-from vlmbatch.core import Conversation, Item, Pixels, Request, picture_size, utc_now
 from vlmbatch.run.reporter import Reporter, Silent
+from vlmbatch.run.results import Writing
 from vlmbatch.run.rows import Result, RowMaker, Task, already_loaded
-from vlmbatch.sample import make_sampler
 from vlmbatch.run.summary import RowStats, describe_run
 from vlmbatch.run.threads import READER, WRITER, StageThreads
+from vlmbatch.sample import make_sampler
 from vlmbatch.write import Writer, open_output, open_sidecars, read_records
-from vlmbatch.run.results import Writing
 
 logger = logging.getLogger(__name__)
 
@@ -73,7 +83,13 @@ class Run:
     """One run of a job. Make it, ``start`` it on one thread, ``stop`` it from anywhere."""
 
     def __init__(
-        self, job: Job, *, engine: Engine | None = None, reporter: Reporter | None = None, stdin: BinaryIO | None = None, stdout: TextIO | None = None
+        self,
+        job: Job,
+        *,
+        engine: Engine | None = None,
+        reporter: Reporter | None = None,
+        stdin: BinaryIO | None = None,
+        stdout: TextIO | None = None,
     ) -> None:
         """Checks everything that can be checked before work begins, and opens OUTPUT.
 
@@ -90,28 +106,61 @@ class Run:
             OutputError: OUTPUT cannot be written, or was made with other settings.
         """
         if not job.inputs:
-            raise JobError("nothing to do: give at least one INPUT (a file, a folder, a glob, or - for paths on stdin)")
+            raise JobError(
+                "nothing to do: give at least one INPUT (a file, a folder, a glob, or - for paths on stdin)"
+            )
         self.job = job
         self.questions: Questions = read_questions(job)
-        self.reader: Reader = open_reader(job, stdin=stdin, sampler=make_sampler(job) if job.media == "video" else None, needless=self._needless)
-        self.checkpoint: Checkpoint | None = None if engine else find_checkpoint(job.model, job.revision)
-        self.preparer = Preparer.from_checkpoint(self.checkpoint, job.detail, job.seed) if self.checkpoint else None
+        self.reader: Reader = open_reader(
+            job,
+            stdin=stdin,
+            sampler=make_sampler(job) if job.media == "video" else None,
+            needless=self._needless,
+        )
+        self.checkpoint: Checkpoint | None = (
+            None if engine else find_checkpoint(job.model, job.revision)
+        )
+        self.preparer = (
+            Preparer.from_checkpoint(self.checkpoint, job.detail, job.seed)
+            if self.checkpoint
+            else None
+        )
         if job.per == "tile" and self.preparer is None:
-            raise JobError("per tile follows a checkpoint's tiles: it needs a model on this machine")
+            raise JobError(
+                "per tile follows a checkpoint's tiles: it needs a model on this machine"
+            )
         self.revision = self.checkpoint.revision if self.checkpoint else ""
-        self.writer: Writer = open_output(job, {**job.identity(), "revision": self.revision}, stream=stdout)
+        self.writer: Writer = open_output(
+            job, {**job.identity(), "revision": self.revision}, stream=stdout
+        )
         self._sidecars = open_sidecars(job, self.writer.path)
         self.reporter = reporter or Silent()
         self.engine = engine
         self.run_id = f"{datetime.datetime.now(datetime.UTC):%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:6]}"
-        # A worker that loads a clip holds all its frames as pictures: two of them keep an engine busy.
-        self._workers = job.read_workers or (2 if job.is_clip else min(MAX_READ_WORKERS, max(2, os.cpu_count() or 2)))
-        # Frames and clips wait as decoded pictures, what a stream holds as bytes, files only as paths.
-        self._todo: Channel[Task] = Channel(2 if job.is_clip else 2 * self._workers, weight=lambda task: task.held_bytes, most_weight=HELD_BYTES)
+        # A worker that loads a clip holds all its frames as pictures: two of them keep an engine
+        # busy.
+        self._workers = job.read_workers or (
+            2 if job.is_clip else min(MAX_READ_WORKERS, max(2, os.cpu_count() or 2))
+        )
+        # Frames and clips wait as decoded pictures, what a stream holds as bytes, files only as
+        # paths.
+        self._todo: Channel[Task] = Channel(
+            2 if job.is_clip else 2 * self._workers,
+            weight=lambda task: task.held_bytes,
+            most_weight=HELD_BYTES,
+        )
         self._requests = RequestQueue(REQUESTS_AHEAD)
         self._results: Channel[Result] = Channel(4 * REQUESTS_AHEAD)
         self._threads = StageThreads(self._todo, self._requests, self._results)
-        self._reading = Reading(job, self.questions, self.writer, self.reporter, self._sidecars, self._todo, self._results)
+        self._reading = Reading(
+            job,
+            self.questions,
+            self.writer,
+            self.reporter,
+            self._sidecars,
+            self._todo,
+            self._results,
+        )
         rows = RowMaker(job, self.revision, self.run_id)
         self._writing = Writing(job, rows, self.writer, self.reporter, self.preparer, self._results)
         self._totals: dict[str, int] = {}
@@ -123,7 +172,9 @@ class Run:
         return self._writing.stats
 
     def stop(self) -> None:
-        """Ends the run soon: what is finished is committed, what is in hand is dropped. May be called from a signal handler."""
+        """Ends the run soon: what is finished is committed, what is in hand is dropped. May be
+        called from a signal handler.
+        """
         self._threads.stop()
 
     def start(self) -> Outcome:
@@ -143,7 +194,9 @@ class Run:
             ended = threads.end()
             missing = self._reading.rows_asked - self.stats.rows
             if ended and threads.failure is None and missing > 0:
-                threads.failure = EngineError(f"{missing} row{' has' if missing == 1 else 's have'} no answer; the same command asks again")
+                threads.failure = EngineError(
+                    f"{missing} row{' has' if missing == 1 else 's have'} no answer; the same command asks again"
+                )
             self._close()
         if threads.is_well:
             try:
@@ -158,7 +211,9 @@ class Run:
             assert self.checkpoint is not None
             assert self.preparer is not None
             self.reporter.loading(self.checkpoint.name)
-            self.engine = open_engine(self.job, self.checkpoint, self.preparer.prepare, self.preparer.decode)
+            self.engine = open_engine(
+                self.job, self.checkpoint, self.preparer.prepare, self.preparer.decode
+            )
         self._writing.engine = self.engine
         self._threads.start_preparers(self._workers, self._prepare)
         waits_for_first = not isinstance(self.reporter, Silent)
@@ -168,12 +223,16 @@ class Run:
                 self._threads.start("counter", self._reading.count)
             task, part = completion.request.tag
             whole = task.join(part, completion)
-            if whole is not None and not self._results.put(Result(task, completion.question, whole)):
+            if whole is not None and not self._results.put(
+                Result(task, completion.question, whole)
+            ):
                 return
         if not self._requests.ended:
             raise EngineError("the engine ended before its requests did")
 
-    def _needless(self, video_id: str, fingerprint: str, frames: Callable[[], Sequence[Item]]) -> bool:
+    def _needless(
+        self, video_id: str, fingerprint: str, frames: Callable[[], Sequence[Item]]
+    ) -> bool:
         """The reader is made before OUTPUT is opened, and asks only once it is iterated."""
         return self._reading.is_needless(video_id, fingerprint, frames)
 
@@ -186,7 +245,15 @@ class Run:
                 pixels = self._load(task)
                 conversation = Conversation(task.item.media, pixels, task.item.id)
                 begun = time.perf_counter()
-                requests = self._guarded(PrepareError, functools.partial(self._make_requests, engine, conversation, [question for _, question in task.asked]))
+                requests = self._guarded(
+                    PrepareError,
+                    functools.partial(
+                        self._make_requests,
+                        engine,
+                        conversation,
+                        [question for _, question in task.asked],
+                    ),
+                )
                 task.prepare_seconds = time.perf_counter() - begun
                 task.tiles = sum(len(request.tiles) for request in requests)
                 task.parts = len(requests)
@@ -199,7 +266,9 @@ class Run:
                 if not self._requests.put(request):
                     return
 
-    def _make_requests(self, engine: Engine, conversation: Conversation, questions: list[str]) -> list[Request]:
+    def _make_requests(
+        self, engine: Engine, conversation: Conversation, questions: list[str]
+    ) -> list[Request]:
         """The request of an item, or one for each of its tiles."""
         if self.job.per != "tile" or self.preparer is None:
             return [engine.prepare(conversation, questions)]
@@ -211,7 +280,8 @@ class Run:
             pixels: Pixels = self._guarded(DecodeError, task.item.load)
         finally:
             task.read_seconds = time.perf_counter() - begun
-            # An item may hold a decoded frame or a picture's bytes; now that there are pixels, or none, nobody needs them any more.
+            # An item may hold a decoded frame or a picture's bytes; now that there are pixels, or
+            # none, nobody needs them any more.
             task.item = dataclasses.replace(task.item, load=already_loaded)
         width, height = picture_size(pixels.frames[0])
         task.size = (width, height)
@@ -230,7 +300,11 @@ class Run:
 
     def _close(self) -> None:
         """Commits and closes; a failure here is the run's failure, unless there was one before."""
-        for close in (functools.partial(self.writer.close, finished=self._threads.is_well), self._write_sidecars, self.engine.close if self.engine else None):
+        for close in (
+            functools.partial(self.writer.close, finished=self._threads.is_well),
+            self._write_sidecars,
+            self.engine.close if self.engine else None,
+        ):
             try:
                 if close:
                     close()
@@ -242,12 +316,18 @@ class Run:
         self._totals = self.writer.totals()
 
     def _write_sidecars(self) -> None:
-        """Writes the sidecars of this run's items from all their rows in OUTPUT, earlier runs' too. Of a run that did not come to its end there are none."""
+        """Writes the sidecars of this run's items from all their rows in OUTPUT, earlier runs' too.
+        Of a run that did not come to its end there are none.
+        """
         if self._sidecars is None or not self._threads.is_well:
             return
-        assert self.writer.path is not None  # a job with sidecars has an OUTPUT that can be read back
+        assert (
+            self.writer.path is not None
+        )  # a job with sidecars has an OUTPUT that can be read back
         for row in read_records(self.writer.path):
-            if row["task"] == self.job.task and self._sidecars.expects(row["id"], row["prompt"], self.questions.about(row["id"])):
+            if row["task"] == self.job.task and self._sidecars.expects(
+                row["id"], row["prompt"], self.questions.about(row["id"])
+            ):
                 self._sidecars.add(row)
         self._sidecar_counts = self._sidecars.write()
 
@@ -262,13 +342,20 @@ class Run:
             run_id=self.run_id,
             revision=self.revision,
             interrupted=self._threads.interrupted,
-            error=None if self._threads.failure is None else f"{type(self._threads.failure).__name__}: {self._threads.failure}",
+            error=None
+            if self._threads.failure is None
+            else f"{type(self._threads.failure).__name__}: {self._threads.failure}",
             kept=self._reading.kept,
             found=self._reading.found,
             output=self._totals,
             sidecars=self._sidecar_counts,
-            left_alone={**dataclasses.asdict(self.reader.counts), "without_question": self._reading.unasked},
-            questions=None if self._reading.found is None else self.questions.missed(is_all=self._reading.found != self.job.limit),
+            left_alone={
+                **dataclasses.asdict(self.reader.counts),
+                "without_question": self._reading.unasked,
+            },
+            questions=None
+            if self._reading.found is None
+            else self.questions.missed(is_all=self._reading.found != self.job.limit),
             native_tiles=self._writing.native_tiles if self.job.detail == "full" else None,
             full_tiles=self._writing.full_tiles if self.job.detail == "full" else None,
         )
@@ -281,7 +368,9 @@ class Run:
         return Outcome(summary, self._threads.interrupted, self._threads.failure)
 
 
-def run(job: Job, *, engine: Engine | None = None, reporter: Reporter | None = None) -> dict[str, Any]:
+def run(
+    job: Job, *, engine: Engine | None = None, reporter: Reporter | None = None
+) -> dict[str, Any]:
     """Runs a job to its end and gives its summary.
 
     Args:
@@ -290,7 +379,8 @@ def run(job: Job, *, engine: Engine | None = None, reporter: Reporter | None = N
         reporter: Hears how it goes.
 
     Raises:
-        VlmbatchError: The run could not go on; everything finished is committed. Errors of single items are rows, not exceptions.
+        VlmbatchError: The run could not go on; everything finished is committed. Errors of single
+            items are rows, not exceptions.
     """
     outcome = Run(job, engine=engine, reporter=reporter).start()
     if outcome.error is not None:
@@ -305,15 +395,25 @@ def count_items(job: Job, *, stdin: BinaryIO | None = None) -> int:
         JobError: What ``Run`` would refuse: an INPUT or the question file.
     """
     if not job.inputs:
-        raise JobError("nothing to do: give at least one INPUT (a file, a folder, a glob, or - for paths on stdin)")
+        raise JobError(
+            "nothing to do: give at least one INPUT (a file, a folder, a glob, or - for paths on stdin)"
+        )
     questions = read_questions(job)
     # Frames are counted by their packets where that is possible.
     sampler = make_sampler(job) if job.media == "video" else None
-    reader = open_reader(job, stdin=stdin, sampler=sampler, names_only=True, needless=lambda video_id, fingerprint, frames: bool(frames()))
+    reader = open_reader(
+        job,
+        stdin=stdin,
+        sampler=sampler,
+        names_only=True,
+        needless=lambda video_id, fingerprint, frames: bool(frames()),
+    )
     count = 0
     for item in reader:
         questions.of(item)
         count += 1
-    if job.question_column is None:  # what items ask themselves may stand where nobody looks who only counts
+    if (
+        job.question_column is None
+    ):  # what items ask themselves may stand where nobody looks who only counts
         questions.check()
     return count if job.limit is None else min(count, job.limit)

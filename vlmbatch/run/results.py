@@ -1,16 +1,18 @@
-"""The way out: results become rows, frames that resemble others get their answers, and a hopeless run is stopped."""
+"""The way out: results become rows, frames that resemble others get their answers, and a hopeless
+run is stopped.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import logging
 
-from vlmbatch.engine.queue import Channel
+from vlmbatch.core import Record
 from vlmbatch.engine import Engine
+from vlmbatch.engine.queue import Channel
 from vlmbatch.errors import ReadError, TooManyErrors
 from vlmbatch.job import Job
 from vlmbatch.prepare import Preparer
-from vlmbatch.core import Record
 from vlmbatch.run.reporter import Reporter
 from vlmbatch.run.rows import Result, RowMaker
 from vlmbatch.run.summary import RowStats
@@ -31,7 +33,15 @@ class Writing:
         full_tiles: Tiles that they took.
     """
 
-    def __init__(self, job: Job, rows: RowMaker, writer: Writer, reporter: Reporter, preparer: Preparer | None, results: Channel[Result]) -> None:
+    def __init__(
+        self,
+        job: Job,
+        rows: RowMaker,
+        writer: Writer,
+        reporter: Reporter,
+        preparer: Preparer | None,
+        results: Channel[Result],
+    ) -> None:
         """Takes what it works with.
 
         Args:
@@ -42,7 +52,14 @@ class Writing:
             preparer: Knows how many tiles a picture takes.
             results: What has become of questions, in any order.
         """
-        self._job, self._rows, self._writer, self._reporter, self._preparer, self._results = job, rows, writer, reporter, preparer, results
+        self._job, self._rows, self._writer, self._reporter, self._preparer, self._results = (
+            job,
+            rows,
+            writer,
+            reporter,
+            preparer,
+            results,
+        )
         self.engine: Engine | None = None
         self.stats = RowStats()
         self.native_tiles = self.full_tiles = 0
@@ -63,7 +80,9 @@ class Writing:
                     self._finish(waiting, self._rows.similar(waiting, record))
 
     def _record(self, result: Result) -> Record | None:
-        """The row of a result; None when it resembles an item that is not answered yet, and waits for it."""
+        """The row of a result; None when it resembles an item that is not answered yet, and waits
+        for it.
+        """
         original = result.task.original
         if original is None or not result.task.is_similar:
             return self._rows.record(result, self.engine)
@@ -73,7 +92,15 @@ class Writing:
             return None
         found = found or self._writer.find(original.id, self._job.task, result.question)
         if found is None:
-            return self._rows.record(dataclasses.replace(result, error=ReadError(f"the row of {original.id}, which it resembles, cannot be read")), None)
+            return self._rows.record(
+                dataclasses.replace(
+                    result,
+                    error=ReadError(
+                        f"the row of {original.id}, which it resembles, cannot be read"
+                    ),
+                ),
+                None,
+            )
         return self._rows.similar(result, found)
 
     def _finish(self, result: Result, record: Record) -> None:
@@ -94,17 +121,22 @@ class Writing:
         """
         errors, items = self.stats.error_items, self.stats.items
         if errors > self._job.error_limit(items):
-            raise TooManyErrors(f"{errors} of {items} items are errors, more than --max-errors {self._job.max_errors}")
+            raise TooManyErrors(
+                f"{errors} of {items} items are errors, more than --max-errors {self._job.max_errors}"
+            )
 
     def check_share(self, kept_items: int, kept_errors: int) -> None:
-        """Says of a run that has come to its end whether too large a share of its items are errors, those counted in that were done before it.
+        """Says of a run that has come to its end whether too large a share of its items are errors,
+        those counted in that were done before it.
 
         Raises:
             TooManyErrors: It is so.
         """
         errors, items = self.stats.error_items + kept_errors, self.stats.items + kept_items
         if self.stats.error_items and errors > self._job.error_limit(items, is_all=True):
-            raise TooManyErrors(f"{errors} of {items} items are errors, more than --max-errors {self._job.max_errors}")
+            raise TooManyErrors(
+                f"{errors} of {items} items are errors, more than --max-errors {self._job.max_errors}"
+            )
 
     def _write_row(self, result: Result, record: Record) -> None:
         task = result.task
@@ -117,6 +149,13 @@ class Writing:
             task.failed = True
             logger.info("%s: %s: %s", record.id, record.error_type, record.error)
         task.new_tokens += record.new_tokens
-        if self._preparer and self._job.per != "tile" and task.missing == 1 and task.size and task.tiles and task.item.media != "clip":
+        if (
+            self._preparer
+            and self._job.per != "tile"
+            and task.missing == 1
+            and task.size
+            and task.tiles
+            and task.item.media != "clip"
+        ):
             self.full_tiles += task.tiles
             self.native_tiles += self._preparer.native_tiles(*task.size)

@@ -1,4 +1,6 @@
-"""From what came of a question to its row: the join of Item, Request and Completion that the pipeline writes."""
+"""From what came of a question to its row: the join of Item, Request and Completion that the
+pipeline writes.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +8,10 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from vlmbatch.core import Completion, Item, Pixels, Record, Timing, utc_now
 from vlmbatch.engine import Engine
 from vlmbatch.errors import ReadError
 from vlmbatch.job import Job
-from vlmbatch.core import Completion, Item, Pixels, Record, Timing, utc_now
 from vlmbatch.tasks import parse_answer
 
 
@@ -73,7 +75,9 @@ class Task:
         return self.original is not None and self.original.id != self.item.id
 
     def join(self, part: int, completion: Completion) -> Completion | None:
-        """Takes the answer about a part of the item; gives the answer about the whole when it is the last one."""
+        """Takes the answer about a part of the item; gives the answer about the whole when it is
+        the last one.
+        """
         if self.parts == 1:
             return completion
         answers = self._answers.setdefault(completion.question, {})
@@ -90,17 +94,26 @@ def already_loaded() -> Pixels:
 
 
 def join_completions(parts: Sequence[Completion]) -> Completion:
-    """One answer of those about the parts of an item: their texts one below the other, an error when one of them is.
+    """One answer of those about the parts of an item: their texts one below the other, an error
+    when one of them is.
 
-    Tokens and shares of the busy time are added up. The parts go through the phases side by side, so of these the longest counts, and of the waiting the
-    shortest. ``finish_reason`` is ``length`` when any part was cut off; ``mean_logprob`` is the mean over all tokens.
+    Tokens and shares of the busy time are added up. The parts go through the phases side by side,
+    so of these the longest counts, and of the waiting the shortest. ``finish_reason`` is ``length``
+    when any part was cut off; ``mean_logprob`` is the mean over all tokens.
 
     Args:
         parts: In reading order, at least one.
     """
     tokens = sum(part.new_tokens for part in parts)
-    logprobs = [part.mean_logprob * part.new_tokens for part in parts if part.mean_logprob is not None]
-    timing = Timing(**{field.name: max(getattr(part.timing, field.name) for part in parts) for field in dataclasses.fields(Timing)})
+    logprobs = [
+        part.mean_logprob * part.new_tokens for part in parts if part.mean_logprob is not None
+    ]
+    timing = Timing(
+        **{
+            field.name: max(getattr(part.timing, field.name) for part in parts)
+            for field in dataclasses.fields(Timing)
+        }
+    )
     timing.wait_seconds = min(part.timing.wait_seconds for part in parts)
     timing.compute_seconds = sum(part.timing.compute_seconds for part in parts)
     error = next((part.error for part in parts if part.error is not None), None)
@@ -108,7 +121,9 @@ def join_completions(parts: Sequence[Completion]) -> Completion:
     return Completion(
         parts[0].request,
         parts[0].question,
-        text=None if error else "\n".join(part.text.strip() for part in parts if part.text and part.text.strip()),
+        text=None
+        if error
+        else "\n".join(part.text.strip() for part in parts if part.text and part.text.strip()),
         error=error,
         prompt_tokens=sum(part.prompt_tokens for part in parts),
         new_tokens=tokens,
@@ -121,7 +136,9 @@ def join_completions(parts: Sequence[Completion]) -> Completion:
 
 @dataclasses.dataclass
 class Result:
-    """One row to be written: a task's question and its completion, the task's error, or neither for an item that resembles another."""
+    """One row to be written: a task's question and its completion, the task's error, or neither for
+    an item that resembles another.
+    """
 
     task: Task
     position: int
@@ -192,13 +209,23 @@ class RowMaker:
         )
 
     def similar(self, result: Result, original: Record) -> Record:
-        """The row of an item that resembles another: what the other's says, with nothing spent on it.
+        """The row of an item that resembles another: what the other's says, with nothing spent on
+        it.
 
-        Where the other one's row is an error so is this one, and both are done again with ``--retry-errors``.
+        Where the other one's row is an error so is this one, and both are done again with
+        ``--retry-errors``.
         """
         item = result.task.item
-        spent: dict[str, Any] = dict.fromkeys(("tiles", "prompt_tokens", "new_tokens", "batch_size"), 0)
-        spent |= dict.fromkeys((f"{phase}_seconds" for phase in ("read", "prepare", "wait", "vision", "prefill", "decode", "compute")), 0.0)
+        spent: dict[str, Any] = dict.fromkeys(
+            ("tiles", "prompt_tokens", "new_tokens", "batch_size"), 0
+        )
+        spent |= dict.fromkeys(
+            (
+                f"{phase}_seconds"
+                for phase in ("read", "prepare", "wait", "vision", "prefill", "decode", "compute")
+            ),
+            0.0,
+        )
         return dataclasses.replace(
             original,
             id=item.id,

@@ -1,4 +1,6 @@
-"""What a run took: counts, rates and phases, from its records; written beside OUTPUT and printed by ``vlmbatch stats``."""
+"""What a run took: counts, rates and phases, from its records; written beside OUTPUT and printed by
+``vlmbatch stats``.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,15 @@ from typing import Any
 
 from vlmbatch.job import Job
 
-PHASES = ("read_seconds", "prepare_seconds", "wait_seconds", "vision_seconds", "prefill_seconds", "decode_seconds", "compute_seconds")
+PHASES = (
+    "read_seconds",
+    "prepare_seconds",
+    "wait_seconds",
+    "vision_seconds",
+    "prefill_seconds",
+    "decode_seconds",
+    "compute_seconds",
+)
 PERCENTILES = (50, 95, 99)
 VERSIONS_OF = ("vlmbatch", "torch", "numpy", "pillow", "av", "tokenizers", "safetensors", "pyarrow")
 
@@ -44,7 +54,9 @@ class RowStats:
     new_tokens: int = 0
     prompt_tokens: int = 0
     tiles: int = 0
-    phases: dict[str, array.array[float]] = dataclasses.field(default_factory=lambda: {name: array.array("f") for name in PHASES})
+    phases: dict[str, array.array[float]] = dataclasses.field(
+        default_factory=lambda: {name: array.array("f") for name in PHASES}
+    )
 
     def add(self, row: Mapping[str, Any], *, new_item: bool) -> None:
         """Adds a row, given as a mapping with the record's keys.
@@ -88,7 +100,15 @@ class RowStats:
         }
 
 
-def describe_run(job: Job, stats: RowStats, *, wall_seconds: float, engine: dict[str, Any], revision: str, **facts: Any) -> dict[str, Any]:
+def describe_run(
+    job: Job,
+    stats: RowStats,
+    *,
+    wall_seconds: float,
+    engine: dict[str, Any],
+    revision: str,
+    **facts: Any,
+) -> dict[str, Any]:
     """What OUTPUT.summary.json holds, as plain JSON values.
 
     Args:
@@ -116,7 +136,8 @@ def describe_run(job: Job, stats: RowStats, *, wall_seconds: float, engine: dict
 
 
 def cut_off(stats: RowStats, job: Job) -> dict[str, Any]:
-    """How many answers ended only because they were as long as allowed, and what would let them end.
+    """How many answers ended only because they were as long as allowed, and what would let them
+    end.
 
     Args:
         stats: The rows of the run.
@@ -126,7 +147,10 @@ def cut_off(stats: RowStats, job: Job) -> dict[str, Any]:
     if not answers:
         return {"answers": 0, "hint": None}
     of = f"{answers} of {stats.finish.total()} answers {'was' if answers == 1 else 'were'} cut off at --max-new-tokens {job.max_new_tokens}"
-    return {"answers": answers, "hint": f"{of}; --max-new-tokens {2 * job.max_new_tokens} --overwrite asks again with more room"}
+    return {
+        "answers": answers,
+        "hint": f"{of}; --max-new-tokens {2 * job.max_new_tokens} --overwrite asks again with more room",
+    }
 
 
 def phase_figures(values: array.array[float]) -> dict[str, float]:

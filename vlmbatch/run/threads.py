@@ -1,6 +1,8 @@
-"""The threads of a run: started, watched and ended in order. What they do is the pipeline's business.
+"""The threads of a run: started, watched and ended in order. What they do is the pipeline's
+business.
 
-Any exception in one of them stops the stages, and is the run's failure; what is finished by then is still written.
+Any exception in one of them stops the stages, and is the run's failure; what is finished by then is
+still written.
 """
 
 from __future__ import annotations
@@ -15,7 +17,9 @@ logger = logging.getLogger(__name__)
 READER, WRITER, STOPPER = "reader", "writer", "stopper"
 
 READER_GRACE_SECONDS = 2.0
-"""How long a run that is ending waits for its reader, which may wait for a line on stdin that never comes."""
+"""How long a run that is ending waits for its reader, which may wait for a line on stdin that never
+comes.
+"""
 
 
 class Queue(Protocol):
@@ -70,7 +74,9 @@ class StageThreads:
         return thread
 
     def start_stopper(self) -> None:
-        """Starts what stops the stages for ``stop``, which may run in a signal handler and must not wait for a lock."""
+        """Starts what stops the stages for ``stop``, which may run in a signal handler and must not
+        wait for a lock.
+        """
 
         def stop_when_wanted() -> None:
             self._stop_wanted.wait()
@@ -95,7 +101,9 @@ class StageThreads:
         self._stop_wanted.set()
 
     def fail(self, error: BaseException) -> None:
-        """Notes the first failure and stops every stage; the writer still takes what is finished, unless it is what failed."""
+        """Notes the first failure and stops every stage; the writer still takes what is finished,
+        unless it is what failed.
+        """
         is_writer = threading.current_thread().name == WRITER
         if self.ending and not is_writer:  # the writer has the last rows still to write
             logger.debug("after the end: %s", error)
@@ -107,13 +115,21 @@ class StageThreads:
         self._stop_stages()
 
     def end(self) -> bool:
-        """Waits for the stages one after the other, the writer last; says whether the run came to its end by itself."""
+        """Waits for the stages one after the other, the writer last; says whether the run came to
+        its end by itself.
+        """
         is_well = self.is_well
         self._todo.close() if is_well else self._todo.stop()
         for thread in self._threads:
             if thread.name == READER and not is_well:
                 thread.join(READER_GRACE_SECONDS)
-        _join([thread for thread in self._threads if thread.name not in (WRITER, STOPPER) and (is_well or thread.name != READER)])
+        _join(
+            [
+                thread
+                for thread in self._threads
+                if thread.name not in (WRITER, STOPPER) and (is_well or thread.name != READER)
+            ]
+        )
         self.ending = True
         self._stop_wanted.set()
         self._results.close()

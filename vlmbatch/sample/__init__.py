@@ -1,4 +1,6 @@
-"""Samplers: which frames of a video become Items. The table names the ways of choosing; what they promise is in base.py."""
+"""Samplers: which frames of a video become Items. The table names the ways of choosing; what they
+promise is in base.py.
+"""
 
 from __future__ import annotations
 
@@ -45,7 +47,9 @@ def _keyframes(job: Job) -> Way:
 
 def _scenes(job: Job) -> Way:
     if importlib.util.find_spec("scenedetect") is None:
-        raise MissingDependencyError("--scenes finds cuts with PySceneDetect, which is not installed: pip install 'vlmbatch[scenes]'")
+        raise MissingDependencyError(
+            "--scenes finds cuts with PySceneDetect, which is not installed: pip install 'vlmbatch[scenes]'"
+        )
     from vlmbatch.sample.scenes import Scenes
 
     return Scenes()
@@ -59,7 +63,9 @@ WAYS: dict[str, Callable[[Job], Way]] = {
     "scenes": _scenes,
     "fps": _fps,
 }
-"""The job's option to the way of choosing that it asks for. A job gives at most one of them; none means fps."""
+"""The job's option to the way of choosing that it asks for. A job gives at most one of them; none
+means fps.
+"""
 
 
 def make_sampler(job: Job) -> Sampler:
@@ -72,4 +78,12 @@ def make_sampler(job: Job) -> Sampler:
 
     name = next((name for name in WAYS if getattr(job, name) not in (None, (), False)), "fps")
     end = math.inf if job.end is None else job.end
-    return SpanSampler(WAYS[name](job), job.per, job.start or 0.0, end, job.window_seconds, job.skip_similar, needs_pixels=name == "scenes")
+    return SpanSampler(
+        WAYS[name](job),
+        job.per,
+        job.start or 0.0,
+        end,
+        job.window_seconds,
+        job.skip_similar,
+        needs_pixels=name == "scenes",
+    )

@@ -1,4 +1,6 @@
-"""What a sampler is. It sees frames by their times; what it is told about a video is structural, so that it knows no reader."""
+"""What a sampler is. It sees frames by their times; what it is told about a video is structural, so
+that it knows no reader.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +11,14 @@ from typing import Any, Protocol, Self, TypeVar
 from vlmbatch.core import UInt8Array
 
 TOLERANCE_SECONDS = 1e-6
-"""Two times closer than this are the same: containers count in microseconds, and 1/fps is rarely a binary fraction."""
+"""Two times closer than this are the same: containers count in microseconds, and 1/fps is rarely a
+binary fraction.
+"""
 
 MAX_CLIP_FRAMES = 64
-"""The most frames that go into one prompt unless more are asked for (``video_sampling.max_frames`` of the SmolVLM2 checkpoints)."""
+"""The most frames that go into one prompt unless more are asked for (``video_sampling.max_frames``
+of the SmolVLM2 checkpoints).
+"""
 
 
 class Frame(Protocol):
@@ -38,7 +44,9 @@ class Frame(Protocol):
         ...
 
     def thumbnail(self, width: int, height: int, form: str = "rgb24") -> UInt8Array:
-        """A small picture in one of FFmpeg's pixel formats, each pixel the mean of those it stands for."""
+        """A small picture in one of FFmpeg's pixel formats, each pixel the mean of those it stands
+        for.
+        """
         ...
 
 
@@ -60,7 +68,8 @@ class Video(Protocol[F_co]):
     def frames(self, next_instant: NextInstant | None = None) -> Iterator[F_co]:
         """Yields frames in presentation order, times strictly rising.
 
-        Frames that are on screen at no instant that is asked for may be left out, but for the one after the last instant; None asks for every frame.
+        Frames that are on screen at no instant that is asked for may be left out, but for the one
+        after the last instant; None asks for every frame.
         """
         ...
 
@@ -69,7 +78,9 @@ class Video(Protocol[F_co]):
         ...
 
     def frame_times(self) -> Sequence[float]:
-        """Times of all frames, ascending, in seconds; nothing is decoded where the packets state them."""
+        """Times of all frames, ascending, in seconds; nothing is decoded where the packets state
+        them.
+        """
         ...
 
     def key_times(self) -> Sequence[float]:
@@ -89,7 +100,8 @@ class Span:
     Attributes:
         start_seconds: Where it starts.
         end_seconds: Where it ends.
-        choose: Yields the chosen frames of a video in presentation order, decoding no more than it must. A span does not hold on to the video that
+        choose: Yields the chosen frames of a video in presentation order, decoding no more than it
+            must. A span does not hold on to the video that
             it was made for: this may be another opening of the same file, on another thread.
     """
 
@@ -107,7 +119,9 @@ class Judge(Protocol):
 
 
 class Sampler(Protocol):
-    """Gives the spans of a video: one for ``--per frame`` and ``--per clip``, one a window for ``--per window``; none when nothing of it is asked for."""
+    """Gives the spans of a video: one for ``--per frame`` and ``--per clip``, one a window for
+    ``--per window``; none when nothing of it is asked for.
+    """
 
     @property
     def needs_pixels(self) -> bool:
@@ -124,16 +138,22 @@ class Sampler(Protocol):
 
 
 class Way(Protocol):
-    """A way of choosing frames, such as ``--fps``. Times chosen are within [start_seconds, end_seconds)."""
+    """A way of choosing frames, such as ``--fps``. Times chosen are within [start_seconds,
+    end_seconds).
+    """
 
     def frames(self, video: Video[F], start_seconds: float, end_seconds: float) -> Iterator[F]:
         """Yields frames one by one, holding at most two: the video may be of any length."""
         ...
 
-    def clip_instants(self, video: Video[Any], start_seconds: float, end_seconds: float) -> Sequence[float]:
+    def clip_instants(
+        self, video: Video[Any], start_seconds: float, end_seconds: float
+    ) -> Sequence[float]:
         """Instants whose frames go into one prompt about a whole video, ascending."""
         ...
 
-    def window_instants(self, video: Video[Any], start_seconds: float, end_seconds: float) -> Sequence[float]:
+    def window_instants(
+        self, video: Video[Any], start_seconds: float, end_seconds: float
+    ) -> Sequence[float]:
         """Instants whose frames go into one prompt about a window, ascending."""
         ...

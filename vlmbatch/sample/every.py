@@ -29,15 +29,27 @@ class Every:
         if video.packet_times is not None:
             # Known times are instants, and what is between instants need not be decoded.
             return on_screen(video, listed(inside(video, start_seconds, end_seconds)[:: self.step]))
-        later = itertools.dropwhile(lambda frame: frame.time_seconds < start_seconds - TOLERANCE_SECONDS, video.frames())
-        within = itertools.takewhile(lambda frame: frame.time_seconds < end_seconds - TOLERANCE_SECONDS, later)
+        later = itertools.dropwhile(
+            lambda frame: frame.time_seconds < start_seconds - TOLERANCE_SECONDS, video.frames()
+        )
+        within = itertools.takewhile(
+            lambda frame: frame.time_seconds < end_seconds - TOLERANCE_SECONDS, later
+        )
         return itertools.islice(within, 0, None, self.step)
 
-    def clip_instants(self, video: Video[Any], start_seconds: float, end_seconds: float) -> Sequence[float]:
+    def clip_instants(
+        self, video: Video[Any], start_seconds: float, end_seconds: float
+    ) -> Sequence[float]:
         """Times of frames 0, N, 2N …, evenly thinned to ``MAX_CLIP_FRAMES``."""
         times = inside(video, start_seconds, end_seconds)[:: self.step]
         if len(times) > MAX_CLIP_FRAMES:
-            logger.warning("%d of the %d frames from %.3f s to %.3f s go into one prompt", MAX_CLIP_FRAMES, len(times), start_seconds, end_seconds)
+            logger.warning(
+                "%d of the %d frames from %.3f s to %.3f s go into one prompt",
+                MAX_CLIP_FRAMES,
+                len(times),
+                start_seconds,
+                end_seconds,
+            )
         return evenly(times, MAX_CLIP_FRAMES)
 
     window_instants = clip_instants

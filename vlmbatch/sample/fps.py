@@ -13,12 +13,15 @@ from vlmbatch.sample.base import MAX_CLIP_FRAMES, TOLERANCE_SECONDS, F, Video
 from vlmbatch.sample.screen import inside, on_screen
 
 SKIP_SECONDS = 1
-"""What a clip leaves out at each end of a long video (``skip_secs`` of transformers' ``SmolVLMVideoProcessor.sample_frames``)."""
+"""What a clip leaves out at each end of a long video (``skip_secs`` of transformers'
+``SmolVLMVideoProcessor.sample_frames``).
+"""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Fps:
-    """So many instants a second, from the start on; a clip follows the checkpoint's own rule with this rate.
+    """So many instants a second, from the start on; a clip follows the checkpoint's own rule with
+    this rate.
 
     Attributes:
         fps: Instants a second, above 0.
@@ -30,18 +33,29 @@ class Fps:
         """Yields the frames on screen at start, start + 1/F …"""
 
         def next_instant(seconds: float) -> float | None:
-            number = max(0, math.ceil((seconds - start_seconds) * self.fps)) if seconds > start_seconds else 0
+            number = (
+                max(0, math.ceil((seconds - start_seconds) * self.fps))
+                if seconds > start_seconds
+                else 0
+            )
             instant = start_seconds + number / self.fps
             return instant if instant < end_seconds - TOLERANCE_SECONDS else None
 
         return on_screen(video, next_instant)
 
-    def clip_instants(self, video: Video[Any], start_seconds: float, end_seconds: float) -> Sequence[float]:
+    def clip_instants(
+        self, video: Video[Any], start_seconds: float, end_seconds: float
+    ) -> Sequence[float]:
         """The checkpoint's rule: see ``clip_indices``."""
         times = inside(video, start_seconds, end_seconds)
-        return [times[number] for number in clip_indices(len(times), end_seconds - start_seconds, self.fps)]
+        return [
+            times[number]
+            for number in clip_indices(len(times), end_seconds - start_seconds, self.fps)
+        ]
 
-    def window_instants(self, video: Video[Any], start_seconds: float, end_seconds: float) -> Sequence[float]:
+    def window_instants(
+        self, video: Video[Any], start_seconds: float, end_seconds: float
+    ) -> Sequence[float]:
         """Start, start + 1/F …, evenly thinned to ``MAX_CLIP_FRAMES``."""
         count = max(1, math.ceil((end_seconds - start_seconds - TOLERANCE_SECONDS) * self.fps))
         numbers = np.unique(np.linspace(0, count - 1, min(count, MAX_CLIP_FRAMES), dtype=int))
@@ -49,7 +63,8 @@ class Fps:
 
 
 def clip_indices(total: int, duration_seconds: float, fps: float) -> list[int]:
-    """Numbers of the frames that the checkpoint takes of a video: ``SmolVLMVideoProcessor.sample_frames`` of transformers.
+    """Numbers of the frames that the checkpoint takes of a video:
+    ``SmolVLMVideoProcessor.sample_frames`` of transformers.
 
     Args:
         total: Frames in the video.
@@ -65,7 +80,10 @@ def clip_indices(total: int, duration_seconds: float, fps: float) -> list[int]:
     first, last = 0, total - 1
     if duration_seconds - 2 * SKIP_SECONDS > MAX_CLIP_FRAMES * fps:
         native_fps = total / duration_seconds
-        first, last = int(SKIP_SECONDS * native_fps), min(int(total - SKIP_SECONDS * native_fps), total - 1)
+        first, last = (
+            int(SKIP_SECONDS * native_fps),
+            min(int(total - SKIP_SECONDS * native_fps), total - 1),
+        )
         if first >= last:
             first, last = 0, total - 1
     return [int(number) for number in np.unique(np.linspace(first, last, wanted, dtype=int))]

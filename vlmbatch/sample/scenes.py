@@ -1,6 +1,7 @@
 """``--scenes``: the middle frame of each scene, cut where PySceneDetect's ContentDetector cuts.
 
-The detector is given small pictures of every frame by our own decoder, so its times are the stream's own, also with a variable frame rate.
+The detector is given small pictures of every frame by our own decoder, so its times are the
+stream's own, also with a variable frame rate.
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ from vlmbatch.sample.screen import evenly, listed, on_screen
 logger = logging.getLogger(__name__)
 
 THRESHOLD = 27.0
-"""ContentDetector's own: mean difference of hue, saturation and brightness from one frame to the next, 0 to 255."""
+"""ContentDetector's own: mean difference of hue, saturation and brightness from one frame to the
+next, 0 to 255.
+"""
 
 MIN_SCENE_SECONDS = 0.6
 """Cuts closer than this are one: the default of PySceneDetect's command."""
@@ -29,7 +32,9 @@ LONGEST_EDGE = 256
 """Size that frames are compared at, in pixels; PySceneDetect's own aim for the width."""
 
 _RATE = 1000.0
-"""ContentDetector wants a frame rate beside each time; with times in seconds it only rounds for display with it."""
+"""ContentDetector wants a frame rate beside each time; with times in seconds it only rounds for
+display with it.
+"""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -44,17 +49,27 @@ class Scenes:
             number = max(0, bisect.bisect_right(starts, frame.time_seconds + TOLERANCE_SECONDS) - 1)
             yield frame.standing_for(*scenes[number])
 
-    def clip_instants(self, video: Video[Any], start_seconds: float, end_seconds: float) -> Sequence[float]:
+    def clip_instants(
+        self, video: Video[Any], start_seconds: float, end_seconds: float
+    ) -> Sequence[float]:
         """The middles of the scenes, evenly thinned to ``MAX_CLIP_FRAMES``."""
         middles = _middles(find_scenes(video, start_seconds, end_seconds))
         if len(middles) > MAX_CLIP_FRAMES:
-            logger.warning("%d of the %d scenes from %.3f s to %.3f s go into one prompt", MAX_CLIP_FRAMES, len(middles), start_seconds, end_seconds)
+            logger.warning(
+                "%d of the %d scenes from %.3f s to %.3f s go into one prompt",
+                MAX_CLIP_FRAMES,
+                len(middles),
+                start_seconds,
+                end_seconds,
+            )
         return evenly(middles, MAX_CLIP_FRAMES)
 
     window_instants = clip_instants
 
 
-def find_scenes(video: Video[Any], start_seconds: float, end_seconds: float) -> list[tuple[float, float]]:
+def find_scenes(
+    video: Video[Any], start_seconds: float, end_seconds: float
+) -> list[tuple[float, float]]:
     """Cuts a stretch of a video into scenes; every frame of it is decoded.
 
     Args:
@@ -63,7 +78,8 @@ def find_scenes(video: Video[Any], start_seconds: float, end_seconds: float) -> 
         end_seconds: Where to stop; infinity for the video's end.
 
     Returns:
-        Start and end of each scene in seconds, without gaps: the first starts with the first frame, the last ends where the video or the stretch does. None
+        Start and end of each scene in seconds, without gaps: the first starts with the first frame,
+            the last ends where the video or the stretch does. None
         for a stretch without frames.
     """
     from scenedetect.common import FrameTimecode
@@ -73,11 +89,17 @@ def find_scenes(video: Video[Any], start_seconds: float, end_seconds: float) -> 
     cuts: list[float] = []
     first = last = None
     later = video.frames((lambda seconds: max(seconds, start_seconds)) if start_seconds else None)
-    within = itertools.takewhile(lambda frame: frame.time_seconds < end_seconds - TOLERANCE_SECONDS, later)
-    for frame in itertools.dropwhile(lambda frame: frame.time_seconds < start_seconds - TOLERANCE_SECONDS, within):
+    within = itertools.takewhile(
+        lambda frame: frame.time_seconds < end_seconds - TOLERANCE_SECONDS, later
+    )
+    for frame in itertools.dropwhile(
+        lambda frame: frame.time_seconds < start_seconds - TOLERANCE_SECONDS, within
+    ):
         first, last = first or frame, frame
         time = FrameTimecode(frame.time_seconds - first.time_seconds, _RATE)
-        cuts += [first.time_seconds + cut.seconds for cut in detector.process_frame(time, _small(frame))]
+        cuts += [
+            first.time_seconds + cut.seconds for cut in detector.process_frame(time, _small(frame))
+        ]
     if first is None or last is None:
         return []
     end = min(end_seconds, max(video.end_seconds, last.time_seconds + last.duration_seconds))
@@ -89,7 +111,11 @@ def _small(frame: Frame) -> Any:
     """The frame at the detector's size, uint8, (H, W, 3), blue first as OpenCV has it."""
     width, height = frame.stored_size
     scale = min(1.0, LONGEST_EDGE / max(width, height))
-    return np.ascontiguousarray(frame.thumbnail(max(1, round(width * scale)), max(1, round(height * scale)), "rgb24")[..., ::-1])
+    return np.ascontiguousarray(
+        frame.thumbnail(max(1, round(width * scale)), max(1, round(height * scale)), "rgb24")[
+            ..., ::-1
+        ]
+    )
 
 
 def _middles(scenes: list[tuple[float, float]]) -> list[float]:

@@ -1,4 +1,6 @@
-"""The frame on screen at an instant: the last one whose time is not later. The first frame also stands for what comes before it."""
+"""The frame on screen at an instant: the last one whose time is not later. The first frame also
+stands for what comes before it.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,8 @@ from vlmbatch.sample.base import TOLERANCE_SECONDS, F, NextInstant, Video
 
 
 def on_screen(video: Video[F], next_instant: NextInstant) -> Iterator[F]:
-    """Yields the frames on screen at instants, each once. An instant at or after the video's end shows nothing.
+    """Yields the frames on screen at instants, each once. An instant at or after the video's end
+    shows nothing.
 
     Args:
         video: The video.
@@ -55,11 +58,20 @@ def inside(video: Video[Any], start_seconds: float, end_seconds: float) -> Seque
 
 def stretch(times: Sequence[float], start_seconds: float, end_seconds: float) -> Sequence[float]:
     """Those of ascending times that are in [start, end)."""
-    return times[bisect.bisect_left(times, start_seconds - TOLERANCE_SECONDS) : bisect.bisect_left(times, end_seconds - TOLERANCE_SECONDS)]
+    return times[
+        bisect.bisect_left(times, start_seconds - TOLERANCE_SECONDS) : bisect.bisect_left(
+            times, end_seconds - TOLERANCE_SECONDS
+        )
+    ]
 
 
 def evenly(times: Sequence[float], count: int) -> list[float]:
-    """At most ``count`` of the times, evenly spread by number, the first and (from two on) the last among them."""
+    """At most ``count`` of the times, evenly spread by number, the first and (from two on) the last
+    among them.
+    """
     if not times or count < 1:
         return []
-    return [times[number] for number in np.unique(np.linspace(0, len(times) - 1, min(count, len(times)), dtype=int))]
+    return [
+        times[number]
+        for number in np.unique(np.linspace(0, len(times) - 1, min(count, len(times)), dtype=int))
+    ]

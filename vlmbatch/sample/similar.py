@@ -1,16 +1,18 @@
 """``--skip-similar``: which sampled frames resemble the last one that was kept.
 
-Two frames are compared as thumbnails of 128 x 128 pixels, brightness and colours apart, each pixel the mean of those it stands for. They are cut into
-16 x 16 fields of 8 x 8 pixels, and a field's difference is the mean absolute difference of its pixels, from 0 (the same) to 1 (black against white). The
-frames differ by their most different field: a change of everything shows in every field, a small one where it happens, noise averages out in all of them.
+Two frames are compared as thumbnails of 128 x 128 pixels, brightness and colours apart, each pixel
+the mean of those it stands for. They are cut into 16 x 16 fields of 8 x 8 pixels, and a field's
+difference is the mean absolute difference of its pixels, from 0 (the same) to 1 (black against
+white). The frames differ by their most different field: a change of everything shows in every
+field, a small one where it happens, noise averages out in all of them.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from vlmbatch.errors import ItemError
 from vlmbatch.core import UInt8Array
+from vlmbatch.errors import ItemError
 from vlmbatch.sample.base import Frame
 
 EDGE = 128
@@ -20,7 +22,8 @@ FIELD = 8
 class SimilarFrames:
     """Judges the sampled frames of one video, in their order.
 
-    A frame is compared with the last one that was kept, not with the one before it: what changes slowly is seen once it has changed enough.
+    A frame is compared with the last one that was kept, not with the one before it: what changes
+    slowly is seen once it has changed enough.
     """
 
     def __init__(self, threshold: float) -> None:
@@ -30,13 +33,19 @@ class SimilarFrames:
         self._thumbnail: UInt8Array | None = None
 
     def is_similar(self, frame: Frame) -> bool:
-        """Whether a frame resembles the last one that was kept; it is kept itself when it does not, or cannot be compared."""
+        """Whether a frame resembles the last one that was kept; it is kept itself when it does not,
+        or cannot be compared.
+        """
         try:
             size, thumbnail = frame.stored_size, frame.thumbnail(EDGE, EDGE, "yuv444p")
         except ItemError:
             self._thumbnail = None  # whoever asks for its pixels hears why
             return False
-        if self._thumbnail is not None and self._size == size and difference(self._thumbnail, thumbnail) <= self._threshold:
+        if (
+            self._thumbnail is not None
+            and self._size == size
+            and difference(self._thumbnail, thumbnail) <= self._threshold
+        ):
             return True
         self._size, self._thumbnail = size, thumbnail
         return False

@@ -24,7 +24,8 @@ class SpanSampler:
         start_seconds: Where to begin.
         end_seconds: Where to stop; infinity for the video's end.
         window_seconds: Length of a window.
-        skip_similar: The largest difference of two frames that count as similar; None when every frame counts.
+        skip_similar: The largest difference of two frames that count as similar; None when every
+            frame counts.
         needs_pixels: Whether the choice takes more than the times of the frames.
     """
 
@@ -37,18 +38,27 @@ class SpanSampler:
     needs_pixels: bool = False
 
     def judge(self) -> SimilarFrames | None:
-        """Judges which chosen frames of one video resemble an earlier one; None when every frame counts."""
+        """Judges which chosen frames of one video resemble an earlier one; None when every frame
+        counts.
+        """
         return None if self.skip_similar is None else SimilarFrames(self.skip_similar)
 
     def __call__(self, video: Video[Any]) -> Iterator[Span]:
         """Yields the spans in order of time."""
         start, stop = self.start_seconds, min(self.end_seconds, video.end_seconds)
         if self.per == "frame":
-            # Up to the end that was asked for, not the one that the container states: frames past that are shown too.
+            # Up to the end that was asked for, not the one that the container states: frames past
+            # that are shown too.
             yield Span(start, stop, lambda video: self.way.frames(video, start, self.end_seconds))
         elif self.per == "clip":
             if start < stop - TOLERANCE_SECONDS:
-                yield Span(start, stop, lambda video: on_screen(video, listed(self.way.clip_instants(video, start, stop))))
+                yield Span(
+                    start,
+                    stop,
+                    lambda video: on_screen(
+                        video, listed(self.way.clip_instants(video, start, stop))
+                    ),
+                )
         else:
             yield from self._windows(video, start, stop)
 
@@ -58,7 +68,8 @@ class SpanSampler:
             if first >= stop - TOLERANCE_SECONDS:
                 return
             last = min(first + self.window_seconds, stop)
-            # Instants are settled here, not in the span: for some ways they take a pass over the packets, which is made once a video.
+            # Instants are settled here, not in the span: for some ways they take a pass over the
+            # packets, which is made once a video.
             next_instant = listed(self.way.window_instants(video, first, last))
             if next_instant(-math.inf) is not None:
                 yield Span(first, last, lambda video, chosen=next_instant: on_screen(video, chosen))  # type: ignore[misc]

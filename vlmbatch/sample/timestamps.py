@@ -27,13 +27,23 @@ class Timestamps:
         """Yields the frames; a time past the end gives none."""
         return on_screen(video, listed(self.clip_instants(video, start_seconds, end_seconds)))
 
-    def clip_instants(self, video: Video[Any], start_seconds: float, end_seconds: float) -> Sequence[float]:
+    def clip_instants(
+        self, video: Video[Any], start_seconds: float, end_seconds: float
+    ) -> Sequence[float]:
         """The times in [start, end)."""
         late = [time for time in self.times_seconds if time >= video.end_seconds]
         if late:
-            logger.warning("no frame at %s s: the video ends at %.3f s", ", ".join(f"{time:g}" for time in late), video.end_seconds)
+            logger.warning(
+                "no frame at %s s: the video ends at %.3f s",
+                ", ".join(f"{time:g}" for time in late),
+                video.end_seconds,
+            )
         return self.window_instants(video, start_seconds, end_seconds)
 
-    def window_instants(self, video: Video[Any], start_seconds: float, end_seconds: float) -> Sequence[float]:
+    def window_instants(
+        self, video: Video[Any], start_seconds: float, end_seconds: float
+    ) -> Sequence[float]:
         """The times in [start, end)."""
-        return sorted(time for time in set(self.times_seconds) if start_seconds <= time < end_seconds)
+        return sorted(
+            time for time in set(self.times_seconds) if start_seconds <= time < end_seconds
+        )

@@ -21,10 +21,14 @@ class Uniform:
     num_frames: int
 
     def frames(self, video: Video[F], start_seconds: float, end_seconds: float) -> Iterator[F]:
-        """Yields the frames. Their times are read from the packets first; between them the video may be skipped."""
+        """Yields the frames. Their times are read from the packets first; between them the video
+        may be skipped.
+        """
         return on_screen(video, listed(self.clip_instants(video, start_seconds, end_seconds)))
 
-    def clip_instants(self, video: Video[Any], start_seconds: float, end_seconds: float) -> Sequence[float]:
+    def clip_instants(
+        self, video: Video[Any], start_seconds: float, end_seconds: float
+    ) -> Sequence[float]:
         """Times of the frames."""
         return evenly(inside(video, start_seconds, end_seconds), self.num_frames)
 

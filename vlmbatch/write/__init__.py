@@ -17,9 +17,9 @@ from vlmbatch.write.columns import Row
 from vlmbatch.write.formats import find_format
 from vlmbatch.write.journal import why_not_there
 from vlmbatch.write.remote.file import local_copy
-from vlmbatch.write.sidecar import Sidecars, open_sidecars, sidecars_path
 from vlmbatch.write.remote.output import StagedOutput, UploadPolicy
 from vlmbatch.write.remote.staging import default_staging_root
+from vlmbatch.write.sidecar import Sidecars, open_sidecars, sidecars_path
 from vlmbatch.write.stdout import StdoutWriter
 from vlmbatch.write.store import CommitPolicy, OutputStore
 from vlmbatch.write.summary import read_summary, summary_path, write_summary
@@ -49,7 +49,8 @@ def open_output(job: Job, identity: Mapping[str, Any], *, stream: TextIO | None 
 
     Args:
         job: The job.
-        identity: The settings that the rows depend on: ``job.identity()`` with the revision that runs.
+        identity: The settings that the rows depend on: ``job.identity()`` with the revision that
+            runs.
         stream: What ``-`` stands for; stdout by default.
 
     Raises:
@@ -63,7 +64,9 @@ def open_output(job: Job, identity: Mapping[str, Any], *, stream: TextIO | None 
     if job.output_path != "-":
         return OutputStore(Path(job.output_path), job, identity)
     stream = stream or sys.stdout
-    if stream is None or not stream.writable():  # None is what Python has when the process was started without
+    if (
+        stream is None or not stream.writable()
+    ):  # None is what Python has when the process was started without
         raise OutputError("cannot write to stdout: it is closed")
     if isinstance(stream, io.TextIOWrapper):
         stream.reconfigure(encoding="utf-8", newline="\n")
@@ -71,10 +74,12 @@ def open_output(job: Job, identity: Mapping[str, Any], *, stream: TextIO | None 
 
 
 def read_records(path: Path, columns: Sequence[str] | None = None) -> Iterator[Row]:
-    """The rows of an OUTPUT, finished or not, in order, in bounded memory: whole, or restricted to ``columns``.
+    """The rows of an OUTPUT, finished or not, in order, in bounded memory: whole, or restricted to
+    ``columns``.
 
     Raises:
-        OutputError: It is not there, cannot be read, or was not written by vlmbatch; at once or while it is read.
+        OutputError: It is not there, cannot be read, or was not written by vlmbatch; at once or
+            while it is read.
         MissingDependencyError: The format needs a package that is not installed.
     """
     format = find_format(path)

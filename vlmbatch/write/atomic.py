@@ -20,9 +20,11 @@ def beside(path: Path, suffix: str) -> Path:
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
-    """Opens a file for writing that takes the place of ``path`` once the block has ended well; until then, and after an error, ``path`` is as it was.
+    """Opens a file for writing that takes the place of ``path`` once the block has ended well;
+    until then, and after an error, ``path`` is as it was.
 
-    The name of the temporary file is fixed (``PATH.tmp``), so that what a killed run left is overwritten: hold a lock.
+    The name of the temporary file is fixed (``PATH.tmp``), so that what a killed run left is
+    overwritten: hold a lock.
 
     Raises:
         OutputError: The file cannot be written (disk full, not permitted …).

@@ -9,8 +9,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from vlmbatch.errors import OutputError
 from vlmbatch.core import Record, Status
+from vlmbatch.errors import OutputError
 
 logger = logging.getLogger(__name__)
 
@@ -18,17 +18,22 @@ logger = logging.getLogger(__name__)
 class Writer(abc.ABC):
     """Takes records. What ``commit`` returned for survives ``kill -9``.
 
-    A context manager: leaving the block closes the writer, so that what was finished is kept also when the run failed.
+    A context manager: leaving the block closes the writer, so that what was finished is kept also
+    when the run failed.
     """
 
     @abc.abstractmethod
-    def write(self, record: Record, fingerprint: str = "", order: int | None = None, question: int = 0) -> None:
-        """Takes a record; a row with the same id, task and prompt is replaced. Commits now and then by itself.
+    def write(
+        self, record: Record, fingerprint: str = "", order: int | None = None, question: int = 0
+    ) -> None:
+        """Takes a record; a row with the same id, task and prompt is replaced. Commits now and then
+        by itself.
 
         Args:
             record: The row.
             fingerprint: The item's; a later run does the row again when it is another one.
-            order: The row's place among this run's rows, from 0 without a gap; what a stream is ordered by. None: as it comes.
+            order: The row's place among this run's rows, from 0 without a gap; what a stream is
+                ordered by. None: as it comes.
             question: The question's place among those about the item.
 
         Raises:
@@ -48,7 +53,8 @@ class Writer(abc.ABC):
         """Commits and finishes the output. May be called again.
 
         Args:
-            finished: Whether the run came to its end. If it did not, an earlier output is not replaced by one without rows.
+            finished: Whether the run came to its end. If it did not, an earlier output is not
+                replaced by one without rows.
 
         Raises:
             OutputError: As for ``write``.
@@ -56,11 +62,14 @@ class Writer(abc.ABC):
 
     @property
     def path(self) -> Path | None:
-        """The file of this disk that has the rows once the writer is closed; None where there is none."""
+        """The file of this disk that has the rows once the writer is closed; None where there is
+        none.
+        """
         return None
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
-        """Writes ``OUTPUT.summary.json``, where the output has such a thing beside it. May be called after ``close``.
+        """Writes ``OUTPUT.summary.json``, where the output has such a thing beside it. May be
+        called after ``close``.
 
         Args:
             summary: Plain values.
@@ -71,15 +80,21 @@ class Writer(abc.ABC):
         return
 
     def tick(self) -> None:
-        """Commits when one is due. Called about once a second, so that rows do not wait for the next one to be committed."""
+        """Commits when one is due. Called about once a second, so that rows do not wait for the
+        next one to be committed.
+        """
         return
 
-    def done(self, id: str, task: str, prompt: str, source: str = "", fingerprint: str = "") -> bool:
+    def done(
+        self, id: str, task: str, prompt: str, source: str = "", fingerprint: str = ""
+    ) -> bool:
         """Whether the row is there from an earlier run and need not be done again."""
         return False
 
     def keep(self, id: str, task: str, prompt: str, index: int, question: int = 0) -> Status | None:
-        """Says that a row that is done belongs to this run's items, at this place in input order; gives its status."""
+        """Says that a row that is done belongs to this run's items, at this place in input order;
+        gives its status.
+        """
         return None
 
     def find(self, id: str, task: str, prompt: str) -> Record | None:
@@ -87,13 +102,20 @@ class Writer(abc.ABC):
         return None
 
     def totals(self) -> dict[str, int]:
-        """Rows and error rows that the output has in all, those of earlier runs included; empty where that is not known."""
+        """Rows and error rows that the output has in all, those of earlier runs included; empty
+        where that is not known.
+        """
         return {}
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         if error is None:
             self.close()
             return

@@ -1,7 +1,8 @@
 """The columns of a row: their types, and how a record becomes plain values of exactly these types.
 
-Behind the columns that every row has stand those that a job carries from its manifests (``Job.keep``). What these hold is only known once rows come, so
-their kind is the narrowest that every value so far fits into.
+Behind the columns that every row has stand those that a job carries from its manifests
+(``Job.keep``). What these hold is only known once rows come, so their kind is the narrowest that
+every value so far fits into.
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ Kind = Literal["string", "int32", "int64", "float32", "float64", "timestamp", "b
 
 
 class Column(NamedTuple):
-    """The type of a column; ``timestamp`` is an ISO string in a row, and UTC milliseconds in Parquet."""
+    """The type of a column; ``timestamp`` is an ISO string in a row, and UTC milliseconds in
+    Parquet.
+    """
 
     kind: Kind
     nullable: bool = False
@@ -72,7 +75,9 @@ COLUMNS: dict[str, Column] = {
 
 
 def row_of(record: Record) -> Row:
-    """The record as plain values: what is not a finite number is null (0 where null is not allowed), and text is valid Unicode."""
+    """The record as plain values: what is not a finite number is null (0 where null is not
+    allowed), and text is valid Unicode.
+    """
     row = {name: convert(getattr(record, name)) for name, convert in _CONVERTERS}
     for name, value in record.extra.items():
         row[clean_text(name)] = plain_value(value)
@@ -80,7 +85,9 @@ def row_of(record: Record) -> Row:
 
 
 def plain_value(value: Any) -> Any:
-    """A carried value as JSON can hold it: times as ISO text, bytes as base64, what is not a finite number as null."""
+    """A carried value as JSON can hold it: times as ISO text, bytes as base64, what is not a finite
+    number as null.
+    """
     if value is None or isinstance(value, bool | int):
         return value
     if isinstance(value, str):
@@ -132,16 +139,22 @@ def carried_kinds(rows: Iterable[Row]) -> dict[str, Kind]:
 
 def as_text(value: Any) -> str | None:
     """A plain value in a column of text: text as it is, everything else as JSON."""
-    return value if value is None or isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return (
+        value if value is None or isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    )
 
 
 def clean_text(text: str) -> str:
-    r"""Text that UTF-8 can hold: a lone surrogate, as in a file name that is not UTF-8, becomes ``\udcff`` in letters."""
+    r"""Text that UTF-8 can hold: a lone surrogate, as in a file name that is not UTF-8, becomes
+    ``\udcff`` in letters.
+    """
     return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()
 
 
 def round_float32(value: float) -> float:
-    """Six significant digits: as many as a float32 keeps for certain (FLT_DIG), so that a value is the same in every format."""
+    """Six significant digits: as many as a float32 keeps for certain (FLT_DIG), so that a value is
+    the same in every format.
+    """
     return float(f"{value:.6g}")
 
 

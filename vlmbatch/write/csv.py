@@ -1,7 +1,10 @@
-"""Rows as CSV (RFC 4180): UTF-8, a header row, null as an empty field, nothing that a spreadsheet takes for a formula.
+"""Rows as CSV (RFC 4180): UTF-8, a header row, null as an empty field, nothing that a spreadsheet
+takes for a formula.
 
-A text that begins with ``=``, ``+``, ``-``, ``@``, a tab or a line break would be computed when the file is opened (the text of a scan comes from whoever
-made the scan), or shown as ``#NAME?``. Such a text gets an apostrophe in front, as spreadsheets mark text (OWASP, "CSV Injection"); reading takes it off.
+A text that begins with ``=``, ``+``, ``-``, ``@``, a tab or a line break would be computed when the
+file is opened (the text of a scan comes from whoever made the scan), or shown as ``#NAME?``. Such a
+text gets an apostrophe in front, as spreadsheets mark text (OWASP, "CSV Injection"); reading takes
+it off.
 """
 
 from __future__ import annotations
@@ -12,15 +15,17 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, BinaryIO
 
-from vlmbatch.errors import OutputError
 from vlmbatch.core import RECORD_FIELDS
+from vlmbatch.errors import OutputError
 from vlmbatch.write.columns import COLUMNS, Column, Kind, Row, as_text
 
 LARGEST_FIELD = 2**31 - 1
 """The csv module refuses fields of more than 131,072 characters unless told otherwise."""
 
 _FORMULA = re.compile(r"'*[=+\-@\t\r\n]")
-"""Apostrophes count as part of the beginning, so that a text that has its own comes back with just these."""
+"""Apostrophes count as part of the beginning, so that a text that has its own comes back with just
+these.
+"""
 _GUARDED = re.compile(r"'+[=+\-@\t\r\n]")
 
 
@@ -28,21 +33,41 @@ def _unguarded(text: str) -> str:
     return text[1:] if _GUARDED.match(text) else text
 
 
-_PARSERS: dict[str, Callable[[str], Any]] = {"string": _unguarded, "timestamp": str, "int32": int, "int64": int, "float32": float, "float64": float}
+_PARSERS: dict[str, Callable[[str], Any]] = {
+    "string": _unguarded,
+    "timestamp": str,
+    "int32": int,
+    "int64": int,
+    "float32": float,
+    "float64": float,
+}
 _CARRIED = Column("string", nullable=True)
 _STATUSES_WITH = {"text": ("ok", "similar"), "error": ("error",)}
-"""An empty field is null, except where the row's status says that there is a text, if an empty one."""
+"""An empty field is null, except where the row's status says that there is a text, if an empty one.
+"""
 
 
-def write_rows(file: BinaryIO, rows: Iterable[Row], job: dict[str, Any] | None = None, extra: Mapping[str, Kind] | None = None) -> None:
-    """Writes the header and rows, carried columns behind the others; the job has no place in this format."""
+def write_rows(
+    file: BinaryIO,
+    rows: Iterable[Row],
+    job: dict[str, Any] | None = None,
+    extra: Mapping[str, Kind] | None = None,
+) -> None:
+    """Writes the header and rows, carried columns behind the others; the job has no place in this
+    format.
+    """
     text = io.TextIOWrapper(file, encoding="utf-8", newline="")
     try:
         writer = csv.writer(text)
         carried = tuple(extra or ())
         writer.writerow((*RECORD_FIELDS, *carried))
         for row in rows:
-            writer.writerow([*(_guard(row[name]) for name in RECORD_FIELDS), *(_guard(as_text(row.get(name))) for name in carried)])
+            writer.writerow(
+                [
+                    *(_guard(row[name]) for name in RECORD_FIELDS),
+                    *(_guard(as_text(row.get(name))) for name in carried),
+                ]
+            )
         text.flush()
     finally:
         text.detach()
@@ -67,13 +92,21 @@ def read_rows(file: BinaryIO, columns: Sequence[str] | None = None) -> Iterator[
         positions = {name: header.index(name) for name in header}
         wanted = columns or [*RECORD_FIELDS, *(name for name in positions if name not in COLUMNS)]
         kinds = [COLUMNS.get(name, _CARRIED) for name in wanted]
-        parsers = [(name, positions[name], _PARSERS[kind], nullable) for name, (kind, nullable) in zip(wanted, kinds, strict=True)]
+        parsers = [
+            (name, positions[name], _PARSERS[kind], nullable)
+            for name, (kind, nullable) in zip(wanted, kinds, strict=True)
+        ]
         status = positions["status"]
         for fields in reader:
             if fields and len(fields) != len(header):
                 raise OutputError(f"line {reader.line_num} is not a record")
             if fields:
-                yield {name: _null(name, fields[status]) if nullable and not fields[at] else parse(fields[at]) for name, at, parse, nullable in parsers}
+                yield {
+                    name: _null(name, fields[status])
+                    if nullable and not fields[at]
+                    else parse(fields[at])
+                    for name, at, parse, nullable in parsers
+                }
     except (ValueError, IndexError, csv.Error) as error:
         raise OutputError(f"line {reader.line_num} is not a record") from error
     finally:

@@ -12,17 +12,29 @@ from vlmbatch.write.columns import Kind, Row
 
 
 class WriteRows(Protocol):
-    """Writes rows to a binary file, in bounded memory; ``job`` goes into the file's metadata where the format has any, ``extra`` are carried columns."""
+    """Writes rows to a binary file, in bounded memory; ``job`` goes into the file's metadata where
+    the format has any, ``extra`` are carried columns.
+    """
 
-    def __call__(self, file: BinaryIO, rows: Iterable[Row], job: dict[str, Any] | None = None, extra: Mapping[str, Kind] | None = None) -> None:
+    def __call__(
+        self,
+        file: BinaryIO,
+        rows: Iterable[Row],
+        job: dict[str, Any] | None = None,
+        extra: Mapping[str, Kind] | None = None,
+    ) -> None:
         """Writes every row."""
 
 
 class ReadRows(Protocol):
-    """Reads rows from a binary file, in bounded memory, as the values that records hold; raises OutputError for a file of another kind."""
+    """Reads rows from a binary file, in bounded memory, as the values that records hold; raises
+    OutputError for a file of another kind.
+    """
 
     def __call__(self, file: BinaryIO, columns: Sequence[str] | None = None) -> Iterator[Row]:
-        """Gives rows restricted to ``columns``; without them whole, carried columns behind ``RECORD_FIELDS``."""
+        """Gives rows restricted to ``columns``; without them whole, carried columns behind
+        ``RECORD_FIELDS``.
+        """
 
 
 class Format(NamedTuple):

@@ -13,7 +13,9 @@ from vlmbatch.write.summary import read_summary
 
 
 def earlier_identity(output: Path, first: Row, here: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings that an OUTPUT without a journal was made with: from its summary, or else this run's with its first row's model and revision."""
+    """The settings that an OUTPUT without a journal was made with: from its summary, or else this
+    run's with its first row's model and revision.
+    """
     try:
         summary = read_summary(output) or {}
     except OutputError:
@@ -36,12 +38,20 @@ def check_identity(output: Path | str, there: Mapping[str, Any], here: Mapping[s
         OutputError: They differ; the message names each difference.
     """
     names = [*here, *(name for name in there if name not in here)]
-    if here.get("revision") == there.get("revision") and str(here.get("revision")).startswith("sha256:"):
+    if here.get("revision") == there.get("revision") and str(here.get("revision")).startswith(
+        "sha256:"
+    ):
         names.remove("model")  # the same folder under another path
     pairs = [(name, there.get(name), here.get(name)) for name in names]
-    differences = [f"{name}: {_shown(theirs)} there, {_shown(ours)} here" for name, theirs, ours in pairs if not _same(name, theirs, ours)]
+    differences = [
+        f"{name}: {_shown(theirs)} there, {_shown(ours)} here"
+        for name, theirs, ours in pairs
+        if not _same(name, theirs, ours)
+    ]
     if differences:
-        raise OutputError(f"{output} was made with other settings ({'; '.join(differences)}); --overwrite starts it anew")
+        raise OutputError(
+            f"{output} was made with other settings ({'; '.join(differences)}); --overwrite starts it anew"
+        )
 
 
 def _same(name: str, there: Any, here: Any) -> bool:

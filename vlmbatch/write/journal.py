@@ -1,13 +1,18 @@
-"""``OUTPUT.journal``: the append-only file that a run writes its rows to, before they are published in OUTPUT.
+"""``OUTPUT.journal``: the append-only file that a run writes its rows to, before they are published
+in OUTPUT.
 
-Every line begins with the CRC-32 of what follows it, so that a line that was half written, or damaged later, is known::
+Every line begins with the CRC-32 of what follows it, so that a line that was half written, or
+damaged later, is known::
 
     CRC {"vlmbatch_journal": 2, "identity": {…}, "base": true, "output": […]}      the header, once
-    CRC KEY SOURCE FINGERPRINT INDEX QUESTION STATUS                               a row that stands in OUTPUT; STATUS is ``error`` or ``ok``
-    CRC KEY SOURCE FINGERPRINT INDEX QUESTION STATUS {"id": …}                     a row, whole
+    CRC KEY SOURCE FINGERPRINT INDEX QUESTION STATUS                               a row that stands
+    in OUTPUT; STATUS is ``error`` or ``ok`` CRC KEY SOURCE FINGERPRINT INDEX QUESTION STATUS {"id":
+    …}                     a row, whole
 
-KEY, SOURCE (the file) and FINGERPRINT (what the file was) are digests in hexadecimal; ``-``: not known. A later line about a row replaces an earlier one.
-Rows that stand in OUTPUT come in its order, and as long as OUTPUT is the file that the header means, it need not be read to know what is done.
+KEY, SOURCE (the file) and FINGERPRINT (what the file was) are digests in hexadecimal; ``-``: not
+known. A later line about a row replaces an earlier one. Rows that stand in OUTPUT come in its
+order, and as long as OUTPUT is the file that the header means, it need not be read to know what is
+done.
 """
 
 from __future__ import annotations
@@ -38,8 +43,10 @@ class Header:
 
     Attributes:
         identity: The settings that the rows depend on, as plain JSON values.
-        base: Whether the rows of OUTPUT belong to these. False after ``--overwrite``, until the old OUTPUT is known to be gone.
-        output: What is known OUTPUT by: numbers of which another file, or another content, has others, and how many rows it has. None: not known.
+        base: Whether the rows of OUTPUT belong to these. False after ``--overwrite``, until the old
+            OUTPUT is known to be gone.
+        output: What is known OUTPUT by: numbers of which another file, or another content, has
+            others, and how many rows it has. None: not known.
     """
 
     identity: dict[str, Any]
@@ -48,11 +55,22 @@ class Header:
 
     def encode(self) -> bytes:
         """The line."""
-        return _line(encode({"vlmbatch_journal": VERSION, "identity": self.identity, "base": self.base, "output": self.output}))
+        return _line(
+            encode(
+                {
+                    "vlmbatch_journal": VERSION,
+                    "identity": self.identity,
+                    "base": self.base,
+                    "output": self.output,
+                }
+            )
+        )
 
 
 class Entry(NamedTuple):
-    """A line about a row; ``place`` is the offset of the line, or -1 when the row itself stands in OUTPUT."""
+    """A line about a row; ``place`` is the offset of the line, or -1 when the row itself stands in
+    OUTPUT.
+    """
 
     key: bytes
     source: int
@@ -69,7 +87,8 @@ class JournalScan:
     Attributes:
         is_damaged: Whether lines before the last one were damaged, once all have been gone through.
         header: The header; None when there is no journal, or an empty file.
-        end: Offset after the last good line; known once every line was seen. What comes after it is a torn tail.
+        end: Offset after the last good line; known once every line was seen. What comes after it is
+            a torn tail.
 
     Raises:
         OutputError: The file cannot be read, or it is not a journal.
@@ -94,12 +113,20 @@ class JournalScan:
     def _parse_header(self, line: bytes) -> Header:
         try:
             values = decode((_payload(line) or b"").decode())
-            version, identity, base = values["vlmbatch_journal"], dict(values["identity"]), bool(values["base"])
+            version, identity, base = (
+                values["vlmbatch_journal"],
+                dict(values["identity"]),
+                bool(values["base"]),
+            )
             output = tuple(values.get("output") or ()) or None
         except (ValueError, KeyError, TypeError) as error:
-            raise OutputError(f"{self._path} is damaged or was not written by vlmbatch; --overwrite starts anew") from error
+            raise OutputError(
+                f"{self._path} is damaged or was not written by vlmbatch; --overwrite starts anew"
+            ) from error
         if version != VERSION:
-            raise OutputError(f"{self._path} was written by another version of vlmbatch; --overwrite starts anew")
+            raise OutputError(
+                f"{self._path} was written by another version of vlmbatch; --overwrite starts anew"
+            )
         return Header(identity, base, output)
 
     def __iter__(self) -> Iterator[Entry]:
@@ -122,7 +149,9 @@ class JournalScan:
             raise OutputError(f"cannot read {self._path}: {reason(error)}") from error
         if damaged_before_end and not self.is_damaged:
             self.is_damaged = True
-            logger.warning("%s: %d damaged lines; their rows are done again", self._path, damaged_before_end)
+            logger.warning(
+                "%s: %d damaged lines; their rows are done again", self._path, damaged_before_end
+            )
 
     def rows(self) -> Iterator[tuple[Entry, Row]]:
         """Goes through the rows that stand in the journal whole.
@@ -172,7 +201,8 @@ class Journal:
         return place
 
     def commit(self) -> None:
-        """Makes the rows taken so far durable. Writing again after an interruption writes the same bytes to the same place.
+        """Makes the rows taken so far durable. Writing again after an interruption writes the same
+        bytes to the same place.
 
         Raises:
             OutputError: They cannot be written; the file ends after the last commit.
@@ -182,7 +212,9 @@ class Journal:
         try:
             written = 0
             while written < len(self._pending):
-                written += os.pwrite(self._handle, memoryview(self._pending)[written:], self._end + written)
+                written += os.pwrite(
+                    self._handle, memoryview(self._pending)[written:], self._end + written
+                )
             os.fsync(self._handle)
             if not self._folder_is_synced:
                 sync_folder(self._path.parent)
@@ -190,7 +222,9 @@ class Journal:
         except OSError as error:
             with contextlib.suppress(OSError):
                 os.ftruncate(self._handle, self._end)
-            raise OutputError(f"cannot write {self._path}: {reason(error)}; what was committed before is kept") from error
+            raise OutputError(
+                f"cannot write {self._path}: {reason(error)}; what was committed before is kept"
+            ) from error
         self._end += len(self._pending)
         self._pending = bytearray()
 
@@ -211,7 +245,8 @@ class Journal:
 
 
 def why_not_there(output: Path) -> str | None:
-    """Why there is no OUTPUT although a run began to make it: its rows are still in the journal. None when there is no such journal.
+    """Why there is no OUTPUT although a run began to make it: its rows are still in the journal.
+    None when there is no such journal.
 
     Raises:
         OutputError: The journal cannot be read.
@@ -225,13 +260,19 @@ def why_not_there(output: Path) -> str | None:
     return f"not written yet, as its run was interrupted or is still going; {path.name} holds {held}, and the same command goes on from there"
 
 
-def write_journal(path: Path, header: Header, known: Iterable[tuple[bytes, int, int, int, int, str]] = (), rows: Iterable[bytes] = ()) -> int:
+def write_journal(
+    path: Path,
+    header: Header,
+    known: Iterable[tuple[bytes, int, int, int, int, str]] = (),
+    rows: Iterable[bytes] = (),
+) -> int:
     """Puts a journal in the place of the one at ``path``.
 
     Args:
         path: The file.
         header: Its first line.
-        known: Key, source, fingerprint, index, question and status of each row that stands in OUTPUT, in its order.
+        known: Key, source, fingerprint, index, question and status of each row that stands in
+            OUTPUT, in its order.
         rows: Lines of rows that do not, from ``row_line``.
 
     Returns:
@@ -243,14 +284,18 @@ def write_journal(path: Path, header: Header, known: Iterable[tuple[bytes, int, 
     with replacing(path) as file:
         file.write(header.encode())
         for key, source, fingerprint, index, question, status in known:
-            file.write(_line(f"{key.hex()} {_hex(source)} {_hex(fingerprint)} {index} {question} {status}"))
+            file.write(
+                _line(f"{key.hex()} {_hex(source)} {_hex(fingerprint)} {index} {question} {status}")
+            )
         file.writelines(rows)
         return file.tell()
 
 
 def row_line(key: bytes, source: int, fingerprint: int, question: int, row: Row) -> bytes:
     """The line of a row, whole."""
-    return _line(f"{key.hex()} {_hex(source)} {_hex(fingerprint)} {row['index']} {question} {row['status']} {encode(row)}")
+    return _line(
+        f"{key.hex()} {_hex(source)} {_hex(fingerprint)} {row['index']} {question} {row['status']} {encode(row)}"
+    )
 
 
 def plain_json(values: Any) -> Any:
@@ -293,7 +338,15 @@ def _parse(line: bytes, place: int) -> Entry | None:
     try:
         key = bytes.fromhex(parts[0].decode())
         source, fingerprint = (0 if part == b"-" else int(part, 16) for part in parts[1:3])
-        return Entry(key, source, fingerprint, place if len(parts) == 7 else -1, int(parts[3]), int(parts[4]), parts[5].decode())
+        return Entry(
+            key,
+            source,
+            fingerprint,
+            place if len(parts) == 7 else -1,
+            int(parts[3]),
+            int(parts[4]),
+            parts[5].decode(),
+        )
     except (ValueError, IndexError):
         return None
 

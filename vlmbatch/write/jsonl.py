@@ -1,4 +1,6 @@
-"""Rows as JSON Lines: one object a line, UTF-8, keys in the order of ``RECORD_FIELDS``, carried columns behind them."""
+"""Rows as JSON Lines: one object a line, UTF-8, keys in the order of ``RECORD_FIELDS``, carried
+columns behind them.
+"""
 
 from __future__ import annotations
 
@@ -6,15 +8,20 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, BinaryIO
 
-from vlmbatch.errors import OutputError
 from vlmbatch.core import RECORD_FIELDS
+from vlmbatch.errors import OutputError
 from vlmbatch.write.columns import Kind, Row
 
 encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode
 decode = json.JSONDecoder().decode
 
 
-def write_rows(file: BinaryIO, rows: Iterable[Row], job: dict[str, Any] | None = None, extra: Mapping[str, Kind] | None = None) -> None:
+def write_rows(
+    file: BinaryIO,
+    rows: Iterable[Row],
+    job: dict[str, Any] | None = None,
+    extra: Mapping[str, Kind] | None = None,
+) -> None:
     """Writes rows; the job and the kinds of columns have no place in this format."""
     for row in rows:
         file.write(encode(row).encode("utf-8", "backslashreplace") + b"\n")

@@ -17,7 +17,8 @@ _UNSUPPORTED = (errno.ENOTSUP, errno.ENOSYS, errno.ENOLCK)
 
 
 class OutputLock:
-    """An exclusive lock on ``OUTPUT.lock``, held from construction to ``release``. The kernel drops it with the process, however that ends.
+    """An exclusive lock on ``OUTPUT.lock``, held from construction to ``release``. The kernel drops
+    it with the process, however that ends.
 
     Args:
         output: OUTPUT.
@@ -35,7 +36,9 @@ class OutputLock:
             self._handle = self._try(name or str(output))
 
     def _try(self, output: str) -> int | None:
-        """Takes the lock; None when its file was removed in between by the run before, so that the lock on it is worth nothing."""
+        """Takes the lock; None when its file was removed in between by the run before, so that the
+        lock on it is worth nothing.
+        """
         try:
             handle = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
         except OSError as error:
@@ -49,7 +52,9 @@ class OutputLock:
         except BlockingIOError as error:
             pid = os.pread(handle, 32, 0).decode("ascii", "replace").strip()
             os.close(handle)
-            raise OutputLockedError(f"another run{f' (process {pid})' if pid else ''} holds {output}") from error
+            raise OutputLockedError(
+                f"another run{f' (process {pid})' if pid else ''} holds {output}"
+            ) from error
         except OSError as error:
             os.close(handle)
             raise OutputError(f"cannot lock {output}: {reason(error)}") from error
@@ -63,7 +68,10 @@ class OutputLock:
         except OSError as error:
             if error.errno not in _UNSUPPORTED:
                 raise
-            logger.warning("%s is on a file system without locks: take care that no second run writes to it", output)
+            logger.warning(
+                "%s is on a file system without locks: take care that no second run writes to it",
+                output,
+            )
 
     def _is_at_path(self, handle: int) -> bool:
         try:

@@ -8,8 +8,8 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, BinaryIO
 
-from vlmbatch.errors import MissingDependencyError, OutputError
 from vlmbatch.core import RECORD_FIELDS
+from vlmbatch.errors import MissingDependencyError, OutputError
 from vlmbatch.write.columns import COLUMNS, Kind, Row, as_text, round_float32
 
 ROWS_PER_GROUP = 8192
@@ -37,7 +37,9 @@ def require() -> Any:
 
 
 def schema(job: dict[str, Any] | None = None, extra: Mapping[str, Kind] | None = None) -> Any:
-    """The ``pyarrow.Schema`` of a file: the columns of every row, carried ones, and the job as metadata when there is one."""
+    """The ``pyarrow.Schema`` of a file: the columns of every row, carried ones, and the job as
+    metadata when there is one.
+    """
     arrow = require()
     types = {
         "string": arrow.string(),
@@ -48,12 +50,23 @@ def schema(job: dict[str, Any] | None = None, extra: Mapping[str, Kind] | None =
         "timestamp": arrow.timestamp("ms", tz="UTC"),
         "bool": arrow.bool_(),
     }
-    fields = [arrow.field(name, types[column.kind], nullable=column.nullable) for name, column in COLUMNS.items()]
+    fields = [
+        arrow.field(name, types[column.kind], nullable=column.nullable)
+        for name, column in COLUMNS.items()
+    ]
     fields += [arrow.field(name, types[kind]) for name, kind in (extra or {}).items()]
-    return arrow.schema(fields, metadata=None if job is None else {JOB_KEY: json.dumps(job, ensure_ascii=False).encode()})
+    return arrow.schema(
+        fields,
+        metadata=None if job is None else {JOB_KEY: json.dumps(job, ensure_ascii=False).encode()},
+    )
 
 
-def write_rows(file: BinaryIO, rows: Iterable[Row], job: dict[str, Any] | None = None, extra: Mapping[str, Kind] | None = None) -> None:
+def write_rows(
+    file: BinaryIO,
+    rows: Iterable[Row],
+    job: dict[str, Any] | None = None,
+    extra: Mapping[str, Kind] | None = None,
+) -> None:
     """Writes rows, a row group at a time."""
     arrow = require()
     layout = schema(job, extra)
@@ -70,7 +83,8 @@ def write_rows(file: BinaryIO, rows: Iterable[Row], job: dict[str, Any] | None =
 
 
 def read_rows(file: BinaryIO, columns: Sequence[str] | None = None) -> Iterator[Row]:
-    """Reads rows, restricted to ``columns`` (only these are read from the disk); without them whole.
+    """Reads rows, restricted to ``columns`` (only these are read from the disk); without them
+    whole.
 
     Raises:
         OutputError: It is not a Parquet file, or a column is missing or of another type.
@@ -82,7 +96,10 @@ def read_rows(file: BinaryIO, columns: Sequence[str] | None = None) -> Iterator[
         missing = [name for name in RECORD_FIELDS if name not in names]
         if missing:
             raise OutputError(f"it has no column {missing[0]!r}")
-        wanted = list(columns or [*RECORD_FIELDS, *(name for name in table.schema_arrow.names if name not in COLUMNS)])
+        wanted = list(
+            columns
+            or [*RECORD_FIELDS, *(name for name in table.schema_arrow.names if name not in COLUMNS)]
+        )
         for batch in table.iter_batches(batch_size=ROWS_PER_GROUP, columns=wanted):
             values = [_plain(arrow, name, batch.column(name)) for name in wanted]
             yield from (dict(zip(wanted, row, strict=True)) for row in zip(*values, strict=True))
@@ -94,7 +111,9 @@ def _plain(arrow: Any, name: str, values: Any) -> list[Any]:
     """A column as the values that a record holds."""
     kind = COLUMNS[name].kind if name in COLUMNS else None
     if kind == "timestamp":
-        stamps = values.cast(arrow.timestamp("ms", tz="UTC"), safe=False).cast(arrow.int64()).to_pylist()
+        stamps = (
+            values.cast(arrow.timestamp("ms", tz="UTC"), safe=False).cast(arrow.int64()).to_pylist()
+        )
         return [_iso(stamp) for stamp in stamps]
     plain: list[Any] = values.to_pylist()
     if kind == "float32":
@@ -107,4 +126,8 @@ def _milliseconds(stamp: str) -> int:
 
 
 def _iso(milliseconds: int) -> str:
-    return (_EPOCH + milliseconds * _MILLISECOND).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return (
+        (_EPOCH + milliseconds * _MILLISECOND)
+        .isoformat(timespec="milliseconds")
+        .replace("+00:00", "Z")
+    )

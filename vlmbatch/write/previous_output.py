@@ -1,4 +1,6 @@
-"""OUTPUT as an earlier run left it: read through, and read again in whatever order its rows are needed."""
+"""OUTPUT as an earlier run left it: read through, and read again in whatever order its rows are
+needed.
+"""
 
 from __future__ import annotations
 
@@ -56,13 +58,23 @@ class EarlierRows:
         """
         for row in self._read(SCANNED):
             id, task, prompt, index, status = row.values()
-            if not (isinstance(id, str) and isinstance(task, str) and isinstance(prompt, str) and isinstance(index, int) and isinstance(status, str)):
+            if not (
+                isinstance(id, str)
+                and isinstance(task, str)
+                and isinstance(prompt, str)
+                and isinstance(index, int)
+                and isinstance(status, str)
+            ):
                 raise self._foreign(f"row {self.count + 1} is not a record")
-            table.put(key_digest(id, task, prompt), place=-1 - self.count, index=index, status=status)
+            table.put(
+                key_digest(id, task, prompt), place=-1 - self.count, index=index, status=status
+            )
             self.count += 1
 
     def rows(self, positions: Int64Array) -> Iterator[Row]:
-        """The rows at the given positions, in the order given: straight from the file when they ascend, else through a temporary file."""
+        """The rows at the given positions, in the order given: straight from the file when they
+        ascend, else through a temporary file.
+        """
         if self._spill is None and bool(np.all(positions[1:] > positions[:-1])):
             wanted = iter(positions)
             position = next(wanted, None)
@@ -90,7 +102,9 @@ class EarlierRows:
             self._spill.close()
 
     def _spilled(self) -> BinaryIO:
-        """The rows as lines of JSON in a file without a name, which any row can be read from at once."""
+        """The rows as lines of JSON in a file without a name, which any row can be read from at
+        once.
+        """
         if self._spill is None:
             offsets = np.zeros(self.count, np.int64)
             spill: BinaryIO = tempfile.TemporaryFile(dir=self._path.parent)
@@ -114,9 +128,13 @@ class EarlierRows:
             raise OutputError(f"cannot read {self._path}: {reason(error)}") from error
 
     def _status(self) -> tuple[int, int]:
-        """What changes when a program writes into the file; one that puts another in its place does no harm."""
+        """What changes when a program writes into the file; one that puts another in its place does
+        no harm.
+        """
         found = os.fstat(self._file.fileno())
         return found.st_size, found.st_mtime_ns
 
     def _foreign(self, why: str) -> OutputError:
-        return OutputError(f"{self._path} was not written by vlmbatch ({why}); --overwrite replaces it")
+        return OutputError(
+            f"{self._path} was not written by vlmbatch ({why}); --overwrite replaces it"
+        )

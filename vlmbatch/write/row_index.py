@@ -1,4 +1,6 @@
-"""What a run keeps in memory about every row of OUTPUT: where it stands, not what it says. About 200 bytes a row."""
+"""What a run keeps in memory about every row of OUTPUT: where it stands, not what it says. About
+200 bytes a row.
+"""
 
 from __future__ import annotations
 
@@ -18,15 +20,24 @@ _ROOM = 65536
 
 @functools.lru_cache(maxsize=8)  # a row is asked for, found and moved in a row
 def key_digest(id: str, task: str, prompt: str) -> bytes:
-    """What stands for a row's identity: 16 bytes, so that two rows among 10^12 share one with a probability of about 10^-15."""
-    return hashlib.blake2b(f"{id}\0{task}\0{prompt}".encode("utf-8", "backslashreplace"), digest_size=16).digest()
+    """What stands for a row's identity: 16 bytes, so that two rows among 10^12 share one with a
+    probability of about 10^-15.
+    """
+    return hashlib.blake2b(
+        f"{id}\0{task}\0{prompt}".encode("utf-8", "backslashreplace"), digest_size=16
+    ).digest()
 
 
 def short_digest(text: str) -> int:
     """What stands for a file's path or fingerprint: 64 bits, 0 for none."""
     if not text:
         return 0
-    return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "backslashreplace"), digest_size=8).digest(), "big") or 1
+    return (
+        int.from_bytes(
+            hashlib.blake2b(text.encode("utf-8", "backslashreplace"), digest_size=8).digest(), "big"
+        )
+        or 1
+    )
 
 
 class RowTable:
@@ -49,12 +60,24 @@ class RowTable:
         """The row's number in this table; None when it is not there."""
         return self._numbers.get(key)
 
-    def put(self, key: bytes, *, place: int, index: int, status: str, question: int = 0, source: int = 0, fingerprint: int = 0, seen: bool = False) -> None:
+    def put(
+        self,
+        key: bytes,
+        *,
+        place: int,
+        index: int,
+        status: str,
+        question: int = 0,
+        source: int = 0,
+        fingerprint: int = 0,
+        seen: bool = False,
+    ) -> None:
         """Adds a row, or replaces what is known about it.
 
         Args:
             key: From ``key_digest``.
-            place: Where the row stands: an offset in the journal, or ``-1 - position`` in the OUTPUT of before.
+            place: Where the row stands: an offset in the journal, or ``-1 - position`` in the
+                OUTPUT of before.
             index: Place of the item in input order.
             status: The row's.
             question: The question's place among those about the item.
@@ -78,7 +101,14 @@ class RowTable:
     def _make_room(self, number: int) -> None:
         if number < len(self._flags):
             return
-        for column in (self._places, self._indexes, self._questions, self._sources, self._fingerprints, self._flags):
+        for column in (
+            self._places,
+            self._indexes,
+            self._questions,
+            self._sources,
+            self._fingerprints,
+            self._flags,
+        ):
             column.frombytes(bytes(column.itemsize * (number + _ROOM - len(column))))
 
     def is_error(self, number: int) -> bool:
@@ -115,37 +145,53 @@ class RowTable:
         return moved
 
     def in_order(self) -> Int64Array:
-        """Row numbers in the order of OUTPUT: by index, at the same index those that this run has seen first, then by question, then by age."""
+        """Row numbers in the order of OUTPUT: by index, at the same index those that this run has
+        seen first, then by question, then by age.
+        """
         count = self._count
         places = self.places()
         flags = np.array(self._flags, np.uint8)[:count]
         unseen = (flags & _SEEN) == 0
         from_journal = places >= 0
         age = np.where(from_journal, places, -1 - places)
-        questions, indexes = np.array(self._questions, np.int32)[:count], np.array(self._indexes, np.int64)[:count]
+        questions, indexes = (
+            np.array(self._questions, np.int32)[:count],
+            np.array(self._indexes, np.int64)[:count],
+        )
         order = np.lexsort((age, from_journal, questions, unseen, indexes)).astype(np.int64)
         kept: Int64Array = order[(flags[order] & _GONE) == 0]
         return kept
 
     def places(self) -> Int64Array:
-        """Where each row stands, by number: an offset in the journal, or ``-1 - position`` in the OUTPUT of before."""
+        """Where each row stands, by number: an offset in the journal, or ``-1 - position`` in the
+        OUTPUT of before.
+        """
         return np.array(self._places, np.int64)[: self._count]
 
     def outdated(self) -> tuple[Int64Array, Int64Array]:
         """Rows of files that have changed, as far as this run has seen the files.
 
         Returns:
-            Numbers of rows that this run has not seen, made from a file of which it has seen a later state; and numbers of the rows seen of these files.
+            Numbers of rows that this run has not seen, made from a file of which it has seen a
+            later state; and numbers of the rows seen of these files.
         """
         flags = np.array(self._flags, np.uint8)[: self._count]
-        sources, fingerprints = (np.array(column, np.uint64)[: self._count] for column in (self._sources, self._fingerprints))
+        sources, fingerprints = (
+            np.array(column, np.uint64)[: self._count]
+            for column in (self._sources, self._fingerprints)
+        )
         known = (sources != 0) & (fingerprints != 0) & ((flags & _GONE) == 0)
         seen = known & ((flags & _SEEN) != 0)
         seen_sources, first = np.unique(sources[seen], return_index=True)
         if not len(seen_sources):
             return np.zeros(0, np.int64), np.zeros(0, np.int64)
         place = np.searchsorted(seen_sources, sources).clip(max=len(seen_sources) - 1)
-        changed = known & ~seen & (seen_sources[place] == sources) & (fingerprints[seen][first][place] != fingerprints)
+        changed = (
+            known
+            & ~seen
+            & (seen_sources[place] == sources)
+            & (fingerprints[seen][first][place] != fingerprints)
+        )
         return np.flatnonzero(changed), np.flatnonzero(seen & np.isin(sources, sources[changed]))
 
     def drop(self, numbers: Iterable[int]) -> None:
@@ -162,10 +208,19 @@ class RowTable:
         return int(np.count_nonzero((flags & (_ERROR | _GONE)) == _ERROR))
 
     def known_files(self) -> Iterator[tuple[bytes, int, int, int, int, str]]:
-        """Key, source, fingerprint, index, question and status (``error`` or ``ok``) of every row, in the order of OUTPUT."""
+        """Key, source, fingerprint, index, question and status (``error`` or ``ok``) of every row,
+        in the order of OUTPUT.
+        """
         keys = [b""] * self._count
         for key, number in self._numbers.items():
             keys[number] = key
         for number in self.in_order().tolist():
             status = "error" if self.is_error(number) else "ok"
-            yield keys[number], self._sources[number], self._fingerprints[number], self._indexes[number], self._questions[number], status
+            yield (
+                keys[number],
+                self._sources[number],
+                self._fingerprints[number],
+                self._indexes[number],
+                self._questions[number],
+                status,
+            )

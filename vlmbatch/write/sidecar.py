@@ -1,10 +1,13 @@
-"""Sidecars: one text or subtitle file for each picture or video, beside it or in a folder of their own.
+"""Sidecars: one text or subtitle file for each picture or video, beside it or in a folder of their
+own.
 
-What a file is called: ``photo.jpg`` has ``photo.txt``, as trainers look for it. Of two that would have the same name, the first by path gets it and the other
-keeps its suffix (``photo.png.txt``); a name once given stays with its picture.
+What a file is called: ``photo.jpg`` has ``photo.txt``, as trainers look for it. Of two that would
+have the same name, the first by path gets it and the other keeps its suffix (``photo.png.txt``); a
+name once given stays with its picture.
 
-What is replaced: only what is ours. ``OUTPUT.sidecars`` says which files were written and the SHA-256 of each; a file that is there and is not as it was
-written, be it somebody else's or one that was corrected by hand, stays as it is.
+What is replaced: only what is ours. ``OUTPUT.sidecars`` says which files were written and the
+SHA-256 of each; a file that is there and is not as it was written, be it somebody else's or one
+that was corrected by hand, stays as it is.
 """
 
 from __future__ import annotations
@@ -65,12 +68,14 @@ def open_sidecars(job: Job, output: Path | None) -> Sidecars | None:
 
 
 class Sidecars:
-    """Gathers rows in a temporary database, as they may be more than memory holds and in any order, and writes the files.
+    """Gathers rows in a temporary database, as they may be more than memory holds and in any order,
+    and writes the files.
 
     ``expect`` may be called on another thread than the rest, not at the same time.
 
     Args:
-        kind: ``txt``, ``srt`` or ``vtt``. Rows about stretches of a video become cues, in ``txt`` lines with time stamps.
+        kind: ``txt``, ``srt`` or ``vtt``. Rows about stretches of a video become cues, in ``txt``
+            lines with time stamps.
         record: ``OUTPUT.sidecars``.
         folder: Where the files go, in the same tree as the ids; None puts them beside the sources.
         overwrite: Whether files that are not ours are replaced too.
@@ -79,9 +84,13 @@ class Sidecars:
         OutputError: The folder cannot be made.
     """
 
-    def __init__(self, kind: str, record: Path, *, folder: Path | None = None, overwrite: bool = False) -> None:
+    def __init__(
+        self, kind: str, record: Path, *, folder: Path | None = None, overwrite: bool = False
+    ) -> None:
         self._kind, self._record, self._folder, self._overwrite = kind, record, folder, overwrite
-        self._db = sqlite3.connect("", isolation_level=None, check_same_thread=False)  # a file without a name: it goes with the process
+        self._db = sqlite3.connect(
+            "", isolation_level=None, check_same_thread=False
+        )  # a file without a name: it goes with the process
         self._db.executescript(_TABLES)
         self._db.execute("BEGIN")
         if folder is not None:
@@ -114,21 +123,35 @@ class Sidecars:
             prompt: Likewise.
             common: What an item without questions of its own is asked.
         """
-        asked = {question for (question,) in self._run("SELECT question FROM items WHERE id = ?", id)}
+        asked = {
+            question for (question,) in self._run("SELECT question FROM items WHERE id = ?", id)
+        }
         return prompt in asked or ("" in asked and prompt in common)
 
     def add(self, row: Row) -> None:
-        """Takes a row of an item that is expected. Rows without an answer are left out; the answers about one thing come in the order of their rows."""
+        """Takes a row of an item that is expected. Rows without an answer are left out; the answers
+        about one thing come in the order of their rows.
+        """
         if row["status"] != "error" and row["text"] is not None:
             values = (file_name(row["id"]), row["time_seconds"], row["end_seconds"], row["text"])
             self._run("INSERT INTO texts (name, start, end, text) VALUES (?, ?, ?, ?)", *values)
 
     def contents(self) -> Iterator[tuple[str, str, bytes | None]]:
-        """Yields (name, source, content) of every file, by source; the content is None when there is nothing to say, or nothing with times for subtitles."""
+        """Yields (name, source, content) of every file, by source; the content is None when there
+        is nothing to say, or nothing with times for subtitles.
+        """
         self._run("CREATE INDEX IF NOT EXISTS by_name ON texts (name, start, number)")
-        for name, source in self._db.execute("SELECT name, source FROM files ORDER BY source, name"):
-            rows = self._run("SELECT start, end, text FROM texts WHERE name = ? ORDER BY start, number", name)
-            timed = [(start, end, text) for start, end, text in rows if start is not None and end is not None]
+        for name, source in self._db.execute(
+            "SELECT name, source FROM files ORDER BY source, name"
+        ):
+            rows = self._run(
+                "SELECT start, end, text FROM texts WHERE name = ? ORDER BY start, number", name
+            )
+            timed = [
+                (start, end, text)
+                for start, end, text in rows
+                if start is not None and end is not None
+            ]
             if timed:
                 yield name, source, FORMS[self._kind](make_cues(timed)).encode()
             elif rows and self._kind == "txt":
@@ -140,14 +163,17 @@ class Sidecars:
         """Writes every file, whole or not at all, and then the record of them.
 
         Returns:
-            How many were ``written``, are ``unchanged``, were ``kept`` because they are not ours, are ``renamed`` because another has the name (they count as
-            written or unchanged too), and have ``no_place`` because their source is no file here.
+            How many were ``written``, are ``unchanged``, were ``kept`` because they are not ours,
+            are ``renamed`` because another has the name (they count as written or unchanged too),
+            and have ``no_place`` because their source is no file here.
 
         Raises:
             OutputError: Some could not be written; the others were.
         """
         self._load_record()
-        counts = collections.Counter(dict.fromkeys(("written", "unchanged", "kept", "renamed", "no_place"), 0))
+        counts = collections.Counter(
+            dict.fromkeys(("written", "unchanged", "kept", "renamed", "no_place"), 0)
+        )
         failures: list[str] = []
         for name, source, content in self.contents():
             paths = self._paths(name, source)
@@ -160,7 +186,12 @@ class Sidecars:
             if path != paths[0]:
                 counts["renamed"] += 1
                 if counts["renamed"] <= SHOWN:
-                    logger.warning("%s: another one has the sidecar %s; its own is %s", name, os.fsdecode(paths[0]), os.fsdecode(path))
+                    logger.warning(
+                        "%s: another one has the sidecar %s; its own is %s",
+                        name,
+                        os.fsdecode(paths[0]),
+                        os.fsdecode(path),
+                    )
             try:
                 outcome = self._put(path, content)
             except OSError as error:
@@ -168,13 +199,19 @@ class Sidecars:
                 continue
             counts[outcome] += 1
             if outcome == "kept" and counts["kept"] <= SHOWN:
-                logger.warning("%s is there and was not written from this output: it stays as it is", os.fsdecode(path))
+                logger.warning(
+                    "%s is there and was not written from this output: it stays as it is",
+                    os.fsdecode(path),
+                )
         if counts["written"]:
-            os.sync()  # once for all: an fsync a file takes milliseconds, and there may be a million
+            # once for all: an fsync a file takes milliseconds, and there may be a million
+            os.sync()
         self._save_record()
         if failures:
             more = f" and {len(failures) - 1} more" if len(failures) > 1 else ""
-            raise OutputError(f"cannot write sidecars ({failures[0]}{more}); every answer is in the output, and the same command again writes what is missing")
+            raise OutputError(
+                f"cannot write sidecars ({failures[0]}{more}); every answer is in the output, and the same command again writes what is missing"
+            )
         return dict(counts)
 
     def _paths(self, name: str, source: str) -> list[bytes] | None:
@@ -194,23 +231,34 @@ class Sidecars:
         """Chooses the path of a file: the one it had, or else the first that no other one has."""
         number = 1
         owners = {path: self._owner(path) for path in paths}
-        path = next((path for path in paths if owners[path] == name), None) or next((path for path in paths if owners[path] is None), None)
+        path = next((path for path in paths if owners[path] == name), None) or next(
+            (path for path in paths if owners[path] is None), None
+        )
         while path is None:
             number += 1
             stem, suffix = os.path.splitext(paths[1])
             candidate = stem + f".{number}".encode() + suffix
             path = candidate if self._owner(candidate) in (None, name) else None
         if owners.get(path) != name:
-            self._run("INSERT OR REPLACE INTO written SELECT ?1, ?2, ?3, COALESCE((SELECT digest FROM written WHERE path = ?1), '')", path, name, source)
+            self._run(
+                "INSERT OR REPLACE INTO written SELECT ?1, ?2, ?3, COALESCE((SELECT digest FROM written WHERE path = ?1), '')",
+                path,
+                name,
+                source,
+            )
         return path
 
     def _owner(self, path: bytes) -> str | None:
-        """The file that has a path; None also when it was one that is neither here any more nor on the disk."""
+        """The file that has a path; None also when it was one that is neither here any more nor on
+        the disk.
+        """
         found = self._run("SELECT name, source FROM written WHERE path = ?", path)
         if not found:
             return None
         name, source = found[0]
-        lives = self._run("SELECT 1 FROM files WHERE name = ?", name) or _on_disk(source) is not None
+        lives = (
+            self._run("SELECT 1 FROM files WHERE name = ?", name) or _on_disk(source) is not None
+        )
         return str(name) if lives else None
 
     def _put(self, path: bytes, content: bytes) -> str:
@@ -225,9 +273,15 @@ class Sidecars:
         if there != content:
             ours = self._run("SELECT digest FROM written WHERE path = ?", path)[0][0]
             # A file of nothing, which a power cut may leave, holds nothing to lose.
-            if there is not None and there.strip(b"\0\r\n\t ") and not self._overwrite and _digest(there) != ours:
+            if (
+                there is not None
+                and there.strip(b"\0\r\n\t ")
+                and not self._overwrite
+                and _digest(there) != ours
+            ):
                 return "kept"
-            # The same name at every try, so that a killed run leaves no heap of them; a longer one than the file's might be too long.
+            # The same name at every try, so that a killed run leaves no heap of them; a longer one
+            # than the file's might be too long.
             temporary = os.path.join(os.path.dirname(path), f".{_digest(path)[:16]}.tmp".encode())
             try:
                 with open(temporary, "wb") as file:
@@ -245,20 +299,34 @@ class Sidecars:
             with open(self._record, encoding="utf-8") as file:
                 for line in file:
                     entry = json.loads(line)
-                    values = (os.fsencode(entry["path"]), entry["id"], entry["source"], entry["sha256"])
+                    values = (
+                        os.fsencode(entry["path"]),
+                        entry["id"],
+                        entry["source"],
+                        entry["sha256"],
+                    )
                     self._run("INSERT OR REPLACE INTO written VALUES (?, ?, ?, ?)", *values)
         except FileNotFoundError:
             return
         except (ValueError, KeyError, TypeError) as error:
-            raise OutputError(f"{self._record} is damaged; without it, sidecars that were written before stay as they are") from error
+            raise OutputError(
+                f"{self._record} is damaged; without it, sidecars that were written before stay as they are"
+            ) from error
         except OSError as error:
             raise OutputError(f"cannot read {self._record}: {reason(error)}") from error
 
     def _save_record(self) -> None:
         with replacing(self._record) as file:
-            for path, name, source, digest in self._db.execute("SELECT path, name, source, digest FROM written WHERE digest != '' ORDER BY path"):
+            for path, name, source, digest in self._db.execute(
+                "SELECT path, name, source, digest FROM written WHERE digest != '' ORDER BY path"
+            ):
                 # In ASCII, so that a path that is not UTF-8 comes back as it was.
-                file.write(json.dumps({"path": os.fsdecode(path), "id": name, "source": source, "sha256": digest}).encode() + b"\n")
+                file.write(
+                    json.dumps(
+                        {"path": os.fsdecode(path), "id": name, "source": source, "sha256": digest}
+                    ).encode()
+                    + b"\n"
+                )
 
     def _run(self, statement: str, *values: object) -> list[tuple[Any, ...]]:
         try:
@@ -273,7 +341,9 @@ def file_name(id: str) -> str:
 
 
 def _on_disk(source: str) -> bytes | None:
-    r"""The file that a record names; None when there is none. Names that are not UTF-8 stand in records with ``\xNN`` in them."""
+    r"""The file that a record names; None when there is none. Names that are not UTF-8 stand in
+    records with ``\xNN`` in them.
+    """
     raw = source.encode()
     for path in (raw, _ESCAPED.sub(lambda found: bytes.fromhex(found[1].decode()), raw)):
         if b"\0" not in path and os.path.isfile(path):

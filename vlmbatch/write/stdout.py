@@ -6,8 +6,8 @@ import time
 from collections.abc import Callable
 from typing import TextIO
 
-from vlmbatch.errors import OutputError
 from vlmbatch.core import Record
+from vlmbatch.errors import OutputError
 from vlmbatch.write.atomic import reason
 from vlmbatch.write.base import Writer
 from vlmbatch.write.columns import row_of
@@ -18,7 +18,8 @@ FLUSH_SECONDS = 1.0
 
 
 class StdoutWriter(Writer):
-    """Writes to a text stream. A row that comes early is held back until those before it are out, so what is held is what is in flight.
+    """Writes to a text stream. A row that comes early is held back until those before it are out,
+    so what is held is what is in flight.
 
     Args:
         stream: The stream; it is flushed, never closed.
@@ -33,7 +34,9 @@ class StdoutWriter(Writer):
         self._next = 0
         self._closed = False
 
-    def write(self, record: Record, fingerprint: str = "", order: int | None = None, question: int = 0) -> None:
+    def write(
+        self, record: Record, fingerprint: str = "", order: int | None = None, question: int = 0
+    ) -> None:
         """Takes a row and writes every row whose turn it is."""
         line = encode(row_of(record)) + "\n"
         if order is None:
@@ -76,4 +79,8 @@ class StdoutWriter(Writer):
     def _failure(self, error: OSError) -> OutputError:
         """The error for the user; nothing more is written after it."""
         self._closed = True
-        return OutputError("stdout was closed" if isinstance(error, BrokenPipeError) else f"cannot write to stdout: {reason(error)}")
+        return OutputError(
+            "stdout was closed"
+            if isinstance(error, BrokenPipeError)
+            else f"cannot write to stdout: {reason(error)}"
+        )

@@ -1,8 +1,11 @@
-"""OUTPUT as a file: rows go to a journal first and are published in OUTPUT, whole and in input order, at the end and now and then in between.
+"""OUTPUT as a file: rows go to a journal first and are published in OUTPUT, whole and in input
+order, at the end and now and then in between.
 
-At rest OUTPUT holds the rows, and the journal beside it one short line a row: what file it was made from. During a run the journal takes the new rows, and
-a row counts as kept once its line is on the disk. Publishing writes a new OUTPUT beside the old one and puts it in its place; then the journal is made
-short again. A run that is killed anywhere in between leaves rows in the journal, in OUTPUT or in both, and as each has its key, never twice.
+At rest OUTPUT holds the rows, and the journal beside it one short line a row: what file it was made
+from. During a run the journal takes the new rows, and a row counts as kept once its line is on the
+disk. Publishing writes a new OUTPUT beside the old one and puts it in its place; then the journal
+is made short again. A run that is killed anywhere in between leaves rows in the journal, in OUTPUT
+or in both, and as each has its key, never twice.
 """
 
 from __future__ import annotations
@@ -18,19 +21,19 @@ from typing import Any
 
 import numpy as np
 
+from vlmbatch.core import RECORD_FIELDS, Record, Status
 from vlmbatch.errors import OutputError
 from vlmbatch.job import Job
-from vlmbatch.core import RECORD_FIELDS, Record, Status
 from vlmbatch.write.atomic import beside, reason, replacing
 from vlmbatch.write.base import Writer
 from vlmbatch.write.columns import Kind, Row, clean_text, common_kind, kind_of, row_of
-from vlmbatch.write.previous_output import EarlierRows
 from vlmbatch.write.formats import find_format
 from vlmbatch.write.identity import check_identity, earlier_identity
 from vlmbatch.write.journal import Header, Journal, JournalScan, plain_json, write_journal
 from vlmbatch.write.lock import OutputLock
-from vlmbatch.write.summary import write_summary
+from vlmbatch.write.previous_output import EarlierRows
 from vlmbatch.write.row_index import Int64Array, RowTable, key_digest, short_digest
+from vlmbatch.write.summary import write_summary
 
 logger = logging.getLogger(__name__)
 
@@ -96,7 +99,9 @@ class OutputStore(Writer):
         self._guard = threading.RLock()
         self._table = RowTable()
         self._earlier: EarlierRows | None = None
-        self._kinds: dict[str, Kind | None] = dict.fromkeys(map(clean_text, job.kept_columns.values()))
+        self._kinds: dict[str, Kind | None] = dict.fromkeys(
+            map(clean_text, job.kept_columns.values())
+        )
         self._waiting = 0
         self._waiting_since = 0.0
         self._changed = False
@@ -142,40 +147,65 @@ class OutputStore(Writer):
             write_journal(path, Header(self._identity), self._table.known_files())
 
     def _open(self) -> Journal:
-        """Learns what rows there are, refuses what is not ours to go on with, and opens the journal."""
+        """Learns what rows there are, refuses what is not ours to go on with, and opens the
+        journal.
+        """
         for path in (self._output, self._journal_path):
             beside(path, ".tmp").unlink(missing_ok=True)
         if self._job.overwrite:
-            return Journal(self._journal_path, write_journal(self._journal_path, Header(self._identity, base=not self._output.exists())))
+            return Journal(
+                self._journal_path,
+                write_journal(
+                    self._journal_path, Header(self._identity, base=not self._output.exists())
+                ),
+            )
         scan = JournalScan(self._journal_path)
         if scan.header and not scan.header.base and next(iter(scan), None) is None:
-            scan.header = None  # --overwrite ended before its first commit: the OUTPUT of before counts again
+            scan.header = (
+                None  # --overwrite ended before its first commit: the OUTPUT of before counts again
+            )
         if (scan.header is None or scan.header.base) and self._output.exists():
             self._earlier = EarlierRows(self._output, self._format)
             first = self._earlier.first()
             if first is not None:
-                check_identity(self._name, scan.header.identity if scan.header else earlier_identity(self._path, first, self._identity), self._identity)
+                check_identity(
+                    self._name,
+                    scan.header.identity
+                    if scan.header
+                    else earlier_identity(self._path, first, self._identity),
+                    self._identity,
+                )
         self._load(scan)
         if scan.header is None or not len(self._table):
-            return Journal(self._journal_path, write_journal(self._journal_path, Header(self._identity)))
+            return Journal(
+                self._journal_path, write_journal(self._journal_path, Header(self._identity))
+            )
         check_identity(self._name, scan.header.identity, self._identity)
         return Journal(self._journal_path, scan.end)
 
     def _load(self, scan: JournalScan) -> None:
-        """Learns what rows there are: from the journal alone when OUTPUT is the file that it means, otherwise from both."""
+        """Learns what rows there are: from the journal alone when OUTPUT is the file that it means,
+        otherwise from both.
+        """
         meant = scan.header.output if scan.header and self._earlier else None
         if self._earlier and meant and meant[:-1] == _stat(self._output):
             self._at_rest = True
             self._earlier.count = self._read_journal(scan)
             if self._earlier.count == meant[-1] and not scan.is_damaged:
                 return
-            self._table, self._earlier.count, self._at_rest = RowTable(), 0, False  # lines are missing, damaged or there twice
+            self._table, self._earlier.count, self._at_rest = (
+                RowTable(),
+                0,
+                False,
+            )  # lines are missing, damaged or there twice
         if self._earlier:
             self._earlier.scan(self._table)
         self._read_journal(scan)
 
     def _read_journal(self, scan: JournalScan) -> int:
-        """Adds what the journal knows; gives the number of rows that it says stand in OUTPUT. If OUTPUT is another one, what it does not have is gone."""
+        """Adds what the journal knows; gives the number of rows that it says stand in OUTPUT. If
+        OUTPUT is another one, what it does not have is gone.
+        """
         standing = 0
         for entry in scan:
             if entry.place >= 0:
@@ -202,8 +232,12 @@ class OutputStore(Writer):
             )
         return standing
 
-    def done(self, id: str, task: str, prompt: str, source: str = "", fingerprint: str = "") -> bool:
-        """Whether the row is there, its file is the same as far as is known, and it is no error that is to be done again."""
+    def done(
+        self, id: str, task: str, prompt: str, source: str = "", fingerprint: str = ""
+    ) -> bool:
+        """Whether the row is there, its file is the same as far as is known, and it is no error
+        that is to be done again.
+        """
         digest = short_digest(fingerprint)
         with self._guard:
             number = self._table.number(key_digest(id, task, prompt))
@@ -234,7 +268,13 @@ class OutputStore(Writer):
             if number is None:
                 return None
             place = self._table.place(number)
-            row = self._journal.read(place) if place >= 0 else self._earlier.row(-1 - place) if self._earlier else None
+            row = (
+                self._journal.read(place)
+                if place >= 0
+                else self._earlier.row(-1 - place)
+                if self._earlier
+                else None
+            )
             return None if row is None else Record(**row)
 
     def totals(self) -> dict[str, int]:
@@ -242,14 +282,29 @@ class OutputStore(Writer):
         with self._guard:
             return {"rows": len(self._table), "errors": self._table.errors()}
 
-    def write(self, record: Record, fingerprint: str = "", order: int | None = None, question: int = 0) -> None:
+    def write(
+        self, record: Record, fingerprint: str = "", order: int | None = None, question: int = 0
+    ) -> None:
         """Takes a record; ``order`` does not matter here, as rows are sorted by index."""
         row = row_of(record)
-        key, source, digest = key_digest(*record.key), short_digest(row["source"]), short_digest(fingerprint)
+        key, source, digest = (
+            key_digest(*record.key),
+            short_digest(row["source"]),
+            short_digest(fingerprint),
+        )
         with self._guard:
             self._check_open()
             place = self._journal.append(key, source, digest, question, row)
-            self._table.put(key, place=place, index=row["index"], status=row["status"], question=question, source=source, fingerprint=digest, seen=True)
+            self._table.put(
+                key,
+                place=place,
+                index=row["index"],
+                status=row["status"],
+                question=question,
+                source=source,
+                fingerprint=digest,
+                seen=True,
+            )
             self._learn_kinds(row)
             self._changed = True
             if not self._waiting:
@@ -260,7 +315,10 @@ class OutputStore(Writer):
     def tick(self) -> None:
         """Commits when enough rows have waited, or one has waited long enough."""
         with self._guard:
-            if self._waiting and (self._waiting >= self._policy.rows or self._clock() - self._waiting_since >= self._policy.seconds):
+            if self._waiting and (
+                self._waiting >= self._policy.rows
+                or self._clock() - self._waiting_since >= self._policy.seconds
+            ):
                 self.commit()
 
     def commit(self) -> None:
@@ -274,11 +332,17 @@ class OutputStore(Writer):
                 raise
             self._waiting = 0
             since = self._clock() - self._published_at
-            if self._changed and since >= self._policy.publish_seconds and self._publish_cost <= self._policy.publish_share * since:
+            if (
+                self._changed
+                and since >= self._policy.publish_seconds
+                and self._publish_cost <= self._policy.publish_share * since
+            ):
                 self._publish_now_and_then()
 
     def close(self, *, finished: bool = True) -> None:
-        """Commits, publishes what is new, makes the journal short and lets go of OUTPUT. After a failure it only lets go."""
+        """Commits, publishes what is new, makes the journal short and lets go of OUTPUT. After a
+        failure it only lets go.
+        """
         with self._guard:
             if self._closed:
                 return
@@ -302,20 +366,32 @@ class OutputStore(Writer):
             try:
                 self._publish(order)
             except OutputError as error:
-                raise OutputError(f"{error}; what was finished is kept in {self._journal_path.name}, and the same command goes on from there") from error
+                raise OutputError(
+                    f"{error}; what was finished is kept in {self._journal_path.name}, and the same command goes on from there"
+                ) from error
         if published or self._fingerprints_changed or not self._at_rest:
             header = Header(self._identity, output=self._stat and (*self._stat, len(order)))
             write_journal(self._journal_path, header, self._table.known_files())
 
     def _drop_outdated(self) -> None:
-        """Takes out rows about what a changed file no longer holds: frames of the video that it was, or the error that it had as a whole."""
+        """Takes out rows about what a changed file no longer holds: frames of the video that it
+        was, or the error that it had as a whole.
+        """
         outdated, current = self._table.outdated()
         if not len(outdated):
             return
         ids = {row["id"] for row in self._rows(current)}
-        gone = [int(number) for number, row in zip(outdated, self._rows(outdated), strict=True) if row["id"] not in ids]
+        gone = [
+            int(number)
+            for number, row in zip(outdated, self._rows(outdated), strict=True)
+            if row["id"] not in ids
+        ]
         if gone:
-            logger.info("%s: %d rows about what changed files no longer hold are left out", self._name, len(gone))
+            logger.info(
+                "%s: %d rows about what changed files no longer hold are left out",
+                self._name,
+                len(gone),
+            )
             self._table.drop(gone)
             self._changed = True
 
@@ -327,27 +403,38 @@ class OutputStore(Writer):
         return bool(np.array_equal(-1 - places, np.arange(len(order))))
 
     def _publish_now_and_then(self) -> None:
-        """Publishes for readers that do not want to wait; a failure is no harm, as the journal has the rows."""
+        """Publishes for readers that do not want to wait; a failure is no harm, as the journal has
+        the rows.
+        """
         begun = self._clock()
         try:
             self._publish(self._table.in_order())
             self._changed = False
         except OutputError as error:
-            logger.warning("%s; the run goes on, the rows are kept in %s", error, self._journal_path.name)
+            logger.warning(
+                "%s; the run goes on, the rows are kept in %s", error, self._journal_path.name
+            )
         self._published_at = self._clock()
         self._publish_cost = self._published_at - begun
 
     def _publish(self, order: Int64Array) -> None:
         """Puts a new OUTPUT with every row in the place of the old one."""
         if _stat(self._output) != self._stat:
-            logger.warning("%s was changed by another program during the run; its changes are replaced", self._name)
+            logger.warning(
+                "%s was changed by another program during the run; its changes are replaced",
+                self._name,
+            )
         with replacing(self._output) as file:
-            self._format.write_rows(file, self._rows(order), self._job.to_dict(credentials=False), self._carried(order))
+            self._format.write_rows(
+                file, self._rows(order), self._job.to_dict(credentials=False), self._carried(order)
+            )
         self._stat = _stat(self._output)
         self.has_published = True
 
     def _carried(self, order: Int64Array) -> dict[str, Kind]:
-        """The carried columns with kinds that every row fits into; those of rows from before this run are looked at once."""
+        """The carried columns with kinds that every row fits into; those of rows from before this
+        run are looked at once.
+        """
         if self._kinds and not self._kinds_known:
             for row in self._rows(order):
                 self._learn_kinds(row)
@@ -370,7 +457,11 @@ class OutputStore(Writer):
 
     def _check_open(self) -> None:
         if self._failed or self._closed:
-            raise OutputError(f"{self._name} takes no more rows: writing to it has failed" if self._failed else f"{self._name} is closed")
+            raise OutputError(
+                f"{self._name} takes no more rows: writing to it has failed"
+                if self._failed
+                else f"{self._name} is closed"
+            )
 
     def _release(self) -> None:
         if self._earlier is not None:

@@ -1,4 +1,6 @@
-"""Answers about stretches of a video as subtitles: SubRip (``.srt``), WebVTT (``.vtt``), or a transcript with time stamps (``.txt``)."""
+"""Answers about stretches of a video as subtitles: SubRip (``.srt``), WebVTT (``.vtt``), or a
+transcript with time stamps (``.txt``).
+"""
 
 from __future__ import annotations
 
@@ -18,8 +20,10 @@ class Cue(NamedTuple):
 def make_cues(spans: Iterable[tuple[float, float, str]]) -> Iterator[Cue]:
     """Cues in order of time that do not overlap.
 
-    Answers about the same stretch stand one below the other. A text that goes on in the next stretch is one cue; where nothing is known in between it is
-    not, so that no cue claims what nobody looked at. Times are rounded down to whole milliseconds, so that no cue runs past the video's end.
+    Answers about the same stretch stand one below the other. A text that goes on in the next
+    stretch is one cue; where nothing is known in between it is not, so that no cue claims what
+    nobody looked at. Times are rounded down to whole milliseconds, so that no cue runs past the
+    video's end.
 
     Args:
         spans: (start, end, text), in seconds, ascending by start.
@@ -43,7 +47,9 @@ def _cut(spans: Iterable[tuple[float, float, str]]) -> Iterator[Cue]:
         answers = list(group)
         lines = tuple(line for *_, text in answers for line in text_lines(text))
         cue = Cue(_milliseconds(start), max(_milliseconds(end) for _, end, _ in answers), lines)
-        if held is not None and _is_shown(held := held._replace(end_ms=min(held.end_ms, cue.start_ms))):
+        if held is not None and _is_shown(
+            held := held._replace(end_ms=min(held.end_ms, cue.start_ms))
+        ):
             yield held
         held = cue
     if held is not None and _is_shown(held):
@@ -51,14 +57,18 @@ def _cut(spans: Iterable[tuple[float, float, str]]) -> Iterator[Cue]:
 
 
 def text_lines(text: str) -> list[str]:
-    """The lines of a text, white space around them cut off: a blank one would end a cue. Every character that some program takes for a line break is one."""
+    """The lines of a text, white space around them cut off: a blank one would end a cue. Every
+    character that some program takes for a line break is one.
+    """
     return [line for line in map(str.strip, text.replace("\0", "").splitlines()) if line]
 
 
 def srt(cues: Iterable[Cue]) -> str:
     """SubRip. The format has no way to write ``-->`` in a text; it becomes ``->``."""
     blocks = (
-        f"{number}\n{_stamp(cue.start_ms, ',')} --> {_stamp(cue.end_ms, ',')}\n" + "\n".join(cue.lines).replace("-->", "->") + "\n"
+        f"{number}\n{_stamp(cue.start_ms, ',')} --> {_stamp(cue.end_ms, ',')}\n"
+        + "\n".join(cue.lines).replace("-->", "->")
+        + "\n"
         for number, cue in enumerate(cues, 1)
     )
     return "\n".join(blocks)
@@ -66,13 +76,20 @@ def srt(cues: Iterable[Cue]) -> str:
 
 def vtt(cues: Iterable[Cue]) -> str:
     """WebVTT, with ``&``, ``<`` and ``>`` (so ``-->`` too) as character references."""
-    blocks = (f"\n{_stamp(cue.start_ms)} --> {_stamp(cue.end_ms)}\n" + "\n".join(map(_escape, cue.lines)) + "\n" for cue in cues)
+    blocks = (
+        f"\n{_stamp(cue.start_ms)} --> {_stamp(cue.end_ms)}\n"
+        + "\n".join(map(_escape, cue.lines))
+        + "\n"
+        for cue in cues
+    )
     return "WEBVTT\n" + "".join(blocks)
 
 
 def transcript(cues: Iterable[Cue]) -> str:
     """One line a cue: ``[00:00:12.000 --> 00:00:13.500] what it says``."""
-    return "".join(f"[{_stamp(cue.start_ms)} --> {_stamp(cue.end_ms)}] {' '.join(cue.lines)}\n" for cue in cues)
+    return "".join(
+        f"[{_stamp(cue.start_ms)} --> {_stamp(cue.end_ms)}] {' '.join(cue.lines)}\n" for cue in cues
+    )
 
 
 FORMS: dict[str, Callable[[Iterable[Cue]], str]] = {"srt": srt, "vtt": vtt, "txt": transcript}

@@ -18,7 +18,8 @@ def summary_path(output: Path) -> Path:
 
 
 def write_summary(output: Path, summary: Mapping[str, Any]) -> Path:
-    """Writes the summary of an OUTPUT, whole or not at all. Numbers that are not finite become null.
+    """Writes the summary of an OUTPUT, whole or not at all. Numbers that are not finite become
+    null.
 
     Args:
         output: The OUTPUT.
@@ -32,7 +33,12 @@ def write_summary(output: Path, summary: Mapping[str, Any]) -> Path:
     """
     path = summary_path(output)
     with replacing(path) as file:
-        file.write(json.dumps(_finite(summary), ensure_ascii=False, indent=2, allow_nan=False, default=str).encode("utf-8", "backslashreplace") + b"\n")
+        file.write(
+            json.dumps(
+                _finite(summary), ensure_ascii=False, indent=2, allow_nan=False, default=str
+            ).encode("utf-8", "backslashreplace")
+            + b"\n"
+        )
     return path
 
 

@@ -1,4 +1,6 @@
-"""Decode steps of fixed shapes give the tokens of ordinary ones, and give way where recording them fails; tiles that are sent ahead are the right ones."""
+"""Decode steps of fixed shapes give the tokens of ordinary ones, and give way where recording them
+fails; tiles that are sent ahead are the right ones.
+"""
 
 from __future__ import annotations
 
@@ -13,18 +15,26 @@ import torch
 from tests.engine.reference import TokenSpy, run_all, texts
 from tests.engine.torch.test_parity import assert_same, mixed_requests, open_tiny, wanted_answers
 from vlmbatch.checkpoint import find_checkpoint
+from vlmbatch.core import Conversation
 from vlmbatch.engine import open_engine
-from vlmbatch.engine.torch.cuda.buckets import BucketDecoder, Compute, CudaGraphs, Record, Step, as_it_is, bucket_of
 from vlmbatch.engine.torch.cache import Cache, DecodeAttention, PrefillAttention, Segment
-from vlmbatch.engine.torch.engine import TorchEngine
+from vlmbatch.engine.torch.cuda.buckets import (
+    BucketDecoder,
+    Compute,
+    CudaGraphs,
+    Record,
+    Step,
+    as_it_is,
+    bucket_of,
+)
 from vlmbatch.engine.torch.cuda.uploads import TileUploads
+from vlmbatch.engine.torch.engine import TorchEngine
 from vlmbatch.job import Job
 from vlmbatch.prepare import Preparer
 from vlmbatch.read.pictures.decode import load_image
-from vlmbatch.core import Conversation
 from vlmbatch.tasks import DEFAULT_PROMPTS
 
-SAMPLES = Path(__file__).parent.parent.parent / "sample_data"
+SAMPLES = Path(__file__).parents[3] / "sample_data"
 
 
 def into_a_fixed_buffer(compute: Compute) -> Compute:
@@ -34,12 +44,27 @@ def into_a_fixed_buffer(compute: Compute) -> Compute:
 
 
 def in_buckets(engine: TorchEngine, record: Record = as_it_is, met_before: int = 1) -> TorchEngine:
-    engine._buckets = BucketDecoder(engine.model, engine.cache, engine.stats, record, met_before=met_before)
+    engine._buckets = BucketDecoder(
+        engine.model, engine.cache, engine.stats, record, met_before=met_before
+    )
     return engine
 
 
 def test_buckets_are_powers_of_two_or_all_rows() -> None:
-    assert [bucket_of(rows, 12) for rows in range(1, 13)] == [1, 2, 4, 4, 8, 8, 8, 8, 12, 12, 12, 12]
+    assert [bucket_of(rows, 12) for rows in range(1, 13)] == [
+        1,
+        2,
+        4,
+        4,
+        8,
+        8,
+        8,
+        8,
+        12,
+        12,
+        12,
+        12,
+    ]
 
 
 @pytest.mark.parametrize("batch_size", [None, 1, 3], ids=["as many as fit", "one", "three"])
@@ -47,14 +72,21 @@ def test_buckets_are_powers_of_two_or_all_rows() -> None:
 def test_tokens_are_those_of_generate(tiny: Path, batch_size: int | None, record: Record) -> None:
     engine, preparer = open_tiny(tiny, batch_size=batch_size)
     requests = mixed_requests(preparer)
-    assert_same(in_buckets(engine, record), requests, wanted_answers(tiny, requests), find_checkpoint(str(tiny)).end_token_ids())
+    assert_same(
+        in_buckets(engine, record),
+        requests,
+        wanted_answers(tiny, requests),
+        find_checkpoint(str(tiny)).end_token_ids(),
+    )
     graphs = engine.stats.graphs
     assert graphs["notes"] == []
     assert graphs["replayed"] + graphs["recorded"] == engine.stats.decode_steps
     assert graphs["replayed"] > graphs["recorded"] > 0
 
 
-@pytest.mark.parametrize("settings", [{"temperature": 0.8}, {"quantize": "int8"}], ids=["sampled", "8-bit weights"])
+@pytest.mark.parametrize(
+    "settings", [{"temperature": 0.8}, {"quantize": "int8"}], ids=["sampled", "8-bit weights"]
+)
 def test_other_settings_give_the_same_tokens_too(tiny: Path, settings: dict[str, object]) -> None:
     engine, preparer = open_tiny(tiny, **settings)
     wanted = texts(engine, mixed_requests(preparer))
@@ -65,20 +97,37 @@ def test_other_settings_give_the_same_tokens_too(tiny: Path, settings: dict[str,
 
 def test_the_demo_model_gives_the_same_tokens() -> None:
     with open(SAMPLES / "content.csv", newline="", encoding="utf-8") as file:
-        names = [row["file"] for row in csv.DictReader(file) if row["file"].startswith(("images/", "scans/"))]
+        names = [
+            row["file"]
+            for row in csv.DictReader(file)
+            if row["file"].startswith(("images/", "scans/"))
+        ]
     checkpoint = find_checkpoint("demo")
     preparer = Preparer.from_checkpoint(checkpoint)
     answers = []
     for fixed in (False, True):
-        engine = open_engine(Job(inputs=("x",), model="demo", dtype="float32", device="cpu"), checkpoint, preparer.prepare, TokenSpy.decode)
+        engine = open_engine(
+            Job(inputs=("x",), model="demo", dtype="float32", device="cpu"),
+            checkpoint,
+            preparer.prepare,
+            TokenSpy.decode,
+        )
         assert isinstance(engine, TorchEngine)
-        requests = [preparer.prepare(Conversation("image", load_image(str(SAMPLES / name), 10**8)), [DEFAULT_PROMPTS["caption"], "Why?"]) for name in names]
+        requests = [
+            preparer.prepare(
+                Conversation("image", load_image(str(SAMPLES / name), 10**8)),
+                [DEFAULT_PROMPTS["caption"], "Why?"],
+            )
+            for name in names
+        ]
         answers.append(texts(in_buckets(engine) if fixed else engine, requests))
     assert answers[0] == answers[1]
 
 
 @torch.inference_mode()
-def test_padding_touches_no_live_row_and_a_step_writes_what_the_ordinary_one_writes(tiny: Path) -> None:
+def test_padding_touches_no_live_row_and_a_step_writes_what_the_ordinary_one_writes(
+    tiny: Path,
+) -> None:
     model = open_tiny(tiny)[0].model
     generator = torch.Generator().manual_seed(0)
     states = []
@@ -93,7 +142,9 @@ def test_padding_touches_no_live_row_and_a_step_writes_what_the_ordinary_one_wri
             model.language(model.language.embed(ids), torch.arange(tokens), prefill)
             prefill.finish()
         arenas = list(cache.arenas.values())
-        arenas[0].give_back(arenas[0].rows[0])  # two of four rows live, the third's numbers still stand there
+        arenas[0].give_back(
+            arenas[0].rows[0]
+        )  # two of four rows live, the third's numbers still stand there
         arenas[0].keys[0][2:] = 7.0
         before = [layer.clone() for arena in arenas for layer in arena.keys]
         last = [3, 4, 5]
@@ -103,15 +154,33 @@ def test_padding_touches_no_live_row_and_a_step_writes_what_the_ordinary_one_wri
         else:
             attend = DecodeAttention(cache)
             positions = torch.tensor([row.length for row in attend.rows])
-            logits = model.language.logits(model.language(model.language.embed(torch.tensor(last)), positions, attend))
+            logits = model.language.logits(
+                model.language(model.language.embed(torch.tensor(last)), positions, attend)
+            )
         after = [layer for arena in arenas for layer in arena.keys]
         for number, (old, new) in enumerate(zip(before, after, strict=True)):
             arena = arenas[number // model.shape.text.layers]
             for row in arena.rows:
-                changed = (old[row.number] != new[row.number]).any(dim=2).any(dim=0).nonzero().flatten().tolist()
+                changed = (
+                    (old[row.number] != new[row.number])
+                    .any(dim=2)
+                    .any(dim=0)
+                    .nonzero()
+                    .flatten()
+                    .tolist()
+                )
                 assert changed == [row.length]
             assert torch.equal(old[len(arena.rows) :, :, 1:], new[len(arena.rows) :, :, 1:])
-        states.append((logits, [layer[: len(arena.rows)] for arena in arenas for layer in (*arena.keys, *arena.values)]))
+        states.append(
+            (
+                logits,
+                [
+                    layer[: len(arena.rows)]
+                    for arena in arenas
+                    for layer in (*arena.keys, *arena.values)
+                ],
+            )
+        )
     torch.testing.assert_close(states[1][0], states[0][0], rtol=1e-4, atol=1e-4)
     for found, wanted in zip(states[1][1], states[0][1], strict=True):
         torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
@@ -134,9 +203,16 @@ def test_when_recording_fails_the_ordinary_step_goes_on_with_one_warning(
     assert "operation not permitted" in engine.stats.graphs["notes"][0]
 
 
-@pytest.mark.parametrize("wrong", [lambda logits: logits + torch.arange(logits.shape[1]), lambda logits: logits * float("nan")], ids=["other", "not finite"])
+@pytest.mark.parametrize(
+    "wrong",
+    [lambda logits: logits + torch.arange(logits.shape[1]), lambda logits: logits * float("nan")],
+    ids=["other", "not finite"],
+)
 def test_a_recorded_step_that_gives_other_logits_is_given_up(
-    tiny: Path, plain: dict[tuple[int, int], str | None], wrong: Callable[[torch.Tensor], torch.Tensor], caplog: pytest.LogCaptureFixture
+    tiny: Path,
+    plain: dict[tuple[int, int], str | None],
+    wrong: Callable[[torch.Tensor], torch.Tensor],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     recorded = []
 
@@ -164,7 +240,13 @@ def test_a_step_is_not_used_once_its_arena_has_grown(tiny: Path) -> None:
 
     def ordinary() -> torch.Tensor:
         done.append(row.arena.serial)
-        return language.logits(language(language.embed(torch.tensor([7])), torch.tensor([row.length]), DecodeAttention(cache)))
+        return language.logits(
+            language(
+                language.embed(torch.tensor([7])),
+                torch.tensor([row.length]),
+                DecodeAttention(cache),
+            )
+        )
 
     first = decoder.logits([7], ordinary)
     torch.testing.assert_close(decoder.logits([7], ordinary), first)
@@ -179,13 +261,21 @@ def test_a_step_is_not_used_once_its_arena_has_grown(tiny: Path) -> None:
     assert not decoder._steps
 
 
-def test_steps_are_recorded_when_they_were_met_often_enough(tiny: Path, plain: dict[tuple[int, int], str | None]) -> None:
+def test_steps_are_recorded_when_they_were_met_often_enough(
+    tiny: Path, plain: dict[tuple[int, int], str | None]
+) -> None:
     engine, preparer = open_tiny(tiny)
     assert texts(in_buckets(engine, met_before=5), mixed_requests(preparer)) == plain
-    assert engine.stats.graphs == {"recorded": 1, "replayed": engine.stats.decode_steps - 5, "notes": []}
+    assert engine.stats.graphs == {
+        "recorded": 1,
+        "replayed": engine.stats.decode_steps - 5,
+        "notes": [],
+    }
 
 
-def test_tiles_sent_ahead_are_those_that_are_asked_for(tiny: Path, plain: dict[tuple[int, int], str | None]) -> None:
+def test_tiles_sent_ahead_are_those_that_are_asked_for(
+    tiny: Path, plain: dict[tuple[int, int], str | None]
+) -> None:
     engine, preparer = open_tiny(tiny)
     engine.scheduler.max_tiles = 5
     engine.encoder.uploads = TileUploads(engine.model.device, ahead=True)
@@ -202,30 +292,46 @@ def test_a_wrong_guess_of_the_next_tiles_is_dropped(tiny: Path) -> None:
     assert uploads.used_ahead == 0
     uploads.send_ahead([(first, 1), (second, 0)])
     found = uploads.take([(first, 1), (second, 0)])
-    assert torch.equal(found, torch.stack([torch.from_numpy(first.tiles[1]), torch.from_numpy(second.tiles[0])]))
+    assert torch.equal(
+        found, torch.stack([torch.from_numpy(first.tiles[1]), torch.from_numpy(second.tiles[0])])
+    )
     assert uploads.used_ahead == 1
 
 
-needs_cuda = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")]
+needs_cuda = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here"),
+]
 
 
 class TestOnCuda:
     pytestmark = needs_cuda
 
     @pytest.mark.parametrize("batch_size", [None, 3])
-    def test_recorded_steps_give_the_tokens_of_generate(self, tiny: Path, batch_size: int | None) -> None:
+    def test_recorded_steps_give_the_tokens_of_generate(
+        self, tiny: Path, batch_size: int | None
+    ) -> None:
         torch.backends.cuda.matmul.allow_tf32 = False
         engine, preparer = open_tiny(tiny, device="cuda", batch_size=batch_size)
         requests = mixed_requests(preparer)
-        assert_same(engine, requests, wanted_answers(tiny, requests), find_checkpoint(str(tiny)).end_token_ids())
+        assert_same(
+            engine,
+            requests,
+            wanted_answers(tiny, requests),
+            find_checkpoint(str(tiny)).end_token_ids(),
+        )
         assert engine.stats.graphs["notes"] == []
         assert engine.stats.graphs["replayed"] > engine.stats.graphs["recorded"] > 0
         assert engine.encoder.uploads.is_ahead
 
     @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
     @pytest.mark.parametrize("quantize", ["none", "int8"])
-    def test_every_number_format_can_be_recorded(self, tiny: Path, dtype: str, quantize: str) -> None:
-        engine, preparer = open_tiny(tiny, device="cuda", dtype=dtype, quantize=quantize, max_new_tokens=40)
+    def test_every_number_format_can_be_recorded(
+        self, tiny: Path, dtype: str, quantize: str
+    ) -> None:
+        engine, preparer = open_tiny(
+            tiny, device="cuda", dtype=dtype, quantize=quantize, max_new_tokens=40
+        )
         found = run_all(engine, mixed_requests(preparer))
         assert all(completion.error is None for completion in found.values())
         assert engine.stats.graphs["notes"] == []

@@ -42,7 +42,9 @@ def test_a_device_that_is_not_there_is_refused_with_those_that_are() -> None:
     assert devices.find_device("cpu").type == "cpu"
 
 
-def test_auto_is_float32_for_small_models_and_what_the_processor_multiplies_for_large_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_is_float32_for_small_models_and_what_the_processor_multiplies_for_large_ones(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     cpu = torch.device("cpu")
     assert devices.find_dtype("auto", cpu, 3_000_000) == torch.float32
     monkeypatch.setattr(devices, "cpu_has_bfloat16", lambda: True)
@@ -56,6 +58,10 @@ def test_out_of_memory_is_known_in_all_its_forms() -> None:
     assert devices.is_out_of_memory(torch.OutOfMemoryError("x"))
     assert devices.is_out_of_memory(MemoryError())
     assert devices.is_out_of_memory(RuntimeError("MPS backend out of memory (…)"))
-    assert devices.is_out_of_memory(RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"))
+    assert devices.is_out_of_memory(
+        RuntimeError(
+            "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"
+        )
+    )
     assert not devices.is_out_of_memory(RuntimeError("shape mismatch"))
     assert not devices.is_out_of_memory(ValueError("out of memory"))

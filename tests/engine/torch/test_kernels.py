@@ -11,16 +11,25 @@ import torch.nn.functional as F
 from tests.engine.torch.test_parity import assert_same, mixed_requests, open_tiny, wanted_answers
 from vlmbatch.checkpoint import find_checkpoint
 from vlmbatch.engine.torch import attention
-from vlmbatch.engine.torch.cpu import kernels
-from vlmbatch.engine.torch.cpu import onednn as packed
-from vlmbatch.engine.torch.attention import BLOCK, attend_in_onednn, attend_in_products, attend_prompt, attend_prompt_in_onednn, attend_rows_in_products
+from vlmbatch.engine.torch.attention import (
+    BLOCK,
+    attend_in_onednn,
+    attend_in_products,
+    attend_prompt,
+    attend_prompt_in_onednn,
+    attend_rows_in_products,
+)
 from vlmbatch.engine.torch.budget import CAPS, MemoryBudget
 from vlmbatch.engine.torch.cache import Cache, wide_mask
+from vlmbatch.engine.torch.cpu import kernels
+from vlmbatch.engine.torch.cpu import onednn as packed
+from vlmbatch.engine.torch.cpu.onednn import BANDS, PackedLinear, can_pack, pack
 from vlmbatch.engine.torch.linear import Linear
 from vlmbatch.engine.torch.model import AttendTiles
-from vlmbatch.engine.torch.cpu.onednn import BANDS, PackedLinear, can_pack, pack
 
-pytestmark = pytest.mark.skipif(not can_pack(torch.device("cpu"), torch.float32), reason="no oneDNN here")
+pytestmark = pytest.mark.skipif(
+    not can_pack(torch.device("cpu"), torch.float32), reason="no oneDNN here"
+)
 
 
 @pytest.fixture
@@ -35,11 +44,18 @@ def test_a_packed_product_equals_the_plain_one(linear: Linear, rows: int) -> Non
     x = torch.randn(3, rows, 40)
     found = pack(linear)
     torch.testing.assert_close(found(x), F.linear(x, linear.weight, linear.bias))
-    torch.testing.assert_close(found.gelu(x), F.gelu(F.linear(x, linear.weight, linear.bias), approximate="tanh"), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        found.gelu(x),
+        F.gelu(F.linear(x, linear.weight, linear.bias), approximate="tanh"),
+        rtol=1e-4,
+        atol=1e-5,
+    )
 
 
 @torch.inference_mode()
-def test_each_band_of_row_counts_uses_its_kernel(linear: Linear, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_band_of_row_counts_uses_its_kernel(
+    linear: Linear, monkeypatch: pytest.MonkeyPatch
+) -> None:
     used: list[int] = []
     real = packed.multiply
 
@@ -70,13 +86,17 @@ def test_answers_through_packed_kernels_equal_generate(tiny: Path) -> None:
     chosen = kernels.choose_kernels(engine.model.vision, engine.model.language, measured=False)
     assert chosen["qkv"] == list(BANDS)
     assert chosen["vision.fc1"] == [128]
-    assert_same(engine, requests, wanted_answers(tiny, requests), find_checkpoint(str(tiny)).end_token_ids())
+    assert_same(
+        engine, requests, wanted_answers(tiny, requests), find_checkpoint(str(tiny)).end_token_ids()
+    )
 
 
 def test_packed_copies_are_part_of_the_budget_or_not_made(tiny: Path) -> None:
     shape = open_tiny(tiny)[0].model.shape
     weights = shape.parameters * 4
-    roomy, tight = (MemoryBudget(shape, 4, weights + room, CAPS["cpu"]) for room in (4 * weights, weights))
+    roomy, tight = (
+        MemoryBudget(shape, 4, weights + room, CAPS["cpu"]) for room in (4 * weights, weights)
+    )
     assert roomy.reserve_packed(weights)
     assert roomy.weight_bytes == 2 * weights
     assert not tight.reserve_packed(weights)
@@ -86,7 +106,9 @@ def test_packed_copies_are_part_of_the_budget_or_not_made(tiny: Path) -> None:
 @pytest.mark.parametrize("attend", [attend_in_products, attend_in_onednn])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @torch.inference_mode()
-def test_attention_in_products_is_as_precise_as_torchs_own(dtype: torch.dtype, attend: AttendTiles) -> None:
+def test_attention_in_products_is_as_precise_as_torchs_own(
+    dtype: torch.dtype, attend: AttendTiles
+) -> None:
     if attend is attend_in_onednn and not can_pack(torch.device("cpu"), dtype):
         pytest.skip("no product of this number format here")
     generator = torch.Generator().manual_seed(0)
@@ -94,21 +116,31 @@ def test_attention_in_products_is_as_precise_as_torchs_own(dtype: torch.dtype, a
     query, key, value = stacked.permute(2, 0, 3, 1, 4)
     before = stacked.clone()
     exact = F.scaled_dot_product_attention(query.double(), key.double(), value.double())
-    errors = [float((way(query, key, value).double() - exact).square().mean().sqrt()) for way in (attend, F.scaled_dot_product_attention)]
+    errors = [
+        float((way(query, key, value).double() - exact).square().mean().sqrt())
+        for way in (attend, F.scaled_dot_product_attention)
+    ]
     assert torch.equal(stacked, before)
     assert errors[0] <= 1.5 * errors[1] + 1e-7
 
 
 @pytest.mark.parametrize("turned", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize(("before", "tokens"), [(0, 2 * BLOCK + 17), (0, BLOCK), (BLOCK, 5), (100, BLOCK + 1), (3, 9), (BLOCK, 1)])
+@pytest.mark.parametrize(
+    ("before", "tokens"),
+    [(0, 2 * BLOCK + 17), (0, BLOCK), (BLOCK, 5), (100, BLOCK + 1), (3, 9), (BLOCK, 1)],
+)
 @torch.inference_mode()
-def test_attention_of_prompts_in_products_is_as_precise_as_torchs_own(dtype: torch.dtype, before: int, tokens: int, turned: bool) -> None:
+def test_attention_of_prompts_in_products_is_as_precise_as_torchs_own(
+    dtype: torch.dtype, before: int, tokens: int, turned: bool
+) -> None:
     if not can_pack(torch.device("cpu"), dtype):
         pytest.skip("no product of this number format here")
     generator = torch.Generator().manual_seed(0)
     query = torch.randn(tokens, 6, 16, generator=generator).mul_(2).to(dtype).transpose(0, 1)
-    stores = torch.full((2, 2, before + tokens + 7, 16), torch.nan, dtype=dtype)  # rows with room, of which nothing behind the tokens may be read
+    stores = torch.full(
+        (2, 2, before + tokens + 7, 16), torch.nan, dtype=dtype
+    )  # rows with room, of which nothing behind the tokens may be read
     stores[:, :, : before + tokens] = torch.randn(2, 2, before + tokens, 16, generator=generator)
     key, value = stores[:, :, : before + tokens].unbind()
     if turned:
@@ -125,16 +157,25 @@ def test_attention_of_prompts_in_products_is_as_precise_as_torchs_own(dtype: tor
 @pytest.mark.parametrize("turned", [True, False])
 @pytest.mark.parametrize("masked", [True, False])
 @torch.inference_mode()
-def test_attention_of_rows_in_products_is_as_precise_as_torchs_own(tiny: Path, masked: bool, turned: bool) -> None:
+def test_attention_of_rows_in_products_is_as_precise_as_torchs_own(
+    tiny: Path, masked: bool, turned: bool
+) -> None:
     shape = open_tiny(tiny)[0].model.shape.text
     groups, ends = shape.heads // shape.kv_heads, torch.tensor([3, 30, 17, 8, 11])
     generator = torch.Generator().manual_seed(0)
     query = torch.randn(5, shape.kv_heads, groups, 16, generator=generator).mul_(2)
-    key, value = torch.randn(2, 5, shape.kv_heads, 64, 16, generator=generator)[:, :, :, :31].unbind()
+    key, value = torch.randn(2, 5, shape.kv_heads, 64, 16, generator=generator)[
+        :, :, :, :31
+    ].unbind()
     if turned:
         key = torch.zeros(5, shape.kv_heads, 16, 64).transpose(2, 3)[:, :, :31].copy_(key)
     mask = wide_mask(shape, ends, 31, torch.float32) if masked else None
-    exact = F.scaled_dot_product_attention(query.double(), key.double(), value.double(), attn_mask=mask if mask is None else mask.double())
+    exact = F.scaled_dot_product_attention(
+        query.double(),
+        key.double(),
+        value.double(),
+        attn_mask=mask if mask is None else mask.double(),
+    )
     before = query.clone()
     errors = [
         float((way(query, key, value, attn_mask=mask).double() - exact).square().mean().sqrt())
@@ -145,28 +186,45 @@ def test_attention_of_rows_in_products_is_as_precise_as_torchs_own(tiny: Path, m
 
 
 @pytest.mark.parametrize("faster", [True, False])
-def test_the_attention_of_decode_steps_is_what_measures_fastest_and_answers_stay(tiny: Path, monkeypatch: pytest.MonkeyPatch, faster: bool) -> None:
-    monkeypatch.setattr(kernels, "_fastest", lambda calls: [1.0, 0.5 if faster else 0.95, 1.0][: len(calls)])
+def test_the_attention_of_decode_steps_is_what_measures_fastest_and_answers_stay(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch, faster: bool
+) -> None:
+    monkeypatch.setattr(
+        kernels, "_fastest", lambda calls: [1.0, 0.5 if faster else 0.95, 1.0][: len(calls)]
+    )
     monkeypatch.setattr(kernels, "_faster_attention", lambda *_: ())
     monkeypatch.setattr(kernels, "_onednn_attends_prompt_faster", lambda _: False)
     engine, preparer = open_tiny(tiny)
     requests = mixed_requests(preparer)
     chosen = kernels.choose_kernels(engine.model.vision, engine.model.language, copies=False)
     assert list(chosen) == ["attend_rows_in_products"] * faster
-    assert engine.model.language.attend_rows is (attend_rows_in_products if faster else F.scaled_dot_product_attention)
-    cache = Cache(engine.model.shape.text, engine.model.device, engine.model.dtype, engine.model.language.attend_rows)
+    assert engine.model.language.attend_rows is (
+        attend_rows_in_products if faster else F.scaled_dot_product_attention
+    )
+    cache = Cache(
+        engine.model.shape.text,
+        engine.model.device,
+        engine.model.dtype,
+        engine.model.language.attend_rows,
+    )
     assert cache.turned is faster
     row = cache.take(40, lambda size: True)
     assert row is not None
     assert (row.arena.keys[0].stride(2) == 1) is faster  # tokens side by side
     assert row.arena.values[0].stride(3) == 1
     engine.cache.attend_rows, engine.cache.turned = cache.attend_rows, cache.turned
-    assert_same(engine, requests, wanted_answers(tiny, requests), find_checkpoint(str(tiny)).end_token_ids())
+    assert_same(
+        engine, requests, wanted_answers(tiny, requests), find_checkpoint(str(tiny)).end_token_ids()
+    )
 
 
 @pytest.mark.parametrize("faster", [True, False])
-def test_the_attention_of_prompts_is_what_measures_fastest_and_answers_stay(tiny: Path, monkeypatch: pytest.MonkeyPatch, faster: bool) -> None:
-    monkeypatch.setattr(kernels, "_fastest", lambda calls: [1.0, 0.5 if faster else 0.95, 1.0][: len(calls)])
+def test_the_attention_of_prompts_is_what_measures_fastest_and_answers_stay(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch, faster: bool
+) -> None:
+    monkeypatch.setattr(
+        kernels, "_fastest", lambda calls: [1.0, 0.5 if faster else 0.95, 1.0][: len(calls)]
+    )
     monkeypatch.setattr(kernels, "_faster_attention", lambda *_: ())
     monkeypatch.setattr(kernels, "_products_attend_rows_faster", lambda _: False)
     monkeypatch.setattr(attention, "BLOCK", 8)
@@ -174,23 +232,42 @@ def test_the_attention_of_prompts_is_what_measures_fastest_and_answers_stay(tiny
     requests = mixed_requests(preparer)
     chosen = kernels.choose_kernels(engine.model.vision, engine.model.language, copies=False)
     assert list(chosen) == ["attend_prompt_in_onednn"] * faster
-    assert engine.model.language.attend_prompt is (attend_prompt_in_onednn if faster else attend_prompt)
-    assert_same(engine, requests, wanted_answers(tiny, requests), find_checkpoint(str(tiny)).end_token_ids())
+    assert engine.model.language.attend_prompt is (
+        attend_prompt_in_onednn if faster else attend_prompt
+    )
+    assert_same(
+        engine, requests, wanted_answers(tiny, requests), find_checkpoint(str(tiny)).end_token_ids()
+    )
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize(("seconds", "chosen"), [([1.0, 0.5, 2.0], attend_in_products), ([1.0, 0.5, 0.4], attend_in_onednn), ([1.0, 0.95, 0.92], None)])
+@pytest.mark.parametrize(
+    ("seconds", "chosen"),
+    [
+        ([1.0, 0.5, 2.0], attend_in_products),
+        ([1.0, 0.5, 0.4], attend_in_onednn),
+        ([1.0, 0.95, 0.92], None),
+    ],
+)
 def test_the_attention_of_tiles_is_what_measures_fastest(
-    tiny: Path, monkeypatch: pytest.MonkeyPatch, dtype: str, seconds: list[float], chosen: AttendTiles | None
+    tiny: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    dtype: str,
+    seconds: list[float],
+    chosen: AttendTiles | None,
 ) -> None:
     monkeypatch.setattr(kernels, "_fastest", lambda calls: seconds[: len(calls)])
     monkeypatch.setattr(kernels, "_products_attend_rows_faster", lambda _: False)
     monkeypatch.setattr(kernels, "_onednn_attends_prompt_faster", lambda _: False)
     engine, preparer = open_tiny(tiny, dtype=dtype)
     found = kernels.choose_kernels(engine.model.vision, engine.model.language, copies=False)
-    assert {layer.attend for layer in engine.model.vision.layers} == {chosen or F.scaled_dot_product_attention}
+    assert {layer.attend for layer in engine.model.vision.layers} == {
+        chosen or F.scaled_dot_product_attention
+    }
     assert list(found) == ([f"vision.{chosen.__name__}"] if chosen else [])
     tiles = torch.from_numpy(mixed_requests(preparer)[0].tiles[:3])
     with torch.inference_mode():
         features, wanted = engine.model.vision(tiles), open_tiny(tiny)[0].model.vision(tiles)
-    assert (features.float() - wanted).abs().max() <= (1e-5 if dtype == "float32" else 0.1) * wanted.abs().max()
+    assert (features.float() - wanted).abs().max() <= (
+        1e-5 if dtype == "float32" else 0.1
+    ) * wanted.abs().max()

@@ -12,11 +12,11 @@ import torch
 from tests.checkpoints import write_tiny_checkpoint
 from tests.engine.reference import Reference, TokenSpy, run_all
 from vlmbatch.checkpoint import find_checkpoint
+from vlmbatch.core import Conversation, Pixels, Request
 from vlmbatch.engine import open_engine
 from vlmbatch.engine.torch.engine import TorchEngine
 from vlmbatch.job import Job
 from vlmbatch.prepare import Preparer
-from vlmbatch.core import Conversation, Pixels, Request
 
 MAX_NEW_TOKENS = 24
 
@@ -24,7 +24,15 @@ MAX_NEW_TOKENS = 24
 def open_tiny(folder: Path, **settings: object) -> tuple[TorchEngine, Preparer]:
     checkpoint = find_checkpoint(str(folder))
     preparer = Preparer.from_checkpoint(checkpoint)
-    job = Job.from_dict({"inputs": ["x"], "max_new_tokens": MAX_NEW_TOKENS, "dtype": "float32", "device": "cpu", **settings})
+    job = Job.from_dict(
+        {
+            "inputs": ["x"],
+            "max_new_tokens": MAX_NEW_TOKENS,
+            "dtype": "float32",
+            "device": "cpu",
+            **settings,
+        }
+    )
     engine = open_engine(job, checkpoint, preparer.prepare, TokenSpy.decode)
     assert isinstance(engine, TorchEngine)
     return engine, preparer
@@ -41,18 +49,32 @@ def mixed_requests(preparer: Preparer, seed: int = 0) -> list[Request]:
     rng = np.random.default_rng(seed)
     requests = []
     for number in range(8):
-        questions = ["Describe this.", "What is here?" + " x" * int(rng.integers(20)), "Why?"][: 1 + number % 3]
+        questions = ["Describe this.", "What is here?" + " x" * int(rng.integers(20)), "Why?"][
+            : 1 + number % 3
+        ]
         pixels = Pixels([picture(rng, *(int(edge) for edge in rng.integers(10, 200, 2)))])
         requests.append(preparer.prepare(Conversation("image", pixels, f"{number}.png"), questions))
     for frames in (1, 3, 5):
-        pixels = Pixels([picture(rng, 60, 40) for _ in range(frames)], tuple(float(t) for t in range(frames)), 9.0)
-        requests.append(preparer.prepare(Conversation("clip", pixels, f"{frames}.mp4"), ["What happens?", "Which way?"]))
+        pixels = Pixels(
+            [picture(rng, 60, 40) for _ in range(frames)],
+            tuple(float(t) for t in range(frames)),
+            9.0,
+        )
+        requests.append(
+            preparer.prepare(
+                Conversation("clip", pixels, f"{frames}.mp4"), ["What happens?", "Which way?"]
+            )
+        )
     return requests
 
 
 def wanted_answers(folder: Path, requests: Sequence[Request]) -> dict[tuple[int, int], list[int]]:
     reference = Reference(folder)
-    return {(i, q): answer for i, request in enumerate(requests) for q, answer in enumerate(reference.generate(request, MAX_NEW_TOKENS))}
+    return {
+        (i, q): answer
+        for i, request in enumerate(requests)
+        for q, answer in enumerate(reference.generate(request, MAX_NEW_TOKENS))
+    }
 
 
 @pytest.fixture(scope="module")
@@ -60,13 +82,20 @@ def wanted(tiny: Path) -> dict[tuple[int, int], list[int]]:
     return wanted_answers(tiny, mixed_requests(open_tiny(tiny)[1]))
 
 
-def assert_same(engine: TorchEngine, requests: Sequence[Request], wanted: dict[tuple[int, int], list[int]], end_ids: frozenset[int]) -> None:
+def assert_same(
+    engine: TorchEngine,
+    requests: Sequence[Request],
+    wanted: dict[tuple[int, int], list[int]],
+    end_ids: frozenset[int],
+) -> None:
     found = run_all(engine, requests)
     assert found.keys() == wanted.keys()
     for key, tokens in wanted.items():
         completion = found[key]
         assert completion.error is None
-        assert completion.text == TokenSpy.decode([token for token in tokens if token not in end_ids]), key
+        assert completion.text == TokenSpy.decode(
+            [token for token in tokens if token not in end_ids]
+        ), key
         assert completion.new_tokens == len(tokens)
         assert completion.finish_reason == ("stop" if tokens[-1] in end_ids else "length")
 
@@ -78,14 +107,20 @@ def test_answers_differ_between_pictures(wanted: dict[tuple[int, int], list[int]
 
 
 @pytest.mark.parametrize("batch_size", [None, 1, 3], ids=["as many as fit", "one", "three"])
-def test_a_mixed_batch_answers_as_single_requests_do(tiny: Path, wanted: dict[tuple[int, int], list[int]], batch_size: int | None) -> None:
+def test_a_mixed_batch_answers_as_single_requests_do(
+    tiny: Path, wanted: dict[tuple[int, int], list[int]], batch_size: int | None
+) -> None:
     engine, preparer = open_tiny(tiny, batch_size=batch_size)
-    assert_same(engine, mixed_requests(preparer), wanted, find_checkpoint(str(tiny)).end_token_ids())
+    assert_same(
+        engine, mixed_requests(preparer), wanted, find_checkpoint(str(tiny)).end_token_ids()
+    )
     if batch_size:
         assert engine.stats.max_sequences == batch_size
 
 
-def test_the_order_of_requests_changes_no_answer(tiny: Path, wanted: dict[tuple[int, int], list[int]]) -> None:
+def test_the_order_of_requests_changes_no_answer(
+    tiny: Path, wanted: dict[tuple[int, int], list[int]]
+) -> None:
     engine, preparer = open_tiny(tiny, batch_size=4)
     requests = mixed_requests(preparer)
     order = np.random.default_rng(3).permutation(len(requests))
@@ -93,19 +128,34 @@ def test_the_order_of_requests_changes_no_answer(tiny: Path, wanted: dict[tuple[
     end_ids = find_checkpoint(str(tiny)).end_token_ids()
     for place, i in enumerate(order):
         for question in range(len(requests[i].questions)):
-            assert found[place, question].text == TokenSpy.decode([t for t in wanted[int(i), question] if t not in end_ids])
+            assert found[place, question].text == TokenSpy.decode(
+                [t for t in wanted[int(i), question] if t not in end_ids]
+            )
 
 
 @pytest.mark.parametrize(
     "settings",
-    [{"tie": True}, {"shards": True}, {"layout": "saved"}, {"dtype": "bfloat16"}, {"tile": 40, "patch": 5, "scale_factor": 4, "seed": 3}],
+    [
+        {"tie": True},
+        {"shards": True},
+        {"layout": "saved"},
+        {"dtype": "bfloat16"},
+        {"tile": 40, "patch": 5, "scale_factor": 4, "seed": 3},
+    ],
     ids=["tied embeddings", "sharded", "saved by transformers", "bfloat16 weights", "other shapes"],
 )
-def test_every_form_of_checkpoint_answers_as_transformers_does(tmp_path: Path, settings: dict[str, object]) -> None:
+def test_every_form_of_checkpoint_answers_as_transformers_does(
+    tmp_path: Path, settings: dict[str, object]
+) -> None:
     folder = write_tiny_checkpoint(tmp_path / "model", **settings)  # type: ignore[arg-type]
     engine, preparer = open_tiny(folder)
     requests = mixed_requests(preparer, seed=1)[4:10]
-    assert_same(engine, requests, wanted_answers(folder, requests), find_checkpoint(str(folder)).end_token_ids())
+    assert_same(
+        engine,
+        requests,
+        wanted_answers(folder, requests),
+        find_checkpoint(str(folder)).end_token_ids(),
+    )
 
 
 def test_mean_logprob_is_that_of_the_answer(tiny: Path) -> None:
@@ -117,11 +167,20 @@ def test_mean_logprob_is_that_of_the_answer(tiny: Path) -> None:
         for question, ids in enumerate(request.questions):
             completion = found[number, question]
             answer = [int(token) for token in (completion.text or "").split()]
-            answer += [] if completion.finish_reason == "length" else list(find_checkpoint(str(tiny)).end_token_ids())
+            answer += (
+                []
+                if completion.finish_reason == "length"
+                else list(find_checkpoint(str(tiny)).end_token_ids())
+            )
             tokens = torch.tensor([[*request.prefix_ids, *ids, *answer]])
             pixels = (torch.from_numpy(request.tiles).float()[None] / 255 - 0.5) / 0.5
             with torch.inference_mode():
-                logprobs = reference.model(input_ids=tokens, pixel_values=pixels).logits[0].float().log_softmax(-1)
+                logprobs = (
+                    reference.model(input_ids=tokens, pixel_values=pixels)
+                    .logits[0]
+                    .float()
+                    .log_softmax(-1)
+                )
             places = range(len(tokens[0]) - len(answer) - 1, len(tokens[0]) - 1)
             mean = np.mean([float(logprobs[place, tokens[0, place + 1]]) for place in places])
             assert completion.mean_logprob == pytest.approx(mean, abs=1e-4)
@@ -132,7 +191,9 @@ def test_shares_of_the_busy_time_add_up(tiny: Path) -> None:
     found = run_all(engine, mixed_requests(preparer))
     total = sum(completion.timing.compute_seconds for completion in found.values())
     assert total == pytest.approx(engine.stats.busy_seconds, rel=1e-3)
-    phases = engine.stats.vision_seconds + engine.stats.prefill_seconds + engine.stats.decode_seconds
+    phases = (
+        engine.stats.vision_seconds + engine.stats.prefill_seconds + engine.stats.decode_seconds
+    )
     assert phases == pytest.approx(engine.stats.busy_seconds, rel=1e-6)
 
 
@@ -144,13 +205,20 @@ def test_vision_positions_round_as_the_reference_rounds() -> None:
     from vlmbatch.engine.torch.shape import VisionShape
 
     for grid in (2, 3, 4, 8, 27, 32):
-        embeddings = SmolVLMVisionEmbeddings(SmolVLMVisionConfig(hidden_size=1, image_size=grid * 2, patch_size=2))
+        embeddings = SmolVLMVisionEmbeddings(
+            SmolVLMVisionConfig(hidden_size=1, image_size=grid * 2, patch_size=2)
+        )
         with torch.no_grad():
             embeddings.position_embedding.weight.copy_(torch.arange(grid**2)[:, None])
             embeddings.patch_embedding.weight.zero_()
             embeddings.patch_embedding.bias.zero_()
-            found = embeddings(torch.zeros(1, 3, grid * 2, grid * 2), torch.ones(1, grid, grid, dtype=torch.bool))
-        assert position_ids(VisionShape(1, 1, 1, 1, grid * 2, 2, 1e-6)).tolist() == found[0, :, 0].long().tolist()
+            found = embeddings(
+                torch.zeros(1, 3, grid * 2, grid * 2), torch.ones(1, grid, grid, dtype=torch.bool)
+            )
+        assert (
+            position_ids(VisionShape(1, 1, 1, 1, grid * 2, 2, 1e-6)).tolist()
+            == found[0, :, 0].long().tolist()
+        )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -160,13 +228,23 @@ def test_the_norm_is_llamas_with_and_without_gradients(dtype: torch.dtype) -> No
     from vlmbatch.engine.torch.model import rms_norm
 
     reference = LlamaRMSNorm(48, eps=1e-5).to(dtype)
-    x = (torch.randn(6, 48, generator=torch.Generator().manual_seed(0)) * torch.logspace(-4, 4, 6)[:, None]).to(dtype)
+    x = (
+        torch.randn(6, 48, generator=torch.Generator().manual_seed(0))
+        * torch.logspace(-4, 4, 6)[:, None]
+    ).to(dtype)
     x[2] = 0
     with torch.inference_mode():
-        torch.testing.assert_close(rms_norm(x, reference.weight, 1e-5), reference(x), rtol=1e-6 if dtype == torch.float32 else 8e-3, atol=0)
+        torch.testing.assert_close(
+            rms_norm(x, reference.weight, 1e-5),
+            reference(x),
+            rtol=1e-6 if dtype == torch.float32 else 8e-3,
+            atol=0,
+        )
     free = x.clone().requires_grad_()
     found = rms_norm(free, reference.weight, 1e-5)
-    torch.testing.assert_close(found, reference(x), rtol=1e-6 if dtype == torch.float32 else 8e-3, atol=0)
+    torch.testing.assert_close(
+        found, reference(x), rtol=1e-6 if dtype == torch.float32 else 8e-3, atol=0
+    )
     found.float().sum().backward()
     assert free.grad is not None
     assert free.grad.isfinite().all()

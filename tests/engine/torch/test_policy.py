@@ -1,4 +1,6 @@
-"""The scheduler's policy on a scripted clock: neither encoding nor decoding starves, and nothing is encoded that has no place."""
+"""The scheduler's policy on a scripted clock: neither encoding nor decoding starves, and nothing is
+encoded that has no place.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +12,10 @@ import numpy as np
 import pytest
 
 from tests.engine.torch.test_parity import open_tiny
+from vlmbatch.core import Request
 from vlmbatch.engine.torch.budget import SHORT_TOKENS, Caps, MemoryBudget
 from vlmbatch.engine.torch.scheduler import Scheduler, Sequence
 from vlmbatch.engine.torch.shape import ModelShape
-from vlmbatch.core import Request
 
 VISION_SECONDS_PER_TILE, PREFILL_SECONDS, DECODE_SECONDS = 1.0, 0.2, 0.05
 
@@ -35,9 +37,21 @@ def shape(tiny: Path) -> ModelShape:
     return open_tiny(tiny)[0].model.shape
 
 
-def play(shape: ModelShape, requests: list[Request], answer_tokens: list[int], places: int, tiles: int, short_places: int | None = None) -> Played:
+def play(
+    shape: ModelShape,
+    requests: list[Request],
+    answer_tokens: list[int],
+    places: int,
+    tiles: int,
+    short_places: int | None = None,
+) -> Played:
     """Drives a scheduler as the engine does, with phases that take scripted seconds."""
-    caps = Caps(sequences=places, patches=tiles * shape.vision.patches, prefill_tokens=10**6, short_sequences=short_places or places)
+    caps = Caps(
+        sequences=places,
+        patches=tiles * shape.vision.patches,
+        prefill_tokens=10**6,
+        short_sequences=short_places or places,
+    )
     scheduler = Scheduler(MemoryBudget(shape, 4, 10**12, caps), None)
     source, lengths, played = iter(requests), iter(answer_tokens), Played()
     last_token: dict[int, float] = {}
@@ -51,10 +65,16 @@ def play(shape: ModelShape, requests: list[Request], answer_tokens: list[int], p
         for run in scheduler.next_tiles():
             run.work.encoded = run.end
             played.seconds += VISION_SECONDS_PER_TILE * (run.end - run.begin)
-        played.most_unplaced = max(played.most_unplaced, len(scheduler.live) + sum(len(w.pending) for w in scheduler.waiting if w.is_encoded))
+        played.most_unplaced = max(
+            played.most_unplaced,
+            len(scheduler.live) + sum(len(w.pending) for w in scheduler.waiting if w.is_encoded),
+        )
         if started := scheduler.next_questions():
             played.seconds += PREFILL_SECONDS
-            live = [Sequence(work, number, SimpleNamespace(), None, next(lengths), [0]) for work, number in started]
+            live = [
+                Sequence(work, number, SimpleNamespace(), None, next(lengths), [0])
+                for work, number in started
+            ]
             scheduler.start(live)
             last_token |= {id(sequence): played.seconds for sequence in live}
         if scheduler.live:
@@ -62,7 +82,9 @@ def play(shape: ModelShape, requests: list[Request], answer_tokens: list[int], p
             played.live_seconds += DECODE_SECONDS
         played.most_live = max(played.most_live, len(scheduler.live))
         for sequence in list(scheduler.live):
-            played.longest_pause = max(played.longest_pause, played.seconds - last_token[id(sequence)])
+            played.longest_pause = max(
+                played.longest_pause, played.seconds - last_token[id(sequence)]
+            )
             last_token[id(sequence)] = played.seconds
             sequence.tokens.append(0)
             if len(sequence.tokens) >= sequence.most_tokens:
@@ -72,22 +94,36 @@ def play(shape: ModelShape, requests: list[Request], answer_tokens: list[int], p
 
 
 def pictures(count: int, tiles: int, questions: int = 1, prefix_tokens: int = 10) -> list[Request]:
-    return [Request(np.zeros((tiles, 1), np.uint8), [0] * prefix_tokens, [[1]] * questions) for _ in range(count)]
+    return [
+        Request(np.zeros((tiles, 1), np.uint8), [0] * prefix_tokens, [[1]] * questions)
+        for _ in range(count)
+    ]
 
 
 def test_decoding_goes_on_while_pictures_wait(shape: ModelShape) -> None:
     played = play(shape, pictures(100, tiles=13), [48] * 100, places=32, tiles=4)
     assert played.finished == 100
-    # Between two tokens of an answer lies at most one encoder call, one prefill and the decode step itself.
-    assert played.longest_pause <= 4 * VISION_SECONDS_PER_TILE + PREFILL_SECONDS + DECODE_SECONDS + 1e-9
+    # Between two tokens of an answer lies at most one encoder call, one prefill and the decode step
+    # itself.
+    assert (
+        played.longest_pause
+        <= 4 * VISION_SECONDS_PER_TILE + PREFILL_SECONDS + DECODE_SECONDS + 1e-9
+    )
 
 
 def test_encoding_goes_on_while_answers_are_decoded(shape: ModelShape) -> None:
     count, tiles, tokens = 100, 13, 48
     played = play(shape, pictures(count, tiles), [tokens] * count, places=32, tiles=4)
     vision = count * tiles * VISION_SECONDS_PER_TILE
-    # The encoder is the bottleneck here: all that the answers add is their prefill and one decode step an encoder call, and the last answers' tail.
-    assert played.seconds <= vision * (1 + DECODE_SECONDS / 4) + count * PREFILL_SECONDS + tokens * DECODE_SECONDS + 1e-9
+    # The encoder is the bottleneck here: all that the answers add is their prefill and one decode
+    # step an encoder call, and the last answers' tail.
+    assert (
+        played.seconds
+        <= vision * (1 + DECODE_SECONDS / 4)
+        + count * PREFILL_SECONDS
+        + tokens * DECODE_SECONDS
+        + 1e-9
+    )
     assert played.most_live >= 10  # answers are decoded together, not one by one
 
 
@@ -95,7 +131,8 @@ def test_nothing_is_encoded_that_has_no_place(shape: ModelShape) -> None:
     played = play(shape, pictures(60, tiles=1, questions=3), [100] * 180, places=6, tiles=4)
     assert played.finished == 180
     assert played.most_live == 6
-    # Vision runs ahead by one encoder call at most: its last picture may bring more questions than there are places.
+    # Vision runs ahead by one encoder call at most: its last picture may bring more questions than
+    # there are places.
     assert played.most_unplaced <= 6 + 3 - 1
 
 
@@ -109,12 +146,27 @@ def test_one_long_answer_does_not_hold_short_ones(shape: ModelShape) -> None:
 
 def test_more_are_alive_while_all_prompts_are_short(shape: ModelShape) -> None:
     long = pictures(1, tiles=1, prefix_tokens=SHORT_TOKENS)
-    assert play(shape, pictures(40, tiles=1), [50] * 40, places=4, tiles=4, short_places=8).most_live == 8
+    assert (
+        play(shape, pictures(40, tiles=1), [50] * 40, places=4, tiles=4, short_places=8).most_live
+        == 8
+    )
     assert play(shape, long * 40, [50] * 40, places=4, tiles=4, short_places=8).most_live == 4
-    assert play(shape, pictures(20, tiles=1) + long + pictures(20, tiles=1), [50] * 41, places=4, tiles=4, short_places=8).finished == 41
+    assert (
+        play(
+            shape,
+            pictures(20, tiles=1) + long + pictures(20, tiles=1),
+            [50] * 41,
+            places=4,
+            tiles=4,
+            short_places=8,
+        ).finished
+        == 41
+    )
 
 
-def test_a_long_prompt_that_waits_or_lives_leaves_fewer_places_but_not_than_were_asked_for(shape: ModelShape) -> None:
+def test_a_long_prompt_that_waits_or_lives_leaves_fewer_places_but_not_than_were_asked_for(
+    shape: ModelShape,
+) -> None:
     (short,), (long,) = pictures(1, tiles=0), pictures(1, tiles=0, prefix_tokens=SHORT_TOKENS)
     for batch_size, most, fewer in ((None, 8, 4), (6, 6, 6), (2, 2, 2)):
         scheduler = Scheduler(MemoryBudget(shape, 4, 10**12, Caps(4, 10**6, 10**6, 8)), batch_size)

@@ -1,4 +1,6 @@
-"""8-bit weights: how far they are from the checkpoint's, what multiplies them, what memory they take, and what becomes of the answers."""
+"""8-bit weights: how far they are from the checkpoint's, what multiplies them, what memory they
+take, and what becomes of the answers.
+"""
 
 from __future__ import annotations
 
@@ -19,27 +21,29 @@ from tests.checkpoints import write_tiny_checkpoint
 from tests.engine.reference import run_all
 from tests.engine.torch.test_parity import assert_same, mixed_requests, open_tiny, wanted_answers
 from vlmbatch.checkpoint import find_checkpoint
+from vlmbatch.core import Conversation
 from vlmbatch.engine import open_engine
+from vlmbatch.engine.torch.budget import CAPS, MemoryBudget
 from vlmbatch.engine.torch.cpu import int8 as digits
 from vlmbatch.engine.torch.cpu import kernels
-from vlmbatch.engine.torch.budget import CAPS, MemoryBudget
+from vlmbatch.engine.torch.engine import TorchEngine
 from vlmbatch.engine.torch.linear import Linear, QuantizedLinear, quantize
 from vlmbatch.engine.torch.model import TextLayer
 from vlmbatch.engine.torch.shape import ModelShape
-from vlmbatch.engine.torch.engine import TorchEngine
 from vlmbatch.engine.torch.weights import is_quantized, load_model
 from vlmbatch.errors import OutOfMemoryError
 from vlmbatch.job import Job
 from vlmbatch.prepare import Preparer
 from vlmbatch.read.pictures.decode import load_image
-from vlmbatch.core import Conversation
 from vlmbatch.tasks import DEFAULT_PROMPTS
 from vlmbatch.write import read_records
 from vlmbatch.write.summary import read_summary
 
-SAMPLES = Path(__file__).parent.parent.parent / "sample_data"
+SAMPLES = Path(__file__).parents[3] / "sample_data"
 CPU = torch.device("cpu")
-has_digits = pytest.mark.skipif(not digits.can_write_digits(), reason="no exact product of 8-bit numbers on this processor")
+has_digits = pytest.mark.skipif(
+    not digits.can_write_digits(), reason="no exact product of 8-bit numbers on this processor"
+)
 
 
 def random_quantized(outputs: int, inputs: int, seed: int = 0) -> QuantizedLinear:
@@ -55,7 +59,11 @@ def exact_product(linear: QuantizedLinear, x: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize("name", ["demo", "tiny"])
 def test_no_weight_moves_by_more_than_half_a_step(tiny: Path, name: str) -> None:
     folder = find_checkpoint("demo").folder if name == "demo" else tiny
-    quantized = {name: tensor for name, tensor in load_file(folder / "model.safetensors").items() if is_quantized(name)}
+    quantized = {
+        name: tensor
+        for name, tensor in load_file(folder / "model.safetensors").items()
+        if is_quantized(name)
+    }
     shape = ModelShape.from_checkpoint(find_checkpoint(str(folder)))
     assert len(quantized) == 7 * shape.text.layers + 1
     for name, tensor in quantized.items():
@@ -63,18 +71,24 @@ def test_no_weight_moves_by_more_than_half_a_step(tiny: Path, name: str) -> None
         assert (weight.dtype, scale.dtype) == (torch.int8, torch.float32)
         error = (weight.double() * scale[:, None] - tensor.double()).abs()
         assert (error <= 0.50001 * scale[:, None]).all(), name
-        assert torch.equal(weight.abs().amax(dim=1), torch.full((len(weight),), 127, dtype=torch.int8)), name
+        assert torch.equal(
+            weight.abs().amax(dim=1), torch.full((len(weight),), 127, dtype=torch.int8)
+        ), name
 
 
 def test_a_row_of_zeros_stays_one() -> None:
     weight, scale = quantize(torch.tensor([[0.0, 0.0], [1.0, -2.0]]))
-    assert torch.equal(weight.float() * scale[:, None], torch.tensor([[0.0, 0.0], [64 * 2 / 127, -2.0]]))
+    assert torch.equal(
+        weight.float() * scale[:, None], torch.tensor([[0.0, 0.0], [64 * 2 / 127, -2.0]])
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("block", [1, 100, 1 << 20])
 @torch.inference_mode()
-def test_the_matrix_turned_back_gives_its_product_at_every_block_size(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, block: int) -> None:
+def test_the_matrix_turned_back_gives_its_product_at_every_block_size(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, block: int
+) -> None:
     monkeypatch.setattr("vlmbatch.engine.torch.linear.CPU_BLOCK", block)
     linear = dataclasses.replace(random_quantized(50, 40), bias=torch.randn(50, dtype=dtype))
     x = torch.randn(2, 3, 40, dtype=dtype) * 30
@@ -89,14 +103,20 @@ def test_the_matrix_turned_back_gives_its_product_at_every_block_size(monkeypatc
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("outputs", "inputs"), [(48, 40), (960, 576), (33, 7)])
 @torch.inference_mode()
-def test_the_product_of_digits_is_that_of_the_weights(outputs: int, inputs: int, dtype: torch.dtype) -> None:
+def test_the_product_of_digits_is_that_of_the_weights(
+    outputs: int, inputs: int, dtype: torch.dtype
+) -> None:
     linear = random_quantized(outputs, inputs)
     product = digits.write_digits(linear)
-    x = (torch.randn(9, inputs, generator=torch.Generator().manual_seed(1)) * torch.logspace(-6, 6, 9)[:, None]).to(dtype)
+    x = (
+        torch.randn(9, inputs, generator=torch.Generator().manual_seed(1))
+        * torch.logspace(-6, 6, 9)[:, None]
+    ).to(dtype)
     x[4] = 0
     found, wanted = product(x), exact_product(linear, x)
     assert found.dtype == dtype
-    # Inputs of 16 bits are rounded by half a step of the second digit; the rest is what the number format of the result rounds.
+    # Inputs of 16 bits are rounded by half a step of the second digit; the rest is what the number
+    # format of the result rounds.
     half_step = x.double().abs().amax(dim=1, keepdim=True) / 127 / 512
     moved = half_step * (linear.weight.double().abs() * linear.scale.double()[:, None]).sum(dim=1)
     rounded = wanted.abs() * (2**-8 if dtype == torch.bfloat16 else 1e-5)
@@ -109,7 +129,9 @@ def test_the_product_of_digits_is_that_of_the_weights(outputs: int, inputs: int,
 @has_digits
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @torch.inference_mode()
-def test_the_layout_can_be_undone_for_many_rows(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype) -> None:
+def test_the_layout_can_be_undone_for_many_rows(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
+) -> None:
     linear = random_quantized(48, 40)
     used: list[int] = []
     real = digits._eight_bit
@@ -122,7 +144,12 @@ def test_the_layout_can_be_undone_for_many_rows(monkeypatch: pytest.MonkeyPatch,
     product = digits.write_digits(linear, (True, True, True, False))
     for rows in (1, 31, 127, 128, 300):
         x = torch.randn(rows, 40, dtype=dtype)
-        torch.testing.assert_close(product(x), linear(x), rtol=0, atol=0 if rows >= 128 else 1e-3 if dtype == torch.float32 else 0.15)
+        torch.testing.assert_close(
+            product(x),
+            linear(x),
+            rtol=0,
+            atol=0 if rows >= 128 else 1e-3 if dtype == torch.float32 else 0.15,
+        )
     assert used == [1, 31, 127]
 
 
@@ -136,7 +163,9 @@ def test_digits_hide_no_number_that_is_not_finite() -> None:
 
 
 def quantized_copy(folder: Path, target: Path) -> Path:
-    """The checkpoint with the weights that its 8-bit numbers stand for, in float32: what transformers can load."""
+    """The checkpoint with the weights that its 8-bit numbers stand for, in float32: what
+    transformers can load.
+    """
     target.mkdir()
     for path in folder.iterdir():
         (target / path.name).write_bytes(path.read_bytes())
@@ -149,11 +178,18 @@ def quantized_copy(folder: Path, target: Path) -> Path:
     return target
 
 
-def test_answers_are_those_of_transformers_with_the_weights_that_the_8_bits_stand_for(tiny: Path, tmp_path: Path) -> None:
+def test_answers_are_those_of_transformers_with_the_weights_that_the_8_bits_stand_for(
+    tiny: Path, tmp_path: Path
+) -> None:
     engine, preparer = open_tiny(tiny, quantize="int8")
     assert (engine.dtype, engine.model.quantized) == ("float32+int8", True)
     requests = mixed_requests(preparer)
-    assert_same(engine, requests, wanted_answers(quantized_copy(tiny, tmp_path / "copy"), requests), find_checkpoint(str(tiny)).end_token_ids())
+    assert_same(
+        engine,
+        requests,
+        wanted_answers(quantized_copy(tiny, tmp_path / "copy"), requests),
+        find_checkpoint(str(tiny)).end_token_ids(),
+    )
 
 
 def test_a_tied_head_is_quantized_and_the_embeddings_stay(tmp_path: Path) -> None:
@@ -168,17 +204,32 @@ def test_a_tied_head_is_quantized_and_the_embeddings_stay(tmp_path: Path) -> Non
 @has_digits
 def test_measuring_replaces_the_plain_matrix_and_keeps_no_copy(tiny: Path) -> None:
     engine, preparer = open_tiny(tiny, quantize="int8")
-    plain = {key: completion.text for key, completion in run_all(engine, mixed_requests(preparer)).items()}
+    plain = {
+        key: completion.text
+        for key, completion in run_all(engine, mixed_requests(preparer)).items()
+    }
     engine, preparer = open_tiny(tiny, quantize="int8")
     model = engine.model
     chosen = kernels.choose_kernels(model.vision, model.language, copies=False, measured=False)
     assert set(chosen) == {"qkv", "out", "gate_up", "down", "head"}
     places = list(kernels.places(model.vision, model.language))
-    assert all(isinstance(place.linear, digits.DigitLinear) != place.kind.startswith("vision.") for place in places)
+    assert all(
+        isinstance(place.linear, digits.DigitLinear) != place.kind.startswith("vision.")
+        for place in places
+    )
     assert kernels.packed_bytes(model.vision, model.language, chosen=True) == 0
-    found = {key: completion.text for key, completion in run_all(engine, mixed_requests(preparer)).items()}
-    tokens = [(a, b) for key in plain for a, b in zip(str(plain[key]).split(), str(found[key]).split(), strict=False)]
-    assert sum(a == b for a, b in tokens) >= 0.95 * len(tokens)  # a random model has near ties, and what follows one differs
+    found = {
+        key: completion.text
+        for key, completion in run_all(engine, mixed_requests(preparer)).items()
+    }
+    tokens = [
+        (a, b)
+        for key in plain
+        for a, b in zip(str(plain[key]).split(), str(found[key]).split(), strict=False)
+    ]
+    assert sum(a == b for a, b in tokens) >= 0.95 * len(
+        tokens
+    )  # a random model has near ties, and what follows one differs
 
 
 def test_measured_kernels_of_a_quantized_model_are_known_kinds(tiny: Path) -> None:
@@ -186,44 +237,77 @@ def test_measured_kernels_of_a_quantized_model_are_known_kinds(tiny: Path) -> No
     chosen = kernels.choose_kernels(model.vision, model.language)
     for place in kernels.places(model.vision, model.language):
         if not place.kind.startswith("vision."):
-            assert isinstance(place.linear, digits.DigitLinear if place.kind in chosen else QuantizedLinear)
+            assert isinstance(
+                place.linear, digits.DigitLinear if place.kind in chosen else QuantizedLinear
+            )
 
 
 def held_bytes(model: object) -> int:
-    """Bytes of all weights that a model holds, shared ones once; the vision encoder's unquantized ones as the shape counts them."""
+    """Bytes of all weights that a model holds, shared ones once; the vision encoder's unquantized
+    ones as the shape counts them.
+    """
     shape = model.shape  # type: ignore[attr-defined]
     language = model.language  # type: ignore[attr-defined]
     tensors = [language.embedding, language.norm]
     for layer in language.layers:
         assert isinstance(layer, TextLayer)
         tensors += [layer.input_norm, layer.mlp_norm]
-    for linear in [language.head, *(getattr(layer, name) for layer in language.layers for name in ("qkv", "out", "gate_up", "down"))]:
+    for linear in [
+        language.head,
+        *(
+            getattr(layer, name)
+            for layer in language.layers
+            for name in ("qkv", "out", "gate_up", "down")
+        ),
+    ]:
         tensors += [linear.weight, *([linear.scale] if isinstance(linear, QuantizedLinear) else [])]
     distinct = {tensor.data_ptr(): tensor.nbytes for tensor in tensors}
-    whole_text = sum(outputs * inputs for outputs, inputs in shape.text_layer_matrices) + 2 * shape.text.hidden
-    text = shape.text.layers * whole_text + shape.text.hidden + (1 if shape.tied else 2) * shape.text.vocabulary * shape.text.hidden
+    whole_text = (
+        sum(outputs * inputs for outputs, inputs in shape.text_layer_matrices)
+        + 2 * shape.text.hidden
+    )
+    text = (
+        shape.text.layers * whole_text
+        + shape.text.hidden
+        + (1 if shape.tied else 2) * shape.text.vocabulary * shape.text.hidden
+    )
     return sum(distinct.values()) + (shape.parameters - text) * 4
 
 
 def test_the_budget_counts_what_is_held(tiny: Path) -> None:
     for quantize_to in ("none", "int8"):
         engine = open_tiny(tiny, quantize=quantize_to)[0]
-        assert engine.budget.weight_bytes == engine.stats.memory["weight_bytes"] == held_bytes(engine.model)
-    text_bytes = 4 * (sum(o * i for o, i in engine.model.shape.text_layer_matrices) * 3 + engine.model.shape.text.vocabulary * 48)
+        assert (
+            engine.budget.weight_bytes
+            == engine.stats.memory["weight_bytes"]
+            == held_bytes(engine.model)
+        )
+    text_bytes = 4 * (
+        sum(o * i for o, i in engine.model.shape.text_layer_matrices) * 3
+        + engine.model.shape.text.vocabulary * 48
+    )
     assert engine.model.shape.weight_bytes(4) - engine.budget.weight_bytes > 0.65 * text_bytes
 
 
 def test_a_model_that_fits_in_8_bits_only_is_refused_with_that_advice() -> None:
     from vlmbatch.engine.torch.shape import TextShape, VisionShape
 
-    shape = ModelShape(VisionShape(768, 12, 12, 3072, 512, 16, 1e-6), TextShape(576, 30, 9, 3, 64, 1536, 49280, 8192, 1e-5, 1e5), 4, 49190, False)
+    shape = ModelShape(
+        VisionShape(768, 12, 12, 3072, 512, 16, 1e-6),
+        TextShape(576, 30, 9, 3, 64, 1536, 49280, 8192, 1e-5, 1e5),
+        4,
+        49190,
+        False,
+    )
     limit = 900 << 20
     with pytest.raises(OutOfMemoryError, match="--quantize int8"):
         MemoryBudget(shape, 4, limit, CAPS["cpu"]).check("small", 64)
     MemoryBudget(shape, 4, limit, CAPS["cpu"], quantized=True).check("small", 64)
 
 
-def test_loading_holds_one_matrix_twice_and_no_more(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_loading_holds_one_matrix_twice_and_no_more(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Every tensor that is quantized is in its small form before the next one is read."""
     read: list[weakref.ref[torch.Tensor]] = []
     alive: list[int] = []
@@ -235,36 +319,72 @@ def test_loading_holds_one_matrix_twice_and_no_more(tiny: Path, monkeypatch: pyt
 
     monkeypatch.setattr("vlmbatch.engine.torch.weights.quantize", watched)
     checkpoint = find_checkpoint(str(tiny))
-    load_model(checkpoint, ModelShape.from_checkpoint(checkpoint), CPU, torch.float32, quantized=True)
+    load_model(
+        checkpoint, ModelShape.from_checkpoint(checkpoint), CPU, torch.float32, quantized=True
+    )
     assert alive == [0] * (3 * 7 + 1)
 
 
 def test_the_demo_answers_alike_on_nearly_all_samples() -> None:
     with open(SAMPLES / "content.csv", newline="", encoding="utf-8") as file:
-        names = [row["file"] for row in csv.DictReader(file) if row["file"].startswith(("images/", "scans/"))]
+        names = [
+            row["file"]
+            for row in csv.DictReader(file)
+            if row["file"].startswith(("images/", "scans/"))
+        ]
     checkpoint = find_checkpoint("demo")
     preparer = Preparer.from_checkpoint(checkpoint)
     asked = [DEFAULT_PROMPTS["caption"], DEFAULT_PROMPTS["ocr"], "How many shapes are there?"]
     answers = []
     for quantize_to in ("none", "int8"):
-        job = Job.from_dict({"inputs": ["x"], "model": "demo", "device": "cpu", "dtype": "float32", "quantize": quantize_to})
+        job = Job.from_dict(
+            {
+                "inputs": ["x"],
+                "model": "demo",
+                "device": "cpu",
+                "dtype": "float32",
+                "quantize": quantize_to,
+            }
+        )
         engine = open_engine(job, checkpoint, preparer.prepare, preparer.decode)
         assert isinstance(engine, TorchEngine)
         assert engine.model.quantized == (quantize_to == "int8")
         assert isinstance(engine.model.language.head, QuantizedLinear) == engine.model.quantized
-        requests = [preparer.prepare(Conversation("image", load_image(str(SAMPLES / name), 10**8)), asked) for name in names]
-        answers.append({key: completion.text for key, completion in run_all(engine, requests).items()})
+        requests = [
+            preparer.prepare(Conversation("image", load_image(str(SAMPLES / name), 10**8)), asked)
+            for name in names
+        ]
+        answers.append(
+            {key: completion.text for key, completion in run_all(engine, requests).items()}
+        )
     equal = [answers[0][key] == text for key, text in answers[1].items()]
     assert len(equal) == 3 * len(names) >= 50
     assert sum(equal) >= len(equal) - 3
 
 
 def vlmbatch(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "vlmbatch", *arguments], cwd=cwd, capture_output=True, text=True, check=False)
+    return subprocess.run(
+        [sys.executable, "-m", "vlmbatch", *arguments],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
 
 
 def test_the_command_line_quantizes_records_it_and_does_not_mix(tmp_path: Path) -> None:
-    arguments = ["caption", str(SAMPLES / "images"), "--model", "demo", "--device", "cpu", "-o", "x.jsonl", "--limit", "4"]
+    arguments = [
+        "caption",
+        str(SAMPLES / "images"),
+        "--model",
+        "demo",
+        "--device",
+        "cpu",
+        "-o",
+        "x.jsonl",
+        "--limit",
+        "4",
+    ]
     first = vlmbatch(*arguments, "--quantize", "int8", cwd=tmp_path)
     assert first.returncode == 0, first.stderr
     rows = list(read_records(tmp_path / "x.jsonl"))
@@ -281,7 +401,9 @@ def test_the_command_line_quantizes_records_it_and_does_not_mix(tmp_path: Path) 
     assert "quantize: int8" in dry.stdout
 
 
-def test_bench_measures_the_quantized_model(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bench_measures_the_quantized_model(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from click.testing import CliRunner
 
     from tests.bench.test_bench import SIZES
@@ -290,12 +412,27 @@ def test_bench_measures_the_quantized_model(tiny: Path, tmp_path: Path, monkeypa
     monkeypatch.setattr("vlmbatch.bench.run.choose_sizes", lambda device, **_: SIZES)
     rows = {}
     for name in ("none", "int8"):
-        arguments = ["--model", str(tiny), "--device", "cpu", "--dtype", "float32", "--only", "decode", "--quantize", name, "--json", str(tmp_path / name)]
+        arguments = [
+            "--model",
+            str(tiny),
+            "--device",
+            "cpu",
+            "--dtype",
+            "float32",
+            "--only",
+            "decode",
+            "--quantize",
+            name,
+            "--json",
+            str(tmp_path / name),
+        ]
         result = CliRunner().invoke(cli, ["bench", *arguments])
         assert result.exit_code == 0, result.output
         rows[name] = json.loads((tmp_path / name).read_text())
     assert rows["int8"]["machine"]["quantize"] == "int8"
-    weights = [rows[name]["rows"][0]["details"]["weight_bytes_per_step"] for name in ("none", "int8")]
+    weights = [
+        rows[name]["rows"][0]["details"]["weight_bytes_per_step"] for name in ("none", "int8")
+    ]
     assert weights[0] == 4 * weights[1]
 
 

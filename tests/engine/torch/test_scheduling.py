@@ -1,4 +1,6 @@
-"""Continuous batching, sampling, streaming, cancelling, and memory: what fits, and what happens when it does not."""
+"""Continuous batching, sampling, streaming, cancelling, and memory: what fits, and what happens
+when it does not.
+"""
 
 from __future__ import annotations
 
@@ -13,13 +15,13 @@ import torch
 from tests.engine.reference import run_all, texts
 from tests.engine.torch.test_parity import mixed_requests, open_tiny, picture
 from vlmbatch.checkpoint import find_checkpoint
+from vlmbatch.core import Conversation, Pixels
 from vlmbatch.engine.base import RequestQueue
 from vlmbatch.engine.torch.budget import CAPS, MemoryBudget
 from vlmbatch.engine.torch.cache import row_capacity
 from vlmbatch.engine.torch.features import FeatureCache
 from vlmbatch.engine.torch.shape import ModelShape
 from vlmbatch.errors import GenerateError, OutOfMemoryError
-from vlmbatch.core import Conversation, Pixels
 
 
 def test_a_place_is_refilled_while_others_go_on(tiny: Path) -> None:
@@ -36,7 +38,8 @@ def test_a_place_is_refilled_while_others_go_on(tiny: Path) -> None:
 
     engine._place = place_with_lengths  # type: ignore[method-assign]
     found = list(run_all(engine, requests).values())
-    # One answer of 40 tokens and 17 of two: static batches of four would take 40 + 4 x 2 steps and more.
+    # One answer of 40 tokens and 17 of two: static batches of four would take 40 + 4 x 2 steps and
+    # more.
     assert sum(completion.new_tokens for completion in found) == 40 + 2 * (len(found) - 1)
     assert engine.stats.decode_steps <= 41
     assert found[-1].new_tokens == 40  # the long one comes last
@@ -50,11 +53,15 @@ def test_questions_about_one_item_share_encode_and_prefix(tiny: Path) -> None:
     assert engine.stats.prefill_tokens == len(request.prefix_ids) + sum(map(len, request.questions))
 
 
-def test_more_questions_than_places_share_a_kept_prefix(tiny: Path, plain: dict[tuple[int, int], str | None]) -> None:
+def test_more_questions_than_places_share_a_kept_prefix(
+    tiny: Path, plain: dict[tuple[int, int], str | None]
+) -> None:
     engine, preparer = open_tiny(tiny, batch_size=2)
     requests = mixed_requests(preparer)
     assert texts(engine, requests) == plain
-    prompts = sum(len(request.prefix_ids) + sum(map(len, request.questions)) for request in requests)
+    prompts = sum(
+        len(request.prefix_ids) + sum(map(len, request.questions)) for request in requests
+    )
     assert engine.stats.prefill_tokens == prompts
 
 
@@ -74,7 +81,9 @@ def test_top_p_keeps_only_the_nucleus() -> None:
 
     logits = torch.log(torch.tensor([0.5, 0.3, 0.15, 0.05]))
     options = SamplingOptions(temperature=1.0, top_p=0.7)
-    drawn = {int(sample(logits, torch.Generator().manual_seed(seed), options)) for seed in range(200)}
+    drawn = {
+        int(sample(logits, torch.Generator().manual_seed(seed), options)) for seed in range(200)
+    }
     assert drawn == {0, 1}
 
 
@@ -88,7 +97,9 @@ def test_text_streams_piece_by_piece(tiny: Path) -> None:
     assert len(pieces[0]) > 3
 
 
-def test_a_cancelled_request_is_dropped_and_the_others_go_on(tiny: Path, plain: dict[tuple[int, int], str | None]) -> None:
+def test_a_cancelled_request_is_dropped_and_the_others_go_on(
+    tiny: Path, plain: dict[tuple[int, int], str | None]
+) -> None:
     engine, preparer = open_tiny(tiny)
     requests = mixed_requests(preparer)
     requests[2].on_text = lambda question, text: setattr(requests[2], "cancelled", True)
@@ -110,7 +121,9 @@ def test_a_stopped_queue_ends_the_run(tiny: Path) -> None:
     assert len(found) == 1
 
 
-def test_the_engine_waits_for_requests_that_come_late(tiny: Path, plain: dict[tuple[int, int], str | None]) -> None:
+def test_the_engine_waits_for_requests_that_come_late(
+    tiny: Path, plain: dict[tuple[int, int], str | None]
+) -> None:
     engine, preparer = open_tiny(tiny)
     requests = mixed_requests(preparer)[:2]
     queue = RequestQueue(4)
@@ -133,7 +146,9 @@ def test_the_engine_waits_for_requests_that_come_late(tiny: Path, plain: dict[tu
 
 
 @pytest.mark.parametrize("most", [1, 3, 7])
-def test_out_of_memory_in_vision_halves_the_call(tiny: Path, plain: dict[tuple[int, int], str | None], most: int) -> None:
+def test_out_of_memory_in_vision_halves_the_call(
+    tiny: Path, plain: dict[tuple[int, int], str | None], most: int
+) -> None:
     engine, preparer = open_tiny(tiny)
     vision = engine.model.vision
     fake = _FailingVision(vision, most)
@@ -145,7 +160,9 @@ def test_out_of_memory_in_vision_halves_the_call(tiny: Path, plain: dict[tuple[i
     assert fake.calls_that_failed <= 12  # the limit is remembered
 
 
-def test_a_request_that_fails_alone_is_an_error_and_the_others_go_on(tiny: Path, plain: dict[tuple[int, int], str | None]) -> None:
+def test_a_request_that_fails_alone_is_an_error_and_the_others_go_on(
+    tiny: Path, plain: dict[tuple[int, int], str | None]
+) -> None:
     engine, preparer = open_tiny(tiny)
     requests = mixed_requests(preparer)
     poison = requests[3].tiles[0].copy()
@@ -161,7 +178,9 @@ def test_a_request_that_fails_alone_is_an_error_and_the_others_go_on(tiny: Path,
 
 
 @pytest.mark.parametrize("phase", ["prefill", "decode"])
-def test_out_of_memory_in_the_language_model_halves_the_batch(tiny: Path, plain: dict[tuple[int, int], str | None], phase: str) -> None:
+def test_out_of_memory_in_the_language_model_halves_the_batch(
+    tiny: Path, plain: dict[tuple[int, int], str | None], phase: str
+) -> None:
     engine, preparer = open_tiny(tiny)
     language = engine.model.language
     object.__setattr__(engine.model, "language", _FailingLanguage(language, phase))
@@ -170,7 +189,9 @@ def test_out_of_memory_in_the_language_model_halves_the_batch(tiny: Path, plain:
     assert engine.stats.cleanups >= len(engine.stats.oom_events)
 
 
-def test_the_cache_stays_within_its_budget(tiny: Path, plain: dict[tuple[int, int], str | None]) -> None:
+def test_the_cache_stays_within_its_budget(
+    tiny: Path, plain: dict[tuple[int, int], str | None]
+) -> None:
     engine, preparer = open_tiny(tiny)
     requests = mixed_requests(preparer)
     longest = row_capacity(max(request.prompt_tokens for request in requests) + 24)
@@ -230,7 +251,9 @@ class _FailingVision:
         self.calls_that_failed = 0
 
     def __call__(self, tiles: torch.Tensor) -> torch.Tensor:
-        if len(tiles) > self.most or (self.poison is not None and any(torch.equal(tile, self.poison) for tile in tiles)):
+        if len(tiles) > self.most or (
+            self.poison is not None and any(torch.equal(tile, self.poison) for tile in tiles)
+        ):
             self.calls_that_failed += 1
             raise torch.OutOfMemoryError("CUDA out of memory. (scripted)")
         return self.vision(tiles)
@@ -248,14 +271,18 @@ class _FailingLanguage:
     def __call__(self, x: torch.Tensor, positions: torch.Tensor, attend: Any) -> torch.Tensor:
         decoding = hasattr(attend, "parts")
         if self.phase == "decode" and decoding and len(x) > 3:
-            raise RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes.")
+            raise RuntimeError(
+                "[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes."
+            )
         if self.phase == "prefill" and not decoding and len(attend.segments) > 2:
             raise torch.OutOfMemoryError("CUDA out of memory. (scripted)")
         return self.language(x, positions, attend)
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.7])
-def test_numbers_that_are_not_finite_are_an_error_of_that_request_alone(tiny: Path, temperature: float) -> None:
+def test_numbers_that_are_not_finite_are_an_error_of_that_request_alone(
+    tiny: Path, temperature: float
+) -> None:
     engine, preparer = open_tiny(tiny, temperature=temperature)
     requests = mixed_requests(preparer)[:4]
     expected = texts(engine, requests)
@@ -278,11 +305,17 @@ def test_numbers_that_are_not_finite_are_an_error_of_that_request_alone(tiny: Pa
             assert completion.text == expected[key]
 
 
-def test_a_request_too_large_for_the_cache_leaves_the_limits_alone(tiny: Path, plain: dict[tuple[int, int], str | None]) -> None:
+def test_a_request_too_large_for_the_cache_leaves_the_limits_alone(
+    tiny: Path, plain: dict[tuple[int, int], str | None]
+) -> None:
     engine, preparer = open_tiny(tiny)
     requests = mixed_requests(preparer)
     largest = max(range(len(requests)), key=lambda number: requests[number].prompt_tokens)
-    others = max(request.prompt_tokens for number, request in enumerate(requests) if request.prompt_tokens < requests[largest].prompt_tokens - 30)
+    others = max(
+        request.prompt_tokens
+        for number, request in enumerate(requests)
+        if request.prompt_tokens < requests[largest].prompt_tokens - 30
+    )
     allowed = row_capacity(others + 24) * engine.model.shape.kv_bytes(4)
     engine.budget.limit = engine.budget.weight_bytes + allowed * 4 // 3 + 1000
     engine.budget.tile_bytes = 1
@@ -293,7 +326,11 @@ def test_a_request_too_large_for_the_cache_leaves_the_limits_alone(tiny: Path, p
     assert largest in failed
     assert len(failed) < len(requests)
     assert not engine.stats.oom_events
-    assert all(completion.text == plain[key] for key, completion in found.items() if completion.error is None)
+    assert all(
+        completion.text == plain[key]
+        for key, completion in found.items()
+        if completion.error is None
+    )
 
 
 @pytest.mark.parametrize("phase", ["vision", "prefill", "decode"])
@@ -305,7 +342,9 @@ def test_shares_of_the_busy_time_add_up_even_when_memory_runs_out(tiny: Path, ph
         object.__setattr__(engine.model, "language", _FailingLanguage(engine.model.language, phase))
     found = run_all(engine, mixed_requests(preparer))
     assert engine.stats.oom_events
-    assert sum(completion.timing.compute_seconds for completion in found.values()) == pytest.approx(engine.stats.busy_seconds, rel=1e-3)
+    assert sum(completion.timing.compute_seconds for completion in found.values()) == pytest.approx(
+        engine.stats.busy_seconds, rel=1e-3
+    )
 
 
 def test_equal_tiles_are_encoded_once_and_answered_the_same(tiny: Path) -> None:
@@ -315,18 +354,25 @@ def test_equal_tiles_are_encoded_once_and_answered_the_same(tiny: Path) -> None:
     page[:24, :32] = rng.integers(0, 256, (24, 32, 3), dtype=np.uint8)
     other = picture(rng, 120, 90)
     drawn = [page, other, page, page]
-    requests = [preparer.prepare(Conversation("image", Pixels([pixels]), f"{number}.png"), ["Why?"]) for number, pixels in enumerate(drawn)]
+    requests = [
+        preparer.prepare(Conversation("image", Pixels([pixels]), f"{number}.png"), ["Why?"])
+        for number, pixels in enumerate(drawn)
+    ]
     distinct = {tile.tobytes() for request in requests for tile in request.tiles}
     found = run_all(engine, requests)
     assert engine.stats.tiles == len(distinct)
-    assert engine.stats.tiles + engine.stats.tiles_reused == sum(len(request.tiles) for request in requests)
+    assert engine.stats.tiles + engine.stats.tiles_reused == sum(
+        len(request.tiles) for request in requests
+    )
     assert found[0, 0].text == found[2, 0].text == found[3, 0].text != found[1, 0].text
     for request in requests:
         request.tile_keys = ()
     plain = open_tiny(tiny)[0]
     again = run_all(plain, requests)
     assert plain.stats.tiles_reused == 0
-    assert {key: answer.text for key, answer in again.items()} == {key: answer.text for key, answer in found.items()}
+    assert {key: answer.text for key, answer in again.items()} == {
+        key: answer.text for key, answer in found.items()
+    }
 
 
 def test_the_features_used_last_are_kept_within_their_room() -> None:
@@ -337,7 +383,9 @@ def test_the_features_used_last_are_kept_within_their_room() -> None:
     kept.put(b"d", torch.zeros(4))
     kept.put(b"", torch.zeros(4))
     kept.put(b"large", torch.zeros(100))
-    assert [name for name in (b"a", b"b", b"c", b"d", b"", b"large") if kept.get(name) is not None] == [b"a", b"c", b"d"]
+    assert [
+        name for name in (b"a", b"b", b"c", b"d", b"", b"large") if kept.get(name) is not None
+    ] == [b"a", b"c", b"d"]
     assert kept.bytes == 48
     few = FeatureCache(most_tiles=2)
     for name in (b"a", b"b", b"c"):

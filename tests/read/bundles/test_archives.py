@@ -23,15 +23,17 @@ import pytest
 
 from tests.bundles import tar_bytes
 from tests.media import picture, write_picture
+from vlmbatch.core import Item
 from vlmbatch.errors import ItemError, JobError
 from vlmbatch.job import Job
 from vlmbatch.read import Reader, open_reader
-from vlmbatch.core import Item
 
 PACKERS: dict[str, Callable[[bytes], bytes]] = {
     "tar": bytes,
     "tar.gz": gzip.compress,
-    "tar.bz2": lambda data: bz2.compress(data, 1),  # blocks of 100,000 bytes: one that is cut is lost whole
+    "tar.bz2": lambda data: bz2.compress(
+        data, 1
+    ),  # blocks of 100,000 bytes: one that is cut is lost whole
     "tar.xz": lzma.compress,
     "tar.zst": lambda data: pa.compress(data, "zstd", asbytes=True),
 }
@@ -40,7 +42,9 @@ PACKERS: dict[str, Callable[[bytes], bytes]] = {
 
 @pytest.fixture
 def pictures(tmp_path: Path) -> list[bytes]:
-    return [write_picture(tmp_path / f"{number}.png", seed=number).read_bytes() for number in range(4)]
+    return [
+        write_picture(tmp_path / f"{number}.png", seed=number).read_bytes() for number in range(4)
+    ]
 
 
 def open_archive(path: Path, **options: Any) -> Reader:
@@ -58,7 +62,9 @@ def error(item: Item) -> str:
 
 
 def seed_of(item: Item) -> int:
-    return next(seed for seed in range(4) if np.array_equal(item.load().frames[0], picture(seed=seed)))
+    return next(
+        seed for seed in range(4) if np.array_equal(item.load().frames[0], picture(seed=seed))
+    )
 
 
 def write_zip(path: Path, entries: list[tuple[str, bytes]]) -> Path:
@@ -86,11 +92,21 @@ ODD = [
 
 
 @pytest.mark.parametrize("kind", ["zip", *PACKERS])
-def test_pictures_of_an_archive_have_ids_below_it(tmp_path: Path, pictures: list[bytes], kind: str) -> None:
-    path = (write_zip if kind == "zip" else write_tar)(tmp_path / f"a.{kind}", [("sub/é 0.png", pictures[0]), ("1.PNG", pictures[1]), *ODD[1:]])
+def test_pictures_of_an_archive_have_ids_below_it(
+    tmp_path: Path, pictures: list[bytes], kind: str
+) -> None:
+    path = (write_zip if kind == "zip" else write_tar)(
+        tmp_path / f"a.{kind}", [("sub/é 0.png", pictures[0]), ("1.PNG", pictures[1]), *ODD[1:]]
+    )
     reader = open_archive(path)
     found = list(reader)
-    assert [item.id.removeprefix(f"a.{kind}/") for item in found] == ["sub/é 0.png", "1.PNG", "../up.png", "abs.png", "empty.png"]
+    assert [item.id.removeprefix(f"a.{kind}/") for item in found] == [
+        "sub/é 0.png",
+        "1.PNG",
+        "../up.png",
+        "abs.png",
+        "empty.png",
+    ]
     assert [item.source for item in found[:1]] == [f"{path}/sub/é 0.png"]
     assert [seed_of(item) for item in found[:2]] == [0, 1]
     assert error(found[2]) == "the entry's name leads out of the archive: ../up.png"
@@ -111,7 +127,9 @@ def test_fingerprints_follow_the_content(tmp_path: Path, pictures: list[bytes], 
 
 
 @pytest.mark.parametrize("kind", ["zip", "tar.gz"])
-def test_names_that_stand_in_an_archive_twice_are_two_items(tmp_path: Path, pictures: list[bytes], kind: str) -> None:
+def test_names_that_stand_in_an_archive_twice_are_two_items(
+    tmp_path: Path, pictures: list[bytes], kind: str
+) -> None:
     entries = [("a.png", pictures[0]), ("a.png", pictures[1])]
     if kind == "zip":
         with pytest.warns(UserWarning, match="Duplicate name"):
@@ -125,14 +143,24 @@ def test_names_that_stand_in_an_archive_twice_are_two_items(tmp_path: Path, pict
 
 def test_links_and_other_things_in_a_tar_are_errors(tmp_path: Path, pictures: list[bytes]) -> None:
     with tarfile.open(tmp_path / "a.tar", "w") as archive:
-        for name, kind in (("link.png", tarfile.SYMTYPE), ("hard.png", tarfile.LNKTYPE), ("pipe.png", tarfile.FIFOTYPE)):
+        for name, kind in (
+            ("link.png", tarfile.SYMTYPE),
+            ("hard.png", tarfile.LNKTYPE),
+            ("pipe.png", tarfile.FIFOTYPE),
+        ):
             info = tarfile.TarInfo(name)
             info.type, info.linkname = kind, "/etc/passwd"
             archive.addfile(info)
-    assert [error(item) for item in items(tmp_path / "a.tar")] == ["a link, not a file", "a link, not a file", "not a regular file"]
+    assert [error(item) for item in items(tmp_path / "a.tar")] == [
+        "a link, not a file",
+        "a link, not a file",
+        "not a regular file",
+    ]
 
 
-def test_encrypted_entries_and_links_of_a_zip_are_errors(tmp_path: Path, pictures: list[bytes]) -> None:
+def test_encrypted_entries_and_links_of_a_zip_are_errors(
+    tmp_path: Path, pictures: list[bytes]
+) -> None:
     link = zipfile.ZipInfo("link.png")
     link.external_attr = 0o120777 << 16
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
@@ -141,26 +169,40 @@ def test_encrypted_entries_and_links_of_a_zip_are_errors(tmp_path: Path, picture
     data = bytearray((tmp_path / "a.zip").read_bytes())
     data[data.index(b"PK\x01\x02") + 8] |= 1
     (tmp_path / "a.zip").write_bytes(data)
-    assert [error(item) for item in items(tmp_path / "a.zip")] == ["encrypted", "a link, not a file"]
+    assert [error(item) for item in items(tmp_path / "a.zip")] == [
+        "encrypted",
+        "a link, not a file",
+    ]
 
 
 @pytest.mark.parametrize("kind", ["zip", "tar", "tar.gz"])
-def test_entries_beyond_the_size_limit_are_errors_and_the_next_is_read(tmp_path: Path, pictures: list[bytes], kind: str) -> None:
-    path = (write_zip if kind == "zip" else write_tar)(tmp_path / f"a.{kind}", [("big.png", os.urandom(50_000)), ("1.png", pictures[1])])
+def test_entries_beyond_the_size_limit_are_errors_and_the_next_is_read(
+    tmp_path: Path, pictures: list[bytes], kind: str
+) -> None:
+    path = (write_zip if kind == "zip" else write_tar)(
+        tmp_path / f"a.{kind}", [("big.png", os.urandom(50_000)), ("1.png", pictures[1])]
+    )
     found = items(path, max_file_size="20KB")
     assert error(found[0]) == "50,000 bytes are more than --max-file-size allows (20,000)"
     assert seed_of(found[1]) == 1
 
 
 def test_a_bomb_in_a_zip_is_an_error(tmp_path: Path, pictures: list[bytes]) -> None:
-    found = items(write_zip(tmp_path / "a.zip", [("bomb.png", bytes(30_000_000)), ("1.png", pictures[1])]))
+    found = items(
+        write_zip(tmp_path / "a.zip", [("bomb.png", bytes(30_000_000)), ("1.png", pictures[1])])
+    )
     assert "unpack to 30,000,000, more than --max-compression-ratio 200" in error(found[0])
     assert seed_of(found[1]) == 1
 
 
 @pytest.mark.parametrize("kind", ["tar.gz", "tar.zst", "tar.xz"])
-def test_a_bomb_in_a_compressed_tar_ends_it(tmp_path: Path, pictures: list[bytes], kind: str) -> None:
-    path = write_tar(tmp_path / f"a.{kind}", [("0.png", pictures[0]), ("bomb.bin", bytes(60_000_000)), ("1.png", pictures[1])])
+def test_a_bomb_in_a_compressed_tar_ends_it(
+    tmp_path: Path, pictures: list[bytes], kind: str
+) -> None:
+    path = write_tar(
+        tmp_path / f"a.{kind}",
+        [("0.png", pictures[0]), ("bomb.bin", bytes(60_000_000)), ("1.png", pictures[1])],
+    )
     found = items(path)
     assert [item.id for item in found] == [f"a.{kind}/0.png", f"a.{kind}"]
     assert "more than --max-compression-ratio 200 times" in error(found[1])
@@ -181,7 +223,9 @@ def test_what_stands_before_the_cut_of_a_tar_is_done(tmp_path: Path, kind: str) 
     assert error(found[-1]).startswith("damaged after")
 
 
-def test_a_damaged_header_does_not_end_a_tar_silently(tmp_path: Path, pictures: list[bytes]) -> None:
+def test_a_damaged_header_does_not_end_a_tar_silently(
+    tmp_path: Path, pictures: list[bytes]
+) -> None:
     data = bytearray(tar_bytes([("0.png", pictures[0]), ("1.png", pictures[1])]))
     with tarfile.open(fileobj=io.BytesIO(data)) as archive:
         start = archive.getmembers()[1].offset
@@ -192,7 +236,16 @@ def test_a_damaged_header_does_not_end_a_tar_silently(tmp_path: Path, pictures: 
     assert error(found[1]).startswith("damaged after 1 entries: no tar header")
 
 
-@pytest.mark.parametrize(("name", "content"), [("a.zip", b"no zip"), ("a.tar", b"no tar" * 200), ("a.tar.gz", b"\x1f\x8bxx"), ("a.tar", b""), ("a.zip", b"")])
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.zip", b"no zip"),
+        ("a.tar", b"no tar" * 200),
+        ("a.tar.gz", b"\x1f\x8bxx"),
+        ("a.tar", b""),
+        ("a.zip", b""),
+    ],
+)
 def test_what_is_no_archive_is_one_error(tmp_path: Path, name: str, content: bytes) -> None:
     (tmp_path / name).write_bytes(content)
     (item,) = items(tmp_path / name)
@@ -218,26 +271,52 @@ def test_archives_are_opened_where_they_are_named(tmp_path: Path, pictures: list
     assert [item.id for item in items(tmp_path / "in/*")] == ["a.zip/0.png"]
     assert [item.id for item in items(tmp_path / "in/**/*.tar")] == ["deep/b.tar/1.png"]
     stdin = io.BytesIO(f"{tmp_path}/in/a.zip\n".encode())
-    assert [item.id for item in open_reader(Job(inputs=("-",)), stdin=stdin)] == [f"{tmp_path}/in/a.zip/0.png"]
+    assert [item.id for item in open_reader(Job(inputs=("-",)), stdin=stdin)] == [
+        f"{tmp_path}/in/a.zip/0.png"
+    ]
 
 
 def test_include_and_exclude_look_at_names_inside(tmp_path: Path, pictures: list[bytes]) -> None:
-    path = write_zip(tmp_path / "a.zip", [("s/0.png", pictures[0]), ("t/1.png", pictures[1]), ("s/2.png", pictures[2])])
-    assert [item.id for item in items(path, include=("s/*",), exclude=("2.*",))] == ["a.zip/s/0.png"]
+    path = write_zip(
+        tmp_path / "a.zip",
+        [("s/0.png", pictures[0]), ("t/1.png", pictures[1]), ("s/2.png", pictures[2])],
+    )
+    assert [item.id for item in items(path, include=("s/*",), exclude=("2.*",))] == [
+        "a.zip/s/0.png"
+    ]
 
 
 @pytest.mark.parametrize("kind", ["zip", "tar", "tar.gz"])
-def test_sidecars_of_a_sample_give_its_columns_and_question(tmp_path: Path, pictures: list[bytes], kind: str) -> None:
+def test_sidecars_of_a_sample_give_its_columns_and_question(
+    tmp_path: Path, pictures: list[bytes], kind: str
+) -> None:
     entries = [
-        *[("x/0.json", json.dumps({"label": 7, "ask": "Why?"}).encode()), ("x/0.png", pictures[0]), ("x/0.txt", b"seven\n")],
-        *[("x/1.left.png", pictures[1]), ("x/1.right.png", pictures[2]), ("x/1.json", b'{"label": 8, "ask": ["Who?"]}')],
+        *[
+            ("x/0.json", json.dumps({"label": 7, "ask": "Why?"}).encode()),
+            ("x/0.png", pictures[0]),
+            ("x/0.txt", b"seven\n"),
+        ],
+        *[
+            ("x/1.left.png", pictures[1]),
+            ("x/1.right.png", pictures[2]),
+            ("x/1.json", b'{"label": 8, "ask": ["Who?"]}'),
+        ],
         *[("x/2.json", b"{bad"), ("x/2.png", pictures[3])],
         *[("x/3.png", pictures[3])],
     ]
     path = (write_zip if kind == "zip" else write_tar)(tmp_path / f"a.{kind}", entries)
     found = items(path, keep=("label", "txt=caption"), task="vqa", question_column="ask")
-    assert [item.id.partition("/")[2] for item in found] == ["x/0.png", "x/1.left.png", "x/1.right.png", "x/2.png", "x/3.png"]
-    assert [dict(item.extra) for item in found[:3]] == [{"label": 7, "caption": "seven"}, *[{"label": 8, "caption": None}] * 2]
+    assert [item.id.partition("/")[2] for item in found] == [
+        "x/0.png",
+        "x/1.left.png",
+        "x/1.right.png",
+        "x/2.png",
+        "x/3.png",
+    ]
+    assert [dict(item.extra) for item in found[:3]] == [
+        {"label": 7, "caption": "seven"},
+        *[{"label": 8, "caption": None}] * 2,
+    ]
     assert [item.questions for item in found[:3]] == [("Why?",), ("Who?",), ("Who?",)]
     assert [seed_of(item) for item in found[:3]] == [0, 1, 2]
     assert error(found[3]) == "2.json beside it: not JSON"
@@ -245,8 +324,12 @@ def test_sidecars_of_a_sample_give_its_columns_and_question(tmp_path: Path, pict
 
 
 def test_counting_skips_the_bytes_of_a_stream(tmp_path: Path, pictures: list[bytes]) -> None:
-    path = write_tar(tmp_path / "a.tar.gz", [(f"{number}.png", data) for number, data in enumerate(pictures)])
-    assert [item.held_bytes for item in open_reader(Job(inputs=(str(path),)), names_only=True)] == [0] * 4
+    path = write_tar(
+        tmp_path / "a.tar.gz", [(f"{number}.png", data) for number, data in enumerate(pictures)]
+    )
+    assert [item.held_bytes for item in open_reader(Job(inputs=(str(path),)), names_only=True)] == [
+        0
+    ] * 4
     assert [item.held_bytes for item in items(path)] == [len(data) for data in pictures]
 
 

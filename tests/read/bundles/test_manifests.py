@@ -1,4 +1,6 @@
-"""Manifests: which columns are what, ids, questions, carried columns, pictures inside tables, and bad rows."""
+"""Manifests: which columns are what, ids, questions, carried columns, pictures inside tables, and
+bad rows.
+"""
 
 from __future__ import annotations
 
@@ -16,10 +18,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.media import picture, write_picture, write_video
+from vlmbatch.core import RECORD_FIELDS, Item
 from vlmbatch.errors import ItemError, JobError, ReadError
 from vlmbatch.job import Job
 from vlmbatch.read import open_reader
-from vlmbatch.core import RECORD_FIELDS, Item
 from vlmbatch.sample import make_sampler
 
 
@@ -31,7 +33,9 @@ def folder(tmp_path: Path) -> Path:
 
 
 def write_jsonl(path: Path, rows: Iterable[Any]) -> Path:
-    path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
+    path.write_text(
+        "".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows)
+    )
     return path
 
 
@@ -53,15 +57,28 @@ def error(item: Item) -> str:
 
 def seed_of(item: Item) -> int:
     """The number of the picture that an item gives."""
-    return next(seed for seed in range(4) if np.array_equal(item.load().frames[0], picture(seed=seed)))
+    return next(
+        seed for seed in range(4) if np.array_equal(item.load().frames[0], picture(seed=seed))
+    )
 
 
-def test_a_list_of_paths_counts_from_its_own_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_list_of_paths_counts_from_its_own_folder(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir("/")
-    (folder / "list.txt").write_bytes(b"\xef\xbb\xbfpics/1.png\r\n\r\n./pics/0.png\n" + os.fsencode(folder / "pics/2.png") + b"\npics/1.png\npics/gone.png")
+    (folder / "list.txt").write_bytes(
+        b"\xef\xbb\xbfpics/1.png\r\n\r\n./pics/0.png\n"
+        + os.fsencode(folder / "pics/2.png")
+        + b"\npics/1.png\npics/gone.png"
+    )
     reader = open_reader(Job(inputs=(str(folder / "list.txt"),)))
     found = list(reader)
-    assert [item.id for item in found] == ["pics/1.png", "pics/0.png", f"{folder}/pics/2.png", "pics/gone.png"]
+    assert [item.id for item in found] == [
+        "pics/1.png",
+        "pics/0.png",
+        f"{folder}/pics/2.png",
+        "pics/gone.png",
+    ]
     assert [seed_of(item) for item in found[:3]] == [1, 0, 2]
     assert error(found[3]) == "No such file or directory"
     assert reader.counts.duplicates == 1
@@ -69,7 +86,12 @@ def test_a_list_of_paths_counts_from_its_own_folder(folder: Path, monkeypatch: p
 
 def test_a_file_given_as_such_and_in_a_list_is_taken_once(folder: Path) -> None:
     (folder / "list.txt").write_text("pics/0.png\npics/1.png\n")
-    assert [item.id for item in items(folder / "list.txt", folder / "pics")] == ["pics/0.png", "pics/1.png", "2.png", "3.png"]
+    assert [item.id for item in items(folder / "list.txt", folder / "pics")] == [
+        "pics/0.png",
+        "pics/1.png",
+        "2.png",
+        "3.png",
+    ]
 
 
 @pytest.mark.parametrize("name", ["path", "file_name", "Image", "image_path", "filename"])
@@ -79,7 +101,9 @@ def test_the_column_of_paths_is_known_by_its_name(folder: Path, name: str) -> No
 
 
 def test_columns_can_be_chosen(folder: Path) -> None:
-    table = write_csv(folder / "t.tsv", ["path", "where", "name", "ask"], ["x", "pics/1.png", "one", "Why?"])
+    table = write_csv(
+        folder / "t.tsv", ["path", "where", "name", "ask"], ["x", "pics/1.png", "one", "Why?"]
+    )
     (item,) = items(table, path_column="where", id_column="name", question_column="ask", task="vqa")
     assert (item.id, item.questions, seed_of(item)) == ("one", ("Why?",), 1)
 
@@ -94,13 +118,18 @@ def test_columns_can_be_chosen(folder: Path) -> None:
         ({"path_column": "a", "keep": ("b=text",)}, r"every record has a key 'text' of its own"),
     ],
 )
-def test_columns_that_cannot_be_understood_are_listed(folder: Path, options: dict[str, Any], message: str) -> None:
+def test_columns_that_cannot_be_understood_are_listed(
+    folder: Path, options: dict[str, Any], message: str
+) -> None:
     table = write_csv(folder / "t.csv", ["a", "b"], ["pics/0.png", "1"])
     with pytest.raises(JobError, match=message):
         items(table, **options)
 
 
-@pytest.mark.parametrize(("name", "content"), [("t.csv", b""), ("t.jsonl", b"[1]\n"), ("t.parquet", b"PAR1 no"), ("t.parquet", b"")])
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("t.csv", b""), ("t.jsonl", b"[1]\n"), ("t.parquet", b"PAR1 no"), ("t.parquet", b"")],
+)
 def test_what_is_no_table_is_refused_by_name(tmp_path: Path, name: str, content: bytes) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(JobError, match=name):
@@ -109,14 +138,32 @@ def test_what_is_no_table_is_refused_by_name(tmp_path: Path, name: str, content:
 
 def test_a_line_of_json_is_taken_for_what_it_is(folder: Path) -> None:
     text = base64.b64encode((folder / "pics/3.png").read_bytes()).decode()
-    rows = [{"image": "pics/2.png", "id": "two"}, '"pics/1.png"', {"file_name": "pics/0.png", "label": "x"}, {"base64": text}, {"label": "y"}]
+    rows = [
+        {"image": "pics/2.png", "id": "two"},
+        '"pics/1.png"',
+        {"file_name": "pics/0.png", "label": "x"},
+        {"base64": text},
+        {"label": "y"},
+    ]
     found = items(write_jsonl(folder / "t.jsonl", rows))
-    assert [item.id for item in found] == ["two", "pics/1.png", "pics/0.png", "t.jsonl#row=3", "t.jsonl#row=4"]
+    assert [item.id for item in found] == [
+        "two",
+        "pics/1.png",
+        "pics/0.png",
+        "t.jsonl#row=3",
+        "t.jsonl#row=4",
+    ]
     assert [seed_of(item) for item in found[:4]] == [2, 1, 0, 3]
     assert error(found[4]).startswith("the row has nothing in its column")
     later = [{"image": f"pics/{number % 3}.png", "id": f"{number}"} for number in range(150)]
-    assert seed_of(items(write_jsonl(folder / "t.jsonl", [*later, {"path": "pics/3.png"}]))[-1]) == 3
-    asked = [{"image": "pics/0.png", "question": "Who?"}, {"path": "pics/1.png", "prompt": "Why?"}, '"pics/2.png"']
+    assert (
+        seed_of(items(write_jsonl(folder / "t.jsonl", [*later, {"path": "pics/3.png"}]))[-1]) == 3
+    )
+    asked = [
+        {"image": "pics/0.png", "question": "Who?"},
+        {"path": "pics/1.png", "prompt": "Why?"},
+        '"pics/2.png"',
+    ]
     found = items(write_jsonl(folder / "t.jsonl", asked), task="vqa", questions=("What?",))
     assert [item.questions for item in found] == [("Who?",), ("Why?",), ()]
 
@@ -129,7 +176,17 @@ def test_a_column_that_is_chosen_is_that_of_every_row(folder: Path) -> None:
 
 
 def test_a_bad_row_is_an_error_in_its_place(folder: Path) -> None:
-    rows = [{"path": "pics/0.png"}, "{broken", {"path": None}, {"path": 7}, {}, "[]", {"path": "pics/1.png"}, {"path": "v.mp4"}, {"path": "pics"}]
+    rows = [
+        {"path": "pics/0.png"},
+        "{broken",
+        {"path": None},
+        {"path": 7},
+        {},
+        "[]",
+        {"path": "pics/1.png"},
+        {"path": "v.mp4"},
+        {"path": "pics"},
+    ]
     found = items(write_jsonl(folder / "t.jsonl", rows))
     assert [item.id for item in found[1:6]] == [f"t.jsonl#row={number}" for number in range(1, 6)]
     assert [error(found[number])[:24] for number in (1, 2, 3, 5)] == [
@@ -144,21 +201,36 @@ def test_a_bad_row_is_an_error_in_its_place(folder: Path) -> None:
 
 
 def test_a_row_of_another_length_than_the_header_is_an_error(folder: Path) -> None:
-    found = items(write_csv(folder / "t.csv", ["path", "a"], ["pics/0.png"], ["pics/1.png", "1", "2"], ["pics/2.png", "3"]))
+    found = items(
+        write_csv(
+            folder / "t.csv",
+            ["path", "a"],
+            ["pics/0.png"],
+            ["pics/1.png", "1", "2"],
+            ["pics/2.png", "3"],
+        )
+    )
     assert error(found[0]) == "the row has 1 fields, the header has 2"
     assert error(found[1]) == "the row has 3 fields, the header has 2"
     assert seed_of(found[2]) == 2
 
 
 def test_ids_are_unique_whatever_the_column_says(folder: Path) -> None:
-    table = write_csv(folder / "t.csv", ["path", "id"], *([f"pics/{number}.png", name] for number, name in enumerate(("a", "a", "", "a#row=1"))))
+    table = write_csv(
+        folder / "t.csv",
+        ["path", "id"],
+        *([f"pics/{number}.png", name] for number, name in enumerate(("a", "a", "", "a#row=1"))),
+    )
     found = [item.id for item in items(table)]
     assert found == ["a", "a#row=1", "pics/2.png", "a#row=1#row=3"]
     assert [item.id for item in items(table)] == found
 
 
 def test_rows_with_their_own_questions_about_one_picture_share_its_id(folder: Path) -> None:
-    rows = [{"image": "pics/0.png", "question": question} for question in ("Why?", ["Who?", "Where?", "Who?"], "Why?", None)]
+    rows = [
+        {"image": "pics/0.png", "question": question}
+        for question in ("Why?", ["Who?", "Where?", "Who?"], "Why?", None)
+    ]
     found = items(write_jsonl(folder / "t.jsonl", rows), task="vqa", questions=("What?",))
     assert [(item.id, item.questions) for item in found] == [
         ("pics/0.png", ("Why?",)),
@@ -169,26 +241,54 @@ def test_rows_with_their_own_questions_about_one_picture_share_its_id(folder: Pa
 
 
 def test_a_row_without_a_question_is_an_error_when_the_job_has_none(folder: Path) -> None:
-    found = items(write_jsonl(folder / "t.jsonl", [{"image": "pics/0.png", "question": " "}, {"image": "pics/1.png", "question": 3}]), task="vqa")
-    assert [error(item) for item in found] == ["it has no question, and the job has none", "the row's question is not a text"]
+    found = items(
+        write_jsonl(
+            folder / "t.jsonl",
+            [{"image": "pics/0.png", "question": " "}, {"image": "pics/1.png", "question": 3}],
+        ),
+        task="vqa",
+    )
+    assert [error(item) for item in found] == [
+        "it has no question, and the job has none",
+        "the row's question is not a text",
+    ]
 
 
 def test_a_prompt_column_means_nothing_to_other_tasks(folder: Path) -> None:
-    (item,) = items(write_jsonl(folder / "t.jsonl", [{"image": "pics/0.png", "prompt": "a cat, 4k"}]))
+    (item,) = items(
+        write_jsonl(folder / "t.jsonl", [{"image": "pics/0.png", "prompt": "a cat, 4k"}])
+    )
     assert item.questions == ()
 
 
 def struct_table(folder: Path, name: str = "t.parquet", **columns: list[Any]) -> Path:
     kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-    cells = [{"bytes": (folder / f"pics/{number}.png").read_bytes(), "path": f"{number}.png"} for number in range(2)]
-    cells += [{"bytes": None, "path": "pics/2.png"}, {"bytes": (folder / "pics/3.png").read_bytes(), "path": None}, None]
-    pq.write_table(pa.table({"path": ["x"] * 5, "image": pa.array(cells, kind), **columns}), folder / name, row_group_size=2)
+    cells = [
+        {"bytes": (folder / f"pics/{number}.png").read_bytes(), "path": f"{number}.png"}
+        for number in range(2)
+    ]
+    cells += [
+        {"bytes": None, "path": "pics/2.png"},
+        {"bytes": (folder / "pics/3.png").read_bytes(), "path": None},
+        None,
+    ]
+    pq.write_table(
+        pa.table({"path": ["x"] * 5, "image": pa.array(cells, kind), **columns}),
+        folder / name,
+        row_group_size=2,
+    )
     return folder / name
 
 
 def test_pictures_of_a_hub_dataset_are_taken_from_its_struct(folder: Path) -> None:
     found = items(struct_table(folder))
-    assert [item.id for item in found] == ["0.png", "1.png", "pics/2.png", "t.parquet#row=3", "t.parquet#row=4"]
+    assert [item.id for item in found] == [
+        "0.png",
+        "1.png",
+        "pics/2.png",
+        "t.parquet#row=3",
+        "t.parquet#row=4",
+    ]
     assert [seed_of(item) for item in found[:4]] == [0, 1, 2, 3]
     assert error(found[4]) == "the row has nothing in its column 'image'"
     assert len({item.fingerprint for item in found[:4]}) == 4
@@ -196,19 +296,31 @@ def test_pictures_of_a_hub_dataset_are_taken_from_its_struct(folder: Path) -> No
 
 
 def test_counting_does_not_read_the_pictures(folder: Path) -> None:
-    found = list(open_reader(Job(inputs=(str(struct_table(folder)),), include=("0.png", "1.png")), names_only=True))
+    found = list(
+        open_reader(
+            Job(inputs=(str(struct_table(folder)),), include=("0.png", "1.png")), names_only=True
+        )
+    )
     assert [(item.id, item.held_bytes) for item in found] == [("0.png", 0), ("1.png", 0)]
 
 
 def test_a_column_of_bytes_needs_no_special_name(folder: Path) -> None:
     data = [(folder / f"pics/{number}.png").read_bytes() for number in range(2)]
     pq.write_table(pa.table({"page": data, "id": [10, 11]}), folder / "t.parquet")
-    assert [(item.id, seed_of(item)) for item in items(folder / "t.parquet")] == [("10", 0), ("11", 1)]
+    assert [(item.id, seed_of(item)) for item in items(folder / "t.parquet")] == [
+        ("10", 0),
+        ("11", 1),
+    ]
 
 
 def test_base64_and_data_urls_hold_pictures(folder: Path) -> None:
     text = base64.b64encode((folder / "pics/2.png").read_bytes()).decode()
-    rows = [{"image": text}, {"image": f"data:image/png;base64,{text}"}, {"image": "data:image/png;base64,?"}, {"image": f"{text[:200]}"}]
+    rows = [
+        {"image": text},
+        {"image": f"data:image/png;base64,{text}"},
+        {"image": "data:image/png;base64,?"},
+        {"image": f"{text[:200]}"},
+    ]
     found = items(write_jsonl(folder / "t.jsonl", rows))
     assert [seed_of(item) for item in found[:2]] == [2, 2]
     assert error(found[2]).startswith("the column 'image' does not hold base64")
@@ -216,7 +328,9 @@ def test_base64_and_data_urls_hold_pictures(folder: Path) -> None:
 
 
 def test_a_picture_in_a_table_is_held_to_the_size_limit(folder: Path) -> None:
-    assert error(items(struct_table(folder), max_file_size="1KB")[0]).endswith("bytes are more than --max-file-size allows (1,000)")
+    assert error(items(struct_table(folder), max_file_size="1KB")[0]).endswith(
+        "bytes are more than --max-file-size allows (1,000)"
+    )
 
 
 def test_a_url_goes_to_the_remote_reader(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -226,14 +340,25 @@ def test_a_url_goes_to_the_remote_reader(folder: Path, monkeypatch: pytest.Monke
         return (folder / "pics/1.png").read_bytes()
 
     monkeypatch.setattr("vlmbatch.read.pictures.pages.load_bytes", load_bytes)
-    found = items(write_csv(folder / "t.csv", ["url"], ["https://host/a.png"], ["s3://bucket/gone"], [f"file://{folder}/pics/3.png"]))
+    found = items(
+        write_csv(
+            folder / "t.csv",
+            ["url"],
+            ["https://host/a.png"],
+            ["s3://bucket/gone"],
+            [f"file://{folder}/pics/3.png"],
+        )
+    )
     assert [item.id for item in found[:2]] == ["https://host/a.png", "s3://bucket/gone"]
     assert (seed_of(found[0]), error(found[1]), seed_of(found[2])) == (1, "404", 3)
 
 
 def test_carried_columns_come_along_and_change_the_fingerprint(folder: Path) -> None:
     def carried(label: int) -> Item:
-        return items(write_jsonl(folder / "t.jsonl", [{"path": "pics/0.png", "label": label, "more": [1]}]), keep=("label", "more=rest"))[0]
+        return items(
+            write_jsonl(folder / "t.jsonl", [{"path": "pics/0.png", "label": label, "more": [1]}]),
+            keep=("label", "more=rest"),
+        )[0]
 
     assert carried(1).extra == {"label": 1, "rest": [1]}
     assert carried(1).fingerprint == carried(1).fingerprint != carried(2).fingerprint
@@ -247,22 +372,45 @@ def test_keep_needs_something_to_keep_from(folder: Path) -> None:
 def test_manifests_in_folders_are_left_alone_and_globs_name_their_suffix(folder: Path) -> None:
     (folder / "pics/list.txt").write_text("0.png\n")
     write_csv(folder / "pics/bad.csv", ["a"], ["b"])
-    assert [item.id for item in items(folder / "pics")] == [item.id for item in items(folder / "pics/*")] == [f"{number}.png" for number in range(4)]
+    assert (
+        [item.id for item in items(folder / "pics")]
+        == [item.id for item in items(folder / "pics/*")]
+        == [f"{number}.png" for number in range(4)]
+    )
     assert [item.id for item in items(folder / "pics/*.txt")] == ["0.png"]
     (item,) = items(folder / "pics/*.csv")
     assert item.id == "bad.csv"
     assert "no column has a path" in error(item)
 
 
-def test_an_output_is_a_manifest_of_its_sources(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_output_is_a_manifest_of_its_sources(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     row = dict.fromkeys(RECORD_FIELDS)
-    rows = [{**row, "id": f"{number // 2}.png", "source": f"pics/{number // 2}.png", "media": "image", "prompt": f"{number}?"} for number in range(4)]
+    rows = [
+        {
+            **row,
+            "id": f"{number // 2}.png",
+            "source": f"pics/{number // 2}.png",
+            "media": "image",
+            "prompt": f"{number}?",
+        }
+        for number in range(4)
+    ]
     rows.append({**row, "id": "a.zip/b.png", "source": "a.zip/b.png", "media": "image"})
     (folder / "a.zip").touch()
     (folder / "out").mkdir()
     monkeypatch.chdir(folder)
-    found = items(write_jsonl(folder / "out/captions.jsonl", rows), task="vqa", questions=("Why?",), keep=("prompt=asked",))
-    assert [(item.id, item.questions, item.extra) for item in found[:2]] == [("0.png", (), {"asked": "0?"}), ("1.png", (), {"asked": "2?"})]
+    found = items(
+        write_jsonl(folder / "out/captions.jsonl", rows),
+        task="vqa",
+        questions=("Why?",),
+        keep=("prompt=asked",),
+    )
+    assert [(item.id, item.questions, item.extra) for item in found[:2]] == [
+        ("0.png", (), {"asked": "0?"}),
+        ("1.png", (), {"asked": "2?"}),
+    ]
     assert [seed_of(item) for item in found[:2]] == [0, 1]
     assert error(found[2]).endswith("a.zip: give that as INPUT")
 
@@ -270,15 +418,24 @@ def test_an_output_is_a_manifest_of_its_sources(folder: Path, monkeypatch: pytes
 def test_the_output_of_frames_gives_its_videos_once(tmp_path: Path) -> None:
     write_video(tmp_path / "a.mp4", 30)
     row = dict.fromkeys(RECORD_FIELDS)
-    rows = [{**row, "id": f"a.mp4#t={number}.000", "source": "a.mp4", "media": "frame"} for number in range(3)]
+    rows = [
+        {**row, "id": f"a.mp4#t={number}.000", "source": "a.mp4", "media": "frame"}
+        for number in range(3)
+    ]
     job = Job(inputs=(str(write_jsonl(tmp_path / "frames.jsonl", rows)),), media="video")
-    assert [item.id for item in open_reader(job, sampler=make_sampler(job))] == [f"a.mp4#t={number}.000" for number in range(3)]
+    assert [item.id for item in open_reader(job, sampler=make_sampler(job))] == [
+        f"a.mp4#t={number}.000" for number in range(3)
+    ]
 
 
 def test_a_video_job_takes_the_questions_and_columns_of_its_rows(tmp_path: Path) -> None:
     write_video(tmp_path / "a.mp4", 10)
     table = write_jsonl(
-        tmp_path / "t.jsonl", [{"video": "a.mp4", "question": "Who?", "label": 3}, {"video": "https://host.invalid/b.mp4", "question": "x", "label": 4}]
+        tmp_path / "t.jsonl",
+        [
+            {"video": "a.mp4", "question": "Who?", "label": 3},
+            {"video": "https://host.invalid/b.mp4", "question": "x", "label": 4},
+        ],
     )
     job = Job(inputs=(str(table),), media="video", task="vqa", keep=("label",))
     first, second = open_reader(job, sampler=make_sampler(job))
@@ -292,4 +449,6 @@ def test_an_output_that_is_its_own_input_is_refused(folder: Path) -> None:
     with pytest.raises(JobError, match="INPUT and OUTPUT at once"):
         items(folder / "t.jsonl", output=str(folder / "t.jsonl"))
     write_jsonl(folder / "out.jsonl", [dict.fromkeys(RECORD_FIELDS)])
-    assert [item.id for item in items(folder / "*.jsonl", output=str(folder / "out.jsonl"))] == ["pics/0.png"]
+    assert [item.id for item in items(folder / "*.jsonl", output=str(folder / "out.jsonl"))] == [
+        "pics/0.png"
+    ]

@@ -1,4 +1,6 @@
-"""http and https: what helps is tried again, what is too much is left, and nobody is sent to an address inside."""
+"""http and https: what helps is tried again, what is too much is left, and nobody is sent to an
+address inside.
+"""
 
 from __future__ import annotations
 
@@ -58,7 +60,9 @@ def test_user_and_password_are_sent_and_not_told(server: WebServer) -> None:
 
 
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 410])
-def test_what_will_not_change_is_not_tried_again(server: WebServer, waits: list[float], status: int) -> None:
+def test_what_will_not_change_is_not_tried_again(
+    server: WebServer, waits: list[float], status: int
+) -> None:
     with pytest.raises(ReadError, match=f"HTTP {status}"):
         load_bytes(server.url("/a", Answer(status=status)), HERE)
     assert server.count("/a") == 1
@@ -79,7 +83,9 @@ def test_it_is_not_tried_for_ever(server: WebServer, waits: list[float]) -> None
     assert server.count("/a") == 4
 
 
-def test_a_body_that_is_cut_off_is_tried_again_from_its_start(server: WebServer, waits: list[float]) -> None:
+def test_a_body_that_is_cut_off_is_tried_again_from_its_start(
+    server: WebServer, waits: list[float]
+) -> None:
     url = server.url("/a", Answer(b"ha", stated=5), b"whole")
     assert load_bytes(url, HERE) == b"whole"
     with pytest.raises(ReadError, match=r"broken answer: .*\(4 tries\)"):
@@ -97,14 +103,19 @@ def test_a_refused_connection_is_tried_again_and_then_told(waits: list[float]) -
 
 def test_retry_after_is_honoured(server: WebServer, waits: list[float]) -> None:
     then = datetime.datetime.now(datetime.UTC) + datetime.timedelta(seconds=20)
-    busy = [Answer(status=429, headers={"Retry-After": text}) for text in ("7", email.utils.format_datetime(then, usegmt=True), "soon")]
+    busy = [
+        Answer(status=429, headers={"Retry-After": text})
+        for text in ("7", email.utils.format_datetime(then, usegmt=True), "soon")
+    ]
     assert load_bytes(server.url("/a", *busy, b"x"), HERE) == b"x"
     assert waits[0] == 7
     assert 0 <= waits[1] <= 20
     assert 2 <= waits[2] <= 4
 
 
-def test_a_server_that_asks_for_an_hour_is_left_alone(server: WebServer, waits: list[float]) -> None:
+def test_a_server_that_asks_for_an_hour_is_left_alone(
+    server: WebServer, waits: list[float]
+) -> None:
     with pytest.raises(ReadError, match="the server asks to wait 3600 s"):
         load_bytes(server.url("/a", Answer(status=503, headers={"Retry-After": "3600"})), HERE)
     assert waits == []
@@ -113,7 +124,10 @@ def test_a_server_that_asks_for_an_hour_is_left_alone(server: WebServer, waits: 
 @pytest.mark.parametrize("stated", [None, -1])
 def test_the_size_limit(server: WebServer, stated: int | None) -> None:
     url = server.url("/a", Answer(bytes(1000), stated=stated))
-    assert len(load_bytes(url, Job(inputs=("-",), allow_private_urls=True, max_file_size="1000"))) == 1000
+    assert (
+        len(load_bytes(url, Job(inputs=("-",), allow_private_urls=True, max_file_size="1000")))
+        == 1000
+    )
     with pytest.raises(ReadError, match=r"than --max-file-size allows \(999\)"):
         load_bytes(url, Job(inputs=("-",), allow_private_urls=True, max_file_size="999"))
 
@@ -125,7 +139,9 @@ def test_the_size_limit_counts_unpacked_bytes(server: WebServer) -> None:
         load_bytes(url, Job(inputs=("-",), allow_private_urls=True, max_file_size="1MB"))
 
 
-def test_a_server_that_drips_is_given_up(server: WebServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_that_drips_is_given_up(
+    server: WebServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     clock = iter([0.0, 61.0])
     monkeypatch.setattr(web.time, "monotonic", lambda: next(clock))
     with pytest.raises(ReadError, match="too slow: 5 bytes in 61 s"):
@@ -143,15 +159,22 @@ class _Nowhere:
 
 def test_redirects_are_followed_but_not_round_and_round(server: WebServer) -> None:
     server.url("/b", b"x")
-    assert load_bytes(server.url("/a", Answer(status=302, headers={"Location": "/b"})), HERE) == b"x"
+    assert (
+        load_bytes(server.url("/a", Answer(status=302, headers={"Location": "/b"})), HERE) == b"x"
+    )
     with pytest.raises(ReadError, match="redirects"):
         load_bytes(server.url("/loop", Answer(status=302, headers={"Location": "/loop"})), HERE)
     assert server.count("/loop") == web.MAX_REDIRECTS + 1
     with pytest.raises(ReadError):
-        load_bytes(server.url("/file", Answer(status=302, headers={"Location": "file:///etc/passwd"})), HERE)
+        load_bytes(
+            server.url("/file", Answer(status=302, headers={"Location": "file:///etc/passwd"})),
+            HERE,
+        )
 
 
-@pytest.mark.parametrize("url", ["http://", "http://[::1", "http://a b/c", "https://x:99999/a", "http://\x00/"])
+@pytest.mark.parametrize(
+    "url", ["http://", "http://[::1", "http://a b/c", "https://x:99999/a", "http://\x00/"]
+)
 def test_what_is_no_address_is_an_error_row(url: str, waits: list[float]) -> None:
     with pytest.raises(ReadError) as caught:
         load_bytes(url, PUBLIC)
@@ -171,30 +194,66 @@ def test_addresses_inside_are_known(address: str) -> None:
     assert not web.is_public(address)
 
 
-@pytest.mark.parametrize("address", ["8.8.8.8", "93.184.216.34", "2606:2800:220:1::1", "::ffff:8.8.8.8", "64:ff9b::8.8.8.8", "2002:808:808::1"])
+@pytest.mark.parametrize(
+    "address",
+    [
+        "8.8.8.8",
+        "93.184.216.34",
+        "2606:2800:220:1::1",
+        "::ffff:8.8.8.8",
+        "64:ff9b::8.8.8.8",
+        "2002:808:808::1",
+    ],
+)
 def test_addresses_outside_are_known(address: str) -> None:
     assert web.is_public(address)
 
 
 @pytest.mark.parametrize(
-    "host", ["127.0.0.1", "localhost", "2130706433", "0x7f000001", "0x7f.1", "0177.0.0.1", "127.1", "0", "[::1]", "[::ffff:127.0.0.1]", "[::ffff:7f00:1]"]
+    "host",
+    [
+        "127.0.0.1",
+        "localhost",
+        "2130706433",
+        "0x7f000001",
+        "0x7f.1",
+        "0177.0.0.1",
+        "127.1",
+        "0",
+        "[::1]",
+        "[::ffff:127.0.0.1]",
+        "[::ffff:7f00:1]",
+    ],
 )
-def test_no_spelling_of_this_machine_is_connected_to(server: WebServer, waits: list[float], host: str) -> None:
-    with pytest.raises(ReadError, match=r"not a public address; --allow-private-urls permits it|Invalid IPv4 address"):
+def test_no_spelling_of_this_machine_is_connected_to(
+    server: WebServer, waits: list[float], host: str
+) -> None:
+    with pytest.raises(
+        ReadError,
+        match=r"not a public address; --allow-private-urls permits it|Invalid IPv4 address",
+    ):
         load_bytes(server.url("/a.png", b"secret", host=host), PUBLIC)
     assert server.requests == []
     assert waits == []
 
 
-@pytest.mark.parametrize("host", ["169.254.169.254", "10.0.0.1", "[fd00:ec2::254]", "[fe80::1]", "224.0.0.1"])
-def test_no_address_of_the_local_net_is_connected_to(monkeypatch: pytest.MonkeyPatch, host: str) -> None:
-    monkeypatch.setattr(socket, "create_connection", lambda *given, **named: pytest.fail(f"connected to {given}"))
+@pytest.mark.parametrize(
+    "host", ["169.254.169.254", "10.0.0.1", "[fd00:ec2::254]", "[fe80::1]", "224.0.0.1"]
+)
+def test_no_address_of_the_local_net_is_connected_to(
+    monkeypatch: pytest.MonkeyPatch, host: str
+) -> None:
+    monkeypatch.setattr(
+        socket, "create_connection", lambda *given, **named: pytest.fail(f"connected to {given}")
+    )
     with pytest.raises(ReadError, match="not a public address"):
         load_bytes(f"http://{host}/latest/meta-data/", PUBLIC)
 
 
 class Names:
-    """A resolver that says what it is told, and a network on which every public address is the test's server."""
+    """A resolver that says what it is told, and a network on which every public address is the
+    test's server.
+    """
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, server: WebServer) -> None:
         self.known: dict[str, list[list[str]]] = {}
@@ -206,9 +265,14 @@ class Names:
                 return look_up(host, port, *rest, **named)
             answers = self.known[host]
             addresses = answers.pop(0) if len(answers) > 1 else answers[0]
-            return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port)) for address in addresses]
+            return [
+                (socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port))
+                for address in addresses
+            ]
 
-        def create_connection(address: tuple[str, int], *rest: object, **named: object) -> socket.socket:
+        def create_connection(
+            address: tuple[str, int], *rest: object, **named: object
+        ) -> socket.socket:
             self.connected.append(address[0])
             return connect(("127.0.0.1", server.server_port), *rest, **named)
 
@@ -222,7 +286,9 @@ def names(monkeypatch: pytest.MonkeyPatch, server: WebServer) -> Names:
     return Names(monkeypatch, server)
 
 
-def test_a_public_name_is_connected_to_at_the_address_that_was_checked(server: WebServer, names: Names) -> None:
+def test_a_public_name_is_connected_to_at_the_address_that_was_checked(
+    server: WebServer, names: Names
+) -> None:
     names.known["pictures.example"] = [["93.184.216.34"], ["127.0.0.1"]]
     server.url("/a.png", b"x")
     assert load_bytes("http://pictures.example/a.png", PUBLIC) == b"x"
@@ -233,7 +299,9 @@ def test_a_public_name_is_connected_to_at_the_address_that_was_checked(server: W
 def test_a_name_that_means_something_inside_is_refused(server: WebServer, names: Names) -> None:
     for addresses in (["10.0.0.7"], ["93.184.216.34", "127.0.0.1"]):
         names.known["inside.example"] = [addresses]
-        with pytest.raises(ReadError, match=rf"inside.example is {addresses[-1]}, which is not a public address"):
+        with pytest.raises(
+            ReadError, match=rf"inside.example is {addresses[-1]}, which is not a public address"
+        ):
             load_bytes("http://inside.example/a.png", PUBLIC)
     assert names.connected == []
 
@@ -252,23 +320,31 @@ def test_a_name_that_means_something_inside_is_refused(server: WebServer, names:
 def test_a_redirect_leads_nowhere_inside(server: WebServer, names: Names, target: str) -> None:
     names.known |= {"pictures.example": [["93.184.216.34"]], "inside.example": [["192.168.0.1"]]}
     server.url("/b", b"secret")
-    server.url("/a", Answer(status=302, headers={"Location": target.format(port=server.server_port)}))
+    server.url(
+        "/a", Answer(status=302, headers={"Location": target.format(port=server.server_port)})
+    )
     with pytest.raises(ReadError, match="not a public address"):
         load_bytes("http://pictures.example/a", PUBLIC)
     assert names.connected == ["93.184.216.34"]
     assert server.count("/b") == 0
 
 
-def test_a_name_that_changes_its_address_between_requests_is_checked_each_time(server: WebServer, names: Names) -> None:
+def test_a_name_that_changes_its_address_between_requests_is_checked_each_time(
+    server: WebServer, names: Names
+) -> None:
     names.known["rebinding.example"] = [["93.184.216.34"], ["127.0.0.1"]]
     server.url("/a", Answer(b"x", headers={"Connection": "close"}))
     assert load_bytes("http://rebinding.example/a", PUBLIC) == b"x"
-    with pytest.raises(ReadError, match=r"rebinding.example is 127.0.0.1, which is not a public address"):
+    with pytest.raises(
+        ReadError, match=r"rebinding.example is 127.0.0.1, which is not a public address"
+    ):
         load_bytes("http://rebinding.example/a", PUBLIC)
     assert names.connected == ["93.184.216.34"]
 
 
-def test_a_proxy_of_the_environment_is_not_asked_unless_private_urls_are_allowed(server: WebServer, names: Names, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_proxy_of_the_environment_is_not_asked_unless_private_urls_are_allowed(
+    server: WebServer, names: Names, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("HTTP_PROXY", "http://10.9.9.9:3128")
     names.known["pictures.example"] = [["93.184.216.34"]]
     server.url("/a.png", b"x")
@@ -276,7 +352,9 @@ def test_a_proxy_of_the_environment_is_not_asked_unless_private_urls_are_allowed
     assert names.connected == ["93.184.216.34"]
 
 
-def test_a_name_that_is_none_is_told_at_once_and_a_resolver_that_is_down_is_asked_again(monkeypatch: pytest.MonkeyPatch, waits: list[float]) -> None:
+def test_a_name_that_is_none_is_told_at_once_and_a_resolver_that_is_down_is_asked_again(
+    monkeypatch: pytest.MonkeyPatch, waits: list[float]
+) -> None:
     def fails(number: int) -> None:
         def getaddrinfo(*given: object, **named: object) -> object:
             raise socket.gaierror(number, "look-up failed")
@@ -288,12 +366,17 @@ def test_a_name_that_is_none_is_told_at_once_and_a_resolver_that_is_down_is_aske
         load_bytes("http://nowhere.example/a.png", PUBLIC)
     assert waits == []
     fails(socket.EAI_AGAIN)
-    with pytest.raises(ReadError, match=r"cannot look up nowhere.example: look-up failed \(4 tries\)"):
+    with pytest.raises(
+        ReadError, match=r"cannot look up nowhere.example: look-up failed \(4 tries\)"
+    ):
         load_bytes("http://nowhere.example/a.png", PUBLIC)
 
 
 def test_the_fingerprint_is_what_a_head_request_states(server: WebServer) -> None:
-    url = server.url("/a", Answer(b"abc", headers={"ETag": '"1"', "Last-Modified": "Mon, 02 Nov 2026 10:00:00 GMT"}))
+    url = server.url(
+        "/a",
+        Answer(b"abc", headers={"ETag": '"1"', "Last-Modified": "Mon, 02 Nov 2026 10:00:00 GMT"}),
+    )
     assert web.fingerprint(url, allow_private=True) == '"1"|Mon, 02 Nov 2026 10:00:00 GMT|3'
     assert server.count("/a", "HEAD") == 1
     assert web.fingerprint(server.url("/missing", Answer(status=404)), allow_private=True) == ""

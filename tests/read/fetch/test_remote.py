@@ -16,15 +16,15 @@ import pytest
 
 from tests.media import number_of, picture, write_picture, write_video
 from tests.read.fetch.web_server import Answer, WebServer, serving
+from vlmbatch.core import Item
 from vlmbatch.engine.scripted import ScriptedEngine
 from vlmbatch.errors import DecodeError, JobError, MissingDependencyError, ReadError
 from vlmbatch.job import Job
-from vlmbatch.run.pipeline import Run
 from vlmbatch.read import open_reader
 from vlmbatch.read.fetch import http as web
 from vlmbatch.read.fetch.remote import OnDisk, load_bytes
 from vlmbatch.read.fetch.stores import StoreInput
-from vlmbatch.core import Item
+from vlmbatch.run.pipeline import Run
 from vlmbatch.sample import make_sampler
 from vlmbatch.urls import is_url, url_name, without_credentials
 
@@ -50,7 +50,13 @@ def png(tmp_path: Path, seed: int = 0) -> bytes:
 
 def items(*inputs: str, stdin: bytes = b"", **options: object) -> list[Item]:
     job = Job(inputs=inputs, allow_private_urls=True, **options)
-    return list(open_reader(job, stdin=io.BytesIO(stdin), sampler=make_sampler(job) if job.media == "video" else None))
+    return list(
+        open_reader(
+            job,
+            stdin=io.BytesIO(stdin),
+            sampler=make_sampler(job) if job.media == "video" else None,
+        )
+    )
 
 
 def test_a_url_is_an_input(server: WebServer, tmp_path: Path) -> None:
@@ -61,10 +67,16 @@ def test_a_url_is_an_input(server: WebServer, tmp_path: Path) -> None:
     np.testing.assert_array_equal(item.load().arrays()[0], picture())
 
 
-def test_ids_of_urls_are_unique_and_the_same_url_is_taken_once(server: WebServer, tmp_path: Path) -> None:
+def test_ids_of_urls_are_unique_and_the_same_url_is_taken_once(
+    server: WebServer, tmp_path: Path
+) -> None:
     urls = [server.url(f"/{folder}/a.png", png(tmp_path)) for folder in ("x", "y", "z")]
     host = f"127.0.0.1:{server.server_port}"
-    assert [item.id for item in items(*urls, urls[0])] == ["a.png", f"{host}/a.png", f"{host}/a.png#2"]
+    assert [item.id for item in items(*urls, urls[0])] == [
+        "a.png",
+        f"{host}/a.png",
+        f"{host}/a.png#2",
+    ]
 
 
 def test_what_is_not_there_is_an_error_row(server: WebServer) -> None:
@@ -93,7 +105,9 @@ def test_urls_on_stdin(server: WebServer, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("per", ["frame", "clip"])
-def test_a_remote_video_is_a_temporary_file_while_it_is_needed(server: WebServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, per: str) -> None:
+def test_a_remote_video_is_a_temporary_file_while_it_is_needed(
+    server: WebServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, per: str
+) -> None:
     copies = tmp_path / "copies"
     copies.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(copies))
@@ -109,10 +123,14 @@ def test_a_remote_video_is_a_temporary_file_while_it_is_needed(server: WebServer
     assert list(copies.iterdir()) == []
 
 
-def test_a_copy_that_fails_leaves_nothing(server: WebServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_copy_that_fails_leaves_nothing(
+    server: WebServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     with pytest.raises(ReadError, match="HTTP 404"):
-        OnDisk(server.url("/gone.mp4", Answer(status=404)), Job(inputs=("-",), allow_private_urls=True))
+        OnDisk(
+            server.url("/gone.mp4", Answer(status=404)), Job(inputs=("-",), allow_private_urls=True)
+        )
     assert list(tmp_path.iterdir()) == []
     (item,) = items(server.url("/gone.mp4", Answer(status=404)), media="video")
     with pytest.raises(ReadError, match="HTTP 404"):
@@ -122,10 +140,27 @@ def test_a_copy_that_fails_leaves_nothing(server: WebServer, tmp_path: Path, mon
         item.load()
 
 
-def test_a_file_a_folder_and_a_glob_of_a_store(memory: fsspec.AbstractFileSystem, tmp_path: Path) -> None:
-    for number, name in enumerate(("b/2.png", "b/10.png", "a.png", "b/note.txt", "b/c/deep.png", "b/.hidden.png", "b/clip.mp4")):
+def test_a_file_a_folder_and_a_glob_of_a_store(
+    memory: fsspec.AbstractFileSystem, tmp_path: Path
+) -> None:
+    for number, name in enumerate(
+        (
+            "b/2.png",
+            "b/10.png",
+            "a.png",
+            "b/note.txt",
+            "b/c/deep.png",
+            "b/.hidden.png",
+            "b/clip.mp4",
+        )
+    ):
         memory.pipe(f"/bucket/{name}", png(tmp_path, number))
-    assert [item.id for item in items("memory://bucket")] == ["a.png", "b/10.png", "b/2.png", "b/c/deep.png"]
+    assert [item.id for item in items("memory://bucket")] == [
+        "a.png",
+        "b/10.png",
+        "b/2.png",
+        "b/c/deep.png",
+    ]
     assert [item.id for item in items("memory://bucket/b/")] == ["10.png", "2.png", "c/deep.png"]
     assert [item.id for item in items("memory://bucket/*/*.png")] == ["b/10.png", "b/2.png"]
     assert [item.id for item in items("memory://bucket/**/d*.png")] == ["b/c/deep.png"]
@@ -139,10 +174,16 @@ def test_a_file_a_folder_and_a_glob_of_a_store(memory: fsspec.AbstractFileSystem
     np.testing.assert_array_equal(found[2].load().arrays()[0], picture(seed=0))
 
 
-def test_a_glob_of_a_store_is_listed_once(memory: fsspec.AbstractFileSystem, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_glob_of_a_store_is_listed_once(
+    memory: fsspec.AbstractFileSystem, monkeypatch: pytest.MonkeyPatch
+) -> None:
     listed: list[str] = []
     names = StoreInput._names
-    monkeypatch.setattr(StoreInput, "_names", staticmethod(lambda files, path: listed.append(path) or names(files, path)))
+    monkeypatch.setattr(
+        StoreInput,
+        "_names",
+        staticmethod(lambda files, path: listed.append(path) or names(files, path)),
+    )
     for name in ("b/2.png", "b/10.png", "c.png"):
         memory.pipe(f"/bucket/{name}", b"")
     assert [item.id for item in items("memory://bucket/*/*.png")] == ["b/10.png", "b/2.png"]
@@ -156,7 +197,9 @@ def test_a_folder_by_its_file_url_is_that_folder(tmp_path: Path) -> None:
     np.testing.assert_array_equal(item.load().arrays()[0], picture())
 
 
-def test_the_fingerprint_of_a_store_changes_with_the_file(memory: fsspec.AbstractFileSystem, tmp_path: Path) -> None:
+def test_the_fingerprint_of_a_store_changes_with_the_file(
+    memory: fsspec.AbstractFileSystem, tmp_path: Path
+) -> None:
     for url in ("memory://bucket", "memory://bucket/a.png"):
         memory.pipe("/bucket/a.png", png(tmp_path, 1))
         (first,), (again,) = items(url), items(url)
@@ -168,7 +211,9 @@ def test_the_fingerprint_of_a_store_changes_with_the_file(memory: fsspec.Abstrac
 
 def test_the_size_limit_holds_for_stores(memory: fsspec.AbstractFileSystem) -> None:
     memory.pipe("/bucket/a.png", bytes(1000))
-    assert len(load_bytes("memory://bucket/a.png", Job(inputs=("-",), max_file_size="1000"))) == 1000
+    assert (
+        len(load_bytes("memory://bucket/a.png", Job(inputs=("-",), max_file_size="1000"))) == 1000
+    )
     with pytest.raises(ReadError, match="1,000 bytes are more than --max-file-size allows"):
         load_bytes("memory://bucket/a.png", Job(inputs=("-",), max_file_size="999"))
     with pytest.raises(ReadError, match="no such file"):
@@ -182,7 +227,10 @@ def test_the_size_limit_holds_for_stores(memory: fsspec.AbstractFileSystem) -> N
         ("memory://nowhere/*.png", "no file matches"),
         ("nonsense://a/b.png", "no file system for nonsense://; there are .*s3"),
         ("simplecache::http://169.254.169.254/a.png", "chains of file systems are not read"),
-        ("ftp://me:secret@10.0.0.1/a.png", r"ftp://10.0.0.1/a.png: the address behind ftp:// cannot be checked; --allow-private-urls"),
+        (
+            "ftp://me:secret@10.0.0.1/a.png",
+            r"ftp://10.0.0.1/a.png: the address behind ftp:// cannot be checked; --allow-private-urls",
+        ),
         ("https://example.org/a.mp4", "is a video: use `vlmbatch video`"),
     ],
 )
@@ -191,16 +239,23 @@ def test_urls_that_cannot_be_inputs_are_job_errors(url: str, message: str) -> No
         open_reader(Job(inputs=(url,)))
 
 
-@pytest.mark.parametrize("url", ["nonsense://a/b.png", "simplecache::http://169.254.169.254/a.png", "ftp://10.0.0.1/a.png"])
+@pytest.mark.parametrize(
+    "url",
+    ["nonsense://a/b.png", "simplecache::http://169.254.169.254/a.png", "ftp://10.0.0.1/a.png"],
+)
 def test_urls_of_a_list_that_cannot_be_read_are_error_rows(url: str) -> None:
     with pytest.raises(ReadError):
         load_bytes(url, Job(inputs=("-",)))
 
 
-@pytest.mark.parametrize(("url", "module"), [("https://example.org/a.png", "httpx2"), ("s3://bucket/a.png", "fsspec")])
+@pytest.mark.parametrize(
+    ("url", "module"), [("https://example.org/a.png", "httpx2"), ("s3://bucket/a.png", "fsspec")]
+)
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch, url: str, module: str) -> None:
     monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(MissingDependencyError, match=rf"{module}: pip install 'vlmbatch\[remote\]'"):
+    with pytest.raises(
+        MissingDependencyError, match=rf"{module}: pip install 'vlmbatch\[remote\]'"
+    ):
         open_reader(Job(inputs=(url,)))
     with pytest.raises(ReadError, match="pip install"):
         load_bytes(url, Job(inputs=("-",)))
@@ -212,24 +267,51 @@ def test_a_store_without_its_package_says_which(monkeypatch: pytest.MonkeyPatch)
         open_reader(Job(inputs=("s3://bucket/a.png",)))
 
 
-def test_a_run_over_urls_goes_on_where_it_stopped_and_keeps_no_secret(server: WebServer, tmp_path: Path) -> None:
-    urls = [server.url(f"/run/{name}.png?X-Amz-Signature=hidden&v=1", Answer(png(tmp_path), headers={"ETag": name})) for name in "ab"]
-    urls.append(server.url("/run/c.png", Answer(status=404)).replace("http://", "http://me:hidden@"))
+def test_a_run_over_urls_goes_on_where_it_stopped_and_keeps_no_secret(
+    server: WebServer, tmp_path: Path
+) -> None:
+    urls = [
+        server.url(
+            f"/run/{name}.png?X-Amz-Signature=hidden&v=1",
+            Answer(png(tmp_path), headers={"ETag": name}),
+        )
+        for name in "ab"
+    ]
+    urls.append(
+        server.url("/run/c.png", Answer(status=404)).replace("http://", "http://me:hidden@")
+    )
     output = tmp_path / "out.jsonl"
 
     def run() -> dict[str, object]:
-        return Run(Job(inputs=tuple(urls), output=str(output), allow_private_urls=True), engine=ScriptedEngine()).start().summary
+        return (
+            Run(
+                Job(inputs=tuple(urls), output=str(output), allow_private_urls=True),
+                engine=ScriptedEngine(),
+            )
+            .start()
+            .summary
+        )
 
     assert run()["status"] == {"ok": 2, "error": 1}
     rows = [json.loads(line) for line in output.read_text().splitlines()]
-    assert [(row["id"], row["error"]) for row in rows] == [("a.png", None), ("b.png", None), ("c.png", "HTTP 404 Not Found")]
+    assert [(row["id"], row["error"]) for row in rows] == [
+        ("a.png", None),
+        ("b.png", None),
+        ("c.png", "HTTP 404 Not Found"),
+    ]
     assert rows[0]["source"] == urls[0].replace("X-Amz-Signature=hidden&", "")
-    assert "hidden" not in "".join(path.read_text() for path in tmp_path.iterdir() if path.suffix in (".jsonl", ".json", ".journal"))
+    assert "hidden" not in "".join(
+        path.read_text()
+        for path in tmp_path.iterdir()
+        if path.suffix in (".jsonl", ".json", ".journal")
+    )
     server.url("/run/b.png", Answer(png(tmp_path, 1), headers={"ETag": "changed"}))
     server.requests.clear()
     summary = run()
     assert summary["status"] == {"ok": 1}
-    assert [path for method, path, _ in server.requests if method == "GET"] == ["/run/b.png?X-Amz-Signature=hidden&v=1"]
+    assert [path for method, path, _ in server.requests if method == "GET"] == [
+        "/run/b.png?X-Amz-Signature=hidden&v=1"
+    ]
 
 
 @pytest.mark.parametrize(
@@ -255,7 +337,13 @@ def test_paths_are_no_urls(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("url", "output"), [("https://me:pw@a.org/b/c.jpg?sig=1", "c.jpg"), ("s3://bucket/x/**/*.jpg", "x"), ("s3://bucket", "bucket"), ("https://a.org/", "a.org")]
+    ("url", "output"),
+    [
+        ("https://me:pw@a.org/b/c.jpg?sig=1", "c.jpg"),
+        ("s3://bucket/x/**/*.jpg", "x"),
+        ("s3://bucket", "bucket"),
+        ("https://a.org/", "a.org"),
+    ],
 )
 def test_the_default_output_is_called_after_the_url(url: str, output: str) -> None:
     assert Job(inputs=(url,)).output_path == f"{output}.caption.jsonl"

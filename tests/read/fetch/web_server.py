@@ -11,7 +11,9 @@ from contextlib import contextmanager
 
 @dataclasses.dataclass
 class Answer:
-    """What a path is answered with; ``stated`` is the Content-Length when it is not that of the body."""
+    """What a path is answered with; ``stated`` is the Content-Length when it is not that of the
+    body.
+    """
 
     body: bytes = b""
     status: int = 200
@@ -31,7 +33,9 @@ class WebServer(http.server.ThreadingHTTPServer):
 
     def url(self, path: str, *answers: Answer | bytes, host: str = "127.0.0.1") -> str:
         """Says what a path is answered with; gives its URL."""
-        self.answers[path.split("?")[0]] = [answer if isinstance(answer, Answer) else Answer(answer) for answer in answers]
+        self.answers[path.split("?")[0]] = [
+            answer if isinstance(answer, Answer) else Answer(answer) for answer in answers
+        ]
         return f"http://{host}:{self.server_port}{path}"
 
     def count(self, path: str, method: str = "GET") -> int:
@@ -51,7 +55,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         for name, value in answer.headers.items():
             self.send_header(name, value)
         if answer.stated != -1:
-            self.send_header("Content-Length", str(len(answer.body) if answer.stated is None else answer.stated))
+            self.send_header(
+                "Content-Length", str(len(answer.body) if answer.stated is None else answer.stated)
+            )
         else:
             self.close_connection = True
         self.end_headers()

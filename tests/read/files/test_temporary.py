@@ -40,13 +40,25 @@ def copies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def begin(copies: Path) -> tuple[subprocess.Popen[str], Path]:
     """A process that holds three copies, and where the first of them is."""
-    environment = {**os.environ, "TMPDIR": str(copies), "PYTHONPATH": str(Path(__file__).parents[2])}
-    process = subprocess.Popen([sys.executable, "-c", COPIES], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    environment = {
+        **os.environ,
+        "TMPDIR": str(copies),
+        "PYTHONPATH": str(Path(__file__).parents[3]),
+    }
+    process = subprocess.Popen(
+        [sys.executable, "-c", COPIES],
+        env=environment,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
     assert process.stdout is not None
     return process, Path(process.stdout.readline().strip())
 
 
-def test_what_a_killed_process_left_goes_and_what_a_running_one_holds_stays(copies: Path, tmp_path: Path) -> None:
+def test_what_a_killed_process_left_goes_and_what_a_running_one_holds_stays(
+    copies: Path, tmp_path: Path
+) -> None:
     killed, left = begin(copies)
     running, held = begin(copies)
     mine = TemporaryFile(".mp4", lambda file: file.write(b"mine"))
@@ -80,11 +92,18 @@ def test_only_copies_are_removed(copies: Path, tmp_path: Path) -> None:
     (copies / "vlmbatch-copies-about-to-go").mkdir()
     (copies / "vlmbatch-other").mkdir()
     remove_leftovers()
-    assert sorted(path.name.removeprefix("vlmbatch-") for path in copies.iterdir()) == ["copies-file", "copies-link", "copies-lockless", "other"]
+    assert sorted(path.name.removeprefix("vlmbatch-") for path in copies.iterdir()) == [
+        "copies-file",
+        "copies-link",
+        "copies-lockless",
+        "other",
+    ]
     assert (precious / "lock").exists()
 
 
-def test_without_locks_copies_stay_those_of_their_process(copies: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_locks_copies_stay_those_of_their_process(
+    copies: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def refuse(handle: int, how: int) -> None:
         raise OSError("no locks here")
 
@@ -97,7 +116,9 @@ def test_without_locks_copies_stay_those_of_their_process(copies: Path, monkeypa
     assert list(copies.iterdir()) == []
 
 
-def test_a_copy_that_cannot_be_made_leaves_nothing(copies: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_copy_that_cannot_be_made_leaves_nothing(
+    copies: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def fill(file: object) -> None:
         raise OSError(28, "No space left on device")
 

@@ -51,9 +51,20 @@ def test_every_mode_becomes_the_rgb_of_the_reference(tmp_path: Path, mode: str) 
 
 @pytest.mark.parametrize(
     ("mode", "name"),
-    [("CMYK", "a.jpg"), ("L", "a.jpg"), ("RGB", "a.webp"), ("RGBA", "a.tiff"), ("RGB", "a.bmp"), ("RGB", "a.avif"), ("RGBA", "a.ico"), ("F", "a.tiff")],
+    [
+        ("CMYK", "a.jpg"),
+        ("L", "a.jpg"),
+        ("RGB", "a.webp"),
+        ("RGBA", "a.tiff"),
+        ("RGB", "a.bmp"),
+        ("RGB", "a.avif"),
+        ("RGBA", "a.ico"),
+        ("F", "a.tiff"),
+    ],
 )
-def test_other_formats_become_the_rgb_of_the_reference(tmp_path: Path, mode: str, name: str) -> None:
+def test_other_formats_become_the_rgb_of_the_reference(
+    tmp_path: Path, mode: str, name: str
+) -> None:
     path = tmp_path / name
     in_mode(mode).save(path)
     np.testing.assert_array_equal(load(path), reference(path))
@@ -64,29 +75,56 @@ def test_greys_of_16_bits_keep_their_upper_eight(tmp_path: Path, name: str) -> N
     greys = (np.arange(40 * 30) * 54).astype(np.uint16).reshape(30, 40)
     Image.fromarray(greys).save(tmp_path / name)
     assert greys.max() > 64_000
-    np.testing.assert_array_equal(load(tmp_path / name), np.repeat((greys >> 8).astype(np.uint8)[:, :, None], 3, axis=2))
+    np.testing.assert_array_equal(
+        load(tmp_path / name), np.repeat((greys >> 8).astype(np.uint8)[:, :, None], 3, axis=2)
+    )
 
 
-def write_grey_tiff(path: Path, greys: np.ndarray, *, order: str = "<", bits: int = 16, white_is_zero: bool = False) -> None:
+def write_grey_tiff(
+    path: Path, greys: np.ndarray, *, order: str = "<", bits: int = 16, white_is_zero: bool = False
+) -> None:
     """A TIFF file of one uncompressed strip, uint16 (H, W), in a byte order; 12 bits are packed."""
     if bits == 12:
         first, second = greys.reshape(-1, 2).astype(np.uint16).T
-        data = np.stack([first >> 4, (first & 15) << 4 | second >> 8, second & 255], axis=1).astype(np.uint8).tobytes()
+        data = (
+            np.stack([first >> 4, (first & 15) << 4 | second >> 8, second & 255], axis=1)
+            .astype(np.uint8)
+            .tobytes()
+        )
     else:
         data = greys.astype(f"{order}u2").tobytes()
     height, width = greys.shape
-    entries = {256: width, 257: height, 258: bits, 259: 1, 262: 0 if white_is_zero else 1, 273: 8, 277: 1, 278: height, 279: len(data)}
+    entries = {
+        256: width,
+        257: height,
+        258: bits,
+        259: 1,
+        262: 0 if white_is_zero else 1,
+        273: 8,
+        277: 1,
+        278: height,
+        279: len(data),
+    }
     head = (b"II" if order == "<" else b"MM") + struct.pack(f"{order}HI", 42, 8 + len(data))
-    table = b"".join(struct.pack(f"{order}HHII", tag, 4, 1, value) for tag, value in entries.items())
+    table = b"".join(
+        struct.pack(f"{order}HHII", tag, 4, 1, value) for tag, value in entries.items()
+    )
     path.write_bytes(head + data + struct.pack(f"{order}H", len(entries)) + table + bytes(4))
 
 
-@pytest.mark.parametrize(("order", "bits", "white_is_zero"), [("<", 16, False), (">", 16, False), ("<", 16, True), ("<", 12, False)])
-def test_greys_of_many_bits_in_tiff_files_are_as_viewers_show_them(tmp_path: Path, order: str, bits: int, white_is_zero: bool) -> None:
+@pytest.mark.parametrize(
+    ("order", "bits", "white_is_zero"),
+    [("<", 16, False), (">", 16, False), ("<", 16, True), ("<", 12, False)],
+)
+def test_greys_of_many_bits_in_tiff_files_are_as_viewers_show_them(
+    tmp_path: Path, order: str, bits: int, white_is_zero: bool
+) -> None:
     greys = ((np.arange(40 * 30) * 54) >> (16 - bits)).astype(np.uint16).reshape(30, 40)
     write_grey_tiff(tmp_path / "a.tif", greys, order=order, bits=bits, white_is_zero=white_is_zero)
     shown = (greys >> (bits - 8)).astype(np.uint8)
-    np.testing.assert_array_equal(load(tmp_path / "a.tif")[:, :, 0], 255 - shown if white_is_zero else shown)
+    np.testing.assert_array_equal(
+        load(tmp_path / "a.tif")[:, :, 0], 255 - shown if white_is_zero else shown
+    )
 
 
 def test_greys_of_16_bits_are_turned_upright_and_may_have_a_transparent_one(tmp_path: Path) -> None:
@@ -148,7 +186,10 @@ def test_a_truncated_file_is_a_decode_error(tmp_path: Path, name: str) -> None:
         assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("content", [b"only text", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\nshowpage\n", b"<svg/>"])
+@pytest.mark.parametrize(
+    "content",
+    [b"only text", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\nshowpage\n", b"<svg/>"],
+)
 def test_what_is_no_picture_is_said_to_be_none(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "a.jpg"
     path.write_bytes(content)
@@ -165,7 +206,13 @@ def test_an_empty_file(tmp_path: Path) -> None:
 def test_files_that_cannot_be_opened_are_read_errors(tmp_path: Path) -> None:
     (tmp_path / "broken.jpg").symlink_to(tmp_path / "nowhere")
     (tmp_path / "self.jpg").symlink_to("self.jpg")
-    for path in (tmp_path / "missing.jpg", tmp_path, tmp_path / "broken.jpg", tmp_path / "self.jpg", Path("nul\0byte.jpg")):
+    for path in (
+        tmp_path / "missing.jpg",
+        tmp_path,
+        tmp_path / "broken.jpg",
+        tmp_path / "self.jpg",
+        Path("nul\0byte.jpg"),
+    ):
         with pytest.raises(ReadError):
             load(path)
 
@@ -188,9 +235,14 @@ def test_a_file_beyond_the_size_limit_is_a_read_error(tmp_path: Path) -> None:
         beyond.load()
 
 
-def test_too_many_pixels_are_refused_before_decoding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_many_pixels_are_refused_before_decoding(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(images, "_decode", lambda image: pytest.fail("decoded"))
-    with pytest.raises(DecodeError, match=r"40000 x 40000 = 1,600,000,000 pixels are more than --max-pixels 200,000,000"):
+    with pytest.raises(
+        DecodeError,
+        match=r"40000 x 40000 = 1,600,000,000 pixels are more than --max-pixels 200,000,000",
+    ):
         load(write_huge_png(tmp_path / "a.png"))
 
 

@@ -1,4 +1,6 @@
-"""Pages and frames: which are asked for, what they are called, and that one that is damaged leaves the others alone."""
+"""Pages and frames: which are asked for, what they are called, and that one that is damaged leaves
+the others alone.
+"""
 
 from __future__ import annotations
 
@@ -16,12 +18,12 @@ from PIL.TiffImagePlugin import AppendingTiffWriter
 
 from tests.media import picture, write_huge_png, write_picture
 from tests.read.fetch.web_server import WebServer, serving
+from vlmbatch.core import Item
 from vlmbatch.errors import DecodeError, JobError, MissingDependencyError, ReadError
 from vlmbatch.job import Job
 from vlmbatch.read import open_reader
-from vlmbatch.read.pictures import pages
 from vlmbatch.read.fetch import http as web
-from vlmbatch.core import Item
+from vlmbatch.read.pictures import pages
 from vlmbatch.values import parse_pages
 
 COLOURS = [(200, 20, 20), (20, 200, 20), (20, 20, 200), (200, 200, 20)]
@@ -31,7 +33,13 @@ def write_pages(path: Path, count: int = 4, size: tuple[int, int] = (40, 30)) ->
     """Writes a file whose pages are each of one colour; in a PDF they are 72 pixels an inch."""
     first, *rest = [Image.new("RGB", size, COLOURS[number % 4]) for number in range(count)]
     path.parent.mkdir(parents=True, exist_ok=True)
-    options: dict[str, object] = {"lossless": True} if path.suffix == ".webp" else {"quality": 100} if path.suffix == ".pdf" else {}
+    options: dict[str, object] = (
+        {"lossless": True}
+        if path.suffix == ".webp"
+        else {"quality": 100}
+        if path.suffix == ".pdf"
+        else {}
+    )
     if rest:
         options |= {"save_all": True, "append_images": rest}
     first.save(path, **options)
@@ -60,7 +68,13 @@ def items(*inputs: Path | str, **options: object) -> list[Item]:
 
 @pytest.mark.parametrize(
     ("text", "ranges"),
-    [("1", ((1, 1),)), ("1-3", ((1, 3),)), (" 2, 5- ", ((2, 2), (5, None))), ("all", ((1, None),)), ("3,1", ((3, 3), (1, 1)))],
+    [
+        ("1", ((1, 1),)),
+        ("1-3", ((1, 3),)),
+        (" 2, 5- ", ((2, 2), (5, None))),
+        ("all", ((1, None),)),
+        ("3,1", ((3, 3), (1, 1))),
+    ],
 )
 def test_pages_are_read(text: str, ranges: object) -> None:
     assert parse_pages(text) == ranges
@@ -83,8 +97,20 @@ def test_pages_are_part_of_what_rows_depend_on() -> None:
 
 
 @pytest.mark.parametrize("name", ["a.tif", "a.gif", "a.webp", "a.png", "a.avif", "a.pdf"])
-@pytest.mark.parametrize(("asked", "numbers"), [("all", [1, 2, 3, 4]), ("2", [2]), ("2-3", [2, 3]), ("4,1,1-2", [1, 2, 4]), ("3-", [3, 4]), ("9", [])])
-def test_the_pages_that_are_asked_for(tmp_path: Path, name: str, asked: str, numbers: list[int]) -> None:
+@pytest.mark.parametrize(
+    ("asked", "numbers"),
+    [
+        ("all", [1, 2, 3, 4]),
+        ("2", [2]),
+        ("2-3", [2, 3]),
+        ("4,1,1-2", [1, 2, 4]),
+        ("3-", [3, 4]),
+        ("9", []),
+    ],
+)
+def test_the_pages_that_are_asked_for(
+    tmp_path: Path, name: str, asked: str, numbers: list[int]
+) -> None:
     found = items(write_pages(tmp_path / name), pages=asked)
     assert [item.id for item in found] == [f"{name}#page={number}" for number in numbers]
     assert [item.index for item in found] == list(range(len(numbers)))
@@ -95,7 +121,13 @@ def test_the_pages_that_are_asked_for(tmp_path: Path, name: str, asked: str, num
 def test_without_a_word_it_is_the_first_picture_and_the_whole_document(tmp_path: Path) -> None:
     for name in ("a.tif", "b.gif", "c.pdf", "d.jpg"):
         write_pages(tmp_path / name, 1 if name == "d.jpg" else 2)
-    assert [(item.id, colour_of(item)) for item in items(tmp_path)] == [("a.tif", 1), ("b.gif", 1), ("c.pdf#page=1", 1), ("c.pdf#page=2", 2), ("d.jpg", 1)]
+    assert [(item.id, colour_of(item)) for item in items(tmp_path)] == [
+        ("a.tif", 1),
+        ("b.gif", 1),
+        ("c.pdf#page=1", 1),
+        ("c.pdf#page=2", 2),
+        ("d.jpg", 1),
+    ]
     assert [item.id for item in items(tmp_path, pages="1")] == ["a.tif", "b.gif", "c.pdf", "d.jpg"]
 
 
@@ -104,11 +136,19 @@ def test_a_file_with_one_page_keeps_its_name(tmp_path: Path) -> None:
         path = tmp_path / name
         write_pages(path if path.suffix else path.with_suffix(".tif"), 1)
     (tmp_path / "e.tif").rename(tmp_path / "e")
-    assert [item.id for item in items(tmp_path, tmp_path / "e", pages="all")] == ["a.tif", "b.pdf", "c.jpg", "d.png", "e"]
+    assert [item.id for item in items(tmp_path, tmp_path / "e", pages="all")] == [
+        "a.tif",
+        "b.pdf",
+        "c.jpg",
+        "d.png",
+        "e",
+    ]
     assert items(tmp_path, tmp_path / "e", pages="2-") == []
 
 
-def test_pictures_are_not_opened_for_their_first_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pictures_are_not_opened_for_their_first_page(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(pages, "count_pages", lambda *given: pytest.fail("opened"))
     for name in ("a.tif", "b.gif"):
         write_pages(tmp_path / name)
@@ -136,7 +176,10 @@ def test_the_estimate_is_right(tmp_path: Path) -> None:
 
 def test_pages_are_drawn_in_the_resolution_that_is_asked_for(tmp_path: Path) -> None:
     path = write_pages(tmp_path / "a.pdf", 1, (480, 300))
-    shapes = [items(path, **options)[0].load().arrays()[0].shape for options in ({}, {"dpi": 72}, {"dpi": 300})]
+    shapes = [
+        items(path, **options)[0].load().arrays()[0].shape
+        for options in ({}, {"dpi": 72}, {"dpi": 300})
+    ]
     assert shapes == [(625, 1000, 3), (300, 480, 3), (1250, 2000, 3)]
 
 
@@ -149,14 +192,18 @@ def test_a_pdf_is_drawn_on_white_and_upright(tmp_path: Path) -> None:
     assert pixels.min() == 255
 
 
-def test_too_large_a_page_is_refused_before_it_is_drawn_and_the_others_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_large_a_page_is_refused_before_it_is_drawn_and_the_others_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     document = pypdfium2.PdfDocument.new()
     for width, height in ((100, 100), (14_400, 14_400), (100, 100)):
         document.new_page(width, height)
     document.save(tmp_path / "a.pdf")
     first, large, last = items(tmp_path / "a.pdf", dpi=72)
     monkeypatch.setattr(pypdfium2.PdfPage, "render", lambda *given, **named: pytest.fail("drawn"))
-    with pytest.raises(DecodeError, match=r"14400 x 14400 = 207,360,000 pixels are more than --max-pixels"):
+    with pytest.raises(
+        DecodeError, match=r"14400 x 14400 = 207,360,000 pixels are more than --max-pixels"
+    ):
         large.load()
     monkeypatch.undo()
     assert first.load().arrays()[0].shape == last.load().arrays()[0].shape == (100, 100, 3)
@@ -217,7 +264,9 @@ def test_a_damaged_page_is_an_error_row_and_the_others_go_on(tmp_path: Path) -> 
 
 @pytest.mark.parametrize("name", ["a.tif", "a.gif", "a.webp", "a.png", "a.pdf"])
 @pytest.mark.filterwarnings("ignore::UserWarning:PIL")
-def test_a_file_that_is_cut_off_gives_what_is_there_or_an_error_row(tmp_path: Path, name: str) -> None:
+def test_a_file_that_is_cut_off_gives_what_is_there_or_an_error_row(
+    tmp_path: Path, name: str
+) -> None:
     path = write_pages(tmp_path / name, 4, (400, 300))
     whole = path.read_bytes()
     for share in (0.02, 0.3, 0.6, 0.9):
@@ -259,8 +308,14 @@ def _locked() -> bytes:
         offsets.append(len(out))
         out += b"%d 0 obj%s endobj\n" % (number, part)
     table = len(out)
-    out += b"xref\n0 5\n0000000000 65535 f \n" + b"".join(b"%010d 00000 n \n" % offset for offset in offsets)
-    return out + b"trailer<</Size 5/Root 1 0 R/Encrypt 4 0 R/ID[<00><00>]>>\nstartxref\n%d\n%%%%EOF" % table
+    out += b"xref\n0 5\n0000000000 65535 f \n" + b"".join(
+        b"%010d 00000 n \n" % offset for offset in offsets
+    )
+    return (
+        out
+        + b"trailer<</Size 5/Root 1 0 R/Encrypt 4 0 R/ID[<00><00>]>>\nstartxref\n%d\n%%%%EOF"
+        % table
+    )
 
 
 LOCKED = _locked()
@@ -269,12 +324,17 @@ LOCKED = _locked()
 def test_pages_load_side_by_side(tmp_path: Path) -> None:
     found = items(write_pages(tmp_path / "a.pdf"), write_pages(tmp_path / "b.gif"), pages="all")
     seen: dict[str, int] = {}
-    threads = [threading.Thread(target=lambda item=item: seen.__setitem__(item.id, colour_of(item))) for item in found * 3]
+    threads = [
+        threading.Thread(target=lambda item=item: seen.__setitem__(item.id, colour_of(item)))
+        for item in found * 3
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert seen == {f"{name}#page={number}": number for name in ("a.pdf", "b.gif") for number in (1, 2, 3, 4)}
+    assert seen == {
+        f"{name}#page={number}": number for name in ("a.pdf", "b.gif") for number in (1, 2, 3, 4)
+    }
 
 
 def test_heic_is_read_upright(tmp_path: Path) -> None:
@@ -293,12 +353,23 @@ def test_heic_is_read_upright(tmp_path: Path) -> None:
     assert pixels[32, 8, 0] > 150 > 100 > pixels[32, 8, 2]
 
 
-@pytest.mark.parametrize(("name", "module", "extra"), [("a.pdf", "pypdfium2", "pdf"), ("a.heic", "pillow_heif", "heif"), ("a.HIF", "pillow_heif", "heif")])
-def test_a_missing_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, module: str, extra: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "module", "extra"),
+    [
+        ("a.pdf", "pypdfium2", "pdf"),
+        ("a.heic", "pillow_heif", "heif"),
+        ("a.HIF", "pillow_heif", "heif"),
+    ],
+)
+def test_a_missing_extra_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, module: str, extra: str
+) -> None:
     (tmp_path / name).write_bytes(b"x")
     write_picture(tmp_path / "b.png")
     monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(MissingDependencyError, match=rf"need {module}: pip install 'vlmbatch\[{extra}\]'"):
+    with pytest.raises(
+        MissingDependencyError, match=rf"need {module}: pip install 'vlmbatch\[{extra}\]'"
+    ):
         items(tmp_path / name)
     missing, there = items(tmp_path)
     with pytest.raises(ReadError, match=rf"pip install 'vlmbatch\[{extra}\]'"):
@@ -316,7 +387,9 @@ def server() -> Iterator[WebServer]:
 def test_pages_of_a_remote_document_cost_one_download(server: WebServer, tmp_path: Path) -> None:
     url = server.url("/a.pdf", write_pages(tmp_path / "a.pdf").read_bytes())
     found = items(url, allow_private_urls=True)
-    assert [(item.id, item.source, colour_of(item)) for item in found] == [(f"a.pdf#page={number}", url, number) for number in (1, 2, 3, 4)]
+    assert [(item.id, item.source, colour_of(item)) for item in found] == [
+        (f"a.pdf#page={number}", url, number) for number in (1, 2, 3, 4)
+    ]
     assert server.count("/a.pdf") == 1
 
 

@@ -1,4 +1,6 @@
-"""Shuffled frames: decoded when their turn comes, and the same rows as in order, also of damaged videos."""
+"""Shuffled frames: decoded when their turn comes, and the same rows as in order, also of damaged
+videos.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +11,12 @@ import numpy as np
 import pytest
 
 from tests.media import HEIGHT, WIDTH, write_video
+from vlmbatch.core import UInt8Array
 from vlmbatch.engine.scripted import ScriptedEngine
 from vlmbatch.job import Job
-from vlmbatch.run.pipeline import Outcome, Run
 from vlmbatch.read import open_reader
 from vlmbatch.read.video import reader as videos
-from vlmbatch.core import UInt8Array
+from vlmbatch.run.pipeline import Outcome, Run
 from vlmbatch.sample import make_sampler
 from vlmbatch.write import read_records
 
@@ -32,26 +34,43 @@ def damage(path: Path, how: str) -> Path:
     if how == "cut":
         del content[size * 2 // 3 :]
     else:
-        content[size // 2 : size * 7 // 10] = {"zeros": bytes, "noise": np.random.default_rng(1).bytes}[how](size * 7 // 10 - size // 2)
+        content[size // 2 : size * 7 // 10] = {
+            "zeros": bytes,
+            "noise": np.random.default_rng(1).bytes,
+        }[how](size * 7 // 10 - size // 2)
     path.write_bytes(content)
     return path
 
 
 def ask(path: Path, output: str, **options: object) -> Outcome:
-    job = Job.from_dict({"inputs": [str(path)], "media": "video", "output": str(path.parent / output), **options})
+    job = Job.from_dict(
+        {"inputs": [str(path)], "media": "video", "output": str(path.parent / output), **options}
+    )
     return Run(job, engine=ScriptedEngine()).start()
 
 
 def rows(path: Path, output: str) -> list[Any]:
-    return [(row["id"], row["index"], row["status"], row["error"], row["end_seconds"]) for row in read_records(path.parent / output)]
+    return [
+        (row["id"], row["index"], row["status"], row["error"], row["end_seconds"])
+        for row in read_records(path.parent / output)
+    ]
 
 
-@pytest.mark.parametrize(("name", "codec"), [("a.mp4", "libx264"), ("a.mp4", "mpeg4"), ("a.mkv", "libx264")])
+@pytest.mark.parametrize(
+    ("name", "codec"), [("a.mp4", "libx264"), ("a.mp4", "mpeg4"), ("a.mkv", "libx264")]
+)
 @pytest.mark.parametrize("how", ["zeros", "noise", "cut"])
 @pytest.mark.parametrize("way", [{"fps": 2}, {"every": 7}])
-def test_damaged_videos_give_the_rows_that_they_give_in_order(tmp_path: Path, name: str, codec: str, how: str, way: dict[str, object]) -> None:
+def test_damaged_videos_give_the_rows_that_they_give_in_order(
+    tmp_path: Path, name: str, codec: str, how: str, way: dict[str, object]
+) -> None:
     options = {"movflags": "faststart"} if name.endswith("mp4") else {}
-    path = damage(write_video(tmp_path / name, 100, fps=25, codec=codec, key_every=30, draw=moving, options=options), how)
+    path = damage(
+        write_video(
+            tmp_path / name, 100, fps=25, codec=codec, key_every=30, draw=moving, options=options
+        ),
+        how,
+    )
     ask(path, "in-order.jsonl", **way)
     expected = rows(path, "in-order.jsonl")
     if how != "cut" and name.endswith("mp4"):
@@ -63,9 +82,18 @@ def test_damaged_videos_give_the_rows_that_they_give_in_order(tmp_path: Path, na
     assert rows(path, "shuffled.jsonl") == expected
 
 
-def test_damage_that_a_row_tells_of_is_known_when_frames_are_shuffled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = damage(write_video(tmp_path / "a.mp4", 100, fps=25, draw=moving, options={"movflags": "faststart"}), "zeros")
-    monkeypatch.setattr(videos, "looks_whole", lambda path: True)  # as of the codecs whose headers do not tell
+def test_damage_that_a_row_tells_of_is_known_when_frames_are_shuffled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = damage(
+        write_video(
+            tmp_path / "a.mp4", 100, fps=25, draw=moving, options={"movflags": "faststart"}
+        ),
+        "zeros",
+    )
+    monkeypatch.setattr(
+        videos, "looks_whole", lambda path: True
+    )  # as of the codecs whose headers do not tell
     ask(path, "out.jsonl", fps=2)
     expected = rows(path, "out.jsonl")
     again = ask(path, "out.jsonl", fps=2, shuffle=True)
@@ -73,9 +101,16 @@ def test_damage_that_a_row_tells_of_is_known_when_frames_are_shuffled(tmp_path: 
     assert rows(path, "out.jsonl") == expected
 
 
-def test_a_damaged_video_is_no_reason_to_decode_the_others_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_damaged_video_is_no_reason_to_decode_the_others_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write_video(tmp_path / "in" / "a.mp4", 50, fps=25, draw=moving)
-    damage(write_video(tmp_path / "in" / "b.mp4", 50, fps=25, draw=moving, options={"movflags": "faststart"}), "zeros")
+    damage(
+        write_video(
+            tmp_path / "in" / "b.mp4", 50, fps=25, draw=moving, options={"movflags": "faststart"}
+        ),
+        "zeros",
+    )
     listed: list[str] = []
     frames = videos.VideoFile.frames
 

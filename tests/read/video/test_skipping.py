@@ -1,4 +1,6 @@
-"""What is left out is never needed: on random streams with reordered frames, open groups of pictures and irregular times."""
+"""What is left out is never needed: on random streams with reordered frames, open groups of
+pictures and irregular times.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,9 @@ class Packet:
 
 
 def stream(seed: int, groups: int, cut_leading: bool) -> list[Step]:
-    """Packets in decoding order: key frames, each with frames shown before it (unless cut off at the start), then groups of P and its B-frames."""
+    """Packets in decoding order: key frames, each with frames shown before it (unless cut off at
+    the start), then groups of P and its B-frames.
+    """
     rng = random.Random(seed)
     steps: list[Step] = []
     clock = 0
@@ -48,7 +52,9 @@ def stream(seed: int, groups: int, cut_leading: bool) -> list[Step]:
 
 
 def decode(steps: list[Step], fed: list[Step]) -> set[int]:
-    """Times of the frames that come out whole: those for which all was decoded since a key frame that is not shown after them."""
+    """Times of the frames that come out whole: those for which all was decoded since a key frame
+    that is not shown after them.
+    """
     whole: set[int] = set()
     since: int | None = None
     previous: int | None = None
@@ -59,15 +65,26 @@ def decode(steps: list[Step], fed: list[Step]) -> set[int]:
         else:
             assert step.packet.number == previous + 1, "nothing is missing in between"
         previous = step.packet.number
-        keys = [other for other in steps[since : step.packet.number + 1] if other.is_key and other.pts <= step.pts]
+        keys = [
+            other
+            for other in steps[since : step.packet.number + 1]
+            if other.is_key and other.pts <= step.pts
+        ]
         if keys:
             whole.add(step.pts)
     return whole
 
 
 @settings(deadline=None)
-@given(seed=st.integers(0, 10_000), groups=st.integers(1, 6), share=st.sampled_from([0.02, 0.1, 0.5, 1.0]), from_start=st.booleans())
-def test_what_is_wanted_comes_out_whole(seed: int, groups: int, share: float, from_start: bool) -> None:
+@given(
+    seed=st.integers(0, 10_000),
+    groups=st.integers(1, 6),
+    share=st.sampled_from([0.02, 0.1, 0.5, 1.0]),
+    from_start=st.booleans(),
+)
+def test_what_is_wanted_comes_out_whole(
+    seed: int, groups: int, share: float, from_start: bool
+) -> None:
     steps = stream(seed, groups, cut_leading=not from_start)
     shown = sorted(step.pts for step in steps)
     rng = random.Random(seed)
@@ -90,20 +107,31 @@ def test_what_is_wanted_comes_out_whole(seed: int, groups: int, share: float, fr
 
 def test_only_what_leads_to_a_wanted_frame_is_decoded() -> None:
     steps = [Step(Packet(number), number, number % 10 == 0, is_shown=True) for number in range(100)]
-    fed = list(leave_out(mark(steps, lambda step, next_pts, is_first: step.pts in (3, 42, 45, 80), from_start=True)))
+    fed = list(
+        leave_out(
+            mark(
+                steps, lambda step, next_pts, is_first: step.pts in (3, 42, 45, 80), from_start=True
+            )
+        )
+    )
     assert [step.pts for step in fed] == [0, 1, 2, 3, 40, 41, 42, 43, 44, 45, 80]
     assert [step.pts for step in fed if step.fresh] == [40, 80]
 
 
 def test_packets_are_not_held_without_end() -> None:
-    steps = [Step(Packet(number, MAX_HELD_BYTES // 10), number, number == 0, is_shown=True) for number in range(40)]
+    steps = [
+        Step(Packet(number, MAX_HELD_BYTES // 10), number, number == 0, is_shown=True)
+        for number in range(40)
+    ]
     fed = list(leave_out(mark(steps, lambda step, next_pts, is_first: False, from_start=True)))
     assert len(fed) == 33
 
 
 @pytest.mark.parametrize("times", [[0, 5, 5], [0, *range(100, 140), 50]])
 def test_times_that_repeat_or_run_backwards_are_not_trusted(times: list[int]) -> None:
-    steps = [Step(Packet(number), pts, number == 0, is_shown=True) for number, pts in enumerate(times)]
+    steps = [
+        Step(Packet(number), pts, number == 0, is_shown=True) for number, pts in enumerate(times)
+    ]
     with pytest.raises(Unsure):
         list(mark(steps, lambda step, next_pts, is_first: True, from_start=True))
 
@@ -116,9 +144,16 @@ def test_a_sieve_keeps_what_is_wanted_and_misses_what_is_missing() -> None:
         return made
 
     key = Step(Packet(0), 0, is_key=True, is_shown=True, fresh=True)
-    other, last = (Step(Packet(number), number * 10, is_key=False, is_shown=True, wanted=number == 2) for number in (1, 2))
+    other, last = (
+        Step(Packet(number), number * 10, is_key=False, is_shown=True, wanted=number == 2)
+        for number in (1, 2)
+    )
     good = sieve(key, other, last)
-    assert [good.keeps(pts, is_key=pts == 0, is_corrupt=False) for pts in (0, 10, 20)] == [False, False, True]
+    assert [good.keeps(pts, is_key=pts == 0, is_corrupt=False) for pts in (0, 10, 20)] == [
+        False,
+        False,
+        True,
+    ]
     good.end()
     with pytest.raises(Unsure, match="did not come out"):
         sieve(key, last).keeps(20, is_key=False, is_corrupt=False)

@@ -1,4 +1,6 @@
-"""Frames that are decoded without their pixels change no other frame: in the streams that x264 writes, whatever its settings."""
+"""Frames that are decoded without their pixels change no other frame: in the streams that x264
+writes, whatever its settings.
+"""
 
 from __future__ import annotations
 
@@ -11,14 +13,14 @@ import numpy as np
 import pytest
 
 from tests.media import HEIGHT, WIDTH, write_video
+from vlmbatch.core import UInt8Array
 from vlmbatch.read.video import file as video_file
+from vlmbatch.read.video.file import VideoFile
 from vlmbatch.read.video.h264 import B, P, Slice, Stream
 from vlmbatch.read.video.h264_bits import Bits, Unsupported, se, ue, write_nal
 from vlmbatch.read.video.references import References
 from vlmbatch.read.video.skipping import Step
 from vlmbatch.read.video.sparing import open_sparing
-from vlmbatch.read.video.file import VideoFile
-from vlmbatch.core import UInt8Array
 
 LIMIT = 10**9
 PYRAMID = "b-adapt=0:bframes=3:b-pyramid=normal"
@@ -58,17 +60,25 @@ def pictures(path: Path, numbers: list[int]) -> Iterator[tuple[float, UInt8Array
     """The frames of these numbers."""
     times = [number / 25 for number in numbers]
     with VideoFile(str(path), LIMIT) as video:
-        for frame in video.frames(lambda after: next((time for time in times if time >= after), None)):
+        for frame in video.frames(
+            lambda after: next((time for time in times if time >= after), None)
+        ):
             if any(abs(frame.time_seconds - time) < 1e-6 for time in times):
                 yield frame.time_seconds, frame.rgb()
 
 
 @pytest.mark.parametrize("name", SETTINGS)
-def test_wanted_frames_are_what_decoding_everything_gives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+def test_wanted_frames_are_what_decoding_everything_gives(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
     path = written(tmp_path / "a.mp4", SETTINGS[name])
     spared: list[Slice] = []
     without_pixels = Stream.without_pixels
-    monkeypatch.setattr(Stream, "without_pixels", lambda self, header: spared.append(header) or without_pixels(self, header))
+    monkeypatch.setattr(
+        Stream,
+        "without_pixels",
+        lambda self, header: spared.append(header) or without_pixels(self, header),
+    )
     with VideoFile(str(path), LIMIT) as video:
         everything = {frame.time_seconds: frame.rgb() for frame in video.frames()}
     assert not spared
@@ -85,7 +95,10 @@ def flv_tags(content: bytes) -> Iterator[tuple[int, bytes]]:
     """Time in milliseconds and body of the video tags of an FLV file."""
     place = 13
     while place < len(content):
-        size, time = int.from_bytes(content[place + 1 : place + 4], "big"), int.from_bytes(content[place + 4 : place + 7], "big")
+        size, time = (
+            int.from_bytes(content[place + 1 : place + 4], "big"),
+            int.from_bytes(content[place + 4 : place + 7], "big"),
+        )
         if content[place] == 9:
             yield time, content[place + 11 : place + 11 + size]
         place += 11 + size + 4
@@ -93,12 +106,20 @@ def flv_tags(content: bytes) -> Iterator[tuple[int, bytes]]:
 
 def joined(path: Path, first: str, second: str) -> Path:
     """A recording whose parameter sets change in the middle, as when a live stream is begun anew."""
-    parts = [written(path.with_name(f"{number}.flv"), settings).read_bytes() for number, settings in enumerate((first, second))]
+    parts = [
+        written(path.with_name(f"{number}.flv"), settings).read_bytes()
+        for number, settings in enumerate((first, second))
+    ]
     content = parts[0][:13]
     for number, part in enumerate(parts):
         for time, body in flv_tags(part):
             if number or body[1] != 2:  # which ends the sequence
-                head = b"\x09" + len(body).to_bytes(3, "big") + (time + 6000 * number).to_bytes(3, "big") + bytes(4)
+                head = (
+                    b"\x09"
+                    + len(body).to_bytes(3, "big")
+                    + (time + 6000 * number).to_bytes(3, "big")
+                    + bytes(4)
+                )
                 content += head + body + (11 + len(body)).to_bytes(4, "big")
     path.write_bytes(content)
     return path
@@ -106,7 +127,9 @@ def joined(path: Path, first: str, second: str) -> Path:
 
 @pytest.mark.parametrize("second", ["forgetting", "no arithmetic coding", "slices"])
 @pytest.mark.parametrize("gap", [0.5, 15.0])
-def test_parameter_sets_that_change_are_not_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, second: str, gap: float) -> None:
+def test_parameter_sets_that_change_are_not_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, second: str, gap: float
+) -> None:
     monkeypatch.setattr(video_file, "SEEK_GAP_SECONDS", gap)
     monkeypatch.setattr(video_file, "_SEEK_MARGIN_SECONDS", 0.3)
     path = joined(tmp_path / "a.flv", SETTINGS["one reference"], SETTINGS[second])
@@ -129,7 +152,9 @@ def test_headers_are_read_or_refused(tmp_path: Path, name: str) -> None:
     try:
         stream = Stream(extradata)
         references = References(stream.sequence)
-        refers_to = [references.add(stream.slices(packet), number) for number, packet in enumerate(packets)]
+        refers_to = [
+            references.add(stream.slices(packet), number) for number, packet in enumerate(packets)
+        ]
     except Unsupported:
         assert name in NOT_READ
         return
@@ -138,8 +163,16 @@ def test_headers_are_read_or_refused(tmp_path: Path, name: str) -> None:
     assert all(set(numbers) <= set(range(number)) for number, numbers in enumerate(refers_to))
     if name == "one reference":
         kinds = [stream.slices(packet)[0] for packet in packets]
-        assert {len(set(numbers)) for numbers, header in zip(refers_to, kinds, strict=True) if header.kind == P} == {1}
-        assert {len(set(numbers)) for numbers, header in zip(refers_to, kinds, strict=True) if header.kind == B} == {2}
+        assert {
+            len(set(numbers))
+            for numbers, header in zip(refers_to, kinds, strict=True)
+            if header.kind == P
+        } == {1}
+        assert {
+            len(set(numbers))
+            for numbers, header in zip(refers_to, kinds, strict=True)
+            if header.kind == B
+        } == {2}
 
 
 def test_cut_and_strange_packets_are_refused(tmp_path: Path) -> None:
@@ -165,7 +198,9 @@ def test_cut_and_strange_packets_are_refused(tmp_path: Path) -> None:
             References(stream.sequence).add(stream.slices(bytes(damaged)), None)
 
 
-def test_a_header_that_cannot_be_read_ends_the_sparing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_header_that_cannot_be_read_ends_the_sparing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = written(tmp_path / "a.mp4", SETTINGS["one reference"])
     with VideoFile(str(path), LIMIT) as video:
         everything = {frame.time_seconds: frame.rgb() for frame in video.frames()}
@@ -179,7 +214,10 @@ def test_a_header_that_cannot_be_read_ends_the_sparing(tmp_path: Path, monkeypat
         return slices(self, packet)
 
     monkeypatch.setattr(Stream, "slices", failing)
-    assert all(np.array_equal(picture, everything[time]) for time, picture in pictures(path, [3, 33, 60, 110]))
+    assert all(
+        np.array_equal(picture, everything[time])
+        for time, picture in pictures(path, [3, 33, 60, 110])
+    )
     assert num_read == 40
 
 
@@ -194,7 +232,9 @@ def test_steps_hold_no_more_packets_than_are_held_back(tmp_path: Path) -> None:
         held: list[Step] = []
         for packet in container.demux(video=0):
             if packet.size:
-                held.append(Step(packet, packet.pts, packet.is_keyframe, is_shown=True, wanted=True))
+                held.append(
+                    Step(packet, packet.pts, packet.is_keyframe, is_shown=True, wanted=True)
+                )
                 sparing.spare(held, len(held))
                 held.clear()
     assert not sparing._known
@@ -206,4 +246,10 @@ def test_numbers_are_read_as_they_are_written(number: int) -> None:
     assert b"\0\0\0" not in nal
     assert b"\0\0\1" not in nal
     bits = Bits(nal)
-    assert (bits.ue(), bits.se(), bits.se(), bits.u(64), bits.ue()) == (number, -(number // 2), number // 2, 0, 3)
+    assert (bits.ue(), bits.se(), bits.se(), bits.u(64), bits.ue()) == (
+        number,
+        -(number // 2),
+        number // 2,
+        0,
+        3,
+    )

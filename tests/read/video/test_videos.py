@@ -15,13 +15,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.media import HEIGHT, WIDTH, number_of, numbered, write_picture, write_sound, write_video
+from vlmbatch.core import Item
 from vlmbatch.errors import DecodeError, ItemError, ReadError
 from vlmbatch.job import Job
 from vlmbatch.read import open_reader
 from vlmbatch.read.video import file as video_file
-from vlmbatch.read.video.skipping import Unsure
 from vlmbatch.read.video.file import VideoFile
-from vlmbatch.core import Item
+from vlmbatch.read.video.skipping import Unsure
 from vlmbatch.sample import make_sampler
 
 LIMIT = 200_000_000
@@ -53,15 +53,27 @@ def unsure(self: VideoFile, wanted: object) -> NoReturn:
     raise Unsure("as it was told to be")
 
 
-CONTAINERS = [("a.mp4", "libx264"), ("a.mkv", "libx264"), ("a.ts", "libx264"), ("a.mov", "mpeg4"), ("a.webm", "libvpx-vp9")]
+CONTAINERS = [
+    ("a.mp4", "libx264"),
+    ("a.mkv", "libx264"),
+    ("a.ts", "libx264"),
+    ("a.mov", "mpeg4"),
+    ("a.webm", "libvpx-vp9"),
+]
 
 
 @pytest.mark.parametrize(("name", "codec"), CONTAINERS)
-def test_every_frame_comes_in_presentation_order_with_its_time(tmp_path: Path, name: str, codec: str) -> None:
+def test_every_frame_comes_in_presentation_order_with_its_time(
+    tmp_path: Path, name: str, codec: str
+) -> None:
     found = items(write_video(tmp_path / name, 20, codec=codec), every=1)
     assert shown(found) == list(range(20))
-    assert [item.time_seconds for item in found] == pytest.approx([number / 10 for number in range(20)])
-    assert [item.end_seconds for item in found] == pytest.approx([number / 10 for number in range(1, 21)])
+    assert [item.time_seconds for item in found] == pytest.approx(
+        [number / 10 for number in range(20)]
+    )
+    assert [item.end_seconds for item in found] == pytest.approx(
+        [number / 10 for number in range(1, 21)]
+    )
     assert [item.index for item in found] == list(range(20))
 
 
@@ -75,9 +87,15 @@ def test_streams_without_presentation_times_lose_no_frame(tmp_path: Path, name: 
 def test_ids_media_and_fingerprint(tmp_path: Path) -> None:
     path = write_video(tmp_path / "in" / "sub" / "clip.mp4", 25)
     found = items(tmp_path / "in")
-    assert [item.id for item in found] == ["sub/clip.mp4#t=0.000", "sub/clip.mp4#t=1.000", "sub/clip.mp4#t=2.000"]
+    assert [item.id for item in found] == [
+        "sub/clip.mp4#t=0.000",
+        "sub/clip.mp4#t=1.000",
+        "sub/clip.mp4#t=2.000",
+    ]
     status = path.stat()
-    assert {(item.media, item.fingerprint, item.source) for item in found} == {("frame", f"{status.st_size}:{status.st_mtime_ns}", str(path))}
+    assert {(item.media, item.fingerprint, item.source) for item in found} == {
+        ("frame", f"{status.st_size}:{status.st_mtime_ns}", str(path))
+    }
 
 
 def test_ids_stay_apart_above_a_thousand_frames_a_second(tmp_path: Path) -> None:
@@ -101,7 +119,9 @@ def test_the_containers_start_is_time_zero(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["a.mkv", "a.nut", "a.mp4", "a.flv"])
 def test_a_video_that_starts_late_ends_with_its_last_frame(tmp_path: Path, name: str) -> None:
-    path = write_video(tmp_path / name, 20, pts=range(5000, 7000, 100), time_base=Fraction(1, 1000), b_frames=0)
+    path = write_video(
+        tmp_path / name, 20, pts=range(5000, 7000, 100), time_base=Fraction(1, 1000), b_frames=0
+    )
     found = items(path, fps=1)
     assert [item.time_seconds for item in found] == pytest.approx([0, 1])
     assert [item.end_seconds for item in found] == pytest.approx([1, 2])
@@ -112,7 +132,14 @@ def test_a_video_that_starts_late_ends_with_its_last_frame(tmp_path: Path, name:
 def test_a_picture_that_begins_after_the_sound_keeps_its_delay(tmp_path: Path) -> None:
     import av
 
-    path = write_video(tmp_path / "a.mkv", 20, pts=range(500, 2500, 100), time_base=Fraction(1, 1000), b_frames=0, audio_from_seconds=0.0)
+    path = write_video(
+        tmp_path / "a.mkv",
+        20,
+        pts=range(500, 2500, 100),
+        time_base=Fraction(1, 1000),
+        b_frames=0,
+        audio_from_seconds=0.0,
+    )
     with av.open(str(path)) as container:
         times = [frame.time - container.start_time / 1e6 for frame in container.decode(video=0)]
     assert times[0] > 0.4
@@ -146,7 +173,12 @@ def test_rotation_is_what_opencv_shows(tmp_path: Path, degrees: int) -> None:
 
 def test_a_clip_is_one_item_with_the_times_of_its_frames(tmp_path: Path) -> None:
     (item,) = items(write_video(tmp_path / "clip.mp4", 60), per="clip")
-    assert (item.id, item.media, item.time_seconds, item.end_seconds) == ("clip.mp4", "clip", 0.0, 6.0)
+    assert (item.id, item.media, item.time_seconds, item.end_seconds) == (
+        "clip.mp4",
+        "clip",
+        0.0,
+        6.0,
+    )
     pixels = item.load()
     assert [number_of(frame) for frame in pixels.frames] == [0, 11, 23, 35, 47, 59]
     assert pixels.times_seconds == pytest.approx([0, 1.1, 2.3, 3.5, 4.7, 5.9])
@@ -155,7 +187,11 @@ def test_a_clip_is_one_item_with_the_times_of_its_frames(tmp_path: Path) -> None
 
 def test_windows_are_items_of_their_own(tmp_path: Path) -> None:
     found = items(write_video(tmp_path / "clip.mp4", 60), per="window", window=2.5)
-    assert [item.id for item in found] == ["clip.mp4#t=0.000-2.500", "clip.mp4#t=2.500-5.000", "clip.mp4#t=5.000-6.000"]
+    assert [item.id for item in found] == [
+        "clip.mp4#t=0.000-2.500",
+        "clip.mp4#t=2.500-5.000",
+        "clip.mp4#t=5.000-6.000",
+    ]
     assert [shown([item]) for item in found] == [[0, 10, 20], [25, 35, 45], [50]]
     assert found[1].load().duration_seconds == 6.0
 
@@ -175,7 +211,10 @@ def test_skipping_gives_the_frames_that_decoding_everything_gives(
     assert [shown(items(path, **way)) for way in WAYS] == everything
 
 
-@pytest.mark.parametrize(("way", "most"), [({"fps": 1}, 150), ({"num_frames": 4}, 40), ({"at": (15.0,)}, 13), ({"keyframes": True}, 17)])
+@pytest.mark.parametrize(
+    ("way", "most"),
+    [({"fps": 1}, 150), ({"num_frames": 4}, 40), ({"at": (15.0,)}, 13), ({"keyframes": True}, 17)],
+)
 def test_skipping_decodes_less(tmp_path: Path, way: dict[str, object], most: int) -> None:
     path = write_video(tmp_path / "a.mp4", 200)
     job = Job(inputs=(str(path),), media="video", **way)
@@ -189,7 +228,11 @@ def test_a_seek_reads_less(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     path = write_video(tmp_path / "a.mp4", 600)
     read: list[int] = []
     steps = VideoFile._steps
-    monkeypatch.setattr(VideoFile, "_steps", lambda self, target: (read.append(step.pts) or step for step in steps(self, target)))
+    monkeypatch.setattr(
+        VideoFile,
+        "_steps",
+        lambda self, target: (read.append(step.pts) or step for step in steps(self, target)),
+    )
     assert shown(items(path, at=(55.0,))) == [550]
     assert len(read) < 120
 
@@ -197,7 +240,11 @@ def test_a_seek_reads_less(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 def test_only_sampled_frames_become_rgb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     converted: list[float] = []
     rgb = video_file.DecodedFrame.rgb
-    monkeypatch.setattr(video_file.DecodedFrame, "rgb", lambda frame: converted.append(frame.time_seconds) or rgb(frame))
+    monkeypatch.setattr(
+        video_file.DecodedFrame,
+        "rgb",
+        lambda frame: converted.append(frame.time_seconds) or rgb(frame),
+    )
     found = items(write_video(tmp_path / "a.mp4", 30))
     assert not converted
     found[2].load()
@@ -211,11 +258,21 @@ def test_a_download_that_broke_off_gives_its_frames_and_an_error(tmp_path: Path)
     path.write_bytes(whole[: whole.index(b"mdat") + (len(whole) - whole.index(b"mdat")) * 2 // 3])
     for shuffle in (False, True):
         *found, last = items(path, shuffle=shuffle)
-        assert [item.id for item in found][:3] == ["a.mp4#t=0.000", "a.mp4#t=1.000", "a.mp4#t=2.000"]
+        assert [item.id for item in found][:3] == [
+            "a.mp4#t=0.000",
+            "a.mp4#t=1.000",
+            "a.mp4#t=2.000",
+        ]
         assert last.id == "a.mp4"
-        with pytest.raises(DecodeError, match=r"cut off: the file ends before its frames from \d\.\d00 s on"):
+        with pytest.raises(
+            DecodeError, match=r"cut off: the file ends before its frames from \d\.\d00 s on"
+        ):
             last.load()
-    assert [item.id for item in items(path, end=2.0)] == [item.id for item in items(path, at=(0.0, 1.0))] == ["a.mp4#t=0.000", "a.mp4#t=1.000"]
+    assert (
+        [item.id for item in items(path, end=2.0)]
+        == [item.id for item in items(path, at=(0.0, 1.0))]
+        == ["a.mp4#t=0.000", "a.mp4#t=1.000"]
+    )
     first, second = items(path, per="window", window=5.0)
     assert shown([first])
     with pytest.raises(DecodeError, match="cut off"):
@@ -239,7 +296,13 @@ def test_what_is_no_video_is_one_item_that_fails(tmp_path: Path, per: str) -> No
     broken(folder / "truncated.mp4", whole[: moov - 4])
     broken(folder / "zeros.mkv", bytes(2000))
     found = items(folder, per=per)
-    assert [item.id for item in found] == ["empty.mp4", "sound.mp4", "text.mp4", "truncated.mp4", "zeros.mkv"]
+    assert [item.id for item in found] == [
+        "empty.mp4",
+        "sound.mp4",
+        "text.mp4",
+        "truncated.mp4",
+        "zeros.mkv",
+    ]
     assert {item.media for item in found} == {"frame" if per == "frame" else "clip"}
     messages = []
     for item in found:
@@ -258,8 +321,19 @@ def test_a_video_without_frames(tmp_path: Path, per: str) -> None:
         found[0].load()
 
 
-@pytest.mark.parametrize("way", [{"fps": 1}, {"at": (0.1, 6.05, 11.9)}, {"every": 9}, {"scenes": True}, {"per": "window", "window": 4.0}])
-def test_shuffled_frames_are_decoded_when_their_turn_comes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: dict[str, object]) -> None:
+@pytest.mark.parametrize(
+    "way",
+    [
+        {"fps": 1},
+        {"at": (0.1, 6.05, 11.9)},
+        {"every": 9},
+        {"scenes": True},
+        {"per": "window", "window": 4.0},
+    ],
+)
+def test_shuffled_frames_are_decoded_when_their_turn_comes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: dict[str, object]
+) -> None:
     paths = [write_video(tmp_path / name, 60, fps=5, key_every=20) for name in ("a.mp4", "b.mkv")]
     wanted = [(item, shown([item])) for item in items(*paths, **way)]
     found = items(*paths, shuffle=True, **way)
@@ -274,7 +348,9 @@ def test_shuffled_frames_are_decoded_when_their_turn_comes(tmp_path: Path, monke
         real(self, path, *arguments)
 
     monkeypatch.setattr(VideoFile, "__init__", spy)
-    assert [shown([item]) for item in reversed(found)] == [numbers for _, numbers in reversed(wanted)]
+    assert [shown([item]) for item in reversed(found)] == [
+        numbers for _, numbers in reversed(wanted)
+    ]
     assert len(opened) == len(found)  # so nothing of them was kept
 
 
@@ -301,7 +377,9 @@ def test_damage_in_the_middle_costs_what_is_damaged(tmp_path: Path) -> None:
     assert good[-1] == 59
 
 
-def test_packets_that_cannot_be_decoded_are_told_in_one_item(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_packets_that_cannot_be_decoded_are_told_in_one_item(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import av
 
     path = write_video(tmp_path / "a.mp4", 30, codec="mpeg4", b_frames=0, key_every=5)
@@ -327,12 +405,17 @@ def test_packets_that_cannot_be_decoded_are_told_in_one_item(tmp_path: Path, mon
     found = items(path, every=1)
     assert shown(found[:-1]) == [number for number in range(30) if number not in (12, 13)]
     assert found[-1].id == "a.mp4"
-    with pytest.raises(DecodeError, match=r"damaged after 1\.100 s: 2 packets could not be decoded \(Invalid data\)"):
+    with pytest.raises(
+        DecodeError,
+        match=r"damaged after 1\.100 s: 2 packets could not be decoded \(Invalid data\)",
+    ):
         found[-1].load()
 
 
 @pytest.mark.parametrize(("name", "codec"), CONTAINERS)
-def test_random_damage_raises_nothing_but_item_errors(tmp_path: Path, name: str, codec: str) -> None:
+def test_random_damage_raises_nothing_but_item_errors(
+    tmp_path: Path, name: str, codec: str
+) -> None:
     whole = write_video(tmp_path / name, 30, codec=codec).read_bytes()
     random = np.random.default_rng(0)
     for number in range(12):
@@ -359,15 +442,21 @@ def test_too_many_pixels_are_refused(tmp_path: Path) -> None:
         item.load()
 
 
-@pytest.mark.parametrize("name", ["a b.mp4", "12:30.mp4", "new\nline.mp4", "50%d.mp4", os.fsdecode(b"caf\xe9.mp4")])
-def test_strange_names_are_opened(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "name", ["a b.mp4", "12:30.mp4", "new\nline.mp4", "50%d.mp4", os.fsdecode(b"caf\xe9.mp4")]
+)
+def test_strange_names_are_opened(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write_video(tmp_path / "plain.mp4", 3).rename(tmp_path / name)
     monkeypatch.chdir(tmp_path)
     assert shown(items(Path(name))) == [0]
     assert shown(items(Path("."))) == [0]
 
 
-def test_nothing_in_the_asked_stretch_is_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_nothing_in_the_asked_stretch_is_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     path = write_video(tmp_path / "a.mp4", 10)
     for per in ("frame", "clip", "window"):
         caplog.clear()
@@ -391,7 +480,11 @@ ENCODERS = {
     "open": ("a.mkv", "libx264", {"x264-params": "open-gop=1:bframes=3:b-pyramid=normal"}),
     "pyramid": ("a.mp4", "libx264", {"x264-params": "bframes=3:b-adapt=0:b-pyramid=normal:ref=1"}),
     "refresh": ("a.mkv", "libx264", {"x264-params": "intra-refresh=1:bframes=0"}),
-    "hevc": ("a.mp4", "libx265", {"x265-params": "log-level=none:pools=none:frame-threads=1:bframes=4:open-gop=1"}),
+    "hevc": (
+        "a.mp4",
+        "libx265",
+        {"x265-params": "log-level=none:pools=none:frame-threads=1:bframes=4:open-gop=1"},
+    ),
     "mpeg2": ("a.mpg", "mpeg2video", {}),
     "mpeg4": ("a.mkv", "mpeg4", {}),
     "vp8": ("a.webm", "libvpx", {"auto-alt-ref": "1", "lag-in-frames": "16"}),
@@ -401,7 +494,9 @@ ENCODERS = {
 
 
 @pytest.mark.parametrize("kind", ENCODERS)
-def test_skipping_gives_the_same_pictures_with_every_kind_of_reference(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+def test_skipping_gives_the_same_pictures_with_every_kind_of_reference(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
     import av
 
     name, codec, encoder = ENCODERS[kind]
@@ -409,32 +504,61 @@ def test_skipping_gives_the_same_pictures_with_every_kind_of_reference(tmp_path:
         pytest.skip(f"this FFmpeg does not write {codec}")
     moving = np.random.default_rng(0).integers(0, 256, (HEIGHT, WIDTH + 100, 3), np.uint8)
     path = write_video(
-        tmp_path / name, 100, fps=25, codec=codec, key_every=23, encoder=encoder, draw=lambda number: np.ascontiguousarray(moving[:, number : number + WIDTH])
+        tmp_path / name,
+        100,
+        fps=25,
+        codec=codec,
+        key_every=23,
+        encoder=encoder,
+        draw=lambda number: np.ascontiguousarray(moving[:, number : number + WIDTH]),
     )
-    ways: list[dict[str, object]] = [{"fps": 3}, {"num_frames": 5}, {"at": (0.9, 0.96, 1.9, 2.8)}, {"keyframes": True}]
+    ways: list[dict[str, object]] = [
+        {"fps": 3},
+        {"num_frames": 5},
+        {"at": (0.9, 0.96, 1.9, 2.8)},
+        {"keyframes": True},
+    ]
     with monkeypatch.context() as patched:
         patched.setattr(VideoFile, "_needed", unsure)
         everything = [items(path, **way) for way in ways]
     found = [items(path, **way) for way in ways]
-    assert [[item.id for item in some] for some in found] == [[item.id for item in some] for some in everything]
+    assert [[item.id for item in some] for some in found] == [
+        [item.id for item in some] for some in everything
+    ]
     for ours, theirs in zip(itertools.chain(*found), itertools.chain(*everything), strict=True):
         assert np.array_equal(ours.load().frames[0], theirs.load().frames[0]), ours.id
 
 
-@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(
-    gaps=st.lists(st.integers(1, 900), min_size=5, max_size=60), key_every=st.integers(3, 30), b_frames=st.integers(0, 3), fps=st.sampled_from([0.7, 2.0, 9.0])
+@settings(
+    max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
-def test_random_times_are_sampled_as_decoding_everything_would(tmp_path: Path, gaps: list[int], key_every: int, b_frames: int, fps: float) -> None:
+@given(
+    gaps=st.lists(st.integers(1, 900), min_size=5, max_size=60),
+    key_every=st.integers(3, 30),
+    b_frames=st.integers(0, 3),
+    fps=st.sampled_from([0.7, 2.0, 9.0]),
+)
+def test_random_times_are_sampled_as_decoding_everything_would(
+    tmp_path: Path, gaps: list[int], key_every: int, b_frames: int, fps: float
+) -> None:
     pts = [sum(gaps[:number]) for number in range(len(gaps))]
-    path = write_video(tmp_path / "a.mkv", len(pts), pts=pts, time_base=Fraction(1, 1000), key_every=key_every, b_frames=b_frames)
+    path = write_video(
+        tmp_path / "a.mkv",
+        len(pts),
+        pts=pts,
+        time_base=Fraction(1, 1000),
+        key_every=key_every,
+        b_frames=b_frames,
+    )
     stop = (pts[-1] + 100) / 1000
     for way in ({"fps": fps}, {"num_frames": 4}, {"every": 3}):
         with pytest.MonkeyPatch.context() as patched:
             patched.setattr(VideoFile, "_needed", unsure)
             everything = items(path, **way)
         found = items(path, **way)
-        assert [(item.id, item.end_seconds) for item in found] == [(item.id, item.end_seconds) for item in everything]
+        assert [(item.id, item.end_seconds) for item in found] == [
+            (item.id, item.end_seconds) for item in everything
+        ]
         assert shown(found) == shown(everything)
         assert found[-1].time_seconds <= stop
 
@@ -456,5 +580,7 @@ def test_a_stream_that_starts_in_the_middle_gives_what_can_be_decoded(tmp_path: 
         patched.setattr(VideoFile, "_needed", unsure)
         everything = [items(path, **way) for way in ways]
     found = [items(path, **way) for way in ways]
-    assert [[item.id for item in some] for some in found] == [[item.id for item in some] for some in everything]
+    assert [[item.id for item in some] for some in found] == [
+        [item.id for item in some] for some in everything
+    ]
     assert shown(found[0]) == shown(everything[0])

@@ -1,4 +1,6 @@
-"""Videos in archives and tables: decoded from a temporary copy that is limited, and gone afterwards."""
+"""Videos in archives and tables: decoded from a temporary copy that is limited, and gone
+afterwards.
+"""
 
 from __future__ import annotations
 
@@ -21,12 +23,12 @@ import pytest
 
 from tests.media import number_of, write_picture, write_video
 from tests.read.bundles.test_archives import PACKERS, error, write_tar, write_zip
+from vlmbatch.core import Item
 from vlmbatch.engine.scripted import ScriptedEngine
 from vlmbatch.errors import JobError
 from vlmbatch.job import Job
-from vlmbatch.run.pipeline import Run
 from vlmbatch.read import Reader, open_reader
-from vlmbatch.core import Item
+from vlmbatch.run.pipeline import Run
 from vlmbatch.sample import make_sampler
 from vlmbatch.write import read_records
 
@@ -62,14 +64,28 @@ def videos(path: Path, **options: Any) -> list[Item]:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("per", ["frame", "clip"])
-def test_videos_of_an_archive_are_sampled_like_files(tmp_path: Path, clip: bytes, copies: Path, kind: str, per: str) -> None:
+def test_videos_of_an_archive_are_sampled_like_files(
+    tmp_path: Path, clip: bytes, copies: Path, kind: str, per: str
+) -> None:
     picture = write_picture(tmp_path / "0.png").read_bytes()
-    entries = [("a/é 1.mp4", clip), ("0.png", picture), ("bad.mp4", b"no video"), (".hidden.mp4", clip), ("../up.mp4", clip), ("b.MKV", clip)]
+    entries = [
+        ("a/é 1.mp4", clip),
+        ("0.png", picture),
+        ("bad.mp4", b"no video"),
+        (".hidden.mp4", clip),
+        ("../up.mp4", clip),
+        ("b.MKV", clip),
+    ]
     path = write(tmp_path / f"x.{kind}", entries)
     reader = open_videos(path, per=per)
     found = list(reader)
     ends = ["#t=0.000", "#t=1.000", "#t=2.000"] if per == "frame" else [""]
-    names = [*(f"a/é 1.mp4{end}" for end in ends), "bad.mp4", "../up.mp4", *(f"b.MKV{end}" for end in ends)]
+    names = [
+        *(f"a/é 1.mp4{end}" for end in ends),
+        "bad.mp4",
+        "../up.mp4",
+        *(f"b.MKV{end}" for end in ends),
+    ]
     assert [item.id for item in found] == [f"x.{kind}/{name}" for name in names]
     assert found[0].source == f"{path}/a/é 1.mp4"
     assert all(item.fingerprint for item in found)
@@ -85,7 +101,9 @@ def test_videos_of_an_archive_are_sampled_like_files(tmp_path: Path, clip: bytes
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_at_most_a_few_copies_are_there_at_once(tmp_path: Path, clip: bytes, copies: Path, kind: str) -> None:
+def test_at_most_a_few_copies_are_there_at_once(
+    tmp_path: Path, clip: bytes, copies: Path, kind: str
+) -> None:
     path = write(tmp_path / f"x.{kind}", [(f"{number}.mp4", clip) for number in range(12)])
     most = 0
     for _ in open_videos(path):
@@ -112,27 +130,39 @@ def test_shuffled_videos_are_copied_when_their_turn_comes_and_few_are_kept(
         several = [found[number * step % len(found)] for number in range(len(found))]
         for item in several:
             shown = numbers([item])
-            assert shown == (expected if item.time_seconds is None or per == "clip" else [round(item.time_seconds * 10)])
+            assert shown == (
+                expected
+                if item.time_seconds is None or per == "clip"
+                else [round(item.time_seconds * 10)]
+            )
             assert len(list(copies.glob("*/copy-*"))) <= 3
     with ThreadPoolExecutor(4) as threads:
-        assert sorted(itertools.chain(*threads.map(lambda item: numbers([item]), found[::-1]))) == sorted(expected * 8)
+        assert sorted(
+            itertools.chain(*threads.map(lambda item: numbers([item]), found[::-1]))
+        ) == sorted(expected * 8)
     found, several, item = [], [], None
     gc.collect()
     assert list(copies.iterdir()) == []
 
 
-def test_shuffled_videos_that_there_is_room_for_are_copied_once(tmp_path: Path, clip: bytes, copies: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_shuffled_videos_that_there_is_room_for_are_copied_once(
+    tmp_path: Path, clip: bytes, copies: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = write(tmp_path / "x.zip", [(f"{number}.mp4", clip) for number in range(4)])
     made: list[str] = []
     make = tempfile.mkstemp
-    monkeypatch.setattr(tempfile, "mkstemp", lambda *arguments: made.append(arguments[1]) or make(*arguments))
+    monkeypatch.setattr(
+        tempfile, "mkstemp", lambda *arguments: made.append(arguments[1]) or make(*arguments)
+    )
     found = videos(path, shuffle=True)
     assert numbers(found[::-1]) == [20, 10, 0] * 4
     assert made == ["copy-"] * 4
     made.clear()
     found = []
     gc.collect()
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: types.SimpleNamespace(free=2 * len(clip)))  # a disk that is nearly full
+    monkeypatch.setattr(
+        shutil, "disk_usage", lambda path: types.SimpleNamespace(free=2 * len(clip))
+    )  # a disk that is nearly full
     found = videos(path, shuffle=True)
     assert len(list(copies.glob("*/copy-*"))) == 2
     assert numbers(found[::-1]) == [20, 10, 0] * 4
@@ -140,9 +170,14 @@ def test_shuffled_videos_that_there_is_room_for_are_copied_once(tmp_path: Path, 
 
 
 @pytest.mark.parametrize("kind", ["tar.gz", "tar.zst"])
-def test_shuffled_videos_that_can_only_be_read_in_order_are_refused(tmp_path: Path, clip: bytes, copies: Path, kind: str) -> None:
+def test_shuffled_videos_that_can_only_be_read_in_order_are_refused(
+    tmp_path: Path, clip: bytes, copies: Path, kind: str
+) -> None:
     path = write(tmp_path / f"x.{kind}", [("0.mp4", clip), ("1.mp4", clip)])
-    with pytest.raises(JobError, match=r"shuffle would hold all that .*0\.mp4 and what follows it have inside; it takes files, zip and plain tar"):
+    with pytest.raises(
+        JobError,
+        match=r"shuffle would hold all that .*0\.mp4 and what follows it have inside; it takes files, zip and plain tar",
+    ):
         videos(path, shuffle=True)
     gc.collect()
     assert list(copies.iterdir()) == []
@@ -152,17 +187,26 @@ def test_shuffled_videos_that_can_only_be_read_in_order_are_refused(tmp_path: Pa
 def test_limits_are_those_of_pictures(tmp_path: Path, clip: bytes, copies: Path, kind: str) -> None:
     path = write(tmp_path / f"x.{kind}", [("big.mp4", clip * 3), ("1.mp4", clip)])
     found = videos(path, max_file_size=str(2 * len(clip)), num_frames=1)
-    assert error(found[0]) == f"{3 * len(clip):,} bytes are more than --max-file-size allows ({2 * len(clip):,})"
+    assert (
+        error(found[0])
+        == f"{3 * len(clip):,} bytes are more than --max-file-size allows ({2 * len(clip):,})"
+    )
     assert found[1].id == f"x.{kind}/1.mp4#t=0.000"
     bomb = write(tmp_path / f"bomb.{kind}", [("bomb.mp4", bytes(60_000_000)), ("1.mp4", clip)])
     trouble = error(videos(bomb)[0])
-    assert "--max-compression-ratio 200" in trouble if kind != "tar" else trouble.startswith("not a video")
+    assert (
+        "--max-compression-ratio 200" in trouble
+        if kind != "tar"
+        else trouble.startswith("not a video")
+    )
     gc.collect()
     assert list(copies.iterdir()) == []
 
 
 @pytest.mark.parametrize("kind", ["zip", "tar", "tar.gz"])
-def test_an_archive_that_ends_in_a_video_leaves_no_copy(tmp_path: Path, clip: bytes, copies: Path, kind: str) -> None:
+def test_an_archive_that_ends_in_a_video_leaves_no_copy(
+    tmp_path: Path, clip: bytes, copies: Path, kind: str
+) -> None:
     path = write(tmp_path / f"x.{kind}", [("0.mp4", clip), ("1.mp4", os.urandom(200_000))])
     data = bytearray(path.read_bytes())
     if kind == "zip":
@@ -171,14 +215,19 @@ def test_an_archive_that_ends_in_a_video_leaves_no_copy(tmp_path: Path, clip: by
         del data[len(data) // 2 :]
     path.write_bytes(data)
     found = videos(path, num_frames=1)
-    assert [item.id for item in found] == [f"x.{kind}/0.mp4#t=0.000", f"x.{kind}/1.mp4" if kind == "zip" else f"x.{kind}"]
+    assert [item.id for item in found] == [
+        f"x.{kind}/0.mp4#t=0.000",
+        f"x.{kind}/1.mp4" if kind == "zip" else f"x.{kind}",
+    ]
     assert error(found[1]).startswith("damaged")
     gc.collect()
     assert list(copies.iterdir()) == []
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_disk_without_room_for_a_copy_is_an_error_of_that_video(tmp_path: Path, clip: bytes, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+def test_a_disk_without_room_for_a_copy_is_an_error_of_that_video(
+    tmp_path: Path, clip: bytes, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
     path = write(tmp_path / f"x.{kind}", [("0.mp4", clip), ("1.mp4", clip)])
     make, calls = tempfile.mkstemp, iter([True, False, True, False])
 
@@ -194,10 +243,16 @@ def test_a_disk_without_room_for_a_copy_is_an_error_of_that_video(tmp_path: Path
 
 
 @pytest.mark.parametrize("kind", ["zip", "tar", "tar.gz"])
-def test_samples_with_a_video_have_columns_and_questions(tmp_path: Path, clip: bytes, copies: Path, kind: str) -> None:
+def test_samples_with_a_video_have_columns_and_questions(
+    tmp_path: Path, clip: bytes, copies: Path, kind: str
+) -> None:
     entries = [
         *[("x/0.json", json.dumps({"label": 7, "ask": "Why?"}).encode()), ("x/0.mp4", clip)],
-        *[("x/1.left.mp4", clip), ("x/1.right.mp4", clip), ("x/1.json", b'{"label": 8, "ask": "Who?"}')],
+        *[
+            ("x/1.left.mp4", clip),
+            ("x/1.right.mp4", clip),
+            ("x/1.json", b'{"label": 8, "ask": "Who?"}'),
+        ],
     ]
     path = write(tmp_path / f"a.{kind}", entries)
     found = videos(path, keep=("label",), task="vqa", question_column="ask", num_frames=1)
@@ -207,9 +262,18 @@ def test_samples_with_a_video_have_columns_and_questions(tmp_path: Path, clip: b
         ("x/1.right.mp4#t=0.000", 8, ("Who?",)),
     ]
     if kind == "tar.gz":  # what a stream has of a sample is copied before its columns are known
-        found = videos(path, keep=("label",), task="vqa", question_column="ask", num_frames=1, max_file_size=str(len(clip) * 3 // 2))
+        found = videos(
+            path,
+            keep=("label",),
+            task="vqa",
+            question_column="ask",
+            num_frames=1,
+            max_file_size=str(len(clip) * 3 // 2),
+        )
         assert [item.time_seconds for item in found] == [0.0, 0.0, None]
-        assert error(found[2]).startswith("the videos of its sample have more bytes than --max-file-size allows")
+        assert error(found[2]).startswith(
+            "the videos of its sample have more bytes than --max-file-size allows"
+        )
 
 
 def test_names_cannot_break_out_of_the_copy(tmp_path: Path, clip: bytes, copies: Path) -> None:
@@ -224,10 +288,16 @@ def test_names_cannot_break_out_of_the_copy(tmp_path: Path, clip: bytes, copies:
     assert len(videos(tmp_path / "a.tar.gz", num_frames=1)) == 3
 
 
-def test_videos_that_a_table_holds_are_copied_too(tmp_path: Path, clip: bytes, copies: Path) -> None:
-    schema = pa.schema([("id", pa.string()), ("video", pa.struct([("bytes", pa.binary()), ("path", pa.string())]))])
+def test_videos_that_a_table_holds_are_copied_too(
+    tmp_path: Path, clip: bytes, copies: Path
+) -> None:
+    schema = pa.schema(
+        [("id", pa.string()), ("video", pa.struct([("bytes", pa.binary()), ("path", pa.string())]))]
+    )
     held = [{"bytes": clip, "path": "v.mp4"}, {"bytes": b"no video", "path": "w.mp4"}]
-    pq.write_table(pa.table({"id": ["a", "b"], "video": held}, schema=schema), tmp_path / "t.parquet")
+    pq.write_table(
+        pa.table({"id": ["a", "b"], "video": held}, schema=schema), tmp_path / "t.parquet"
+    )
     found = videos(tmp_path / "t.parquet", path_column="video")
     assert [item.id for item in found] == ["a#t=0.000", "a#t=1.000", "a#t=2.000", "b"]
     assert number_of(found[2].load().arrays()[0]) == 20
@@ -237,7 +307,9 @@ def test_videos_that_a_table_holds_are_copied_too(tmp_path: Path, clip: bytes, c
 
 
 @pytest.mark.parametrize("kind", ["zip", "tar.zst"])
-def test_a_run_over_an_archive_goes_on_where_it_stopped(tmp_path: Path, clip: bytes, copies: Path, kind: str) -> None:
+def test_a_run_over_an_archive_goes_on_where_it_stopped(
+    tmp_path: Path, clip: bytes, copies: Path, kind: str
+) -> None:
     path = write(tmp_path / f"x.{kind}", [("0.mp4", clip), ("1.mp4", clip)])
     job = Job(inputs=(str(path),), media="video", output=str(tmp_path / "out.jsonl"))
 

@@ -1,4 +1,6 @@
-"""OUTPUT behind a URL: rows are staged on this disk and uploaded whole; nothing is lost when an upload fails or two machines write."""
+"""OUTPUT behind a URL: rows are staged on this disk and uploaded whole; nothing is lost when an
+upload fails or two machines write.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,15 @@ from fsspec.implementations.memory import MemoryFileSystem
 from tests.write.rows import ONLY_WHEN_ASKED, SUFFIXES, failed, record
 from vlmbatch.errors import JobError, MissingDependencyError, OutputError, OutputLockedError
 from vlmbatch.job import Job
-from vlmbatch.write import CommitPolicy, OutputStore, StagedOutput, UploadPolicy, local_copy, open_output, read_records
+from vlmbatch.write import (
+    CommitPolicy,
+    OutputStore,
+    StagedOutput,
+    UploadPolicy,
+    local_copy,
+    open_output,
+    read_records,
+)
 from vlmbatch.write.remote.file import RemoteFile
 
 URL = "memory://bucket/run.jsonl"
@@ -56,12 +66,27 @@ def flaky() -> Iterator[type[Flaky]]:
     Flaky.store.clear()
 
 
-def staged(folder: Path, url: str = URL, *, policy: CommitPolicy = ONLY_WHEN_ASKED, identity: dict[str, Any] | None = None, **options: Any) -> StagedOutput:
+def staged(
+    folder: Path,
+    url: str = URL,
+    *,
+    policy: CommitPolicy = ONLY_WHEN_ASKED,
+    identity: dict[str, Any] | None = None,
+    **options: Any,
+) -> StagedOutput:
     """An OUTPUT whose staging folder is that of one machine; it is uploaded at the end only."""
-    seams = {name: options.pop(name) for name in ("uploads", "clock", "wait", "remote") if name in options}
-    job = Job(inputs=("pictures",), output=url, staging_dir=str(folder), **{"model": "demo", **options})
+    seams = {
+        name: options.pop(name)
+        for name in ("uploads", "clock", "wait", "remote")
+        if name in options
+    }
+    job = Job(
+        inputs=("pictures",), output=url, staging_dir=str(folder), **{"model": "demo", **options}
+    )
     settings = {**job.identity(), "revision": "r1", **(identity or {})}
-    return StagedOutput(job, settings, **{"policy": policy, "uploads": UploadPolicy(seconds=1e9), **seams})
+    return StagedOutput(
+        job, settings, **{"policy": policy, "uploads": UploadPolicy(seconds=1e9), **seams}
+    )
 
 
 def rows_of(url: str = URL) -> list[dict[str, Any]]:
@@ -89,7 +114,9 @@ def is_done(output: StagedOutput, number: int, fingerprint: str = "x") -> bool:
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
-def test_rows_are_there_when_it_is_closed_and_another_machine_goes_on_from_them(tmp_path: Path, suffix: str, memory: MemoryFileSystem) -> None:
+def test_rows_are_there_when_it_is_closed_and_another_machine_goes_on_from_them(
+    tmp_path: Path, suffix: str, memory: MemoryFileSystem
+) -> None:
     url = f"memory://bucket/deep/run.{suffix}"
     with staged(tmp_path / "here", url) as output:
         output.write(record(1, "one"), "x")
@@ -104,7 +131,9 @@ def test_rows_are_there_when_it_is_closed_and_another_machine_goes_on_from_them(
         assert output.totals() == {"rows": 2, "errors": 1}
         output.write(record(2), "x")
     assert numbers(url) == [0, 1, 2]
-    assert {Path(name).name for name in memory.find("/bucket")} == {f"run.{suffix}{end}" for end in ("", ".journal", ".summary.json")}
+    assert {Path(name).name for name in memory.find("/bucket")} == {
+        f"run.{suffix}{end}" for end in ("", ".journal", ".summary.json")
+    }
 
 
 def test_a_run_with_nothing_new_uploads_nothing(tmp_path: Path, memory: MemoryFileSystem) -> None:
@@ -133,7 +162,12 @@ def test_what_a_killed_run_committed_is_uploaded_by_the_next_one(tmp_path: Path)
 
 def test_a_run_uploads_what_is_published_in_between(tmp_path: Path) -> None:
     seconds = [0.0]
-    output = staged(tmp_path, policy=ALWAYS, uploads=UploadPolicy(seconds=60, share=1.0), clock=lambda: seconds[0])
+    output = staged(
+        tmp_path,
+        policy=ALWAYS,
+        uploads=UploadPolicy(seconds=60, share=1.0),
+        clock=lambda: seconds[0],
+    )
 
     def uploaded() -> list[int]:
         if output._thread is not None:
@@ -166,7 +200,9 @@ def test_an_upload_that_fails_is_tried_again(tmp_path: Path, flaky: type[Flaky])
     assert not any(name.endswith(".tmp") for name in flaky.store)
 
 
-def test_when_it_keeps_failing_the_rows_stay_and_the_same_command_uploads_them(tmp_path: Path, flaky: type[Flaky]) -> None:
+def test_when_it_keeps_failing_the_rows_stay_and_the_same_command_uploads_them(
+    tmp_path: Path, flaky: type[Flaky]
+) -> None:
     url, waited = "flaky://run.jsonl", list[float]()
     with staged(tmp_path, url, allow_private_urls=True) as output:
         output.write(record(0, "old"), "x")
@@ -174,7 +210,10 @@ def test_when_it_keeps_failing_the_rows_stay_and_the_same_command_uploads_them(t
     output.write(record(0, "new"), "y")
     output.write(record(1), "x")
     flaky.failures = [ConnectionError("reset by peer")] * 99
-    with pytest.raises(OutputError, match=r"cannot write flaky://run\.jsonl: reset by peer; every finished row is kept in .*the same command") as caught:
+    with pytest.raises(
+        OutputError,
+        match=r"cannot write flaky://run\.jsonl: reset by peer; every finished row is kept in .*the same command",
+    ) as caught:
         output.close()
     assert str(output.path) in str(caught.value)
     assert waited == [1.0, 2.0, 4.0, 8.0]
@@ -188,12 +227,21 @@ def test_when_it_keeps_failing_the_rows_stay_and_the_same_command_uploads_them(t
     assert [row["text"] for row in rows_of(url)] == ["new", "picture 1"]
 
 
-def test_an_upload_in_between_that_fails_does_not_end_the_run(tmp_path: Path, flaky: type[Flaky], caplog: pytest.LogCaptureFixture) -> None:
+def test_an_upload_in_between_that_fails_does_not_end_the_run(
+    tmp_path: Path, flaky: type[Flaky], caplog: pytest.LogCaptureFixture
+) -> None:
     url = "flaky://run.jsonl"
     remote = RemoteFile(url, allow_private=True, back_off=())
     flaky.failures = [ConnectionError("reset by peer")]
     with (
-        staged(tmp_path, url, policy=ALWAYS, uploads=ALL_THE_TIME, remote=remote, allow_private_urls=True) as output,
+        staged(
+            tmp_path,
+            url,
+            policy=ALWAYS,
+            uploads=ALL_THE_TIME,
+            remote=remote,
+            allow_private_urls=True,
+        ) as output,
         caplog.at_level(logging.WARNING),
     ):
         output.write(record(0), "x")
@@ -204,7 +252,9 @@ def test_an_upload_in_between_that_fails_does_not_end_the_run(tmp_path: Path, fl
     assert numbers(url) == [0]
 
 
-def test_stopping_does_not_wait_for_the_next_try_of_an_upload_in_between(tmp_path: Path, flaky: type[Flaky]) -> None:
+def test_stopping_does_not_wait_for_the_next_try_of_an_upload_in_between(
+    tmp_path: Path, flaky: type[Flaky]
+) -> None:
     url, trying = "flaky://run.jsonl", threading.Event()
 
     class Failure(ConnectionError):
@@ -214,7 +264,9 @@ def test_stopping_does_not_wait_for_the_next_try_of_an_upload_in_between(tmp_pat
 
     flaky.failures = [Failure()]
     remote = RemoteFile(url, allow_private=True, back_off=(1e6,))
-    output = staged(tmp_path, url, policy=ALWAYS, uploads=ALL_THE_TIME, remote=remote, allow_private_urls=True)
+    output = staged(
+        tmp_path, url, policy=ALWAYS, uploads=ALL_THE_TIME, remote=remote, allow_private_urls=True
+    )
     output.write(record(0), "x")
     output.tick()
     trying.wait()
@@ -223,7 +275,12 @@ def test_stopping_does_not_wait_for_the_next_try_of_an_upload_in_between(tmp_pat
 
 
 def test_errors_that_do_not_pass_are_not_tried_again(tmp_path: Path, flaky: type[Flaky]) -> None:
-    output = staged(tmp_path, "flaky://run.jsonl", allow_private_urls=True, wait=lambda seconds: pytest.fail("waits"))
+    output = staged(
+        tmp_path,
+        "flaky://run.jsonl",
+        allow_private_urls=True,
+        wait=lambda seconds: pytest.fail("waits"),
+    )
     output.write(record(0), "x")
     flaky.failures = [PermissionError("Access Denied")]
     with pytest.raises(OutputError, match="Access Denied; every finished row is kept"):
@@ -232,7 +289,9 @@ def test_errors_that_do_not_pass_are_not_tried_again(tmp_path: Path, flaky: type
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
 @pytest.mark.parametrize("committed_only", [False, True])
-def test_rows_of_two_machines_are_brought_together(tmp_path: Path, suffix: str, committed_only: bool, caplog: pytest.LogCaptureFixture) -> None:
+def test_rows_of_two_machines_are_brought_together(
+    tmp_path: Path, suffix: str, committed_only: bool, caplog: pytest.LogCaptureFixture
+) -> None:
     url = f"memory://bucket/run.{suffix}"
     with staged(tmp_path / "here", url) as output:
         output.write(record(0, "first"), "x")
@@ -246,7 +305,10 @@ def test_rows_of_two_machines_are_brought_together(tmp_path: Path, suffix: str, 
         here.commit()
         crash(here)
     else:
-        with pytest.raises(OutputError, match=r"was written by another run meanwhile.*every finished row is kept in"):
+        with pytest.raises(
+            OutputError,
+            match=r"was written by another run meanwhile.*every finished row is kept in",
+        ):
             here.close()
     assert [row["text"] for row in rows_of(url)] == ["first", "there", "there"]
     with caplog.at_level(logging.WARNING), staged(tmp_path / "here", url) as output:
@@ -257,7 +319,9 @@ def test_rows_of_two_machines_are_brought_together(tmp_path: Path, suffix: str, 
     assert [row["text"] for row in rows_of(url)] == ["first", "here", "here", "there"]
 
 
-def test_what_another_machine_did_is_taken_when_nothing_is_left_to_upload_here(tmp_path: Path) -> None:
+def test_what_another_machine_did_is_taken_when_nothing_is_left_to_upload_here(
+    tmp_path: Path,
+) -> None:
     with staged(tmp_path / "here") as output:
         output.write(record(0, "here"), "x")
     with staged(tmp_path / "there") as output:
@@ -269,7 +333,9 @@ def test_what_another_machine_did_is_taken_when_nothing_is_left_to_upload_here(t
     assert [row["text"] for row in rows_of()] == ["there", "there"]
 
 
-def test_rows_that_another_machine_made_with_other_settings_are_not_mixed_with_ours(tmp_path: Path) -> None:
+def test_rows_that_another_machine_made_with_other_settings_are_not_mixed_with_ours(
+    tmp_path: Path,
+) -> None:
     output = staged(tmp_path / "here")
     output.write(record(0), "x")
     output.commit()
@@ -277,21 +343,28 @@ def test_rows_that_another_machine_made_with_other_settings_are_not_mixed_with_o
     with staged(tmp_path / "there", identity={"detail": "low"}) as output:
         output.write(record(1), "x")
     for _ in range(2):
-        with pytest.raises(OutputError, match=rf"{URL} was made with other settings \(detail: low there, full here\)"):
+        with pytest.raises(
+            OutputError,
+            match=rf"{URL} was made with other settings \(detail: low there, full here\)",
+        ):
             staged(tmp_path / "here")
     assert numbers() == [1]
     with pytest.raises(OutputError, match="detail: low there, full here"):
         staged(tmp_path / "a third machine")
 
 
-def test_overwrite_starts_anew_and_an_overwrite_that_did_nothing_costs_nothing(tmp_path: Path) -> None:
+def test_overwrite_starts_anew_and_an_overwrite_that_did_nothing_costs_nothing(
+    tmp_path: Path,
+) -> None:
     with staged(tmp_path / "there", identity={"detail": "low"}) as output:
         output.write(record(0, "old"), "x")
         output.write(record(1, "old"), "x")
     crash(staged(tmp_path / "here", overwrite=True))
     with staged(tmp_path / "here", identity={"detail": "low"}) as output:
         assert output.totals()["rows"] == 2
-    output = staged(tmp_path / "here", overwrite=True, policy=CommitPolicy(rows=1), uploads=ALL_THE_TIME)
+    output = staged(
+        tmp_path / "here", overwrite=True, policy=CommitPolicy(rows=1), uploads=ALL_THE_TIME
+    )
     output.tick()
     output.write(record(0, "new"), "x")
     output.tick()
@@ -304,7 +377,9 @@ def test_overwrite_starts_anew_and_an_overwrite_that_did_nothing_costs_nothing(t
         assert is_done(output, 0)
 
 
-def test_what_tells_of_other_settings_is_gone_before_the_rows_are_replaced(tmp_path: Path, memory: MemoryFileSystem, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_tells_of_other_settings_is_gone_before_the_rows_are_replaced(
+    tmp_path: Path, memory: MemoryFileSystem, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with staged(tmp_path, identity={"detail": "low"}) as output:
         output.write(record(0, "old"), "x")
     output.write_summary({"identity": {"detail": "low"}})
@@ -323,7 +398,9 @@ def test_what_tells_of_other_settings_is_gone_before_the_rows_are_replaced(tmp_p
     assert len(memory.find("/bucket")) == 2
 
 
-def test_an_output_that_was_deleted_there_is_made_anew(tmp_path: Path, memory: MemoryFileSystem, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_output_that_was_deleted_there_is_made_anew(
+    tmp_path: Path, memory: MemoryFileSystem, caplog: pytest.LogCaptureFixture
+) -> None:
     with staged(tmp_path) as output:
         output.write(record(0), "x")
     memory.rm("/bucket/run.jsonl")
@@ -334,7 +411,9 @@ def test_an_output_that_was_deleted_there_is_made_anew(tmp_path: Path, memory: M
     assert numbers() == [1]
 
 
-def test_rows_that_were_never_uploaded_outlive_an_output_that_was_deleted_there(tmp_path: Path, memory: MemoryFileSystem) -> None:
+def test_rows_that_were_never_uploaded_outlive_an_output_that_was_deleted_there(
+    tmp_path: Path, memory: MemoryFileSystem
+) -> None:
     with staged(tmp_path) as output:
         output.write(record(0), "x")
     output = staged(tmp_path)
@@ -346,7 +425,9 @@ def test_rows_that_were_never_uploaded_outlive_an_output_that_was_deleted_there(
     assert numbers() == [0, 1]
 
 
-def test_a_fetch_that_was_killed_half_way_is_done_again(tmp_path: Path, memory: MemoryFileSystem, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_fetch_that_was_killed_half_way_is_done_again(
+    tmp_path: Path, memory: MemoryFileSystem, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with staged(tmp_path / "there") as output:
         output.write(record(0), "x")
     get = RemoteFile.get
@@ -365,17 +446,26 @@ def test_a_fetch_that_was_killed_half_way_is_done_again(tmp_path: Path, memory: 
 
 
 def test_of_two_runs_of_a_machine_the_second_ends_at_once(tmp_path: Path) -> None:
-    with staged(tmp_path), pytest.raises(OutputLockedError, match=rf"another run \(process \d+\) holds {URL}") as caught:
+    with (
+        staged(tmp_path),
+        pytest.raises(
+            OutputLockedError, match=rf"another run \(process \d+\) holds {URL}"
+        ) as caught,
+    ):
         staged(tmp_path)
     assert caught.value.exit_code == 75
 
 
-def test_a_run_that_was_stopped_before_its_first_row_makes_no_output(tmp_path: Path, memory: MemoryFileSystem) -> None:
+def test_a_run_that_was_stopped_before_its_first_row_makes_no_output(
+    tmp_path: Path, memory: MemoryFileSystem
+) -> None:
     staged(tmp_path).close(finished=False)
     assert not memory.exists("/bucket/run.jsonl")
 
 
-def test_a_file_url_is_written_to_in_one_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_url_is_written_to_in_one_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     url = f"file://{tmp_path}/mount/run.csv"
     with staged(tmp_path / "staging", url) as output:
         output.write(record(0), "x")
@@ -387,7 +477,10 @@ def test_a_file_url_is_written_to_in_one_step(tmp_path: Path, monkeypatch: pytes
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    with monkeypatch.context() as patch, pytest.raises(OutputError, match="No space left on device; every finished row is kept in"):
+    with (
+        monkeypatch.context() as patch,
+        pytest.raises(OutputError, match="No space left on device; every finished row is kept in"),
+    ):
         close = output._store.close
 
         def close_then_full(**options: Any) -> None:
@@ -406,13 +499,22 @@ def test_a_file_url_is_written_to_in_one_step(tmp_path: Path, monkeypatch: pytes
     ("url", "kind", "message"),
     [
         ("nonsense://a/b.jsonl", JobError, "no file system for nonsense://"),
-        ("ftp://me:secret@10.0.0.1/a.jsonl", JobError, "ftp://10.0.0.1/a.jsonl: the address behind ftp:// cannot be checked"),
+        (
+            "ftp://me:secret@10.0.0.1/a.jsonl",
+            JobError,
+            "ftp://10.0.0.1/a.jsonl: the address behind ftp:// cannot be checked",
+        ),
         ("s3://bucket/a.jsonl", MissingDependencyError, "s3fs"),
         ("memory://a.jsonl", OutputError, "cannot look at memory://a.jsonl: it is a folder"),
     ],
 )
 def test_urls_that_cannot_be_outputs_say_so_before_the_work_begins(
-    tmp_path: Path, memory: MemoryFileSystem, monkeypatch: pytest.MonkeyPatch, url: str, kind: type[Exception], message: str
+    tmp_path: Path,
+    memory: MemoryFileSystem,
+    monkeypatch: pytest.MonkeyPatch,
+    url: str,
+    kind: type[Exception],
+    message: str,
 ) -> None:
     monkeypatch.setitem(__import__("sys").modules, "s3fs", None)
     memory.pipe("/a.jsonl/b", b"")
@@ -424,13 +526,21 @@ def test_urls_that_cannot_be_outputs_say_so_before_the_work_begins(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"output": "https://me:secret@example.org/a.jsonl?sig=1"}, r"a URL of a store that can be written .*, not https://example\.org/a\.jsonl$"),
+        (
+            {"output": "https://me:secret@example.org/a.jsonl?sig=1"},
+            r"a URL of a store that can be written .*, not https://example\.org/a\.jsonl$",
+        ),
         ({"output": "simplecache::s3://bucket/a.jsonl"}, "a URL of a store that can be written"),
         ({"output": "s3://bucket/a.txt"}, "output must end in .jsonl, .parquet, .csv"),
-        ({"output": "a.jsonl", "staging_dir": "x"}, "staging_dir goes with an output that is a URL"),
+        (
+            {"output": "a.jsonl", "staging_dir": "x"},
+            "staging_dir goes with an output that is a URL",
+        ),
     ],
 )
-def test_jobs_with_an_output_that_cannot_be_are_refused(options: dict[str, Any], message: str) -> None:
+def test_jobs_with_an_output_that_cannot_be_are_refused(
+    options: dict[str, Any], message: str
+) -> None:
     with pytest.raises(JobError, match=message):
         Job(inputs=("x",), **options)
 

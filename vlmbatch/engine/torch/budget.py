@@ -1,7 +1,8 @@
 """What fits: the memory budget, from the checkpoint's shapes and what the device has free.
 
-The limit is the smaller of ``--max-memory`` and ``--memory-fraction`` of the free memory. Weights come off first, a quarter of the rest is kept for
-activations, and keys and values may have what is left.
+The limit is the smaller of ``--max-memory`` and ``--memory-fraction`` of the free memory. Weights
+come off first, a quarter of the rest is kept for activations, and keys and values may have what is
+left.
 """
 
 from __future__ import annotations
@@ -39,9 +40,14 @@ class Caps:
     short_sequences: int
 
 
-CAPS = {"cpu": Caps(32, 4096, 2048, 64), "cuda": Caps(256, 65536, 16384, 256), "mps": Caps(64, 16384, 4096, 64)}
-"""By device. On two cores an encoder call of four 512-pixel tiles is as fast a tile as a larger one. Decoding gains little above 32 sequences of a thousand
-tokens, whose keys take longer to read than the weights do; of short ones, 64 were 1.05 to 1.7 times as fast as 32."""
+CAPS = {
+    "cpu": Caps(32, 4096, 2048, 64),
+    "cuda": Caps(256, 65536, 16384, 256),
+    "mps": Caps(64, 16384, 4096, 64),
+}
+"""By device. On two cores an encoder call of four 512-pixel tiles is as fast a tile as a larger
+one. Decoding gains little above 32 sequences of a thousand tokens, whose keys take longer to read
+than the weights do; of short ones, 64 were 1.05 to 1.7 times as fast as 32."""
 SHORT_TOKENS = 512
 """A prompt is short up to so many tokens."""
 
@@ -55,7 +61,8 @@ class MemoryBudget:
         itemsize: Bytes of a number of the format that is computed in.
         limit: Bytes that the engine may take in all.
         caps: What the device takes at once.
-        tile_bytes: Peak activation bytes of a tile: an estimate, until the first encoder call has been measured.
+        tile_bytes: Peak activation bytes of a tile: an estimate, until the first encoder call has
+            been measured.
         packed_bytes: Bytes of second copies of weights (packed.py); 0 without them.
         quantized: Whether the matrices of the language model are 8-bit whole numbers.
     """
@@ -78,7 +85,9 @@ class MemoryBudget:
 
     @property
     def workspace_bytes(self) -> int:
-        """Bytes kept for activations: a quarter of what the weights leave, at least what one tile needs."""
+        """Bytes kept for activations: a quarter of what the weights leave, at least what one tile
+        needs.
+        """
         return max(int(WORKSPACE_SHARE * (self.limit - self.weight_bytes)), self.tile_bytes)
 
     @property
@@ -89,7 +98,13 @@ class MemoryBudget:
     @property
     def tiles_at_once(self) -> int:
         """Tiles in one encoder call."""
-        return max(1, min(self.caps.patches // self.shape.vision.patches, self.workspace_bytes // self.tile_bytes))
+        return max(
+            1,
+            min(
+                self.caps.patches // self.shape.vision.patches,
+                self.workspace_bytes // self.tile_bytes,
+            ),
+        )
 
     @property
     def prefill_tokens(self) -> int:
@@ -99,7 +114,9 @@ class MemoryBudget:
         return max(1, min(self.caps.prefill_tokens, self.workspace_bytes // token_bytes))
 
     def reserve_packed(self, size: int) -> bool:
-        """Sets memory aside for second copies of weights, where they take at most a quarter of what is left; says whether it did."""
+        """Sets memory aside for second copies of weights, where they take at most a quarter of what
+        is left; says whether it did.
+        """
         if size > PACKED_SHARE * (self.limit - self.weight_bytes):
             return False
         self.packed_bytes = size
@@ -107,7 +124,9 @@ class MemoryBudget:
 
     def sequences(self, tokens: int) -> int:
         """How many sequences of so many tokens fit, within the device's cap."""
-        return min(self.caps.sequences, self.cache_bytes // (tokens * self.shape.kv_bytes(self.itemsize)))
+        return min(
+            self.caps.sequences, self.cache_bytes // (tokens * self.shape.kv_bytes(self.itemsize))
+        )
 
     def check(self, model: str, max_new_tokens: int) -> None:
         """Refuses a model that cannot answer even one request, before a weight is read.
@@ -115,7 +134,10 @@ class MemoryBudget:
         Raises:
             OutOfMemoryError: With the sizes, and what would fit.
         """
-        tokens = min(self.shape.text.context, self.shape.tile_tokens * LARGEST_PICTURE_TILES + 200 + max_new_tokens)
+        tokens = min(
+            self.shape.text.context,
+            self.shape.tile_tokens * LARGEST_PICTURE_TILES + 200 + max_new_tokens,
+        )
         cache = tokens * self.shape.kv_bytes(self.itemsize)
         if self.weight_bytes < self.limit and cache <= self.cache_bytes:
             return
@@ -127,11 +149,18 @@ class MemoryBudget:
 
     def _advice(self) -> str:
         parameters = self.shape.parameters
-        smaller = [name for name, count in KNOWN_PARAMETERS.items() if count < 0.95 * parameters and 1.2 * count * self.itemsize < self.limit]
+        smaller = [
+            name
+            for name, count in KNOWN_PARAMETERS.items()
+            if count < 0.95 * parameters and 1.2 * count * self.itemsize < self.limit
+        ]
         ways = [f"use --model {smaller[-1]}"] if smaller else []
         if self.itemsize == 4 and self.weight_bytes / 2 * 1.2 < self.limit:
             ways.append("or --dtype bfloat16" if ways else "use --dtype bfloat16")
-        if not self.quantized and self.shape.weight_bytes(self.itemsize, quantized=True) * 1.2 < self.limit:
+        if (
+            not self.quantized
+            and self.shape.weight_bytes(self.itemsize, quantized=True) * 1.2 < self.limit
+        ):
             ways.append("or --quantize int8" if ways else "use --quantize int8")
         return " ".join(ways) or "free some memory, or raise --max-memory or --memory-fraction"
 

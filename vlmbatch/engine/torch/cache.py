@@ -1,7 +1,9 @@
 """Keys and values: arenas of equally long rows, one row a sequence, and attention over them.
 
-Rows are grouped by capacity, so that a short answer beside a long clip costs neither memory nor attention for the clip's length. Live rows stand side by side
-at the front of their arena; a row that is given back is filled by the last one. So a decode step attends over one view per arena, without copying.
+Rows are grouped by capacity, so that a short answer beside a long clip costs neither memory nor
+attention for the clip's length. Live rows stand side by side at the front of their arena; a row
+that is given back is filled by the last one. So a decode step attends over one view per arena,
+without copying.
 """
 
 from __future__ import annotations
@@ -22,7 +24,9 @@ _serials = itertools.count()
 
 
 def row_capacity(tokens: int) -> int:
-    """The capacity of a row for so many tokens: multiples of 64, from 512 on in steps of an eighth of the power of two below."""
+    """The capacity of a row for so many tokens: multiples of 64, from 512 on in steps of an eighth
+    of the power of two below.
+    """
     step = 64 if tokens <= 512 else 1 << ((tokens - 1).bit_length() - 4)
     return -(-tokens // step) * step
 
@@ -46,12 +50,27 @@ class Arena:
     """Rows of one capacity, layer by layer: keys and values (rows, kv_heads, capacity, D).
 
     Attributes:
-        turned: Whether tokens, and not the numbers of one token, lie side by side in the memory of keys.
+        turned: Whether tokens, and not the numbers of one token, lie side by side in the memory of
+            keys.
         serial: Names the tensors: another one when they have been replaced.
     """
 
-    def __init__(self, shape: TextShape, capacity: int, device: torch.device, dtype: torch.dtype, *, turned: bool = False) -> None:
-        self.shape, self.capacity, self.device, self.dtype, self.turned = shape, capacity, device, dtype, turned
+    def __init__(
+        self,
+        shape: TextShape,
+        capacity: int,
+        device: torch.device,
+        dtype: torch.dtype,
+        *,
+        turned: bool = False,
+    ) -> None:
+        self.shape, self.capacity, self.device, self.dtype, self.turned = (
+            shape,
+            capacity,
+            device,
+            dtype,
+            turned,
+        )
         self.rows: list[Row] = []
         self.allocated = 0
         self.keys: list[Tensor] = []
@@ -61,10 +80,19 @@ class Arena:
     @property
     def row_bytes(self) -> int:
         """Bytes of a row over all layers."""
-        return 2 * self.shape.layers * self.shape.kv_heads * self.shape.head_dim * self.capacity * self.dtype.itemsize
+        return (
+            2
+            * self.shape.layers
+            * self.shape.kv_heads
+            * self.shape.head_dim
+            * self.capacity
+            * self.dtype.itemsize
+        )
 
     def grow(self, rows: int) -> None:
-        """Makes room for so many rows, one layer after the other, so that only one layer is there twice meanwhile."""
+        """Makes room for so many rows, one layer after the other, so that only one layer is there
+        twice meanwhile.
+        """
         self.serial = next(_serials)
         try:
             for store in (self.keys, self.values):
@@ -81,8 +109,12 @@ class Arena:
             self.allocated = min(len(layer) for layer in (*self.keys, *self.values)) if full else 0
 
     def _zeros(self, rows: int, *, turned: bool) -> Tensor:
-        head = (self.shape.head_dim, self.capacity) if turned else (self.capacity, self.shape.head_dim)
-        fresh = torch.zeros((rows, self.shape.kv_heads, *head), device=self.device, dtype=self.dtype)
+        head = (
+            (self.shape.head_dim, self.capacity) if turned else (self.capacity, self.shape.head_dim)
+        )
+        fresh = torch.zeros(
+            (rows, self.shape.kv_heads, *head), device=self.device, dtype=self.dtype
+        )
         return fresh.transpose(2, 3) if turned else fresh
 
     def take(self) -> Row:
@@ -103,7 +135,9 @@ class Arena:
         self.rows[row.number] = last
 
     def copy_prefix(self, source: Sequence[tuple[Tensor, Tensor]], row: Row, tokens: int) -> None:
-        """Writes keys and values of a prefix, a pair (kv_heads, tokens, D) a layer, to the front of a row."""
+        """Writes keys and values of a prefix, a pair (kv_heads, tokens, D) a layer, to the front of
+        a row.
+        """
         for layer, (keys, values) in enumerate(source):
             self.keys[layer][row.number, :, :tokens] = keys
             self.values[layer][row.number, :, :tokens] = values
@@ -111,13 +145,22 @@ class Arena:
 
     def prefix(self, row: Row, tokens: int) -> list[tuple[Tensor, Tensor]]:
         """Views of the first tokens of a row, a pair (kv_heads, tokens, D) a layer."""
-        return [(k[row.number, :, :tokens], v[row.number, :, :tokens]) for k, v in zip(self.keys, self.values, strict=True)]
+        return [
+            (k[row.number, :, :tokens], v[row.number, :, :tokens])
+            for k, v in zip(self.keys, self.values, strict=True)
+        ]
 
 
 class Cache:
     """All arenas of an engine."""
 
-    def __init__(self, shape: TextShape, device: torch.device, dtype: torch.dtype, attend_rows: AttendRows = F.scaled_dot_product_attention) -> None:
+    def __init__(
+        self,
+        shape: TextShape,
+        device: torch.device,
+        dtype: torch.dtype,
+        attend_rows: AttendRows = F.scaled_dot_product_attention,
+    ) -> None:
         self.shape, self.device, self.dtype = shape, device, dtype
         self.attend_rows = attend_rows
         self.turned = attend_rows is attend_rows_in_products
@@ -141,11 +184,17 @@ class Cache:
             has_room: Says whether the cache may grow by so many bytes.
         """
         capacity = row_capacity(min(tokens, self.shape.context))
-        arena = self.arenas.get(capacity) or Arena(self.shape, capacity, self.device, self.dtype, turned=self.turned)
+        arena = self.arenas.get(capacity) or Arena(
+            self.shape, capacity, self.device, self.dtype, turned=self.turned
+        )
         if len(arena.rows) == arena.allocated:
-            # Doubling keeps copying linear; where there is no room for that, one row will do. Empty arenas go first.
+            # Doubling keeps copying linear; where there is no room for that, one row will do. Empty
+            # arenas go first.
             steps = dict.fromkeys((max(4, arena.allocated), 1))
-            grow = next((rows for rows in steps if self._fits(rows * arena.row_bytes, capacity, has_room)), None)
+            grow = next(
+                (rows for rows in steps if self._fits(rows * arena.row_bytes, capacity, has_room)),
+                None,
+            )
             if grow is None:
                 return None
             arena.grow(arena.allocated + grow)
@@ -154,11 +203,17 @@ class Cache:
 
     def release_empty(self, keep: int | None = None) -> int:
         """Drops arenas without live rows, but for one capacity; returns the bytes."""
-        empty = [capacity for capacity, arena in self.arenas.items() if not arena.rows and capacity != keep]
+        empty = [
+            capacity
+            for capacity, arena in self.arenas.items()
+            if not arena.rows and capacity != keep
+        ]
         return sum(arena.allocated * arena.row_bytes for arena in map(self.arenas.pop, empty))
 
     def _fits(self, grow_bytes: int, capacity: int, has_room: Callable[[int], bool]) -> bool:
-        return has_room(grow_bytes) or (self.release_empty(keep=capacity) > 0 and has_room(grow_bytes))
+        return has_room(grow_bytes) or (
+            self.release_empty(keep=capacity) > 0 and has_room(grow_bytes)
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,7 +225,9 @@ class Segment:
 
 
 class PrefillAttention:
-    """Attention of whole segments, each over its own row: what the row holds already, and causally over the segment itself."""
+    """Attention of whole segments, each over its own row: what the row holds already, and causally
+    over the segment itself.
+    """
 
     def __init__(self, segments: Sequence[Segment], attend: AttendPrompt = attend_prompt) -> None:
         self.segments, self.attend = segments, attend
@@ -180,17 +237,23 @@ class PrefillAttention:
         outputs, begin = [], 0
         for segment in self.segments:
             end = begin + segment.tokens
-            outputs.append(self._attend(segment, layer, query[begin:end], key[begin:end], value[begin:end]))
+            outputs.append(
+                self._attend(segment, layer, query[begin:end], key[begin:end], value[begin:end])
+            )
             begin = end
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
-    def _attend(self, segment: Segment, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    def _attend(
+        self, segment: Segment, layer: int, query: Tensor, key: Tensor, value: Tensor
+    ) -> Tensor:
         row, tokens = segment.row, segment.tokens
         begin, end = row.length, row.length + tokens
         keys, values = row.arena.keys[layer][row.number], row.arena.values[layer][row.number]
         keys[:, begin:end] = key.transpose(0, 1)
         values[:, begin:end] = value.transpose(0, 1)
-        return self.attend(query.transpose(0, 1), keys[:, :end], values[:, :end]).reshape(tokens, -1)
+        return self.attend(query.transpose(0, 1), keys[:, :end], values[:, :end]).reshape(
+            tokens, -1
+        )
 
     def finish(self) -> None:
         """Counts the tokens into their rows, after the last layer."""
@@ -199,23 +262,31 @@ class PrefillAttention:
 
 
 Part = tuple[Arena, int, Tensor, Tensor, int, Tensor | None]
-"""Of a decode step: an arena, its rows that take part, their numbers and the places of their new tokens (rows,), the longest row, and the mask."""
+"""Of a decode step: an arena, its rows that take part, their numbers and the places of their new
+tokens (rows,), the longest row, and the mask.
+"""
 
 
 def wide_mask(shape: TextShape, ends: Tensor, longest: int, dtype: torch.dtype) -> Tensor:
-    """What is added to each row's scores for ``longest`` places, (rows, kv_heads, queries a key head, longest).
+    """What is added to each row's scores for ``longest`` places, (rows, kv_heads, queries a key
+    head, longest).
 
     It is 0 up to the place of the row's new token, ``ends`` (rows,), and minus infinity behind it.
     """
     hidden = torch.arange(longest, device=ends.device) > ends[:, None]
-    mask = torch.zeros(hidden.shape, dtype=dtype, device=ends.device).masked_fill_(hidden, -torch.inf)
-    return mask[:, None, None, :].expand(len(ends), shape.kv_heads, shape.heads // shape.kv_heads, longest)
+    mask = torch.zeros(hidden.shape, dtype=dtype, device=ends.device).masked_fill_(
+        hidden, -torch.inf
+    )
+    return mask[:, None, None, :].expand(
+        len(ends), shape.kv_heads, shape.heads // shape.kv_heads, longest
+    )
 
 
 class DecodeAttention:
     """Attention of one new token for every live row, arena by arena.
 
-    Queries that share a key head stand side by side as rows of one query matrix, so keys are never repeated. Tokens must come in the order of ``rows``.
+    Queries that share a key head stand side by side as rows of one query matrix, so keys are never
+    repeated. Tokens must come in the order of ``rows``.
     """
 
     def __init__(self, cache: Cache) -> None:
@@ -232,7 +303,9 @@ class DecodeAttention:
             mask = None
             if min(lengths) + 1 < longest:
                 mask = wide_mask(cache.shape, ends, longest, cache.dtype)
-            self.parts.append((arena, count, torch.arange(count, device=cache.device), ends, longest, mask))
+            self.parts.append(
+                (arena, count, torch.arange(count, device=cache.device), ends, longest, mask)
+            )
             self.rows += arena.rows
 
     def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -240,7 +313,9 @@ class DecodeAttention:
         if len(self.parts) == 1:  # most often; the tokens need not be divided
             return self._attend(self.parts[0], layer, query, key, value)
         counts = [part[1] for part in self.parts]
-        divided = zip(self.parts, query.split(counts), key.split(counts), value.split(counts), strict=True)
+        divided = zip(
+            self.parts, query.split(counts), key.split(counts), value.split(counts), strict=True
+        )
         return torch.cat([self._attend(part, layer, q, k, v) for part, q, k, v in divided])
 
     def _attend(self, part: Part, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:

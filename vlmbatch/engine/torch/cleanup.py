@@ -1,4 +1,6 @@
-"""Gives memory back when fragmentation or pressure warrants it: looking is cheap, cleaning is not, so it is not done after every item."""
+"""Gives memory back when fragmentation or pressure warrants it: looking is cheap, cleaning is not,
+so it is not done after every item.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +10,8 @@ import time
 import psutil
 import torch
 
-from vlmbatch.engine.torch import device as devices
 from vlmbatch.engine.base import EngineStats
+from vlmbatch.engine.torch import device as devices
 from vlmbatch.engine.torch.cache import Cache
 
 LOOK_EVERY_STEPS = 64
@@ -21,8 +23,10 @@ GROWTH_BYTES = 1 << 29
 class Cleaner:
     """Looks at memory every so many steps and cleans up when one of these holds.
 
-    On a GPU: less than a tenth of its memory is free while the allocator holds a fifth of it that nobody uses (fragmentation). On a CPU: the process has grown
-    by more than half a gibibyte beyond its caches since the last time; the C library's allocator keeps freed blocks and has to be asked to return them.
+    On a GPU: less than a tenth of its memory is free while the allocator holds a fifth of it that
+    nobody uses (fragmentation). On a CPU: the process has grown by more than half a gibibyte beyond
+    its caches since the last time; the C library's allocator keeps freed blocks and has to be asked
+    to return them.
     """
 
     def __init__(self, cache: Cache, stats: EngineStats) -> None:
@@ -44,7 +48,9 @@ class Cleaner:
         if device.type == "cuda":
             memory = devices.device_memory(device)
             held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-            return memory.free < LOW_MEMORY_SHARE * memory.total and held > HELD_SHARE * memory.total
+            return (
+                memory.free < LOW_MEMORY_SHARE * memory.total and held > HELD_SHARE * memory.total
+            )
         resident = self._process.memory_info().rss - self._cache.allocated_bytes
         self._settled = self._settled or resident
         return bool(resident > self._settled + GROWTH_BYTES)

@@ -13,13 +13,25 @@ import torch
 from vlmbatch.errors import DeviceError
 
 SMALL_MODEL_PARAMETERS = 20_000_000
-"""Below this the matrices are too small for 16-bit units to pay: float32 is as fast, and the same on every processor."""
+"""Below this the matrices are too small for 16-bit units to pay: float32 is as fast, and the same
+on every processor.
+"""
 
-OUT_OF_MEMORY_SIGNS = ("out of memory", "can't allocate memory", "not enough memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
-"""How the messages of CUDA, MPS, the CPU allocator and the libraries below them say that memory ran out."""
+OUT_OF_MEMORY_SIGNS = (
+    "out of memory",
+    "can't allocate memory",
+    "not enough memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+)
+"""How the messages of CUDA, MPS, the CPU allocator and the libraries below them say that memory ran
+out.
+"""
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
-"""glibc's mallopt(3): from which size on free memory at the end of the heap is returned, and how many blocks may be mapped on their own."""
+"""glibc's mallopt(3): from which size on free memory at the end of the heap is returned, and how
+many blocks may be mapped on their own.
+"""
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -39,9 +51,17 @@ def find_device(name: str) -> torch.device:
         DeviceError: It is not there; the message says what is.
     """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu")
+        return torch.device(
+            "cuda"
+            if torch.cuda.is_available()
+            else "mps"
+            if torch.backends.mps.is_available()
+            else "cpu"
+        )
     device = torch.device(name)
-    if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):
+    if device.type == "cuda" and (
+        not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()
+    ):
         raise DeviceError(f"no device {name} here; there is {', '.join(device_names())}")
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise DeviceError(f"no device mps here; there is {', '.join(device_names())}")
@@ -50,12 +70,17 @@ def find_device(name: str) -> torch.device:
 
 def device_names() -> list[str]:
     """The devices of this machine, as ``--device`` takes them."""
-    names = [f"cuda:{index}" for index in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
+    names = (
+        [f"cuda:{index}" for index in range(torch.cuda.device_count())]
+        if torch.cuda.is_available()
+        else []
+    )
     return [*names, *(["mps"] if torch.backends.mps.is_available() else []), "cpu"]
 
 
 def find_dtype(name: str, device: torch.device, parameters: int) -> torch.dtype:
-    """The number format of ``auto`` or a named one: the fastest that the device computes in without emulating it.
+    """The number format of ``auto`` or a named one: the fastest that the device computes in without
+    emulating it.
 
     Args:
         name: ``auto``, ``float32``, ``bfloat16`` or ``float16``.
@@ -66,26 +91,43 @@ def find_dtype(name: str, device: torch.device, parameters: int) -> torch.dtype:
         DeviceError: The device does not compute in it.
     """
     if name != "auto":
-        if name == "bfloat16" and device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
-            raise DeviceError(f"{torch.cuda.get_device_name(device)} does not compute in bfloat16; use float16 or float32")
+        if (
+            name == "bfloat16"
+            and device.type == "cuda"
+            and not torch.cuda.is_bf16_supported(including_emulation=False)
+        ):
+            raise DeviceError(
+                f"{torch.cuda.get_device_name(device)} does not compute in bfloat16; use float16 or float32"
+            )
         return DTYPES[name]
     if parameters < SMALL_MODEL_PARAMETERS:
         return torch.float32
     if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+        return (
+            torch.bfloat16
+            if torch.cuda.is_bf16_supported(including_emulation=False)
+            else torch.float16
+        )
     if device.type == "mps":
         return torch.bfloat16
     return torch.bfloat16 if cpu_has_bfloat16() else torch.float32
 
 
 def cpu_has_bfloat16() -> bool:
-    """Whether the processor multiplies bfloat16 matrices itself (AMX or AVX-512 BF16); elsewhere float32 is faster."""
-    checks = [getattr(torch.cpu, name, None) for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported")]
+    """Whether the processor multiplies bfloat16 matrices itself (AMX or AVX-512 BF16); elsewhere
+    float32 is faster.
+    """
+    checks = [
+        getattr(torch.cpu, name, None)
+        for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
+    ]
     return any(bool(check()) for check in checks if check is not None)
 
 
 def device_memory(device: torch.device) -> Memory:
-    """Memory of a device: CUDA's own figures, MPS's recommended maximum, on a CPU the smaller of the cgroup's room and what is available."""
+    """Memory of a device: CUDA's own figures, MPS's recommended maximum, on a CPU the smaller of
+    the cgroup's room and what is available.
+    """
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
         return Memory(total, free)
@@ -99,22 +141,36 @@ def device_memory(device: torch.device) -> Memory:
     return Memory(min(machine.total, group.total), min(machine.available, group.free))
 
 
-def cgroup_memory(root: Path = Path("/sys/fs/cgroup"), membership: Path = Path("/proc/self/cgroup")) -> Memory | None:
-    """The memory limit of this process's control group and what is left of it; None when there is no limit.
+def cgroup_memory(
+    root: Path = Path("/sys/fs/cgroup"), membership: Path = Path("/proc/self/cgroup")
+) -> Memory | None:
+    """The memory limit of this process's control group and what is left of it; None when there is
+    no limit.
 
     Args:
         root: Where the control groups are mounted.
         membership: The file that says which group this process is in.
     """
-    candidates = [(root, "memory.max", "memory.current"), (root / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes")]
+    candidates = [
+        (root, "memory.max", "memory.current"),
+        (root / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes"),
+    ]
     try:
         for line in membership.read_text(encoding="utf-8").splitlines():
             _, controllers, path = line.split(":", 2)
             base = root if not controllers else root / "memory"
-            names = ("memory.max", "memory.current") if not controllers else ("memory.limit_in_bytes", "memory.usage_in_bytes")
+            names = (
+                ("memory.max", "memory.current")
+                if not controllers
+                else ("memory.limit_in_bytes", "memory.usage_in_bytes")
+            )
             if not controllers or "memory" in controllers.split(","):
                 group = base / path.lstrip("/")
-                candidates += [(folder, *names) for folder in (group, *group.parents) if folder.is_relative_to(base)]
+                candidates += [
+                    (folder, *names)
+                    for folder in (group, *group.parents)
+                    if folder.is_relative_to(base)
+                ]
     except (OSError, ValueError):
         pass  # not Linux, or no control groups: the candidates at the root are tried
     found: Memory | None = None
@@ -157,16 +213,19 @@ def empty_cache(device: torch.device) -> None:
     elif device.type == "mps":
         torch.mps.empty_cache()
     elif sys.platform == "linux":
-        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc has it; others have no need of it
+        trim = getattr(
+            ctypes.CDLL(None), "malloc_trim", None
+        )  # glibc has it; others have no need of it
         if trim is not None:
             trim(0)
 
 
 def keep_freed_memory() -> None:
-    """Has the C library keep large blocks that are freed for the next allocation, instead of handing them back to the system each time.
+    """Has the C library keep large blocks that are freed for the next allocation, instead of
+    handing them back to the system each time.
 
-    Fresh pages from the system are zeroed one by one as they are touched, which took a tenth of the vision encoder's time. ``empty_cache`` still returns
-    what is free. Only glibc has the switches.
+    Fresh pages from the system are zeroed one by one as they are touched, which took a tenth of the
+    vision encoder's time. ``empty_cache`` still returns what is free. Only glibc has the switches.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:

@@ -1,4 +1,6 @@
-"""Tiles to features: equal ones are encoded once, those of the next call are sent ahead, and the first call tells what a tile costs."""
+"""Tiles to features: equal ones are encoded once, those of the next call are sent ahead, and the
+first call tells what a tile costs.
+"""
 
 from __future__ import annotations
 
@@ -6,14 +8,14 @@ import logging
 
 import torch
 
+from vlmbatch.core import Request
 from vlmbatch.engine.base import EngineStats
 from vlmbatch.engine.torch.budget import MemoryBudget
+from vlmbatch.engine.torch.cuda.uploads import TileUploads
 from vlmbatch.engine.torch.features import FeatureCache
 from vlmbatch.engine.torch.peak_memory import measure_peak
 from vlmbatch.engine.torch.scheduler import Scheduler
-from vlmbatch.engine.torch.cuda.uploads import TileUploads
 from vlmbatch.engine.torch.weights import Model
-from vlmbatch.core import Request
 
 logger = logging.getLogger(__name__)
 
@@ -26,8 +28,12 @@ class TileEncoder:
         uploads: Sends tiles to the device.
     """
 
-    def __init__(self, model: Model, budget: MemoryBudget, scheduler: Scheduler, stats: EngineStats) -> None:
-        """Takes the model, what is told of a tile's cost, who knows how many tiles go at once, and where calls and tiles are counted."""
+    def __init__(
+        self, model: Model, budget: MemoryBudget, scheduler: Scheduler, stats: EngineStats
+    ) -> None:
+        """Takes the model, what is told of a tile's cost, who knows how many tiles go at once, and
+        where calls and tiles are counted.
+        """
         self._model, self._budget, self._scheduler, self._stats = model, budget, scheduler, stats
         self.is_measured = False
         self.uploads = TileUploads(model.device)
@@ -53,8 +59,14 @@ class TileEncoder:
         for name, number in fresh.items():
             if isinstance(name, bytes):
                 self._kept.put(name, encoded[number].clone())
-        keys = (request.tile_keys[number] if request.tile_keys else place for place, (request, number) in enumerate(wanted))
-        return [encoded[fresh[key]] if features is None else features for key, features in zip(keys, found, strict=True)]
+        keys = (
+            request.tile_keys[number] if request.tile_keys else place
+            for place, (request, number) in enumerate(wanted)
+        )
+        return [
+            encoded[fresh[key]] if features is None else features
+            for key, features in zip(keys, found, strict=True)
+        ]
 
     def send_ahead(self, wanted: list[tuple[Request, int]]) -> None:
         """Has the tiles of what is likely to be the next call sent while the device is busy."""
@@ -65,10 +77,16 @@ class TileEncoder:
         self._kept.clear()
         self.uploads.clear()
 
-    def _sort(self, wanted: list[tuple[Request, int]]) -> tuple[list[torch.Tensor | None], dict[bytes | int, int], list[tuple[Request, int]]]:
-        """Features of the tiles that are known, None for the others; of these those that must be encoded, and where each key (or place) stands among them."""
+    def _sort(
+        self, wanted: list[tuple[Request, int]]
+    ) -> tuple[list[torch.Tensor | None], dict[bytes | int, int], list[tuple[Request, int]]]:
+        """Features of the tiles that are known, None for the others; of these those that must be
+        encoded, and where each key (or place) stands among them.
+        """
         found: list[torch.Tensor | None] = []
-        fresh: dict[bytes | int, int] = {}  # key, or place where there is none, to the place among the tiles to encode
+        fresh: dict[
+            bytes | int, int
+        ] = {}  # key, or place where there is none, to the place among the tiles to encode
         chosen: list[tuple[Request, int]] = []
         for place, (request, number) in enumerate(wanted):
             key = request.tile_keys[number] if request.tile_keys else b""
@@ -80,9 +98,17 @@ class TileEncoder:
 
     def _encode_measured(self, tiles: torch.Tensor) -> torch.Tensor:
         """The first call: its first tile alone, to learn what a tile costs, then the others."""
-        first, self._budget.tile_bytes = measure_peak(lambda: self._model.vision(tiles[:1]), self._model.device)
+        first, self._budget.tile_bytes = measure_peak(
+            lambda: self._model.vision(tiles[:1]), self._model.device
+        )
         self.is_measured = True
         self._stats.memory = self._budget.describe()
-        logger.debug("a tile takes %d bytes; %d at once", self._budget.tile_bytes, self._budget.tiles_at_once)
-        rest = [self._model.vision(part) for part in tiles[1:].split(self._scheduler.tiles_at_once)] if len(tiles) > 1 else []
+        logger.debug(
+            "a tile takes %d bytes; %d at once", self._budget.tile_bytes, self._budget.tiles_at_once
+        )
+        rest = (
+            [self._model.vision(part) for part in tiles[1:].split(self._scheduler.tiles_at_once)]
+            if len(tiles) > 1
+            else []
+        )
         return torch.cat([first, *rest])

@@ -1,7 +1,9 @@
 """The engine: SmolVLM2 in torch, with continuous batching.
 
-One step encodes tiles of whoever is next (encoding.py), prefills whoever is encoded, and decodes one token for everybody alive; scheduler.py says who, cache.py
-holds keys and values, budget.py says how much fits. When memory runs out, the step that failed is halved and the limit remembered (recovery.py).
+One step encodes tiles of whoever is next (encoding.py), prefills whoever is encoded, and decodes
+one token for everybody alive; scheduler.py says who, cache.py holds keys and values, budget.py says
+how much fits. When memory runs out, the step that failed is halved and the limit remembered
+(recovery.py).
 """
 
 from __future__ import annotations
@@ -13,12 +15,13 @@ from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
-from vlmbatch.engine.torch import device as devices
+from vlmbatch.core import Completion, Conversation, FinishReason, Request, Timing
 from vlmbatch.engine.base import EngineStats, RequestQueue
-from vlmbatch.engine.torch.cuda.buckets import BucketDecoder, Record
+from vlmbatch.engine.torch import device as devices
 from vlmbatch.engine.torch.budget import MemoryBudget, gib
 from vlmbatch.engine.torch.cache import Cache, DecodeAttention, PrefillAttention, Segment
 from vlmbatch.engine.torch.cleanup import Cleaner
+from vlmbatch.engine.torch.cuda.buckets import BucketDecoder, Record
 from vlmbatch.engine.torch.encoding import TileEncoder
 from vlmbatch.engine.torch.recovery import Recovery
 from vlmbatch.engine.torch.sampling import SamplingOptions, choose_tokens
@@ -26,7 +29,6 @@ from vlmbatch.engine.torch.scheduler import Scheduler, TileRun, Work
 from vlmbatch.engine.torch.scheduler import Sequence as Live
 from vlmbatch.engine.torch.weights import Model
 from vlmbatch.errors import EngineError, GenerateError
-from vlmbatch.core import Completion, Conversation, FinishReason, Request, Timing
 
 logger = logging.getLogger(__name__)
 
@@ -61,11 +63,15 @@ class TorchEngine:
             end_ids: Tokens that end an answer.
             options: How tokens are chosen.
             batch_size: The most sequences alive, or None for what fits.
-            record: What makes decode steps of fixed shapes fast (buckets.py), or None for steps of the shapes that come.
+            record: What makes decode steps of fixed shapes fast (buckets.py), or None for steps of
+                the shapes that come.
         """
         self.model, self.budget, self.options = model, budget, options
         self.prepare, self._decode, self._end_ids = prepare, decode, end_ids
-        self.device, self.dtype = str(model.device), str(model.dtype).removeprefix("torch.") + ("+int8" if model.quantized else "")
+        self.device, self.dtype = (
+            str(model.device),
+            str(model.dtype).removeprefix("torch.") + ("+int8" if model.quantized else ""),
+        )
         self.stats = EngineStats(memory=budget.describe())
         self.cache = Cache(model.shape.text, model.device, model.dtype, model.language.attend_rows)
         self.scheduler = Scheduler(budget, batch_size)
@@ -88,7 +94,9 @@ class TorchEngine:
                     done, self._done = self._done, []
                     paused = time.perf_counter()
                     yield from done
-                    self._mark += time.perf_counter() - paused  # what the caller takes is not the engine's time
+                    self._mark += (
+                        time.perf_counter() - paused
+                    )  # what the caller takes is not the engine's time
             finally:
                 self._clear()
 
@@ -114,11 +122,26 @@ class TorchEngine:
         self._drop_cancelled()
         scheduler = self.scheduler
         if not self._recovery.holding and (runs := scheduler.next_tiles()):
-            self._guard("vision", lambda: self._encode(runs), [run.work for run in runs], sum(run.end - run.begin for run in runs))
+            self._guard(
+                "vision",
+                lambda: self._encode(runs),
+                [run.work for run in runs],
+                sum(run.end - run.begin for run in runs),
+            )
         if not self._recovery.holding and (questions := scheduler.next_questions()):
-            self._guard("prefill", lambda: self._start(questions), [work for work, _ in questions], len(questions))
+            self._guard(
+                "prefill",
+                lambda: self._start(questions),
+                [work for work, _ in questions],
+                len(questions),
+            )
         if scheduler.live:
-            self._guard("decode", self._decode_step, [sequence.work for sequence in scheduler.live], len(scheduler.live))
+            self._guard(
+                "decode",
+                self._decode_step,
+                [sequence.work for sequence in scheduler.live],
+                len(scheduler.live),
+            )
         if not scheduler.live:
             self._recovery.released()
         self._cleaner.step()
@@ -141,13 +164,20 @@ class TorchEngine:
             if self._buckets:
                 self._buckets.clear()
             for work in self._recovery.handle(phase, size, works, message):
-                self._fail(work, GenerateError(f"out of memory in {phase} with nothing else in the batch: {message}"))
+                self._fail(
+                    work,
+                    GenerateError(
+                        f"out of memory in {phase} with nothing else in the batch: {message}"
+                    ),
+                )
 
     def _encode(self, runs: list[TileRun]) -> None:
         """Encodes tiles of several requests in one call."""
         for run in runs:
             run.work.started()
-        wanted = [(run.work.request, number) for run in runs for number in range(run.begin, run.end)]
+        wanted = [
+            (run.work.request, number) for run in runs for number in range(run.begin, run.end)
+        ]
         features = self.encoder.features(wanted)
         begin = 0
         for run in runs:
@@ -156,7 +186,13 @@ class TorchEngine:
             run.work.encoded = run.end
             begin += count
         if self.encoder.is_ahead:
-            self.encoder.send_ahead([(run.work.request, number) for run in self.scheduler.next_tiles() for number in range(run.begin, run.end)])
+            self.encoder.send_ahead(
+                [
+                    (run.work.request, number)
+                    for run in self.scheduler.next_tiles()
+                    for number in range(run.begin, run.end)
+                ]
+            )
         devices.synchronize(self.model.device)
         seconds = self._lap("vision")
         for run in runs:
@@ -164,13 +200,22 @@ class TorchEngine:
             run.work.shared_seconds += seconds * (run.end - run.begin) / begin
 
     def _start(self, questions: list[tuple[Work, int]]) -> None:
-        """Finds places for questions and prefills them: first those that bring their prefix along, then those that continue one."""
+        """Finds places for questions and prefills them: first those that bring their prefix along,
+        then those that continue one.
+        """
         live = self._place(questions)
         if not live:
             if not self.scheduler.live:
                 work = questions[0][0]
-                need = (work.request.prompt_tokens + self.options.max_new_tokens) * self.model.shape.kv_bytes(self.model.dtype.itemsize)
-                self._fail(work, GenerateError(f"out of memory: its keys and values take {gib(need)}, the cache may have {gib(self.budget.cache_bytes)}"))
+                need = (
+                    work.request.prompt_tokens + self.options.max_new_tokens
+                ) * self.model.shape.kv_bytes(self.model.dtype.itemsize)
+                self._fail(
+                    work,
+                    GenerateError(
+                        f"out of memory: its keys and values take {gib(need)}, the cache may have {gib(self.budget.cache_bytes)}"
+                    ),
+                )
             return
         try:
             first = {id(s.work): s for s in reversed(live) if s.work.prefix is None}
@@ -203,7 +248,9 @@ class TorchEngine:
                     break
                 generator = None
                 if self.options.temperature > 0:
-                    generator = torch.Generator().manual_seed(request.seeds[number] if request.seeds else number)
+                    generator = torch.Generator().manual_seed(
+                        request.seeds[number] if request.seeds else number
+                    )
                 live.append(Live(work, number, row, generator, most))
         except BaseException:
             for sequence in live:
@@ -215,7 +262,9 @@ class TorchEngine:
         return self.cache.allocated_bytes + grow_bytes <= self.budget.cache_bytes
 
     def _prefill(self, sequences: list[Live], *, with_prefix: bool) -> None:
-        """Runs prompts through the language model side by side and takes the first token of each answer."""
+        """Runs prompts through the language model side by side and takes the first token of each
+        answer.
+        """
         language, device = self.model.language, self.model.device
         embeds, positions, segments, shared = [], [], [], []
         for sequence in sequences:
@@ -225,7 +274,9 @@ class TorchEngine:
                 embeds.append(self._prefix_embeds(sequence.work))
             embeds.append(language.embed(question))
             tokens = len(question) + (len(request.prefix_ids) if with_prefix else 0)
-            positions.append(torch.arange(sequence.row.length, sequence.row.length + tokens, device=device))
+            positions.append(
+                torch.arange(sequence.row.length, sequence.row.length + tokens, device=device)
+            )
             segments.append(Segment(sequence.row, tokens))
             shared.append(tokens - len(question))
         attend = PrefillAttention(segments, language.attend_prompt)
@@ -246,27 +297,41 @@ class TorchEngine:
         self.stats.prefill_calls += 1
 
     def _prefix_embeds(self, work: Work) -> torch.Tensor:
-        """Embeddings (tokens, hidden) of a prefix, the vision features in the places of the image tokens."""
+        """Embeddings (tokens, hidden) of a prefix, the vision features in the places of the image
+        tokens.
+        """
         ids = torch.tensor(work.request.prefix_ids, device=self.model.device)
         features = torch.cat(work.features)
         embeds = self.model.language.embed(ids)
         places = ids == self.model.shape.image_token_id
         if int(places.sum()) != len(features):
-            raise GenerateError(f"{int(places.sum())} image tokens for {len(features)} vision features")
+            raise GenerateError(
+                f"{int(places.sum())} image tokens for {len(features)} vision features"
+            )
         embeds[places] = features.to(embeds.dtype)
         return embeds
 
-    def _share_prefixes(self, first: dict[int, Live], live: list[Live], followers: list[Live]) -> None:
-        """Copies a prefix to those who continue it now, and keeps it for questions that start later."""
+    def _share_prefixes(
+        self, first: dict[int, Live], live: list[Live], followers: list[Live]
+    ) -> None:
+        """Copies a prefix to those who continue it now, and keeps it for questions that start
+        later.
+        """
         for leader in first.values():
             work = leader.work
             if len(work.pending) > sum(s.work is work for s in live):
                 tokens = len(work.request.prefix_ids)
-                work.prefix = [(k.clone(), v.clone()) for k, v in leader.row.arena.prefix(leader.row, tokens)]
+                work.prefix = [
+                    (k.clone(), v.clone()) for k, v in leader.row.arena.prefix(leader.row, tokens)
+                ]
         for sequence in followers:
             leader_now = first.get(id(sequence.work))
             tokens = len(sequence.work.request.prefix_ids)
-            source = leader_now.row.arena.prefix(leader_now.row, tokens) if leader_now else sequence.work.prefix
+            source = (
+                leader_now.row.arena.prefix(leader_now.row, tokens)
+                if leader_now
+                else sequence.work.prefix
+            )
             assert source is not None  # a follower without a leader continues a kept prefix
             sequence.row.arena.copy_prefix(source, sequence.row, tokens)
 
@@ -280,9 +345,13 @@ class TorchEngine:
 
         def ordinary() -> torch.Tensor:
             positions = torch.tensor([row.length for row in attend.rows], device=device)
-            return language.logits(language(language.embed(torch.tensor(last, device=device)), positions, attend))
+            return language.logits(
+                language(language.embed(torch.tensor(last, device=device)), positions, attend)
+            )
 
-        self._take_tokens(live, self._buckets.logits(last, ordinary) if self._buckets else ordinary())
+        self._take_tokens(
+            live, self._buckets.logits(last, ordinary) if self._buckets else ordinary()
+        )
         attend.finish()
         seconds = self._lap("decode")
         for sequence in live:
@@ -293,8 +362,11 @@ class TorchEngine:
         self.stats.decode_tokens += len(live)
 
     def _take_tokens(self, sequences: list[Live], logits: torch.Tensor) -> None:
-        tokens, logprobs = choose_tokens(logits, [sequence.generator for sequence in sequences], self.options)
-        # The loop comes after everything that can run out of memory, so that a step counts whole or not at all.
+        tokens, logprobs = choose_tokens(
+            logits, [sequence.generator for sequence in sequences], self.options
+        )
+        # The loop comes after everything that can run out of memory, so that a step counts whole or
+        # not at all.
         for sequence, token, logprob in zip(sequences, tokens, logprobs, strict=True):
             sequence.tokens.append(token)
             sequence.logprob += logprob
@@ -302,7 +374,12 @@ class TorchEngine:
     def _after_token(self, sequence: Live) -> None:
         """Streams the newest text and finishes the sequence when it has come to its end."""
         if not math.isfinite(sequence.logprob):
-            self._abandon(sequence, GenerateError(f"the model gave no finite numbers in {self.dtype.partition('+')[0]}; try --dtype float32"))
+            self._abandon(
+                sequence,
+                GenerateError(
+                    f"the model gave no finite numbers in {self.dtype.partition('+')[0]}; try --dtype float32"
+                ),
+            )
             return
         stop = sequence.tokens[-1] in self._end_ids
         finished = stop or len(sequence.tokens) >= sequence.most_tokens
@@ -322,8 +399,13 @@ class TorchEngine:
     def _abandon(self, sequence: Live, error: Exception) -> None:
         """Answers a living sequence with an error."""
         self._release(sequence)
-        timing = Timing(wait_seconds=sequence.work.wait_seconds or 0.0, compute_seconds=sequence.compute_seconds + sequence.work.settle())
-        self._done.append(Completion(sequence.work.request, sequence.question, error=error, timing=timing))
+        timing = Timing(
+            wait_seconds=sequence.work.wait_seconds or 0.0,
+            compute_seconds=sequence.compute_seconds + sequence.work.settle(),
+        )
+        self._done.append(
+            Completion(sequence.work.request, sequence.question, error=error, timing=timing)
+        )
 
     def _release(self, sequence: Live) -> None:
         self.scheduler.live.remove(sequence)
@@ -368,7 +450,9 @@ class TorchEngine:
             self.scheduler.drop(work)
 
     def _lap(self, phase: str, works: Sequence[Work] = ()) -> float:
-        """Seconds since the last lap, booked as busy and to a phase; spread over requests when a phase failed."""
+        """Seconds since the last lap, booked as busy and to a phase; spread over requests when a
+        phase failed.
+        """
         now = time.perf_counter()
         seconds, self._mark = now - self._mark, now
         self.stats.busy_seconds += seconds
@@ -389,6 +473,8 @@ class TorchEngine:
             self.stats.peak_device_bytes = torch.cuda.max_memory_allocated(self.model.device)
         try:
             self._cleaner.clean()
-        except RuntimeError as error:  # a device that failed refuses this too, and its first error is the one to tell
+        except (
+            RuntimeError
+        ) as error:  # a device that failed refuses this too, and its first error is the one to tell
             logger.debug("cleaning up failed: %s", error)
         self._is_clear = True

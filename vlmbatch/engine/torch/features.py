@@ -1,4 +1,6 @@
-"""Features of tiles that were encoded lately, by content: blank margins, repeated headers and frames in which nothing moves are encoded once."""
+"""Features of tiles that were encoded lately, by content: blank margins, repeated headers and
+frames in which nothing moves are encoded once.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +11,15 @@ from torch import Tensor
 MOST_BYTES = 64 << 20
 """Room for about 450 tiles of the 256M model in float32."""
 MOST_TILES = 512
-"""Equal tiles come close together; a small model's features, which could be kept by the thousand, would only scatter over the memory."""
+"""Equal tiles come close together; a small model's features, which could be kept by the thousand,
+would only scatter over the memory.
+"""
 
 
 class FeatureCache:
-    """Keeps the features of the tiles used last, up to so many bytes and tiles. A tile without a key (an empty one) is never kept."""
+    """Keeps the features of the tiles used last, up to so many bytes and tiles. A tile without a
+    key (an empty one) is never kept.
+    """
 
     def __init__(self, most_bytes: int = MOST_BYTES, most_tiles: int = MOST_TILES) -> None:
         self.most_bytes, self.most_tiles = most_bytes, most_tiles

@@ -1,4 +1,6 @@
-"""Matrices: in the model's own number format, and as 8-bit whole numbers with a scale for each output."""
+"""Matrices: in the model's own number format, and as 8-bit whole numbers with a scale for each
+output.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,9 @@ from torch import Tensor
 LEVELS = 127
 """Whole numbers on either side of zero; -128 is left out, so that the scale is the same on both."""
 CPU_BLOCK, BLOCK = 1 << 20, 1 << 24
-"""Weights that are turned back into numbers of the model's format at a time: on a CPU so many that they stay in its caches."""
+"""Weights that are turned back into numbers of the model's format at a time: on a CPU so many that
+they stay in its caches.
+"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,10 +36,12 @@ class Linear:
 
 @dataclasses.dataclass(frozen=True)
 class QuantizedLinear(Linear):
-    """A matrix of 8-bit whole numbers, int8 (out, in): output ``i`` is ``scale[i] * weight[i]`` times the input.
+    """A matrix of 8-bit whole numbers, int8 (out, in): output ``i`` is ``scale[i] * weight[i]``
+    times the input.
 
-    Every product turns the matrix back block by block, into the number format of its input. That works on every device and is exact in float32; it saves
-    memory, and on a GPU no time. digits.py has a product that reads the 8-bit numbers themselves.
+    Every product turns the matrix back block by block, into the number format of its input. That
+    works on every device and is exact in float32; it saves memory, and on a GPU no time. digits.py
+    has a product that reads the 8-bit numbers themselves.
 
     Attributes:
         scale: Float32 (out,).
@@ -61,7 +67,8 @@ class QuantizedLinear(Linear):
 
 
 def quantize(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Rounds a matrix to 8-bit whole numbers, symmetrically, with one scale for each output channel.
+    """Rounds a matrix to 8-bit whole numbers, symmetrically, with one scale for each output
+    channel.
 
     No weight moves by more than half a step, which is 1/254 of the largest one in its row.
 

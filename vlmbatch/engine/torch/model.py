@@ -1,8 +1,9 @@
 """SmolVLM2 in plain torch: vision encoder, connector, language model.
 
-The language model takes tokens of many sequences side by side, without padding: only attention knows where one sequence ends, and it is handed in by the
-caller (see cache.py). Query, key and value projections are one matrix, and so are gate and up. Numerically it follows transformers' modules: norms, rotation
-and softmax are computed where and in the precision that they compute them.
+The language model takes tokens of many sequences side by side, without padding: only attention
+knows where one sequence ends, and it is handed in by the caller (see cache.py). Query, key and
+value projections are one matrix, and so are gate and up. Numerically it follows transformers'
+modules: norms, rotation and softmax are computed where and in the precision that they compute them.
 """
 
 from __future__ import annotations
@@ -23,13 +24,16 @@ class Attend(Protocol):
     """Attention of one layer, over whatever the caller keeps in its cache."""
 
     def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """Takes rotated queries (N, heads, D), keys and values (N, kv_heads, D) of N tokens; gives (N, heads * D)."""
+        """Takes rotated queries (N, heads, D), keys and values (N, kv_heads, D) of N tokens; gives
+        (N, heads * D).
+        """
         ...
 
 
 WIDENED_BYTES = 16 << 20
-"""Of the MLP's inner activations of all tiles that a CPU encodes side by side. With four times as much, products of the 256M shape reached 295 instead of 430
-GFLOP/s on an AMD EPYC: what they write goes to memory and comes back."""
+"""Of the MLP's inner activations of all tiles that a CPU encodes side by side. With four times as
+much, products of the 256M shape reached 295 instead of 430 GFLOP/s on an AMD EPYC: what they write
+goes to memory and comes back."""
 SCALE = "weight_scale"
 """What the scales of a quantized ``weight`` are called."""
 
@@ -49,13 +53,21 @@ class Weights:
         return self.tensors[self.prefix + name]
 
     def linear(self, *names: str, bias: bool = False) -> Linear:
-        """One or several matrices stacked along their outputs. Those of 8-bit numbers have their scales beside them, see ``SCALE``."""
-        take = self.tensors.pop if len(names) > 1 else self.tensors.__getitem__  # stacked, they need not be kept twice
+        """One or several matrices stacked along their outputs. Those of 8-bit numbers have their
+        scales beside them, see ``SCALE``.
+        """
+        take = (
+            self.tensors.pop if len(names) > 1 else self.tensors.__getitem__
+        )  # stacked, they need not be kept twice
         weights = [take(f"{self.prefix}{name}.weight") for name in names]
         biases = [take(f"{self.prefix}{name}.bias") for name in names] if bias else None
         weight, stacked = _stack(weights), _stack(biases) if biases else None
         if weight.dtype == torch.int8:
-            return QuantizedLinear(weight, stacked, scale=_stack([take(f"{self.prefix}{name}.{SCALE}") for name in names]))
+            return QuantizedLinear(
+                weight,
+                stacked,
+                scale=_stack([take(f"{self.prefix}{name}.{SCALE}") for name in names]),
+            )
         return Linear(weight, stacked)
 
     def __contains__(self, name: str) -> bool:
@@ -78,30 +90,55 @@ class AttendPrompt(Protocol):
     """Attention of the last tokens of one sequence, each to itself and to all before it."""
 
     def __call__(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """Takes queries (heads, tokens, D), keys and values (kv_heads, all tokens, D); gives (tokens, heads, D)."""
+        """Takes queries (heads, tokens, D), keys and values (kv_heads, all tokens, D); gives
+        (tokens, heads, D).
+        """
         ...
 
 
 class AttendRows(Protocol):
     """Attention of one new token of each of many sequences over their caches."""
 
-    def __call__(self, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None) -> Tensor:
-        """Takes queries (rows, kv_heads, queries a key head, D), keys and values (rows, kv_heads, tokens, D) and what is added to the scores; gives queries."""
+    def __call__(
+        self, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None
+    ) -> Tensor:
+        """Takes queries (rows, kv_heads, queries a key head, D), keys and values (rows, kv_heads,
+        tokens, D) and what is added to the scores; gives queries.
+        """
         ...
 
 
 class VisionEncoder:
-    """SigLIP over square tiles, and the connector: every ``scale_factor``² patches become one token of the language model."""
+    """SigLIP over square tiles, and the connector: every ``scale_factor``² patches become one token
+    of the language model.
+    """
 
-    def __init__(self, shape: ModelShape, weights: Weights, scale: Tensor, shift: Tensor, attend: AttendTiles = F.scaled_dot_product_attention) -> None:
-        """Takes the weights under ``model.`` and the pixel normalization ``x * scale + shift`` by channel, each (3,) float32."""
+    def __init__(
+        self,
+        shape: ModelShape,
+        weights: Weights,
+        scale: Tensor,
+        shift: Tensor,
+        attend: AttendTiles = F.scaled_dot_product_attention,
+    ) -> None:
+        """Takes the weights under ``model.`` and the pixel normalization ``x * scale + shift`` by
+        channel, each (3,) float32.
+        """
         self.shape, self.scale_factor = shape.vision, shape.scale_factor
         self.scale, self.shift = scale, shift
         vision = weights.under("vision_model")
         patch = vision("embeddings.patch_embedding.weight")
-        self.patch = Linear(patch.reshape(patch.shape[0], -1), vision("embeddings.patch_embedding.bias"))
-        self.position = F.embedding(position_ids(shape.vision).to(patch.device), vision("embeddings.position_embedding.weight"))
-        self.layers = [VisionLayer(shape.vision, vision.under(f"encoder.layers.{i}"), attend) for i in range(shape.vision.layers)]
+        self.patch = Linear(
+            patch.reshape(patch.shape[0], -1), vision("embeddings.patch_embedding.bias")
+        )
+        self.position = F.embedding(
+            position_ids(shape.vision).to(patch.device),
+            vision("embeddings.position_embedding.weight"),
+        )
+        self.layers = [
+            VisionLayer(shape.vision, vision.under(f"encoder.layers.{i}"), attend)
+            for i in range(shape.vision.layers)
+        ]
         self.norm = (vision("post_layernorm.weight"), vision("post_layernorm.bias"))
         self.projection = weights.linear("connector.modality_projection.proj")
 
@@ -111,10 +148,14 @@ class VisionEncoder:
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def _together(self, tiles: Tensor) -> int:
-        """How many tiles go through the layers side by side: on a CPU no more than leave what the MLP widens in its caches."""
+        """How many tiles go through the layers side by side: on a CPU no more than leave what the
+        MLP widens in its caches.
+        """
         if tiles.device.type != "cpu":
             return len(tiles)
-        return max(1, WIDENED_BYTES // (self.shape.patches * self.shape.mlp * self.patch.weight.itemsize))
+        return max(
+            1, WIDENED_BYTES // (self.shape.patches * self.shape.mlp * self.patch.weight.itemsize)
+        )
 
     def hidden(self, tiles: Tensor) -> Tensor:
         """Hidden states of the patches behind the last norm, (n, patches, hidden)."""
@@ -124,15 +165,27 @@ class VisionEncoder:
         return F.layer_norm(x, x.shape[-1:], *self.norm, eps=self.shape.norm_eps)
 
     def project(self, x: Tensor) -> Tensor:
-        """Joins patches and takes them to the language model: (n, patches, hidden) to (n, tile_tokens, text hidden)."""
+        """Joins patches and takes them to the language model: (n, patches, hidden) to (n,
+        tile_tokens, text hidden).
+        """
         return self.projection(_pixel_shuffle(x, self.shape.grid, self.scale_factor))
 
     def _patches(self, tiles: Tensor) -> Tensor:
-        """Normalized patches (n, patches, 3 * p * p) in the model's dtype: a convolution whose stride is its kernel is a matrix product."""
+        """Normalized patches (n, patches, 3 * p * p) in the model's dtype: a convolution whose
+        stride is its kernel is a matrix product.
+        """
         n, grid, p = tiles.shape[0], self.shape.grid, self.shape.patch_size
         x = tiles[:, :, : grid * p, : grid * p].to(torch.float32)
-        x = (x * self.scale.view(1, 3, 1, 1)).add_(self.shift.view(1, 3, 1, 1)).to(self.patch.weight.dtype)
-        return x.view(n, 3, grid, p, grid, p).permute(0, 2, 4, 1, 3, 5).reshape(n, grid * grid, 3 * p * p)
+        x = (
+            (x * self.scale.view(1, 3, 1, 1))
+            .add_(self.shift.view(1, 3, 1, 1))
+            .to(self.patch.weight.dtype)
+        )
+        return (
+            x.view(n, 3, grid, p, grid, p)
+            .permute(0, 2, 4, 1, 3, 5)
+            .reshape(n, grid * grid, 3 * p * p)
+        )
 
 
 class VisionLayer:
@@ -142,7 +195,9 @@ class VisionLayer:
         self.attend = attend
         self.heads, self.eps = shape.heads, shape.norm_eps
         self.norm1 = (weights("layer_norm1.weight"), weights("layer_norm1.bias"))
-        self.qkv = weights.linear("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", bias=True)
+        self.qkv = weights.linear(
+            "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", bias=True
+        )
         self.out = weights.linear("self_attn.out_proj", bias=True)
         self.norm2 = (weights("layer_norm2.weight"), weights("layer_norm2.bias"))
         self.fc1 = weights.linear("mlp.fc1", bias=True)
@@ -152,7 +207,9 @@ class VisionLayer:
         """(n, patches, hidden) to the same."""
         n, patches, hidden = x.shape
         qkv = self.qkv(F.layer_norm(x, (hidden,), *self.norm1, eps=self.eps))
-        query, key, value = qkv.view(n, patches, 3, self.heads, hidden // self.heads).permute(2, 0, 3, 1, 4)
+        query, key, value = qkv.view(n, patches, 3, self.heads, hidden // self.heads).permute(
+            2, 0, 3, 1, 4
+        )
         attended = self.attend(query, key, value)
         x = x + self.out(attended.transpose(1, 2).reshape(n, patches, hidden))
         return x + self.fc2(self.fc1.gelu(F.layer_norm(x, (hidden,), *self.norm2, eps=self.eps)))
@@ -166,9 +223,13 @@ class LanguageModel:
         text = weights.under("model.text_model")
         self.shape = shape.text
         self.embedding = text("embed_tokens.weight")
-        self.layers = [TextLayer(shape.text, text.under(f"layers.{i}")) for i in range(shape.text.layers)]
+        self.layers = [
+            TextLayer(shape.text, text.under(f"layers.{i}")) for i in range(shape.text.layers)
+        ]
         self.norm = text("norm.weight")
-        self.head = weights.linear("lm_head") if "lm_head.weight" in weights else Linear(self.embedding)
+        self.head = (
+            weights.linear("lm_head") if "lm_head.weight" in weights else Linear(self.embedding)
+        )
         self.cos, self.sin = rotary_table(shape.text, self.embedding.device, self.embedding.dtype)
         self.attend_prompt: AttendPrompt = attend_prompt
         self.attend_rows: AttendRows = F.scaled_dot_product_attention
@@ -210,7 +271,9 @@ class TextLayer:
     def __call__(self, number: int, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
         """(N, hidden) to the same; cos and sin are (N, 1, head_dim)."""
         shape = self.shape
-        qkv = self.qkv(rms_norm(x, self.input_norm, shape.norm_eps)).view(len(x), -1, shape.head_dim)
+        qkv = self.qkv(rms_norm(x, self.input_norm, shape.norm_eps)).view(
+            len(x), -1, shape.head_dim
+        )
         unrotated, value = qkv.split((shape.heads + shape.kv_heads, shape.kv_heads), dim=1)
         query, key = rotate(unrotated, cos, sin).split((shape.heads, shape.kv_heads), dim=1)
         x = x + self.out(attend(number, query, key, value))
@@ -219,12 +282,20 @@ class TextLayer:
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """Root-mean-square norm as LlamaRMSNorm computes it: in float32, rounded to x's dtype before the weight is multiplied in."""
+    """Root-mean-square norm as LlamaRMSNorm computes it: in float32, rounded to x's dtype before
+    the weight is multiplied in.
+    """
     if torch.is_grad_enabled():  # the square root that is squared again has no gradient at zero
-        return F.rms_norm(x, x.shape[-1:], weight, eps) if x.dtype == torch.float32 else weight * F.rms_norm(x.float(), x.shape[-1:], None, eps).to(x.dtype)
+        return (
+            F.rms_norm(x, x.shape[-1:], weight, eps)
+            if x.dtype == torch.float32
+            else weight * F.rms_norm(x.float(), x.shape[-1:], None, eps).to(x.dtype)
+        )
     length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
     scale = torch.addcmul(_constant(eps, x.device), length, length, value=1 / x.shape[-1]).rsqrt_()
-    return (x * scale).mul_(weight) if x.dtype == torch.float32 else weight * (x * scale).to(x.dtype)
+    return (
+        (x * scale).mul_(weight) if x.dtype == torch.float32 else weight * (x * scale).to(x.dtype)
+    )
 
 
 @functools.cache
@@ -234,26 +305,37 @@ def _constant(value: float, device: torch.device) -> Tensor:
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary position embedding of (N, heads, D), the halves of D paired as in Llama; ``sin`` is negative in the first half, see ``rotary_table``."""
+    """Rotary position embedding of (N, heads, D), the halves of D paired as in Llama; ``sin`` is
+    negative in the first half, see ``rotary_table``.
+    """
     return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, dims=-1), sin)
 
 
-def rotary_table(shape: TextShape, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Cosines and sines (context, head_dim): frequencies theta^(-2i/D), computed in float32 (RoFormer, arXiv:2104.09864).
+def rotary_table(
+    shape: TextShape, device: torch.device, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """Cosines and sines (context, head_dim): frequencies theta^(-2i/D), computed in float32
+    (RoFormer, arXiv:2104.09864).
 
-    A pair (a, b) turns to (a cos - b sin, b cos + a sin): the sines of the first half carry the minus.
+    A pair (a, b) turns to (a cos - b sin, b cos + a sin): the sines of the first half carry the
+    minus.
     """
     exponents = torch.arange(0, shape.head_dim, 2, dtype=torch.float32) / shape.head_dim
-    angles = torch.arange(shape.context, dtype=torch.float32)[:, None] * (1.0 / shape.rope_theta**exponents)
+    angles = torch.arange(shape.context, dtype=torch.float32)[:, None] * (
+        1.0 / shape.rope_theta**exponents
+    )
     cos, sin = angles.cos(), angles.sin()
-    return torch.cat((cos, cos), dim=-1).to(device, dtype), torch.cat((-sin, sin), dim=-1).to(device, dtype)
+    return torch.cat((cos, cos), dim=-1).to(device, dtype), torch.cat((-sin, sin), dim=-1).to(
+        device, dtype
+    )
 
 
 def position_ids(shape: VisionShape) -> Tensor:
     """Position numbers of a tile's patches, int64 (patches,).
 
-    transformers finds them by sorting fractions into buckets in float32; where that rounds, a patch shares its neighbour's position (at 27 patches an edge,
-    for one). The checkpoints were trained with it, so the same arithmetic is done here.
+    transformers finds them by sorting fractions into buckets in float32; where that rounds, a patch
+    shares its neighbour's position (at 27 patches an edge, for one). The checkpoints were trained
+    with it, so the same arithmetic is done here.
     """
     grid = shape.grid
     boundaries = torch.arange(1 / grid, 1.0, 1 / grid)
@@ -263,7 +345,9 @@ def position_ids(shape: VisionShape) -> Tensor:
 
 
 def _pixel_shuffle(x: Tensor, grid: int, factor: int) -> Tensor:
-    """Joins squares of factor x factor patches: (n, grid², hidden) to (n, (grid / factor)², hidden * factor²)."""
+    """Joins squares of factor x factor patches: (n, grid², hidden) to (n, (grid / factor)², hidden
+    * factor²).
+    """
     n, _, hidden = x.shape
     side = grid // factor
     x = x.view(n, side, factor, side, factor, hidden).permute(0, 1, 3, 2, 4, 5)

@@ -14,7 +14,9 @@ Result = TypeVar("Result")
 
 
 class _StorageMeter(TorchDispatchMode):
-    """Adds up the storages that operations make and that are still alive. A CPU's allocator keeps no such count itself."""
+    """Adds up the storages that operations make and that are still alive. A CPU's allocator keeps
+    no such count itself.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -24,14 +26,20 @@ class _StorageMeter(TorchDispatchMode):
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        """Nothing is compiled here, and keeping the compiler off would first load it: a third of the start."""
+        """Nothing is compiled here, and keeping the compiler off would first load it: a third of
+        the start.
+        """
         return False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         for leaf in tree_leaves((args, kwargs)):
-            if isinstance(leaf, torch.Tensor) and leaf.layout is torch.strided:  # oneDNN's packed weights have no storage to ask for
-                self._known.add(leaf.untyped_storage()._cdata)  # what came from outside is not counted
+            if (
+                isinstance(leaf, torch.Tensor) and leaf.layout is torch.strided
+            ):  # oneDNN's packed weights have no storage to ask for
+                self._known.add(
+                    leaf.untyped_storage()._cdata
+                )  # what came from outside is not counted
         for leaf in tree_leaves(result):
             if isinstance(leaf, torch.Tensor):
                 self._count(leaf.untyped_storage())
@@ -56,7 +64,8 @@ def measure_peak(call: Callable[[], Result], device: torch.device) -> tuple[Resu
 
     Args:
         call: The computation.
-        device: Where it computes. CUDA's allocator counts itself; elsewhere the tensors that are made are added up.
+        device: Where it computes. CUDA's allocator counts itself; elsewhere the tensors that are
+            made are added up.
     """
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)

@@ -1,4 +1,6 @@
-"""When memory runs out: free the caches, halve what failed, go on with the same requests, remember the limit."""
+"""When memory runs out: free the caches, halve what failed, go on with the same requests, remember
+the limit.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ class Recovery:
         holding: Nothing new is started until those alive have finished and freed their memory.
     """
 
-    def __init__(self, scheduler: Scheduler, cache: Cache, stats: EngineStats, cleaner: Cleaner) -> None:
+    def __init__(
+        self, scheduler: Scheduler, cache: Cache, stats: EngineStats, cleaner: Cleaner
+    ) -> None:
         self.scheduler, self.cache, self.stats = scheduler, cache, stats
         self._cleaner = cleaner
         self.holding = False
@@ -42,7 +46,9 @@ class Recovery:
         """
         self._cleaner.clean()
         action, hopeless = self._shrink(phase, size, works)
-        self.stats.oom_events.append({"phase": phase, "size": size, "action": action, "message": message[:200]})
+        self.stats.oom_events.append(
+            {"phase": phase, "size": size, "action": action, "message": message[:200]}
+        )
         logger.warning("out of memory in %s with %d; %s", phase, size, action)
         return hopeless
 

@@ -1,4 +1,6 @@
-"""From logits to the next token: greedy or sampled, each sequence from its own seed, so that company in the batch changes nothing."""
+"""From logits to the next token: greedy or sampled, each sequence from its own seed, so that
+company in the batch changes nothing.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,8 @@ class SamplingOptions:
 
     Attributes:
         temperature: 0 takes the most likely token; above 0 it divides the logits.
-        top_p: Sample from the smallest set of most likely tokens with at least this probability (nucleus sampling, arXiv:1904.09751).
+        top_p: Sample from the smallest set of most likely tokens with at least this probability
+            (nucleus sampling, arXiv:1904.09751).
         max_new_tokens: Longest answer.
     """
 
@@ -23,8 +26,11 @@ class SamplingOptions:
     max_new_tokens: int = 64
 
 
-def choose_tokens(logits: Tensor, generators: list[torch.Generator | None], options: SamplingOptions) -> tuple[list[int], list[float]]:
-    """The next token of every sequence and its log-probability under the model, temperature left out; not finite where the logits are not.
+def choose_tokens(
+    logits: Tensor, generators: list[torch.Generator | None], options: SamplingOptions
+) -> tuple[list[int], list[float]]:
+    """The next token of every sequence and its log-probability under the model, temperature left
+    out; not finite where the logits are not.
 
     Args:
         logits: Float32, (n, vocabulary).
@@ -36,7 +42,9 @@ def choose_tokens(logits: Tensor, generators: list[torch.Generator | None], opti
     else:
         # A row that is not finite cannot be drawn from; its log-probability tells.
         safe = torch.where(logits.isfinite().all(dim=-1, keepdim=True), logits, 0.0)
-        rows = [sample(row, generator, options) for row, generator in zip(safe, generators, strict=True)]
+        rows = [
+            sample(row, generator, options) for row, generator in zip(safe, generators, strict=True)
+        ]
         tokens = torch.stack(rows).to(logits.device)
     logprobs = torch.log_softmax(logits, dim=-1).gather(1, tokens[:, None])[:, 0]
     return tokens.tolist(), logprobs.tolist()
@@ -48,5 +56,7 @@ def sample(logits: Tensor, generator: torch.Generator | None, options: SamplingO
     if options.top_p < 1:
         ordered, order = probabilities.sort(descending=True, stable=True)
         before = ordered.cumsum(0) - ordered
-        probabilities = torch.zeros_like(probabilities).scatter(0, order, torch.where(before < options.top_p, ordered, 0.0))
+        probabilities = torch.zeros_like(probabilities).scatter(
+            0, order, torch.where(before < options.top_p, ordered, 0.0)
+        )
     return torch.multinomial(probabilities, 1, generator=generator)[0]

@@ -1,9 +1,12 @@
 """Who runs next. Bookkeeping only: no tensor is touched here.
 
-Policy. Requests are served in the order they came. A step of the engine is at most one encoder call, then one prefill, then one decode step for everybody who
-is alive. So neither side starves: while pictures wait, decoding goes on at one token per encoder call, and its batch grows by itself to the size at which
-answers are finished as fast as pictures are encoded; while the places are full, nothing is encoded that could not be placed, and decoding has the machine for
-itself until a place is free, which is refilled at once. There are more places while all prompts in hand are short: how many is worth it differs (budget.py).
+Policy. Requests are served in the order they came. A step of the engine is at most one encoder
+call, then one prefill, then one decode step for everybody who is alive. So neither side starves:
+while pictures wait, decoding goes on at one token per encoder call, and its batch grows by itself
+to the size at which answers are finished as fast as pictures are encoded; while the places are
+full, nothing is encoded that could not be placed, and decoding has the machine for itself until a
+place is free, which is refilled at once. There are more places while all prompts in hand are short:
+how many is worth it differs (budget.py).
 """
 
 from __future__ import annotations
@@ -13,8 +16,8 @@ import dataclasses
 import time
 from typing import Any
 
-from vlmbatch.engine.torch.budget import SHORT_TOKENS, MemoryBudget
 from vlmbatch.core import Request
+from vlmbatch.engine.torch.budget import SHORT_TOKENS, MemoryBudget
 
 
 @dataclasses.dataclass(eq=False, slots=True)
@@ -28,7 +31,8 @@ class Work:
         features: Features of the tiles encoded so far, one tensor a tile.
         encoded: Tiles among them.
         is_short: Whether its prompts are short, see ``budget.SHORT_TOKENS``.
-        prefix: Keys and values of the prefix, for questions that start later; None while there are none or it is not computed.
+        prefix: Keys and values of the prefix, for questions that start later; None while there are
+            none or it is not computed.
         wait_seconds, vision_seconds, prefill_seconds: Phases of the request as a whole.
         shared_seconds: Its share of the busy time that is common to its questions.
         settled_seconds: What of it answered questions have taken.
@@ -53,7 +57,9 @@ class Work:
         return self.encoded == len(self.request.tiles)
 
     def settle(self) -> float:
-        """Closes a question: gives its part of the shared seconds that no other question has taken, and frees what none needs any more."""
+        """Closes a question: gives its part of the shared seconds that no other question has taken,
+        and frees what none needs any more.
+        """
         share = (self.shared_seconds - self.settled_seconds) / self.unanswered
         self.settled_seconds += share
         self.unanswered -= 1
@@ -114,7 +120,8 @@ class Scheduler:
     Attributes:
         waiting: Requests with questions that no sequence answers yet, oldest first.
         live: Sequences being answered.
-        max_sequences: How many may be alive, if their prompts are short; lowered when memory runs out.
+        max_sequences: How many may be alive, if their prompts are short; lowered when memory runs
+            out.
         max_long_sequences: How many may be alive where a prompt is long.
         max_tiles: How many tiles an encoder call takes; likewise.
         max_prefill_tokens: How many tokens a prefill takes; likewise.
@@ -138,7 +145,9 @@ class Scheduler:
     @property
     def places(self) -> int:
         """How many sequences may be alive, with those that wait now."""
-        if all(work.is_short for work in self.waiting) and all(sequence.work.is_short for sequence in self.live):
+        if all(work.is_short for work in self.waiting) and all(
+            sequence.work.is_short for sequence in self.live
+        ):
             return self.max_sequences
         return min(self.max_sequences, self.max_long_sequences)
 
@@ -150,21 +159,30 @@ class Scheduler:
     def add(self, request: Request) -> Work:
         """Takes a request."""
         count = len(request.questions)
-        work = Work(request, collections.deque(range(count)), count, request.prompt_tokens <= SHORT_TOKENS)
+        work = Work(
+            request, collections.deque(range(count)), count, request.prompt_tokens <= SHORT_TOKENS
+        )
         self.waiting.append(work)
         return work
 
     def wants_more(self) -> bool:
-        """Whether another request should be taken: until an encoder call is full, and every place has somebody waiting for it."""
+        """Whether another request should be taken: until an encoder call is full, and every place
+        has somebody waiting for it.
+        """
         places = self.places
         if len(self.live) >= places:
             return not self.waiting
         unencoded = sum(len(work.request.tiles) - work.encoded for work in self.waiting)
         pending = sum(len(work.pending) for work in self.waiting)
-        return unencoded < 2 * self.tiles_at_once and pending < places - len(self.live) + self.tiles_at_once
+        return (
+            unencoded < 2 * self.tiles_at_once
+            and pending < places - len(self.live) + self.tiles_at_once
+        )
 
     def next_tiles(self) -> list[TileRun]:
-        """The tiles of the next encoder call; none when nobody waits for them or no place would be free for their questions."""
+        """The tiles of the next encoder call; none when nobody waits for them or no place would be
+        free for their questions.
+        """
         placed = len(self.live) + sum(len(work.pending) for work in self.waiting if work.is_encoded)
         room, places, runs = self.tiles_at_once, self.places, []
         for work in self.waiting:
@@ -179,7 +197,9 @@ class Scheduler:
         return runs
 
     def next_questions(self) -> list[tuple[Work, int]]:
-        """Questions that can be prefilled together now, in order; a prompt longer than a prefill goes alone."""
+        """Questions that can be prefilled together now, in order; a prompt longer than a prefill
+        goes alone.
+        """
         found: list[tuple[Work, int]] = []
         tokens, places = 0, self.places
         for work in self.waiting:
@@ -189,7 +209,9 @@ class Scheduler:
             for question in work.pending:
                 tokens += prefix + len(work.request.questions[question])
                 prefix = 0
-                if len(self.live) + len(found) >= places or (found and tokens > self.max_prefill_tokens):
+                if len(self.live) + len(found) >= places or (
+                    found and tokens > self.max_prefill_tokens
+                ):
                     return found
                 found.append((work, question))
         return found

@@ -1,4 +1,6 @@
-"""The shape of a checkpoint: what config.json says, and the sizes that follow from it, known before a weight is read."""
+"""The shape of a checkpoint: what config.json says, and the sizes that follow from it, known before
+a weight is read.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,9 @@ class VisionShape:
 
     @property
     def grid(self) -> int:
-        """Patches along an edge; pixels that do not fill a patch are left out, as the convolution does it."""
+        """Patches along an edge; pixels that do not fill a patch are left out, as the convolution
+        does it.
+        """
         return self.image_size // self.patch_size
 
     @property
@@ -76,10 +80,21 @@ class ModelShape:
     def parameters(self) -> int:
         """Number of weights."""
         v, t = self.vision, self.text
-        vision_layer = 4 * v.hidden * (v.hidden + 1) + v.mlp * (2 * v.hidden + 1) + v.hidden + 4 * v.hidden
-        vision = v.layers * vision_layer + (3 * v.patch_size**2 + 1) * v.hidden + v.patches * v.hidden + 2 * v.hidden
+        vision_layer = (
+            4 * v.hidden * (v.hidden + 1) + v.mlp * (2 * v.hidden + 1) + v.hidden + 4 * v.hidden
+        )
+        vision = (
+            v.layers * vision_layer
+            + (3 * v.patch_size**2 + 1) * v.hidden
+            + v.patches * v.hidden
+            + 2 * v.hidden
+        )
         connector = v.hidden * self.scale_factor**2 * t.hidden
-        text = t.layers * (sum(outputs * inputs for outputs, inputs in self.text_layer_matrices) + 2 * t.hidden) + t.hidden
+        text = (
+            t.layers
+            * (sum(outputs * inputs for outputs, inputs in self.text_layer_matrices) + 2 * t.hidden)
+            + t.hidden
+        )
         return vision + connector + text + (1 if self.tied else 2) * t.vocabulary * t.hidden
 
     @property
@@ -87,20 +102,34 @@ class ModelShape:
         """(out, in) of each matrix of a layer of the language model."""
         t = self.text
         query, key = t.heads * t.head_dim, t.kv_heads * t.head_dim
-        return ((query, t.hidden), (key, t.hidden), (key, t.hidden), (t.hidden, query), (t.mlp, t.hidden), (t.mlp, t.hidden), (t.hidden, t.mlp))
+        return (
+            (query, t.hidden),
+            (key, t.hidden),
+            (key, t.hidden),
+            (t.hidden, query),
+            (t.mlp, t.hidden),
+            (t.mlp, t.hidden),
+            (t.hidden, t.mlp),
+        )
 
     def weight_bytes(self, itemsize: int, *, quantized: bool = False) -> int:
         """Bytes of the weights.
 
         Args:
             itemsize: Bytes of a number of the model's format.
-            quantized: Whether the matrices of the language model are 8-bit whole numbers with a float32 scale for each output. A head that is tied to the
-                embeddings has a matrix of its own then.
+            quantized: Whether the matrices of the language model are 8-bit whole numbers with a
+                float32 scale for each output. A head that is tied to the embeddings has a matrix of
+                its own then.
         """
         if not quantized:
             return self.parameters * itemsize
-        matrices = [*self.text_layer_matrices * self.text.layers, (self.text.vocabulary, self.text.hidden)]
-        whole = self.parameters - sum(outputs * inputs for outputs, inputs in matrices[: len(matrices) - self.tied])
+        matrices = [
+            *self.text_layer_matrices * self.text.layers,
+            (self.text.vocabulary, self.text.hidden),
+        ]
+        whole = self.parameters - sum(
+            outputs * inputs for outputs, inputs in matrices[: len(matrices) - self.tied]
+        )
         return whole * itemsize + sum(outputs * (inputs + 4) for outputs, inputs in matrices)
 
     def kv_bytes(self, itemsize: int) -> int:
@@ -108,7 +137,8 @@ class ModelShape:
         return 2 * self.text.layers * self.text.kv_heads * self.text.head_dim * itemsize
 
     def tile_bytes(self, itemsize: int) -> int:
-        """Estimated peak activation bytes of encoding one tile: residual, norm, MLP before and after the activation, float32 input.
+        """Estimated peak activation bytes of encoding one tile: residual, norm, MLP before and
+        after the activation, float32 input.
 
         Stands in until the first encoder call has been measured.
         """
@@ -117,7 +147,8 @@ class ModelShape:
 
     @classmethod
     def from_checkpoint(cls, checkpoint: Checkpoint) -> ModelShape:
-        """Reads config.json; keys that it leaves out have the defaults of transformers' configuration classes.
+        """Reads config.json; keys that it leaves out have the defaults of transformers'
+        configuration classes.
 
         Raises:
             ModelLoadError: A key is missing or the checkpoint uses something that SmolVLM2 has not.
@@ -134,7 +165,9 @@ class ModelShape:
                 bool(config.get("tie_word_embeddings", False)),
             )
         except (KeyError, TypeError, ValueError) as error:
-            raise ModelLoadError(f"{checkpoint.name}: config.json: {type(error).__name__}: {error}") from error
+            raise ModelLoadError(
+                f"{checkpoint.name}: config.json: {type(error).__name__}: {error}"
+            ) from error
 
 
 def _vision(config: Mapping[str, Any]) -> VisionShape:
@@ -154,7 +187,13 @@ def _text(config: Mapping[str, Any]) -> TextShape:
     if config.get("model_type", "llama") != "llama":
         raise ValueError(f"text_config.model_type is {config['model_type']!r}, not 'llama'")
     _require(config, "hidden_act", "silu")
-    for name in ("attention_bias", "mlp_bias", "qk_layer_norms", "use_resampler", "rope_interleaved"):
+    for name in (
+        "attention_bias",
+        "mlp_bias",
+        "qk_layer_norms",
+        "use_resampler",
+        "rope_interleaved",
+    ):
         _require(config, name, False)
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
     kind = rope.get("rope_type", rope.get("type", "default"))

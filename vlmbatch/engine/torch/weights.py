@@ -1,4 +1,6 @@
-"""Reads a checkpoint's safetensors into torch, tensor by tensor, checked against the shape that config.json promises; quantizes on the way, if asked to."""
+"""Reads a checkpoint's safetensors into torch, tensor by tensor, checked against the shape that
+config.json promises; quantizes on the way, if asked to.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +44,14 @@ class Model:
     quantized: bool = False
 
 
-def load_model(checkpoint: Checkpoint, shape: ModelShape, device: torch.device, dtype: torch.dtype, *, quantized: bool = False) -> Model:
+def load_model(
+    checkpoint: Checkpoint,
+    shape: ModelShape,
+    device: torch.device,
+    dtype: torch.dtype,
+    *,
+    quantized: bool = False,
+) -> Model:
     """Reads the weights and moves them to a device in a number format.
 
     Args:
@@ -50,11 +59,13 @@ def load_model(checkpoint: Checkpoint, shape: ModelShape, device: torch.device, 
         shape: What config.json says.
         device: Where they go.
         dtype: The number format that is computed in.
-        quantized: Whether the matrices of the language model become 8-bit whole numbers (linear.py). Each is quantized as it is read, so that no more than
-            one is there in two forms.
+        quantized: Whether the matrices of the language model become 8-bit whole numbers
+            (linear.py). Each is quantized as it is read, so that no more than one is there in two
+            forms.
 
     Raises:
-        ModelLoadError: A file is broken, or a tensor is missing or of another shape than config.json says.
+        ModelLoadError: A file is broken, or a tensor is missing or of another shape than
+            config.json says.
     """
     expected = tensor_shapes(shape)
     tensors: dict[str, torch.Tensor] = {}
@@ -71,7 +82,9 @@ def load_model(checkpoint: Checkpoint, shape: ModelShape, device: torch.device, 
                     else:
                         logger.debug("%s: tensor %s is not used", path.name, name)
         except (safetensors.SafetensorError, OSError) as error:
-            raise ModelLoadError(f"{checkpoint.name}: {path.name} cannot be read: {error}") from error
+            raise ModelLoadError(
+                f"{checkpoint.name}: {path.name} cannot be read: {error}"
+            ) from error
     if "lm_head.weight" not in tensors and not shape.tied:
         # Files leave shared tensors out, whatever the flag in config.json says.
         shape = dataclasses.replace(shape, tied=True)
@@ -80,8 +93,12 @@ def load_model(checkpoint: Checkpoint, shape: ModelShape, device: torch.device, 
         if name not in tensors:
             raise ModelLoadError(f"{checkpoint.name}: the weights lack {name}")
         if tuple(tensors[name].shape) != size:
-            raise ModelLoadError(f"{checkpoint.name}: {name} is {tuple(tensors[name].shape)}, config.json says {size}")
-    if quantized and shape.tied:  # the embeddings stay as they are; the head reads all of its matrix for every token
+            raise ModelLoadError(
+                f"{checkpoint.name}: {name} is {tuple(tensors[name].shape)}, config.json says {size}"
+            )
+    if (
+        quantized and shape.tied
+    ):  # the embeddings stay as they are; the head reads all of its matrix for every token
         _put_quantized(tensors, "lm_head.weight", tensors[f"{TEXT}.embed_tokens.weight"], device)
     scale, shift = pixel_normalization(checkpoint)
     weights = Weights(tensors)
@@ -90,26 +107,39 @@ def load_model(checkpoint: Checkpoint, shape: ModelShape, device: torch.device, 
 
 
 def is_quantized(name: str) -> bool:
-    """Whether quantizing is for a tensor: for the matrices that a decode step reads, those of the language model's layers and the head.
+    """Whether quantizing is for a tensor: for the matrices that a decode step reads, those of the
+    language model's layers and the head.
 
-    Embeddings are looked up, norms are small, and the vision encoder multiplies each weight by a thousand patches: reading it is not what takes the time.
+    Embeddings are looked up, norms are small, and the vision encoder multiplies each weight by a
+    thousand patches: reading it is not what takes the time.
     """
-    return name == "lm_head.weight" or (name.startswith(f"{TEXT}.layers.") and name.endswith("_proj.weight"))
+    return name == "lm_head.weight" or (
+        name.startswith(f"{TEXT}.layers.") and name.endswith("_proj.weight")
+    )
 
 
-def _put_quantized(tensors: dict[str, torch.Tensor], name: str, tensor: torch.Tensor, device: torch.device) -> None:
+def _put_quantized(
+    tensors: dict[str, torch.Tensor], name: str, tensor: torch.Tensor, device: torch.device
+) -> None:
     if tensor.ndim != 2:
         tensors[name] = tensor  # the check of shapes says what is wrong
         return
     weight, scale = quantize(tensor)
-    tensors[name], tensors[f"{name.removesuffix('weight')}{SCALE}"] = weight.to(device), scale.to(device)
+    tensors[name], tensors[f"{name.removesuffix('weight')}{SCALE}"] = (
+        weight.to(device),
+        scale.to(device),
+    )
 
 
 def pixel_normalization(checkpoint: Checkpoint) -> tuple[torch.Tensor, torch.Tensor]:
-    """Scale and shift by channel, each float32 (3,), that turn uint8 pixels into what the encoder was trained on."""
+    """Scale and shift by channel, each float32 (3,), that turn uint8 pixels into what the encoder
+    was trained on.
+    """
     settings = checkpoint.image_processor()
     ones = torch.ones(3, dtype=torch.float64)
-    rescale = float(settings.get("rescale_factor", 1 / 255)) if settings.get("do_rescale", True) else 1.0
+    rescale = (
+        float(settings.get("rescale_factor", 1 / 255)) if settings.get("do_rescale", True) else 1.0
+    )
     if not settings.get("do_normalize", True):
         return (ones * rescale).float(), (ones * 0).float()
     mean = torch.tensor(settings.get("image_mean", [0.5] * 3), dtype=torch.float64)
@@ -127,7 +157,10 @@ def tensor_shapes(shape: ModelShape) -> dict[str, tuple[int, ...]]:
         f"{vision}.embeddings.position_embedding.weight": (v.patches, v.hidden),
         f"{vision}.post_layernorm.weight": (v.hidden,),
         f"{vision}.post_layernorm.bias": (v.hidden,),
-        "model.connector.modality_projection.proj.weight": (t.hidden, v.hidden * shape.scale_factor**2),
+        "model.connector.modality_projection.proj.weight": (
+            t.hidden,
+            v.hidden * shape.scale_factor**2,
+        ),
         f"{text}.embed_tokens.weight": (t.vocabulary, t.hidden),
         f"{text}.norm.weight": (t.hidden,),
     }
@@ -135,7 +168,10 @@ def tensor_shapes(shape: ModelShape) -> dict[str, tuple[int, ...]]:
         shapes["lm_head.weight"] = (t.vocabulary, t.hidden)
     for i in range(v.layers):
         layer = f"{vision}.encoder.layers.{i}"
-        linears = {f"self_attn.{name}": (v.hidden, v.hidden) for name in ("q_proj", "k_proj", "v_proj", "out_proj")}
+        linears = {
+            f"self_attn.{name}": (v.hidden, v.hidden)
+            for name in ("q_proj", "k_proj", "v_proj", "out_proj")
+        }
         linears |= {"mlp.fc1": (v.mlp, v.hidden), "mlp.fc2": (v.hidden, v.mlp)}
         for name, size in linears.items():
             shapes[f"{layer}.{name}.weight"], shapes[f"{layer}.{name}.bias"] = size, size[:1]
@@ -144,8 +180,16 @@ def tensor_shapes(shape: ModelShape) -> dict[str, tuple[int, ...]]:
     for i in range(t.layers):
         layer = f"{text}.layers.{i}"
         query, key = t.heads * t.head_dim, t.kv_heads * t.head_dim
-        sizes = {"self_attn.q_proj": (query, t.hidden), "self_attn.k_proj": (key, t.hidden), "self_attn.v_proj": (key, t.hidden)}
-        sizes |= {"self_attn.o_proj": (t.hidden, query), "mlp.gate_proj": (t.mlp, t.hidden), "mlp.up_proj": (t.mlp, t.hidden)}
+        sizes = {
+            "self_attn.q_proj": (query, t.hidden),
+            "self_attn.k_proj": (key, t.hidden),
+            "self_attn.v_proj": (key, t.hidden),
+        }
+        sizes |= {
+            "self_attn.o_proj": (t.hidden, query),
+            "mlp.gate_proj": (t.mlp, t.hidden),
+            "mlp.up_proj": (t.mlp, t.hidden),
+        }
         sizes |= {"mlp.down_proj": (t.hidden, t.mlp)}
         shapes |= {f"{layer}.{name}.weight": size for name, size in sizes.items()}
         for norm in ("input_layernorm", "post_attention_layernorm"):

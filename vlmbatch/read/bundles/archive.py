@@ -1,9 +1,11 @@
 """Archives: their pictures or videos as parts of a job, without unpacking them to the disk.
 
-A zip and an uncompressed tar are read entry by entry on the worker's thread. A compressed tar is read once, front to back, and a picture's bytes are held
-only while it waits. A video has to be a file: it is copied to a temporary one, which goes when its frames are decoded. In the manner of WebDataset, entries
-that stand together and share their name up to its first dot are one sample, whose ``.json`` and ``.txt`` give columns (``Job.keep``,
-``Job.question_column``) to its pictures or videos.
+A zip and an uncompressed tar are read entry by entry on the worker's thread. A compressed tar is
+read once, front to back, and a picture's bytes are held only while it waits. A video has to be a
+file: it is copied to a temporary one, which goes when its frames are decoded. In the manner of
+WebDataset, entries that stand together and share their name up to its first dot are one sample,
+whose ``.json`` and ``.txt`` give columns (``Job.keep``, ``Job.question_column``) to its pictures or
+videos.
 """
 
 from __future__ import annotations
@@ -17,10 +19,10 @@ from typing import Any, Literal
 from vlmbatch.errors import ReadError
 from vlmbatch.job import Job
 from vlmbatch.read.base import Counts
-from vlmbatch.read.files.source import Found, Part
 from vlmbatch.read.bundles.manifest import carrying, questions_of
 from vlmbatch.read.bundles.members import Limits, Member, tar_members, zip_members
 from vlmbatch.read.files.kinds import file_status, media_of, printable
+from vlmbatch.read.files.source import Found, Part
 
 SIDECARS = (".json", ".txt")
 MAX_SAMPLE = 64
@@ -30,7 +32,9 @@ MAX_SAMPLE = 64
 class Archive:
     """Gives the pictures or the videos of an archive."""
 
-    def __init__(self, path: str, name: str, job: Job, counts: Counts, names_only: bool = False) -> None:
+    def __init__(
+        self, path: str, name: str, job: Job, counts: Counts, names_only: bool = False
+    ) -> None:
         """Opens nothing yet.
 
         Args:
@@ -40,12 +44,20 @@ class Archive:
             counts: Where what is of the other media is counted.
             names_only: Whether entries are only counted: what comes in a stream is then skipped.
         """
-        self._path, self._name, self._job, self._counts, self._names_only = path, name, job, counts, names_only
+        self._path, self._name, self._job, self._counts, self._names_only = (
+            path,
+            name,
+            job,
+            counts,
+            names_only,
+        )
         self._copied: tuple[str, int] = "", 0
         self._sidecars = SIDECARS if (job.keep or job.question_column) and not names_only else ()
 
     def __iter__(self) -> Iterator[Part]:
-        """Yields them in the order of the archive; if it is damaged, an error after the last one before the damage."""
+        """Yields them in the order of the archive; if it is damaged, an error after the last one
+        before the damage.
+        """
         num_entries = 0
         try:
             for sample in self._samples():
@@ -53,19 +65,36 @@ class Archive:
                 yield from self._parts(sample)
         except ReadError as exc:
             where = f"damaged after {num_entries} entries: " if num_entries else ""
-            yield Part(Found("", self._name, printable(self._path), file_status(self._path)[0], f"{where}{exc}"), self._name)
+            yield Part(
+                Found(
+                    "",
+                    self._name,
+                    printable(self._path),
+                    file_status(self._path)[0],
+                    f"{where}{exc}",
+                ),
+                self._name,
+            )
 
     def _samples(self) -> Iterator[list[Member]]:
-        """Pictures or videos and sidecars that belong together; each on its own when no sidecar is asked for."""
+        """Pictures or videos and sidecars that belong together; each on its own when no sidecar is
+        asked for.
+        """
         read = zip_members if self._path.lower().endswith(".zip") else tar_members
-        members = read(self._path, Limits(self._job.max_file_bytes, self._job.max_compression_ratio), self._wants)
+        members = read(
+            self._path,
+            Limits(self._job.max_file_bytes, self._job.max_compression_ratio),
+            self._wants,
+        )
         if not self._sidecars:
             yield from ([member] for member in members)
             return
         sample: list[Member] = []
         try:
             for member in members:
-                if sample and (_key(member.name) != _key(sample[0].name) or len(sample) == MAX_SAMPLE):
+                if sample and (
+                    _key(member.name) != _key(sample[0].name) or len(sample) == MAX_SAMPLE
+                ):
                     yield sample
                     sample = []
                 sample.append(member)
@@ -75,7 +104,9 @@ class Archive:
         yield sample
 
     def _wants(self, name: str, size: int) -> Literal["bytes", "file"] | None:
-        """What is asked for of an entry: nothing of hidden ones and other kinds, nor of videos that are too large together with others of their sample."""
+        """What is asked for of an entry: nothing of hidden ones and other kinds, nor of videos that
+        are too large together with others of their sample.
+        """
         kind = self._kind(name)
         if self._names_only or kind not in (self._job.media, *self._sidecars):
             return None
@@ -112,15 +143,34 @@ class Archive:
     def _part(self, member: Member, columns: dict[str, Any], trouble: str | None) -> Part:
         name = printable(posixpath.normpath(member.name.lstrip("/")))
         error = member.error or _escapes(member.name) or trouble
-        if error is None and self._job.media == "video" and member.copy is None and not self._names_only:
+        if (
+            error is None
+            and self._job.media == "video"
+            and member.copy is None
+            and not self._names_only
+        ):
             error = f"the videos of its sample have more bytes than --max-file-size allows ({self._job.max_file_bytes:,})"
         questions: tuple[str, ...] = ()
         try:
-            questions = questions_of(columns.get(self._job.question_column)) if self._job.question_column else ()
+            questions = (
+                questions_of(columns.get(self._job.question_column))
+                if self._job.question_column
+                else ()
+            )
         except ReadError as exc:
             error = error or str(exc)
         source = f"{printable(self._path)}/{name}"
-        found = Found("", "", source, member.fingerprint, error, read=member.read, held_bytes=member.held_bytes, copy=member.copy, is_copied=member.is_copied)
+        found = Found(
+            "",
+            "",
+            source,
+            member.fingerprint,
+            error,
+            read=member.read,
+            held_bytes=member.held_bytes,
+            copy=member.copy,
+            is_copied=member.is_copied,
+        )
         extra = {kept: columns.get(column) for column, kept in self._job.kept_columns.items()}
         return Part(carrying(found, f"{self._name}/{name}", extra, questions), name)
 
@@ -132,7 +182,9 @@ def _key(name: str) -> str:
 
 
 def _columns(member: Member) -> dict[str, Any]:
-    """What a sidecar says: the keys of a JSON object (and ``json``, all of it), or ``txt``, its text."""
+    """What a sidecar says: the keys of a JSON object (and ``json``, all of it), or ``txt``, its
+    text.
+    """
     if member.error:
         raise ReadError(member.error)
     try:
@@ -141,7 +193,9 @@ def _columns(member: Member) -> dict[str, Any]:
             return {"txt": text.strip()}
         value = json.loads(text)
     except ValueError as exc:
-        raise ReadError("not JSON" if member.name.lower().endswith(".json") else "not UTF-8 text") from exc
+        raise ReadError(
+            "not JSON" if member.name.lower().endswith(".json") else "not UTF-8 text"
+        ) from exc
     return {"json": value, **(value if isinstance(value, dict) else {})}
 
 

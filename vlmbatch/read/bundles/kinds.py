@@ -1,4 +1,6 @@
-"""Files that hold many things or name them: manifests and archives. They are opened where the user names them; inside folders they are left alone."""
+"""Files that hold many things or name them: manifests and archives. They are opened where the user
+names them; inside folders they are left alone.
+"""
 
 from __future__ import annotations
 
@@ -13,14 +15,29 @@ if TYPE_CHECKING:
     from vlmbatch.read.files.source import Part
 
 MANIFEST_SUFFIXES = (".txt", *TABLE_SUFFIXES)
-PACKED_TAR_SUFFIXES = (".tar.gz", ".tgz", ".tar.zst", ".tzst", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
+PACKED_TAR_SUFFIXES = (
+    ".tar.gz",
+    ".tgz",
+    ".tar.zst",
+    ".tzst",
+    ".tar.bz2",
+    ".tbz2",
+    ".tar.xz",
+    ".txz",
+)
 ARCHIVE_SUFFIXES = (".zip", ".tar", *PACKED_TAR_SUFFIXES)
 
 
 def bundle_kind(path: str) -> Literal["manifest", "archive"] | None:
     """What a file is by its name; None when it holds one thing."""
     name = path.lower()
-    return "manifest" if name.endswith(MANIFEST_SUFFIXES) else "archive" if name.endswith(ARCHIVE_SUFFIXES) else None
+    return (
+        "manifest"
+        if name.endswith(MANIFEST_SUFFIXES)
+        else "archive"
+        if name.endswith(ARCHIVE_SUFFIXES)
+        else None
+    )
 
 
 def is_stream(text: str) -> bool:

@@ -1,4 +1,6 @@
-"""What stands in a zip or tar file: entries with what reads them, one after the other, in memory that does not grow with the archive."""
+"""What stands in a zip or tar file: entries with what reads them, one after the other, in memory
+that does not grow with the archive.
+"""
 
 from __future__ import annotations
 
@@ -46,7 +48,9 @@ class Limits:
         """Why an entry is not unpacked; None when it may be."""
         if unpacked_bytes > self.max_bytes:
             return f"{unpacked_bytes:,} bytes are more than --max-file-size allows ({self.max_bytes:,})"
-        if packed_bytes is not None and unpacked_bytes > self.max_ratio * (packed_bytes + _BUFFER_BYTES):
+        if packed_bytes is not None and unpacked_bytes > self.max_ratio * (
+            packed_bytes + _BUFFER_BYTES
+        ):
             return f"{packed_bytes:,} bytes unpack to {unpacked_bytes:,}, more than --max-compression-ratio {self.max_ratio:g}"
         return None
 
@@ -62,7 +66,8 @@ class Member:
         error: Why it cannot be read; None when nothing is known against it.
         held_bytes: Bytes that ``read`` holds.
         copy: Makes a file of it, or gives the one that was made; raises ``ReadError``.
-        is_copied: Whether ``copy`` gives a file that was made as the entry came by, and cannot be made again.
+        is_copied: Whether ``copy`` gives a file that was made as the entry came by, and cannot be
+            made again.
     """
 
     name: str
@@ -94,7 +99,9 @@ def zip_members(path: str, limits: Limits, wants: Wanted) -> Iterator[Member]:
     except OSError as exc:
         raise ReadError(one_line(exc)) from exc
     except Exception as exc:  # damaged directories raise many kinds
-        raise ReadError(f"not a zip archive, or cut off before its directory at the end: {one_line(exc)}") from exc
+        raise ReadError(
+            f"not a zip archive, or cut off before its directory at the end: {one_line(exc)}"
+        ) from exc
     for info in archive.infolist():
         if not info.is_dir():
             error = limits.trouble(info.file_size, info.compress_size)
@@ -102,8 +109,17 @@ def zip_members(path: str, limits: Limits, wants: Wanted) -> Iterator[Member]:
                 error = "a link, not a file"
             elif info.flag_bits & 1:
                 error = "encrypted"
-            read, copy = functools.partial(_read_zipped, archive, info), functools.partial(_copy, info.filename, functools.partial(_zipped, archive, info))
-            yield Member(info.filename.replace("\\", "/"), read, f"{info.CRC:08x}:{info.file_size}", error, copy=copy)
+            read, copy = (
+                functools.partial(_read_zipped, archive, info),
+                functools.partial(_copy, info.filename, functools.partial(_zipped, archive, info)),
+            )
+            yield Member(
+                info.filename.replace("\\", "/"),
+                read,
+                f"{info.CRC:08x}:{info.file_size}",
+                error,
+                copy=copy,
+            )
 
 
 def _read_zipped(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
@@ -135,16 +151,22 @@ def tar_members(path: str, limits: Limits, wants: Wanted) -> Iterator[Member]:
     Args:
         path: The archive.
         limits: What an entry may take.
-        wants: What is asked for; compressed archives are asked, as their entries cannot be read later.
+        wants: What is asked for; compressed archives are asked, as their entries cannot be read
+            later.
 
     Raises:
-        ReadError: It is no tar archive, or it is damaged or cut off; entries before that were yielded.
+        ReadError: It is no tar archive, or it is damaged or cut off; entries before that were
+            yielded.
     """
     try:
         with open(path, "rb") as file:
             unpack = _decompressor(file.read(6))
             file.seek(0)
-            yield from _stored(path, file, limits) if unpack is None else _streamed(file, unpack, limits, wants)
+            yield from (
+                _stored(path, file, limits)
+                if unpack is None
+                else _streamed(file, unpack, limits, wants)
+            )
     except ReadError:
         raise
     except Exception as exc:  # TarError, OSError, EOFError, zlib.error, LZMAError, ArrowException …
@@ -156,21 +178,44 @@ def _stored(path: str, file: BinaryIO, limits: Limits) -> Iterator[Member]:
     status = os.fstat(file.fileno())
     is_written = any(file.read(tarfile.BLOCKSIZE))
     file.seek(0)
-    if status.st_size and not is_written and (status.st_size > tarfile.RECORDSIZE or not path.lower().endswith(".tar")):
-        raise ReadError("nothing where the first entry should be: zeros")  # an archive without entries is one record of zeros
+    if (
+        status.st_size
+        and not is_written
+        and (status.st_size > tarfile.RECORDSIZE or not path.lower().endswith(".tar"))
+    ):
+        raise ReadError(
+            "nothing where the first entry should be: zeros"
+        )  # an archive without entries is one record of zeros
     with tarfile.open(fileobj=file, mode="r:", tarinfo=_Header) as tar:
         for info in _entries(tar):
-            if info.isreg() and not info.issparse() and info.offset_data + info.size > status.st_size:
+            if (
+                info.isreg()
+                and not info.issparse()
+                and info.offset_data + info.size > status.st_size
+            ):
                 raise ReadError(f"cut off within {info.name}")
             read = functools.partial(_read_slice, path, info.offset_data, info.size)
-            copy = functools.partial(_copy, info.name, functools.partial(_slices, path, info.offset_data, info.size))
-            yield Member(info.name, read, f"{status.st_size}:{status.st_mtime_ns}:{info.offset_data}:{info.size}", _trouble(info, limits), copy=copy)
+            copy = functools.partial(
+                _copy, info.name, functools.partial(_slices, path, info.offset_data, info.size)
+            )
+            yield Member(
+                info.name,
+                read,
+                f"{status.st_size}:{status.st_mtime_ns}:{info.offset_data}:{info.size}",
+                _trouble(info, limits),
+                copy=copy,
+            )
 
 
-def _streamed(file: BinaryIO, unpack: Callable[[BinaryIO], Any], limits: Limits, wants: Wanted) -> Iterator[Member]:
+def _streamed(
+    file: BinaryIO, unpack: Callable[[BinaryIO], Any], limits: Limits, wants: Wanted
+) -> Iterator[Member]:
     """Entries of a compressed tar, with the bytes of those that are wanted."""
     opened: Any = _Unpacked(unpack(file), file, limits)  # has as much of a file as tarfile needs
-    with opened as stream, tarfile.open(fileobj=stream, mode="r|", bufsize=_BLOCK_BYTES, tarinfo=_Header) as tar:
+    with (
+        opened as stream,
+        tarfile.open(fileobj=stream, mode="r|", bufsize=_BLOCK_BYTES, tarinfo=_Header) as tar,
+    ):
         for info in _entries(tar):
             error = _trouble(info, limits)
             how = None if error else wants(info.name, info.size)
@@ -186,7 +231,15 @@ def _streamed(file: BinaryIO, unpack: Callable[[BinaryIO], Any], limits: Limits,
                 except ReadError as exc:
                     error = str(exc)
             given = functools.partial(_given, copy) if copy else None
-            yield Member(info.name, functools.partial(_given, data), content.hexdigest(), error, len(data), given, is_copied=copy is not None)
+            yield Member(
+                info.name,
+                functools.partial(_given, data),
+                content.hexdigest(),
+                error,
+                len(data),
+                given,
+                is_copied=copy is not None,
+            )
             del data, copy, given
             stream.next_entry()
 
@@ -212,14 +265,18 @@ def _streamed_blocks(stream: IO[bytes], content: hashlib.blake2b) -> Iterator[by
 
 
 def _entries(tar: Any) -> Iterator[tarfile.TarInfo]:
-    """Headers of what is no folder, to the zeros that end an archive; what stands behind them is looked at, as a hole in the middle is zeros too."""
+    """Headers of what is no folder, to the zeros that end an archive; what stands behind them is
+    looked at, as a hole in the middle is zeros too.
+    """
     while (info := tar.next()) is not None:
         tar.members.clear()  # tarfile keeps every header that it has seen
         if not info.isdir():
             yield info
     while block := tar.fileobj.read(_BLOCK_BYTES):
         if block.count(0) < len(block):
-            raise ReadError("zeros, as at the end of an archive, and more behind them, which is not read")
+            raise ReadError(
+                "zeros, as at the end of an archive, and more behind them, which is not read"
+            )
 
 
 def _trouble(info: tarfile.TarInfo, limits: Limits) -> str | None:
@@ -254,20 +311,25 @@ def _given(made: T) -> T:
 
 
 class _Header(tarfile.TarInfo):
-    """A header of an entry. ``tarfile`` takes a damaged one in the middle, and a file that is cut off before one, for the end of the archive."""
+    """A header of an entry. ``tarfile`` takes a damaged one in the middle, and a file that is cut
+    off before one, for the end of the archive.
+    """
 
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
         """Reads a block of 512 bytes.
 
         Raises:
-            ReadError: It is neither a header nor the zeros that end an archive, or there is nothing.
+            ReadError: It is neither a header nor the zeros that end an archive, or there is
+                nothing.
         """
         try:
             return super().frombuf(buf, encoding, errors)
         except tarfile.HeaderError as exc:
             if not buf:
-                raise ReadError("it ends without the zeros that end a tar archive: it may be cut off") from exc
+                raise ReadError(
+                    "it ends without the zeros that end a tar archive: it may be cut off"
+                ) from exc
             if any(buf):
                 raise ReadError(f"no tar header where one should be: {one_line(exc)}") from exc
             raise
@@ -286,16 +348,22 @@ class _Unpacked:
         self._since = self._unpacked_bytes, self._packed.tell()
 
     def read(self, size: int) -> bytes:
-        """At least one byte and at most so many; none at the end. What stands before a damage is given before that is raised.
+        """At least one byte and at most so many; none at the end. What stands before a damage is
+        given before that is raised.
 
         Raises:
             ReadError: The entry in hand unpacks to too many times its size.
         """
         data: bytes = self._inner.read1(size)
         self._unpacked_bytes += len(data)
-        unpacked, packed = self._unpacked_bytes - self._since[0], self._packed.tell() - self._since[1]
+        unpacked, packed = (
+            self._unpacked_bytes - self._since[0],
+            self._packed.tell() - self._since[1],
+        )
         if unpacked > self._limits.max_ratio * (packed + 2 * _BUFFER_BYTES):
-            raise ReadError(f"an entry unpacks to more than --max-compression-ratio {self._limits.max_ratio:g} times its size; the rest is not read")
+            raise ReadError(
+                f"an entry unpacks to more than --max-compression-ratio {self._limits.max_ratio:g} times its size; the rest is not read"
+            )
         return data
 
     def __enter__(self) -> Self:
@@ -306,7 +374,9 @@ class _Unpacked:
 
 
 def _decompressor(head: bytes) -> Callable[[BinaryIO], Any] | None:
-    """What unpacks a file that starts with these 6 bytes; None when it is not compressed in a known way."""
+    """What unpacks a file that starts with these 6 bytes; None when it is not compressed in a known
+    way.
+    """
     if head.startswith(b"\x1f\x8b"):
         import gzip
 
@@ -319,12 +389,16 @@ def _decompressor(head: bytes) -> Callable[[BinaryIO], Any] | None:
         import lzma
 
         return lzma.LZMAFile
-    if head.startswith(b"\x28\xb5\x2f\xfd") or (head[1:4] == b"\x2a\x4d\x18" and head[0] >> 4 == 5):  # a frame, or a skippable one as pzstd writes
+    if head.startswith(b"\x28\xb5\x2f\xfd") or (
+        head[1:4] == b"\x2a\x4d\x18" and head[0] >> 4 == 5
+    ):  # a frame, or a skippable one as pzstd writes
         import pyarrow
 
         class ZstdFile(pyarrow.CompressedInputStream):  # type: ignore[misc]
             def read1(self, size: int) -> bytes:
-                """A tar's block: Arrow drops what it has unpacked of a larger piece when it meets a damage in it."""
+                """A tar's block: Arrow drops what it has unpacked of a larger piece when it meets a
+                damage in it.
+                """
                 data: bytes = self.read(tarfile.BLOCKSIZE)
                 return data
 

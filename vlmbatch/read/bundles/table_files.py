@@ -1,4 +1,6 @@
-"""Table files to rows: .txt (a path a line), .csv, .tsv, .jsonl and .parquet, each read front to back in bounded memory."""
+"""Table files to rows: .txt (a path a line), .csv, .tsv, .jsonl and .parquet, each read front to
+back in bounded memory.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,9 @@ from vlmbatch.read.files.kinds import printable, read_paths
 
 Row = dict[str, Any]
 Rows = Iterator[Row | ReadError]
-"""Rows in order; a row that cannot be read is a ``ReadError`` in its place, and one at the end says why there are no more."""
+"""Rows in order; a row that cannot be read is a ``ReadError`` in its place, and one at the end says
+why there are no more.
+"""
 
 LINES_LOOKED_AT = 100
 """Lines of a .jsonl file whose keys are taken for its columns."""
@@ -24,7 +28,9 @@ PARQUET_BATCH_ROWS = 16
 """Rows that are decoded together; a row may hold a picture."""
 
 _LARGEST_FIELD = 2**31 - 1
-"""The csv module refuses fields of more than 131,072 characters unless told otherwise; a picture in base64 is longer."""
+"""The csv module refuses fields of more than 131,072 characters unless told otherwise; a picture in
+base64 is longer.
+"""
 
 
 class Table:
@@ -32,11 +38,18 @@ class Table:
 
     Attributes:
         columns: Names in the order of the file.
-        picture_columns: Columns whose type says that they hold pictures: bytes, or a struct of ``bytes`` and ``path``. Only Parquet has types.
-        rows: Reads the rows from the start. Takes the columns that are wanted, and whether the bytes of pictures are.
+        picture_columns: Columns whose type says that they hold pictures: bytes, or a struct of
+            ``bytes`` and ``path``. Only Parquet has types.
+        rows: Reads the rows from the start. Takes the columns that are wanted, and whether the
+            bytes of pictures are.
     """
 
-    def __init__(self, columns: Collection[str], rows: Callable[[Collection[str], bool], Rows], picture_columns: Collection[str] = ()) -> None:
+    def __init__(
+        self,
+        columns: Collection[str],
+        rows: Callable[[Collection[str], bool], Rows],
+        picture_columns: Collection[str] = (),
+    ) -> None:
         self.columns = tuple(columns)
         self.picture_columns = tuple(picture_columns)
         self.rows = rows
@@ -48,7 +61,12 @@ def open_table(path: str) -> Table:
     Raises:
         JobError: It cannot be opened, or its columns cannot be read.
     """
-    opener = {".csv": _open_csv, ".tsv": _open_csv, ".jsonl": _open_jsonl, ".parquet": _open_parquet}.get(os.path.splitext(path)[1].lower(), _open_text)
+    opener = {
+        ".csv": _open_csv,
+        ".tsv": _open_csv,
+        ".jsonl": _open_jsonl,
+        ".parquet": _open_parquet,
+    }.get(os.path.splitext(path)[1].lower(), _open_text)
     try:
         return opener(path)
     except OSError as exc:
@@ -81,7 +99,9 @@ def _open_csv(path: str) -> Table:
                 if len(fields) == len(header):
                     yield {name: fields[at] or None for name, at in positions.items()}
                 elif fields:
-                    yield ReadError(f"the row has {len(fields)} fields, the header has {len(header)}")
+                    yield ReadError(
+                        f"the row has {len(fields)} fields, the header has {len(header)}"
+                    )
 
     with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
         try:
@@ -125,10 +145,21 @@ def _open_parquet(path: str) -> Table:
     def rows(wanted: Collection[str], pictures: bool) -> Rows:
         names = [name for name in table_columns if name in wanted]
         # Without the pictures their paths still say what rows are called.
-        leaves = [name if pictures or name not in held else f"{name}.path" for name in names if pictures or held.get(name) is not False]
+        leaves = [
+            name if pictures or name not in held else f"{name}.path"
+            for name in names
+            if pictures or held.get(name) is not False
+        ]
         with pyarrow.parquet.ParquetFile(path, buffer_size=1 << 20) as file:
-            for group in range(file.num_row_groups):  # one after the other: asked for all at once, Arrow keeps the dictionaries of each
-                for batch in file.iter_batches(batch_size=PARQUET_BATCH_ROWS, row_groups=[group], columns=leaves, use_threads=False):
+            for group in range(
+                file.num_row_groups
+            ):  # one after the other: asked for all at once, Arrow keeps the dictionaries of each
+                for batch in file.iter_batches(
+                    batch_size=PARQUET_BATCH_ROWS,
+                    row_groups=[group],
+                    columns=leaves,
+                    use_threads=False,
+                ):
                     yield from batch.to_pylist()
 
     try:
@@ -137,21 +168,33 @@ def _open_parquet(path: str) -> Table:
     except (pyarrow.ArrowException, ValueError) as exc:
         _refuse(path, f"not a Parquet file: {one_line(exc)}")
     table_columns = schema.names
-    held = {field.name: has_path for field in schema if (has_path := _picture_type(field.type)) is not None}
+    held = {
+        field.name: has_path
+        for field in schema
+        if (has_path := _picture_type(field.type)) is not None
+    }
     return Table(table_columns, _ending_well(rows), held)
 
 
 def _picture_type(kind: Any) -> bool | None:
-    """Whether a column of this type has the pictures' paths beside their bytes; None when it has no bytes."""
+    """Whether a column of this type has the pictures' paths beside their bytes; None when it has no
+    bytes.
+    """
     import pyarrow.types as types
 
     if types.is_struct(kind):
         names = {kind.field(number).name for number in range(kind.num_fields)}
         return "path" in names if "bytes" in names else None
-    return False if types.is_binary(kind) or types.is_large_binary(kind) or types.is_binary_view(kind) else None
+    return (
+        False
+        if types.is_binary(kind) or types.is_large_binary(kind) or types.is_binary_view(kind)
+        else None
+    )
 
 
-def _ending_well(rows: Callable[[Collection[str], bool], Rows]) -> Callable[[Collection[str], bool], Rows]:
+def _ending_well(
+    rows: Callable[[Collection[str], bool], Rows],
+) -> Callable[[Collection[str], bool], Rows]:
     """Rows whose last one is an error when the file turns out to be damaged, or is gone."""
 
     def guarded(wanted: Collection[str], pictures: bool) -> Rows:

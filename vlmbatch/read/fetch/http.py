@@ -1,8 +1,11 @@
-"""Bytes from ``http`` and ``https``: checked addresses, time limits, a size limit, and another try where that helps.
+"""Bytes from ``http`` and ``https``: checked addresses, time limits, a size limit, and another try
+where that helps.
 
-A URL may come from a list that a stranger wrote, and a web server may send a reader anywhere. So a connection is only made to an address that was looked
-at: the name is resolved here, every address it has must be a public one, and the socket is opened to that very address. Redirects, and names whose
-address changes between two look-ups, meet the same check, as every connection does.
+A URL may come from a list that a stranger wrote, and a web server may send a reader anywhere. So a
+connection is only made to an address that was looked
+at: the name is resolved here, every address it has must be a public one, and the socket is opened
+to that very address. Redirects, and names whose address changes between two look-ups, meet the same
+check, as every connection does.
 """
 
 from __future__ import annotations
@@ -32,18 +35,32 @@ READ_SECONDS = 30.0
 HEAD_SECONDS = 10.0
 MAX_ATTEMPTS = 4
 MAX_WAIT_SECONDS = 30.0
-"""A server that asks for a longer pause is left alone: the row is an error, and ``--retry-errors`` comes back another time."""
+"""A server that asks for a longer pause is left alone: the row is an error, and ``--retry-errors``
+comes back another time.
+"""
 
 MIN_BYTES_PER_SECOND = 1024
-"""Slower than this after a minute, a download is given up: some servers send a byte now and then for ever."""
+"""Slower than this after a minute, a download is given up: some servers send a byte now and then
+for ever.
+"""
 
 MAX_REDIRECTS = 10
 MAX_CONNECTIONS = 32
 KEEP_SECONDS = 5.0
 _CHUNK_BYTES = 1 << 16
 _SLOW_AFTER_SECONDS = 60.0
-_ERRORS = (httpx2.HTTPError, httpcore2.NetworkError, httpcore2.TimeoutException, httpcore2.ProtocolError)
-_FINAL = (httpx2.TooManyRedirects, httpx2.UnsupportedProtocol, httpcore2.UnsupportedProtocol, httpx2.DecodingError)
+_ERRORS = (
+    httpx2.HTTPError,
+    httpcore2.NetworkError,
+    httpcore2.TimeoutException,
+    httpcore2.ProtocolError,
+)
+_FINAL = (
+    httpx2.TooManyRedirects,
+    httpx2.UnsupportedProtocol,
+    httpcore2.UnsupportedProtocol,
+    httpx2.DecodingError,
+)
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 
 wait = time.sleep
@@ -56,8 +73,10 @@ def fetch(url: str, sink: BinaryIO, max_bytes: int, *, allow_private: bool) -> N
     Args:
         url: ``http`` or ``https``; user and password in it are sent as basic authentication.
         sink: Takes the bytes from its start; emptied before another try.
-        max_bytes: Files with more bytes are refused: unread where the server states the size, at that byte where it does not.
-        allow_private: Whether addresses that are not public are connected to, and the proxy of the environment is used.
+        max_bytes: Files with more bytes are refused: unread where the server states the size, at
+            that byte where it does not.
+        allow_private: Whether addresses that are not public are connected to, and the proxy of the
+            environment is used.
 
     Raises:
         ReadError: The bytes cannot be had; one line says why.
@@ -71,13 +90,22 @@ def fetch(url: str, sink: BinaryIO, max_bytes: int, *, allow_private: bool) -> N
                 if response.status_code == httpx2.codes.OK:
                     _copy(response, sink, max_bytes)
                     return
-                reason, pause = f"HTTP {response.status_code} {response.reason_phrase}".strip(), _pause(response)
-                if response.status_code != httpx2.codes.TOO_MANY_REQUESTS and not response.is_server_error:
+                reason, pause = (
+                    f"HTTP {response.status_code} {response.reason_phrase}".strip(),
+                    _pause(response),
+                )
+                if (
+                    response.status_code != httpx2.codes.TOO_MANY_REQUESTS
+                    and not response.is_server_error
+                ):
                     raise ReadError(reason)
         except _FINAL as exc:
             raise ReadError(one_line(exc)) from exc
         except _ERRORS as exc:
-            reason, pause = f"{_WORDS.get(type(exc).__name__, 'connection failed')}: {one_line(exc)}", None
+            reason, pause = (
+                f"{_WORDS.get(type(exc).__name__, 'connection failed')}: {one_line(exc)}",
+                None,
+            )
         except (httpx2.InvalidURL, ValueError, OSError) as exc:
             raise ReadError(one_line(exc)) from exc
         if attempt == MAX_ATTEMPTS:
@@ -89,11 +117,17 @@ def fetch(url: str, sink: BinaryIO, max_bytes: int, *, allow_private: bool) -> N
         wait(seconds)
 
 
-_WORDS = {"ConnectTimeout": "no connection in time", "ReadTimeout": "no answer in time", "RemoteProtocolError": "broken answer"}
+_WORDS = {
+    "ConnectTimeout": "no connection in time",
+    "ReadTimeout": "no answer in time",
+    "RemoteProtocolError": "broken answer",
+}
 
 
 def fingerprint(url: str, *, allow_private: bool) -> str:
-    """What changes with the file: its ETag, time and size as one HEAD request gives them; empty when it does not."""
+    """What changes with the file: its ETag, time and size as one HEAD request gives them; empty
+    when it does not.
+    """
     try:
         response = _client(allow_private).head(url, timeout=HEAD_SECONDS)
     except (ReadError, httpx2.InvalidURL, ValueError, OSError, *_ERRORS) as exc:
@@ -106,7 +140,9 @@ def fingerprint(url: str, *, allow_private: bool) -> str:
 def _copy(response: httpx2.Response, sink: BinaryIO, max_bytes: int) -> None:
     stated = response.headers.get("content-length", "")
     if stated.isdigit() and int(stated) > max_bytes:
-        raise ReadError(f"{int(stated):,} bytes are more than --max-file-size allows ({max_bytes:,})")
+        raise ReadError(
+            f"{int(stated):,} bytes are more than --max-file-size allows ({max_bytes:,})"
+        )
     begun, total = time.monotonic(), 0
     for chunk in response.iter_bytes(_CHUNK_BYTES):
         total += len(chunk)
@@ -136,7 +172,8 @@ def public_addresses(host: str, port: int) -> list[str]:
     """The addresses of a host, all of them public; in the order that the system prefers.
 
     Raises:
-        ReadError: There is no such host, or one of its addresses is private, loopback, link-local, multicast or reserved.
+        ReadError: There is no such host, or one of its addresses is private, loopback, link-local,
+            multicast or reserved.
         httpcore2.ConnectError: The name could not be looked up this time.
     """
     try:
@@ -156,10 +193,14 @@ def public_addresses(host: str, port: int) -> list[str]:
 
 
 def is_public(address: str) -> bool:
-    """Whether an IP address is one of the open internet; an IPv4 address inside an IPv6 one is judged as what it is."""
+    """Whether an IP address is one of the open internet; an IPv4 address inside an IPv6 one is
+    judged as what it is.
+    """
     parsed = ipaddress.ip_address(address)
     if isinstance(parsed, ipaddress.IPv6Address):
-        inner = parsed.ipv4_mapped or parsed.sixtofour or (parsed.teredo[1] if parsed.teredo else None)
+        inner = (
+            parsed.ipv4_mapped or parsed.sixtofour or (parsed.teredo[1] if parsed.teredo else None)
+        )
         if inner is None and parsed in _NAT64:
             inner = ipaddress.IPv4Address(int(parsed) & 0xFFFFFFFF)
         if inner is not None:
@@ -173,7 +214,12 @@ class _CheckedBackend(httpcore2.SyncBackend):
     """Opens sockets to addresses that were checked, and to no name."""
 
     def connect_tcp(
-        self, host: str, port: int, timeout: float | None = None, local_address: str | None = None, socket_options: Iterable[Any] | None = None
+        self,
+        host: str,
+        port: int,
+        timeout: float | None = None,
+        local_address: str | None = None,
+        socket_options: Iterable[Any] | None = None,
     ) -> httpcore2.NetworkStream:
         """Connects to the first address that answers."""
         failure: Exception = httpcore2.ConnectError(f"no address for {host}")
@@ -190,15 +236,32 @@ class _CheckedTransport(httpx2.BaseTransport):
 
     def __init__(self) -> None:
         self._pool = httpcore2.ConnectionPool(
-            ssl_context=httpx2.create_ssl_context(), max_connections=MAX_CONNECTIONS, keepalive_expiry=KEEP_SECONDS, network_backend=_CheckedBackend()
+            ssl_context=httpx2.create_ssl_context(),
+            max_connections=MAX_CONNECTIONS,
+            keepalive_expiry=KEEP_SECONDS,
+            network_backend=_CheckedBackend(),
         )
 
     def handle_request(self, request: httpx2.Request) -> httpx2.Response:
         """Sends a request."""
-        url = httpcore2.URL(scheme=request.url.raw_scheme, host=request.url.raw_host, port=request.url.port, target=request.url.raw_path)
-        answer = self._pool.handle_request(httpcore2.Request(request.method, url, headers=request.headers.raw, extensions=request.extensions))
+        url = httpcore2.URL(
+            scheme=request.url.raw_scheme,
+            host=request.url.raw_host,
+            port=request.url.port,
+            target=request.url.raw_path,
+        )
+        answer = self._pool.handle_request(
+            httpcore2.Request(
+                request.method, url, headers=request.headers.raw, extensions=request.extensions
+            )
+        )
         assert isinstance(answer.stream, Iterable)
-        return httpx2.Response(answer.status, headers=answer.headers, stream=_Body(answer.stream, answer.close), extensions=answer.extensions)
+        return httpx2.Response(
+            answer.status,
+            headers=answer.headers,
+            stream=_Body(answer.stream, answer.close),
+            extensions=answer.extensions,
+        )
 
     def close(self) -> None:
         """Closes the connections."""
@@ -227,7 +290,9 @@ def _client(allow_private: bool) -> httpx2.Client:
             # A size limit counts the bytes that arrive, so they are asked for as they are.
             _clients[allow_private] = httpx2.Client(
                 transport=None if allow_private else _CheckedTransport(),
-                limits=httpx2.Limits(max_connections=MAX_CONNECTIONS, keepalive_expiry=KEEP_SECONDS),
+                limits=httpx2.Limits(
+                    max_connections=MAX_CONNECTIONS, keepalive_expiry=KEEP_SECONDS
+                ),
                 timeout=httpx2.Timeout(READ_SECONDS, connect=CONNECT_SECONDS),
                 follow_redirects=True,
                 max_redirects=MAX_REDIRECTS,

@@ -1,7 +1,9 @@
-"""Inputs that are URLs: ``http`` and ``https``, and whatever fsspec knows (``s3://``, ``gs://``, ``hf://`` …). The one door to both.
+"""Inputs that are URLs: ``http`` and ``https``, and whatever fsspec knows (``s3://``, ``gs://``,
+``hf://`` …). The one door to both.
 
-What a URL costs: nothing is asked before its turn, but for a look at each URL that is an INPUT itself. A picture is held in memory while a worker
-decodes it; a video, and a document whose pages become Items, is a temporary file until nothing needs it any more.
+What a URL costs: nothing is asked before its turn, but for a look at each URL that is an INPUT
+itself. A picture is held in memory while a worker decodes it; a video, and a document whose pages
+become Items, is a temporary file until nothing needs it any more.
 """
 
 from __future__ import annotations
@@ -12,12 +14,12 @@ import os
 from collections.abc import Callable, Iterator
 from typing import BinaryIO
 
+from vlmbatch.core import Pixels
 from vlmbatch.errors import MissingDependencyError, ReadError
 from vlmbatch.job import Job
 from vlmbatch.read.extras import need_remote
 from vlmbatch.read.files.temporary import TemporaryFile
 from vlmbatch.read.files.walk import Entry, Glob
-from vlmbatch.core import Pixels
 from vlmbatch.urls import is_url, is_web, url_name
 
 
@@ -59,7 +61,8 @@ class RemoteInput:
         glob: The pattern, when it is one.
 
     Raises:
-        JobError: It is not there (``http`` and ``https`` are not asked yet), or its scheme is not known.
+        JobError: It is not there (``http`` and ``https`` are not asked yet), or its scheme is not
+            known.
         MissingDependencyError: It needs a package that is not installed.
     """
 
@@ -82,11 +85,16 @@ class RemoteInput:
             return
         from vlmbatch.read.fetch import http as web
 
-        yield Entry(self._url, url_name(self._url), fingerprint=web.fingerprint(self._url, allow_private=self._job.allow_private_urls))
+        yield Entry(
+            self._url,
+            url_name(self._url),
+            fingerprint=web.fingerprint(self._url, allow_private=self._job.allow_private_urls),
+        )
 
 
 class OnDisk:
-    """A file of the job as the operating system opens it; that of a URL is fetched, and deleted when nothing refers to it any more.
+    """A file of the job as the operating system opens it; that of a URL is fetched, and deleted
+    when nothing refers to it any more.
 
     Attributes:
         path: The file.
@@ -99,9 +107,13 @@ class OnDisk:
         self.path = path
         self._copy: TemporaryFile | None = None
         if is_url(path):
-            self._copy = TemporaryFile(os.path.splitext(url_name(path))[1], lambda file: _fetch(path, file, job))
+            self._copy = TemporaryFile(
+                os.path.splitext(url_name(path))[1], lambda file: _fetch(path, file, job)
+            )
             self.path = self._copy.path
 
     def bind(self, load: Callable[[str], Pixels]) -> Callable[[], Pixels]:
         """A ``load`` of the file at a path, which keeps it for as long as it may be called."""
-        return self._copy.bind(load) if self._copy is not None else functools.partial(load, self.path)
+        return (
+            self._copy.bind(load) if self._copy is not None else functools.partial(load, self.path)
+        )

@@ -1,4 +1,6 @@
-"""Object stores and other file systems behind a URL, through fsspec: one file, and folders and globs listed one folder at a time."""
+"""Object stores and other file systems behind a URL, through fsspec: one file, and folders and
+globs listed one folder at a time.
+"""
 
 from __future__ import annotations
 
@@ -81,20 +83,26 @@ class StoreInput:
         except JobError:
             raise
         except Exception as exc:
-            raise JobError(f"{without_credentials(url)} cannot be looked at: {one_line(exc)}") from exc
+            raise JobError(
+                f"{without_credentials(url)} cannot be looked at: {one_line(exc)}"
+            ) from exc
 
     def _open(self, url: str) -> tuple[AbstractFileSystem, str]:
         return open_store(url, allow_private=self._allow_private)
 
     def entries(self) -> Iterator[Entry]:
-        """Yields the files, sorted by name in each folder; a folder that cannot be listed is an entry with an error."""
+        """Yields the files, sorted by name in each folder; a folder that cannot be listed is an
+        entry with an error.
+        """
         yield from self._begun if self._begun is not None else self._list()
 
     def _list(self) -> Iterator[Entry]:
         files, path = self._open(self._url)
         if self.kind == "file":
             info = files.info(path)
-            yield Entry(self._url, path.rstrip("/").rpartition("/")[2], fingerprint=file_fingerprint(info))
+            yield Entry(
+                self._url, path.rstrip("/").rpartition("/")[2], fingerprint=file_fingerprint(info)
+            )
             return
         hidden = self.glob is not None and self.glob.hidden
         stack: list[tuple[str, Iterator[dict[str, Any]]]] = [("", iter(self._names(files, path)))]
@@ -110,21 +118,34 @@ class StoreInput:
                 continue
             if info["type"] != "directory":
                 if self.glob is None or self.glob.matches(relative):
-                    yield Entry(f"{self._url.rstrip('/')}/{relative}", relative, fingerprint=file_fingerprint(info))
+                    yield Entry(
+                        f"{self._url.rstrip('/')}/{relative}",
+                        relative,
+                        fingerprint=file_fingerprint(info),
+                    )
             elif self.glob is None or self.glob.enters(relative):
                 try:
                     stack.append((relative + "/", iter(self._names(files, info["name"]))))
                 except Exception as exc:
-                    yield Entry(f"{self._url.rstrip('/')}/{relative}", relative, f"folder not listed: {one_line(exc)}")
+                    yield Entry(
+                        f"{self._url.rstrip('/')}/{relative}",
+                        relative,
+                        f"folder not listed: {one_line(exc)}",
+                    )
 
     @staticmethod
     def _names(files: AbstractFileSystem, path: str) -> list[dict[str, Any]]:
-        """What a folder holds, sorted; the object that some stores keep for the folder itself is left out."""
+        """What a folder holds, sorted; the object that some stores keep for the folder itself is
+        left out.
+        """
         try:
             found = files.ls(path, detail=True)
         except FileNotFoundError:
             return []
-        return sorted((info for info in found if info["name"].strip("/") != path.strip("/") and _base(info)), key=_base)
+        return sorted(
+            (info for info in found if info["name"].strip("/") != path.strip("/") and _base(info)),
+            key=_base,
+        )
 
 
 def _base(info: dict[str, Any]) -> str:
@@ -138,4 +159,6 @@ def _split_glob(url: str) -> tuple[str, Glob]:
     first = next((number for number, part in enumerate(parts) if is_glob(part)), None)
     if first is None:
         raise JobError(f"a bucket cannot be a pattern: {without_credentials(url)}")
-    return "/".join([f"{scheme}://{host}", *parts[:first]]), Glob("", tuple(part for part in parts[first:] if part))
+    return "/".join([f"{scheme}://{host}", *parts[:first]]), Glob(
+        "", tuple(part for part in parts[first:] if part)
+    )

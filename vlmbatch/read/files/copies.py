@@ -1,4 +1,6 @@
-"""Copies of videos whose frames are asked for in any order: each is made when it is needed, and those that were not needed for the longest time go."""
+"""Copies of videos whose frames are asked for in any order: each is made when it is needed, and
+those that were not needed for the longest time go.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +11,13 @@ import shutil
 import threading
 from collections.abc import Callable
 
-from vlmbatch.read.files.temporary import TemporaryFile
 from vlmbatch.core import Pixels
+from vlmbatch.read.files.temporary import TemporaryFile
 
 MAX_BYTES = 8 << 30
-"""The copies together take no more than this, nor more than they leave free; those in use are not counted once they had to go."""
+"""The copies together take no more than this, nor more than they leave free; those in use are not
+counted once they had to go.
+"""
 
 
 class Copies:
@@ -21,10 +25,13 @@ class Copies:
 
     def __init__(self) -> None:
         self._guard = threading.Lock()
-        self._kept: collections.OrderedDict[str, tuple[TemporaryFile, int]] = collections.OrderedDict()
+        self._kept: collections.OrderedDict[str, tuple[TemporaryFile, int]] = (
+            collections.OrderedDict()
+        )
 
     def get(self, name: str, make: Callable[[], TemporaryFile]) -> TemporaryFile:
-        """The copy of a name, made if it is not there; it stays for as long as the caller refers to it.
+        """The copy of a name, made if it is not there; it stays for as long as the caller refers to
+        it.
 
         Args:
             name: What it is known by.
@@ -41,7 +48,9 @@ class Copies:
         with self._guard:
             self._kept[name] = made, os.path.getsize(made.path)
             self._kept.move_to_end(name)
-            while len(self._kept) > 1 and sum(size for _, size in self._kept.values()) > min(MAX_BYTES, shutil.disk_usage(made.path).free):
+            while len(self._kept) > 1 and sum(size for _, size in self._kept.values()) > min(
+                MAX_BYTES, shutil.disk_usage(made.path).free
+            ):
                 self._kept.popitem(last=False)
         return made
 
@@ -62,7 +71,9 @@ class OnDemand:
         self.path = self._copy.path
 
     def bind(self, load: Callable[[str], Pixels]) -> Callable[[], Pixels]:
-        """A ``load`` of the file at a path, which has it copied if need be; nothing is kept until then."""
+        """A ``load`` of the file at a path, which has it copied if need be; nothing is kept until
+        then.
+        """
         return functools.partial(_load, self._get, load)
 
 

@@ -1,4 +1,6 @@
-"""Names of files: what kind of file one says it is, how it is written down, which globs it matches, and lists of them."""
+"""Names of files: what kind of file one says it is, how it is written down, which globs it matches,
+and lists of them.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,9 @@ from vlmbatch.urls import is_url, url_name
 
 _IMAGE = ".jpg .jpeg .jpe .jfif .png .apng .webp .bmp .dib .gif .tif .tiff .ppm .pgm .pbm .pnm .ico .tga .jp2 .j2k .avif .heic .heif .hif .pdf"
 IMAGE_EXTENSIONS = frozenset(_IMAGE.split())
-"""Extensions of pictures and documents: the formats that Pillow's own wheel opens, which are listed in images.py, and those of extras.py."""
+"""Extensions of pictures and documents: the formats that Pillow's own wheel opens, which are listed
+in images.py, and those of extras.py.
+"""
 
 _VIDEO = """
 .mp4 .m4v .mp4v .mov .qt .mkv .mk3d .webm .avi .divx .mpg .mpeg .mpe .m1v .m2v .mpv .vob .ts .mts .m2ts .m2t .tp .trp .tod .wmv .asf .dvr-ms .wtv .flv .f4v
@@ -23,7 +27,9 @@ _VIDEO = """
 .vvc .vc1 .lrv .insv
 """
 VIDEO_EXTENSIONS = frozenset(_VIDEO.split())
-"""Extensions of formats that FFmpeg reads, but for what mostly is no video (.ogg, .mod, .dat). A file given by name is opened whatever its extension."""
+"""Extensions of formats that FFmpeg reads, but for what mostly is no video (.ogg, .mod, .dat). A
+file given by name is opened whatever its extension.
+"""
 
 _STDIN_BLOCK_BYTES = 1 << 16
 
@@ -43,7 +49,9 @@ def suffix_of(path: str) -> str:
 
 
 def printable(path: str) -> str:
-    r"""A path as valid UTF-8 text with ``/`` as separator; bytes of the name that are not UTF-8 are written ``\xNN``."""
+    r"""A path as valid UTF-8 text with ``/`` as separator; bytes of the name that are not UTF-8 are
+    written ``\xNN``.
+    """
     path = path.replace(os.sep, "/")
     if path.isascii():
         return path
@@ -54,7 +62,8 @@ def printable(path: str) -> str:
 
 
 def read_paths(stream: BinaryIO) -> Iterator[str]:
-    """Yields the paths that a stream names, as they arrive: one a line, or NUL-separated when its first block holds a NUL. A byte order mark is no part of one.
+    """Yields the paths that a stream names, as they arrive: one a line, or NUL-separated when its
+    first block holds a NUL. A byte order mark is no part of one.
 
     Args:
         stream: Bytes; names that are not UTF-8 keep theirs (``os.fsdecode``).
@@ -80,15 +89,23 @@ def _decoded(names: list[bytes], separator: bytes) -> Iterator[str]:
 
 
 def place_of(path: str) -> str:
-    """What is the same for two ways of naming a file, also through links to folders. A link to a file has a name and a place of its own."""
+    """What is the same for two ways of naming a file, also through links to folders. A link to a
+    file has a name and a place of its own.
+    """
     try:
-        return path if is_url(path) else os.path.join(os.path.realpath(os.path.dirname(path)), os.path.basename(path))
+        return (
+            path
+            if is_url(path)
+            else os.path.join(os.path.realpath(os.path.dirname(path)), os.path.basename(path))
+        )
     except ValueError:  # a NUL in it, or half a character: no file has such a name
         return path
 
 
 def file_status(path: str) -> tuple[str, str | None]:
-    """The fingerprint of a file, and what is wrong with it when it is none that can be opened and read to its end."""
+    """The fingerprint of a file, and what is wrong with it when it is none that can be opened and
+    read to its end.
+    """
     try:
         status = os.stat(path)
     except (OSError, ValueError):
@@ -99,10 +116,17 @@ def file_status(path: str) -> tuple[str, str | None]:
 
 
 def matches_any(name: str, patterns: tuple[str, ...]) -> bool:
-    """Whether an id matches a glob: as a whole, by its base name, or by a folder that it is in. ``*`` spans folders here, as in ``.gitignore``'s ``**``."""
+    """Whether an id matches a glob: as a whole, by its base name, or by a folder that it is in.
+    ``*`` spans folders here, as in ``.gitignore``'s ``**``.
+    """
     base = name.rsplit("/", 1)[-1]
     for pattern in patterns:
         bare = pattern.removeprefix("./").rstrip("/")
-        if fnmatchcase(name, bare) or fnmatchcase(base, bare) or fnmatchcase(name, f"{bare}/*") or fnmatchcase(name, bare.removeprefix("**/")):
+        if (
+            fnmatchcase(name, bare)
+            or fnmatchcase(base, bare)
+            or fnmatchcase(name, f"{bare}/*")
+            or fnmatchcase(name, bare.removeprefix("**/"))
+        ):
             return True
     return False

@@ -1,4 +1,6 @@
-"""What a listing gives: a file of the job, or a thing inside a manifest or archive that stands for one."""
+"""What a listing gives: a file of the job, or a thing inside a manifest or archive that stands for
+one.
+"""
 
 from __future__ import annotations
 
@@ -22,9 +24,11 @@ class Found:
         source: The path for a person to read, valid UTF-8.
         fingerprint: ``size:mtime_ns``, or what a server states; empty when the file has none.
         error: Why this is no readable file; None when nothing is known against it.
-        read: Gives the bytes of what is no file by itself, on a worker's thread; raises ``ReadError``. None for a file.
+        read: Gives the bytes of what is no file by itself, on a worker's thread; raises
+            ``ReadError``. None for a file.
         held_bytes: Bytes that ``read`` holds.
-        copy: Makes a file of what is none by itself; raises ``ReadError``. None where that takes ``read``.
+        copy: Makes a file of what is none by itself; raises ``ReadError``. None where that takes
+            ``read``.
         is_copied: Whether that file is there already, and cannot be made again.
         questions: What is asked about it instead of the job's questions.
         extra: Values that are carried into its rows.
@@ -51,7 +55,8 @@ class Part:
         found: The thing; its id may be that of another one.
         match: What ``include`` and ``exclude`` are held against.
         label: Put behind an id that is taken.
-        repeats: What makes it the same as another one that was given before; empty when nothing does.
+        repeats: What makes it the same as another one that was given before; empty when nothing
+            does.
     """
 
     found: Found

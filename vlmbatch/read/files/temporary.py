@@ -1,7 +1,9 @@
-"""Copies on the disk of what can only be opened as a file, and is none: what URLs and archives hold. They go when nothing needs them any more.
+"""Copies on the disk of what can only be opened as a file, and is none: what URLs and archives
+hold. They go when nothing needs them any more.
 
-A process keeps its copies in a folder of its own among the temporary files, with a lock that the kernel drops when the process is gone, however it ended:
-what a killed run has left is known by that, and removed by the next one.
+A process keeps its copies in a folder of its own among the temporary files, with a lock that the
+kernel drops when the process is gone, however it ended: what a killed run has left is known by
+that, and removed by the next one.
 """
 
 from __future__ import annotations
@@ -20,9 +22,9 @@ import weakref
 from collections.abc import Callable
 from typing import BinaryIO
 
+from vlmbatch.core import Pixels
 from vlmbatch.errors import ReadError
 from vlmbatch.read.base import one_line
-from vlmbatch.core import Pixels
 
 logger = logging.getLogger(__name__)
 
@@ -32,11 +34,13 @@ _LOCK = "lock"
 
 
 class TemporaryFile:
-    """A file that is deleted when nothing refers to this object any more, and at the end of the process.
+    """A file that is deleted when nothing refers to this object any more, and at the end of the
+    process.
 
     Args:
         suffix: Of its name; one that is not plain is left out.
-        fill: Writes what it holds; it is called at once, and after an error of its own nothing is left.
+        fill: Writes what it holds; it is called at once, and after an error of its own nothing is
+            left.
 
     Attributes:
         path: The file.
@@ -49,7 +53,9 @@ class TemporaryFile:
         try:
             folder = _enter()
             try:
-                handle, self.path = tempfile.mkstemp(suffix if _PLAIN.fullmatch(suffix) else "", "copy-", folder.path)
+                handle, self.path = tempfile.mkstemp(
+                    suffix if _PLAIN.fullmatch(suffix) else "", "copy-", folder.path
+                )
             except BaseException:
                 _leave(folder)
                 raise
@@ -94,10 +100,13 @@ class _Folder:
         except OSError:
             os.rmdir(self.path)
             raise
-        # It takes the name that others look for once it is locked. Where there are no locks it keeps the other, and nobody else removes it.
+        # It takes the name that others look for once it is locked. Where there are no locks it
+        # keeps the other, and nobody else removes it.
         with contextlib.suppress(OSError):
             fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            locked = os.path.join(root, _LOCKED + os.path.basename(self.path).removeprefix("vlmbatch-"))
+            locked = os.path.join(
+                root, _LOCKED + os.path.basename(self.path).removeprefix("vlmbatch-")
+            )
             os.rename(self.path, locked)
             self.path = locked
 
@@ -119,7 +128,8 @@ def _enter() -> _Folder:
     global _is_entering
     place = tempfile.gettempdir(), os.getpid()
     with _guard:
-        _is_entering = True  # a copy may go at any moment, also on this thread while it is here: its folder stays then
+        # a copy may go at any moment, also on this thread while it is here: its folder stays then
+        _is_entering = True
         try:
             folder = _folders.get(place)
             if folder is None:

@@ -1,4 +1,6 @@
-"""Folders and globs to paths, one folder at a time, in an order that does not depend on the file system."""
+"""Folders and globs to paths, one folder at a time, in an order that does not depend on the file
+system.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,8 @@ class Entry:
 
 
 class Begun:
-    """Entries of which the first is known already. The first iteration goes on from there, so that a huge folder is not listed twice; later ones list anew.
+    """Entries of which the first is known already. The first iteration goes on from there, so that
+    a huge folder is not listed twice; later ones list anew.
 
     Attributes:
         is_empty: Whether there are none.
@@ -60,21 +63,28 @@ class Begun:
 
 
 def walk(
-    root: str, enters: Callable[[str], bool] = lambda relative: True, hidden: bool = False, *, own_places: bool = True, once: bool = True
+    root: str,
+    enters: Callable[[str], bool] = lambda relative: True,
+    hidden: bool = False,
+    *,
+    own_places: bool = True,
+    once: bool = True,
 ) -> Iterator[Entry]:
     """Yields the files below a folder, sorted by name in each folder.
 
-    Links are followed, and a folder is listed once: at its own place where that is below the root too, or else where the first link to it stands. So a link
-    neither hides the folder that it leads to nor changes what its files are called, and a loop of links ends. At any moment only the names of the folders from
-    the root to the current one are held.
+    Links are followed, and a folder is listed once: at its own place where that is below the root
+    too, or else where the first link to it stands. So a link neither hides the folder that it leads
+    to nor changes what its files are called, and a loop of links ends. At any moment only the names
+    of the folders from the root to the current one are held.
 
     Args:
         root: The folder; empty for the current one.
         enters: Says for a relative path whether that folder is to be listed.
         hidden: Whether names that start with a dot are taken.
-        own_places: Whether a folder below the root is listed at its own place; else where the walk comes first, which matters when the place of a file
-            decides whether it is wanted.
-        once: Whether a folder is listed once. Otherwise it is listed wherever a link leads to it from outside: for a walk that ends at some depth.
+        own_places: Whether a folder below the root is listed at its own place; else where the walk
+            comes first, which matters when the place of a file decides whether it is wanted.
+        once: Whether a folder is listed once. Otherwise it is listed wherever a link leads to it
+            from outside: for a walk that ends at some depth.
     """
     listed: set[tuple[int, int]] = set()
     stack: list[tuple[str, str, Iterator[str], set[str], tuple[int, int]]] = []
@@ -83,7 +93,11 @@ def walk(
     def comes_by(folder: str) -> bool:
         """Whether the walk finds what a link leads to at its own place."""
         inside = os.path.relpath(os.path.realpath(folder), real_root).split(os.sep)
-        return own_places and inside[0] != os.pardir and (hidden or not any(name.startswith(".") for name in inside))
+        return (
+            own_places
+            and inside[0] != os.pardir
+            and (hidden or not any(name.startswith(".") for name in inside))
+        )
 
     def push(folder: str, prefix: str) -> None:
         status = os.stat(folder or ".")
@@ -113,7 +127,9 @@ def walk(
 
 
 def _names(folder: str) -> tuple[list[str], set[str]]:
-    """What a folder holds, sorted, and which of it are folders; pipes, sockets and devices are left out."""
+    """What a folder holds, sorted, and which of it are folders; pipes, sockets and devices are left
+    out.
+    """
     names: list[str] = []
     folders: set[str] = set()
     with os.scandir(folder or ".") as entries:
@@ -140,8 +156,9 @@ def is_glob(text: str) -> bool:
 class Glob:
     """A path with wildcards, cut where the first one stands.
 
-    ``*``, ``?`` and ``[…]`` stay within a name, ``**`` stands for any number of folders. A folder that the whole pattern matches is taken with all below
-    it, unless the pattern has a ``**``. Hidden names only match a pattern that starts with a dot.
+    ``*``, ``?`` and ``[…]`` stay within a name, ``**`` stands for any number of folders. A folder
+    that the whole pattern matches is taken with all below it, unless the pattern has a ``**``.
+    Hidden names only match a pattern that starts with a dot.
 
     Attributes:
         root: The folder before the first wildcard; empty for the current one.
@@ -165,7 +182,13 @@ class Glob:
         """Yields the files that match; nothing when the folder before the first wildcard is none."""
         if not os.path.isdir(self.root or "."):
             return
-        for entry in walk(self.root, self.enters, self.hidden, own_places=self.parts[:-1] == ("**",), once="**" in self.parts):
+        for entry in walk(
+            self.root,
+            self.enters,
+            self.hidden,
+            own_places=self.parts[:-1] == ("**",),
+            once="**" in self.parts,
+        ):
             if self.matches(entry.relative):
                 yield entry
 
@@ -197,7 +220,8 @@ def _matches(names: Sequence[str], parts: Sequence[str], deep: bool, partial: bo
     Args:
         names: Components of the path.
         parts: Components of the pattern.
-        deep: Whether the pattern has a ``**``; otherwise it also covers everything below a folder that it matches.
+        deep: Whether the pattern has a ``**``; otherwise it also covers everything below a folder
+            that it matches.
         partial: See above.
     """
     if not parts:
@@ -207,7 +231,9 @@ def _matches(names: Sequence[str], parts: Sequence[str], deep: bool, partial: bo
     name, part = names[0], parts[0]
     if part == "**":
         visible = not name.startswith(".")
-        return _matches(names, parts[1:], deep, partial) or (visible and _matches(names[1:], parts, deep, partial))
+        return _matches(names, parts[1:], deep, partial) or (
+            visible and _matches(names[1:], parts, deep, partial)
+        )
     if name.startswith(".") and not part.startswith("."):
         return False
     return fnmatch(name, part) and _matches(names[1:], parts[1:], deep, partial)

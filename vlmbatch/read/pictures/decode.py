@@ -1,4 +1,6 @@
-"""Picture files and documents to Items. A picture is opened, checked and decoded in ``load``, on the worker's thread."""
+"""Picture files and documents to Items. A picture is opened, checked and decoded in ``load``, on
+the worker's thread.
+"""
 
 from __future__ import annotations
 
@@ -6,17 +8,14 @@ import io
 import logging
 import os
 import struct
-from collections.abc import Iterator
-from typing import IO, BinaryIO
+from typing import IO
 
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from vlmbatch.core import Pixels
 from vlmbatch.errors import DecodeError, ItemError, ReadError
-from vlmbatch.job import Job
-from vlmbatch.read.base import Counts, check_size, one_line
+from vlmbatch.read.base import check_size, one_line
 from vlmbatch.read.extras import is_there
-from vlmbatch.read.listing import Listing
-from vlmbatch.core import Item, Pixels
 
 logger = logging.getLogger(__name__)
 
@@ -25,12 +24,31 @@ if is_there("pillow_heif"):
     import pillow_heif
 
     pillow_heif.register_heif_opener()
-_KNOWN = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "DIB", "GIF", "TIFF", "PPM", "ICO", "TGA", "JPEG2000", "AVIF", "HEIF")
+_KNOWN = (
+    "JPEG",
+    "MPO",
+    "PNG",
+    "WEBP",
+    "BMP",
+    "DIB",
+    "GIF",
+    "TIFF",
+    "PPM",
+    "ICO",
+    "TGA",
+    "JPEG2000",
+    "AVIF",
+    "HEIF",
+)
 FORMATS = tuple(name for name in _KNOWN if name in Image.OPEN)
-"""Formats that are opened, as far as this Pillow has them. It knows more, some of which start other programs (EPS runs Ghostscript)."""
+"""Formats that are opened, as far as this Pillow has them. It knows more, some of which start other
+programs (EPS runs Ghostscript).
+"""
 
 Image.MAX_IMAGE_PIXELS = None
-"""Pillow's own limit is one for the whole process and warns below its double; ``load_image`` checks the job's ``max_pixels`` before it decodes."""
+"""Pillow's own limit is one for the whole process and warns below its double; ``load_image`` checks
+the job's ``max_pixels`` before it decodes.
+"""
 
 _ORIENTATION_TAG = 0x0112
 _BITS_TAG, _PHOTOMETRIC_TAG = 258, 262
@@ -61,7 +79,9 @@ def open_checked(source: str | bytes, max_file_bytes: int | None = None) -> IO[b
             if size == 0:
                 raise DecodeError("empty file")
             if max_file_bytes is not None and size > max_file_bytes:
-                raise ReadError(f"{size:,} bytes are more than --max-file-size allows ({max_file_bytes:,})")
+                raise ReadError(
+                    f"{size:,} bytes are more than --max-file-size allows ({max_file_bytes:,})"
+                )
         except BaseException:
             file.close()
             raise
@@ -71,7 +91,8 @@ def open_checked(source: str | bytes, max_file_bytes: int | None = None) -> IO[b
 
 
 def load_image(source: str | IO[bytes], max_pixels: int, number: int = 1) -> Pixels:
-    """Reads a picture: upright, RGB on white as transformers' ``convert_to_rgb`` makes it; 16-bit greys as viewers show them.
+    """Reads a picture: upright, RGB on white as transformers' ``convert_to_rgb`` makes it; 16-bit
+    greys as viewers show them.
 
     Args:
         source: A path, or an open file that can be sought in.
@@ -104,7 +125,8 @@ def count_frames(file: IO[bytes], max_pixels: int, limit: int) -> int:
     Args:
         file: The open file.
         max_pixels: Pictures with more pixels are refused.
-        limit: Where counting the pages of a TIFF file ends; the other formats state the number, or can be skimmed.
+        limit: Where counting the pages of a TIFF file ends; the other formats state the number, or
+            can be skimmed.
 
     Raises:
         ReadError: The file cannot be read.
@@ -128,7 +150,8 @@ def _count_tiff(image: Image.Image, limit: int) -> int:
         except EOFError:
             return total
         except Exception as exc:
-            # A page that makes no sense says so when it is loaded; only where the chain itself is broken, what follows is lost.
+            # A page that makes no sense says so when it is loaded; only where the chain itself is
+            # broken, what follows is lost.
             logger.debug("page %d is damaged: %s", total + 1, one_line(exc))
             if image.tell() != total:
                 return total + 1
@@ -136,7 +159,9 @@ def _count_tiff(image: Image.Image, limit: int) -> int:
 
 
 def _go_to(image: Image.Image, number: int, max_pixels: int) -> None:
-    """Makes a page the one that is decoded; frames of an animation are drawn one over the other up to it."""
+    """Makes a page the one that is decoded; frames of an animation are drawn one over the other up
+    to it.
+    """
     check_size(*image.size, max_pixels)
     for index in range(1, number) if image.format == "GIF" else range(number - 1, number):
         try:
@@ -150,7 +175,9 @@ def _go_to(image: Image.Image, number: int, max_pixels: int) -> None:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """RGB, transparency composited on white: the calls of transformers' ``image_transforms.convert_to_rgb``, in its order."""
+    """RGB, transparency composited on white: the calls of transformers'
+    ``image_transforms.convert_to_rgb``, in its order.
+    """
     if "A" in image.getbands() or image.info.get("transparency") is not None:
         image = image.convert("RGBA")
         background = Image.new("RGBA", image.size, (255, 255, 255, 255))
@@ -158,8 +185,9 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
-# Pillow's plugins raise nearly everything on damaged files (SyntaxError, struct.error, KeyError, zlib.error, MemoryError …), so what wraps a call of
-# theirs catches Exception; only an error number says that reading failed rather than decoding.
+# Pillow's plugins raise nearly everything on damaged files (SyntaxError, struct.error, KeyError,
+# zlib.error, MemoryError …), so what wraps a call of theirs catches Exception; only an error number
+# says that reading failed rather than decoding.
 
 
 def _identify(file: IO[bytes], max_pixels: int) -> Image.Image:
@@ -187,15 +215,23 @@ def _decode(image: Image.Image) -> Image.Image:
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
-    """A picture of 16-bit (or 12-bit) greys as viewers show it. Pillow, and with it the reference, would make all but the darkest 256 greys white."""
-    if not image.mode.startswith("I;16") and not (image.mode == "I" and image.format in ("PNG", "PPM")):
+    """A picture of 16-bit (or 12-bit) greys as viewers show it. Pillow, and with it the reference,
+    would make all but the darkest 256 greys white.
+    """
+    if not image.mode.startswith("I;16") and not (
+        image.mode == "I" and image.format in ("PNG", "PPM")
+    ):
         return image
     image.info.pop("transparency", None)  # a grey of 16 bits, which none of 8 is
     tags = getattr(image, "tag_v2", {})
     bits = tags.get(_BITS_TAG, (16,))[0]
-    wide = image if image.mode in ("I", "I;16") else image.convert("I")  # of the others Pillow scales none
+    wide = (
+        image if image.mode in ("I", "I;16") else image.convert("I")
+    )  # of the others Pillow scales none
     greys = wide.point(lambda grey: grey * (256 / (1 << bits))).convert("L")
-    return ImageOps.invert(greys) if tags.get(_PHOTOMETRIC_TAG) == 0 else greys  # which Pillow does for 8 bits itself
+    return (
+        ImageOps.invert(greys) if tags.get(_PHOTOMETRIC_TAG) == 0 else greys
+    )  # which Pillow does for 8 bits itself
 
 
 def _orientation(image: Image.Image) -> int:
@@ -215,7 +251,8 @@ def _translated(error: Exception, what: str) -> ItemError:
 def _icon_sizes(file: IO[bytes]) -> list[tuple[int, int]]:
     """(width, height) that the pictures inside an .ico state themselves; none for other files.
 
-    Pillow decodes them as soon as it opens an icon, and the icon's directory can say 16 x 16 of a PNG with a billion pixels.
+    Pillow decodes them as soon as it opens an icon, and the icon's directory can say 16 x 16 of a
+    PNG with a billion pixels.
     """
     sizes = []
     try:

@@ -1,4 +1,6 @@
-"""Files that hold several pictures: pages of documents and TIFF files, frames of animations. Which of them are asked for, and how each is loaded."""
+"""Files that hold several pictures: pages of documents and TIFF files, frames of animations. Which
+of them are asked for, and how each is loaded.
+"""
 
 from __future__ import annotations
 
@@ -6,15 +8,15 @@ import functools
 import logging
 from collections.abc import Callable, Iterator
 
+from vlmbatch.core import Pixels
 from vlmbatch.errors import DecodeError, ItemError, ReadError
 from vlmbatch.job import Job
-from vlmbatch.read.pictures import pdf
 from vlmbatch.read.base import failing_load, one_line
-from vlmbatch.read.files.source import Found
-from vlmbatch.read.pictures.decode import count_frames, load_image, open_checked
-from vlmbatch.read.files.kinds import suffix_of
 from vlmbatch.read.fetch.remote import OnDisk, load_bytes
-from vlmbatch.core import Pixels
+from vlmbatch.read.files.kinds import suffix_of
+from vlmbatch.read.files.source import Found
+from vlmbatch.read.pictures import pdf
+from vlmbatch.read.pictures.decode import count_frames, load_image, open_checked
 from vlmbatch.urls import is_url
 from vlmbatch.values import parse_pages
 
@@ -22,7 +24,9 @@ logger = logging.getLogger(__name__)
 
 _SINGLE = ".jpg .jpeg .jpe .jfif .bmp .dib .ppm .pgm .pbm .pnm .ico .tga .jp2 .j2k"
 SINGLE = frozenset(_SINGLE.split())
-"""Extensions of files that are one picture. The others inside a phone's .jpg (a depth map, a preview) and the sizes of an .ico are no pages."""
+"""Extensions of files that are one picture. The others inside a phone's .jpg (a depth map, a
+preview) and the sizes of an .ico are no pages.
+"""
 
 PDF_MARK = b"%PDF-"
 
@@ -33,7 +37,8 @@ Part = tuple[str, Callable[[], Pixels]]
 class PagePicker:
     """Gives the parts of a file that a job asks for: the file itself, or its pages.
 
-    A file is only opened for it where its number of pages matters: a document of which all are asked for, and a picture file with ``pages``.
+    A file is only opened for it where its number of pages matters: a document of which all are
+    asked for, and a picture file with ``pages``.
     """
 
     def __init__(self, job: Job) -> None:
@@ -50,7 +55,9 @@ class PagePicker:
         return _is_pdf(path) or self._of_pictures != ((1, 1),)
 
     def parts(self, found: Found) -> Iterator[Part]:
-        """Yields the parts, in order. The id of a page ends in ``#page=N``, but for the first when no other is asked for or there."""
+        """Yields the parts, in order. The id of a page ends in ``#page=N``, but for the first when
+        no other is asked for or there.
+        """
         if found.error is not None:
             yield found.id, failing_load(ReadError, found.error)
             return
@@ -97,7 +104,11 @@ def count_pages(path: str, job: Job) -> int:
         DecodeError: It is no document or picture, or has more pages than ``max_pages``.
     """
     with open_checked(path, job.max_file_bytes) as file:
-        total = pdf.count_pages(file) if _is_pdf(path) else count_frames(file, job.max_pixels, job.max_pages + 1)
+        total = (
+            pdf.count_pages(file)
+            if _is_pdf(path)
+            else count_frames(file, job.max_pixels, job.max_pages + 1)
+        )
     if total > job.max_pages:
         raise DecodeError(f"it has more pages than --max-pages {job.max_pages:,}")
     return total
@@ -125,7 +136,8 @@ def load_part(path: str, job: Job, number: int) -> Pixels:
 
 
 def load_held(read: Callable[[], bytes], job: Job) -> Pixels:
-    """Loads what is no file by itself, such as an entry of an archive: a picture, or the first page of a document.
+    """Loads what is no file by itself, such as an entry of an archive: a picture, or the first page
+    of a document.
 
     Args:
         read: Gives the bytes; raises ``ReadError``.
@@ -138,7 +150,11 @@ def load_held(read: Callable[[], bytes], job: Job) -> Pixels:
     with open_checked(read(), job.max_file_bytes) as file:
         is_pdf = file.read(len(PDF_MARK)) == PDF_MARK
         file.seek(0)
-        return pdf.load_page(file, 1, dpi=job.dpi, max_pixels=job.max_pixels) if is_pdf else load_image(file, job.max_pixels)
+        return (
+            pdf.load_page(file, 1, dpi=job.dpi, max_pixels=job.max_pixels)
+            if is_pdf
+            else load_image(file, job.max_pixels)
+        )
 
 
 def _is_pdf(path: str) -> bool:

@@ -10,9 +10,9 @@ from typing import IO, Any
 
 import numpy as np
 
+from vlmbatch.core import Pixels
 from vlmbatch.errors import DecodeError, ItemError, ReadError
 from vlmbatch.read.base import check_size, one_line
-from vlmbatch.core import Pixels
 
 _POINTS_PER_INCH = 72
 _guard = threading.Lock()
@@ -47,14 +47,16 @@ def load_page(file: str | IO[bytes], number: int, *, dpi: int, max_pixels: int) 
 
     Raises:
         ReadError: The file cannot be opened.
-        DecodeError: It is no PDF, needs a password, has no such page, or the page is damaged or too large.
+        DecodeError: It is no PDF, needs a password, has no such page, or the page is damaged or too
+            large.
     """
     with _open(file) as document:
         if not 1 <= number <= len(document):
             raise DecodeError(f"no page {number}: the document has {len(document)}")
         document.init_forms()
         page = document[number - 1]
-        # A hair less: sizes are rounded up, and a page of 480 points at 150 dpi is not 1000.0000001 pixels wide.
+        # A hair less: sizes are rounded up, and a page of 480 points at 150 dpi is not 1000.0000001
+        # pixels wide.
         scale = dpi / _POINTS_PER_INCH * (1 - 1e-9)
         width, height = (math.ceil(points * scale) for points in page.get_size())
         check_size(width, height, max_pixels)
@@ -73,8 +75,14 @@ def _open(file: str | IO[bytes]) -> Iterator[Any]:
 
     with _guard:
         try:
-            # An open file rather than a path: the operating system's own words when it cannot be opened, and names that are not UTF-8.
-            with open(file, "rb") if isinstance(file, str) else contextlib.nullcontext(file) as opened, pypdfium2.PdfDocument(opened) as document:
+            # An open file rather than a path: the operating system's own words when it cannot be
+            # opened, and names that are not UTF-8.
+            with (
+                open(file, "rb")
+                if isinstance(file, str)
+                else contextlib.nullcontext(file) as opened,
+                pypdfium2.PdfDocument(opened) as document,
+            ):
                 yield document
         except ItemError:
             raise

@@ -24,7 +24,11 @@ class ImageReader:
         """Checks the INPUTs; lists nothing yet. With ``names_only`` Items are only to be counted."""
         self._listing = Listing(job, stdin, names_only)
         self._picker = PagePicker(job)
-        self._total = None if any(self._picker.opens(text) for text in job.inputs) else self._listing.estimate()
+        self._total = (
+            None
+            if any(self._picker.opens(text) for text in job.inputs)
+            else self._listing.estimate()
+        )
         self.counts: Counts = self._listing.counts
 
     def __iter__(self) -> Iterator[Item]:
@@ -47,5 +51,7 @@ class ImageReader:
         self._total = index
 
     def estimate(self) -> int | None:
-        """How many Items there are: known from the start when every INPUT is a file with one, otherwise after an iteration."""
+        """How many Items there are: known from the start when every INPUT is a file with one,
+        otherwise after an iteration.
+        """
         return self._total

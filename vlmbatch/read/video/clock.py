@@ -1,4 +1,6 @@
-"""Time stamps of a video's stream as the seconds that a player shows, and what the packets alone say about the frames."""
+"""Time stamps of a video's stream as the seconds that a player shows, and what the packets alone
+say about the frames.
+"""
 
 from __future__ import annotations
 
@@ -29,8 +31,12 @@ class Clock:
         self.step = 1 / Fraction(stream.average_rate or stream.guessed_rate or _FALLBACK_FPS)
         self._base = stream.time_base or Fraction(1)
         self.origin = origin_seconds(container, stream)
-        # Seconds of a time stamp as one division of whole numbers, rounded as `float` rounds the fraction: it is done several times a packet.
-        self._scale, self._shift = self._base.numerator * self.origin.denominator, self.origin.numerator * self._base.denominator
+        # Seconds of a time stamp as one division of whole numbers, rounded as `float` rounds the
+        # fraction: it is done several times a packet.
+        self._scale, self._shift = (
+            self._base.numerator * self.origin.denominator,
+            self.origin.numerator * self._base.denominator,
+        )
         self._whole = self._base.denominator * self.origin.denominator
 
     def time(self, pts: int) -> Fraction:
@@ -62,7 +68,8 @@ class PacketTimes:
 
 
 def read_packet_times(path: str, clock: Clock) -> PacketTimes | None:
-    """Times as the packets state them; None where they do not (AVI, raw streams), or where that is not what decoding gives. Decodes nothing.
+    """Times as the packets state them; None where they do not (AVI, raw streams), or where that is
+    not what decoding gives. Decodes nothing.
 
     Args:
         path: The file.
@@ -87,4 +94,8 @@ def read_packet_times(path: str, clock: Clock) -> PacketTimes | None:
             last = max(last, (packet.pts, packet.duration or 0))
         duration = last[1] * stream.time_base
     times = [(clock.seconds(pts), found[pts]) for pts in sorted(found)]
-    return PacketTimes(tuple(time for time, _ in times), tuple(time for time, is_key in times if is_key), float(duration or clock.step))
+    return PacketTimes(
+        tuple(time for time, _ in times),
+        tuple(time for time, is_key in times if is_key),
+        float(duration or clock.step),
+    )

@@ -41,14 +41,21 @@ def open_container(path: str) -> tuple[InputContainer, VideoStream]:
     if size == 0:
         raise DecodeError("empty file")
     try:
-        # `file:` and the whitelist: a name is never taken for a URL, and a playlist in a video's clothes reaches no network.
-        container = av.open(f"file:{path}", options={"protocol_whitelist": "file"}, metadata_errors="replace")
+        # `file:` and the whitelist: a name is never taken for a URL, and a playlist in a video's
+        # clothes reaches no network.
+        container = av.open(
+            f"file:{path}", options={"protocol_whitelist": "file"}, metadata_errors="replace"
+        )
     except (av.error.FFmpegError, ValueError, RuntimeError, MemoryError) as exc:
-        # The bytes could be read, so this is about what they say, even where ffmpeg calls it an input/output error.
+        # The bytes could be read, so this is about what they say, even where ffmpeg calls it an
+        # input/output error.
         raise DecodeError(f"not a video: {one_line(exc)}") from exc
     try:
         attached = av.stream.Disposition.attached_pic
-        stream = next((stream for stream in container.streams.video if not stream.disposition & attached), None)
+        stream = next(
+            (stream for stream in container.streams.video if not stream.disposition & attached),
+            None,
+        )
         if stream is None:
             raise DecodeError("no video stream")
         if stream.codec_context is None:
@@ -60,8 +67,11 @@ def open_container(path: str) -> tuple[InputContainer, VideoStream]:
     return container, stream
 
 
-def packets(container: InputContainer, stream: VideoStream, note: Callable[[Exception], None] | None = None) -> Iterator[av.Packet[Any]]:
-    """Packets of the stream and the empty one that flushes the decoder. Reading goes on after an error, a few times.
+def packets(
+    container: InputContainer, stream: VideoStream, note: Callable[[Exception], None] | None = None
+) -> Iterator[av.Packet[Any]]:
+    """Packets of the stream and the empty one that flushes the decoder. Reading goes on after an
+    error, a few times.
 
     Args:
         container: The container.
@@ -76,7 +86,8 @@ def packets(container: InputContainer, stream: VideoStream, note: Callable[[Exce
             yield from container.demux(stream)
             return
         except IndexError:
-            # At the end PyAV flushes every stream, and fails at one that turned up after the file was opened (MPEG-TS); this one came before it.
+            # At the end PyAV flushes every stream, and fails at one that turned up after the file
+            # was opened (MPEG-TS); this one came before it.
             return
         except FFmpegError as exc:
             num_errors += 1
@@ -85,13 +96,21 @@ def packets(container: InputContainer, stream: VideoStream, note: Callable[[Exce
 
 
 def is_shown(packet: av.Packet[Any], codec: str) -> bool:
-    """Whether a packet's frame is one that is shown: an edit list may cut it away, and VP8 has frames that others only refer to (RFC 6386, 9.1)."""
+    """Whether a packet's frame is one that is shown: an edit list may cut it away, and VP8 has
+    frames that others only refer to (RFC 6386, 9.1).
+    """
     return not packet.is_discard and not (codec == "vp8" and not memoryview(packet)[0] & _VP8_SHOWN)
 
 
 def origin_seconds(container: InputContainer, stream: VideoStream) -> Fraction:
-    """The time that a player calls 0, in seconds: the container's start, exact where it is the stream's own (it is stated in microseconds)."""
-    own = Fraction(0) if stream.start_time is None else stream.start_time * (stream.time_base or Fraction(0))
+    """The time that a player calls 0, in seconds: the container's start, exact where it is the
+    stream's own (it is stated in microseconds).
+    """
+    own = (
+        Fraction(0)
+        if stream.start_time is None
+        else stream.start_time * (stream.time_base or Fraction(0))
+    )
     if container.start_time is None:
         return own
     start = Fraction(container.start_time, MICROSECONDS)
@@ -99,9 +118,11 @@ def origin_seconds(container: InputContainer, stream: VideoStream) -> Fraction:
 
 
 def drops_exactly(stream: VideoStream) -> bool:
-    """Whether the decoder can be told to leave out frames that no other frame refers to, so that every other frame stays what it is.
+    """Whether the decoder can be told to leave out frames that no other frame refers to, so that
+    every other frame stays what it is.
 
-    HEVC's frames of that kind may be referred to by those of a higher temporal layer; a stream that states one layer has none.
+    HEVC's frames of that kind may be referred to by those of a higher temporal layer; a stream that
+    states one layer has none.
     """
     name = stream.codec_context.name
     if name == "hevc":

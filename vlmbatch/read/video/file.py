@@ -1,4 +1,6 @@
-"""An open video: frames with the times that a player shows them at, upright pixels, and skipping that gives the same frames as decoding everything."""
+"""An open video: frames with the times that a player shows them at, upright pixels, and skipping
+that gives the same frames as decoding everything.
+"""
 
 from __future__ import annotations
 
@@ -12,11 +14,18 @@ from typing import TYPE_CHECKING
 
 from vlmbatch.errors import DecodeError
 from vlmbatch.read.base import check_size, one_line
-from vlmbatch.read.video.container import MICROSECONDS, SAME_SECONDS, drops_exactly, is_shown, open_container, packets
+from vlmbatch.read.video.clock import Clock, PacketTimes, read_packet_times
+from vlmbatch.read.video.container import (
+    MICROSECONDS,
+    SAME_SECONDS,
+    drops_exactly,
+    is_shown,
+    open_container,
+    packets,
+)
 from vlmbatch.read.video.frame import DecodedFrame
 from vlmbatch.read.video.skipping import Sieve, Step, Unsure, Wanted, leave_out, mark
 from vlmbatch.read.video.sparing import open_sparing
-from vlmbatch.read.video.clock import Clock, PacketTimes, read_packet_times
 
 if TYPE_CHECKING:
     import av
@@ -26,23 +35,29 @@ __all__ = ["DecodedFrame", "NextInstant", "VideoFile"]
 logger = logging.getLogger(__name__)
 
 SEEK_GAP_SECONDS = 15.0
-"""Gaps shorter than this are read through: key frames are often 10 s apart, and a seek goes back to the one before."""
+"""Gaps shorter than this are read through: key frames are often 10 s apart, and a seek goes back to
+the one before.
+"""
 
 _SEEK_MARGIN_SECONDS = 1.0
-"""Containers seek by decoding time, which runs ahead of presentation time by the reordered frames."""
+"""Containers seek by decoding time, which runs ahead of presentation time by the reordered frames.
+"""
 
 _TELLS_ONCE = ("flv", "live_flv")
 """Containers whose parameter sets may change at a packet that a seek goes past without a word."""
 
 _SHORT_SECONDS = 1.0
-"""A stated duration below this is checked against the packets, which are few when it is right: files that hold few times state next to nothing."""
+"""A stated duration below this is checked against the packets, which are few when it is right:
+files that hold few times state next to nothing.
+"""
 
 NextInstant = Callable[[float], float | None]
 """Gives the first instant not before a time that is asked for; None when there is none."""
 
 
 class VideoFile:
-    """A video file, opened. One thread at a time; ``frames`` starts over each time; only its latest iterator goes on.
+    """A video file, opened. One thread at a time; ``frames`` starts over each time; only its latest
+    iterator goes on.
 
     Attributes:
         num_decoded: Frames that came out of the decoder so far.
@@ -73,7 +88,9 @@ class VideoFile:
         self._started = False
         self._clock = Clock(self._container, self._stream)
         try:
-            check_size(self._stream.codec_context.width, self._stream.codec_context.height, max_pixels)
+            check_size(
+                self._stream.codec_context.width, self._stream.codec_context.height, max_pixels
+            )
         except DecodeError:
             self.close()
             raise
@@ -82,7 +99,12 @@ class VideoFile:
         """The file itself."""
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         """Closes the file."""
         self.close()
 
@@ -92,14 +114,18 @@ class VideoFile:
 
     @functools.cached_property
     def end_seconds(self) -> float:
-        """Where the video ends, as the container states it; from the packets' times when it does not."""
+        """Where the video ends, as the container states it; from the packets' times when it does
+        not.
+        """
         stream = self._stream
         if stream.duration and stream.time_base:
             end = self._clock.seconds(stream.duration + (stream.start_time or 0))
         elif self._clock.origin <= 0:
             end = (self._container.duration or 0) / MICROSECONDS
         else:
-            end = 0.0  # of Matroska and NUT files that start later, some state how long they are and some where they end
+            # of Matroska and NUT files that start later, some state how long they are and some
+            # where they end
+            end = 0.0
         if end > _SHORT_SECONDS:
             return end
         times = self.frame_times()
@@ -107,20 +133,32 @@ class VideoFile:
 
     @functools.cached_property
     def lost_from_seconds(self) -> float | None:
-        """From when on frames that an MP4 or MOV file lists lie behind its end, as after a download that broke off; None when all are there."""
+        """From when on frames that an MP4 or MOV file lists lie behind its end, as after a download
+        that broke off; None when all are there.
+        """
         size = self._container.size
         entries = self._stream.index_entries
-        if "mp4" not in self._container.format.name.split(",") or not len(entries) or entries[-1].pos + entries[-1].size <= size:
+        if (
+            "mp4" not in self._container.format.name.split(",")
+            or not len(entries)
+            or entries[-1].pos + entries[-1].size <= size
+        ):
             return None
-        return self._clock.seconds(min(entry.timestamp for entry in entries if entry.pos + entry.size > size))
+        return self._clock.seconds(
+            min(entry.timestamp for entry in entries if entry.pos + entry.size > size)
+        )
 
     @functools.cached_property
     def packet_times(self) -> PacketTimes | None:
-        """Times as the packets state them; None where they do not (AVI, raw streams), or where that is not what decoding gives. Decodes nothing."""
+        """Times as the packets state them; None where they do not (AVI, raw streams), or where that
+        is not what decoding gives. Decodes nothing.
+        """
         return read_packet_times(self._path, self._clock)
 
     def frame_times(self) -> tuple[float, ...]:
-        """Times of all frames, ascending, in seconds: from the packets. Only where these have none are frames decoded."""
+        """Times of all frames, ascending, in seconds: from the packets. Only where these have none
+        are frames decoded.
+        """
         return self._all_times.times
 
     def key_times(self) -> tuple[float, ...]:
@@ -133,14 +171,19 @@ class VideoFile:
             return self.packet_times
         with VideoFile(self._path, self._max_pixels) as again:
             frames = [(frame.time_seconds, frame.is_key) for frame in again.frames()]
-        return PacketTimes(tuple(time for time, _ in frames), tuple(time for time, is_key in frames if is_key), float(self._clock.step))
+        return PacketTimes(
+            tuple(time for time, _ in frames),
+            tuple(time for time, is_key in frames if is_key),
+            float(self._clock.step),
+        )
 
     def frames(self, next_instant: NextInstant | None = None) -> Iterator[DecodedFrame]:
-        """Yields frames in presentation order, times strictly rising. Damaged packets are passed over and counted.
+        """Yields frames in presentation order, times strictly rising. Damaged packets are passed
+        over and counted.
 
         Args:
-            next_instant: The instants that are asked for. Frames that are on screen at none of them may be left out; the frame after the last one is
-                not. None asks for every frame.
+            next_instant: The instants that are asked for. Frames that are on screen at none of them
+                may be left out; the frame after the last one is not. None asks for every frame.
         """
 
         def wanted(step: Step, next_pts: int | None, is_first: bool) -> bool:
@@ -156,16 +199,25 @@ class VideoFile:
         yield from self._chosen(None if next_instant is None else wanted, lambda frame: True)
 
     def key_frames(self, start_seconds: float = 0.0) -> Iterator[DecodedFrame]:
-        """Yields the frames from a time on where decoding can start, as container and decoder say, and decodes no others."""
+        """Yields the frames from a time on where decoding can start, as container and decoder say,
+        and decodes no others.
+        """
 
         def wanted(step: Step, next_pts: int | None, is_first: bool) -> bool:
             self._due_seconds = start_seconds
             return step.is_key and self._clock.seconds(step.pts) >= start_seconds - SAME_SECONDS
 
-        yield from self._chosen(wanted, lambda frame: frame.is_key and frame.time_seconds >= start_seconds - SAME_SECONDS)
+        yield from self._chosen(
+            wanted,
+            lambda frame: frame.is_key and frame.time_seconds >= start_seconds - SAME_SECONDS,
+        )
 
-    def _chosen(self, wanted: Wanted | None, keeps: Callable[[DecodedFrame], bool]) -> Iterator[DecodedFrame]:
-        """Yields those of the wanted frames that ``keeps`` says, or, when the packets do not tell how to get them, of all frames."""
+    def _chosen(
+        self, wanted: Wanted | None, keeps: Callable[[DecodedFrame], bool]
+    ) -> Iterator[DecodedFrame]:
+        """Yields those of the wanted frames that ``keeps`` says, or, when the packets do not tell
+        how to get them, of all frames.
+        """
         if self._started:
             self._reopen()
         self._started = True
@@ -194,7 +246,9 @@ class VideoFile:
         self._container, self._stream = open_container(self._path)
 
     def _timed(self, decoded: Iterator[av.VideoFrame]) -> Iterator[DecodedFrame]:
-        """Gives frames their times; one without a time, or with one that runs backwards, follows the one before at the frame rate."""
+        """Gives frames their times; one without a time, or with one that runs backwards, follows
+        the one before at the frame rate.
+        """
         last: Fraction | None = None
         for frame in decoded:
             time = None if frame.pts is None else self._clock.time(frame.pts)
@@ -205,7 +259,9 @@ class VideoFile:
 
     def _frame(self, frame: av.VideoFrame, time: Fraction) -> DecodedFrame:
         duration = frame.duration * (self._stream.time_base or 0) or self._clock.step
-        return DecodedFrame(float(time), float(duration), bool(frame.key_frame), frame, self._max_pixels)
+        return DecodedFrame(
+            float(time), float(duration), bool(frame.key_frame), frame, self._max_pixels
+        )
 
     def _decoded(self) -> Iterator[av.VideoFrame]:
         """Every frame as the decoder gives it, in presentation order."""
@@ -213,7 +269,9 @@ class VideoFile:
             yield from self._decode(packet)
 
     def _decode(self, packet: av.Packet[av.VideoStream] | None) -> list[av.VideoFrame]:
-        """Frames that come out of the decoder when a packet goes in, or, for None, those that are left in it."""
+        """Frames that come out of the decoder when a packet goes in, or, for None, those that are
+        left in it.
+        """
         from av.error import FFmpegError
 
         try:
@@ -230,7 +288,8 @@ class VideoFile:
         self.num_broken += 1
 
     def _needed(self, wanted: Wanted) -> Iterator[DecodedFrame]:
-        """Frames that are wanted, decoding what they need: stretches of the video, with a seek between them where much can be left out.
+        """Frames that are wanted, decoding what they need: stretches of the video, with a seek
+        between them where much can be left out.
 
         Raises:
             Unsure: Something is not as the packets said.
@@ -242,7 +301,9 @@ class VideoFile:
             self._due_seconds = -math.inf
             self._seek_seconds: float | None = None
             steps = mark(self._steps(target), wanted, from_start=target is None)
-            sparing = open_sparing(self._stream.codec_context.name, self._stream.codec_context.extradata)
+            sparing = open_sparing(
+                self._stream.codec_context.name, self._stream.codec_context.extradata
+            )
             yield from self._stretch(leave_out(steps, sparing))
             target = self._seek_seconds
             if target is None:
@@ -250,7 +311,9 @@ class VideoFile:
             self._seek(target)
 
     def _stretch(self, steps: Iterator[Step]) -> Iterator[DecodedFrame]:
-        """Decodes packets, lets frames that nothing refers to out where the decoder can, and yields what is wanted."""
+        """Decodes packets, lets frames that nothing refers to out where the decoder can, and yields
+        what is wanted.
+        """
         codec = self._stream.codec_context
         drops = drops_exactly(self._stream)
         sieve = Sieve()
@@ -261,7 +324,12 @@ class VideoFile:
             if self.num_broken > before:
                 raise Unsure(self.broken_reason)
             for frame in frames:
-                if sieve.keeps(frame.pts, is_key=bool(frame.key_frame), is_corrupt=frame.is_corrupt) and frame.pts is not None:
+                if (
+                    sieve.keeps(
+                        frame.pts, is_key=bool(frame.key_frame), is_corrupt=frame.is_corrupt
+                    )
+                    and frame.pts is not None
+                ):
                     yield self._frame(frame, self._clock.time(frame.pts))
 
         for step in steps:
@@ -277,7 +345,9 @@ class VideoFile:
         sieve.end()
 
     def _steps(self, target: float | None) -> Iterator[Step]:
-        """Packets from here on; after a seek from the first key frame on. Ends early where the rest is better reached by a seek."""
+        """Packets from here on; after a seek from the first key frame on. Ends early where the rest
+        is better reached by a seek.
+        """
         codec = self._stream.codec_context.name
         before = self.num_broken
         for packet in packets(self._container, self._stream, self._note):
@@ -296,7 +366,8 @@ class VideoFile:
                     raise Unsure("a seek went too far")
                 if not is_shown(packet, codec):
                     raise Unsure("a seek went to where nothing is shown")
-                # Where key frames are far apart, each seek would go back to before where reading already was.
+                # Where key frames are far apart, each seek would go back to before where reading
+                # already was.
                 self._seekable = self._clock.seconds(packet.pts) > self._read_seconds
                 target = None
             self._read_seconds = max(self._read_seconds, self._clock.seconds(packet.pts))
@@ -315,6 +386,8 @@ class VideoFile:
             Unsure: The container cannot.
         """
         try:
-            self._container.seek(self._clock.pts(seconds - _SEEK_MARGIN_SECONDS), stream=self._stream)
+            self._container.seek(
+                self._clock.pts(seconds - _SEEK_MARGIN_SECONDS), stream=self._stream
+            )
         except (OSError, ValueError) as exc:
             raise Unsure(f"no seeking: {one_line(exc)}") from exc

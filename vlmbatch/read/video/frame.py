@@ -1,4 +1,6 @@
-"""A decoded frame: what the decoder gave, with the time that a player shows it at. Pixels are made of it when they are asked for."""
+"""A decoded frame: what the decoder gave, with the time that a player shows it at. Pixels are made
+of it when they are asked for.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +11,9 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
+from vlmbatch.core import UInt8Array
 from vlmbatch.errors import DecodeError
 from vlmbatch.read.base import check_size, one_line
-from vlmbatch.core import UInt8Array
 
 if TYPE_CHECKING:
     import av
@@ -25,7 +27,8 @@ class DecodedFrame:
         time_seconds: Presentation time, the container's start subtracted.
         duration_seconds: How long it stands when nothing follows.
         is_key: Whether decoding can start here.
-        stretch_seconds: Start and end of the stretch that it stands for; None for a frame that stands until the next one.
+        stretch_seconds: Start and end of the stretch that it stands for; None for a frame that
+            stands until the next one.
     """
 
     time_seconds: float
@@ -54,12 +57,14 @@ class DecodedFrame:
         return np.ascontiguousarray(_upright(self._converted("rgb24"), self._frame), np.uint8)
 
     def thumbnail(self, width: int, height: int, form: str = "rgb24") -> UInt8Array:
-        """A small picture, each pixel the mean of those it stands for, whatever the aspect ratio; as stored, so not always upright.
+        """A small picture, each pixel the mean of those it stands for, whatever the aspect ratio;
+        as stored, so not always upright.
 
         Args:
             width: Its width in pixels.
             height: Its height in pixels.
-            form: FFmpeg's name of the pixel format. ``rgb24`` gives (height, width, 3), ``yuv444p`` (3, height, width) without a conversion of colours.
+            form: FFmpeg's name of the pixel format. ``rgb24`` gives (height, width, 3), ``yuv444p``
+                (3, height, width) without a conversion of colours.
 
         Raises:
             DecodeError: It cannot be converted, or has too many pixels.
@@ -71,9 +76,12 @@ class DecodedFrame:
         from av.video.reformatter import VideoReformatter
 
         try:
-            # PyAV changes the frame while it converts it, so threads take turns. One thread a conversion: it runs on one of many workers already.
+            # PyAV changes the frame while it converts it, so threads take turns. One thread a
+            # conversion: it runs on one of many workers already.
             with self._lock:
-                converted = VideoReformatter().reformat(self._frame, format=form, threads=1, **options)
+                converted = VideoReformatter().reformat(
+                    self._frame, format=form, threads=1, **options
+                )
             return np.asarray(converted.to_ndarray(), np.uint8)
         except (OSError, ValueError, RuntimeError, MemoryError) as exc:
             raise DecodeError(f"a frame cannot be converted: {one_line(exc)}") from exc
@@ -82,8 +90,8 @@ class DecodedFrame:
 def _upright(pixels: UInt8Array, frame: av.VideoFrame) -> UInt8Array:
     """Turns and mirrors a picture as its display matrix says.
 
-    The matrix ((a, b, u), (c, d, v), (x, y, w)) takes a stored point (p, q) to (a p + c q + x, b p + d q + y) (ffmpeg's libavutil/display.h);
-    angles between the quarter turns are left alone.
+    The matrix ((a, b, u), (c, d, v), (x, y, w)) takes a stored point (p, q) to (a p + c q + x, b p
+    + d q + y) (ffmpeg's libavutil/display.h); angles between the quarter turns are left alone.
     """
     matrix: Any = frame.side_data.get("DISPLAYMATRIX")
     if matrix is None:

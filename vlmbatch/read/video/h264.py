@@ -1,6 +1,8 @@
-"""What an H.264 stream says about its pictures before their pixels: slice headers (ITU-T H.264, 7.3.3), read and written.
+"""What an H.264 stream says about its pictures before their pixels: slice headers (ITU-T H.264,
+7.3.3), read and written.
 
-Only what streams of whole frames in MP4 and Matroska have: everything else raises ``Unsupported``, and then nothing is concluded from it.
+Only what streams of whole frames in MP4 and Matroska have: everything else raises ``Unsupported``,
+and then nothing is concluded from it.
 """
 
 from __future__ import annotations
@@ -30,8 +32,10 @@ class Slice:
         poc_lsb: Low bits of the place in the order of presentation.
         poc_delta_bottom: The bottom field's distance from it.
         num_refs: Length of each of the two lists of references.
-        changes: What is moved to the front of each list: pairs of ``modification_of_pic_nums_idc`` and its number.
-        unmarks: ``difference_of_pic_nums_minus1`` of references to forget; None: the oldest goes when there are too many.
+        changes: What is moved to the front of each list: pairs of ``modification_of_pic_nums_idc``
+            and its number.
+        unmarks: ``difference_of_pic_nums_minus1`` of references to forget; None: the oldest goes
+            when there are too many.
         picture_id: Its picture parameter set.
     """
 
@@ -62,7 +66,11 @@ class Stream:
         """
         sets = read_parameter_sets(extradata)
         self.sequence = sets.sequence
-        self._length_bytes, self._sequence_id, self._pictures = sets.length_bytes, sets.sequence_id, sets.pictures
+        self._length_bytes, self._sequence_id, self._pictures = (
+            sets.length_bytes,
+            sets.sequence_id,
+            sets.pictures,
+        )
         self._spare_id = max(set(range(256)) - set(self._pictures))
 
     def slices(self, packet: bytes) -> list[Slice]:
@@ -79,19 +87,36 @@ class Stream:
         return found
 
     def without_pixels(self, header: Slice) -> bytes:
-        """A packet for the same place in the decoder's memory: its picture repeats the last reference, which takes next to nothing to decode.
+        """A packet for the same place in the decoder's memory: its picture repeats the last
+        reference, which takes next to nothing to decode.
 
-        Numbers, order and marking are those of the header, so that whatever comes after finds what it would have found, but for this picture's pixels.
+        Numbers, order and marking are those of the header, so that whatever comes after finds what
+        it would have found, but for this picture's pixels.
         """
         original = self._pictures[header.picture_id]
-        # Picture parameter set: no arithmetic coding, no weights, and a slice may turn the deblocking filter off.
-        picture = ue(self._spare_id) + ue(self._sequence_id) + f"0{original.states_bottom:b}" + ue(0) + ue(0) + ue(0) + "000" + se(0) * 3 + "100"
+        # Picture parameter set: no arithmetic coding, no weights, and a slice may turn the
+        # deblocking filter off.
+        picture = (
+            ue(self._spare_id)
+            + ue(self._sequence_id)
+            + f"0{original.states_bottom:b}"
+            + ue(0)
+            + ue(0)
+            + ue(0)
+            + "000"
+            + se(0) * 3
+            + "100"
+        )
         bits = ue(0) + ue(P + 5) + ue(self._spare_id)
         bits += f"{header.frame_num:0{self.sequence.frame_num_bits}b}{header.poc_lsb:0{self.sequence.poc_bits}b}"
         bits += se(header.poc_delta_bottom) if original.states_bottom else ""
         bits += "00"  # as many references as the parameter set says, one; in the usual order
         if header.ref_idc:
-            bits += "0" if header.unmarks is None else "1" + "".join(ue(1) + ue(number) for number in header.unmarks) + ue(0)
+            bits += (
+                "0"
+                if header.unmarks is None
+                else "1" + "".join(ue(1) + ue(number) for number in header.unmarks) + ue(0)
+            )
         bits += se(0) + ue(1)  # no change of the quantizer; no deblocking
         bits += ue(self.sequence.num_macroblocks)  # mb_skip_run: all of them
         nals = [write_nal(0x68, picture), write_nal(header.ref_idc << 5 | _SLICE, bits)]
@@ -139,7 +164,18 @@ class Stream:
                 raise Unsupported("long-term references")
         elif ref_idc and bits.u(1):
             unmarks = tuple(_unmarks(bits))
-        return Slice(ref_idc, is_idr, kind, frame_num, poc_lsb, bottom, num_refs, changes, unmarks, picture_id)
+        return Slice(
+            ref_idc,
+            is_idr,
+            kind,
+            frame_num,
+            poc_lsb,
+            bottom,
+            num_refs,
+            changes,
+            unmarks,
+            picture_id,
+        )
 
     def _pass_weights(self, bits: Bits, num_refs: int) -> None:
         """Reads over weights for prediction (7.3.3.2)."""

@@ -69,7 +69,9 @@ def read_parameter_sets(extradata: bytes) -> ParameterSets:
     if len(sequences) != 1 or not pictures:
         raise Unsupported("several sequence parameter sets, or none")
     number, sequence = _sequence(Bits(sequences[0]))
-    return ParameterSets((extradata[4] & 3) + 1, number, sequence, dict(_picture(Bits(nal)) for nal in pictures))
+    return ParameterSets(
+        (extradata[4] & 3) + 1, number, sequence, dict(_picture(Bits(nal)) for nal in pictures)
+    )
 
 
 def _sets(extradata: bytes, place: int, count: int) -> tuple[list[bytes], int]:

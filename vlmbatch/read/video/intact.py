@@ -6,9 +6,11 @@ from vlmbatch.read.video.container import open_container, packets
 
 
 def looks_whole(path: str) -> bool:
-    """Whether reading a video's packets, and their headers as its decoder knows them, meets no fault.
+    """Whether reading a video's packets, and their headers as its decoder knows them, meets no
+    fault.
 
-    Decoders that cannot leave pixels out (VP9, AV1) are asked about one frame, as all would take as long as decoding them.
+    Decoders that cannot leave pixels out (VP9, AV1) are asked about one frame, as all would take as
+    long as decoding them.
 
     Args:
         path: The file.

@@ -1,4 +1,6 @@
-"""A video seen through its packets' times alone: what would be chosen is known without decoding, and a frame is decoded when its pixels are asked for."""
+"""A video seen through its packets' times alone: what would be chosen is known without decoding,
+and a frame is decoded when its pixels are asked for.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +9,11 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-from vlmbatch.errors import DecodeError
-from vlmbatch.read.video.container import SAME_SECONDS
-from vlmbatch.read.video.clock import PacketTimes
-from vlmbatch.read.video.file import NextInstant, VideoFile
 from vlmbatch.core import Pixels
+from vlmbatch.errors import DecodeError
+from vlmbatch.read.video.clock import PacketTimes
+from vlmbatch.read.video.container import SAME_SECONDS
+from vlmbatch.read.video.file import NextInstant, VideoFile
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -21,7 +23,8 @@ class PlannedFrame:
     Attributes:
         time_seconds: Presentation time.
         duration_seconds: How long it stands when nothing follows.
-        stretch_seconds: Start and end of the stretch that it stands for; None for a frame that stands until the next one.
+        stretch_seconds: Start and end of the stretch that it stands for; None for a frame that
+            stands until the next one.
     """
 
     time_seconds: float
@@ -43,7 +46,11 @@ class PlannedVideo:
 
     def key_frames(self, start_seconds: float = 0.0) -> Iterator[PlannedFrame]:
         """Yields the key frames from a time on."""
-        return self._planned(tuple(time for time in self.packet_times.key_times if time >= start_seconds - SAME_SECONDS))
+        return self._planned(
+            tuple(
+                time for time in self.packet_times.key_times if time >= start_seconds - SAME_SECONDS
+            )
+        )
 
     def frame_times(self) -> tuple[float, ...]:
         """Times of all frames, ascending, in seconds."""
@@ -59,7 +66,9 @@ class PlannedVideo:
 
 
 def planned_frame(frame: Any) -> PlannedFrame:
-    """A frame that is decoded once more when its pixels are asked for, instead of one that holds them."""
+    """A frame that is decoded once more when its pixels are asked for, instead of one that holds
+    them.
+    """
     return PlannedFrame(frame.time_seconds, frame.duration_seconds, frame.stretch_seconds)
 
 

@@ -1,4 +1,6 @@
-"""Video files to Items: sampled frames one by one, or clips and windows whose frames share a prompt."""
+"""Video files to Items: sampled frames one by one, or clips and windows whose frames share a
+prompt.
+"""
 
 from __future__ import annotations
 
@@ -8,25 +10,27 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, BinaryIO, Protocol
 
+from vlmbatch.core import Item, Media, Pixels
 from vlmbatch.errors import DecodeError, ItemError, ReadError
 from vlmbatch.job import Job
 from vlmbatch.read.base import Counts, failing_load, one_line
+from vlmbatch.read.fetch.remote import OnDisk
 from vlmbatch.read.files.copies import Copies, OnDemand
 from vlmbatch.read.files.source import Found
+from vlmbatch.read.files.temporary import TemporaryFile
+from vlmbatch.read.listing import Listing
+from vlmbatch.read.video.file import VideoFile
 from vlmbatch.read.video.frame import DecodedFrame
 from vlmbatch.read.video.intact import looks_whole
-from vlmbatch.read.listing import Listing
 from vlmbatch.read.video.planned import PlannedFrame, PlannedVideo, load_frame, planned_frame
-from vlmbatch.read.fetch.remote import OnDisk
-from vlmbatch.read.files.temporary import TemporaryFile
-from vlmbatch.read.video.file import VideoFile
-from vlmbatch.core import Item, Media, Pixels
 
 logger = logging.getLogger(__name__)
 
 
 class Span(Protocol):
-    """A stretch of a video and the choice of frames in it; made by sample/, whose base.py says more."""
+    """A stretch of a video and the choice of frames in it; made by sample/, whose base.py says
+    more.
+    """
 
     @property
     def start_seconds(self) -> float:
@@ -83,28 +87,39 @@ class Sampler(Protocol):
 
 
 Needless = Callable[[str, str, Callable[[], Sequence[Item]]], bool]
-"""Says of a video's id, its fingerprint and what makes the Items of its frames (from the packets alone) whether no pixels of it will be asked for."""
+"""Says of a video's id, its fingerprint and what makes the Items of its frames (from the packets
+alone) whether no pixels of it will be asked for.
+"""
 
 
 class VideoReader:
     """Gives the sampled frames of videos, or one Item a clip or window.
 
-    Frames are decoded as the reader is iterated, one after the other; an Item holds its frame as the decoder gave it (12 bits a pixel, mostly) and ``load``
-    makes RGB of it. The ``load`` of a clip or window opens the file again and decodes its own stretch: such Items hold nothing, and load side by side. So it is
-    with frames that are shuffled, as all of them are collected first; of videos that are no files a limited number of bytes is on the disk then.
+    Frames are decoded as the reader is iterated, one after the other; an Item holds its frame as
+    the decoder gave it (12 bits a pixel, mostly) and ``load`` makes RGB of it. The ``load`` of a
+    clip or window opens the file again and decodes its own stretch: such Items hold nothing, and
+    load side by side. So it is with frames that are shuffled, as all of them are collected first;
+    of videos that are no files a limited number of bytes is on the disk then.
 
     Raises:
         JobError: An INPUT does not exist, cannot be listed, matches nothing or is a picture.
     """
 
-    def __init__(self, job: Job, sampler: Sampler, stdin: BinaryIO | None = None, needless: Needless | None = None) -> None:
+    def __init__(
+        self,
+        job: Job,
+        sampler: Sampler,
+        stdin: BinaryIO | None = None,
+        needless: Needless | None = None,
+    ) -> None:
         """Checks the INPUTs; lists nothing yet.
 
         Args:
             job: The job.
             sampler: What ``sample.make_sampler(job)`` gives.
             stdin: Where the INPUT ``-`` reads paths from, instead of standard input.
-            needless: Says of which videos no pixels will be asked for. Their Items are made from the packets' times, and nothing is decoded.
+            needless: Says of which videos no pixels will be asked for. Their Items are made from
+                the packets' times, and nothing is decoded.
         """
         self._listing = Listing(job, stdin)
         self._sampler = sampler
@@ -143,7 +158,11 @@ class VideoReader:
                     if error := self._loss(video):
                         yield self._failed(found, error)
                     return
-                yield from self._frames(found, on_disk, video, self._sampler.judge()) if self._per_frame else self._clips(found, on_disk, video)
+                yield from (
+                    self._frames(found, on_disk, video, self._sampler.judge())
+                    if self._per_frame
+                    else self._clips(found, on_disk, video)
+                )
                 if error := self._loss(video):
                     pass
                 elif self._index > before or not self._per_frame:
@@ -163,7 +182,9 @@ class VideoReader:
             logger.warning("%s: no frame of it was asked for", found.source)
 
     def _loss(self, video: VideoFile) -> DecodeError | None:
-        """What is wrong when the file ends before frames that were asked for; a clip or window is asked about with those that there are."""
+        """What is wrong when the file ends before frames that were asked for; a clip or window is
+        asked about with those that there are.
+        """
         lost = video.lost_from_seconds if self._per_frame else None
         last = self._job.end if not self._job.at else max(self._job.at)
         return None if lost is None or (last is not None and last < lost) else _cut_off(lost)
@@ -178,15 +199,24 @@ class VideoReader:
         return OnDemand(self._copies, found.id, make) if self._job.shuffle else make()
 
     def _planned(self, found: Found, on_disk: File, video: VideoFile) -> list[Item]:
-        """The Items of a video from its packets alone, where no pixels will be asked for, or not now, and the packets tell."""
-        if not self._per_frame or self._sampler.needs_pixels or (self._needless is None and not self._job.shuffle):
+        """The Items of a video from its packets alone, where no pixels will be asked for, or not
+        now, and the packets tell.
+        """
+        if (
+            not self._per_frame
+            or self._sampler.needs_pixels
+            or (self._needless is None and not self._job.shuffle)
+        ):
             return []
         before = self._index
         items: list[Item] = []
 
         def plan() -> list[Item]:
-            # A shuffled video whose headers tell of damage is decoded once now, as it always is in order: what of it can be shown is known by that alone.
-            if video.packet_times is not None and (not self._job.shuffle or looks_whole(on_disk.path)):
+            # A shuffled video whose headers tell of damage is decoded once now, as it always is in
+            # order: what of it can be shown is known by that alone.
+            if video.packet_times is not None and (
+                not self._job.shuffle or looks_whole(on_disk.path)
+            ):
                 planned = PlannedVideo(video.packet_times, video.end_seconds)
                 items.extend(self._frames(found, on_disk, planned, None))
             return items
@@ -196,7 +226,9 @@ class VideoReader:
         self._index = before
         return []
 
-    def _frames(self, found: Found, on_disk: File, video: Any, judge: Judge | None) -> Iterator[Item]:
+    def _frames(
+        self, found: Found, on_disk: File, video: Any, judge: Judge | None
+    ) -> Iterator[Item]:
         """Items of frames, each held back until the next is known: its time is where this one ends."""
         pending: DecodedFrame | PlannedFrame | None = None
         item_id = kept_id = ""
@@ -204,28 +236,54 @@ class VideoReader:
         for span in self._sampler(video):
             for frame in span.choose(video):
                 if pending is not None:
-                    yield self._frame(found, on_disk, item_id, pending, frame.time_seconds, similar_to)
+                    yield self._frame(
+                        found, on_disk, item_id, pending, frame.time_seconds, similar_to
+                    )
                 item_id = _frame_id(found.id, frame, pending)
                 similar_to = kept_id if judge is not None and judge.is_similar(frame) else None
                 kept_id = similar_to or item_id
                 pending = planned_frame(frame) if self._job.shuffle else frame
         if pending is not None:
             end = video.end_seconds
-            end = end if end > pending.time_seconds else pending.time_seconds + pending.duration_seconds
+            end = (
+                end
+                if end > pending.time_seconds
+                else pending.time_seconds + pending.duration_seconds
+            )
             yield self._frame(found, on_disk, item_id, pending, end, similar_to)
 
-    def _frame(self, found: Found, on_disk: File, item_id: str, frame: DecodedFrame | PlannedFrame, end_seconds: float, similar_to: str | None) -> Item:
+    def _frame(
+        self,
+        found: Found,
+        on_disk: File,
+        item_id: str,
+        frame: DecodedFrame | PlannedFrame,
+        end_seconds: float,
+        similar_to: str | None,
+    ) -> Item:
         start, end = frame.stretch_seconds or (frame.time_seconds, end_seconds)
         if isinstance(frame, PlannedFrame):
-            load = on_disk.bind(functools.partial(load_frame, max_pixels=self._max_pixels, seconds=frame.time_seconds))
+            load = on_disk.bind(
+                functools.partial(
+                    load_frame, max_pixels=self._max_pixels, seconds=frame.time_seconds
+                )
+            )
         else:
             load = functools.partial(_picture, frame)
-        return dataclasses.replace(self._item(found, item_id, load, start, end), similar_to=similar_to)
+        return dataclasses.replace(
+            self._item(found, item_id, load, start, end), similar_to=similar_to
+        )
 
     def _clips(self, found: Found, on_disk: File, video: VideoFile) -> Iterator[Item]:
         for span in self._sampler(video):
-            item_id = f"{found.id}#t={span.start_seconds:.3f}-{span.end_seconds:.3f}" if self._per_window else found.id
-            load = on_disk.bind(functools.partial(load_clip, max_pixels=self._max_pixels, span=span))
+            item_id = (
+                f"{found.id}#t={span.start_seconds:.3f}-{span.end_seconds:.3f}"
+                if self._per_window
+                else found.id
+            )
+            load = on_disk.bind(
+                functools.partial(load_clip, max_pixels=self._max_pixels, span=span)
+            )
             yield self._item(found, item_id, load, span.start_seconds, span.end_seconds)
         if not video.end_seconds:
             raise DecodeError("no frames")
@@ -233,13 +291,33 @@ class VideoReader:
     def _failed(self, found: Found, error: ItemError) -> Item:
         return self._item(found, found.id, failing_load(type(error), str(error)), None, None)
 
-    def _item(self, found: Found, item_id: str, load: Callable[[], Pixels], start: float | None, end: float | None) -> Item:
-        item = Item(item_id, found.source, self._index, self._media, load, start, end, found.fingerprint, found.questions, found.extra)
+    def _item(
+        self,
+        found: Found,
+        item_id: str,
+        load: Callable[[], Pixels],
+        start: float | None,
+        end: float | None,
+    ) -> Item:
+        item = Item(
+            item_id,
+            found.source,
+            self._index,
+            self._media,
+            load,
+            start,
+            end,
+            found.fingerprint,
+            found.questions,
+            found.extra,
+        )
         self._index += 1
         return item
 
 
-def _frame_id(video_id: str, frame: DecodedFrame | PlannedFrame, before: DecodedFrame | PlannedFrame | None) -> str:
+def _frame_id(
+    video_id: str, frame: DecodedFrame | PlannedFrame, before: DecodedFrame | PlannedFrame | None
+) -> str:
     if before is not None and f"{before.time_seconds:.3f}" == f"{frame.time_seconds:.3f}":
         # More than a thousand frames a second.
         return f"{video_id}#t={frame.time_seconds:.6f}"
@@ -287,15 +365,21 @@ def load_clip(path: str, max_pixels: int, span: Span) -> Pixels:
 
 
 def _no_frames(video: VideoFile) -> DecodeError:
-    return DecodeError(f"no frame can be decoded: {video.broken_reason}" if video.num_broken else "no frames")
+    return DecodeError(
+        f"no frame can be decoded: {video.broken_reason}" if video.num_broken else "no frames"
+    )
 
 
 def _cut_off(lost_from_seconds: float) -> DecodeError:
-    return DecodeError(f"cut off: the file ends before its frames from {lost_from_seconds:.3f} s on")
+    return DecodeError(
+        f"cut off: the file ends before its frames from {lost_from_seconds:.3f} s on"
+    )
 
 
 def _damage(video: VideoFile) -> DecodeError | None:
     if not video.num_broken:
         return None
     packets = "1 packet" if video.num_broken == 1 else f"{video.num_broken} packets"
-    return DecodeError(f"damaged after {video.broken_seconds:.3f} s: {packets} could not be decoded ({video.broken_reason})")
+    return DecodeError(
+        f"damaged after {video.broken_seconds:.3f} s: {packets} could not be decoded ({video.broken_reason})"
+    )

@@ -1,4 +1,6 @@
-"""Which pictures of an H.264 stream each picture may refer to: its lists of references, built as a decoder builds them (ITU-T H.264, 8.2)."""
+"""Which pictures of an H.264 stream each picture may refer to: its lists of references, built as a
+decoder builds them (ITU-T H.264, 8.2).
+"""
 
 from __future__ import annotations
 
@@ -82,9 +84,13 @@ class References:
         """The owners in both lists of a slice (8.2.4)."""
         if header.kind == I:
             return []
-        numbers = {_number(reference, header.frame_num, modulo): reference for reference in self._memory}
+        numbers = {
+            _number(reference, header.frame_num, modulo): reference for reference in self._memory
+        }
         if header.kind == B:
-            before = sorted((one for one in self._memory if one.poc < poc), key=lambda one: -one.poc)
+            before = sorted(
+                (one for one in self._memory if one.poc < poc), key=lambda one: -one.poc
+            )
             after = sorted((one for one in self._memory if one.poc > poc), key=lambda one: one.poc)
             if len(before) + len(after) < len(self._memory):
                 raise Unsupported("two pictures of the same order")
@@ -94,8 +100,13 @@ class References:
         else:
             initial = [[numbers[number] for number in sorted(numbers, reverse=True)]]
         found: list[Any] = []
-        for references, length, changes in zip(initial, header.num_refs, header.changes, strict=False):
-            found.extend(one.owner for one in _changed(references, length, changes, numbers, header.frame_num, modulo))
+        for references, length, changes in zip(
+            initial, header.num_refs, header.changes, strict=False
+        ):
+            found.extend(
+                one.owner
+                for one in _changed(references, length, changes, numbers, header.frame_num, modulo)
+            )
         return found
 
     def _remember(self, header: Slice, reference: _Reference, modulo: int) -> None:
@@ -119,7 +130,12 @@ def _number(reference: _Reference, frame_num: int, modulo: int) -> int:
 
 
 def _changed(
-    references: list[_Reference], length: int, changes: tuple[tuple[int, int], ...], numbers: dict[int, _Reference], frame_num: int, modulo: int
+    references: list[_Reference],
+    length: int,
+    changes: tuple[tuple[int, int], ...],
+    numbers: dict[int, _Reference],
+    frame_num: int,
+    modulo: int,
 ) -> list[_Reference]:
     """A list of references after its changes (8.2.4.3.1)."""
     references = references[:length]
@@ -129,5 +145,9 @@ def _changed(
         chosen = numbers.get(predicted - (modulo if predicted > frame_num else 0))
         if chosen is None or place >= length:
             raise Unsupported("a reference is missing")
-        references = [*references[:place], chosen, *(one for one in references[place:] if one is not chosen)]
+        references = [
+            *references[:place],
+            chosen,
+            *(one for one in references[place:] if one is not chosen),
+        ]
     return references[:length]

@@ -1,9 +1,12 @@
-"""Which packets must be decoded for the frames that are asked for, so that these are exactly what decoding everything gives.
+"""Which packets must be decoded for the frames that are asked for, so that these are exactly what
+decoding everything gives.
 
-Packets come in decoding order. ``mark`` says of each whether its frame is wanted, which takes the time of the frame after it: a few packets ahead.
-``leave_out`` holds packets back until one is wanted that may need them, lets go of those before a key frame that it can start from, and has those that
-no wanted frame refers to decoded without their pixels, where ``sparing.py`` can tell. ``Sieve`` checks that what was expected comes out of the decoder.
-Whatever is not as it should be raises ``Unsure``: then everything is decoded.
+Packets come in decoding order. ``mark`` says of each whether its frame is wanted, which takes the
+time of the frame after it: a few packets ahead. ``leave_out`` holds packets back until one is
+wanted that may need them, lets go of those before a key frame that it can start from, and has those
+that no wanted frame refers to decoded without their pixels, where ``sparing.py`` can tell.
+``Sieve`` checks that what was expected comes out of the decoder. Whatever is not as it should be
+raises ``Unsure``: then everything is decoded.
 """
 
 from __future__ import annotations
@@ -15,14 +18,17 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Protocol
 
 LOOKAHEAD = 33
-"""Frames that come before another in decoding and after it in presentation: at most 16 (H.264 and HEVC, max_num_reorder), or their fields, and one more."""
+"""Frames that come before another in decoding and after it in presentation: at most 16 (H.264 and
+HEVC, max_num_reorder), or their fields, and one more.
+"""
 
 MAX_HELD_BYTES = 64 << 20
 """Packets held back beyond this are decoded after all."""
 
 LATER = 16
-"""So many packets behind a wanted one are looked at before it is decoded: by then most frames before it are out of the decoder's memory, and it is clear
-whether any that is wanted later refers to them."""
+"""So many packets behind a wanted one are looked at before it is decoded: by then most frames
+before it are out of the decoder's memory, and it is clear whether any that is wanted later refers
+to them."""
 
 
 class Unsure(Exception):
@@ -40,7 +46,8 @@ class Step:
         is_shown: Whether it gives a frame that is shown.
         is_sure: Whether that frame can be decoded: it is not before the first key frame.
         wanted: Whether the frame is asked for.
-        is_led_to: For a key frame: whether a frame is wanted that is shown before it and decoded after it, and so may refer to what is before it.
+        is_led_to: For a key frame: whether a frame is wanted that is shown before it and decoded
+            after it, and so may refer to what is before it.
         fresh: Whether decoding starts anew here, with what came before left out.
         key: The last key frame before it in decoding order.
     """
@@ -58,7 +65,9 @@ class Step:
 
 
 Wanted = Callable[[Step, int | None, bool], bool]
-"""Says of a frame, the time of the next one (None after the last) and whether it stands for what comes before it too: is it asked for?"""
+"""Says of a frame, the time of the next one (None after the last) and whether it stands for what
+comes before it too: is it asked for?
+"""
 
 
 def mark(steps: Iterable[Step], wanted: Wanted, *, from_start: bool) -> Iterator[Step]:
@@ -67,7 +76,8 @@ def mark(steps: Iterable[Step], wanted: Wanted, *, from_start: bool) -> Iterator
     Args:
         steps: Packets in decoding order.
         wanted: Says of a frame whether it is asked for. Called once a frame, in presentation order.
-        from_start: Whether this is where the video begins. What comes before its first key frame may be decodable or not, and is tried; elsewhere it is not.
+        from_start: Whether this is where the video begins. What comes before its first key frame
+            may be decodable or not, and is tried; elsewhere it is not.
 
     Raises:
         Unsure: Two frames have the same time, or frames are reordered further than codecs do.
@@ -122,7 +132,8 @@ class Sparing(Protocol):
         """Takes their pixels from those steps that no wanted frame can refer to.
 
         Args:
-            held: Steps in decoding order, following those of the call before, or beginning at a key frame.
+            held: Steps in decoding order, following those of the call before, or beginning at a key
+                frame.
             count: So many of them are decoded now; the others come with the next call.
         """
         ...
@@ -169,7 +180,9 @@ def leave_out(steps: Iterable[Step], sparing: Sparing | None = None) -> Iterator
 
 
 class Sieve:
-    """Keeps the frames that are wanted of those that come out of the decoder, and sees that none is missing."""
+    """Keeps the frames that are wanted of those that come out of the decoder, and sees that none is
+    missing.
+    """
 
     def __init__(self) -> None:
         self._expected: list[int] = []
@@ -187,7 +200,8 @@ class Sieve:
         """Whether a frame that came out is wanted.
 
         Raises:
-            Unsure: One that should have come before it did not, or it is not what its packet promised.
+            Unsure: One that should have come before it did not, or it is not what its packet
+                promised.
         """
         if pts is None or (self._last is not None and pts <= self._last):
             raise Unsure("a frame has no time, or one that runs backwards")

@@ -1,6 +1,8 @@
-"""Which frames of an H.264 stream are decoded for nothing but their place in the decoder's memory, and what is decoded instead.
+"""Which frames of an H.264 stream are decoded for nothing but their place in the decoder's memory,
+and what is decoded instead.
 
-Encoders that put B-frames into pyramids let the other B-frames around one refer to it, and nothing else; its headers say so. When none of those is wanted
+Encoders that put B-frames into pyramids let the other B-frames around one refer to it, and nothing
+else; its headers say so. When none of those is wanted
 its pixels are never seen: a picture that repeats another stands in for it, at a third of the time.
 """
 

@@ -1,4 +1,6 @@
-"""A file behind a URL that is fetched and replaced as a whole, and tried again when the network fails."""
+"""A file behind a URL that is fetched and replaced as a whole, and tried again when the network
+fails.
+"""
 
 from __future__ import annotations
 
@@ -25,11 +27,21 @@ logger = logging.getLogger(__name__)
 BACK_OFF_SECONDS = (1.0, 2.0, 4.0, 8.0)
 """How long is waited before each further try."""
 
-WHOLE_OR_NOT_AT_ALL = frozenset({"memory", "s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "hf", "oss", "oci"})
+WHOLE_OR_NOT_AT_ALL = frozenset(
+    {"memory", "s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "hf", "oss", "oci"}
+)
 """Schemes of object stores: an object is there once all of it is, and until then the one before."""
 
 _LOCAL = frozenset({"file", "local"})
-_FINAL = (FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError, NotADirectoryError, NotImplementedError, OutputError)
+_FINAL = (
+    FileNotFoundError,
+    FileExistsError,
+    PermissionError,
+    IsADirectoryError,
+    NotADirectoryError,
+    NotImplementedError,
+    OutputError,
+)
 """Errors that another try does not mend."""
 
 _CHUNK_BYTES = 1 << 20
@@ -44,11 +56,14 @@ class RemoteFile:
 
     Args:
         url: Where it is.
-        allow_private: Whether schemes are opened that connect to hosts whose addresses cannot be checked.
+        allow_private: Whether schemes are opened that connect to hosts whose addresses cannot be
+            checked.
         back_off: Seconds before each further try.
     """
 
-    def __init__(self, url: str, *, allow_private: bool = False, back_off: Sequence[float] = BACK_OFF_SECONDS) -> None:
+    def __init__(
+        self, url: str, *, allow_private: bool = False, back_off: Sequence[float] = BACK_OFF_SECONDS
+    ) -> None:
         self.url = url
         self.shown = without_credentials(url)
         self._allow_private = allow_private
@@ -56,7 +71,9 @@ class RemoteFile:
 
     def beside(self, suffix: str) -> RemoteFile:
         """The file beside it whose name has ``suffix`` added."""
-        return RemoteFile(self.url + suffix, allow_private=self._allow_private, back_off=self._back_off)
+        return RemoteFile(
+            self.url + suffix, allow_private=self._allow_private, back_off=self._back_off
+        )
 
     def fingerprint(self) -> str | None:
         """What changes with the file; None when it is not there.
@@ -69,7 +86,9 @@ class RemoteFile:
 
         def look() -> str | None:
             files, path = self._open()
-            files.invalidate_cache(files._parent(path))  # the listings that some stores keep do not know what others have done
+            files.invalidate_cache(
+                files._parent(path)
+            )  # the listings that some stores keep do not know what others have done
             try:
                 info = files.info(path)
             except FileNotFoundError:
@@ -81,7 +100,8 @@ class RemoteFile:
         return self._tried("cannot look at", look)
 
     def get(self, target: Path) -> bool:
-        """Fetches it; says whether there is such a file. ``target`` is replaced whole or not at all.
+        """Fetches it; says whether there is such a file. ``target`` is replaced whole or not at
+        all.
 
         Raises:
             OutputError: It cannot be fetched; also the errors of ``fingerprint``.
@@ -93,7 +113,9 @@ class RemoteFile:
                 source = files.open(path, "rb")
             except FileNotFoundError:
                 return False
-            part = beside(target, ".part")  # not ``replacing``: errors of the store are not those of the disk
+            part = beside(
+                target, ".part"
+            )  # not ``replacing``: errors of the store are not those of the disk
             try:
                 with source, open(part, "wb") as file:
                     shutil.copyfileobj(source, file, _CHUNK_BYTES)
@@ -107,14 +129,16 @@ class RemoteFile:
         return self._tried("cannot read", fetch)
 
     def put(self, source: Path, wait: Wait = time.sleep) -> None:
-        """Puts a file of this disk in its place: whole or not at all, as far as the store has a way to do that.
+        """Puts a file of this disk in its place: whole or not at all, as far as the store has a way
+        to do that.
 
         Args:
             source: The file; it does not change meanwhile.
             wait: Waits before another try.
 
         Raises:
-            OutputError: It cannot be written, as often as it was tried; also the errors of ``fingerprint``.
+            OutputError: It cannot be written, as often as it was tried; also the errors of
+                ``fingerprint``.
         """
         self._tried("cannot write", lambda: self._put(source), wait)
 
@@ -162,7 +186,9 @@ class RemoteFile:
             except Exception as error:  # botocore's, google's, aiohttp's, the operating system's …
                 if seconds is None or isinstance(error, _FINAL):
                     raise OutputError(f"{what} {self.shown}: {one_line(error)}") from error
-                logger.info("%s %s: %s; another try in %g s", what, self.shown, one_line(error), seconds)
+                logger.info(
+                    "%s %s: %s; another try in %g s", what, self.shown, one_line(error), seconds
+                )
                 if wait(seconds):
                     raise OutputError(f"{what} {self.shown}: {one_line(error)}") from error
         raise AssertionError("unreachable")
@@ -170,7 +196,8 @@ class RemoteFile:
 
 @contextlib.contextmanager
 def local_copy(output: str, *, allow_private: bool = False) -> Iterator[Path]:
-    """OUTPUT as a file of this disk: itself, or for a URL a copy of it and its summary, which is deleted when the block ends.
+    """OUTPUT as a file of this disk: itself, or for a URL a copy of it and its summary, which is
+    deleted when the block ends.
 
     Raises:
         OutputError: It is not there or cannot be fetched.

@@ -1,6 +1,8 @@
-"""An OUTPUT that is a URL: rows are kept in a staging folder on this disk, and the whole file is uploaded now and then, and at the end.
+"""An OUTPUT that is a URL: rows are kept in a staging folder on this disk, and the whole file is
+uploaded now and then, and at the end.
 
-Everything that holds for an OUTPUT on this disk holds for the staged one, as it is one: the journal, the lock, what a killed run leaves. An upload that fails
+Everything that holds for an OUTPUT on this disk holds for the staged one, as it is one: the
+journal, the lock, what a killed run leaves. An upload that fails
 costs no row: the same command uploads what is kept here.
 """
 
@@ -16,9 +18,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from vlmbatch.core import Record, Status
 from vlmbatch.errors import OutputError, one_line
 from vlmbatch.job import Job
-from vlmbatch.core import Record, Status
 from vlmbatch.write.atomic import beside, reason
 from vlmbatch.write.base import Writer
 from vlmbatch.write.journal import plain_json
@@ -83,11 +85,21 @@ class StagedOutput(Writer):
         self._closing = threading.Event()
         self._closed = self._failed = False
         self._next_upload = 0.0
-        self._staging = Staging(self._remote, default_staging_root() if job.staging_dir is None else Path(job.staging_dir))
+        self._staging = Staging(
+            self._remote,
+            default_staging_root() if job.staging_dir is None else Path(job.staging_dir),
+        )
         try:
             self._staging.bring_together(self._identity, overwrite=job.overwrite)
             self._overwrites = job.overwrite
-            self._store = OutputStore(self._staging.path, job, identity, policy=policy or CommitPolicy(), clock=clock, name=self._remote.shown)
+            self._store = OutputStore(
+                self._staging.path,
+                job,
+                identity,
+                policy=policy or CommitPolicy(),
+                clock=clock,
+                name=self._remote.shown,
+            )
         except BaseException:
             self._staging.release()
             raise
@@ -97,11 +109,15 @@ class StagedOutput(Writer):
         """The staged file."""
         return self._staging.path
 
-    def write(self, record: Record, fingerprint: str = "", order: int | None = None, question: int = 0) -> None:
+    def write(
+        self, record: Record, fingerprint: str = "", order: int | None = None, question: int = 0
+    ) -> None:
         """Takes a record, as the store does."""
         if not self._staging.state.has_new_rows:
             with self._guard:
-                self._staging.save(has_new_rows=True)  # before the row, so that a killed run knows of it
+                self._staging.save(
+                    has_new_rows=True
+                )  # before the row, so that a killed run knows of it
         self._store.write(record, fingerprint, order, question)
         self._upload_now_and_then()
 
@@ -114,7 +130,9 @@ class StagedOutput(Writer):
         """Makes the rows durable on this disk."""
         self._store.commit()
 
-    def done(self, id: str, task: str, prompt: str, source: str = "", fingerprint: str = "") -> bool:
+    def done(
+        self, id: str, task: str, prompt: str, source: str = "", fingerprint: str = ""
+    ) -> bool:
         """Whether the row is there."""
         return self._store.done(id, task, prompt, source, fingerprint)
 
@@ -134,7 +152,8 @@ class StagedOutput(Writer):
         """Publishes what is new, uploads it and lets go of the folder.
 
         Raises:
-            OutputError: The rows could not be kept here, or not be uploaded; the message says where they are.
+            OutputError: The rows could not be kept here, or not be uploaded; the message says where
+                they are.
         """
         if self._closed:
             return
@@ -163,8 +182,13 @@ class StagedOutput(Writer):
         if now < self._next_upload or (self._thread is not None and self._thread.is_alive()):
             return
         self._next_upload = now + 1.0
-        if file_state(self.path) not in (None, self._staging.state.staged) and not self._overwrites_the_old():
-            self._thread = threading.Thread(target=self._upload_in_background, name="uploader", daemon=True)
+        if (
+            file_state(self.path) not in (None, self._staging.state.staged)
+            and not self._overwrites_the_old()
+        ):
+            self._thread = threading.Thread(
+                target=self._upload_in_background, name="uploader", daemon=True
+            )
             self._thread.start()
 
     def _overwrites_the_old(self) -> bool:
@@ -178,8 +202,12 @@ class StagedOutput(Writer):
         try:
             self._upload(self._closing.wait)
         except Exception as error:  # a failure is no harm yet: the rows are here, and the end of the run tries again
-            logger.warning("%s; the run goes on, the rows are kept in %s", one_line(error), self.path)
-        self._next_upload = self._clock() + max(self._uploads.seconds, (self._clock() - began) / self._uploads.share)
+            logger.warning(
+                "%s; the run goes on, the rows are kept in %s", one_line(error), self.path
+            )
+        self._next_upload = self._clock() + max(
+            self._uploads.seconds, (self._clock() - began) / self._uploads.share
+        )
 
     def _upload_last(self) -> None:
         try:
@@ -188,7 +216,9 @@ class StagedOutput(Writer):
             if self._staging.state.has_new_rows:
                 self._staging.save(has_new_rows=False)
         except OutputError as error:
-            raise OutputError(f"{error}; every finished row is kept in {self.path}, and the same command uploads them") from error
+            raise OutputError(
+                f"{error}; every finished row is kept in {self.path}, and the same command uploads them"
+            ) from error
 
     def _upload(self, wait: Wait) -> None:
         """Uploads the staged file and its journal at rest.
@@ -198,7 +228,9 @@ class StagedOutput(Writer):
         """
         there = self._remote.fingerprint()
         if there not in (None, self._staging.state.synced):
-            raise OutputError(f"{self._remote.shown} was written by another run meanwhile; the same command brings the rows of both together")
+            raise OutputError(
+                f"{self._remote.shown} was written by another run meanwhile; the same command brings the rows of both together"
+            )
         upload = beside(self.path, ".upload")
         journal = beside(upload, ".journal")
         try:
@@ -206,7 +238,9 @@ class StagedOutput(Writer):
             self._store.write_known_files(journal)
             if there is not None and self._staging.state.identity != self._identity:
                 for suffix in (".journal", ".summary.json"):
-                    self._remote.beside(suffix).remove()  # they tell of other settings than those of the rows to come
+                    self._remote.beside(
+                        suffix
+                    ).remove()  # they tell of other settings than those of the rows to come
             self._remote.put(upload, wait)
             there = self._remote.fingerprint()
             with self._guard:
@@ -222,7 +256,9 @@ class StagedOutput(Writer):
 
 
 def _snapshot(path: Path, copy: Path) -> tuple[int, int] | None:
-    """Keeps a file as it is now under another name, whatever takes its place; gives its size and time."""
+    """Keeps a file as it is now under another name, whatever takes its place; gives its size and
+    time.
+    """
     copy.unlink(missing_ok=True)
     try:
         os.link(path, copy)

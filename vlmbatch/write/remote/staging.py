@@ -1,7 +1,9 @@
-"""The staging folder of an OUTPUT that is a URL: the file that a run works on, and what is known about the file behind the URL.
+"""The staging folder of an OUTPUT that is a URL: the file that a run works on, and what is known
+about the file behind the URL.
 
-``ROOT/DIGEST/NAME`` stands for the OUTPUT, with its journal beside it, and ``staging.json`` says which state of the remote file these rows go on from. Before
-a run the two are brought together: what another machine has written is fetched, and rows that were never uploaded are put on top of it.
+``ROOT/DIGEST/NAME`` stands for the OUTPUT, with its journal beside it, and ``staging.json`` says
+which state of the remote file these rows go on from. Before a run the two are brought together:
+what another machine has written is fetched, and rows that were never uploaded are put on top of it.
 """
 
 from __future__ import annotations
@@ -19,11 +21,11 @@ from typing import Any
 from vlmbatch.errors import OutputError, one_line
 from vlmbatch.urls import url_name
 from vlmbatch.write.atomic import beside, reason, replacing
-from vlmbatch.write.previous_output import EarlierRows
 from vlmbatch.write.formats import Format, find_format
 from vlmbatch.write.identity import check_identity, earlier_identity
 from vlmbatch.write.journal import Header, JournalScan, row_line, write_journal
 from vlmbatch.write.lock import OutputLock
+from vlmbatch.write.previous_output import EarlierRows
 from vlmbatch.write.remote.file import RemoteFile
 from vlmbatch.write.row_index import RowTable, key_digest
 
@@ -50,10 +52,12 @@ class StagingState:
     Attributes:
         url: The OUTPUT, without credentials.
         synced: The fingerprint of the remote file that the staged rows go on from; None: of none.
-        staged: (size, mtime_ns) of the staged file when the remote one was equal to it; None: it never was.
+        staged: (size, mtime_ns) of the staged file when the remote one was equal to it; None: it
+            never was.
         has_new_rows: Whether rows were taken since.
         identity: The settings of the rows there, as far as they are known.
-        is_partial: Whether the staged files are being replaced by fetched ones, so that they count for nothing.
+        is_partial: Whether the staged files are being replaced by fetched ones, so that they count
+            for nothing.
     """
 
     url: str
@@ -89,7 +93,9 @@ class Staging:
         try:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:
-            raise OutputError(f"cannot make the staging folder {self.folder}: {reason(error)}") from error
+            raise OutputError(
+                f"cannot make the staging folder {self.folder}: {reason(error)}"
+            ) from error
         self._state_path = self.folder / "staging.json"
         self._lock = OutputLock(self.folder / "staging", remote.shown)
         self.state = self._load_state()
@@ -119,7 +125,8 @@ class Staging:
 
         Args:
             identity: The settings that the rows depend on; rows of others are not mixed with these.
-            overwrite: Whether the rows that are there do not count. They are fetched all the same, to be there again should the run end before its first row.
+            overwrite: Whether the rows that are there do not count. They are fetched all the same,
+                to be there again should the run end before its first row.
 
         Raises:
             OutputError: The remote file cannot be fetched, or was made with other settings.
@@ -131,7 +138,11 @@ class Staging:
         if there == self.state.synced:
             return
         if there is None:
-            logger.warning("%s is gone: it is made anew%s", self.remote.shown, "" if self.is_uploaded else ", from the rows that are kept here")
+            logger.warning(
+                "%s is gone: it is made anew%s",
+                self.remote.shown,
+                "" if self.is_uploaded else ", from the rows that are kept here",
+            )
             if self.is_uploaded:
                 self.path.unlink(missing_ok=True)
             self.save(synced=None, staged=None)
@@ -150,7 +161,12 @@ class Staging:
         except FileNotFoundError:
             return fresh
         except (OSError, ValueError, TypeError, KeyError) as error:
-            logger.warning("%s cannot be read (%s): what is there is compared with %s", self._state_path, one_line(error), self.remote.shown)
+            logger.warning(
+                "%s cannot be read (%s): what is there is compared with %s",
+                self._state_path,
+                one_line(error),
+                self.remote.shown,
+            )
             return dataclasses.replace(fresh, has_new_rows=True)
 
     def _discard(self) -> None:
@@ -168,11 +184,22 @@ class Staging:
             header = JournalScan(beside(self.path, ".journal")).header
         except OutputError:  # the store says so, unless it is to be overwritten
             header = None
-        self.save(synced=there, staged=file_state(self.path), has_new_rows=False, identity=header and header.identity, is_partial=False)
+        self.save(
+            synced=there,
+            staged=file_state(self.path),
+            has_new_rows=False,
+            identity=header and header.identity,
+            is_partial=False,
+        )
 
     def _merge(self, there: str, identity: Mapping[str, Any]) -> None:
-        """Puts the rows that are only here on top of those of a remote file that another run has written."""
-        logger.warning("%s was written by another run since; the rows that are kept here are put on top of its rows", self.remote.shown)
+        """Puts the rows that are only here on top of those of a remote file that another run has
+        written.
+        """
+        logger.warning(
+            "%s was written by another run since; the rows that are kept here are put on top of its rows",
+            self.remote.shown,
+        )
         fetched = self.folder / "remote" / self.path.name
         fetched.parent.mkdir(exist_ok=True)
         if self.remote.get(fetched):
@@ -181,15 +208,21 @@ class Staging:
                 path.unlink(missing_ok=True)
                 self.remote.beside(suffix).get(path)
             theirs = JournalScan(beside(fetched, ".journal"))
-            check_identity(self.remote.shown, self._identity_of(fetched, theirs, identity), identity)
+            check_identity(
+                self.remote.shown, self._identity_of(fetched, theirs, identity), identity
+            )
             ours = JournalScan(beside(self.path, ".journal"))
-            known = ((e.key, e.source, e.fingerprint, e.row_index, e.question, e.status) for e in theirs)
+            known = (
+                (e.key, e.source, e.fingerprint, e.row_index, e.question, e.status) for e in theirs
+            )
             header = Header(dict(ours.header.identity if ours.header else identity))
             write_journal(beside(self.path, ".journal"), header, known, self._row_lines(ours))
             os.replace(fetched, self.path)
         self.save(synced=there, staged=None, identity=None, has_new_rows=True)
 
-    def _identity_of(self, output: Path, scan: JournalScan, identity: Mapping[str, Any]) -> Mapping[str, Any]:
+    def _identity_of(
+        self, output: Path, scan: JournalScan, identity: Mapping[str, Any]
+    ) -> Mapping[str, Any]:
         """The settings that a fetched file was made with."""
         if scan.header is not None:
             return scan.header.identity
@@ -201,13 +234,19 @@ class Staging:
             rows.close()
 
     def _row_lines(self, ours: JournalScan) -> Iterator[bytes]:
-        """Every row that is here, as a journal has it: those of the staged file with what is known about their files, then those of its journal."""
+        """Every row that is here, as a journal has it: those of the staged file with what is known
+        about their files, then those of its journal.
+        """
         if self.path.exists() and (ours.header is None or ours.header.base):
             table = RowTable()
             rows = EarlierRows(self.path, self._format)
             try:
                 rows.scan(table)
-                files = {entry.key: (entry.source, entry.fingerprint) for entry in ours if entry.place < 0}
+                files = {
+                    entry.key: (entry.source, entry.fingerprint)
+                    for entry in ours
+                    if entry.place < 0
+                }
                 for row in rows.rows(-1 - table.places()[table.in_order()]):
                     key = key_digest(row["id"], row["task"], row["prompt"])
                     yield row_line(key, *files.get(key, (0, 0)), 0, row)

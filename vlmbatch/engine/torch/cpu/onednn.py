@@ -1,7 +1,9 @@
 """Matrix products by oneDNN, from weights in the layout that its kernel reads.
 
-torch's own product (MKL's, where there is MKL) lays a weight out anew in every call. With a thousand rows that is nothing; with the few rows of a decode step
-it is most of the time. oneDNN keeps a second copy of the weight in its own layout, and can apply the GELU behind a product before the result leaves the cache.
+torch's own product (MKL's, where there is MKL) lays a weight out anew in every call. With a
+thousand rows that is nothing; with the few rows of a decode step it is most of the time. oneDNN
+keeps a second copy of the weight in its own layout, and can apply the GELU behind a product before
+the result leaves the cache.
 """
 
 from __future__ import annotations
@@ -38,11 +40,19 @@ class PackedLinear(Linear):
 
     def __call__(self, x: Tensor) -> Tensor:
         """See ``Linear``."""
-        return multiply(x, self.packed, self.bias) if self._is_packed_for(x) else F.linear(x, self.weight, self.bias)
+        return (
+            multiply(x, self.packed, self.bias)
+            if self._is_packed_for(x)
+            else F.linear(x, self.weight, self.bias)
+        )
 
     def gelu(self, x: Tensor) -> Tensor:
         """See ``Linear``."""
-        return multiply(x, self.packed, self.bias, "gelu", "tanh") if self._is_packed_for(x) else super().gelu(x)
+        return (
+            multiply(x, self.packed, self.bias, "gelu", "tanh")
+            if self._is_packed_for(x)
+            else super().gelu(x)
+        )
 
     def _is_packed_for(self, x: Tensor) -> bool:
         return self.bands[band_of(x)]
@@ -54,15 +64,27 @@ def band_of(x: Tensor) -> int:
     return sum(rows >= begin for begin in BANDS[1:])
 
 
-def multiply(x: Tensor, weight: Tensor, bias: Tensor | None = None, activation: str = "none", algorithm: str = "") -> Tensor:
-    """(…, in) times a weight (out, in), as it is or in oneDNN's layout; what is as it is, is laid out for this call."""
+def multiply(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    activation: str = "none",
+    algorithm: str = "",
+) -> Tensor:
+    """(…, in) times a weight (out, in), as it is or in oneDNN's layout; what is as it is, is laid
+    out for this call.
+    """
     result: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, activation, [], algorithm)
     return result
 
 
 def can_pack(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether there is a packed kernel for this number format here."""
-    if device.type != "cpu" or not torch.backends.mkldnn.is_available() or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+    if (
+        device.type != "cpu"
+        or not torch.backends.mkldnn.is_available()
+        or not hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    ):
         return False
     try:
         with torch.inference_mode():

@@ -1,8 +1,11 @@
-"""Decode steps of fixed shapes: rows padded to a bucket, rows of the cache taken whole. A GPU replays such a step as one graph, without the host in between.
+"""Decode steps of fixed shapes: rows padded to a bucket, rows of the cache taken whole. A GPU
+replays such a step as one graph, without the host in between.
 
-What a step of fixed shapes computes is plain torch, the same on every device; only ``CudaGraphs`` knows how a GPU records it. Each combination of arenas and
-buckets is a step of its own, which is recorded when it has been met a few times. Its first replay is compared with the ordinary step: one that differs is
-given up, and so is recording as a whole when it fails; the ordinary step takes over, and the summary says so.
+What a step of fixed shapes computes is plain torch, the same on every device; only ``CudaGraphs``
+knows how a GPU records it. Each combination of arenas and buckets is a step of its own, which is
+recorded when it has been met a few times. Its first replay is compared with the ordinary step: one
+that differs is given up, and so is recording as a whole when it fails; the ordinary step takes
+over, and the summary says so.
 """
 
 from __future__ import annotations
@@ -25,7 +28,9 @@ logger = logging.getLogger(__name__)
 
 Compute = Callable[[], Tensor]
 Record = Callable[[Compute], Compute]
-"""Takes a computation on fixed buffers and gives another way of doing the same; what that gives is overwritten by the next."""
+"""Takes a computation on fixed buffers and gives another way of doing the same; what that gives is
+overwritten by the next.
+"""
 
 TOLERANCE = {torch.float32: 1e-3, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 """How far logits may be from those of the ordinary step, as a share of the largest of them."""
@@ -44,18 +49,30 @@ def bucket_of(rows: int, most: int) -> int:
 class BucketAttention(DecodeAttention):
     """Attention of one new token for every row of a bucket, over rows in their whole capacity.
 
-    Padding rows are rows that nobody lives in: live ones stand at the front of their arena. What they write goes to their own first place.
+    Padding rows are rows that nobody lives in: live ones stand at the front of their arena. What
+    they write goes to their own first place.
     """
 
     def __init__(self, parts: Sequence[tuple[Arena, int]], positions: Tensor) -> None:
-        """Takes arenas with their buckets, and the position of each row's new token, int64 (rows,), 0 for padding."""
+        """Takes arenas with their buckets, and the position of each row's new token, int64 (rows,),
+        0 for padding.
+        """
         self.attend_rows = F.scaled_dot_product_attention
         self.parts, self.rows = [], []
         begin = 0
         for arena, bucket in parts:
             ends = positions[begin : begin + bucket]
             mask = wide_mask(arena.shape, ends, arena.capacity, arena.dtype)
-            self.parts.append((arena, bucket, torch.arange(bucket, device=ends.device), ends, arena.capacity, mask))
+            self.parts.append(
+                (
+                    arena,
+                    bucket,
+                    torch.arange(bucket, device=ends.device),
+                    ends,
+                    arena.capacity,
+                    mask,
+                )
+            )
             begin += bucket
 
 
@@ -63,14 +80,17 @@ class Step:
     """A decode step for one combination of arenas and buckets, on buffers of its own.
 
     Attributes:
-        inputs: int64 (2, rows) on the device: the last token and the length of each row, arena by arena; 0 for padding.
+        inputs: int64 (2, rows) on the device: the last token and the length of each row, arena by
+            arena; 0 for padding.
     """
 
     def __init__(self, model: Model, parts: Sequence[tuple[Arena, int]]) -> None:
         self.buckets = [bucket for _, bucket in parts]
         rows = sum(self.buckets)
         self.inputs = torch.zeros((2, rows), dtype=torch.int64, device=model.device)
-        self._staging = torch.zeros((2, rows), dtype=torch.int64, pin_memory=model.device.type == "cuda")
+        self._staging = torch.zeros(
+            (2, rows), dtype=torch.int64, pin_memory=model.device.type == "cuda"
+        )
         # A step outlives its arenas until it is forgotten, and must not keep their memory.
         self._arenas = [weakref.ref(arena) for arena, _ in parts]
         self._language = model.language
@@ -79,9 +99,15 @@ class Step:
     def compute(self) -> Tensor:
         """Float32 logits (rows, vocabulary), those of padding included."""
         tokens, positions = self.inputs.unbind()
-        parts = [(arena(), bucket) for arena, bucket in zip(self._arenas, self.buckets, strict=True)]
-        attend = BucketAttention([(arena, bucket) for arena, bucket in parts if arena is not None], positions)
-        return self._language.logits(self._language(self._language.embed(tokens), positions, attend))
+        parts = [
+            (arena(), bucket) for arena, bucket in zip(self._arenas, self.buckets, strict=True)
+        ]
+        attend = BucketAttention(
+            [(arena, bucket) for arena, bucket in parts if arena is not None], positions
+        )
+        return self._language.logits(
+            self._language(self._language.embed(tokens), positions, attend)
+        )
 
     def logits(self, arenas: Sequence[Arena], tokens: Sequence[int]) -> Tensor:
         """Float32 logits (live rows, vocabulary); overwritten by the next step."""
@@ -92,7 +118,9 @@ class Step:
         return logits[torch.tensor(places, device=logits.device)]
 
     def load(self, arenas: Sequence[Arena], tokens: Sequence[int]) -> list[int]:
-        """Fills the buffers with the live rows' last tokens, given arena by arena; gives the places of these rows."""
+        """Fills the buffers with the live rows' last tokens, given arena by arena; gives the places
+        of these rows.
+        """
         self._staging.zero_()
         places: list[int] = []
         begin = 0
@@ -108,7 +136,15 @@ class Step:
 class BucketDecoder:
     """Does decode steps in fixed shapes, where it has them."""
 
-    def __init__(self, model: Model, cache: Cache, stats: EngineStats, record: Record, *, met_before: int = MET_BEFORE) -> None:
+    def __init__(
+        self,
+        model: Model,
+        cache: Cache,
+        stats: EngineStats,
+        record: Record,
+        *,
+        met_before: int = MET_BEFORE,
+    ) -> None:
         """Takes what it computes with.
 
         Args:
@@ -118,7 +154,13 @@ class BucketDecoder:
             record: How a step is made fast: ``CudaGraphs``, or ``as_it_is``.
             met_before: How often a combination is met before it is recorded.
         """
-        self._model, self._cache, self._stats, self._record, self._met_before = model, cache, stats, record, met_before
+        self._model, self._cache, self._stats, self._record, self._met_before = (
+            model,
+            cache,
+            stats,
+            record,
+            met_before,
+        )
         self._steps: dict[tuple[tuple[int, int], ...], Step] = {}
         self._met: collections.Counter[tuple[tuple[int, int], ...]] = collections.Counter()
         self._given_up: set[tuple[int, ...]] = set()
@@ -130,7 +172,8 @@ class BucketDecoder:
 
         Args:
             tokens: The last token of every live row, arena by arena in the cache's order.
-            ordinary: The same step in the ordinary way; it may be done once, or not at all, and counts no token into a row.
+            ordinary: The same step in the ordinary way; it may be done once, or not at all, and
+                counts no token into a row.
         """
         arenas = [arena for arena in self._cache.arenas.values() if arena.rows]
         buckets = [bucket_of(len(arena.rows), arena.allocated) for arena in arenas]
@@ -144,7 +187,9 @@ class BucketDecoder:
             self._try(key, arenas, buckets, tokens, logits)
         return logits
 
-    def _is_worth_recording(self, key: tuple[tuple[int, int], ...], arenas: Sequence[Arena], buckets: Sequence[int]) -> bool:
+    def _is_worth_recording(
+        self, key: tuple[tuple[int, int], ...], arenas: Sequence[Arena], buckets: Sequence[int]
+    ) -> bool:
         if self.failed or self._shape(arenas, buckets) in self._given_up:
             return False
         self._met[key] += 1
@@ -153,8 +198,17 @@ class BucketDecoder:
         self.forget_stale()
         return len(self._steps) < MOST_STEPS
 
-    def _try(self, key: tuple[tuple[int, int], ...], arenas: Sequence[Arena], buckets: Sequence[int], tokens: Sequence[int], wanted: Tensor) -> None:
-        """Records a step and compares its first replay with what the ordinary one gave. It writes the same keys and values to the same places."""
+    def _try(
+        self,
+        key: tuple[tuple[int, int], ...],
+        arenas: Sequence[Arena],
+        buckets: Sequence[int],
+        tokens: Sequence[int],
+        wanted: Tensor,
+    ) -> None:
+        """Records a step and compares its first replay with what the ordinary one gave. It writes
+        the same keys and values to the same places.
+        """
         try:
             step = Step(self._model, list(zip(arenas, buckets, strict=True)))
             step.load(arenas, tokens)
@@ -165,14 +219,18 @@ class BucketDecoder:
             message = " ".join(str(error).split())[:200]
             self.failed = True
             self._steps.clear()
-            self._note(f"recording decode steps failed ({type(error).__name__}: {message}); they are done one operation at a time")
+            self._note(
+                f"recording decode steps failed ({type(error).__name__}: {message}); they are done one operation at a time"
+            )
             return
         if difference <= TOLERANCE[self._model.dtype]:  # also not when a number is not finite
             self._steps[key] = step
             self._stats.graphs["recorded"] += 1
         else:
             self._given_up.add(self._shape(arenas, buckets))
-            self._note(f"a recorded decode step of {sum(buckets)} rows gave other logits ({difference:.2g} of the largest); it is done one operation at a time")
+            self._note(
+                f"a recorded decode step of {sum(buckets)} rows gave other logits ({difference:.2g} of the largest); it is done one operation at a time"
+            )
 
     def forget_stale(self) -> None:
         """Drops steps over arenas that have grown or are gone."""
@@ -188,7 +246,11 @@ class BucketDecoder:
 
     @staticmethod
     def _shape(arenas: Sequence[Arena], buckets: Sequence[int]) -> tuple[int, ...]:
-        return tuple(size for arena, bucket in zip(arenas, buckets, strict=True) for size in (arena.capacity, bucket))
+        return tuple(
+            size
+            for arena, bucket in zip(arenas, buckets, strict=True)
+            for size in (arena.capacity, bucket)
+        )
 
     def _note(self, text: str) -> None:
         if not self._stats.graphs["notes"]:
@@ -197,12 +259,16 @@ class BucketDecoder:
 
 
 def as_it_is(compute: Compute) -> Compute:
-    """Records nothing: the step of fixed shapes is computed anew each time. This is how it is tested without a GPU."""
+    """Records nothing: the step of fixed shapes is computed anew each time. This is how it is
+    tested without a GPU.
+    """
     return compute
 
 
 class CudaGraphs:
-    """Records steps as CUDA graphs, which share their memory: what one gives is used before the next is replayed."""
+    """Records steps as CUDA graphs, which share their memory: what one gives is used before the
+    next is replayed.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -214,11 +280,15 @@ class CudaGraphs:
         current = torch.cuda.current_stream(self._device)
         self._stream.wait_stream(current)
         with torch.cuda.stream(self._stream):
-            for _ in range(WARM_UP_ROUNDS):  # what is chosen and allocated at first use cannot be recorded
+            for _ in range(
+                WARM_UP_ROUNDS
+            ):  # what is chosen and allocated at first use cannot be recorded
                 compute()
         current.wait_stream(self._stream)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
+        with torch.cuda.graph(
+            graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"
+        ):
             logits = compute()
         return functools.partial(_replay, graph, logits)
 

@@ -1,4 +1,6 @@
-"""Tiles on their way to the device, as the bytes they are; on CUDA from pinned memory, the next call's while this one is computed."""
+"""Tiles on their way to the device, as the bytes they are; on CUDA from pinned memory, the next
+call's while this one is computed.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +40,9 @@ class TileUploads:
         self.used_ahead = 0
 
     def send_ahead(self, wanted: Wanted) -> None:
-        """Begins to send what is likely to be asked for next; a guess that proves wrong costs the copy."""
+        """Begins to send what is likely to be asked for next; a guess that proves wrong costs the
+        copy.
+        """
         self._sent = self._send(wanted) if self.is_ahead and wanted else None
 
     def take(self, wanted: Wanted) -> Tensor:
@@ -65,7 +69,9 @@ class TileUploads:
         staging = torch.empty((len(tiles), *tiles[0].shape), dtype=torch.uint8, pin_memory=True)
         torch.stack(tiles, out=staging)
         with torch.cuda.stream(self._stream):
-            sent = staging.to(self._device, non_blocking=True)  # torch keeps the pinned block until the copy is done
+            sent = staging.to(
+                self._device, non_blocking=True
+            )  # torch keeps the pinned block until the copy is done
             arrived = torch.cuda.Event()
             arrived.record(self._stream)
         return _Sent(list(wanted), sent, arrived)
