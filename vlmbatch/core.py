@@ -63,7 +63,9 @@ class Item:
         id: Stable across runs: the path relative to its INPUT with ``/`` as separator,
             ``clip.mp4#t=12.000`` for a frame.
         source: Where the bytes came from, as a user would type it.
-        index: Position in input order, from 0.
+        place: Number of its source (a listed file, a row of a table, an entry of an archive) in input
+            order, and its number within that source; both from 0. A shard keeps the places of the
+            whole job, so that the index of a row can be settled when rows are published.
         media: ``image``, ``frame`` (one frame of a video) or ``clip`` (several in one prompt).
         load: Gives the pixels; raises an ``ItemError`` (ReadError, DecodeError) and nothing else.
         time_seconds: Presentation time of a frame, or start of a clip; None for an image.
@@ -81,7 +83,7 @@ class Item:
 
     id: str
     source: str
-    index: int
+    place: tuple[int, int]
     media: Media
     load: Callable[[], Pixels]
     time_seconds: float | None = None

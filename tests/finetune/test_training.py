@@ -501,9 +501,9 @@ def test_a_subclass_can_add_a_loss(job: FinetuneJob, monkeypatch: pytest.MonkeyP
     doubled = Finetuning(one)
     doubled.start()
     first, second = (
-        [entry["loss"] for entry in read_lines(training.folder.log) if "loss" in entry][0]
+        next(entry["loss"] for entry in read_lines(training.folder.log) if "loss" in entry)
         for training in (plain, doubled)
-    )  # noqa: RUF015
+    )
     assert second == pytest.approx(2 * first, rel=1e-5)
 
 

@@ -175,7 +175,6 @@ def test_a_link_to_a_file_is_a_row_of_its_own_however_it_is_given(
         == ["in/a.png", "in/b.png"]
     )
     assert ids("in", "more") == ["a.png", "b.png", "c.png", "d.png"]
-    assert Listing(Job(inputs=("in/a.png", "in/b.png", "again/b.png"))).estimate() == 2
 
 
 def test_a_link_hides_no_folder_and_gives_its_files_no_other_names(tmp_path: Path) -> None:
@@ -308,11 +307,6 @@ def test_a_path_of_the_other_media_on_stdin_is_an_error_of_that_item(tree: Path)
 def test_stdin_can_be_given_once() -> None:
     with pytest.raises(JobError, match="once"):
         files("-", "-", stdin=b"")
-
-
-def test_how_many_files_there_are_is_known_when_each_was_named(tree: Path) -> None:
-    assert Listing(Job(inputs=(str(tree / "b.jpg"), str(tree / "a.JPEG")))).estimate() == 2
-    assert Listing(Job(inputs=(str(tree),))).estimate() is None
 
 
 def test_counting_looks_at_no_file_that_nobody_would_open(

@@ -14,7 +14,7 @@ from vlmbatch.read.bundles.kinds import is_stream
 from vlmbatch.read.files.temporary import remove_leftovers
 
 if TYPE_CHECKING:
-    from vlmbatch.read.video.reader import Needless, Sampler
+    from vlmbatch.read.video.reader import IsDone, Sampler
 
 __all__ = ["READERS", "Counts", "Reader", "is_stream", "open_reader"]
 
@@ -24,7 +24,7 @@ def _images(
     stdin: BinaryIO | None,
     sampler: Sampler | None,
     names_only: bool,
-    needless: Needless | None,
+    is_done: IsDone | None,
 ) -> Reader:
     from vlmbatch.read.pictures.reader import ImageReader
 
@@ -36,17 +36,17 @@ def _videos(
     stdin: BinaryIO | None,
     sampler: Sampler | None,
     names_only: bool,
-    needless: Needless | None,
+    is_done: IsDone | None,
 ) -> Reader:
     from vlmbatch.read.video.reader import VideoReader
 
     if sampler is None:
         raise JobError("a video job needs a sampler: sample.make_sampler(job)")
-    return VideoReader(job, sampler, stdin, needless)
+    return VideoReader(job, sampler, stdin, is_done, names_only)
 
 
 READERS: dict[
-    str, Callable[[Job, BinaryIO | None, Sampler | None, bool, Needless | None], Reader]
+    str, Callable[[Job, BinaryIO | None, Sampler | None, bool, IsDone | None], Reader]
 ] = {"image": _images, "video": _videos}
 """Kind of media to what makes its reader. A reader's module is imported when it is asked for: image
 jobs do not load PyAV.
@@ -59,7 +59,7 @@ def open_reader(
     stdin: BinaryIO | None = None,
     sampler: Sampler | None = None,
     names_only: bool = False,
-    needless: Needless | None = None,
+    is_done: IsDone | None = None,
 ) -> Reader:
     """Makes the reader of a job; before that, removes copies of videos that killed runs have left
     among the temporary files.
@@ -70,7 +70,8 @@ def open_reader(
         sampler: Which frames of a video become Items; needed for videos.
         names_only: Whether Items are only to be counted, not loaded: what archives and tables hold
             is then passed over.
-        needless: Says of which videos no pixels will be asked for, so that they are not decoded.
+        is_done: Says whether every row about some Items is there, so that their video need not be
+            decoded.
 
     Raises:
         JobError: An INPUT does not exist, cannot be listed, matches nothing, is of the other media,
@@ -78,4 +79,4 @@ def open_reader(
     """
     if not names_only:
         remove_leftovers()
-    return READERS[job.media](job, stdin, sampler, names_only, needless)
+    return READERS[job.media](job, stdin, sampler, names_only, is_done)

@@ -41,10 +41,6 @@ class Reader(Protocol):
         """Yields Items lazily: the first comes before the listing ends."""
         ...
 
-    def estimate(self) -> int | None:
-        """How many Items there are in all; None while that is unknown."""
-        ...
-
 
 def check_size(width: int, height: int, max_pixels: int) -> None:
     """Refuses a picture before it is decoded.

@@ -91,15 +91,6 @@ class Listing:
         """How many INPUTs there are."""
         return len(self._inputs)
 
-    def estimate(self) -> int | None:
-        """How many files there are, if that is known without listing anything."""
-        filtered = self._include or self._exclude
-        return (
-            len({place_of(given.text) for given in self._inputs})
-            if self._all_files and not filtered
-            else None
-        )
-
     def __iter__(self) -> Iterator[Found]:
         """Yields the files. ``counts`` starts over."""
         self.counts.other_media = self.counts.filtered = self.counts.duplicates = 0

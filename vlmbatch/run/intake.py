@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 import logging
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 from vlmbatch.core import Item
 from vlmbatch.engine.queue import Channel
 from vlmbatch.job import Job
 from vlmbatch.questions import Questions
 from vlmbatch.read import Reader, is_stream, open_reader
+from vlmbatch.run.order import InputOrder
 from vlmbatch.run.reporter import Reporter
 from vlmbatch.run.rows import Original, Result, Task, already_loaded
 from vlmbatch.urls import is_url
@@ -39,6 +40,7 @@ class Reading:
         sidecars: Sidecars | None,
         todo: Channel[Task],
         results: Channel[Result],
+        order: InputOrder,
     ) -> None:
         """Takes what it works with.
 
@@ -50,10 +52,12 @@ class Reading:
             sidecars: Hear of every item.
             todo: Where what is to be loaded goes.
             results: Where what needs no loading goes.
+            order: Notes the places of the items.
         """
         self._job, self._questions, self._writer, self._reporter = job, questions, writer, reporter
         self._sidecars, self._todo, self._results = sidecars, todo, results
         self._resumes = bool(writer.totals().get("rows"))
+        self.order = order
         self.found: int | None = None
         self.rows_asked = self.unasked = 0
         self.kept = {"items": 0, "rows": 0, "errors": 0}
@@ -81,7 +85,9 @@ class Reading:
                     item.id, self._job.task, question, item.source, item.fingerprint
                 ):
                     failed |= (
-                        self._writer.keep(item.id, self._job.task, question, item.index, number)
+                        self._writer.keep(
+                            item.id, self._job.task, question, self.order.index(item.place), number
+                        )
                         == "error"
                     )
                 else:
@@ -129,51 +135,33 @@ class Reading:
         """Items of the job, shuffled and limited as it says."""
         limit = self._job.limit
         if self._job.shuffle:
-            items = list(reader)
+            items = list(self._numbered(reader))
             random.Random(self._job.seed).shuffle(items)
             del items[limit or len(items) :]
             items.reverse()
-            while (
-                items
-            ):  # what is done is let go of: an item may keep a copy of its video on the disk
+            # An item may keep a copy of its video on the disk: it is dropped once it was yielded.
+            while items:
                 yield items.pop()
             return
-        for count, item in enumerate(reader):
+        for count, item in enumerate(self._numbered(reader)):
             if limit is not None and count >= limit:
                 return
             yield item
 
-    def is_needless(
-        self, video_id: str, fingerprint: str, frames: Callable[[], Sequence[Item]]
-    ) -> bool:
-        """Whether every row about a video's frames is done, so that it need not be decoded, or,
-        when frames are shuffled, not now.
-        """
+    def _numbered(self, reader: Reader) -> Iterator[Item]:
+        """Items in input order, each with its place noted."""
+        for item in reader:
+            self.order.add(item.place)
+            yield item
 
-        def is_done(id: str, asked: Sequence[str], source: str = "") -> bool:
-            return all(
-                self._writer.done(id, self._job.task, question, source, fingerprint)
-                for question in asked
-            )
-
-        # A row about the video itself tells of damage, which only decoding finds; it is among this
-        # run's items then.
-        if self._job.shuffle:
-            is_damaged = any(
-                self._writer.find(video_id, self._job.task, question)
-                for question in self._questions.about(video_id)
-            )
-            return not is_damaged and bool(frames())
-        if (
-            not self._resumes
-            or self._job.retry_errors
-            or is_done(video_id, self._questions.about(video_id))
-        ):
+    def is_done(self, items: Sequence[Item]) -> bool:
+        """Whether every row about these items is there, so that their pixels are not needed."""
+        if not self._resumes or self._job.retry_errors:
             return False
-        items = frames()
-        return bool(items) and all(
-            is_done(item.id, item.questions or self._questions.about(item.id), item.source)
+        return all(
+            self._writer.done(item.id, self._job.task, question, item.source, item.fingerprint)
             for item in items
+            for question in item.questions or self._questions.about(item.id)
         )
 
     def count(self) -> None:

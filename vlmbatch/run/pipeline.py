@@ -19,11 +19,11 @@ import logging
 import os
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, BinaryIO, TextIO
 
 from vlmbatch.checkpoint import Checkpoint, find_checkpoint
-from vlmbatch.core import Conversation, Item, Pixels, Request, picture_size, utc_now
+from vlmbatch.core import Conversation, Pixels, Request, picture_size, utc_now
 from vlmbatch.engine import Engine, RequestQueue, open_engine
 from vlmbatch.engine.queue import Channel
 from vlmbatch.errors import (
@@ -39,6 +39,7 @@ from vlmbatch.prepare import Preparer
 from vlmbatch.questions import Questions, read_questions
 from vlmbatch.read import Reader, open_reader
 from vlmbatch.run.intake import Reading
+from vlmbatch.run.order import InputOrder
 from vlmbatch.run.reporter import Reporter, Silent
 from vlmbatch.run.results import Writing
 from vlmbatch.run.rows import Result, RowMaker, Task, already_loaded
@@ -115,7 +116,8 @@ class Run:
             job,
             stdin=stdin,
             sampler=make_sampler(job) if job.media == "video" else None,
-            needless=self._needless,
+            # The reader is made before OUTPUT is opened, and asks only once it is iterated.
+            is_done=lambda items: self._reading.is_done(items),
         )
         self.checkpoint: Checkpoint | None = (
             None if engine else find_checkpoint(job.model, job.revision)
@@ -152,6 +154,7 @@ class Run:
         self._requests = RequestQueue(REQUESTS_AHEAD)
         self._results: Channel[Result] = Channel(4 * REQUESTS_AHEAD)
         self._threads = StageThreads(self._todo, self._requests, self._results)
+        order = InputOrder()
         self._reading = Reading(
             job,
             self.questions,
@@ -160,8 +163,9 @@ class Run:
             self._sidecars,
             self._todo,
             self._results,
+            order,
         )
-        rows = RowMaker(job, self.revision, self.run_id)
+        rows = RowMaker(job, self.revision, self.run_id, order)
         self._writing = Writing(job, rows, self.writer, self.reporter, self.preparer, self._results)
         self._totals: dict[str, int] = {}
         self._sidecar_counts: dict[str, int] | None = None
@@ -229,12 +233,6 @@ class Run:
                 return
         if not self._requests.ended:
             raise EngineError("the engine ended before its requests did")
-
-    def _needless(
-        self, video_id: str, fingerprint: str, frames: Callable[[], Sequence[Item]]
-    ) -> bool:
-        """The reader is made before OUTPUT is opened, and asks only once it is iterated."""
-        return self._reading.is_needless(video_id, fingerprint, frames)
 
     def _prepare(self) -> None:
         """Loads pixels and makes requests until nothing is left to do."""
@@ -406,7 +404,6 @@ def count_items(job: Job, *, stdin: BinaryIO | None = None) -> int:
         stdin=stdin,
         sampler=sampler,
         names_only=True,
-        needless=lambda video_id, fingerprint, frames: bool(frames()),
     )
     count = 0
     for item in reader:

@@ -12,6 +12,7 @@ from vlmbatch.core import Completion, Item, Pixels, Record, Timing, utc_now
 from vlmbatch.engine import Engine
 from vlmbatch.errors import ReadError
 from vlmbatch.job import Job
+from vlmbatch.run.order import InputOrder
 from vlmbatch.tasks import parse_answer
 
 
@@ -154,9 +155,10 @@ class Result:
 class RowMaker:
     """Makes the rows of a run."""
 
-    def __init__(self, job: Job, revision: str, run_id: str) -> None:
+    def __init__(self, job: Job, revision: str, run_id: str, order: InputOrder) -> None:
         """Takes what all rows of a run share."""
         self.job, self.revision, self.run_id = job, revision, run_id
+        self._order = order
 
     def record(self, result: Result, engine: Engine | None) -> Record:
         """Joins item and completion into a row.
@@ -172,7 +174,7 @@ class RowMaker:
         return Record(
             id=item.id,
             source=item.source,
-            index=item.index,
+            index=self._order.index(item.place),
             media=item.media,
             time_seconds=item.time_seconds,
             end_seconds=item.end_seconds,
@@ -230,7 +232,7 @@ class RowMaker:
             original,
             id=item.id,
             source=item.source,
-            index=item.index,
+            index=self._order.index(item.place),
             media=item.media,
             time_seconds=item.time_seconds,
             end_seconds=item.end_seconds,

@@ -113,7 +113,7 @@ def test_the_pages_that_are_asked_for(
 ) -> None:
     found = items(write_pages(tmp_path / name), pages=asked)
     assert [item.id for item in found] == [f"{name}#page={number}" for number in numbers]
-    assert [item.index for item in found] == list(range(len(numbers)))
+    assert [item.place for item in found] == [(0, number) for number in range(len(numbers))]
     assert [colour_of(item) for item in found] == numbers
     assert {item.media for item in found} <= {"image"}
 
@@ -164,14 +164,6 @@ def test_files_are_opened_one_after_the_other(tmp_path: Path) -> None:
     assert next(reader).id == "a.pdf#page=1"
     (tmp_path / "b.pdf").write_bytes(b"gone")
     assert [item.id for item in reader] == ["a.pdf#page=2", "b.pdf"]
-
-
-def test_the_estimate_is_right(tmp_path: Path) -> None:
-    plain, several = write_picture(tmp_path / "a.png"), write_pages(tmp_path / "b.pdf", 3)
-    assert open_reader(Job(inputs=(str(plain),))).estimate() == 1
-    reader = open_reader(Job(inputs=(str(plain), str(several))))
-    assert reader.estimate() is None
-    assert len(list(reader)) == reader.estimate() == 4
 
 
 def test_pages_are_drawn_in_the_resolution_that_is_asked_for(tmp_path: Path) -> None:

@@ -74,7 +74,7 @@ def test_every_frame_comes_in_presentation_order_with_its_time(
     assert [item.end_seconds for item in found] == pytest.approx(
         [number / 10 for number in range(1, 21)]
     )
-    assert [item.index for item in found] == list(range(20))
+    assert [item.place for item in found] == [(0, number) for number in range(20)]
 
 
 @pytest.mark.parametrize("name", ["a.avi", "a.h264"])
@@ -337,8 +337,8 @@ def test_shuffled_frames_are_decoded_when_their_turn_comes(
     paths = [write_video(tmp_path / name, 60, fps=5, key_every=20) for name in ("a.mp4", "b.mkv")]
     wanted = [(item, shown([item])) for item in items(*paths, **way)]
     found = items(*paths, shuffle=True, **way)
-    assert [(item.id, item.index, item.time_seconds, item.end_seconds) for item in found] == [
-        (item.id, item.index, item.time_seconds, item.end_seconds) for item, _ in wanted
+    assert [(item.id, item.place, item.time_seconds, item.end_seconds) for item in found] == [
+        (item.id, item.place, item.time_seconds, item.end_seconds) for item, _ in wanted
     ]
     opened: list[str] = []
     real = VideoFile.__init__
@@ -470,9 +470,11 @@ def test_one_bad_video_does_not_stop_the_next(tmp_path: Path) -> None:
     write_picture(tmp_path / "c.png")
     job = Job(inputs=(str(tmp_path),), media="video")
     reader = open_reader(job, sampler=make_sampler(job))
-    assert [(item.id, item.index) for item in reader] == [("a.mp4", 0), ("b.mp4#t=0.000", 1)]
+    assert [(item.id, item.place) for item in reader] == [
+        ("a.mp4", (0, 0)),
+        ("b.mp4#t=0.000", (1, 0)),
+    ]
     assert reader.counts.other_media == 1
-    assert reader.estimate() == 2
 
 
 ENCODERS = {

@@ -24,22 +24,16 @@ class ImageReader:
         """Checks the INPUTs; lists nothing yet. With ``names_only`` Items are only to be counted."""
         self._listing = Listing(job, stdin, names_only)
         self._picker = PagePicker(job)
-        self._total = (
-            None
-            if any(self._picker.opens(text) for text in job.inputs)
-            else self._listing.estimate()
-        )
         self.counts: Counts = self._listing.counts
 
     def __iter__(self) -> Iterator[Item]:
         """Yields the Items, in input order."""
-        index = 0
-        for found in self._listing:
-            for item_id, load in self._picker.parts(found):
+        for source, found in enumerate(self._listing):
+            for number, (item_id, load) in enumerate(self._picker.parts(found)):
                 yield Item(
                     item_id,
                     found.source,
-                    index,
+                    (source, number),
                     "image",
                     load,
                     fingerprint=found.fingerprint,
@@ -47,11 +41,3 @@ class ImageReader:
                     extra=found.extra,
                     held_bytes=found.held_bytes,
                 )
-                index += 1
-        self._total = index
-
-    def estimate(self) -> int | None:
-        """How many Items there are: known from the start when every INPUT is a file with one,
-        otherwise after an iteration.
-        """
-        return self._total

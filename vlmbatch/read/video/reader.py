@@ -86,10 +86,11 @@ class Sampler(Protocol):
         ...
 
 
-Needless = Callable[[str, str, Callable[[], Sequence[Item]]], bool]
-"""Says of a video's id, its fingerprint and what makes the Items of its frames (from the packets
-alone) whether no pixels of it will be asked for.
-"""
+IsDone = Callable[[Sequence[Item]], bool]
+"""Says whether every row about some Items is there already."""
+
+_DAMAGED = DecodeError("damaged")
+"""Stands for whatever is wrong with a video, where only the identity of its row matters."""
 
 
 class VideoReader:
@@ -110,7 +111,8 @@ class VideoReader:
         job: Job,
         sampler: Sampler,
         stdin: BinaryIO | None = None,
-        needless: Needless | None = None,
+        is_done: IsDone | None = None,
+        names_only: bool = False,
     ) -> None:
         """Checks the INPUTs; lists nothing yet.
 
@@ -118,8 +120,9 @@ class VideoReader:
             job: The job.
             sampler: What ``sample.make_sampler(job)`` gives.
             stdin: Where the INPUT ``-`` reads paths from, instead of standard input.
-            needless: Says of which videos no pixels will be asked for. Their Items are made from
-                the packets' times, and nothing is decoded.
+            is_done: Says whether every row about some Items is there. A video of which that holds
+                is not decoded; its Items are made from the packets' times.
+            names_only: Whether Items are only counted: the packets' times are enough.
         """
         self._listing = Listing(job, stdin)
         self._sampler = sampler
@@ -128,28 +131,22 @@ class VideoReader:
         self._media: Media = "frame" if self._per_frame else "clip"
         self._job = job
         self._max_pixels = job.max_pixels
-        self._needless = needless
+        self._is_done = is_done
+        self._names_only = names_only
         self._copies = Copies()
-        self._total: int | None = None
-        self._index = 0
+        self._source = self._number = 0
         self.counts: Counts = self._listing.counts
 
     def __iter__(self) -> Iterator[Item]:
         """Yields Items, video by video, each in order of time."""
-        self._index = 0
-        for found in self._listing:
+        for source, found in enumerate(self._listing):
+            self._source, self._number = source, 0
             yield from self._video(found)
-        self._total = self._index
-
-    def estimate(self) -> int | None:
-        """How many Items there are; known only after an iteration."""
-        return self._total
 
     def _video(self, found: Found) -> Iterator[Item]:
         if found.error is not None:
             yield self._failed(found, ReadError(found.error))
             return
-        before = self._index
         try:
             on_disk = self._on_disk(found)
             with VideoFile(on_disk.path, self._max_pixels) as video:
@@ -165,7 +162,7 @@ class VideoReader:
                 )
                 if error := self._loss(video):
                     pass
-                elif self._index > before or not self._per_frame:
+                elif self._number or not self._per_frame:
                     error = _damage(video)
                 elif not video.num_decoded and next(video.frames(), None) is None:
                     error = _no_frames(video)
@@ -178,7 +175,7 @@ class VideoReader:
         except Exception as exc:  # nobody foresaw it, but it is this video's, not the run's
             logger.debug("unexpected error", exc_info=True)
             yield self._failed(found, DecodeError(f"{type(exc).__name__}: {one_line(exc)}"))
-        if self._index == before:
+        if not self._number:
             logger.warning("%s: no frame of it was asked for", found.source)
 
     def _loss(self, video: VideoFile) -> DecodeError | None:
@@ -205,25 +202,24 @@ class VideoReader:
         if (
             not self._per_frame
             or self._sampler.needs_pixels
-            or (self._needless is None and not self._job.shuffle)
+            or video.packet_times is None
+            or (self._is_done is None and not self._job.shuffle and not self._names_only)
         ):
             return []
-        before = self._index
-        items: list[Item] = []
-
-        def plan() -> list[Item]:
-            # A shuffled video whose headers tell of damage is decoded once now, as it always is in
-            # order: what of it can be shown is known by that alone.
-            if video.packet_times is not None and (
-                not self._job.shuffle or looks_whole(on_disk.path)
-            ):
-                planned = PlannedVideo(video.packet_times, video.end_seconds)
-                items.extend(self._frames(found, on_disk, planned, None))
+        before = self._number
+        # A row about the video itself tells of damage, which only decoding finds again.
+        is_damaged = self._is_done is not None and self._is_done([self._failed(found, _DAMAGED)])
+        self._number = before
+        # A shuffled video whose headers tell of damage is decoded once now, as it always is in
+        # order: only that tells which of its frames can be shown.
+        if is_damaged or (self._job.shuffle and not looks_whole(on_disk.path)):
+            return []
+        planned = PlannedVideo(video.packet_times, video.end_seconds)
+        items = list(self._frames(found, on_disk, planned, None))
+        is_wanted = self._names_only or self._job.shuffle
+        if is_wanted or (self._is_done is not None and self._is_done(items)):
             return items
-
-        if plan() if self._needless is None else self._needless(found.id, found.fingerprint, plan):
-            return items
-        self._index = before
+        self._number = before
         return []
 
     def _frames(
@@ -302,7 +298,7 @@ class VideoReader:
         item = Item(
             item_id,
             found.source,
-            self._index,
+            (self._source, self._number),
             self._media,
             load,
             start,
@@ -311,7 +307,7 @@ class VideoReader:
             found.questions,
             found.extra,
         )
-        self._index += 1
+        self._number += 1
         return item
 
 
