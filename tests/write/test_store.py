@@ -24,7 +24,8 @@ from tests.write.rows import (
 )
 from vlmbatch.core import Record
 from vlmbatch.errors import OutputError
-from vlmbatch.write import CommitPolicy, read_records, write_summary
+from vlmbatch.job import Job
+from vlmbatch.write import CommitPolicy, OutputStore, read_records, write_summary
 
 
 @pytest.fixture(params=SUFFIXES)
@@ -580,3 +581,54 @@ def test_a_journal_with_a_lost_and_a_repeated_line_does_not_speak_for_output(
     with store(output) as rows:
         rows.write(record(9), "x")
     assert ids(output) == ["00000.jpg", "00001.jpg", "00002.jpg", "00009.jpg"]
+
+
+class TestTasks:
+    """Several tasks share one OUTPUT, each with its own settings of generation."""
+
+    @staticmethod
+    def identity(task: str, tokens: int) -> dict[str, Any]:
+        return {"model": "m", "revision": "r", "tasks": {task: {"max_new_tokens": tokens}}}
+
+    def open(self, path: Path, task: str, tokens: int) -> OutputStore:
+        return OutputStore(path, Job(), self.identity(task, tokens))
+
+    def test_each_task_is_compared_with_its_own_settings(self, tmp_path: Path) -> None:
+        path = tmp_path / "out.jsonl"
+        with self.open(path, "caption", 64) as store:
+            store.write(record(0))
+        with self.open(path, "ocr", 512) as store:
+            store.write(record(1, task="ocr"))
+        for task, tokens in (("caption", 65), ("ocr", 64)):
+            with pytest.raises(OutputError, match="max_new_tokens"):
+                self.open(path, task, tokens)
+        with self.open(path, "caption", 64) as store:
+            assert store.n_rows == 2
+
+    def test_a_killed_run_of_another_task_leaves_its_settings(self, tmp_path: Path) -> None:
+        path = tmp_path / "out.jsonl"
+        with self.open(path, "caption", 64) as store:
+            store.write(record(0))
+        store = self.open(path, "caption", 64)
+        store.write(record(1))
+        store.commit()
+        crash(store)
+        store = self.open(path, "ocr", 512)
+        store.write(record(2, task="ocr"))
+        store.commit()
+        crash(store)
+        with pytest.raises(OutputError, match="max_new_tokens"):
+            self.open(path, "ocr", 64)
+        with self.open(path, "caption", 64) as store:
+            assert store.n_rows == 3
+        assert [row["task"] for row in read_records(path)] == ["caption", "caption", "ocr"]
+
+    def test_settings_of_before_there_were_tasks_hold_for_every_task(self, tmp_path: Path) -> None:
+        path = tmp_path / "out.jsonl"
+        old = {"model": "m", "revision": "r", "max_new_tokens": 64}
+        with OutputStore(path, Job(), old) as store:
+            store.write(record(0))
+        with pytest.raises(OutputError, match="max_new_tokens: 64 there, 32 here"):
+            self.open(path, "caption", 32)
+        with self.open(path, "caption", 64) as store:
+            assert store.n_rows == 1

@@ -1,25 +1,33 @@
-"""What the user asked for."""
+"""What the user asked for: small groups of options that check themselves, and the Job of all."""
 
 from __future__ import annotations
 
-from vlmbatch.job.job import (
-    DEFAULT_FPS,
-    DEFAULT_SKIP_SIMILAR,
-    Detail,
-    Job,
-    Kind,
-    Per,
-    job_key,
-    option,
-)
+from vlmbatch.job.generation import Detail, GenerationOptions
+from vlmbatch.job.inputs import InputOptions
+from vlmbatch.job.job import Job, job_key
+from vlmbatch.job.model import ModelOptions
+from vlmbatch.job.option import Kind, option
+from vlmbatch.job.output import OutputOptions
+from vlmbatch.job.questions import Per, QuestionOptions
+from vlmbatch.job.reporting import ReportingOptions
+from vlmbatch.job.resources import ResourceOptions
+from vlmbatch.job.video import DEFAULT_FPS, DEFAULT_SKIP_SIMILAR, VideoOptions
 
 __all__ = [
     "DEFAULT_FPS",
     "DEFAULT_SKIP_SIMILAR",
     "Detail",
+    "GenerationOptions",
+    "InputOptions",
     "Job",
     "Kind",
+    "ModelOptions",
+    "OutputOptions",
     "Per",
+    "QuestionOptions",
+    "ReportingOptions",
+    "ResourceOptions",
+    "VideoOptions",
     "job_key",
     "option",
 ]

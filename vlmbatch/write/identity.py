@@ -1,4 +1,9 @@
-"""Whether a run may go on with an OUTPUT: only one that was made with the same settings."""
+"""Whether a run may continue an OUTPUT: only one that was made with the same settings.
+
+An identity is a mapping of plain JSON values: ``engine``, ``model``, ``revision``, ``detail`` and
+whatever else answers and ids depend on. Settings of generation stand under ``tasks`` by task, so
+that captions and texts of the same items share one OUTPUT.
+"""
 
 from __future__ import annotations
 
@@ -11,10 +16,13 @@ from vlmbatch.errors import OutputError
 from vlmbatch.write.columns import Row
 from vlmbatch.write.summary import read_summary
 
+_GENERATION = ("max_new_tokens", "temperature", "top_p", "seed")
+"""Keys that stood at the top before they stood under their task."""
+
 
 def earlier_identity(output: Path, first: Row, here: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings that an OUTPUT without a journal was made with: from its summary, or else this
-    run's with its first row's model and revision.
+    """The settings of an OUTPUT without a journal: from its summary, or else this run's settings
+    with the model, revision and engine of the first row.
     """
     try:
         summary = read_summary(output) or {}
@@ -23,11 +31,14 @@ def earlier_identity(output: Path, first: Row, here: Mapping[str, Any]) -> dict[
     identity = summary.get("identity")
     if isinstance(identity, dict):
         return identity
-    return {**here, "model": first["model"], "revision": first["revision"]}
+    found = {**here, "model": first["model"], "revision": first["revision"]}
+    if here.get("engine") and first["engine"]:
+        found["engine"] = first["engine"]
+    return found
 
 
 def check_identity(output: Path | str, there: Mapping[str, Any], here: Mapping[str, Any]) -> None:
-    """Refuses to mix rows that were made with different settings.
+    """Refuse to mix rows that were made with different settings.
 
     Args:
         output: OUTPUT, for the message.
@@ -37,26 +48,48 @@ def check_identity(output: Path | str, there: Mapping[str, Any], here: Mapping[s
     Raises:
         OutputError: They differ; the message names each difference.
     """
-    names = [*here, *(name for name in there if name not in here)]
+    theirs, ours = _flat(there, here), _flat(here, here)
+    names = [*ours, *(name for name in theirs if name not in ours)]
     if here.get("revision") == there.get("revision") and str(here.get("revision")).startswith(
         "sha256:"
     ):
         names.remove("model")  # the same folder under another path
-    pairs = [(name, there.get(name), here.get(name)) for name in names]
     differences = [
-        f"{name}: {_shown(theirs)} there, {_shown(ours)} here"
-        for name, theirs, ours in pairs
-        if not _same(name, theirs, ours)
+        f"{name}: {_shown(theirs.get(name))} there, {_shown(ours.get(name))} here"
+        for name in names
+        if not _same(name, theirs.get(name), ours.get(name))
     ]
     if differences:
         raise OutputError(
-            f"{output} was made with other settings ({'; '.join(differences)}); --overwrite starts it anew"
+            f"{output} was made with other settings ({'; '.join(differences)}); "
+            "--overwrite starts it anew"
         )
+
+
+def joined_identity(there: Mapping[str, Any], here: Mapping[str, Any]) -> dict[str, Any]:
+    """This run's identity, with the tasks that the OUTPUT has already."""
+    if "tasks" not in here:
+        return dict(here)
+    earlier = {name: there[name] for name in _GENERATION if name in there}
+    return {**earlier, **here, "tasks": {**(there.get("tasks") or {}), **here["tasks"]}}
+
+
+def _flat(identity: Mapping[str, Any], here: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that matter for this run's tasks, without nesting."""
+    found = {name: value for name, value in identity.items() if name != "tasks"}
+    if here.get("engine"):
+        found.setdefault("engine", "torch")  # before there were others
+    if not here.get("tasks"):
+        return found
+    earlier = {name: found.pop(name) for name in _GENERATION if name in found}
+    for task, ours in here["tasks"].items():
+        found |= (identity.get("tasks") or {}).get(task, earlier or ours)
+    return found
 
 
 def _same(name: str, there: Any, here: Any) -> bool:
     """A revision that is not known on one side is no difference."""
-    return there == here or (name == "revision" and not (there and here))
+    return bool(there == here) or (name == "revision" and not (there and here))
 
 
 def _shown(value: Any) -> str:

@@ -22,6 +22,7 @@ import dataclasses
 import json
 import logging
 import os
+import shutil
 import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -289,6 +290,23 @@ def write_journal(
             )
         file.writelines(rows)
         return file.tell()
+
+
+def replace_header(path: Path, header: Header) -> int:
+    """Put another header in the place of a journal's, its lines as they are.
+
+    Returns:
+        How many bytes the header has grown: offsets of lines grow by as many.
+
+    Raises:
+        OutputError: It cannot be written.
+    """
+    with open(path, "rb") as old, replacing(path) as file:
+        earlier = len(old.readline())
+        file.write(header.encode())
+        grown = file.tell() - earlier
+        shutil.copyfileobj(old, file)
+    return grown
 
 
 def row_line(key: bytes, source: int, fingerprint: int, question: int, row: Row) -> bytes:

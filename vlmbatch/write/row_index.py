@@ -111,6 +111,12 @@ class RowTable:
         ):
             column.frombytes(bytes(column.itemsize * (number + _ROOM - len(column))))
 
+    def shift_places(self, by: int) -> None:
+        """Move the places of all rows in the journal, after its header has changed its length."""
+        for number in range(self._count):
+            if self._places[number] >= 0:
+                self._places[number] += by
+
     def is_error(self, number: int) -> bool:
         """Whether the row's status is ``error``."""
         return bool(self._flags[number] & _ERROR)

@@ -28,8 +28,15 @@ from vlmbatch.write.atomic import beside, reason, replacing
 from vlmbatch.write.base import Writer
 from vlmbatch.write.columns import Kind, Row, clean_text, common_kind, kind_of, row_of
 from vlmbatch.write.formats import find_format
-from vlmbatch.write.identity import check_identity, earlier_identity
-from vlmbatch.write.journal import Header, Journal, JournalScan, plain_json, write_journal
+from vlmbatch.write.identity import check_identity, earlier_identity, joined_identity
+from vlmbatch.write.journal import (
+    Header,
+    Journal,
+    JournalScan,
+    plain_json,
+    replace_header,
+    write_journal,
+)
 from vlmbatch.write.lock import OutputLock
 from vlmbatch.write.previous_output import EarlierRows
 from vlmbatch.write.row_index import Int64Array, RowTable, key_digest, short_digest
@@ -168,20 +175,28 @@ class OutputStore(Writer):
             self._earlier = EarlierRows(self._output, self._format)
             first = self._earlier.first()
             if first is not None:
-                check_identity(
-                    self._name,
+                there = (
                     scan.header.identity
                     if scan.header
-                    else earlier_identity(self._path, first, self._identity),
-                    self._identity,
+                    else earlier_identity(self._path, first, self._identity)
                 )
+                check_identity(self._name, there, self._identity)
+                self._identity = plain_json(joined_identity(there, self._identity))
         self._load(scan)
         if scan.header is None or not len(self._table):
             return Journal(
                 self._journal_path, write_journal(self._journal_path, Header(self._identity))
             )
         check_identity(self._name, scan.header.identity, self._identity)
-        return Journal(self._journal_path, scan.end)
+        self._identity = plain_json(joined_identity(scan.header.identity, self._identity))
+        if self._identity == scan.header.identity:
+            return Journal(self._journal_path, scan.end)
+        # Another task's settings join those of the header, which grows by it.
+        grown = replace_header(
+            self._journal_path, dataclasses.replace(scan.header, identity=self._identity)
+        )
+        self._table.shift_places(grown)
+        return Journal(self._journal_path, scan.end + grown)
 
     def _load(self, scan: JournalScan) -> None:
         """Learns what rows there are: from the journal alone when OUTPUT is the file that it means,

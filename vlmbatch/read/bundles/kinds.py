@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Literal
 
 from vlmbatch.job import Job
-from vlmbatch.job.checks import TABLE_SUFFIXES
+from vlmbatch.job.inputs import TABLE_SUFFIXES
 from vlmbatch.read.base import Counts
 
 if TYPE_CHECKING:

@@ -1,0 +1,70 @@
+"""Model options: which model answers, in which engine, on which device."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from typing import Literal
+
+from vlmbatch.errors import JobError
+from vlmbatch.job.option import option
+
+ENGINE_NAMES = ("torch", "transformers")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelOptions:
+    """What answers. See the help text of each field."""
+
+    model: str = option(
+        "HuggingFaceTB/SmolVLM2-500M-Video-Instruct",
+        "Hub id, local folder, or `demo`.",
+        metavar="MODEL",
+        group="Model",
+    )
+    revision: str | None = option(
+        None,
+        "Branch, tag or commit of a hub id; folders and `demo` have none.",
+        metavar="REV",
+        group="Model",
+    )
+    engine: str = option(
+        "torch",
+        "torch: SmolVLM2 with continuous batching. transformers: any image-text-to-text model of "
+        "transformers, the reference. A list takes the first that opens.",
+        metavar="NAME[,NAME]",
+        group="Model",
+    )
+    device: str = option("auto", "auto, cpu, cuda, cuda:N or mps.", metavar="DEVICE", group="Model")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = option(
+        "auto",
+        "Number format of the weights; auto picks the fastest that the device computes in.",
+        group="Model",
+    )
+    quantize: Literal["none", "int8"] = option(
+        "none",
+        "int8 keeps the matrices of the language model as 8-bit integers: a quarter of float32's "
+        "memory; some answers change. Faster than float32 on CPUs with VNNI or AMX; elsewhere it "
+        "saves memory only.",
+        group="Model",
+    )
+
+    @property
+    def engines(self) -> tuple[str, ...]:
+        """The engines to try, in order."""
+        return tuple(name.strip() for name in self.engine.split(","))
+
+    def check_model(self) -> None:
+        """Check the values of this group.
+
+        Raises:
+            JobError: One is not allowed.
+        """
+        if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", self.device):
+            raise JobError(f"device must be auto, cpu, cuda, cuda:N or mps, not {self.device!r}")
+        for name in self.engines:
+            if name not in ENGINE_NAMES:
+                raise JobError(
+                    f"engine must be one of {', '.join(ENGINE_NAMES)}, or several of them "
+                    f"separated by commas, not {self.engine!r}"
+                )

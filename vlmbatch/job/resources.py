@@ -1,0 +1,55 @@
+"""Resource options: memory, batch size and threads."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from vlmbatch.errors import JobError
+from vlmbatch.job.option import check_at_least, option
+from vlmbatch.values import parse_size
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ResourceOptions:
+    """What may be used. See the help text of each field."""
+
+    max_memory: str | None = option(
+        None,
+        "Memory limit for weights and batches, such as 6GiB.",
+        metavar="SIZE",
+        group="Resources",
+    )
+    memory_fraction: float = option(
+        0.8, "Share of the free memory that may be used.", metavar="F", group="Resources"
+    )
+    batch_size: int | None = option(
+        None,
+        "Sequences decoded together; auto: as many as fit into memory.",
+        metavar="N|auto",
+        group="Resources",
+    )
+    read_workers: int | None = option(
+        None,
+        "Threads that read and prepare; auto: by the number of cores.",
+        metavar="N|auto",
+        group="Resources",
+    )
+
+    @property
+    def max_memory_bytes(self) -> int | None:
+        """``max_memory`` in bytes."""
+        return None if self.max_memory is None else parse_size(self.max_memory)
+
+    def check_resources(self) -> None:
+        """Check the values of this group.
+
+        Raises:
+            JobError: One is not allowed.
+        """
+        check_at_least(self, batch_size=1, read_workers=1)
+        if not 0 < self.memory_fraction <= 1:
+            raise JobError(
+                f"memory_fraction must be above 0 and at most 1, not {self.memory_fraction}"
+            )
+        if self.max_memory is not None:
+            parse_size(self.max_memory)
