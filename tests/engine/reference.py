@@ -11,8 +11,7 @@ import torch
 import transformers
 
 from vlmbatch.core import Completion, Request
-from vlmbatch.engine.base import RequestQueue
-from vlmbatch.engine.torch.engine import TorchEngine
+from vlmbatch.engine import Engine, RequestQueue
 
 
 class Reference:
@@ -28,10 +27,10 @@ class Reference:
     @torch.inference_mode()
     def generate(self, request: Request, max_new_tokens: int) -> list[list[int]]:
         """Greedy tokens of every question of a request, the stop token included."""
-        pixels = (torch.from_numpy(request.tiles).float()[None] * (1 / 255) - 0.5) / 0.5
+        pixels = (torch.from_numpy(request.payload.tiles).float()[None] * (1 / 255) - 0.5) / 0.5
         answers = []
-        for question in request.questions:
-            ids = torch.tensor([[*request.prefix_ids, *question]])
+        for question in request.payload.question_ids:
+            ids = torch.tensor([[*request.payload.prefix_ids, *question]])
             out = self.model.generate(
                 input_ids=ids,
                 attention_mask=torch.ones_like(ids),
@@ -44,17 +43,7 @@ class Reference:
         return answers
 
 
-class TokenSpy:
-    """Stands in for the tokenizer's decode: keeps the tokens of every answer as text, so that they
-    can be compared.
-    """
-
-    @staticmethod
-    def decode(ids: Sequence[int]) -> str:
-        return " ".join(map(str, ids))
-
-
-def run_all(engine: TorchEngine, requests: Sequence[Request]) -> dict[tuple[int, int], Completion]:
+def run_all(engine: Engine, requests: Sequence[Request]) -> dict[tuple[int, int], Completion]:
     """Completions of requests by (number of the request, question)."""
     queue = RequestQueue(len(requests) + 1)
     for number, request in enumerate(requests):
@@ -67,6 +56,6 @@ def run_all(engine: TorchEngine, requests: Sequence[Request]) -> dict[tuple[int,
     }
 
 
-def texts(engine: TorchEngine, requests: Sequence[Request]) -> dict[tuple[int, int], str | None]:
-    """Answers by (number of the request, question)."""
-    return {key: completion.text for key, completion in run_all(engine, requests).items()}
+def answers(engine: Engine, requests: Sequence[Request]) -> dict[tuple[int, int], Sequence[int]]:
+    """Tokens of the answers by (number of the request, question)."""
+    return {key: completion.token_ids for key, completion in run_all(engine, requests).items()}
