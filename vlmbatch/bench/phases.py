@@ -203,7 +203,7 @@ def memory(bench: Bench) -> Iterator[Row]:
     subject, new_tokens = bench.subject, 16
     engine = subject.engine
     requests = subject.requests(photos(bench.sizes.photos), [PROMPT], "full")
-    subject.run(requests[:1], 1)  # the first encoder call tells the budget what a tile takes
+    subject.run(requests[:1], 1)  # on CUDA the first encoder call tells what a tile takes
     empty_cache(
         subject.device
     )  # what earlier rows left free would count as the baseline, and not as taken

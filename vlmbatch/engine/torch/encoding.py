@@ -24,7 +24,8 @@ class TileEncoder:
     """Encodes tiles of several requests in one call.
 
     Attributes:
-        is_measured: Whether it is known what a tile costs.
+        is_measured: Whether the cost of a tile is settled: measured in the first call on CUDA,
+            whose allocator counts it; elsewhere the budget's estimate holds.
         uploads: Sends tiles to the device.
     """
 
@@ -35,7 +36,7 @@ class TileEncoder:
         where calls and tiles are counted.
         """
         self._model, self._budget, self._scheduler, self._stats = model, budget, scheduler, stats
-        self.is_measured = False
+        self.is_measured = model.device.type != "cuda"
         self.uploads = TileUploads(model.device)
         self._kept = FeatureCache()
 

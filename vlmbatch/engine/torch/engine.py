@@ -33,7 +33,7 @@ from vlmbatch.engine.torch.budget import MemoryBudget, gib
 from vlmbatch.engine.torch.cache import Cache
 from vlmbatch.engine.torch.cleanup import Cleaner
 from vlmbatch.engine.torch.clock import BusyClock
-from vlmbatch.engine.torch.cuda.buckets import BucketDecoder, Recorder
+from vlmbatch.engine.torch.cuda.buckets import MET_BEFORE, BucketDecoder, Recorder
 from vlmbatch.engine.torch.encoding import TileEncoder
 from vlmbatch.engine.torch.recovery import Recovery
 from vlmbatch.engine.torch.scheduler import LiveSequence, Scheduler, TileRun, Work
@@ -61,6 +61,7 @@ class TorchEngine:
         end_ids: frozenset[int],
         batch_size: int | None = None,
         recorder: Recorder | None = None,
+        record_after: int = MET_BEFORE,
     ) -> None:
         """Take what is computed with.
 
@@ -73,6 +74,7 @@ class TorchEngine:
             batch_size: The most sequences alive, or None for what fits.
             recorder: What makes decode steps of fixed shapes fast (cuda/buckets.py), or None for
                 steps of the shapes that come.
+            record_after: How often a combination of shapes is met before it is recorded.
         """
         self.network, self._preparer, self._end_ids = model, preparer, end_ids
         self.model, self.revision = model_name, revision
