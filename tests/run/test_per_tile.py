@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from vlmbatch.run.rows import join_completions
 
 from tests.media import picture, write_picture
 from vlmbatch.checkpoint import find_checkpoint
@@ -17,7 +18,6 @@ from vlmbatch.errors import GenerateError, JobError
 from vlmbatch.job import Job
 from vlmbatch.prepare import Preparer
 from vlmbatch.run.pipeline import Run
-from vlmbatch.run.rows import join_completions
 from vlmbatch.write import read_records
 
 

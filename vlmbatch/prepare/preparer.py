@@ -197,7 +197,7 @@ class Preparer:
         """
         (part,) = conversation.media()
         (picture,) = _check_pixels(part).frames
-        settings = self._settings(picture)
+        settings = self._settings(picture_size(picture))
         try:
             page, plan = fit_picture(picture, settings)
             parts = lay_out(np.asarray(page), settings.tile_edge) if plan.rows else []
@@ -219,20 +219,23 @@ class Preparer:
         """The text of one token, special ones included."""
         return self.writer.token_text(token)
 
+    def num_tiles(self, width: int, height: int, detail: Detail | None = None) -> int:
+        """Tiles of a picture of this size, at the preparer's detail or another one."""
+        return plan_tiles(width, height, self._settings((width, height), detail)).n_tiles
+
     def _native_tiles(self, media: Sequence[Part]) -> int | None:
         """Tiles that pictures would take with native detail, where they have full detail."""
         if self.detail != "full" or not media or any(part.kind != "picture" for part in media):
             return None
         sizes = [picture_size(_frames(part)[0]) for part in media]
-        return sum(plan_tiles(*size, self._full.native(*size)).n_tiles for size in sizes)
+        return sum(self.num_tiles(*size, "native") for size in sizes)
 
-    def _settings(self, frame: Picture) -> TileSettings:
-        """The settings for one picture at the chosen detail."""
-        if self.detail == "low":
+    def _settings(self, size: tuple[int, int], detail: Detail | None = None) -> TileSettings:
+        """The settings for a picture of a size (width, height)."""
+        detail = detail or self.detail
+        if detail == "low":
             return dataclasses.replace(self._full, split=False)
-        if self.detail == "native":
-            return self._full.native(*picture_size(frame))
-        return self._full
+        return self._full.native(*size) if detail == "native" else self._full
 
     def _words(
         self, conversation: Conversation, media: Sequence[Part], questions: Sequence[str]
@@ -263,8 +266,8 @@ class Preparer:
 
     def _grid(self, part: Part) -> tuple[int, int]:
         """Rows and columns of a picture's tiles."""
-        frame = _frames(part)[0]
-        plan = plan_tiles(*picture_size(frame), self._settings(frame))
+        size = picture_size(_frames(part)[0])
+        plan = plan_tiles(*size, self._settings(size))
         if max(plan.rows, plan.cols) > MAX_GRID:
             raise PrepareError(
                 f"the picture takes {plan.rows} x {plan.cols} tiles; the vocabulary has positions "
@@ -297,7 +300,7 @@ class Preparer:
             return [tile[np.newaxis]]
         try:
             if part.kind == "picture":
-                return [cut_tiles(frames[0], self._settings(frames[0]))[0]]
+                return [cut_tiles(frames[0], self._settings(picture_size(frames[0])))[0]]
             if self._clip is None:
                 raise PrepareError(
                     "the checkpoint does not say how frames of a clip are cut; ask about single "
