@@ -40,7 +40,7 @@ _PART_OF_MEDIA: Mapping[Media, PartKind] = {
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Pixels:
-    """What ``Item.load`` gives.
+    """The pixels of an item.
 
     Attributes:
         frames: RGB pictures, upright: one for an image or frame, several for a clip.
@@ -124,7 +124,7 @@ class Part:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Turn:
-    """What one side says.
+    """The words and pixels of one side.
 
     Attributes:
         role: ``system``, ``user`` or ``assistant``.
@@ -137,7 +137,7 @@ class Turn:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Conversation:
-    """What all questions of a request share. A picture and a question is the shortest one.
+    """The part of a chat that all questions of a request share. The shortest one is a picture.
 
     Attributes:
         turns: The turns so far. A question continues the last turn where that is the user's, and
@@ -254,8 +254,8 @@ class Request:
 
 @dataclasses.dataclass(slots=True)
 class Timing:
-    """Where an answer's time went: wall seconds of the phases that it took part in, and its share
-    of the engine's busy time. None: the engine cannot tell.
+    """Wall seconds of the phases that an answer took part in, and its share of the engine's busy
+    time. None: the engine cannot tell.
 
     Attributes:
         wait_seconds: From the queue's taking the request to its first computation.
@@ -369,7 +369,7 @@ class Record:
 
     @property
     def key(self) -> tuple[str, str, str]:
-        """What identifies a row across runs."""
+        """The identity of a row across runs."""
         return self.id, self.task, self.prompt
 
 

@@ -38,7 +38,7 @@ class Job(
     QuestionOptions,
     InputOptions,
 ):
-    """What to ask about what, with which model, and where the answers go. Checked when it is made.
+    """A job: inputs, questions, model and output. Checked when it is made.
 
     Raises:
         JobError: A value is not allowed; the message says which are.
@@ -90,7 +90,7 @@ class Job(
 
     @property
     def instruction(self) -> str | None:
-        """What every item is asked when there are no questions; None for vqa."""
+        """The prompt of every item when there are no questions; None for vqa."""
         return self.prompt or tasks.default_prompt(self.task, clip=self.is_clip)
 
     @property

@@ -19,7 +19,7 @@ WAYS_OF_SAMPLING = ("fps", "every", "num_frames", "at", "keyframes", "scenes")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class VideoOptions:
-    """How videos are sampled. See the help text of each field."""
+    """Options of sampling videos. See the help text of each field."""
 
     fps: float | None = option(
         None,

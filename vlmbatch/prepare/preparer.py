@@ -33,7 +33,7 @@ from vlmbatch.prepare.tiles import TileSettings, cut_tiles, fit_picture, plan_ti
 _TEMPLATE_KINDS = {"text": "text", "picture": "image", "tile": "image", "clip": "video"}
 
 DEFAULT_CONTEXT = 2048
-"""What transformers' Llama configuration takes when config.json does not say; the published
+"""Default of transformers' Llama configuration where config.json does not say; the published
 checkpoints say 8192.
 """
 
@@ -342,7 +342,7 @@ def _tile_settings(
 
 
 def _clip_settings(settings: Mapping[str, Any], name: str) -> TileSettings | None:
-    """How frames of a clip are cut, or None when the checkpoint does not say."""
+    """Settings for frames of a clip, or None when the checkpoint does not say."""
     if not settings:
         return None
     sampling = settings.get("video_sampling") or {}

@@ -1,5 +1,5 @@
-"""How long a job takes on this machine at each detail: its items are counted, a sample of them is
-prepared, and a few tiles, prompts and decode steps are timed. Nothing is asked.
+"""Estimate how long a job takes on this machine at each detail: its items are counted, a sample of
+them is prepared, and a few tiles, prompts and decode steps are timed. Nothing is asked.
 
 The time is that of the engine's phases, for all items, and of what reading and preparing takes of
 the cores. It stands and falls with the length of the answers, which only asking would tell: that is
@@ -85,7 +85,7 @@ class Estimate:
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
-    """What a sample of items comes to at one detail, each figure for an item.
+    """Means over a sample of items at one detail.
 
     Attributes:
         tiles: Tiles that differ.
@@ -101,7 +101,7 @@ class Sample:
 
 @dataclasses.dataclass(frozen=True)
 class Speed:
-    """What the engine needs for prompts of one length.
+    """Times of the engine for prompts of one length.
 
     Attributes:
         prefill_seconds: For a token.

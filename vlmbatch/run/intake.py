@@ -97,7 +97,7 @@ class Intake:
         )
 
     def _task(self, item: Item, order: int) -> Task | None:
-        """What is to be asked about an item; None where nothing is, or all of it is done."""
+        """The task of an item; None where nothing is asked, or all of it is done."""
         asked = self._questions.of(item)
         if not asked:
             self.unasked += 1
@@ -180,7 +180,7 @@ def count_ahead(job: Job, todo: Channel[Task], reporter: Reporter) -> None:
 
 
 def count_items(job: Job, *, stdin: BinaryIO | None = None) -> int:
-    """How many items a job finds; loads no picture and no model.
+    """Count the items that a job finds; load no picture and no model.
 
     Raises:
         JobError: An INPUT or the question file is not there, or cannot be understood.

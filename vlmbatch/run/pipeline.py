@@ -59,7 +59,7 @@ HELD_BYTES = 64 << 20
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """How a run ended.
+    """The end of a run.
 
     Attributes:
         summary: What OUTPUT.summary.json holds.
@@ -168,7 +168,7 @@ class Run:
 
     @property
     def stats(self) -> RowStats:
-        """What this run's rows add up to so far."""
+        """Sums over this run's rows so far."""
         return self._results.stats
 
     def stop(self) -> None:
@@ -368,7 +368,7 @@ def run(
 
 
 def _plan_of(engine: Engine) -> EnginePlan:
-    """What is known of an engine that is open already."""
+    """The plan of an engine that is open already."""
     return EnginePlan(
         engine.name, engine.model, engine.revision, lambda: engine, hasattr(engine, "cut")
     )

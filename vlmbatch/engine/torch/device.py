@@ -24,8 +24,8 @@ OUT_OF_MEMORY_SIGNS = (
     "CUBLAS_STATUS_ALLOC_FAILED",
     "CUDNN_STATUS_ALLOC_FAILED",
 )
-"""How the messages of CUDA, MPS, the CPU allocator and the libraries below them say that memory ran
-out.
+"""Parts of the messages by which CUDA, MPS, the CPU allocator and the libraries below them say that
+memory ran out.
 """
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4

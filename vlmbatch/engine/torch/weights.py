@@ -20,7 +20,7 @@ from vlmbatch.errors import ModelLoadError
 logger = logging.getLogger(__name__)
 
 VISION, TEXT = "model.vision_model", "model.text_model"
-"""What the names of the encoder's and the language model's tensors begin with."""
+"""Prefixes of the names of the encoder's and the language model's tensors."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -33,9 +33,9 @@ overwritten by the next.
 """
 
 TOLERANCE = {torch.float32: 1e-3, torch.float16: 1e-2, torch.bfloat16: 5e-2}
-"""How far logits may be from those of the ordinary step, as a share of the largest of them."""
+"""Tolerance of a recorded step's logits, as a share of the largest one of the ordinary step."""
 MET_BEFORE = 4
-"""How often a combination is met before it is worth recording."""
+"""Number of times that a combination is met before it is worth recording."""
 MOST_STEPS = 64
 """Recorded steps that are kept; each has some megabytes on the device."""
 WARM_UP_ROUNDS = 2
