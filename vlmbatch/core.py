@@ -202,6 +202,9 @@ class Completion:
 class Record:
     """A row of OUTPUT: one item and question. The keys are the same in JSONL, Parquet and CSV, in
     this order; columns of ``extra`` follow them.
+
+    ``engine``, ``device``, ``dtype`` and ``revision`` are empty when nothing ran. Counts and seconds
+    that the engine does not know are None.
     """
 
     id: str
@@ -226,17 +229,17 @@ class Record:
     engine: str
     device: str
     dtype: str
-    tiles: int
-    prompt_tokens: int
-    new_tokens: int
-    batch_size: int
-    read_seconds: float
-    prepare_seconds: float
-    wait_seconds: float
-    vision_seconds: float
-    prefill_seconds: float
-    decode_seconds: float
-    compute_seconds: float
+    tiles: int | None
+    prompt_tokens: int | None
+    new_tokens: int | None
+    batch_size: int | None
+    read_seconds: float | None
+    prepare_seconds: float | None
+    wait_seconds: float | None
+    vision_seconds: float | None
+    prefill_seconds: float | None
+    decode_seconds: float | None
+    compute_seconds: float | None
     run_id: str
     created_at: str
     extra: Mapping[str, Any] = dataclasses.field(default_factory=dict)

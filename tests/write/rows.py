@@ -68,6 +68,19 @@ def failed(number: int) -> Record:
     )
 
 
+COUNTS = ("tiles", "prompt_tokens", "new_tokens", "batch_size")
+SECONDS = tuple(
+    f"{phase}_seconds"
+    for phase in ("read", "prepare", "wait", "vision", "prefill", "decode", "compute")
+)
+
+
+def bare(number: int, **changes: Any) -> Record:
+    """The row of an engine that knows the text only."""
+    unknown = dict.fromkeys((*COUNTS, *SECONDS, "finish_reason", "mean_logprob", "width", "height"))
+    return record(number, **{**unknown, "revision": "", "device": "", "dtype": "", **changes})
+
+
 def store(
     output: Path,
     identity: dict[str, Any] | None = None,

@@ -148,7 +148,7 @@ class Writing:
                 self.stats.error_items += 1  # its first row was fine
             task.failed = True
             logger.info("%s: %s: %s", record.id, record.error_type, record.error)
-        task.new_tokens += record.new_tokens
+        task.new_tokens += record.new_tokens or 0
         if (
             self._preparer
             and self._job.per != "tile"
