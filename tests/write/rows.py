@@ -94,13 +94,6 @@ def store(
     return OutputStore(output, job, found, policy=policy, **({"clock": clock} if clock else {}))
 
 
-def crash(open_store: OutputStore) -> None:
-    """What kill -9 leaves: files as they are, memory gone, the lock dropped."""
-    open_store._journal.close()
-    open_store._release()
-    open_store._closed = True
-
-
 def is_done(open_store: OutputStore, made: Record, fingerprint: str = "") -> bool:
     return open_store.done(*made.key, made.source, fingerprint)
 

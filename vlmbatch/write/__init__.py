@@ -13,7 +13,7 @@ from vlmbatch.job import Job
 from vlmbatch.urls import is_url
 from vlmbatch.write.atomic import reason
 from vlmbatch.write.base import Writer
-from vlmbatch.write.columns import Row
+from vlmbatch.write.columns import Row, row_of
 from vlmbatch.write.formats import find_format
 from vlmbatch.write.journal import why_not_there
 from vlmbatch.write.remote.file import local_copy
@@ -38,6 +38,7 @@ __all__ = [
     "open_sidecars",
     "read_records",
     "read_summary",
+    "row_of",
     "sidecars_path",
     "summary_path",
     "write_summary",

@@ -85,6 +85,12 @@ def row_of(record: Record) -> Row:
     return row
 
 
+def record_of(row: Row) -> Record:
+    """Return the record of a row: the inverse of ``row_of``."""
+    extra = {name: value for name, value in row.items() if name not in COLUMNS}
+    return Record(**{name: row[name] for name in COLUMNS}, extra=extra)
+
+
 def plain_value(value: Any) -> Any:
     """A carried value as JSON can hold it: times as ISO text, bytes as base64, what is not a finite
     number as null.
@@ -107,7 +113,7 @@ def plain_value(value: Any) -> Any:
 
 
 def kind_of(value: Any) -> Kind | None:
-    """The narrowest kind of column for a plain value; None for null, which every kind has room for."""
+    """Return the narrowest kind of column for a plain value; None for null, which fits into all."""
     if value is None:
         return None
     if isinstance(value, bool):
