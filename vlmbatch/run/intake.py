@@ -16,7 +16,7 @@ from vlmbatch.run.order import InputOrder
 from vlmbatch.run.reporter import Reporter
 from vlmbatch.run.rows import Original, Result, Task, already_loaded
 from vlmbatch.urls import is_url
-from vlmbatch.write import Sidecars, Writer
+from vlmbatch.write import Writer
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +37,6 @@ class Reading:
         questions: Questions,
         writer: Writer,
         reporter: Reporter,
-        sidecars: Sidecars | None,
         todo: Channel[Task],
         results: Channel[Result],
         order: InputOrder,
@@ -49,13 +48,12 @@ class Reading:
             questions: What is asked.
             writer: Knows which rows are done.
             reporter: Hears of items that are done.
-            sidecars: Hear of every item.
             todo: Where what is to be loaded goes.
             results: Where what needs no loading goes.
             order: Notes the places of the items.
         """
         self._job, self._questions, self._writer, self._reporter = job, questions, writer, reporter
-        self._sidecars, self._todo, self._results = sidecars, todo, results
+        self._todo, self._results = todo, results
         self._resumes = bool(writer.totals().get("rows"))
         self.order = order
         self.found: int | None = None
@@ -71,8 +69,6 @@ class Reading:
             if self._todo.stopped:
                 return
             count += 1
-            if self._sidecars:
-                self._sidecars.expect(item.id, item.source, item.questions)
             asked = self._questions.of(item)
             if not asked:
                 self.unasked += 1

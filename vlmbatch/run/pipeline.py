@@ -46,7 +46,7 @@ from vlmbatch.run.rows import Result, RowMaker, Task, already_loaded
 from vlmbatch.run.summary import RowStats, describe_run
 from vlmbatch.run.threads import READER, WRITER, StageThreads
 from vlmbatch.sample import make_sampler
-from vlmbatch.write import Writer, open_output, open_sidecars, read_records
+from vlmbatch.write import Writer, open_output, open_sidecars, read_seen
 
 logger = logging.getLogger(__name__)
 
@@ -160,7 +160,6 @@ class Run:
             self.questions,
             self.writer,
             self.reporter,
-            self._sidecars,
             self._todo,
             self._results,
             order,
@@ -319,15 +318,7 @@ class Run:
         """
         if self._sidecars is None or not self._threads.is_well:
             return
-        assert (
-            self.writer.path is not None
-        )  # a job with sidecars has an OUTPUT that can be read back
-        for row in read_records(self.writer.path):
-            if row["task"] == self.job.task and self._sidecars.expects(
-                row["id"], row["prompt"], self.questions.about(row["id"])
-            ):
-                self._sidecars.add(row)
-        self._sidecar_counts = self._sidecars.write()
+        self._sidecar_counts = self._sidecars.write(read_seen(self.writer))
 
     def _outcome(self, began: float, started_at: str) -> Outcome:
         summary = describe_run(

@@ -90,7 +90,7 @@ class KnownRows:
             # --overwrite ended before its first commit: the OUTPUT of before counts again.
             scan.header = None
         if (scan.header is None or scan.header.base) and self._output.exists():
-            self._previous = PreviousOutput(self._output, self._format)
+            self._previous = PreviousOutput(self._output, self._format, self._output.parent)
             first = self._previous.first()
             if first is not None:
                 self._join_identity(

@@ -29,6 +29,7 @@ class PreviousOutput:
     Args:
         path: OUTPUT.
         format: How it is read.
+        scratch: Folder for a temporary file; None: the system's.
 
     Attributes:
         count: Number of its rows, once ``scan`` has counted them.
@@ -37,9 +38,8 @@ class PreviousOutput:
         OutputError: It cannot be opened.
     """
 
-    def __init__(self, path: Path, format: Format) -> None:
-        self._path = path
-        self._format = format
+    def __init__(self, path: Path, format: Format, scratch: Path | None = None) -> None:
+        self._path, self._format, self._scratch = path, format, scratch
         self.count = 0
         try:
             self._file: BinaryIO = open(path, "rb")
@@ -115,7 +115,7 @@ class PreviousOutput:
             spill.seek(self._offsets[position])
             row: Row = decode(spill.readline().decode())
         except OSError as error:
-            folder = self._path.parent
+            folder = self._scratch or tempfile.gettempdir()
             raise OutputError(f"cannot keep rows in {folder}: {reason(error)}") from error
         return row
 
@@ -129,7 +129,7 @@ class PreviousOutput:
         """Write the rows as lines of JSON to a file without a name, where each is found by its
         offset.
         """
-        spill: BinaryIO = tempfile.TemporaryFile(dir=self._path.parent)
+        spill: BinaryIO = tempfile.TemporaryFile(dir=self._scratch)
         try:
             offsets = array("q")
             for row in self.read():
