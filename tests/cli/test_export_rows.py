@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -108,3 +110,20 @@ def test_rows_without_figures_are_counted_and_exported_as_they_are(
     call("export", output, "--to", "jsonl", "-o", tmp_path / "again.jsonl")
     for line in (tmp_path / "again.jsonl").read_text().splitlines():
         assert (json.loads(line)["batch_size"], json.loads(line)["decode_seconds"]) == (None, None)
+
+
+@pytest.mark.parametrize("form", ["jsonl", "csv"])
+@pytest.mark.parametrize("closed", [True, False])
+def test_a_stdout_that_cannot_be_written_to_is_one_line(
+    output: Path, form: str, closed: bool
+) -> None:
+    if not closed and not Path("/dev/full").exists():
+        pytest.skip("no device that is full")
+    shell = f'exec "$@" {">&-" if closed else ">/dev/full"}'
+    command = [sys.executable, "-m", "vlmbatch", "export", output, "--to", form, "-o", "-"]
+    result = subprocess.run(
+        ["sh", "-c", shell, "sh", *command], capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 1
+    assert result.stderr.startswith("vlmbatch: cannot write to stdout: ")
+    assert result.stderr.count("\n") == 1

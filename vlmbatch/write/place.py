@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from pathlib import Path
@@ -39,7 +40,8 @@ def resolve_output(output: Path, name: str) -> Path:
     except FileNotFoundError:
         mode = 0
     except OSError as error:
-        raise OutputError(f"cannot write {name}: {reason(error)}") from error
+        kind = JobError if error.errno == errno.ENAMETOOLONG else OutputError
+        raise kind(f"cannot write {name}: {reason(error)}") from error
     for is_kind, kind in _KINDS:
         if is_kind(mode):
             raise JobError(

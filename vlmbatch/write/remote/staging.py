@@ -23,6 +23,7 @@ from vlmbatch.write.atomic import beside, reason, replacing
 from vlmbatch.write.formats import find_format
 from vlmbatch.write.journal import JournalScan
 from vlmbatch.write.lock import OutputLock
+from vlmbatch.write.place import resolve_output
 from vlmbatch.write.remote.file import RemoteFile
 
 logger = logging.getLogger(__name__)
@@ -73,6 +74,7 @@ class Staging:
         state: What is known about the remote one.
 
     Raises:
+        JobError: The name of OUTPUT is too long for the files beside it.
         OutputLockedError: Another run of this machine holds it.
         OutputError: It cannot be made.
         MissingDependencyError: The format needs a package that is not installed.
@@ -89,6 +91,7 @@ class Staging:
             raise OutputError(
                 f"cannot make the staging folder {self.folder}: {reason(error)}"
             ) from error
+        resolve_output(self.path, remote.shown)
         self._state_path = self.folder / "staging.json"
         self._lock = OutputLock(self.folder / "staging", remote.shown)
         self.state = self._load_state()
