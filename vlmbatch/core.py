@@ -328,6 +328,9 @@ class Completion:
 class Record:
     """A row of OUTPUT: one item and question. The keys are the same in JSONL, Parquet and CSV, in
     this order; columns of ``extra`` follow them.
+
+    ``engine``, ``device``, ``dtype`` and ``revision`` are empty when nothing ran. Counts and seconds
+    that the engine does not know are None.
     """
 
     id: str
