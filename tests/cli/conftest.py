@@ -73,7 +73,8 @@ def as_it_was() -> Iterator[None]:
     """Puts back what a command changes in its process, as it may count on ending with it: signals,
     log handlers, the filter of warnings.
     """
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+    handlers = {number: signal.getsignal(number) for number in numbers}
     loggers = [logging.getLogger(name) for name in ("vlmbatch", "vlmbatch.report", "py.warnings")]
     states = [(each.handlers, each.propagate, each.level) for each in loggers]
     try:

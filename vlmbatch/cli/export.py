@@ -256,7 +256,8 @@ def export_texts(
     output: Path, rows: Iterator[dict[str, Any]], form: str, folder: str | None, *, overwrite: bool
 ) -> None:
     """Writes a file for each picture or video, as ``--sidecar`` does."""
-    from vlmbatch.cli.execute import say_sidecars, set_up_logging
+    from vlmbatch.cli.closing import say_sidecars
+    from vlmbatch.cli.logs import set_up_logging
 
     set_up_logging("text", verbose=0, quiet=False, bar=False)
     say_sidecars(_gather(output, rows, form, folder, overwrite=overwrite).write())
