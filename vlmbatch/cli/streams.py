@@ -38,7 +38,7 @@ def open_streams() -> None:
             setattr(sys, name, open(descriptor, mode, encoding="utf-8", closefd=False))
     if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
         sys.stdout.reconfigure(errors="backslashreplace")
-    if sys.stderr is sys.__stderr__:
+    if sys.stderr is sys.__stderr__ and sys.stderr is not None:
         sys.stderr = io.TextIOWrapper(
             io.BufferedWriter(_Tolerant(2, "w", closefd=False)),
             encoding=sys.stderr.encoding,
