@@ -16,7 +16,7 @@ import vlmbatch
 from vlmbatch import errors
 
 PACKAGE = Path(vlmbatch.__file__).parent
-FLOOR = {"errors", "tasks", "urls", "values", "filesystems", "job", "core", "checkpoint"}
+FLOOR = {"errors", "tasks", "urls", "values", "filesystems", "job", "core", "checkpoint", "hub"}
 STAGES = {"read", "sample", "prepare", "engine", "write"}
 ALLOWED = {
     **dict.fromkeys(STAGES, FLOOR),
@@ -25,7 +25,8 @@ ALLOWED = {
     "urls": set(),
     "filesystems": {"errors", "urls"},
     "core": {"errors"},
-    "checkpoint": {"errors"},
+    "hub": {"errors"},
+    "checkpoint": {"errors", "hub"},
     "values": {"errors"},
     "job": {"errors", "tasks", "urls", "values"},
     "questions": FLOOR | {"read"},

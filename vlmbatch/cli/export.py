@@ -254,7 +254,8 @@ def export_texts(
     output: Path, files: Iterator[FileRows], form: str, folder: str | None, *, overwrite: bool
 ) -> None:
     """Write a file for each picture or video, as ``--sidecar`` does."""
-    from vlmbatch.cli.execute import say_sidecars, set_up_logging
+    from vlmbatch.cli.closing import say_sidecars
+    from vlmbatch.cli.logs import set_up_logging
     from vlmbatch.write import Sidecars, sidecars_path
 
     set_up_logging("text", verbose=0, quiet=False, bar=False)
