@@ -25,7 +25,6 @@ from vlmbatch.read.video.container import (
 )
 from vlmbatch.read.video.frame import DecodedFrame
 from vlmbatch.read.video.skipping import Sieve, Step, Unsure, Wanted, leave_out, mark
-from vlmbatch.read.video.sparing import open_sparing
 
 if TYPE_CHECKING:
     import av
@@ -301,10 +300,7 @@ class VideoFile:
             self._due_seconds = -math.inf
             self._seek_seconds: float | None = None
             steps = mark(self._steps(target), wanted, from_start=target is None)
-            sparing = open_sparing(
-                self._stream.codec_context.name, self._stream.codec_context.extradata
-            )
-            yield from self._stretch(leave_out(steps, sparing))
+            yield from self._stretch(leave_out(steps))
             target = self._seek_seconds
             if target is None:
                 return
