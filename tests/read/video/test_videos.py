@@ -20,6 +20,7 @@ from vlmbatch.errors import DecodeError, ItemError, ReadError
 from vlmbatch.job import Job
 from vlmbatch.read import open_reader
 from vlmbatch.read.video import file as video_file
+from vlmbatch.read.video.container import Demuxer
 from vlmbatch.read.video.file import VideoFile
 from vlmbatch.read.video.skipping import Unsure
 from vlmbatch.sample import make_sampler
@@ -400,8 +401,8 @@ def test_packets_that_cannot_be_decoded_are_told_in_one_item(
                 raise av.error.InvalidDataError(1, "Invalid data")
             return frames
 
-    packets = video_file.packets
-    monkeypatch.setattr(video_file, "packets", lambda *args: map(Failing, packets(*args)))
+    packets = Demuxer.packets
+    monkeypatch.setattr(Demuxer, "packets", lambda *args: map(Failing, packets(*args)))
     found = items(path, every=1)
     assert shown(found[:-1]) == [number for number in range(30) if number not in (12, 13)]
     assert found[-1].id == "a.mp4"
