@@ -43,7 +43,7 @@ HOMES = {
     "pyarrow": {"write", "read"},
     "av": {"read", "sample", "cli/doctor.py"},
     "scenedetect": {"sample"},
-    "cv2": set(),
+    "cv2": {"sample", "prepare"},
     "click": {"cli"},
     "tqdm": {"cli"},
     "transformers": {"finetune", "bench/compare.py"},
@@ -117,6 +117,8 @@ def test_help_and_import_load_nothing_heavy() -> None:
         "httpx2",
         "fsspec",
         "pypdfium2",
+        "scenedetect",
+        "cv2",
     }
     assert not loaded_by("import vlmbatch; vlmbatch.JobError") & heavy
     for command in ("caption", "video", "run", "eval", "finetune", "bench", None):

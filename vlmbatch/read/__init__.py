@@ -14,7 +14,8 @@ from vlmbatch.read.bundles.kinds import is_stream
 from vlmbatch.read.files.temporary import remove_leftovers
 
 if TYPE_CHECKING:
-    from vlmbatch.read.video.reader import IsDone, Sampler
+    from vlmbatch.read.video.reader import IsDone
+    from vlmbatch.read.video.sampling import Sampler
 
 __all__ = ["READERS", "Counts", "Reader", "is_stream", "open_reader"]
 
