@@ -11,13 +11,10 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, BinaryIO, Protocol
 
 from vlmbatch.core import Item, Media, Pixels
-from vlmbatch.errors import DecodeError, ItemError, ReadError
+from vlmbatch.errors import DecodeError, ItemError
 from vlmbatch.job import Job
 from vlmbatch.read.base import Counts, failing_load, one_line
-from vlmbatch.read.fetch.remote import OnDisk
-from vlmbatch.read.files.copies import Copies, OnDemand
-from vlmbatch.read.files.source import Found
-from vlmbatch.read.files.temporary import TemporaryFile
+from vlmbatch.read.files.source import Listed, LocalFile
 from vlmbatch.read.listing import Listing
 from vlmbatch.read.video.file import VideoFile
 from vlmbatch.read.video.frame import DecodedFrame
@@ -45,19 +42,6 @@ class Span(Protocol):
     @property
     def choose(self) -> Callable[[VideoFile], Iterator[DecodedFrame]]:
         """Yields the chosen frames of an open video."""
-        ...
-
-
-class File(Protocol):
-    """A file that frames are decoded from, now or when they are asked for."""
-
-    @property
-    def path(self) -> str:
-        """Where it is, for as long as this object is there."""
-        ...
-
-    def bind(self, load: Callable[[str], Pixels]) -> Callable[[], Pixels]:
-        """A ``load`` of the file at a path, at any time."""
         ...
 
 
@@ -124,7 +108,7 @@ class VideoReader:
                 is not decoded; its Items are made from the packets' times.
             names_only: Whether Items are only counted: the packets' times are enough.
         """
-        self._listing = Listing(job, stdin)
+        self._listing = Listing(job, job, job.output_path, stdin)
         self._sampler = sampler
         self._per_frame = job.per == "frame"
         self._per_window = job.per == "window"
@@ -133,7 +117,6 @@ class VideoReader:
         self._max_pixels = job.max_pixels
         self._is_done = is_done
         self._names_only = names_only
-        self._copies = Copies()
         self._source = self._number = 0
         self.counts: Counts = self._listing.counts
 
@@ -143,12 +126,9 @@ class VideoReader:
             self._source, self._number = source, 0
             yield from self._video(found)
 
-    def _video(self, found: Found) -> Iterator[Item]:
-        if found.error is not None:
-            yield self._failed(found, ReadError(found.error))
-            return
+    def _video(self, found: Listed) -> Iterator[Item]:
         try:
-            on_disk = self._on_disk(found)
+            on_disk = found.content.as_file()
             with VideoFile(on_disk.path, self._max_pixels) as video:
                 if items := self._planned(found, on_disk, video):
                     yield from items
@@ -186,16 +166,7 @@ class VideoReader:
         last = self._job.end if not self._job.at else max(self._job.at)
         return None if lost is None or (last is not None and last < lost) else _cut_off(lost)
 
-    def _on_disk(self, found: Found) -> File:
-        """The file that is decoded: itself, or a copy of what a URL, an archive or a row holds."""
-        make = found.copy
-        if make is None:
-            if found.read is None or found.path:
-                return OnDisk(found.path, self._job)
-            make = functools.partial(_copy, found.read)
-        return OnDemand(self._copies, found.id, make) if self._job.shuffle else make()
-
-    def _planned(self, found: Found, on_disk: File, video: VideoFile) -> list[Item]:
+    def _planned(self, found: Listed, on_disk: LocalFile, video: VideoFile) -> list[Item]:
         """The Items of a video from its packets alone, where no pixels will be asked for, or not
         now, and the packets tell.
         """
@@ -223,7 +194,7 @@ class VideoReader:
         return []
 
     def _frames(
-        self, found: Found, on_disk: File, video: Any, judge: Judge | None
+        self, found: Listed, on_disk: LocalFile, video: Any, judge: Judge | None
     ) -> Iterator[Item]:
         """Items of frames, each held back until the next is known: its time is where this one ends."""
         pending: DecodedFrame | PlannedFrame | None = None
@@ -250,8 +221,8 @@ class VideoReader:
 
     def _frame(
         self,
-        found: Found,
-        on_disk: File,
+        found: Listed,
+        on_disk: LocalFile,
         item_id: str,
         frame: DecodedFrame | PlannedFrame,
         end_seconds: float,
@@ -270,7 +241,7 @@ class VideoReader:
             self._item(found, item_id, load, start, end), similar_to=similar_to
         )
 
-    def _clips(self, found: Found, on_disk: File, video: VideoFile) -> Iterator[Item]:
+    def _clips(self, found: Listed, on_disk: LocalFile, video: VideoFile) -> Iterator[Item]:
         for span in self._sampler(video):
             item_id = (
                 f"{found.id}#t={span.start_seconds:.3f}-{span.end_seconds:.3f}"
@@ -284,12 +255,12 @@ class VideoReader:
         if not video.end_seconds:
             raise DecodeError("no frames")
 
-    def _failed(self, found: Found, error: ItemError) -> Item:
+    def _failed(self, found: Listed, error: ItemError) -> Item:
         return self._item(found, found.id, failing_load(type(error), str(error)), None, None)
 
     def _item(
         self,
-        found: Found,
+        found: Listed,
         item_id: str,
         load: Callable[[], Pixels],
         start: float | None,
@@ -322,10 +293,6 @@ def _frame_id(
 
 def _picture(frame: DecodedFrame) -> Pixels:
     return Pixels((frame.rgb(),))
-
-
-def _copy(read: Callable[[], bytes]) -> TemporaryFile:
-    return TemporaryFile("", lambda file: file.writelines([read()]))
 
 
 def load_clip(path: str, max_pixels: int, span: Span) -> Pixels:
