@@ -8,7 +8,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from vlmbatch.errors import ReadError
+from vlmbatch.errors import JobError, ReadError
+from vlmbatch.job.questions import check_question
 from vlmbatch.read.base import Counts, digest
 from vlmbatch.read.files.source import Listed
 
@@ -20,12 +21,18 @@ def questions_of(value: Any) -> tuple[str, ...]:
     """Return a row's own questions: a text or a list of texts; none when the cell is empty.
 
     Raises:
-        ReadError: It holds something else.
+        ReadError: It holds something else, or a text that no engine can be asked.
     """
     asked = value if isinstance(value, list) else [] if value is None else [value]
     if not all(isinstance(question, str) for question in asked):
         raise ReadError("the row's question is not a text")
-    return tuple(dict.fromkeys(question.strip() for question in asked if question.strip()))
+    questions = tuple(dict.fromkeys(question.strip() for question in asked if question.strip()))
+    try:
+        for question in questions:
+            check_question(question)
+    except JobError as exc:
+        raise ReadError(str(exc)) from exc
+    return questions
 
 
 def carried(row: Mapping[str, Any], kept_columns: dict[str, str], counts: Counts) -> dict[str, Any]:

@@ -82,7 +82,11 @@ class _Lines:
     def __next__(self) -> str:
         if len(self.taken) == MAX_LINES:
             raise csv.Error(f"a quote that is not closed within {MAX_LINES:,} lines")
-        line = self._again.popleft() if self._again else next(self._lines)
+        line = self._again.popleft() if self._again else next(self._lines, "")
+        if not line and self.taken:
+            raise csv.Error("a quote that is never closed")
+        if not line:
+            raise StopIteration
         self.taken.append(line)
         return line
 
