@@ -16,20 +16,32 @@ import vlmbatch
 from vlmbatch import errors
 
 PACKAGE = Path(vlmbatch.__file__).parent
-FLOOR = {"errors", "tasks", "urls", "values", "filesystems", "job", "core", "checkpoint", "hub"}
+FLOOR = {
+    "errors",
+    "tasks",
+    "urls",
+    "values",
+    "text_files",
+    "filesystems",
+    "job",
+    "core",
+    "checkpoint",
+    "hub",
+}
 STAGES = {"read", "sample", "prepare", "engine", "write"}
 ALLOWED = {
     **dict.fromkeys(STAGES, FLOOR),
     "errors": set(),
     "tasks": {"errors"},
     "urls": set(),
+    "text_files": set(),
     "filesystems": {"errors", "urls"},
     "core": {"errors"},
     "hub": {"errors"},
     "checkpoint": {"errors", "hub"},
     "values": {"errors"},
     "job": {"errors", "tasks", "urls", "values"},
-    "questions": FLOOR | {"read"},
+    "questions": FLOOR,
     "evaluate": FLOOR | {"write"},
     "run": FLOOR | STAGES | {"questions"},
     "finetune": FLOOR | STAGES,

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from vlmbatch.core import Item, Media, Pixels
 from vlmbatch.errors import ItemError
 from vlmbatch.read.base import failing_load
-from vlmbatch.read.files.source import Found
+from vlmbatch.read.files.source import Listed
 
 
 class VideoItems:
@@ -17,7 +17,7 @@ class VideoItems:
         count: Items made so far.
     """
 
-    def __init__(self, found: Found, number: int, media: Media) -> None:
+    def __init__(self, found: Listed, number: int, media: Media) -> None:
         """Take the video, its number among the sources, and the media of its Items."""
         self._found, self._number, self._media = found, number, media
         self.count = 0

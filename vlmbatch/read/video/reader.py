@@ -10,12 +10,10 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, BinaryIO
 
 from vlmbatch.core import Item, Pixels
-from vlmbatch.errors import DecodeError, ItemError, JobError, ReadError
+from vlmbatch.errors import DecodeError, ItemError, JobError
 from vlmbatch.job import Job, VideoOptions
 from vlmbatch.read.base import Counts, one_line
-from vlmbatch.read.fetch.remote import OnDisk
-from vlmbatch.read.files.source import Found
-from vlmbatch.read.files.temporary import TemporaryFile
+from vlmbatch.read.files.source import Listed, LocalFile
 from vlmbatch.read.listing import Listing
 from vlmbatch.read.video.file import VideoFile
 from vlmbatch.read.video.frame import DecodedFrame
@@ -23,7 +21,6 @@ from vlmbatch.read.video.items import VideoItems
 from vlmbatch.read.video.load import cut_off, damage, load_clip, load_frame, no_frames
 from vlmbatch.read.video.sampling import Judge, Sampler
 from vlmbatch.read.video.undecoded import UndecodedFrame, UndecodedVideo
-from vlmbatch.urls import is_url
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +63,7 @@ class VideoReader:
                 is not decoded; its Items are made from the packets' times.
             names_only: Whether Items are only counted: the packets' times are enough.
         """
-        self._listing = Listing(job, stdin)
+        self._listing = Listing(job, job, job.output_path, stdin)
         self._sampler = sampler
         self._job = job
         self._options: VideoOptions = job
@@ -86,17 +83,14 @@ class VideoReader:
             if not items.count:
                 logger.warning("%s: no frame of it was asked for", found.source)
 
-    def _video(self, found: Found, items: VideoItems) -> Iterator[Item]:
-        if found.error is not None:
-            yield items.failed(ReadError(found.error))
-            return
-        if self._job.shuffle and (not found.path or is_url(found.path)):
+    def _video(self, found: Listed, items: VideoItems) -> Iterator[Item]:
+        if self._job.shuffle and found.content.needs_copy:
             raise JobError(
                 f"shuffle opens a video again for each frame, and {found.source} is no file here: "
                 "leave out shuffle, or unpack or download it first"
             )
         try:
-            file = self._on_disk(found)
+            file = found.content.as_file()
             with self._open(file.path) as video:
                 yield from self._items(items, file, video)
         except ItemError as exc:
@@ -105,20 +99,7 @@ class VideoReader:
             logger.debug("unexpected error", exc_info=True)
             yield items.failed(DecodeError(f"{type(exc).__name__}: {one_line(exc)}"))
 
-    def _on_disk(self, found: Found) -> OnDisk | TemporaryFile:
-        """Return the file that is decoded: itself, or a copy of what a URL, an archive or a row
-        holds.
-        """
-        if found.copy is not None:
-            return found.copy()
-        if found.read is None or found.path:
-            return OnDisk(found.path, self._job)
-        read = found.read
-        return TemporaryFile("", lambda file: file.writelines([read()]))
-
-    def _items(
-        self, items: VideoItems, file: OnDisk | TemporaryFile, video: VideoFile
-    ) -> Iterator[Item]:
+    def _items(self, items: VideoItems, file: LocalFile, video: VideoFile) -> Iterator[Item]:
         """Yield the Items of an open video, and one more for what is wrong with it."""
         if planned := self._planned(items, file, video):
             items.count = len(planned)
@@ -146,9 +127,7 @@ class VideoReader:
         last = max(self._options.at) if self._options.at else self._options.end
         return None if lost is None or (last is not None and last < lost) else cut_off(lost)
 
-    def _planned(
-        self, items: VideoItems, file: OnDisk | TemporaryFile, video: VideoFile
-    ) -> list[Item]:
+    def _planned(self, items: VideoItems, file: LocalFile, video: VideoFile) -> list[Item]:
         """Return the Items of a video from its packets alone, where no pixels will be asked for, or
         not now, and the packets tell; none otherwise. Of a file that ends early only decoding
         tells which frames there are.
@@ -173,7 +152,7 @@ class VideoReader:
     def _frames(
         self,
         items: VideoItems,
-        file: OnDisk | TemporaryFile,
+        file: LocalFile,
         video: VideoFile | UndecodedVideo,
         judge: Judge | None,
     ) -> Iterator[Item]:
@@ -205,9 +184,7 @@ class VideoReader:
                 end = pending.time_seconds + pending.duration_seconds
             yield item(end)
 
-    def _clips(
-        self, items: VideoItems, file: OnDisk | TemporaryFile, video: VideoFile
-    ) -> Iterator[Item]:
+    def _clips(self, items: VideoItems, file: LocalFile, video: VideoFile) -> Iterator[Item]:
         for span in self._sampler(video):
             start, end = span.start_seconds, span.end_seconds
             mark = f"#t={start:.3f}-{end:.3f}" if self._job.per == "window" else ""
@@ -217,7 +194,7 @@ class VideoReader:
 
     def _bind(
         self,
-        file: OnDisk | TemporaryFile,
+        file: LocalFile,
         load: Callable[..., Pixels],
         video: VideoFile | UndecodedVideo,
         **asked: Any,
