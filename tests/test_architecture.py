@@ -42,7 +42,7 @@ HOMES = {
     "pyarrow": {"write", "read"},
     "av": {"read", "sample", "cli/doctor.py"},
     "scenedetect": {"sample"},
-    "cv2": set(),
+    "cv2": {"read/pictures/colours.py"},
     "click": {"cli"},
     "tqdm": {"cli"},
     "transformers": {"finetune", "bench/compare.py"},
