@@ -55,7 +55,7 @@ HOMES = {
     "pyarrow": {"write", "read"},
     "av": {"read", "sample", "cli/doctor.py"},
     "scenedetect": {"sample"},
-    "cv2": {"sample", "prepare"},
+    "cv2": {"sample", "prepare", "read/pictures/colours.py"},
     "click": {"cli"},
     "tqdm": {"cli"},
     "transformers": {"finetune", "bench/compare.py"},
