@@ -37,7 +37,7 @@ from vlmbatch.finetune.trainer import AnswerTrainer
 
 logger = logging.getLogger("train_demo")
 PATCH_SHARE = 0.5
-"""Of the patches' loss beside the answers'."""
+"""Share of the patches' loss beside the answers', unless another one is asked for."""
 SCORED = 40
 """Pictures of each kind at each detail, while training."""
 TIDY_EVERY = 25
@@ -46,10 +46,16 @@ TIDY_EVERY = 25
 class DemoTrainer(AnswerTrainer):
     """finetune's trainer with the per-patch loss, on packed examples and on tiles alone."""
 
-    def __init__(self, checkpoint: Checkpoint, compiled: bool, **settings: Any) -> None:
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        compiled: bool,
+        patch_share: float,
+        **settings: Any,
+    ) -> None:
         model: Trainee = settings["model"]
         super().__init__(model.normalization, **settings)
-        self.checkpoint = checkpoint
+        self.checkpoint, self.patch_share = checkpoint, patch_share
         self.vision_loss = torch.compile(self._vision_loss) if compiled else self._vision_loss
         self.answer_losses = torch.compile(self._answer_losses, dynamic=True) if compiled else self._answer_losses
 
@@ -60,7 +66,7 @@ class DemoTrainer(AnswerTrainer):
         if self.state.global_step % TIDY_EVERY == 0:
             empty_cache(torch.device("cpu"))  # batches of many shapes leave the allocator with gigabytes in pieces
         answers, patches = self.answer_losses(model, inputs)
-        return answers + PATCH_SHARE * patches
+        return answers + self.patch_share * patches
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """Scores unseen scenes."""
@@ -106,6 +112,7 @@ def train(arguments: argparse.Namespace) -> bool:
         trainer = DemoTrainer(
             checkpoint,
             arguments.compile,
+            arguments.patch_share,
             model=model,
             args=_settings(folder, schedule, arguments),
             data_collator=lambda batches: batches[0],
@@ -176,7 +183,20 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=24, help="scenes a step; each has about five answers")
     parser.add_argument("--tiles", type=int, default=96, help="tiles a step of the vision encoder alone")
     parser.add_argument("--learning-rate", type=float, default=1.5e-3)
-    parser.add_argument("--start", type=Path, metavar="FOLDER", help="begin with the weights of this checkpoint, such as vlmbatch/demo")
+    parser.add_argument(
+        "--start",
+        type=Path,
+        metavar="FOLDER",
+        help="begin with this checkpoint's weights, each token with its own; as vlmbatch/demo",
+    )
+    parser.add_argument(
+        "--patch-share",
+        type=float,
+        default=PATCH_SHARE,
+        metavar="SHARE",
+        help="share of the patches' loss beside the answers' (default: %(default)s); 0 with "
+        "--start and without --vision-steps: the head is new then, and would only disturb",
+    )
     parser.add_argument("--reading", type=float, default=READING, help="share of words and numbers among the pictures")
     parser.add_argument("--compile", action="store_true", help="compile the training step: minutes at the start, faster vision steps afterwards")
     parser.add_argument("--save-every", type=int, default=250, help="steps between states to go on from")
