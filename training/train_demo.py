@@ -39,7 +39,7 @@ from vlmbatch.finetune.trainer import AnswerTrainer
 
 logger = logging.getLogger("train_demo")
 PATCH_SHARE = 0.5
-"""Of the patches' loss beside the answers'."""
+"""Share of the patches' loss beside the answers', unless another one is asked for."""
 SCORED = 40
 """Pictures of each kind at each detail, while training."""
 TIDY_EVERY = 25
@@ -48,10 +48,16 @@ TIDY_EVERY = 25
 class DemoTrainer(AnswerTrainer):
     """finetune's trainer with the per-patch loss, on packed examples and on tiles alone."""
 
-    def __init__(self, checkpoint: Checkpoint, compiled: bool, **settings: Any) -> None:
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        compiled: bool,
+        patch_share: float,
+        **settings: Any,
+    ) -> None:
         model: Trainee = settings["model"]
         super().__init__(model.normalization, **settings)
-        self.checkpoint = checkpoint
+        self.checkpoint, self.patch_share = checkpoint, patch_share
         self.vision_loss = torch.compile(self._vision_loss) if compiled else self._vision_loss
         self.answer_losses = (
             torch.compile(self._answer_losses, dynamic=True) if compiled else self._answer_losses
@@ -72,7 +78,7 @@ class DemoTrainer(AnswerTrainer):
                 torch.device("cpu")
             )  # batches of many shapes leave the allocator with gigabytes in pieces
         answers, patches = self.answer_losses(model, inputs)
-        return answers + PATCH_SHARE * patches
+        return answers + self.patch_share * patches
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """Scores unseen scenes."""
@@ -139,6 +145,7 @@ def train(arguments: argparse.Namespace) -> bool:
         trainer = DemoTrainer(
             checkpoint,
             arguments.compile,
+            arguments.patch_share,
             model=model,
             args=_settings(folder, schedule, arguments),
             data_collator=lambda batches: batches[0],
@@ -242,7 +249,15 @@ def main() -> None:
         "--start",
         type=Path,
         metavar="FOLDER",
-        help="begin with the weights of this checkpoint, such as vlmbatch/demo",
+        help="begin with this checkpoint's weights, each token with its own; as vlmbatch/demo",
+    )
+    parser.add_argument(
+        "--patch-share",
+        type=float,
+        default=PATCH_SHARE,
+        metavar="SHARE",
+        help="share of the patches' loss beside the answers' (default: %(default)s); 0 with "
+        "--start and without --vision-steps: the head is new then, and would only disturb",
     )
     parser.add_argument(
         "--reading",
