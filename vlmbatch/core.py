@@ -1,8 +1,9 @@
 """The types that cross the borders between stages, and who fills them.
 
-read/ and sample/ make an ``Item``; the pipeline loads it and makes a ``Conversation``; prepare/
-makes that a ``Request``; engine/ answers with one ``Completion`` a question; the pipeline joins the
-two into a ``Record``, which write/ keeps.
+Readers and samplers make an ``Item``. A run loads it, makes a ``Conversation`` about its ``Pixels``
+and asks ``Question``s; an engine's ``prepare`` makes these a ``Request``, its ``run`` answers with
+one ``Completion`` a question. The run joins item and completion into a ``Record``, which a writer
+keeps.
 """
 
 from __future__ import annotations
@@ -24,8 +25,17 @@ Picture: TypeAlias = Union[UInt8Array, "Image.Image"]
 spares two copies on the way to the tiles.
 """
 Media = Literal["image", "frame", "clip", "tile"]
+PartKind = Literal["text", "picture", "clip", "tile"]
+Role = Literal["system", "user", "assistant"]
 Status = Literal["ok", "error", "similar"]
-FinishReason = Literal["stop", "length"]
+FinishReason = Literal["stop", "length", "cancelled"]
+
+_PART_OF_MEDIA: Mapping[Media, PartKind] = {
+    "image": "picture",
+    "frame": "picture",
+    "clip": "clip",
+    "tile": "tile",
+}
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -96,61 +106,156 @@ class Item:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Conversation:
-    """Pixels on their way to the model, with what every question about them shares.
+class Part:
+    """A piece of a turn: words or pixels.
 
     Attributes:
-        media: Says which prompt the pixels get: that of a picture, that of a picture of one tile
-            for a ``tile`` that was cut already, or the video prompt with time stamps for a
-            ``clip``.
-        pixels: What was loaded.
-        key: What sampling is seeded with, besides the job's seed: the item's id.
+        kind: ``text``; ``picture``; ``clip`` (frames with time stamps in one prompt); ``tile`` (a
+            picture that is one tile already and is never resized).
+        text: The words of a text.
+        pixels: The pixels of the others: one frame, or several for a clip. None once an engine has
+            prepared them.
     """
 
-    media: Media
-    pixels: Pixels
+    kind: PartKind
+    text: str = ""
+    pixels: Pixels | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Turn:
+    """What one side says.
+
+    Attributes:
+        role: ``system``, ``user`` or ``assistant``.
+        parts: What it says, in order.
+    """
+
+    role: Role
+    parts: tuple[Part, ...]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Conversation:
+    """What all questions of a request share. A picture and a question is the shortest one.
+
+    Attributes:
+        turns: The turns so far. A question continues the last turn where that is the user's, and
+            opens a turn of the user's otherwise. None: the question stands alone.
+        key: Part of the seed of sampling, beside the question's own: the id of the item.
+    """
+
+    turns: tuple[Turn, ...] = ()
     key: str = ""
 
+    @classmethod
+    def about(cls, media: Media, pixels: Pixels, key: str = "") -> Conversation:
+        """A conversation about a picture, a frame, a clip or a tile."""
+        kind = _PART_OF_MEDIA[media]
+        return cls((Turn("user", (Part(kind, pixels=pixels),)),), key)
 
-@dataclasses.dataclass(slots=True, eq=False)
-class Request:
-    """A conversation made ready for the engine.
+    def media(self) -> list[Part]:
+        """The parts that are not text, in order."""
+        return [part for turn in self.turns for part in turn.parts if part.kind != "text"]
+
+    def without_pixels(self) -> Conversation:
+        """The same conversation, its pixels dropped."""
+        turns = (
+            Turn(turn.role, tuple(dataclasses.replace(part, pixels=None) for part in turn.parts))
+            for turn in self.turns
+        )
+        return Conversation(tuple(turns), self.key)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Question:
+    """A text that continues a conversation, and how it is to be answered.
 
     Attributes:
-        tiles: uint8, (n_tiles, 3, E, E).
-        prefix_ids: Token ids of the chat opening and the media; every question continues them.
-        questions: For each question the token ids that follow the prefix.
-        seeds: For each question the seed that its sampling starts from.
-        tile_keys: For each tile a digest of its pixels, by which equal tiles are known; empty where
-            nobody made them.
-        tag: Whatever the caller wants back with every completion.
-        prepare_seconds: How long preparing took, wall time.
-        queued_at: ``time.perf_counter()`` when the engine's queue took it; set by the queue.
-        on_text: Called with (question number, piece of text) as text is decoded, or None.
-        cancelled: Set to True to have the engine drop the request.
+        text: The words.
+        max_new_tokens: Longest answer, in tokens.
+        temperature: 0 takes the most likely token; above 0 it divides the logits.
+        top_p: Sample from the smallest set of most likely tokens that together have at least this
+            probability (nucleus sampling, arXiv:1904.09751).
+        seed: Seed of sampling. The key of the conversation and the text are part of what is drawn
+            from, so that the questions of a job do not all draw the same.
+        stop: Strings that end the answer and are no part of it; they may lie across tokens.
+        logprobs: How many of the most likely tokens are reported beside each token of the answer,
+            0 for that token alone; None reports nothing.
+        ignore_eos: Go on behind the end of the utterance, as a benchmark of equal lengths wants.
+        on_text: Called with each piece of the answer as it is decoded. An exception that it raises
+            cancels this question.
     """
 
-    tiles: UInt8Array
-    prefix_ids: Sequence[int]
-    questions: Sequence[Sequence[int]]
-    seeds: Sequence[int] = ()
-    tile_keys: Sequence[bytes] = ()
-    tag: Any = None
-    prepare_seconds: float = 0.0
-    queued_at: float = 0.0
-    on_text: Callable[[int, str], None] | None = None
-    cancelled: bool = False
+    text: str
+    max_new_tokens: int = 64
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 0
+    stop: tuple[str, ...] = ()
+    logprobs: int | None = None
+    ignore_eos: bool = False
+    on_text: Callable[[str], None] | None = None
+
+
+class Request:
+    """A conversation and its questions, made ready by an engine's ``prepare``.
+
+    Attributes:
+        conversation: The conversation; its pixels are dropped once the payload holds them.
+        questions: What is asked.
+        payload: What the engine made of them; no one else looks into it.
+        payload_bytes: Its size, by which a queue is bounded.
+        tiles: Tiles that the encoder takes; None where the engine cannot tell.
+        native_tiles: Tiles that it would take with native detail; None where that is not known.
+        tag: Whatever the caller wants back with every completion.
+        queued_at: ``time.perf_counter()`` when a queue took it.
+    """
+
+    def __init__(
+        self,
+        conversation: Conversation,
+        questions: Sequence[Question],
+        payload: Any,
+        payload_bytes: int = 0,
+        *,
+        tiles: int | None = None,
+        native_tiles: int | None = None,
+        tag: Any = None,
+    ) -> None:
+        self.conversation = conversation
+        self.questions = tuple(questions)
+        self.payload = payload
+        self.payload_bytes = payload_bytes
+        self.tiles = tiles
+        self.native_tiles = native_tiles
+        self.tag = tag
+        self.queued_at = 0.0
+        self._cancelled: set[int] = set()
+
+    def cancel(self, question: int | None = None) -> None:
+        """Have the engine drop a question, or all. Callable from any thread; each cancelled
+        question still gets its completion.
+
+        Args:
+            question: Number of the question, from 0; None for all.
+        """
+        self._cancelled |= {question} if question is not None else set(range(len(self.questions)))
+
+    def is_cancelled(self, question: int) -> bool:
+        """Whether a question was cancelled."""
+        return question in self._cancelled
 
     @property
-    def prompt_tokens(self) -> int:
-        """Tokens of the longest prompt among the questions."""
-        return len(self.prefix_ids) + max(len(question) for question in self.questions)
+    def has_cancelled(self) -> bool:
+        """Whether any question was cancelled."""
+        return bool(self._cancelled)
 
 
 @dataclasses.dataclass(slots=True)
 class Timing:
-    """Where an answer's time went: wall seconds of the phases it took part in, and its share of the
-    engine's busy time.
+    """Where an answer's time went: wall seconds of the phases that it took part in, and its share
+    of the engine's busy time. None: the engine cannot tell.
 
     Attributes:
         wait_seconds: From the queue's taking the request to its first computation.
@@ -161,41 +266,62 @@ class Timing:
             to the busy time.
     """
 
-    wait_seconds: float = 0.0
-    vision_seconds: float = 0.0
-    prefill_seconds: float = 0.0
-    decode_seconds: float = 0.0
-    compute_seconds: float = 0.0
+    wait_seconds: float | None = 0.0
+    vision_seconds: float | None = 0.0
+    prefill_seconds: float | None = 0.0
+    decode_seconds: float | None = 0.0
+    compute_seconds: float | None = 0.0
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """A token of an answer and its log-probability.
+
+    Attributes:
+        token: Its text.
+        logprob: Its log-probability under the model, whatever the temperature.
+        top: The most likely tokens at its place, each with its log-probability.
+    """
+
+    token: str
+    logprob: float
+    top: tuple[tuple[str, float], ...] = ()
 
 
 @dataclasses.dataclass(slots=True)
 class Completion:
-    """The answer to one question of a request, or why there is none.
+    """The answer to one question of a request, or why there is none: exactly one a question.
 
     Attributes:
         request: The request.
         question: Number of the question, from 0.
-        text: The answer; None when there is an error.
+        text: The answer, or as much of it as there was when it was cancelled; None when there is
+            an error.
         error: Why there is no answer.
-        prompt_tokens: Tokens of prefix and question.
+        prompt_tokens: Tokens of the prompt; None, as below, where the engine cannot tell.
         new_tokens: Tokens of the answer, the stop token counted.
-        finish_reason: ``stop`` (end of utterance) or ``length`` (``max_new_tokens``).
+        finish_reason: ``stop`` (end of the utterance, or a stop string), ``length``
+            (``max_new_tokens``, or the context is full) or ``cancelled``.
         mean_logprob: Mean log-probability of the answer's tokens under the model, whatever the
             temperature.
         batch_size: The most sequences that were decoded beside it, itself counted.
         timing: Where the time went.
+        token_ids: The tokens of the answer; empty where the engine cannot tell.
+        logprobs: A row a token, where the question wants them.
     """
 
     request: Request
     question: int
     text: str | None = None
     error: Exception | None = None
-    prompt_tokens: int = 0
-    new_tokens: int = 0
+    prompt_tokens: int | None = 0
+    new_tokens: int | None = 0
     finish_reason: FinishReason | None = None
     mean_logprob: float | None = None
-    batch_size: int = 0
+    batch_size: int | None = 0
     timing: Timing = dataclasses.field(default_factory=Timing)
+    token_ids: Sequence[int] = ()
+    logprobs: Sequence[TokenLogprob] = ()
 
 
 @dataclasses.dataclass(slots=True)
@@ -226,17 +352,17 @@ class Record:
     engine: str
     device: str
     dtype: str
-    tiles: int
-    prompt_tokens: int
-    new_tokens: int
-    batch_size: int
-    read_seconds: float
-    prepare_seconds: float
-    wait_seconds: float
-    vision_seconds: float
-    prefill_seconds: float
-    decode_seconds: float
-    compute_seconds: float
+    tiles: int | None
+    prompt_tokens: int | None
+    new_tokens: int | None
+    batch_size: int | None
+    read_seconds: float | None
+    prepare_seconds: float | None
+    wait_seconds: float | None
+    vision_seconds: float | None
+    prefill_seconds: float | None
+    decode_seconds: float | None
+    compute_seconds: float | None
     run_id: str
     created_at: str
     extra: Mapping[str, Any] = dataclasses.field(default_factory=dict)

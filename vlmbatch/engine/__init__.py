@@ -1,107 +1,81 @@
-"""Engines: requests in, completions out. One table row an engine; torch is imported only when one
-is opened.
+"""Engines: requests in, completions out. One row of the table an engine; its libraries are imported
+when it is planned or opened.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+import importlib
+import logging
 
-from vlmbatch.checkpoint import Checkpoint
-from vlmbatch.core import Conversation, Request
-from vlmbatch.engine.base import Engine, EngineStats, RequestQueue
-from vlmbatch.errors import OutOfMemoryError
-from vlmbatch.job import Job
+from vlmbatch.engine.base import Engine, EnginePlan, EngineStats
+from vlmbatch.engine.queue import RequestQueue
+from vlmbatch.errors import MissingDependencyError, ModelLoadError
+from vlmbatch.job import EngineOptions
 
-if TYPE_CHECKING:
-    Prepare = Callable[[Conversation, Sequence[str]], Request]
-    Decode = Callable[[Sequence[int]], str]
+__all__ = [
+    "ENGINES",
+    "Engine",
+    "EnginePlan",
+    "EngineStats",
+    "RequestQueue",
+    "open_engine",
+    "plan_engine",
+]
 
-__all__ = ["ENGINES", "Engine", "EngineStats", "RequestQueue", "open_engine"]
+logger = logging.getLogger(__name__)
 
-
-def _open_torch(job: Job, checkpoint: Checkpoint, prepare: Prepare, decode: Decode) -> Engine:
-    from vlmbatch.engine.torch.budget import CAPS, MemoryBudget
-    from vlmbatch.engine.torch.cpu.kernels import choose_kernels, packed_bytes
-    from vlmbatch.engine.torch.cpu.onednn import can_pack
-    from vlmbatch.engine.torch.cuda.buckets import CudaGraphs
-    from vlmbatch.engine.torch.device import (
-        SMALL_MODEL_PARAMETERS,
-        device_memory,
-        find_device,
-        find_dtype,
-        is_out_of_memory,
-        keep_freed_memory,
-    )
-    from vlmbatch.engine.torch.engine import TorchEngine
-    from vlmbatch.engine.torch.sampling import SamplingOptions
-    from vlmbatch.engine.torch.shape import ModelShape
-    from vlmbatch.engine.torch.weights import load_model
-
-    device = find_device(job.device)
-    if device.type == "cpu":
-        keep_freed_memory()
-    shape = ModelShape.from_checkpoint(checkpoint)
-    dtype = find_dtype(job.dtype, device, shape.parameters)
-    limit = int(device_memory(device).free * job.memory_fraction)
-    if job.max_memory_bytes is not None:
-        limit = min(limit, job.max_memory_bytes)
-    quantized = job.quantize == "int8"
-    budget = MemoryBudget(shape, dtype.itemsize, limit, CAPS[device.type], quantized=quantized)
-    budget.check(checkpoint.name, job.max_new_tokens)
-    options = SamplingOptions(job.temperature, job.top_p, job.max_new_tokens)
-    end_ids = checkpoint.end_token_ids()
-    try:
-        model = load_model(checkpoint, shape, device, dtype, quantized=quantized)
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
-        raise OutOfMemoryError(
-            f"{checkpoint.name} did not fit while it was loaded ({' '.join(str(error).split())[:200]})"
-        ) from error
-    kernels = {}
-    # A model as small as the demo gains little, and without a choice it answers alike on every
-    # machine, to the last bit of its confidence.
-    if shape.parameters >= SMALL_MODEL_PARAMETERS and device.type == "cpu":
-        copies = can_pack(device, dtype) and budget.reserve_packed(
-            packed_bytes(model.vision, model.language)
-        )
-        kernels = choose_kernels(model.vision, model.language, copies=copies)
-        budget.packed_bytes = packed_bytes(model.vision, model.language, chosen=True)
-    record = CudaGraphs(device) if device.type == "cuda" else None
-    engine = TorchEngine(
-        model,
-        budget,
-        prepare=prepare,
-        decode=decode,
-        end_ids=end_ids,
-        options=options,
-        batch_size=job.batch_size,
-        record=record,
-    )
-    engine.stats.kernels = kernels
-    return engine
+ENGINES = {
+    "torch": "vlmbatch.engine.torch.opening",
+    "transformers": "vlmbatch.engine.transformers",
+}
+"""Name to the module whose ``plan_engine(options) -> EnginePlan`` finds the model's files."""
 
 
-ENGINES: dict[str, Callable[[Job, Checkpoint, Prepare, Decode], Engine]] = {"torch": _open_torch}
-"""Factories by name; each imports what it needs when it is called."""
+def plan_engine(options: EngineOptions) -> EnginePlan:
+    """Find the model of an engine, without loading it.
 
-
-def open_engine(
-    job: Job, checkpoint: Checkpoint, prepare: Prepare, decode: Decode, *, name: str = "torch"
-) -> Engine:
-    """Loads a checkpoint into an engine.
+    Of several engines, the first that the model and this machine have is taken, and it is said
+    which one and why.
 
     Args:
-        job: Device, dtype, memory and generation settings.
-        checkpoint: What to load.
-        prepare: Makes pixels and words into a request.
-        decode: Makes token ids into words.
-        name: Row of the table.
+        options: The groups of a job that an engine is opened from.
 
     Raises:
-        ModelLoadError: The checkpoint is broken or of another kind.
+        JobError: An option that the engine cannot honour.
+        ModelLoadError: There is no such model, or it is of another kind.
+        MissingDependencyError: The engine needs a package that is not installed.
+    """
+    *others, last = options.engines
+    for name in others:
+        try:
+            plan = _plan(name, options)
+        except (ModelLoadError, MissingDependencyError) as error:
+            logger.warning("engine %s: %s; trying the next one", name, error)
+            continue
+        logger.warning("engine %s answers", name)
+        return plan
+    plan = _plan(last, options)
+    if others:
+        logger.warning("engine %s answers", last)
+    return plan
+
+
+def open_engine(options: EngineOptions) -> Engine:
+    """Open an engine: find the model's files and load them.
+
+    Args:
+        options: The groups of a job that an engine is opened from.
+
+    Raises:
+        JobError: An option that the engine cannot honour.
+        ModelLoadError: The checkpoint is missing, broken or of another kind.
+        MissingDependencyError: The engine needs a package that is not installed.
         DeviceError: The device or dtype is not there.
         OutOfMemoryError: The model does not fit; nothing was loaded.
     """
-    return ENGINES[name](job, checkpoint, prepare, decode)
+    return plan_engine(options).open()
+
+
+def _plan(name: str, options: EngineOptions) -> EnginePlan:
+    plan: EnginePlan = importlib.import_module(ENGINES[name]).plan_engine(options)
+    return plan

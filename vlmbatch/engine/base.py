@@ -1,19 +1,19 @@
-"""The Engine contract: what every engine takes and gives, and the queue that feeds it."""
+"""The contract of an engine: what each one states, takes and gives."""
 
 from __future__ import annotations
 
 import dataclasses
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
-from vlmbatch.core import Completion, Conversation, Request
-from vlmbatch.engine.queue import Channel
+from vlmbatch.core import Completion, Conversation, Question, Request
+from vlmbatch.engine.queue import RequestQueue
 
 
 @dataclasses.dataclass
 class EngineStats:
-    """What an engine did since it was made; the summary states it.
+    """What an engine did since it was opened; the summary states it. What an engine cannot tell
+    stays 0 or empty.
 
     Attributes:
         busy_seconds: Wall time in which it was computing or scheduling, not waiting for requests.
@@ -57,23 +57,30 @@ class EngineStats:
 
 
 class Engine(Protocol):
-    """Answers requests. One batcher serves a folder, a server's queue and a remote worker alike.
+    """Answer requests. One batcher serves a folder, a server's queue and a remote worker alike.
+
+    An engine may also have ``cut(conversation) -> list[Conversation]``, which cuts a picture into
+    conversations about its tiles, in reading order; without it there is no ``--per tile``.
 
     Attributes:
-        name: What a record states as its engine.
-        device: The device that really computes.
-        dtype: The number format that it really computes in; ``+int8`` behind it where the language
-            model's matrices are 8-bit numbers.
+        name: Name of the engine, as records state it.
+        model: The model that answers: a hub id, a path, or ``demo``.
+        revision: Its revision; empty where there is none.
+        device: The device that computes; empty where that is not known.
+        dtype: The number format that it computes in; ``+int8`` behind it where the matrices of the
+            language model are 8-bit integers.
         stats: What it did so far.
     """
 
     name: str
+    model: str
+    revision: str
     device: str
     dtype: str
     stats: EngineStats
 
-    def prepare(self, conversation: Conversation, questions: Sequence[str]) -> Request:
-        """Makes pixels and words into a request, on the CPU; thread-safe.
+    def prepare(self, conversation: Conversation, questions: Sequence[Question]) -> Request:
+        """Make pixels and words into a request, on the CPU; thread-safe.
 
         Raises:
             PrepareError: They cannot be made into one.
@@ -81,8 +88,11 @@ class Engine(Protocol):
         ...
 
     def run(self, source: RequestQueue) -> Iterator[Completion]:
-        """Takes requests while there is room for them and yields each answer as it finishes, until
+        """Take requests while there is room for them and yield each answer as it finishes, until
         the queue is closed and empty, or stopped.
+
+        There is exactly one completion for each question, a cancelled one included; none is owed
+        after a stop or an EngineError. What one question does wrong ends that question alone.
 
         Raises:
             EngineError: The engine cannot go on.
@@ -90,20 +100,27 @@ class Engine(Protocol):
         ...
 
     def close(self) -> None:
-        """Gives back memory. The engine cannot be used afterwards."""
+        """Give back memory. The engine cannot be used afterwards."""
         ...
 
 
-class RequestQueue(Channel[Request]):
-    """What feeds an engine: bounded by number and by the bytes of the tiles that wait."""
+@dataclasses.dataclass(frozen=True)
+class EnginePlan:
+    """An engine that could be opened: what is known of it before its model is loaded.
 
-    def __init__(self, capacity: int, most_bytes: int = 1 << 28) -> None:
-        """Bounds the queue to ``capacity`` requests and ``most_bytes`` of tiles."""
-        super().__init__(
-            capacity, weight=lambda request: request.tiles.nbytes, most_weight=most_bytes
-        )
+    Attributes:
+        name, model, revision: See ``Engine``; OUTPUT's identity holds them.
+        open: Load the model.
 
-    def put(self, request: Request) -> bool:
-        """See ``Channel``; notes the time."""
-        request.queued_at = time.perf_counter()
-        return super().put(request)
+            Raises:
+                ModelLoadError: The checkpoint is broken or of another kind.
+                DeviceError: The device or dtype is not there.
+                OutOfMemoryError: The model does not fit; nothing was loaded.
+        can_cut: Whether the engine has ``cut``.
+    """
+
+    name: str
+    model: str
+    revision: str
+    open: Callable[[], Engine]
+    can_cut: bool = False

@@ -6,8 +6,11 @@ from __future__ import annotations
 
 import collections
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Generic, TypeVar
+
+from vlmbatch.core import Request
 
 T = TypeVar("T")
 
@@ -106,3 +109,18 @@ class Channel(Generic[T]):
         return len(self._entries) < self._capacity and (
             not self._weigh or self._weight + weight <= self._most_weight
         )
+
+
+class RequestQueue(Channel[Request]):
+    """The queue that feeds an engine, bounded by number and by the bytes of the payloads."""
+
+    def __init__(self, capacity: int, most_bytes: int = 1 << 28) -> None:
+        """Bound the queue to ``capacity`` requests and ``most_bytes`` of payloads."""
+        super().__init__(
+            capacity, weight=lambda request: request.payload_bytes, most_weight=most_bytes
+        )
+
+    def put(self, request: Request) -> bool:
+        """See ``Channel``; notes the time."""
+        request.queued_at = time.perf_counter()
+        return super().put(request)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from vlmbatch.job.engine import EngineOptions
 from vlmbatch.job.generation import Detail, GenerationOptions
 from vlmbatch.job.inputs import InputOptions
 from vlmbatch.job.job import Job, job_key
@@ -17,6 +18,7 @@ __all__ = [
     "DEFAULT_FPS",
     "DEFAULT_SKIP_SIMILAR",
     "Detail",
+    "EngineOptions",
     "GenerationOptions",
     "InputOptions",
     "Job",

@@ -17,13 +17,12 @@ from typing import Any
 
 from vlmbatch import tasks
 from vlmbatch.errors import JobError
-from vlmbatch.job.generation import MAX_NEW_TOKENS, GenerationOptions
+from vlmbatch.job.engine import EngineOptions
+from vlmbatch.job.generation import MAX_NEW_TOKENS
 from vlmbatch.job.inputs import DEFAULT_DPI, InputOptions
-from vlmbatch.job.model import ModelOptions
 from vlmbatch.job.output import OutputOptions
 from vlmbatch.job.questions import DEFAULT_PER, QuestionOptions
 from vlmbatch.job.reporting import ReportingOptions
-from vlmbatch.job.resources import ResourceOptions
 from vlmbatch.job.video import DEFAULT_SKIP_SIMILAR, VideoOptions
 from vlmbatch.urls import is_url, url_name, without_credentials
 from vlmbatch.values import check_types, parse_seconds
@@ -35,10 +34,8 @@ class Job(
     ReportingOptions,
     VideoOptions,
     OutputOptions,
-    ResourceOptions,
-    GenerationOptions,
+    EngineOptions,
     QuestionOptions,
-    ModelOptions,
     InputOptions,
 ):
     """What to ask about what, with which model, and where the answers go. Checked when it is made.
@@ -57,9 +54,7 @@ class Job(
             object.__setattr__(self, "max_new_tokens", MAX_NEW_TOKENS.get(self.task, 64))
         check_types(self)
         self.check_inputs()
-        self.check_model()
-        self.check_generation()
-        self.check_resources()
+        self.check_engine()
         self.check_output(self.media)
         self.check_questions(self.media, self.inputs)
         self._check_media()

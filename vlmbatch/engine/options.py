@@ -1,0 +1,49 @@
+"""What one question wants: taken from a job, and checked before an engine is asked."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+from vlmbatch.core import Question
+from vlmbatch.errors import PrepareError
+from vlmbatch.job import GenerationOptions
+
+
+def make_question(
+    text: str, options: GenerationOptions, on_text: Callable[[str], None] | None = None
+) -> Question:
+    """A question that is answered as a job's options say."""
+    return Question(
+        text,
+        max_new_tokens=options.max_new_tokens,
+        temperature=options.temperature,
+        top_p=options.top_p,
+        seed=options.seed,
+        on_text=on_text,
+    )
+
+
+def check_questions(questions: Sequence[Question]) -> None:
+    """Check that there are questions, and that each can be asked.
+
+    Raises:
+        PrepareError: There is none, or one is not valid text or has an option out of range.
+    """
+    if not questions:
+        raise PrepareError("there is no question to ask")
+    for question in questions:
+        try:
+            question.text.encode()
+        except UnicodeEncodeError as error:
+            raise PrepareError(f"a question is not valid text: {question.text!r}") from error
+        if question.max_new_tokens < 1:
+            raise PrepareError(f"max_new_tokens must be at least 1, not {question.max_new_tokens}")
+        if not (math.isfinite(question.temperature) and question.temperature >= 0):
+            raise PrepareError(f"temperature must be 0 or more, not {question.temperature}")
+        if not 0 < question.top_p <= 1:
+            raise PrepareError(f"top_p must be above 0 and at most 1, not {question.top_p}")
+        if not all(question.stop):
+            raise PrepareError("a stop string must not be empty")
+        if question.logprobs is not None and question.logprobs < 0:
+            raise PrepareError(f"logprobs must be 0 or more, not {question.logprobs}")

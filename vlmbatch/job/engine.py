@@ -1,0 +1,24 @@
+"""Engine options: the groups that an engine is opened from. A server has these and no inputs."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from vlmbatch.job.generation import GenerationOptions
+from vlmbatch.job.model import ModelOptions
+from vlmbatch.job.resources import ResourceOptions
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EngineOptions(ResourceOptions, GenerationOptions, ModelOptions):
+    """Model, generation and resources of a job."""
+
+    def check_engine(self) -> None:
+        """Check the values of these groups.
+
+        Raises:
+            JobError: One is not allowed.
+        """
+        self.check_model()
+        self.check_generation()
+        self.check_resources()
