@@ -45,7 +45,7 @@ HOMES = {
     "cv2": set(),
     "click": {"cli"},
     "tqdm": {"cli"},
-    "transformers": {"finetune", "bench/compare.py"},
+    "transformers": {"engine", "finetune"},
     "peft": {"finetune"},
     "accelerate": {"finetune"},
     "matplotlib": {"finetune"},

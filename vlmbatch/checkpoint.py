@@ -24,8 +24,10 @@ KNOWN_MODELS = (
 )
 """The published SmolVLM2 checkpoints, smallest first."""
 
-FILES = ["*.json", "*.jinja", "*.safetensors"]
-"""What is fetched of a repository: no pickled weights, no ONNX copies, no pictures."""
+FILES = ["*.json", "*.jinja", "*.safetensors", "*.model", "merges.txt", "vocab.txt"]
+"""What is fetched of a repository: no pickled weights, no ONNX copies, no pictures. The last three
+are vocabularies of families that have no tokenizer.json.
+"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -277,9 +279,7 @@ def _folder_revision(folder: Path) -> str:
     and time of the weights.
     """
     digest = hashlib.sha256()
-    for path in sorted(
-        [*folder.glob("*.json"), *folder.glob("*.jinja"), *folder.glob("*.safetensors")]
-    ):
+    for path in sorted(path for pattern in FILES for path in folder.glob(pattern)):
         status = path.stat()
         digest.update(path.name.encode())
         if path.suffix == ".safetensors" and status.st_size > 64 << 20:
