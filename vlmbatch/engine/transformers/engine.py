@@ -11,8 +11,9 @@ import torch
 
 from vlmbatch.checkpoint import Checkpoint
 from vlmbatch.core import Completion, Conversation, Question, Request
-from vlmbatch.engine.base import EngineStats, RequestQueue
+from vlmbatch.engine.base import EngineStats
 from vlmbatch.engine.options import check_questions
+from vlmbatch.engine.queue import RequestQueue
 from vlmbatch.engine.torch.device import empty_cache, is_out_of_memory, synchronize
 from vlmbatch.engine.transformers.answers import Answer, Vocabulary
 from vlmbatch.engine.transformers.generation import Batch

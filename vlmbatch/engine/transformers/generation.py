@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import transformers
 
+from vlmbatch.engine.torch.device import synchronize
 from vlmbatch.engine.transformers.answers import Answer
 
 
@@ -56,6 +57,7 @@ class Batch:
         """Leave one token to those that are sampled."""
         self._logits = logits
         if self.first_token_at is None:
+            synchronize(logits.device)  # or a prefill would count as decoding
             self.first_token_at = time.perf_counter()
         sampled = [
             place
@@ -107,19 +109,19 @@ def collate(
             inputs[name][place, begin:end] = values[0]
         inputs["input_ids"][place, end:] = torch.tensor(answer.tokens, dtype=torch.long)
     inputs["attention_mask"] = mask
+    found = {name: value.to(device) for name, value in inputs.items()}
     for name in dict.fromkeys(name for answer in answers for name in answer.media):
         parts = [answer.media[name] for answer in answers if name in answer.media]
-        inputs[name] = _concatenate(parts)
-    return {
-        name: value.to(device, dtype if value.is_floating_point() else value.dtype)
-        for name, value in inputs.items()
-    }
+        kind = dtype if parts[0].is_floating_point() else parts[0].dtype
+        # Moved one by one: a device puts them together faster than the host does.
+        found[name] = _concatenate([part.to(device, kind) for part in parts])
+    return found
 
 
 def _concatenate(parts: Sequence[torch.Tensor]) -> torch.Tensor:
     """Tensors along their first dimension, the others padded with zeros where they differ."""
     if len({part.shape[1:] for part in parts}) == 1:
-        return torch.cat(list(parts))
+        return torch.cat(list(parts)) if len(parts) > 1 else parts[0]
     shape = [max(sizes) for sizes in zip(*(part.shape[1:] for part in parts), strict=True)]
     whole = parts[0].new_zeros(sum(map(len, parts)), *shape)
     begin = 0

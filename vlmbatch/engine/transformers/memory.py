@@ -69,4 +69,4 @@ class MemoryLimit:
         )
         token_bytes = 2 * text.num_hidden_layers * width + PREFILL_COPIES * text.hidden_size
         pixels = pixel_bytes // 4 * ENCODER_COPIES
-        return (tokens * token_bytes + pixels) * itemsize <= self.room
+        return bool((tokens * token_bytes + pixels) * itemsize <= self.room)

@@ -9,19 +9,21 @@ from typing import Any
 import torch
 import transformers
 from safetensors import safe_open
-from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING_NAMES
-from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+from transformers.models.auto import image_processing_auto, modeling_auto
 
 from vlmbatch.checkpoint import Checkpoint, find_checkpoint
 from vlmbatch.engine.base import EnginePlan
 from vlmbatch.engine.torch.device import device_memory, find_device, find_dtype, is_out_of_memory
 from vlmbatch.engine.transformers.engine import TransformersEngine
 from vlmbatch.engine.transformers.memory import MemoryLimit
-from vlmbatch.engine.transformers.processing import TILED_TYPES, open_processor
+from vlmbatch.engine.transformers.processing import OwnProcessor, Processor
+from vlmbatch.engine.transformers.tiled import TILED_TYPES, TiledProcessor
 from vlmbatch.errors import JobError, ModelLoadError, OutOfMemoryError
-from vlmbatch.job import EngineOptions
+from vlmbatch.job import Detail, EngineOptions
 
 NAME = "transformers"
+_MODELS: Any = modeling_auto
+_IMAGE_PROCESSORS: Any = image_processing_auto
 
 
 def plan_engine(options: EngineOptions) -> EnginePlan:
@@ -50,12 +52,13 @@ def plan_engine(options: EngineOptions) -> EnginePlan:
 
 def _check_type(name: str, model_type: str) -> None:
     """Refuse types that transformers does not have, or has with torchvision only."""
-    if model_type not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
+    if model_type not in _MODELS.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
         raise ModelLoadError(
             f"transformers {transformers.__version__} has no image-text-to-text model of type "
             f"{model_type}, which {name} is"
         )
-    if "pil" not in (IMAGE_PROCESSOR_MAPPING_NAMES.get(model_type) or {"pil": None}):
+    backends = _IMAGE_PROCESSORS.IMAGE_PROCESSOR_MAPPING_NAMES.get(model_type)
+    if backends and "pil" not in backends:
         raise ModelLoadError(
             f"{name}: the image processor of {model_type} needs torchvision, which this engine "
             "does without; take another model"
@@ -72,7 +75,7 @@ def _open(checkpoint: Checkpoint, options: EngineOptions) -> TransformersEngine:
     )
     limit.take_weights(checkpoint.name, parameters * dtype.itemsize)
     model = _load(checkpoint, device, dtype)
-    processor = open_processor(checkpoint, model.config, options.detail)
+    processor = _open_processor(checkpoint, model.config, options.detail)
     return TransformersEngine(
         model,
         processor,
@@ -87,7 +90,7 @@ def _load(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> A
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()
     try:
-        model, report = transformers.AutoModelForImageTextToText.from_pretrained(
+        loaded: Any = transformers.AutoModelForImageTextToText.from_pretrained(
             checkpoint.folder,
             dtype=dtype,
             use_safetensors=True,  # no pickled weights
@@ -95,7 +98,8 @@ def _load(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> A
             local_files_only=True,
             output_loading_info=True,
         )
-        model = model.to(device).eval()
+        model, report = loaded
+        model.to(device).eval()
     except Exception as error:  # transformers, safetensors and torch raise errors of many kinds
         if is_out_of_memory(error):
             raise OutOfMemoryError(
@@ -116,15 +120,29 @@ def _load(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> A
     return model
 
 
+def _open_processor(checkpoint: Checkpoint, config: Any, detail: Detail) -> Processor:
+    try:
+        if config.model_type in TILED_TYPES:
+            return TiledProcessor(checkpoint, config, detail)
+        return OwnProcessor(checkpoint, config.model_type)
+    except ModelLoadError:
+        raise
+    except Exception as error:  # transformers raises errors of many kinds
+        raise ModelLoadError(
+            f"{checkpoint.name}: transformers cannot open its processor: {error}"
+        ) from error
+
+
 def _parameters(checkpoint: Checkpoint) -> int:
     """Number of weights, from the headers of the files."""
     count = 0
     try:
         for path in checkpoint.weight_files():
             with safe_open(path, framework="pt") as file:
-                count += sum(math.prod(file.get_slice(key).get_shape()) for key in file.keys())
-    except (OSError, ValueError, RuntimeError) as error:
-        raise ModelLoadError(f"{checkpoint.name}: the weights cannot be read: {error}") from error
-    except Exception as error:  # SafetensorError is no RuntimeError
+                keys = file.keys()
+                count += sum(math.prod(file.get_slice(key).get_shape()) for key in keys)
+    except ModelLoadError:
+        raise
+    except Exception as error:  # safetensors has an error of its own, beside those of the system
         raise ModelLoadError(f"{checkpoint.name}: the weights cannot be read: {error}") from error
     return count
