@@ -69,7 +69,9 @@ class OwnProcessor:
         if found is None:
             raise ModelLoadError(f"{checkpoint.name}: transformers has no processor for it")
         attributes = [part for part in found.get_attributes() if part != "video_processor"]
-        without_video: Any = type(name, (found,), {"get_attributes": lambda: attributes})
+        without_video: Any = type(
+            name, (found,), {"get_attributes": staticmethod(lambda: attributes)}
+        )
         self._processor = without_video.from_pretrained(
             checkpoint.folder, backend="pil", local_files_only=True, trust_remote_code=False
         )
