@@ -18,13 +18,11 @@ import torch
 
 from training import scenes
 from vlmbatch.bench.checkpoint import cached_checkpoint
-from vlmbatch.checkpoint import find_checkpoint
-from vlmbatch.core import Conversation, Pixels, Request
+from vlmbatch.core import Conversation, Pixels, Question, Request
 from vlmbatch.engine import RequestQueue, open_engine
 from vlmbatch.engine.torch.cache import Cache, DecodeAttention, PrefillAttention, Segment
 from vlmbatch.engine.torch.engine import TorchEngine
 from vlmbatch.job import Job
-from vlmbatch.prepare import Preparer
 from vlmbatch.tasks import DEFAULT_PROMPTS
 
 PROMPT_TOKENS, NEW_TOKENS = 48, 48
@@ -32,13 +30,11 @@ PROMPT_TOKENS, NEW_TOKENS = 48, 48
 
 def open_both(model: str, dtype: str) -> list[TorchEngine]:
     """An engine without and one with 8-bit weights; the one without loads first."""
-    checkpoint = find_checkpoint(model)
-    preparer = Preparer.from_checkpoint(checkpoint)
     jobs = [
         Job.from_dict({"model": model, "device": "cpu", "dtype": dtype, "quantize": quantize})
         for quantize in ("none", "int8")
     ]
-    engines = [open_engine(job, checkpoint, preparer.prepare, preparer.decode) for job in jobs]
+    engines = [open_engine(job) for job in jobs]
     return [engine for engine in engines if isinstance(engine, TorchEngine)]
 
 
@@ -58,8 +54,8 @@ def answers_about_scenes(count: int, seed: int) -> None:
         queue = RequestQueue(count + 1, 1 << 62)
         for number, (scene, pairs) in enumerate(zip(drawn, asked, strict=True)):
             request: Request = engine.prepare(
-                Conversation("image", Pixels([np.ascontiguousarray(scene.pixels)])),
-                [question for question, _ in pairs],
+                Conversation.about("image", Pixels([np.ascontiguousarray(scene.pixels)])),
+                [Question(text) for text, _ in pairs],
             )
             request.tag = number
             queue.put(request)
@@ -94,13 +90,13 @@ def logits_of_random_weights(shape: str, dtype: str, sequences: int) -> None:
         20, 400, (sequences, PROMPT_TOKENS), generator=torch.Generator().manual_seed(0)
     )
     caches = [
-        Cache(engine.model.shape.text, engine.model.device, engine.model.dtype)
+        Cache(engine.network.shape.text, engine.network.device, engine.network.dtype)
         for engine in (plain, small)
     ]
     logits = []
     for engine, cache in zip((plain, small), caches, strict=True):
         rows = [cache.take(PROMPT_TOKENS + NEW_TOKENS, lambda size: True) for _ in range(sequences)]
-        language = engine.model.language
+        language = engine.network.language
         prefill = PrefillAttention(
             [Segment(row, PROMPT_TOKENS) for row in rows if row is not None], language.attend_prompt
         )
@@ -119,7 +115,7 @@ def logits_of_random_weights(shape: str, dtype: str, sequences: int) -> None:
         moved += (chosen[0] - chosen[1]).abs().flatten().tolist()
         for place, (engine, cache) in enumerate(zip((plain, small), caches, strict=True)):
             attend = DecodeAttention(cache)
-            language = engine.model.language
+            language = engine.network.language
             hidden = language(
                 language.embed(tokens), torch.full((sequences,), PROMPT_TOKENS + step), attend
             )
@@ -151,7 +147,7 @@ def speed(shape: str, dtype: str) -> None:
 
 
 def _places(engine: TorchEngine, sequences: int) -> tuple[Cache, torch.Tensor]:
-    cache = Cache(engine.model.shape.text, engine.model.device, engine.model.dtype)
+    cache = Cache(engine.network.shape.text, engine.network.device, engine.network.dtype)
     for _ in range(sequences):
         row = cache.take(PROMPT_TOKENS + NEW_TOKENS, lambda size: True)
         assert row is not None
@@ -160,7 +156,7 @@ def _places(engine: TorchEngine, sequences: int) -> tuple[Cache, torch.Tensor]:
 
 
 def _step(engine: TorchEngine, cache: Cache, positions: torch.Tensor) -> None:
-    language = engine.model.language
+    language = engine.network.language
     language.logits(language(language.embed(positions), positions, DecodeAttention(cache))).argmax(
         -1
     )
@@ -168,8 +164,8 @@ def _step(engine: TorchEngine, cache: Cache, positions: torch.Tensor) -> None:
 
 def _prefill(engine: TorchEngine) -> None:
     cache, language = (
-        Cache(engine.model.shape.text, engine.model.device, engine.model.dtype),
-        engine.model.language,
+        Cache(engine.network.shape.text, engine.network.device, engine.network.dtype),
+        engine.network.language,
     )
     row = cache.take(1024, lambda size: True)
     assert row is not None

@@ -62,7 +62,7 @@ def ask(preparer: Preparer) -> Ask:
 
 
 def picture(pixels: np.ndarray) -> Conversation:
-    return Conversation("image", Pixels([np.ascontiguousarray(pixels)]))
+    return Conversation.about("image", Pixels([np.ascontiguousarray(pixels)]))
 
 
 def contents() -> dict[str, str]:
@@ -72,7 +72,9 @@ def contents() -> dict[str, str]:
 
 def test_the_sample_pictures_are_answered_right(preparer: Preparer, ask: Ask) -> None:
     names = [name for name in contents() if name.startswith(("images/", "scans/"))]
-    pictures = [Conversation("image", load_image(str(SAMPLES / name), 10**8)) for name in names]
+    pictures = [
+        Conversation.about("image", load_image(str(SAMPLES / name), 10**8)) for name in names
+    ]
     requests = [
         preparer.prepare(p, [READ if name.startswith("scans/") else CAPTION])
         for name, p in zip(names, pictures, strict=True)
@@ -121,7 +123,9 @@ def test_greedy_tokens_equal_transformers(preparer: Preparer) -> None:
     for count in (2, 5):
         clip = scenes.random_clip(rng, max_frames=count)
         pixels = Pixels(clip.frames, clip.times_seconds, clip.duration_seconds)
-        requests.append(preparer.prepare(Conversation("clip", pixels), [DEFAULT_PROMPTS["clip"]]))
+        requests.append(
+            preparer.prepare(Conversation.about("clip", pixels), [DEFAULT_PROMPTS["clip"]])
+        )
     engine = open_demo(preparer, TokenSpy.decode)
     found = run_all(engine, requests)  # type: ignore[arg-type]
     reference = Reference(find_checkpoint("demo").folder)
@@ -160,7 +164,7 @@ def test_exif_orientation_is_applied(preparer: Preparer, ask: Ask, tmp_path: Pat
     exif[0x0112] = 6  # turn it clockwise to see it upright
     Image.fromarray(pixels).save(tmp_path / "turned.jpg", exif=exif, quality=95)
     request = preparer.prepare(
-        Conversation("image", load_image(str(tmp_path / "turned.jpg"), 10**8)), [CAPTION]
+        Conversation.about("image", load_image(str(tmp_path / "turned.jpg"), 10**8)), [CAPTION]
     )
     assert ask([request]) == [["A red circle above a blue square."]]
 
@@ -214,7 +218,7 @@ def test_frames_in_the_wrong_order_turn_the_direction(preparer: Preparer, ask: A
     question = "Which way does the circle move?"
     found = ask(
         [
-            preparer.prepare(Conversation("clip", pixels), [question])
+            preparer.prepare(Conversation.about("clip", pixels), [question])
             for pixels in (forward, backward)
         ]
     )

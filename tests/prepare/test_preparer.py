@@ -69,7 +69,7 @@ def image(
 
 def clip(frames: int, width: int = 50, height: int = 30) -> Conversation:
     times = tuple(0.5 * number for number in range(frames))
-    return Conversation(
+    return Conversation.about(
         "clip",
         Pixels([noise(width, height, number) for number in range(frames)], times, 12.0),
         "a.mp4",
@@ -154,7 +154,7 @@ def test_a_clip_is_one_tile_a_frame_whatever_the_detail(
 
 def test_a_clip_without_duration_lasts_until_its_last_frame(preparer: Preparer) -> None:
     pixels = Pixels([noise(8, 8), noise(8, 8, 1)], (3.0, 65.5))
-    made = preparer.prepare(Conversation("clip", pixels), ["?"])
+    made = preparer.prepare(Conversation.about("clip", pixels), ["?"])
     assert list(made.prefix_ids) == preparer.writer.video_prefix((3.0, 65.5), 65.5)
 
 
@@ -266,13 +266,21 @@ def test_a_checkpoint_that_does_not_state_its_context_has_that_of_transformers_l
         (image(8, 8), [], "no question"),
         (image(8, 8), ["what is <image>?"], "<image>"),
         (image(8, 8), ["fine", "\ud800"], "not valid text"),
-        (Conversation("image", Pixels([])), ["?"], "no pixels"),
-        (Conversation("image", Pixels([np.zeros((4, 4), np.uint8)])), ["?"], r"\(4, 4\)"),
-        (Conversation("image", Pixels([np.zeros((4, 4, 4), np.uint8)])), ["?"], r"\(4, 4, 4\)"),
-        (Conversation("image", Pixels([np.zeros((0, 4, 3), np.uint8)])), ["?"], r"\(0, 4, 3\)"),
-        (Conversation("image", Pixels([np.zeros((4, 4, 3), np.float32)])), ["?"], "float32"),
+        (Conversation.about("image", Pixels([])), ["?"], "no pixels"),
+        (Conversation.about("image", Pixels([np.zeros((4, 4), np.uint8)])), ["?"], r"\(4, 4\)"),
         (
-            Conversation("clip", Pixels([noise(4, 4)] * 2, (0.0,), 1.0)),
+            Conversation.about("image", Pixels([np.zeros((4, 4, 4), np.uint8)])),
+            ["?"],
+            r"\(4, 4, 4\)",
+        ),
+        (
+            Conversation.about("image", Pixels([np.zeros((0, 4, 3), np.uint8)])),
+            ["?"],
+            r"\(0, 4, 3\)",
+        ),
+        (Conversation.about("image", Pixels([np.zeros((4, 4, 3), np.float32)])), ["?"], "float32"),
+        (
+            Conversation.about("clip", Pixels([noise(4, 4)] * 2, (0.0,), 1.0)),
             ["?"],
             "2 frames and 1 times",
         ),

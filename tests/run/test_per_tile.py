@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from vlmbatch.run.rows import join_completions
 
 from tests.media import picture, write_picture
 from vlmbatch.checkpoint import find_checkpoint
@@ -17,7 +18,6 @@ from vlmbatch.errors import GenerateError, JobError
 from vlmbatch.job import Job
 from vlmbatch.prepare import Preparer
 from vlmbatch.run.pipeline import Run
-from vlmbatch.run.rows import join_completions
 from vlmbatch.write import read_records
 
 
@@ -34,7 +34,7 @@ def job(tmp_path: Path, model: Path, **values: Any) -> Job:
 
 def test_tiles_are_those_of_the_whole_picture_in_reading_order(tiny: Path) -> None:
     preparer = Preparer.from_checkpoint(find_checkpoint(str(tiny)))
-    page = Conversation("image", Pixels((picture(150, 90),)), "page.png")
+    page = Conversation.about("image", Pixels((picture(150, 90),)), "page.png")
     whole = preparer.prepare(page, ["Read."])
     parts = [preparer.prepare(part, ["Read."]) for part in preparer.cut(page)]
     assert len(parts) == len(whole.tiles) - 1 > 1
@@ -54,10 +54,10 @@ def test_empty_tiles_are_not_asked_about_unless_all_are(tiny: Path) -> None:
     preparer = Preparer.from_checkpoint(find_checkpoint(str(tiny)))
     paper = np.full((90, 150, 3), 250, np.uint8)
     paper[::7, ::7] -= 3
-    assert len(preparer.cut(Conversation("image", Pixels((paper,))))) == 1
+    assert len(preparer.cut(Conversation.about("image", Pixels((paper,))))) == 1
     paper[:10, :10] = 0
-    corner = preparer.cut(Conversation("image", Pixels((paper,))))
-    whole = preparer.prepare(Conversation("image", Pixels((paper,))), ["Read."]).tiles[:-1]
+    corner = preparer.cut(Conversation.about("image", Pixels((paper,))))
+    whole = preparer.prepare(Conversation.about("image", Pixels((paper,))), ["Read."]).tiles[:-1]
     (tile,) = preparer.prepare(corner[0], ["Read."]).tiles
     assert len(corner) == 1 < len(whole)
     assert (tile == 0).sum() == (whole == 0).sum() > 0
@@ -84,7 +84,7 @@ def test_a_row_has_the_answers_about_its_tiles_one_below_the_other(
     for number, row in enumerate(found[:2]):
         texts = []
         for part in preparer.cut(
-            Conversation("image", Pixels((picture(150, 90, number),)), f"{number}.png")
+            Conversation.about("image", Pixels((picture(150, 90, number),)), f"{number}.png")
         ):
             queue = RequestQueue(1)
             queue.put(engine.prepare(part, [row["prompt"]]))

@@ -68,7 +68,7 @@ def test_packed_examples_are_answered_as_the_engine_answers(maker: ExampleMaker)
         preparer.decode,
     )
     requests = [
-        preparer.prepare(Conversation("image", Pixels([s.pixels])), [q for q, _ in a])
+        preparer.prepare(Conversation.about("image", Pixels([s.pixels])), [q for q, _ in a])
         for s, a in zip(drawn, asked, strict=True)
     ]
     found = run_all(engine, requests)  # type: ignore[arg-type]

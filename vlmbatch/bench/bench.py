@@ -74,7 +74,7 @@ class Bench:
         subject, device = self.subject, self.subject.device
         return {
             "vlmbatch": vlmbatch.__version__,
-            "model": subject.checkpoint.name,
+            "model": subject.name,
             "revision": subject.checkpoint.revision,
             "parameters": subject.shape.parameters,
             "device": str(device),

@@ -30,19 +30,7 @@ COPIED = (
 )
 
 
-class EndlessCheckpoint(Checkpoint):
-    """A checkpoint without an end token: every answer runs to its limit, so that the same work is
-    the same work with any weights.
-    """
-
-    def end_token_ids(self) -> frozenset[int]:
-        """None."""
-        return frozenset()
-
-
-def open_checkpoint(
-    shape: str, model: str | None, revision: str | None = None
-) -> EndlessCheckpoint:
+def open_checkpoint(shape: str, model: str | None, revision: str | None = None) -> Checkpoint:
     """The checkpoint that is measured.
 
     Args:
@@ -54,12 +42,11 @@ def open_checkpoint(
         ModelLoadError: There is no such model.
         OutputError: The random weights cannot be written.
     """
-    found = (
+    return (
         find_checkpoint(model, revision)
         if model
         else find_checkpoint(str(cached_checkpoint(shape)))
     )
-    return EndlessCheckpoint(found.folder, found.name if model else shape, found.revision)
 
 
 def cached_checkpoint(name: str, root: Path | None = None) -> Path:

@@ -4,6 +4,7 @@ decoding; how long the first word takes, and memory.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import statistics
 import tempfile
@@ -20,7 +21,7 @@ from vlmbatch.bench.bench import PROMPT, Bench, timed
 from vlmbatch.bench.pictures import photo, photos, write_jpeg
 from vlmbatch.bench.rows import Row, share, spread, summarize
 from vlmbatch.bench.subject import Outcome, used_bytes
-from vlmbatch.core import Conversation, Request
+from vlmbatch.core import Conversation, Question, Request
 from vlmbatch.engine.torch.device import empty_cache
 from vlmbatch.job import Detail
 from vlmbatch.read.pictures.decode import load_image
@@ -90,26 +91,34 @@ def prefill(bench: Bench) -> Iterator[Row]:
     rates = [outcome.stats.prefill_tokens / outcome.stats.prefill_seconds for outcome in outcomes]
     rate = statistics.median(rates)
     operations = sum(
-        flops.prompt_flops(subject.shape, request.prompt_tokens) for request in requests
-    ) / sum(r.prompt_tokens for r in requests)
+        flops.prompt_flops(subject.shape, request.payload.prompt_tokens) for request in requests
+    ) / sum(r.payload.prompt_tokens for r in requests)
     details = {
         "tokens_per_second": summarize(rates),
         "gflop_per_token": operations / 1e9,
         "share_of_gemm": operations * rate / bench.gemm.per_second,
         "prompts": len(requests),
-        "prompt_tokens": requests[0].prompt_tokens,
+        "prompt_tokens": requests[0].payload.prompt_tokens,
     }
     note = share(operations * rate, bench.gemm.per_second, "gemm")
-    what = f"{len(requests)} prompt{'' if len(requests) == 1 else 's'} of {requests[0].prompt_tokens} tokens"
+    what = f"{len(requests)} prompt{'' if len(requests) == 1 else 's'} of {requests[0].payload.prompt_tokens} tokens"
     yield Row("prefill", what, rate, "tokens/s", note, details)
 
 
 def _lengthen(request: Request, tokens: int) -> Request:
-    """Repeats a request's question until the prompt has so many tokens."""
-    question = list(request.questions[0])
-    room = max(len(question), tokens - len(request.prefix_ids))
-    request.questions = [(question * (room // len(question) + 1))[:room]]
-    return request
+    """The request with its question repeated until the prompt has so many tokens."""
+    payload = request.payload
+    question = list(payload.question_ids[0])
+    room = max(len(question), tokens - len(payload.prefix_ids))
+    ids = (question * (room // len(question) + 1))[:room]
+    longer = dataclasses.replace(payload, question_ids=[ids])
+    return Request(
+        request.conversation,
+        request.questions,
+        longer,
+        request.payload_bytes,
+        tiles=request.tiles,
+    )
 
 
 def decode(bench: Bench) -> Iterator[Row]:
@@ -133,19 +142,19 @@ def decode(bench: Bench) -> Iterator[Row]:
             if bench.reference is not None:
                 theirs.append(
                     bench.reference.decode_rate(
-                        count, request[0].prompt_tokens, sizes.decode_tokens
+                        count, request[0].payload.prompt_tokens, sizes.decode_tokens
                     )
                 )
         rates = [outcome.stats.decode_tokens / outcome.stats.decode_seconds for outcome in outcomes]
         rate, together = statistics.median(rates), outcomes[0].batch_size
-        cached = request[0].prompt_tokens + sizes.decode_tokens // 2
+        cached = request[0].payload.prompt_tokens + sizes.decode_tokens // 2
         moved = weights * rate / together
         computed = flops.token_flops(subject.shape, cached) * rate
         details = {
             "tokens_per_second": summarize(rates),
             "sequences": count,
             "together": together,
-            "prompt_tokens": request[0].prompt_tokens,
+            "prompt_tokens": request[0].payload.prompt_tokens,
             "new_tokens": sizes.decode_tokens,
             "weight_bytes_per_step": weights,
             "share_of_copy": moved / bench.copy.per_second,
@@ -180,10 +189,10 @@ def first_token(bench: Bench) -> Iterator[Row]:
         details = {
             "seconds": summarize(seconds),
             "prepare_seconds": prepare_seconds,
-            "tiles": len(requests[0].tiles),
-            "tokens": requests[0].prompt_tokens,
+            "tiles": requests[0].tiles,
+            "tokens": requests[0].payload.prompt_tokens,
         }
-        what = f"{name} ({len(requests[0].tiles)} tile{'' if len(requests[0].tiles) == 1 else 's'}, {requests[0].prompt_tokens} tokens)"
+        what = f"{name} ({requests[0].tiles} tile{'' if requests[0].tiles == 1 else 's'}, {requests[0].payload.prompt_tokens} tokens)"
         yield Row("first-token", what, statistics.median(seconds), "s", spread(seconds), details)
 
 
@@ -194,15 +203,15 @@ def memory(bench: Bench) -> Iterator[Row]:
     subject, new_tokens = bench.subject, 16
     engine = subject.engine
     requests = subject.requests(photos(bench.sizes.photos), [PROMPT], "full")
-    subject.run(requests[:1], 1)  # the first encoder call tells the budget what a tile takes
+    subject.run(requests[:1], 1)  # on CUDA the first encoder call tells what a tile takes
     empty_cache(
         subject.device
     )  # what earlier rows left free would count as the baseline, and not as taken
     baseline = used_bytes(subject.device)
     peak, outcome = peak_bytes(lambda: subject.run(requests, new_tokens), subject.device)
     figures = engine.stats.memory
-    tiles = min(figures["tiles_at_once"], sum(len(request.tiles) for request in requests))
-    longest = max(request.prompt_tokens for request in requests) + new_tokens
+    tiles = min(figures["tiles_at_once"], sum((request.tiles or 0) for request in requests))
+    longest = max(request.payload.prompt_tokens for request in requests) + new_tokens
     parts = {
         "weight_bytes": figures["weight_bytes"],
         "activation_bytes": tiles * figures["tile_bytes"],
@@ -255,10 +264,11 @@ def reading(bench: Bench) -> Iterator[Row]:
         for width, height in bench.sizes.files:
             path = write_jpeg(Path(folder) / f"{width}.jpg", width, height)
 
-            def load_and_prepare(path: Path = path) -> None:
-                preparer.prepare(Conversation("image", load_image(str(path), MAX_PIXELS)), [PROMPT])
+            def load_and_prepare(path: Path = path) -> Request:
+                pixels = load_image(str(path), MAX_PIXELS)
+                return preparer.prepare(Conversation.about("image", pixels), [Question(PROMPT)])
 
-            load_and_prepare()
+            tiles = load_and_prepare().tiles
             times: list[float] = []
             theirs: list[float] = []
             ends = time.perf_counter() + bench.sizes.ceiling_seconds
@@ -270,7 +280,7 @@ def reading(bench: Bench) -> Iterator[Row]:
             details = {
                 "seconds": summarize(times),
                 "file_bytes": path.stat().st_size,
-                "tiles": preparer.full_tiles(width, height),
+                "tiles": tiles,
                 "cores": psutil.cpu_count(),
             }
             what = f"JPEG of {width} x {height}, {path.stat().st_size / 1e6:.1f} MB"

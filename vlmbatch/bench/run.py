@@ -15,7 +15,7 @@ from vlmbatch.bench.sizes import NAMES, QUICK_NAMES, Sizes, choose_sizes
 from vlmbatch.bench.subject import Subject
 from vlmbatch.engine.torch.device import is_out_of_memory
 from vlmbatch.errors import ItemError, JobError
-from vlmbatch.job import Job
+from vlmbatch.job import EngineOptions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Settings:
         compare: Whether transformers reads, decodes and does the workloads, too.
     """
 
-    job: Job
+    job: EngineOptions
     shape: str = "256m"
     model: str | None = None
     only: Sequence[str] = ()
@@ -72,9 +72,8 @@ def open_bench(settings: Settings, sizes: Sizes | None = None) -> Bench:
         from vlmbatch.bench.compare import Reference, import_transformers
 
         import_transformers()
-    subject = Subject(
-        settings.job, open_checkpoint(settings.shape, settings.model, settings.job.revision)
-    )
+    checkpoint = open_checkpoint(settings.shape, settings.model, settings.job.revision)
+    subject = Subject(settings.job, checkpoint, settings.model or settings.shape)
     bench = Bench(
         subject,
         sizes or choose_sizes(subject.device.type, quick=settings.quick, rounds=settings.rounds),

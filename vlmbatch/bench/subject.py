@@ -5,19 +5,19 @@ from __future__ import annotations
 import dataclasses
 import functools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import psutil
 import torch
 
-from vlmbatch.bench.checkpoint import EndlessCheckpoint
-from vlmbatch.core import Conversation, Picture, Pixels, Request
-from vlmbatch.engine import Engine, EngineStats, RequestQueue, open_engine
+from vlmbatch.checkpoint import Checkpoint
+from vlmbatch.core import Conversation, Picture, Pixels, Question, Request
+from vlmbatch.engine import EngineStats, RequestQueue, open_engine
 from vlmbatch.engine.torch.device import find_device, find_dtype, synchronize
 from vlmbatch.engine.torch.engine import TorchEngine
 from vlmbatch.engine.torch.shape import ModelShape
 from vlmbatch.errors import GenerateError
-from vlmbatch.job import Detail, Job
+from vlmbatch.job import Detail, EngineOptions
 from vlmbatch.prepare import Preparer
 
 Key = tuple[int, int]
@@ -30,13 +30,13 @@ class Outcome:
 
     Attributes:
         seconds: From the first request's arrival to the last answer.
-        answers: The tokens of each answer, a character a token.
+        answers: The tokens of each answer.
         batch_size: The most sequences that were decoded together.
         stats: What the engine counted meanwhile.
     """
 
     seconds: float = 0.0
-    answers: dict[Key, str] = dataclasses.field(default_factory=dict)
+    answers: dict[Key, tuple[int, ...]] = dataclasses.field(default_factory=dict)
     batch_size: int = 0
     stats: EngineStats = dataclasses.field(default_factory=EngineStats)
 
@@ -46,17 +46,13 @@ class Outcome:
         return sum(map(len, self.answers.values()))
 
 
-def as_text(ids: Sequence[int]) -> str:
-    """Token ids as a string, a character a token; it takes the tokenizer's place, so that answers
-    can be compared and counted.
-    """
-    return "".join(map(chr, ids))
-
-
 class Subject:
     """A checkpoint on a device. The engine is opened when it is needed first.
 
+    Answers run to their limits, so that the same work is the same work with any weights.
+
     Attributes:
+        name: What it is called: the shape of random weights, or a model.
         checkpoint: The checkpoint.
         shape: Its sizes.
         device: Where it computes.
@@ -65,20 +61,26 @@ class Subject:
         baseline_bytes: Memory in use before the engine was opened.
     """
 
-    def __init__(self, job: Job, checkpoint: EndlessCheckpoint) -> None:
-        """Finds device and number format; loads nothing.
+    def __init__(self, options: EngineOptions, checkpoint: Checkpoint, name: str) -> None:
+        """Find device and number format; load nothing.
+
+        Args:
+            options: Device, number format and memory.
+            checkpoint: The checkpoint; ``options.model`` is not looked at.
+            name: What it is called.
 
         Raises:
             DeviceError: The device or number format is not there.
             ModelLoadError: The checkpoint is of another kind.
         """
+        self.name = name
         self.checkpoint = checkpoint
         self.shape = ModelShape.from_checkpoint(checkpoint)
-        self.device = find_device(job.device)
-        self.dtype = find_dtype(job.dtype, self.device, self.shape.parameters)
-        self.quantize = job.quantize
+        self.device = find_device(options.device)
+        self.dtype = find_dtype(options.dtype, self.device, self.shape.parameters)
+        self.quantize = options.quantize
         self.baseline_bytes = 0
-        self._job = job
+        self.options = dataclasses.replace(options, model=str(checkpoint.folder), revision=None)
         self._preparers: dict[Detail, Preparer] = {}
 
     @functools.cached_property
@@ -89,9 +91,7 @@ class Subject:
             EngineError: It cannot be opened.
         """
         self.baseline_bytes = used_bytes(self.device)
-        engine: Engine = open_engine(
-            self._job, self.checkpoint, self.preparer("full").prepare, as_text
-        )
+        engine = open_engine(self.options)
         assert isinstance(engine, TorchEngine)
         return engine
 
@@ -101,15 +101,20 @@ class Subject:
             self._preparers[detail] = Preparer.from_checkpoint(self.checkpoint, detail)
         return self._preparers[detail]
 
+    def conversations(self, pictures: Sequence[Picture]) -> list[Conversation]:
+        """A conversation a picture."""
+        return [
+            Conversation.about("image", Pixels([picture]), str(number))
+            for number, picture in enumerate(pictures)
+        ]
+
     def requests(
         self, pictures: Sequence[Picture], questions: Sequence[str], detail: Detail
     ) -> list[Request]:
         """A request a picture, with all questions."""
+        asked = [Question(text) for text in questions]
         prepare = self.preparer(detail).prepare
-        return [
-            prepare(Conversation("image", Pixels([picture]), str(number)), questions)
-            for number, picture in enumerate(pictures)
-        ]
+        return [prepare(about, asked) for about in self.conversations(pictures)]
 
     def run(
         self,
@@ -118,43 +123,36 @@ class Subject:
         *,
         limits: Sequence[int] | None = None,
     ) -> Outcome:
-        """Puts all requests into the queue and waits for the answers.
+        """Put all requests into the queue and wait for the answers.
 
         Args:
             requests: The work. It can be used again.
             max_new_tokens: Length of every answer.
-            limits: Length of each request's answer, where they differ; each request has one
-                question then. The engine does not know them, as it does not know where an end token
-                will come: it is told when an answer is over.
+            limits: Length of each request's answers, where they differ.
 
         Raises:
             GenerateError: A request was answered with an error.
             EngineError: The engine cannot go on.
         """
-        engine = self._limited(max_new_tokens)
+        engine = self.engine
         before = dataclasses.replace(engine.stats)
         outcome = Outcome()
         queue = RequestQueue(len(requests) + 1, 1 << 62)
         synchronize(self.device)
         started = time.perf_counter()
         for number, request in enumerate(requests):
-            fresh = dataclasses.replace(request, tag=number, cancelled=False, on_text=None)
-            if limits is not None:
-                fresh.on_text = _listen(fresh, outcome, started, limits[number])
-            queue.put(fresh)
+            limit = limits[number] if limits else max_new_tokens
+            queue.put(again(request, limit, number))
         queue.close()
         failure: Exception | None = None
         for done in engine.run(queue):
             failure = failure or done.error
-            outcome.answers[done.request.tag, done.question] = (done.text or "")[
-                : limits[done.request.tag] if limits else None
-            ]
-            outcome.batch_size = max(outcome.batch_size, done.batch_size)
+            outcome.answers[done.request.tag, done.question] = tuple(done.token_ids)
+            outcome.batch_size = max(outcome.batch_size, done.batch_size or 0)
             outcome.seconds = time.perf_counter() - started
         if failure is not None:
             raise GenerateError(str(failure)) from failure
         outcome.stats = _difference(before, engine.stats)
-        outcome.batch_size = outcome.batch_size or engine.stats.max_sequences
         return outcome
 
     def first_token_seconds(self, request: Request, rounds: int) -> list[float]:
@@ -169,31 +167,24 @@ class Subject:
             GenerateError: The request was answered with an error.
             EngineError: The engine cannot go on.
         """
+        # Without keys an engine cannot know the tiles again.
+        payload = dataclasses.replace(request.payload, tile_keys=())
+        plain = Request(request.conversation, request.questions, payload, request.payload_bytes)
         found: list[float] = []
         queue = RequestQueue(1, 1 << 62)
-
-        def put() -> None:
-            arrived = time.perf_counter()
-            fresh = dataclasses.replace(
-                request, tile_keys=(), cancelled=False
-            )  # without keys an engine cannot know the tiles again
-            fresh.on_text = lambda question, piece: found.append(time.perf_counter() - arrived)
-            queue.put(fresh)
-
-        put()
-        for done in self._limited(1).run(queue):
+        queue.put(again(plain, 1, 0))
+        arrived = time.perf_counter()
+        for done in self.engine.run(queue):
+            found.append(time.perf_counter() - arrived)
             if done.error is not None:
                 queue.stop()
                 raise GenerateError(str(done.error)) from done.error
-            put() if len(found) <= rounds else queue.close()
+            if len(found) > rounds:
+                queue.close()
+            else:
+                arrived = time.perf_counter()
+                queue.put(again(plain, 1, 0))
         return found[1:]
-
-    def _limited(self, max_new_tokens: int) -> TorchEngine:
-        """The engine, with this length of answers from now on."""
-        self.engine.options = dataclasses.replace(
-            self.engine.options, max_new_tokens=max_new_tokens
-        )
-        return self.engine
 
     def close(self) -> None:
         """Gives the engine's memory back."""
@@ -201,21 +192,20 @@ class Subject:
             self.engine.close()
 
 
-def _listen(
-    request: Request, outcome: Outcome, started: float, limit: int
-) -> Callable[[int, str], None]:
-    """What hears the tokens of a request, and ends its answer at the limit."""
-
-    def on_text(question: int, piece: str) -> None:
-        if request.cancelled:
-            return  # a token that was under way when the answer was over
-        key = (int(request.tag), question)
-        outcome.answers[key] = outcome.answers.get(key, "") + piece
-        if len(outcome.answers[key]) >= limit:
-            request.cancelled = True
-            outcome.seconds = time.perf_counter() - started
-
-    return on_text
+def again(request: Request, max_new_tokens: int, tag: int) -> Request:
+    """The same work once more, its answers of this length."""
+    questions = [
+        dataclasses.replace(question, max_new_tokens=max_new_tokens, ignore_eos=True)
+        for question in request.questions
+    ]
+    return Request(
+        request.conversation,
+        questions,
+        request.payload,
+        request.payload_bytes,
+        tiles=request.tiles,
+        tag=tag,
+    )
 
 
 def _difference(before: EngineStats, after: EngineStats) -> EngineStats:

@@ -68,7 +68,7 @@ def _questions(bench: Bench) -> Work:
     requests = bench.subject.requests([photo(0, 640, 480)], asked, "full")
     return Work(
         "questions",
-        f"{len(asked)} questions about a photo of {len(requests[0].tiles)} tiles, 32 tokens",
+        f"{len(asked)} questions about a photo of {requests[0].tiles} tiles, 32 tokens",
         requests,
         32,
         unit="answers/s",
@@ -92,8 +92,8 @@ def _scans(bench: Bench) -> Work:
     requests = bench.subject.requests(
         [scan(page) for page in range(bench.sizes.scans)], [PROMPT], "full"
     )
-    different = len({tile.tobytes() for request in requests for tile in request.tiles})
-    tiles = sum(len(request.tiles) for request in requests)
+    different = len({tile.tobytes() for request in requests for tile in request.payload.tiles})
+    tiles = sum((request.tiles or 0) for request in requests)
     return Work(
         "scans",
         f"{len(requests)} scans, {different} of {tiles} tiles differ, 48 tokens",
@@ -146,8 +146,8 @@ def speed(work: Work, outcomes: Sequence[Outcome]) -> Row:
         "new_tokens_per_second": summarize(tokens),
         "requests": len(work.requests),
         "answers": work.answers,
-        "tiles": sum(len(request.tiles) for request in work.requests),
-        "prompt_tokens": sum(request.prompt_tokens for request in work.requests),
+        "tiles": sum((request.tiles or 0) for request in work.requests),
+        "prompt_tokens": sum(request.payload.prompt_tokens for request in work.requests),
         "new_tokens": outcomes[-1].new_tokens,
         "together": outcomes[-1].batch_size,
         "phase_seconds": {
@@ -160,7 +160,7 @@ def speed(work: Work, outcomes: Sequence[Outcome]) -> Row:
 
 
 def _tiles(requests: Sequence[Request]) -> str:
-    counts = sorted({len(request.tiles) for request in requests})
+    counts = sorted({(request.tiles or 0) for request in requests})
     if len(counts) == 1:
         return f"{counts[0]} tile{'' if counts[0] == 1 else 's'}"
     return f"{counts[0]} to {counts[-1]} tiles"

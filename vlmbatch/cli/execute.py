@@ -132,7 +132,7 @@ def print_job(job: Job) -> None:
     import yaml
 
     from vlmbatch.checkpoint import check_revision
-    from vlmbatch.run.pipeline import count_items
+    from vlmbatch.run.intake import count_items
 
     check_revision(job.model, job.revision)
     count = count_items(job)

@@ -20,7 +20,7 @@ def collect(path: Path) -> dict[str, Any]:
     previous: str | None = None
     models: dict[str, int] = {}
     for row in read_records(path):
-        stats.add(row, new_item=row["id"] != previous)
+        stats.add_row(row, new_item=row["id"] != previous)
         previous = row["id"]
         name = f"{row['model']} ({row['engine']}, {row['device']}, {row['dtype']})"
         models[name] = models.get(name, 0) + 1

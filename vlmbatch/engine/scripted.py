@@ -1,20 +1,22 @@
 """An engine without a model, for tests: it answers deterministically, runs out of memory on demand
 and fails on demand.
 
-engine = ScriptedEngine(answer=lambda key, question: f"{key}: {question}", fail=lambda key: "poison"
-in key) summary = vlmbatch.run(job, engine=engine)
+engine = ScriptedEngine(answer=lambda key, question: f"{key}: {question}", fail=lambda key: "poison" in key)
+summary = vlmbatch.run(job, engine=engine)
 """
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 
-import numpy as np
-
-from vlmbatch.core import Completion, Conversation, Request, Timing
-from vlmbatch.engine.base import EngineStats, RequestQueue
+from vlmbatch.core import Completion, Conversation, FinishReason, Question, Request, Timing
+from vlmbatch.engine.answer_text import AnswerText
+from vlmbatch.engine.base import EngineStats
+from vlmbatch.engine.options import check_questions
+from vlmbatch.engine.queue import RequestQueue
 from vlmbatch.errors import EngineError, GenerateError
 
 
@@ -23,7 +25,9 @@ def _default_answer(key: str, question: str) -> str:
 
 
 class ScriptedEngine:
-    """Follows a script instead of a model. See ``Engine`` for the contract.
+    """Follow a script instead of a model. See ``Engine`` for the contract.
+
+    A word of the answer, with the white space before it, is a token.
 
     Attributes:
         prepared: Keys of the conversations that were prepared, in order.
@@ -31,6 +35,7 @@ class ScriptedEngine:
     """
 
     name = "scripted"
+    revision = ""
     device = "cpu"
     dtype = "float32"
 
@@ -44,8 +49,9 @@ class ScriptedEngine:
         batch_size: int = 4,
         seconds: float = 0.0,
         gate: threading.Event | None = None,
+        model: str = "script",
     ) -> None:
-        """Writes the script.
+        """Write the script.
 
         Args:
             answer: Gives the answer to (key, question).
@@ -55,25 +61,22 @@ class ScriptedEngine:
             batch_size: Requests that are answered together, the last first.
             seconds: Busy time of an answer.
             gate: Waits for this event before the first answer.
+            model: What it states as its model.
         """
-        self._answer, self._fail, self._die_after, self._oom_above = (
-            answer,
-            fail,
-            die_after,
-            oom_above,
-        )
-        self._batch_size, self._seconds, self._gate = batch_size, seconds, gate
+        self._answer, self._fail, self._die_after = answer, fail, die_after
+        self._oom_above, self._batch_size = oom_above, batch_size
+        self._seconds, self._gate = seconds, gate
+        self.model = model
         self.stats = EngineStats()
         self.prepared: list[str] = []
         self.answered: list[tuple[str, str]] = []
 
-    def prepare(self, conversation: Conversation, questions: Sequence[str]) -> Request:
-        """One empty tile a frame; the questions travel as their own text in ``seeds``' place."""
+    def prepare(self, conversation: Conversation, questions: Sequence[Question]) -> Request:
+        """See ``Engine``; a frame counts as a tile."""
+        check_questions(questions)
         self.prepared.append(conversation.key)
-        tiles = np.zeros((len(conversation.pixels.frames), 3, 1, 1), np.uint8)
-        request = _ScriptedRequest(tiles, [0], [[0]] * len(questions))
-        request.key, request.texts = conversation.key, list(questions)
-        return request
+        tiles = sum(len(part.pixels.frames) for part in conversation.media() if part.pixels)
+        return Request(conversation.without_pixels(), questions, None, 3 * tiles, tiles=tiles)
 
     def run(self, source: RequestQueue) -> Iterator[Completion]:
         """See ``Engine``."""
@@ -81,10 +84,10 @@ class ScriptedEngine:
             self._gate.wait()
         while not source.ended:
             batch: list[Request] = []
-            while (
-                len(batch) < self._batch_size
-                and (request := source.get(wait=not batch)) is not None
-            ):
+            while len(batch) < self._batch_size:
+                request = source.get(wait=not batch)
+                if request is None:
+                    break
                 batch.append(request)
             if self._oom_above is not None and len(batch) > self._oom_above:
                 self._batch_size = max(1, self._batch_size // 2)
@@ -105,33 +108,44 @@ class ScriptedEngine:
         """Nothing to give back."""
 
     def _complete(self, request: Request, batch_size: int) -> Iterator[Completion]:
-        assert isinstance(request, _ScriptedRequest)
-        for number, question in enumerate(request.texts):
+        key = request.conversation.key
+        for number, question in enumerate(request.questions):
             if self._die_after is not None and len(self.answered) >= self._die_after:
                 raise EngineError("the scripted engine died, as it was told to")
             if self._seconds:
                 time.sleep(self._seconds)
             self.stats.busy_seconds += self._seconds
             self.stats.max_sequences = max(self.stats.max_sequences, batch_size)
-            if self._fail(request.key):
-                yield Completion(request, number, error=GenerateError("failed, as it was told to"))
-                continue
-            self.answered.append((request.key, question))
-            text = self._answer(request.key, question)
-            timing = Timing(compute_seconds=self._seconds)
-            yield Completion(
-                request,
-                number,
-                text,
-                prompt_tokens=1,
-                new_tokens=len(text.split()),
-                finish_reason="stop",
-                mean_logprob=0.0,
-                batch_size=batch_size,
-                timing=timing,
-            )
+            done = Completion(request, number, timing=Timing(compute_seconds=self._seconds))
+            if self._fail(key):
+                done.error = GenerateError("failed, as it was told to")
+            else:
+                self.answered.append((key, question.text))
+                self._speak(done, self._answer(key, question.text))
+                done.prompt_tokens, done.batch_size, done.mean_logprob = 1, batch_size, 0.0
+            yield done
 
-
-class _ScriptedRequest(Request):
-    key: str
-    texts: list[str]
+    def _speak(self, done: Completion, answer: str) -> None:
+        """Say an answer word by word."""
+        request, question = done.request, done.request.questions[done.question]
+        words = re.findall(r"\s*\S+", answer)
+        follower = AnswerText(question, lambda places: "".join(words[: len(places)]))
+        said: list[int] = []
+        reason: FinishReason = "stop"
+        if request.is_cancelled(done.question):
+            reason = "cancelled"
+        else:
+            for place in range(min(len(words), question.max_new_tokens)):
+                said.append(place)
+                follower.follow(said, is_last=place + 1 in (len(words), question.max_new_tokens))
+                if follower.is_broken or request.is_cancelled(done.question):
+                    reason = "cancelled"
+                    break
+                if follower.is_stopped:
+                    break
+            else:
+                reason = "stop" if len(said) == len(words) else "length"
+        done.finish_reason = reason
+        done.new_tokens, done.token_ids = len(said), tuple(said)
+        whole = reason == "stop" and not follower.is_stopped
+        done.text = answer if whole else follower.text(said)

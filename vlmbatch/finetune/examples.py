@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from vlmbatch.checkpoint import Checkpoint
-from vlmbatch.core import Conversation, Pixels, UInt8Array
+from vlmbatch.core import Conversation, Pixels, Question, UInt8Array
 from vlmbatch.errors import DecodeError, JobError, PrepareError
 from vlmbatch.finetune.rows import Row
 from vlmbatch.job import Detail, Job
@@ -93,16 +93,16 @@ class ExampleMaker:
             ItemError: It cannot be read or prepared, or is longer than the model's context.
         """
         preparer = self.preparer
-        request = preparer.prepare(
-            Conversation(row.media, pixels or self.load(row), row.path), [row.prompt]
-        )
+        conversation = Conversation.about(row.media, pixels or self.load(row), row.path)
+        payload = preparer.prepare(conversation, [Question(row.prompt)]).payload
         answer = preparer.writer.answer(row.answer)
-        start = request.prompt_tokens
+        start = payload.prompt_tokens
         if start + len(answer) > preparer.context:
             raise PrepareError(
                 f"prompt and answer have {start} + {len(answer)} tokens, the model's context is {preparer.context}"
             )
-        return Example(request.tiles, [*request.prefix_ids, *request.questions[0], *answer], start)
+        ids = [*payload.prefix_ids, *payload.question_ids[0], *answer]
+        return Example(payload.tiles, ids, start)
 
 
 def _load_frame(row: Row, max_pixels: int) -> Pixels:

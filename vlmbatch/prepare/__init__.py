@@ -4,6 +4,6 @@ threads, without torch.
 
 from __future__ import annotations
 
-from vlmbatch.prepare.preparer import Detail, Preparer
+from vlmbatch.prepare.preparer import Payload, Preparer
 
-__all__ = ["Detail", "Preparer"]
+__all__ = ["Payload", "Preparer"]

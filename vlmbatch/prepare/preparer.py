@@ -7,23 +7,30 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
-import time
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from vlmbatch.checkpoint import Checkpoint
-from vlmbatch.core import Conversation, Picture, Pixels, Request, UInt8Array, picture_size
+from vlmbatch.core import (
+    Conversation,
+    Part,
+    Picture,
+    Pixels,
+    Question,
+    Request,
+    UInt8Array,
+    picture_size,
+)
 from vlmbatch.errors import ModelLoadError, PrepareError
+from vlmbatch.job import Detail
 from vlmbatch.prepare.page_layout import lay_out
-from vlmbatch.prepare.prompt import MAX_GRID, PromptWriter
+from vlmbatch.prepare.prompt import MAX_GRID, PromptWriter, image_text, video_text
 from vlmbatch.prepare.tiles import TileSettings, cut_tiles, fit_picture, plan_tiles
 
-__all__ = ["Detail", "Preparer"]
-
-Detail = Literal["full", "native", "low"]
+_TEMPLATE_KINDS = {"text": "text", "picture": "image", "tile": "image", "clip": "video"}
 
 DEFAULT_CONTEXT = 2048
 """What transformers' Llama configuration takes when config.json does not say; the published
@@ -31,9 +38,33 @@ checkpoints say 8192.
 """
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class Payload:
+    """Tiles and token ids of a request: what the torch engine computes with.
+
+    Attributes:
+        tiles: uint8, (n_tiles, 3, E, E); none for text alone.
+        prefix_ids: Token ids that all questions share: the chat opening and the media.
+        question_ids: For each question the token ids that follow the prefix.
+        seeds: For each question the seed that its sampling starts from.
+        tile_keys: For each tile a digest of its pixels, by which equal tiles are known.
+    """
+
+    tiles: UInt8Array
+    prefix_ids: Sequence[int]
+    question_ids: Sequence[Sequence[int]]
+    seeds: Sequence[int]
+    tile_keys: Sequence[bytes] = ()
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Tokens of the longest prompt among the questions."""
+        return len(self.prefix_ids) + max(map(len, self.question_ids))
+
+
 class Preparer:
-    """Turns conversations into requests. Thread-safe; Pillow lets go of the interpreter while it
-    resizes, so threads help.
+    """Turn conversations into requests. Thread-safe, and can be pickled; Pillow releases the
+    interpreter while it resizes, so threads help.
     """
 
     def __init__(
@@ -44,9 +75,8 @@ class Preparer:
         *,
         context: int,
         detail: Detail = "full",
-        seed: int = 0,
     ) -> None:
-        """Takes what ``from_checkpoint`` reads.
+        """Take what ``from_checkpoint`` reads.
 
         Args:
             writer: Writes the prompts.
@@ -55,7 +85,6 @@ class Preparer:
             context: The most tokens that prompt and answer may have together.
             detail: ``full`` is as the checkpoint does it, ``native`` does not enlarge small
                 pictures beyond a whole tile, ``low`` is one tile.
-            seed: The job's seed.
         """
         self.writer = writer
         self.seq_len = writer.tokens.seq_len
@@ -63,7 +92,6 @@ class Preparer:
         self.detail = detail
         self._full = picture
         self._clip = clip
-        self._seed = seed
         self._image_prefix = functools.lru_cache(maxsize=MAX_GRID**2 + 1)(
             lambda rows, cols: tuple(writer.image_prefix(rows, cols))
         )
@@ -74,16 +102,17 @@ class Preparer:
             lambda question: tuple(writer.video_question(question))
         )
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        make = functools.partial(Preparer, context=self.context, detail=self.detail)
+        return make, (self.writer, self._full, self._clip)
+
     @classmethod
-    def from_checkpoint(
-        cls, checkpoint: Checkpoint, detail: Detail = "full", seed: int = 0
-    ) -> Preparer:
-        """Reads a checkpoint's tokenizer, chat template and processor files.
+    def from_checkpoint(cls, checkpoint: Checkpoint, detail: Detail = "full") -> Preparer:
+        """Read a checkpoint's tokenizer, chat template and processor files.
 
         Args:
             checkpoint: The checkpoint.
             detail: How closely to look at pictures; see ``__init__``. Clips are not affected.
-            seed: The job's seed.
 
         Raises:
             ModelLoadError: A file is missing, or says something that cannot be.
@@ -106,75 +135,69 @@ class Preparer:
         for edge in {picture.tile_edge, clip.tile_edge if clip else picture.tile_edge}:
             if edge != sizes["image_size"]:
                 raise ModelLoadError(
-                    f"{checkpoint.name}: the processor cuts tiles of {edge} pixels, the vision encoder takes {sizes['image_size']}"
+                    f"{checkpoint.name}: the processor cuts tiles of {edge} pixels, the vision "
+                    f"encoder takes {sizes['image_size']}"
                 )
         text = checkpoint.config.get("text_config") or {}
         context = int(text.get("max_position_embeddings") or DEFAULT_CONTEXT)
-        return cls(
-            PromptWriter.from_checkpoint(checkpoint),
-            picture,
-            clip,
-            context=context,
-            detail=detail,
-            seed=seed,
-        )
+        writer = PromptWriter.from_checkpoint(checkpoint)
+        return cls(writer, picture, clip, context=context, detail=detail)
 
-    def prepare(self, conversation: Conversation, questions: Sequence[str]) -> Request:
-        """Cuts the tiles and writes the prompts of a conversation.
+    def prepare(self, conversation: Conversation, questions: Sequence[Question]) -> Request:
+        """Cut the tiles and write the prompts of a conversation.
 
         Args:
             conversation: What was loaded.
             questions: What is asked about it, at least one.
 
         Returns:
-            The request, without a tag.
+            The request, its payload a ``Payload``; without a tag.
 
         Raises:
-            PrepareError: The pixels are not RGB pictures, a question holds an image token, or the
+            PrepareError: The pixels are not RGB pictures, a text holds an image token, or the
                 prompt is longer than the context.
         """
-        start = time.perf_counter()
         if not questions:
             raise PrepareError("there is no question to ask")
-        _check_pixels(conversation.pixels)
-        _check_text(questions)
-        words = {"clip": self._clip_words, "tile": self._tile_words}.get(
-            conversation.media, self._picture_words
-        )
-        prefix_ids, question_ids = words(conversation.pixels, questions)
-        self._check_context(len(prefix_ids) + max(map(len, question_ids)), conversation)
-        tiles = self._tiles(conversation)
+        media = conversation.media()
+        for part in media:
+            _check_pixels(part)
+        texts = [question.text for question in questions]
+        prefix_ids, question_ids = self._words(conversation, media, texts)
+        self._check_context(len(prefix_ids) + max(map(len, question_ids)), media)
+        tiles = self._tiles(media)
         image_tokens = prefix_ids.count(self.writer.image_token_id)
         if image_tokens != len(tiles) * self.seq_len:
             raise PrepareError(
-                f"{image_tokens} image tokens for {len(tiles)} tiles of {self.seq_len}: tokenizer and processor do not match"
+                f"{image_tokens} image tokens for {len(tiles)} tiles of {self.seq_len}: "
+                "tokenizer and processor do not match"
             )
-        seeds = [self._question_seed(conversation.key, question) for question in questions]
+        seeds = [_seed(question.seed, conversation.key, question.text) for question in questions]
         keys = [hashlib.blake2b(tile, digest_size=16).digest() for tile in tiles]
+        payload = Payload(tiles, prefix_ids, question_ids, seeds, keys)
         return Request(
-            tiles,
-            prefix_ids,
-            question_ids,
-            seeds,
-            keys,
-            prepare_seconds=time.perf_counter() - start,
+            conversation.without_pixels(),
+            questions,
+            payload,
+            tiles.nbytes,
+            tiles=len(tiles),
+            native_tiles=self._native_tiles(media),
         )
 
     def cut(self, conversation: Conversation) -> list[Conversation]:
-        """A picture in tiles that are conversations of their own, in reading order and cut between
-        lines and words: see pieces.py. None has one colour only.
-
-        A model that is asked to read an empty tile makes words up.
+        """Cut a picture into tiles that are conversations of their own, in reading order and
+        between lines and words: see page_layout.py. A tile of one colour is left out, as a model
+        that is asked to read an empty tile makes words up.
 
         Args:
-            conversation: About a picture.
+            conversation: About one picture.
 
         Raises:
             PrepareError: It is no RGB picture.
         """
-        _check_pixels(conversation.pixels)
-        picture = conversation.pixels.frames[0]
-        settings = self._settings(picture)
+        (part,) = conversation.media()
+        (picture,) = _check_pixels(part).frames
+        settings = self._settings(picture_size(picture))
         try:
             page, plan = fit_picture(picture, settings)
             parts = lay_out(np.asarray(page), settings.tile_edge) if plan.rows else []
@@ -184,99 +207,126 @@ class Preparer:
         except (ValueError, OSError, MemoryError) as error:
             raise _uncuttable(picture, error) from error
         return [
-            Conversation("tile", Pixels((part,)), f"{conversation.key}#tile={number}")
+            Conversation.about("tile", Pixels((part,)), f"{conversation.key}#tile={number}")
             for number, part in enumerate(parts)
         ]
 
-    def full_tiles(self, width: int, height: int) -> int:
-        """Tiles that a picture of this size takes with ``full`` detail."""
-        return plan_tiles(width, height, self._full).n_tiles
-
-    def native_tiles(self, width: int, height: int) -> int:
-        """Tiles that it takes with ``native`` detail."""
-        return plan_tiles(width, height, self._full.native(width, height)).n_tiles
-
     def decode(self, ids: Sequence[int]) -> str:
-        """The words of an answer, special tokens left out, white space around it cut off."""
+        """The text of tokens, special ones left out."""
         return self.writer.decode(ids)
 
-    def _settings(self, frame: Picture) -> TileSettings:
-        """The settings for one picture at the chosen detail."""
-        if self.detail == "low":
-            return dataclasses.replace(self._full, split=False)
-        if self.detail == "native":
-            return self._full.native(*picture_size(frame))
-        return self._full
+    def token_text(self, token: int) -> str:
+        """The text of one token, special ones included."""
+        return self.writer.token_text(token)
 
-    def _picture_words(
-        self, pixels: Pixels, questions: Sequence[str]
-    ) -> tuple[tuple[int, ...], list[tuple[int, ...]]]:
-        frame = pixels.frames[0]
-        plan = plan_tiles(*picture_size(frame), self._settings(frame))
+    def num_tiles(self, width: int, height: int, detail: Detail | None = None) -> int:
+        """Tiles of a picture of this size, at the preparer's detail or another one."""
+        return plan_tiles(width, height, self._settings((width, height), detail)).n_tiles
+
+    def _native_tiles(self, media: Sequence[Part]) -> int | None:
+        """Tiles that pictures would take with native detail, where they have full detail."""
+        if self.detail != "full" or not media or any(part.kind != "picture" for part in media):
+            return None
+        sizes = [picture_size(_frames(part)[0]) for part in media]
+        return sum(self.num_tiles(*size, "native") for size in sizes)
+
+    def _settings(self, size: tuple[int, int], detail: Detail | None = None) -> TileSettings:
+        """The settings for a picture of a size (width, height)."""
+        detail = detail or self.detail
+        if detail == "low":
+            return dataclasses.replace(self._full, split=False)
+        return self._full.native(*size) if detail == "native" else self._full
+
+    def _words(
+        self, conversation: Conversation, media: Sequence[Part], questions: Sequence[str]
+    ) -> tuple[Sequence[int], list[Sequence[int]]]:
+        """Token ids of the prefix and of the questions, cached for the shortest conversations."""
+        turns = conversation.turns
+        if len(turns) == 1 and len(turns[0].parts) == len(media) == 1 and turns[0].role == "user":
+            part = media[0]
+            if part.kind == "clip":
+                prefix: Sequence[int] = tuple(self.writer.video_prefix(*self._times(part)))
+                return prefix, [self._video_question(question) for question in questions]
+            grid = (0, 0) if part.kind == "tile" else self._grid(part)
+            return self._image_prefix(*grid), [self._image_question(text) for text in questions]
+        messages = [
+            (turn.role, [(_TEMPLATE_KINDS[part.kind], part.text) for part in turn.parts])
+            for turn in turns
+        ]
+        prefix, ids = self.writer.chat(
+            messages, [self._media_text(part) for part in media], questions
+        )
+        return prefix, list(ids)
+
+    def _media_text(self, part: Part) -> str:
+        if part.kind == "clip":
+            return video_text(*self._times(part), self.writer.tokens)
+        grid = (0, 0) if part.kind == "tile" else self._grid(part)
+        return image_text(*grid, self.writer.tokens)
+
+    def _grid(self, part: Part) -> tuple[int, int]:
+        """Rows and columns of a picture's tiles."""
+        size = picture_size(_frames(part)[0])
+        plan = plan_tiles(*size, self._settings(size))
         if max(plan.rows, plan.cols) > MAX_GRID:
             raise PrepareError(
-                f"the picture takes {plan.rows} x {plan.cols} tiles; the vocabulary has positions for {MAX_GRID} x {MAX_GRID}"
+                f"the picture takes {plan.rows} x {plan.cols} tiles; the vocabulary has positions "
+                f"for {MAX_GRID} x {MAX_GRID}"
             )
-        return self._image_prefix(plan.rows, plan.cols), [
-            self._image_question(question) for question in questions
-        ]
+        return plan.rows, plan.cols
 
-    def _tile_words(
-        self, pixels: Pixels, questions: Sequence[str]
-    ) -> tuple[tuple[int, ...], list[tuple[int, ...]]]:
-        return self._image_prefix(0, 0), [self._image_question(question) for question in questions]
-
-    def _clip_words(
-        self, pixels: Pixels, questions: Sequence[str]
-    ) -> tuple[tuple[int, ...], list[tuple[int, ...]]]:
+    def _times(self, part: Part) -> tuple[Sequence[float], float]:
+        """Times of a clip's frames, and the duration of its video."""
+        pixels = part.pixels
+        assert pixels is not None  # checked by prepare
         times = pixels.times_seconds
         if len(times) != len(pixels.frames):
             raise PrepareError(f"the clip has {len(pixels.frames)} frames and {len(times)} times")
-        duration = (
-            times[-1] if pixels.duration_seconds is None else pixels.duration_seconds
-        )  # as the checkpoint's processor does without one
-        return tuple(self.writer.video_prefix(times, duration)), [
-            self._video_question(question) for question in questions
-        ]
+        duration = pixels.duration_seconds
+        return times, times[-1] if duration is None else duration  # as the processor does
 
-    def _tiles(self, conversation: Conversation) -> UInt8Array:
-        frames = conversation.pixels.frames
-        if conversation.media == "tile":
-            return np.ascontiguousarray(conversation.pixels.arrays()[0].transpose(2, 0, 1))[
-                np.newaxis
-            ]
+    def _tiles(self, media: Sequence[Part]) -> UInt8Array:
+        """The tiles of all media, uint8 (n, 3, E, E)."""
+        edge = self._full.tile_edge
+        found = [tiles for part in media for tiles in self._cut(part)]
+        if not found:
+            return np.zeros((0, 3, edge, edge), np.uint8)
+        return found[0] if len(found) == 1 else np.concatenate(found)
+
+    def _cut(self, part: Part) -> list[UInt8Array]:
+        frames = _frames(part)
+        if part.kind == "tile":
+            tile = np.ascontiguousarray(np.asarray(frames[0], np.uint8).transpose(2, 0, 1))
+            return [tile[np.newaxis]]
         try:
-            if conversation.media != "clip":
-                return cut_tiles(frames[0], self._settings(frames[0]))[0]
+            if part.kind == "picture":
+                return [cut_tiles(frames[0], self._settings(picture_size(frames[0])))[0]]
             if self._clip is None:
                 raise PrepareError(
-                    "the checkpoint does not say how frames of a clip are cut; ask about single frames (--per frame)"
+                    "the checkpoint does not say how frames of a clip are cut; ask about single "
+                    "frames (--per frame)"
                 )
-            return np.concatenate([cut_tiles(frame, self._clip)[0] for frame in frames])
+            return [cut_tiles(frame, self._clip)[0] for frame in frames]
         except (ValueError, OSError, MemoryError) as error:
             raise _uncuttable(frames[0], error) from error
 
-    def _check_context(self, prompt_tokens: int, conversation: Conversation) -> None:
+    def _check_context(self, prompt_tokens: int, media: Sequence[Part]) -> None:
         if prompt_tokens + 1 <= self.context:
             return
-        frames = len(conversation.pixels.frames)
-        hint = (
-            f"; use fewer than {frames} frames (--num-frames)"
-            if conversation.media == "clip" and frames > 1
-            else ""
-        )
+        frames = max((len(_frames(part)) for part in media if part.kind == "clip"), default=1)
+        hint = f"; use fewer than {frames} frames (--num-frames)" if frames > 1 else ""
         raise PrepareError(
             f"the prompt has {prompt_tokens} tokens, the model's context is {self.context}{hint}"
         )
 
-    def _question_seed(self, key: str, question: str) -> int:
-        """A seed of 63 bits that depends on the job's seed, the item and the question, and on
-        nothing else.
-        """
-        text = "\0".join((str(self._seed), key, question)).encode(
-            "utf-8", "surrogatepass"
-        )  # ids of files may hold undecodable bytes
-        return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big") >> 1
+
+def _seed(seed: int, key: str, question: str) -> int:
+    """A seed of 63 bits that depends on the question's own, the item and the text, and on nothing
+    else.
+    """
+    # Ids of files may hold undecodable bytes.
+    text = "\0".join((str(seed), key, question)).encode("utf-8", "surrogatepass")
+    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big") >> 1
 
 
 def _tile_settings(
@@ -317,8 +367,14 @@ def _uncuttable(picture: Picture, error: Exception) -> PrepareError:
     )
 
 
-def _check_pixels(pixels: Pixels) -> None:
-    if not pixels.frames:
+def _frames(part: Part) -> Sequence[Picture]:
+    assert part.pixels is not None  # checked by prepare
+    return part.pixels.frames
+
+
+def _check_pixels(part: Part) -> Pixels:
+    pixels = part.pixels
+    if pixels is None or not pixels.frames:
         raise PrepareError("there are no pixels")
     for frame in pixels.frames:
         if isinstance(frame, Image.Image):
@@ -330,11 +386,4 @@ def _check_pixels(pixels: Pixels) -> None:
             raise PrepareError(
                 f"pixels are RGB, uint8, (H, W, 3); these are {frame.dtype}, {frame.shape}"
             )
-
-
-def _check_text(questions: Sequence[str]) -> None:
-    for question in questions:
-        try:
-            question.encode()
-        except UnicodeEncodeError as error:
-            raise PrepareError(f"a question is not valid text: {question!r}") from error
+    return pixels

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
-import json
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,6 +18,7 @@ import tokenizers
 
 from vlmbatch.checkpoint import Checkpoint
 from vlmbatch.errors import ModelLoadError, PrepareError
+from vlmbatch.prepare.chat import ChatTemplate, Message, fill_in
 
 MAX_GRID = 6
 """Rows and columns for which the vocabulary has position tokens (``<row_6_col_6>`` is the last
@@ -33,6 +34,7 @@ checkpoints were trained on it).
 
 FRAME_INTRO = "\nFrame from {minutes:02d}:{seconds:02d}:"
 VIDEO_OUTRO = "\n\n"
+VIDEO_MARKER = "<video>"
 
 _QUESTION = "\x00question\x00"
 _ONES = (
@@ -135,8 +137,8 @@ def number_words(number: int) -> str:
 
 
 class PromptWriter:
-    """Turns media and questions into token ids with the checkpoint's own tokenizer and chat
-    template. Thread-safe.
+    """Turn media and questions into token ids with the checkpoint's own tokenizer and chat
+    template. Thread-safe; can be pickled.
     """
 
     def __init__(
@@ -146,7 +148,7 @@ class PromptWriter:
         tokens: MediaTokens,
         special: dict[str, str] | None = None,
     ) -> None:
-        """Renders the chat template once around a placeholder.
+        """Render the chat template once around a picture and a question.
 
         Args:
             tokenizer: The checkpoint's tokenizer, without truncation or padding.
@@ -163,7 +165,16 @@ class PromptWriter:
         self.image_token_id = self._single_id(tokens.image)
         for token in (tokens.fake, tokens.global_image, tokens.end_of_utterance):
             self._single_id(token)
-        self._head, self._tail = _render(template, special or {}, tokens)
+        self._chat = ChatTemplate(template, special or {})
+        text = self._chat.render([("user", [("image", ""), ("text", _QUESTION)])])
+        self._head, image, rest = text.partition(tokens.image)
+        between, question, self._tail = rest.partition(_QUESTION)
+        if not image or not question or between:
+            raise ModelLoadError(
+                "the checkpoint's chat template does not put a question right behind its picture"
+            )
+        contents = (token.content for token in tokenizer.get_added_tokens_decoder().values())
+        self._special = "|".join(map(re.escape, sorted(contents, key=len, reverse=True)))
 
     @classmethod
     def from_checkpoint(cls, checkpoint: Checkpoint) -> PromptWriter:
@@ -202,6 +213,44 @@ class PromptWriter:
         """
         return self._question(question + self._tail)
 
+    def chat(
+        self, turns: Sequence[Message], media: Sequence[str], questions: Sequence[str]
+    ) -> tuple[list[int], list[list[int]]]:
+        """Token ids of a whole conversation, and of each question behind it.
+
+        A question continues the last turn where that is the user's, and opens a turn of the user's
+        otherwise.
+
+        Args:
+            turns: The turns; media without their text.
+            media: The text of each picture (``image_text``) and clip (``video_text``), in order.
+            questions: The questions.
+
+        Raises:
+            PrepareError: A text holds an image token.
+        """
+        last = (
+            [("user", list(turns[-1][1]))] if turns and turns[-1][0] == "user" else [("user", [])]
+        )
+        last[0][1].append(("text", _QUESTION))
+        messages = [*(turns[:-1] if turns and turns[-1][0] == "user" else turns), *last]
+        marker = {"image": self.tokens.image, "video": VIDEO_MARKER}
+        markers = [marker[kind] for _, parts in messages for kind, _ in parts if kind != "text"]
+        for _, parts in messages:
+            for _, text in parts:
+                if self.tokens.image in text:
+                    raise PrepareError(
+                        f"a text may not hold the token {self.tokens.image}: it stands for pixels"
+                    )
+        head, _, tail = fill_in(self._chat.render(messages), markers, media).partition(_QUESTION)
+        # A tokenizer never merges across a special token, so the prefix may end behind one.
+        ends = [match.end() for match in re.finditer(self._special, head)]
+        cut = ends[-1] if ends else 0
+        return (
+            self._prefix(head[:cut]),
+            [self._question(head[cut:] + question + tail) for question in questions],
+        )
+
     def video_prefix(self, times_seconds: Sequence[float], duration_seconds: float) -> list[int]:
         """Token ids of the chat opening and a clip, up to its last media token."""
         # The published templates have no video turn; the processor then uses its own, in which a
@@ -223,14 +272,23 @@ class PromptWriter:
         return self._question(f" {text}{self.tokens.end_of_utterance}")
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The words of an answer, special tokens left out, white space around it cut off."""
-        return self.tokenizer.decode(list(ids), skip_special_tokens=True).strip()
+        """The text of an answer, special tokens left out; white space around it stays."""
+        text: str = self.tokenizer.decode(list(ids), skip_special_tokens=True)
+        return text
+
+    def token_text(self, token: int) -> str:
+        """The text of one token, special ones included."""
+        text: str = self.tokenizer.decode([token], skip_special_tokens=False)
+        return text
 
     def _prefix(self, text: str) -> list[int]:
         return list(self.tokenizer.encode(text, add_special_tokens=False).ids)
 
     def _question(self, text: str) -> list[int]:
-        ids = list(self.tokenizer.encode(text, add_special_tokens=False).ids)
+        try:
+            ids = list(self.tokenizer.encode(text, add_special_tokens=False).ids)
+        except (TypeError, UnicodeEncodeError) as error:  # half a character, as JSON can hold
+            raise PrepareError(f"a question is not valid text: {text!r}") from error
         if self.image_token_id in ids:
             raise PrepareError(
                 f"a question or answer may not hold the token {self.tokens.image}: it stands for pixels"
@@ -244,35 +302,6 @@ class PromptWriter:
                 f"the tokenizer has no token {token}: this is not a SmolVLM2 checkpoint"
             )
         return int(found)
-
-
-def _render(template: str, special: dict[str, str], tokens: MediaTokens) -> tuple[str, str]:
-    """The text before the picture and the text behind the question, for one user turn that opens
-    with a picture.
-    """
-    import jinja2
-    import jinja2.sandbox
-
-    messages: list[dict[str, Any]] = [
-        {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": _QUESTION}]}
-    ]
-    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
-    environment.filters["tojson"] = lambda value, **options: json.dumps(
-        value, ensure_ascii=False, **options
-    )
-    try:
-        text = environment.from_string(template).render(
-            messages=messages, add_generation_prompt=True, **special
-        )
-    except Exception as error:  # a template may raise anything
-        raise ModelLoadError(f"the checkpoint's chat template is broken: {error}") from error
-    head, image, rest = text.partition(tokens.image)
-    between, question, tail = rest.partition(_QUESTION)
-    if not image or not question or between:
-        raise ModelLoadError(
-            "the checkpoint's chat template does not put a question right behind its picture"
-        )
-    return head, tail
 
 
 def _token_text(token: Any) -> str:

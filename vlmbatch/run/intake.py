@@ -1,28 +1,30 @@
-"""The way in: items are listed, what is done already is sorted out, and the rest is queued."""
+"""The way in: items are listed, those that are done are sorted out, and the rest is queued."""
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import random
 from collections.abc import Iterator, Sequence
+from typing import BinaryIO
 
 from vlmbatch.core import Item
 from vlmbatch.engine.queue import Channel
+from vlmbatch.errors import JobError
 from vlmbatch.job import Job
-from vlmbatch.questions import Questions
+from vlmbatch.questions import Questions, read_questions
 from vlmbatch.read import Reader, is_stream, open_reader
 from vlmbatch.run.order import InputOrder
 from vlmbatch.run.reporter import Reporter
-from vlmbatch.run.rows import Original, Result, Task, already_loaded
+from vlmbatch.run.task import Original, Result, Task
+from vlmbatch.sample import make_sampler
 from vlmbatch.urls import is_url
 from vlmbatch.write import Sidecars, Writer
 
 logger = logging.getLogger(__name__)
 
 
-class Reading:
-    """What the reader thread does, and what it has found.
+class Intake:
+    """The work of the reader thread, and what it has found.
 
     Attributes:
         found: Items in all; None until the listing has ended.
@@ -42,7 +44,7 @@ class Reading:
         results: Channel[Result],
         order: InputOrder,
     ) -> None:
-        """Takes what it works with.
+        """Take what is worked with.
 
         Args:
             job: The job.
@@ -50,109 +52,39 @@ class Reading:
             writer: Knows which rows are done.
             reporter: Hears of items that are done.
             sidecars: Hear of every item.
-            todo: Where what is to be loaded goes.
-            results: Where what needs no loading goes.
+            todo: Takes what is to be loaded.
+            results: Takes what needs no loading.
             order: Notes the places of the items.
         """
         self._job, self._questions, self._writer, self._reporter = job, questions, writer, reporter
-        self._sidecars, self._todo, self._results = sidecars, todo, results
+        self._sidecars, self._todo, self._results, self._order = sidecars, todo, results, order
         self._resumes = bool(writer.totals().get("rows"))
-        self.order = order
+        self._original: Original | None = None
         self.found: int | None = None
         self.rows_asked = self.unasked = 0
         self.kept = {"items": 0, "rows": 0, "errors": 0}
 
     def run(self, reader: Reader) -> None:
-        """Lists the items, sorts out what is done already, and queues the rest."""
-        order = 0
-        count = 0
-        original: Original | None = None
+        """List the items, sort out those that are done, and queue the rest."""
+        order = count = 0
         for item in self._items(reader):
             if self._todo.stopped:
                 return
             count += 1
             if self._sidecars:
                 self._sidecars.expect(item.id, item.source, item.questions)
-            asked = self._questions.of(item)
-            if not asked:
-                self.unasked += 1
-                self._reporter.item(error=False, kept=True, new_tokens=0)
+            task = self._task(item, order)
+            if task is None:
                 continue
-            todo = []
-            failed = False
-            for number, question in enumerate(asked):
-                if self._writer.done(
-                    item.id, self._job.task, question, item.source, item.fingerprint
-                ):
-                    failed |= (
-                        self._writer.keep(
-                            item.id, self._job.task, question, self.order.index(item.place), number
-                        )
-                        == "error"
-                    )
-                else:
-                    todo.append((number, question))
-            if (
-                item.similar_to is None
-                or original is None
-                or original.id != item.similar_to
-                or not original.asked.issuperset(asked)
-            ):
-                original = Original(
-                    item.id, frozenset(asked), frozenset(question for _, question in todo)
-                )
-            self.kept["rows"] += len(asked) - len(todo)
-            self.kept["errors"] += failed
-            if not todo:
-                self.kept["items"] += 1
-                self._reporter.item(error=failed, kept=True, new_tokens=0)
-                continue
-            task = Task(
-                item, tuple(todo), order, len(todo), original=original, held_bytes=item.held_bytes
-            )
             if not self._send(task):
                 return
-            order += len(todo)
+            order += len(task.asked)
         if count != self._job.limit:
             self._questions.check()
         self.found = count
         self.rows_asked = order
         self._reporter.total(count)
         self._todo.close()
-
-    def _send(self, task: Task) -> bool:
-        """Sends a task on its way: to the engine, or straight to the writer when its answers are
-        another's. False when the run is to end.
-        """
-        if not task.is_similar:
-            return self._todo.put(task)
-        task.item = dataclasses.replace(
-            task.item, load=already_loaded
-        )  # many may wait for one answer, and none needs its pixels
-        return all(self._results.put(Result(task, position)) for position in range(len(task.asked)))
-
-    def _items(self, reader: Reader) -> Iterator[Item]:
-        """Items of the job, shuffled and limited as it says."""
-        limit = self._job.limit
-        if self._job.shuffle:
-            items = list(self._numbered(reader))
-            random.Random(self._job.seed).shuffle(items)
-            del items[limit or len(items) :]
-            items.reverse()
-            # An item may keep a copy of its video on the disk: it is dropped once it was yielded.
-            while items:
-                yield items.pop()
-            return
-        for count, item in enumerate(self._numbered(reader)):
-            if limit is not None and count >= limit:
-                return
-            yield item
-
-    def _numbered(self, reader: Reader) -> Iterator[Item]:
-        """Items in input order, each with its place noted."""
-        for item in reader:
-            self.order.add(item.place)
-            yield item
 
     def is_done(self, items: Sequence[Item]) -> bool:
         """Whether every row about these items is there, so that their pixels are not needed."""
@@ -164,23 +96,119 @@ class Reading:
             for question in item.questions or self._questions.about(item.id)
         )
 
-    def count(self) -> None:
-        """Lists the items once more, ahead of the work and without it, so that the time left can be
-        told.
-        """
-        if self._job.media == "video" or any(
-            is_url(text) or is_stream(text) for text in self._job.inputs
+    def _task(self, item: Item, order: int) -> Task | None:
+        """What is to be asked about an item; None where nothing is, or all of it is done."""
+        asked = self._questions.of(item)
+        if not asked:
+            self.unasked += 1
+            self._reporter.item(error=False, kept=True, new_tokens=0)
+            return None
+        todo, failed, task = [], False, self._job.task
+        for number, question in enumerate(asked):
+            if self._writer.done(item.id, task, question, item.source, item.fingerprint):
+                index = self._order.index(item.place)
+                failed |= self._writer.keep(item.id, task, question, index, number) == "error"
+            else:
+                todo.append((number, question))
+        original = self._original
+        if (
+            item.similar_to is None
+            or original is None
+            or original.id != item.similar_to
+            or not original.asked.issuperset(asked)
         ):
-            # counting would mean decoding, unpacking or fetching twice, or eat what is to be read
+            pending = frozenset(question for _, question in todo)
+            self._original = original = Original(item.id, frozenset(asked), pending)
+        self.kept["rows"] += len(asked) - len(todo)
+        self.kept["errors"] += failed
+        if not todo:
+            self.kept["items"] += 1
+            self._reporter.item(error=failed, kept=True, new_tokens=0)
+            return None
+        return Task(item, tuple(todo), order, original)
+
+    def _send(self, task: Task) -> bool:
+        """Send a task to be loaded, or straight to the writer when its answers are another's.
+        False when the run is to end.
+        """
+        if not task.is_similar:
+            return self._todo.put(task)
+        task = task.without_pixels()  # many may wait for one answer
+        return all(self._results.put(Result(task, position)) for position in range(len(task.asked)))
+
+    def _items(self, reader: Reader) -> Iterator[Item]:
+        """Items of the job, shuffled and limited as it says."""
+        limit = self._job.limit
+        if self._job.shuffle:
+            items = list(self._numbered(reader))
+            random.Random(self._job.seed).shuffle(items)
+            yield from items[:limit]
             return
-        count = 0
-        try:
-            for count, _ in enumerate(open_reader(self._job, names_only=True), 1):
-                if self._todo.ended:
-                    return  # the reader knows better by now
-                if count == self._job.limit:
-                    break
-        except Exception:  # the reader will meet it too, and there it counts
-            logger.debug("counting failed", exc_info=True)
-            return
-        self._reporter.total(count)
+        for count, item in enumerate(self._numbered(reader), 1):
+            yield item
+            if count == limit:  # the next path on stdin may never come
+                return
+
+    def _numbered(self, reader: Reader) -> Iterator[Item]:
+        """Items in input order, each with its place noted."""
+        for item in reader:
+            self._order.add(item.place)
+            yield item
+
+
+def count_ahead(job: Job, todo: Channel[Task], reporter: Reporter) -> None:
+    """List the items once more, ahead of the work and without it, so that the time left is known.
+
+    Args:
+        job: The job.
+        todo: The queue of the reader, which knows better once it has ended.
+        reporter: Hears of the total.
+    """
+    if job.media == "video" or any(is_url(text) or is_stream(text) for text in job.inputs):
+        return  # counting would decode, unpack or fetch twice, or eat what is to be read
+    count = 0
+    try:
+        for count, _ in enumerate(open_reader(job, names_only=True), 1):
+            if todo.ended:
+                return
+            if count == job.limit:
+                break
+    except Exception:  # the reader will meet it too, and there it counts
+        logger.debug("counting failed", exc_info=True)
+        return
+    reporter.total(count)
+
+
+def count_items(job: Job, *, stdin: BinaryIO | None = None) -> int:
+    """How many items a job finds; loads no picture and no model.
+
+    Raises:
+        JobError: An INPUT or the question file is not there, or cannot be understood.
+    """
+    check_inputs(job)
+    questions = read_questions(job)
+    # Frames are counted by their packets where that is possible.
+    sampler = make_sampler(job) if job.media == "video" else None
+    count = 0
+    for item in open_reader(job, stdin=stdin, sampler=sampler, names_only=True):
+        questions.of(item)
+        count += 1
+        if count == job.limit:
+            break
+    # What rows of a table ask may stand where nobody looks who only counts.
+    if job.question_column is None and count != job.limit:
+        questions.check()
+    return count
+
+
+def check_inputs(job: Job) -> None:
+    """Refuse a job without an INPUT.
+
+    Raises:
+        JobError: There is none.
+    """
+    if not job.inputs:
+        raise JobError(
+            "nothing to do: give at least one INPUT (a file, a folder, a glob, or - for paths on "
+            "stdin)"
+        )

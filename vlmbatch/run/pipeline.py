@@ -1,13 +1,13 @@
-"""Wires the stages together: bounded queues, threads, back-pressure, and the one policy for errors.
-Decides nothing about pictures or words.
+"""One batch run: the stages wired together by bounded queues and threads, and the one policy for
+errors. Nothing here knows about pictures or words.
 
-    reader thread -> todo -> prepare threads -> requests -> engine (the calling thread) -> results
-    -> writer thread
+    reader thread -> todo -> prepare threads -> requests -> engine -> results -> writer thread
 
-What the first and the last thread do, and what they count, is in ``reading.py`` and ``writing.py``;
-the rest is here. Every queue is bounded, so a slow stage slows those before it and memory stays
-flat. An error of one item becomes its error rows wherever it happens. Any other exception in a
-thread stops the run and is raised in the calling thread, after everything finished is committed.
+The engine runs on the calling thread. The first and the last thread's work, and what they count, is
+in ``intake.py`` and ``results.py``. Every queue is bounded, so a slow stage slows those before it
+and memory stays flat. An error of one item becomes its error rows wherever it happens. Any other
+exception in a thread stops the run and is raised in the calling thread, after everything that was
+finished is committed.
 """
 
 from __future__ import annotations
@@ -17,14 +17,15 @@ import datetime
 import functools
 import logging
 import os
+import threading
 import time
 import uuid
 from collections.abc import Callable
 from typing import Any, BinaryIO, TextIO
 
-from vlmbatch.checkpoint import Checkpoint, find_checkpoint
 from vlmbatch.core import Conversation, Pixels, Request, picture_size, utc_now
-from vlmbatch.engine import Engine, RequestQueue, open_engine
+from vlmbatch.engine import Engine, EnginePlan, RequestQueue, plan_engine
+from vlmbatch.engine.options import make_question
 from vlmbatch.engine.queue import Channel
 from vlmbatch.errors import (
     DecodeError,
@@ -35,15 +36,15 @@ from vlmbatch.errors import (
     TooManyErrors,
 )
 from vlmbatch.job import Job
-from vlmbatch.prepare import Preparer
 from vlmbatch.questions import Questions, read_questions
 from vlmbatch.read import Reader, open_reader
-from vlmbatch.run.intake import Reading
+from vlmbatch.run.intake import Intake, check_inputs, count_ahead
 from vlmbatch.run.order import InputOrder
+from vlmbatch.run.record import RecordMaker
 from vlmbatch.run.reporter import Reporter, Silent
-from vlmbatch.run.results import Writing
-from vlmbatch.run.rows import Result, RowMaker, Task, already_loaded
+from vlmbatch.run.results import Results
 from vlmbatch.run.summary import RowStats, describe_run
+from vlmbatch.run.task import Loaded, Result, Task, Ticket
 from vlmbatch.run.threads import READER, WRITER, StageThreads
 from vlmbatch.sample import make_sampler
 from vlmbatch.write import Writer, open_output, open_sidecars, read_records
@@ -72,7 +73,7 @@ class Outcome:
 
     @property
     def exit_code(self) -> int:
-        """What a command exits with: see the table of exit codes in README."""
+        """The exit code of a command: see the table of exit codes in the documentation."""
         if self.error is not None:
             return getattr(self.error, "exit_code", 1)
         if self.interrupted:
@@ -92,24 +93,22 @@ class Run:
         stdin: BinaryIO | None = None,
         stdout: TextIO | None = None,
     ) -> None:
-        """Checks everything that can be checked before work begins, and opens OUTPUT.
+        """Check everything that can be checked before work begins, and open OUTPUT.
 
         Args:
             job: The job.
-            engine: Answers instead of the checkpoint's model, which is then not needed.
+            engine: Answers instead of the engine that the job names.
             reporter: Hears how it goes.
             stdin: Where the INPUT ``-`` reads paths from.
             stdout: Where the OUTPUT ``-`` writes.
 
         Raises:
-            JobError: An INPUT or the question file is not there.
+            JobError: An INPUT or the question file is not there, or the engine cannot honour an
+                option.
             ModelLoadError: The checkpoint is not there.
             OutputError: OUTPUT cannot be written, or was made with other settings.
         """
-        if not job.inputs:
-            raise JobError(
-                "nothing to do: give at least one INPUT (a file, a folder, a glob, or - for paths on stdin)"
-            )
+        check_inputs(job)
         self.job = job
         self.questions: Questions = read_questions(job)
         self.reader: Reader = open_reader(
@@ -117,189 +116,171 @@ class Run:
             stdin=stdin,
             sampler=make_sampler(job) if job.media == "video" else None,
             # The reader is made before OUTPUT is opened, and asks only once it is iterated.
-            is_done=lambda items: self._reading.is_done(items),
+            is_done=lambda items: self._intake.is_done(items),
         )
-        self.checkpoint: Checkpoint | None = (
-            None if engine else find_checkpoint(job.model, job.revision)
-        )
-        self.preparer = (
-            Preparer.from_checkpoint(self.checkpoint, job.detail, job.seed)
-            if self.checkpoint
-            else None
-        )
-        if job.per == "tile" and self.preparer is None:
+        self.engine = engine
+        self.plan = _plan_of(engine) if engine else plan_engine(job)
+        if job.per == "tile" and not self.plan.can_cut:
             raise JobError(
-                "per tile follows a checkpoint's tiles: it needs a model on this machine"
+                f"the engine {self.plan.name} does not cut pictures: leave out --per tile"
             )
-        self.revision = self.checkpoint.revision if self.checkpoint else ""
-        self.writer: Writer = open_output(
-            job, {**job.identity(), "revision": self.revision}, stream=stdout
-        )
+        self.identity = {
+            "engine": self.plan.name,
+            **job.identity(),
+            "model": self.plan.model,
+            "revision": self.plan.revision,
+        }
+        self.writer: Writer = open_output(job, self.identity, stream=stdout)
         self._sidecars = open_sidecars(job, self.writer.path)
         self.reporter = reporter or Silent()
-        self.engine = engine
         self.run_id = f"{datetime.datetime.now(datetime.UTC):%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:6]}"
-        # A worker that loads a clip holds all its frames as pictures: two of them keep an engine
-        # busy.
+        # A worker that loads a clip holds all its frames as pictures: two keep an engine busy.
         self._workers = job.read_workers or (
             2 if job.is_clip else min(MAX_READ_WORKERS, max(2, os.cpu_count() or 2))
         )
-        # Frames and clips wait as decoded pictures, what a stream holds as bytes, files only as
-        # paths.
+        # Frames and clips wait as decoded pictures, entries of a stream as bytes, files as paths.
         self._todo: Channel[Task] = Channel(
             2 if job.is_clip else 2 * self._workers,
-            weight=lambda task: task.held_bytes,
+            weight=lambda task: task.item.held_bytes,
             most_weight=HELD_BYTES,
         )
         self._requests = RequestQueue(REQUESTS_AHEAD)
-        self._results: Channel[Result] = Channel(4 * REQUESTS_AHEAD)
-        self._threads = StageThreads(self._todo, self._requests, self._results)
+        self._queue: Channel[Result] = Channel(4 * REQUESTS_AHEAD)
+        self._threads = StageThreads(self._todo, self._requests, self._queue)
         order = InputOrder()
-        self._reading = Reading(
+        self._intake = Intake(
             job,
             self.questions,
             self.writer,
             self.reporter,
             self._sidecars,
             self._todo,
-            self._results,
+            self._queue,
             order,
         )
-        rows = RowMaker(job, self.revision, self.run_id, order)
-        self._writing = Writing(job, rows, self.writer, self.reporter, self.preparer, self._results)
+        maker = RecordMaker(
+            job.task, self.plan.model, self.plan.revision, job.kept_columns, self.run_id, order
+        )
+        self._results = Results(job, maker, self.writer, self.reporter, self._queue)
+        self._has_answered = threading.Event()
         self._totals: dict[str, int] = {}
         self._sidecar_counts: dict[str, int] | None = None
 
     @property
     def stats(self) -> RowStats:
         """What this run's rows add up to so far."""
-        return self._writing.stats
+        return self._results.stats
 
     def stop(self) -> None:
-        """Ends the run soon: what is finished is committed, what is in hand is dropped. May be
+        """End the run soon: what is finished is committed, what is in hand is dropped. May be
         called from a signal handler.
         """
         self._threads.stop()
 
     def start(self) -> Outcome:
-        """Does the work, on this thread and a few others, and writes the summary."""
+        """Do the work, on this thread and a few others, and write the summary."""
         began = time.perf_counter()
         started_at = utc_now()
         threads = self._threads
         try:
-            threads.start(READER, functools.partial(self._reading.run, self.reader))
-            threads.start(WRITER, self._writing.run)
+            threads.start(READER, functools.partial(self._intake.run, self.reader))
+            threads.start(WRITER, self._results.run)
             threads.start_stopper()
+            if not isinstance(self.reporter, Silent):
+                threads.start("counter", self._count)
             if self._todo.wait():
                 self._compute()
         except BaseException as error:
             threads.fail(error)
         finally:
+            self._has_answered.set()
             ended = threads.end()
-            missing = self._reading.rows_asked - self.stats.rows
+            missing = self._intake.rows_asked - self.stats.rows
             if ended and threads.failure is None and missing > 0:
+                rows = "row has" if missing == 1 else "rows have"
                 threads.failure = EngineError(
-                    f"{missing} row{' has' if missing == 1 else 's have'} no answer; the same command asks again"
+                    f"{missing} {rows} no answer; the same command asks again"
                 )
             self._close()
         if threads.is_well:
             try:
-                self._writing.check_share(self._reading.kept["items"], self._reading.kept["errors"])
+                kept = self._intake.kept
+                self._results.check_share(kept["items"], kept["errors"])
             except TooManyErrors as error:
                 threads.failure = error
         return self._outcome(began, started_at)
 
     def _compute(self) -> None:
-        """Loads the engine, starts the threads that feed it, and hands its answers on."""
+        """Open the engine, start the threads that feed it, and hand its answers on."""
         if self.engine is None:
-            assert self.checkpoint is not None
-            assert self.preparer is not None
-            self.reporter.loading(self.checkpoint.name)
-            self.engine = open_engine(
-                self.job, self.checkpoint, self.preparer.prepare, self.preparer.decode
-            )
-        self._writing.engine = self.engine
+            self.reporter.loading(self.plan.model)
+            self.engine = self.plan.open()
+        self._results.engine = self.engine
         self._threads.start_preparers(self._workers, self._prepare)
-        waits_for_first = not isinstance(self.reporter, Silent)
         for completion in self.engine.run(self._requests):
-            if waits_for_first:  # to be counted: a long listing would hold up the first answer
-                waits_for_first = False
-                self._threads.start("counter", self._reading.count)
-            task, part = completion.request.tag
-            whole = task.join(part, completion)
-            if whole is not None and not self._results.put(
-                Result(task, completion.question, whole)
-            ):
+            self._has_answered.set()
+            ticket, part = completion.request.tag
+            result = ticket.join(part, completion)
+            if result is not None and not self._queue.put(result):
                 return
         if not self._requests.ended:
             raise EngineError("the engine ended before its requests did")
 
+    def _count(self) -> None:
+        """Count the items once the first answer is there, which a long listing would hold up."""
+        self._has_answered.wait()
+        if self._threads.is_well and not self._todo.ended:
+            count_ahead(self.job, self._todo, self.reporter)
+
     def _prepare(self) -> None:
-        """Loads pixels and makes requests until nothing is left to do."""
-        engine = self.engine
-        assert engine is not None  # it is opened before these threads start
+        """Load pixels and make requests until nothing is left to do."""
         for task in self._todo:
+            loaded = Loaded()
             try:
-                pixels = self._load(task)
-                conversation = Conversation(task.item.media, pixels, task.item.id)
                 begun = time.perf_counter()
-                requests = self._guarded(
-                    PrepareError,
-                    functools.partial(
-                        self._make_requests,
-                        engine,
-                        conversation,
-                        [question for _, question in task.asked],
-                    ),
-                )
-                task.prepare_seconds = time.perf_counter() - begun
-                task.tiles = sum(len(request.tiles) for request in requests)
-                task.parts = len(requests)
+                try:
+                    pixels: Pixels = _guarded(DecodeError, task.item.load)
+                finally:
+                    loaded = Loaded(read_seconds=time.perf_counter() - begun)
+                    task = task.without_pixels()
+                loaded = dataclasses.replace(loaded, size=picture_size(pixels.frames[0]))
+                conversation = Conversation.about(task.item.media, pixels, task.item.id)
+                del pixels
+                begun = time.perf_counter()
+                make = functools.partial(self._make_requests, task, conversation)
+                del conversation
+                requests: list[Request] = _guarded(PrepareError, make)
+                del make
             except ItemError as error:
                 for position in range(len(task.asked)):
-                    self._results.put(Result(task, position, error=error))
+                    self._queue.put(Result(task, position, loaded, error=error))
                 continue
+            loaded = dataclasses.replace(
+                loaded,
+                tiles=_total([request.tiles for request in requests]),
+                native_tiles=requests[0].native_tiles if len(requests) == 1 else None,
+                prepare_seconds=time.perf_counter() - begun,
+            )
+            ticket = Ticket(task, loaded, len(requests))
             for part, request in enumerate(requests):
-                request.tag = (task, part)
+                request.tag = (ticket, part)
                 if not self._requests.put(request):
                     return
 
-    def _make_requests(
-        self, engine: Engine, conversation: Conversation, questions: list[str]
-    ) -> list[Request]:
+    def _make_requests(self, task: Task, conversation: Conversation) -> list[Request]:
         """The request of an item, or one for each of its tiles."""
-        if self.job.per != "tile" or self.preparer is None:
+        engine: Any = self.engine
+        questions = [make_question(question, self.job) for _, question in task.asked]
+        if self.job.per != "tile":
             return [engine.prepare(conversation, questions)]
-        return [engine.prepare(tile, questions) for tile in self.preparer.cut(conversation)]
-
-    def _load(self, task: Task) -> Pixels:
-        begun = time.perf_counter()
-        try:
-            pixels: Pixels = self._guarded(DecodeError, task.item.load)
-        finally:
-            task.read_seconds = time.perf_counter() - begun
-            # An item may hold a decoded frame or a picture's bytes; now that there are pixels, or
-            # none, nobody needs them any more.
-            task.item = dataclasses.replace(task.item, load=already_loaded)
-        width, height = picture_size(pixels.frames[0])
-        task.size = (width, height)
-        return pixels
-
-    @staticmethod
-    def _guarded(kind: type[ItemError], call: Callable[[], Any]) -> Any:
-        """Calls; an exception that nobody foresaw is an error of this item, not the end of the run."""
-        try:
-            return call()
-        except ItemError:
-            raise
-        except Exception as error:
-            logger.debug("unexpected error", exc_info=True)
-            raise kind(f"{type(error).__name__}: {' '.join(str(error).split())}") from error
+        return [engine.prepare(tile, questions) for tile in engine.cut(conversation)]
 
     def _close(self) -> None:
-        """Commits and closes; a failure here is the run's failure, unless there was one before."""
+        """Commit and close; a failure here is the run's failure, unless there was one before."""
+        is_well = self._threads.is_well
+        close_writer = functools.partial(self.writer.close, finished=is_well)
         for close in (
-            functools.partial(self.writer.close, finished=self._threads.is_well),
+            close_writer,
             self._write_sidecars,
             self.engine.close if self.engine else None,
         ):
@@ -314,14 +295,12 @@ class Run:
         self._totals = self.writer.totals()
 
     def _write_sidecars(self) -> None:
-        """Writes the sidecars of this run's items from all their rows in OUTPUT, earlier runs' too.
+        """Write the sidecars of this run's items from all their rows in OUTPUT, earlier runs' too.
         Of a run that did not come to its end there are none.
         """
         if self._sidecars is None or not self._threads.is_well:
             return
-        assert (
-            self.writer.path is not None
-        )  # a job with sidecars has an OUTPUT that can be read back
+        assert self.writer.path is not None  # a job with sidecars has an OUTPUT to read back
         for row in read_records(self.writer.path):
             if row["task"] == self.job.task and self._sidecars.expects(
                 row["id"], row["prompt"], self.questions.about(row["id"])
@@ -330,50 +309,52 @@ class Run:
         self._sidecar_counts = self._sidecars.write()
 
     def _outcome(self, began: float, started_at: str) -> Outcome:
+        threads, intake, results = self._threads, self._intake, self._results
+        failure = threads.failure
+        is_full = self.job.detail == "full"
         summary = describe_run(
             self.job,
             self.stats,
+            identity=self.identity,
             wall_seconds=time.perf_counter() - began,
             engine=dataclasses.asdict(self.engine.stats) if self.engine else {},
             started_at=started_at,
             ended_at=utc_now(),
             run_id=self.run_id,
-            revision=self.revision,
-            interrupted=self._threads.interrupted,
-            error=None
-            if self._threads.failure is None
-            else f"{type(self._threads.failure).__name__}: {self._threads.failure}",
-            kept=self._reading.kept,
-            found=self._reading.found,
+            revision=self.plan.revision,
+            interrupted=threads.interrupted,
+            error=None if failure is None else f"{type(failure).__name__}: {failure}",
+            kept=intake.kept,
+            found=intake.found,
             output=self._totals,
             sidecars=self._sidecar_counts,
             left_alone={
                 **dataclasses.asdict(self.reader.counts),
-                "without_question": self._reading.unasked,
+                "without_question": intake.unasked,
             },
             questions=None
-            if self._reading.found is None
-            else self.questions.missed(is_all=self._reading.found != self.job.limit),
-            native_tiles=self._writing.native_tiles if self.job.detail == "full" else None,
-            full_tiles=self._writing.full_tiles if self.job.detail == "full" else None,
+            if intake.found is None
+            else self.questions.missed(is_all=intake.found != self.job.limit),
+            native_tiles=results.native_tiles if is_full else None,
+            full_tiles=results.full_tiles if is_full else None,
         )
-        if not isinstance(self._threads.failure, JobError):
+        if not isinstance(failure, JobError):
             try:
                 self.writer.write_summary(summary)
             except Exception as error:
-                if self._threads.failure is None:
-                    self._threads.failure = error
-        return Outcome(summary, self._threads.interrupted, self._threads.failure)
+                if threads.failure is None:
+                    threads.failure = error
+        return Outcome(summary, threads.interrupted, threads.failure)
 
 
 def run(
     job: Job, *, engine: Engine | None = None, reporter: Reporter | None = None
 ) -> dict[str, Any]:
-    """Runs a job to its end and gives its summary.
+    """Run a job to its end and give its summary.
 
     Args:
         job: The job.
-        engine: Answers instead of the checkpoint's model.
+        engine: Answers instead of the engine that the job names.
         reporter: Hears how it goes.
 
     Raises:
@@ -386,31 +367,24 @@ def run(
     return outcome.summary
 
 
-def count_items(job: Job, *, stdin: BinaryIO | None = None) -> int:
-    """How many items a job finds; loads no picture and no model.
-
-    Raises:
-        JobError: What ``Run`` would refuse: an INPUT or the question file.
-    """
-    if not job.inputs:
-        raise JobError(
-            "nothing to do: give at least one INPUT (a file, a folder, a glob, or - for paths on stdin)"
-        )
-    questions = read_questions(job)
-    # Frames are counted by their packets where that is possible.
-    sampler = make_sampler(job) if job.media == "video" else None
-    reader = open_reader(
-        job,
-        stdin=stdin,
-        sampler=sampler,
-        names_only=True,
+def _plan_of(engine: Engine) -> EnginePlan:
+    """What is known of an engine that is open already."""
+    return EnginePlan(
+        engine.name, engine.model, engine.revision, lambda: engine, hasattr(engine, "cut")
     )
-    count = 0
-    for item in reader:
-        questions.of(item)
-        count += 1
-    if (
-        job.question_column is None
-    ):  # what items ask themselves may stand where nobody looks who only counts
-        questions.check()
-    return count if job.limit is None else min(count, job.limit)
+
+
+def _guarded(kind: type[ItemError], call: Callable[[], Any]) -> Any:
+    """Call; an exception that nobody foresaw is an error of this item, not the end of the run."""
+    try:
+        return call()
+    except ItemError:
+        raise
+    except Exception as error:
+        logger.debug("unexpected error", exc_info=True)
+        raise kind(f"{type(error).__name__}: {' '.join(str(error).split())}") from error
+
+
+def _total(counts: list[int | None]) -> int | None:
+    known = [count for count in counts if count is not None]
+    return sum(known) if len(known) == len(counts) else None

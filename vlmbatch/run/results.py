@@ -11,11 +11,11 @@ from vlmbatch.core import Record
 from vlmbatch.engine import Engine
 from vlmbatch.engine.queue import Channel
 from vlmbatch.errors import ReadError, TooManyErrors
-from vlmbatch.job import Job
-from vlmbatch.prepare import Preparer
+from vlmbatch.job import OutputOptions
+from vlmbatch.run.record import RecordMaker
 from vlmbatch.run.reporter import Reporter
-from vlmbatch.run.rows import Result, RowMaker
 from vlmbatch.run.summary import RowStats
+from vlmbatch.run.task import Progress, Result
 from vlmbatch.write import Writer
 
 logger = logging.getLogger(__name__)
@@ -23,49 +23,42 @@ logger = logging.getLogger(__name__)
 TICK_SECONDS = 1.0
 
 
-class Writing:
-    """What the writer thread does, and what it has counted.
+class Results:
+    """The work of the writer thread, and what it has counted.
 
     Attributes:
         engine: What the answers come from, once there is one.
         stats: The rows of this run.
-        native_tiles: Tiles that the pictures so far would have taken with ``--detail native``.
-        full_tiles: Tiles that they took.
+        full_tiles: Tiles that the pictures so far took with full detail.
+        native_tiles: Tiles that they would have taken with native detail.
     """
 
     def __init__(
         self,
-        job: Job,
-        rows: RowMaker,
+        options: OutputOptions,
+        maker: RecordMaker,
         writer: Writer,
         reporter: Reporter,
-        preparer: Preparer | None,
         results: Channel[Result],
     ) -> None:
-        """Takes what it works with.
+        """Take what is worked with.
 
         Args:
-            job: The job.
-            rows: Makes the rows.
+            options: Say how many errors are tolerated.
+            maker: Makes the rows.
             writer: Takes them.
             reporter: Hears of items that are finished.
-            preparer: Knows how many tiles a picture takes.
             results: What has become of questions, in any order.
         """
-        self._job, self._rows, self._writer, self._reporter, self._preparer, self._results = (
-            job,
-            rows,
-            writer,
-            reporter,
-            preparer,
-            results,
-        )
+        self._options, self._maker, self._writer = options, maker, writer
+        self._reporter, self._results = reporter, results
+        self._progress: dict[int, Progress] = {}
         self.engine: Engine | None = None
         self.stats = RowStats()
         self.native_tiles = self.full_tiles = 0
 
     def run(self) -> None:
-        """Writes rows as they come, commits in time, and stops a hopeless run."""
+        """Write rows as they come, commit in time, and stop a hopeless run."""
         while not self._results.ended:
             result = self._results.get(timeout=TICK_SECONDS)
             if result is None:
@@ -75,9 +68,21 @@ class Writing:
             if record is None:
                 continue
             self._finish(result, record)
-            if result.task.original is not None and not result.task.is_similar:
-                for waiting in result.task.original.answered(record):
-                    self._finish(waiting, self._rows.similar(waiting, record))
+            original = result.task.original
+            if original is not None and not result.task.is_similar:
+                for waiting in original.answered(record):
+                    self._finish(waiting, self._maker.similar(waiting, record))
+
+    def check_share(self, kept_items: int, kept_errors: int) -> None:
+        """Judge a run that has come to its end by the share of its items that are errors, those
+        that were done before it counted in.
+
+        Raises:
+            TooManyErrors: It is too large.
+        """
+        errors, items = self.stats.error_items + kept_errors, self.stats.items + kept_items
+        if self.stats.error_items and errors > self._options.error_limit(items, is_all=True):
+            raise self._too_many(errors, items)
 
     def _record(self, result: Result) -> Record | None:
         """The row of a result; None when it resembles an item that is not answered yet, and waits
@@ -85,77 +90,53 @@ class Writing:
         """
         original = result.task.original
         if original is None or not result.task.is_similar:
-            return self._rows.record(result, self.engine)
+            return self._maker.record(result, self.engine)
         found = original.records.get(result.question)
         if found is None and result.question in original.pending:
             original.waiting.setdefault(result.question, []).append(result)
             return None
-        found = found or self._writer.find(original.id, self._job.task, result.question)
+        found = found or self._writer.find(original.id, self._maker.task, result.question)
         if found is None:
-            return self._rows.record(
-                dataclasses.replace(
-                    result,
-                    error=ReadError(
-                        f"the row of {original.id}, which it resembles, cannot be read"
-                    ),
-                ),
-                None,
-            )
-        return self._rows.similar(result, found)
+            error = ReadError(f"the row of {original.id}, which it resembles, cannot be read")
+            return self._maker.record(dataclasses.replace(result, error=error), None)
+        return self._maker.similar(result, found)
 
     def _finish(self, result: Result, record: Record) -> None:
-        """Writes a row, and tells when it was the last of its item."""
-        self._write_row(result, record)
+        """Write a row, and report its item when it was the last one."""
         task = result.task
-        task.missing -= 1
-        if task.missing:
+        progress = self._progress.setdefault(task.order, Progress(len(task.asked)))
+        self._write_row(result, record, progress)
+        if progress.missing:
             return
-        self._reporter.item(error=task.failed, kept=False, new_tokens=task.new_tokens)
-        self.check_errors()
-
-    def check_errors(self) -> None:
-        """Ends a run with more errors than it may have so far.
-
-        Raises:
-            TooManyErrors: It has.
-        """
+        del self._progress[task.order]
+        self._add_tiles(result)
+        self._reporter.item(error=progress.failed, kept=False, new_tokens=progress.new_tokens)
         errors, items = self.stats.error_items, self.stats.items
-        if errors > self._job.error_limit(items):
-            raise TooManyErrors(
-                f"{errors} of {items} items are errors, more than --max-errors {self._job.max_errors}"
-            )
+        if errors > self._options.error_limit(items):
+            raise self._too_many(errors, items)
 
-    def check_share(self, kept_items: int, kept_errors: int) -> None:
-        """Says of a run that has come to its end whether too large a share of its items are errors,
-        those counted in that were done before it.
-
-        Raises:
-            TooManyErrors: It is so.
-        """
-        errors, items = self.stats.error_items + kept_errors, self.stats.items + kept_items
-        if self.stats.error_items and errors > self._job.error_limit(items, is_all=True):
-            raise TooManyErrors(
-                f"{errors} of {items} items are errors, more than --max-errors {self._job.max_errors}"
-            )
-
-    def _write_row(self, result: Result, record: Record) -> None:
+    def _write_row(self, result: Result, record: Record, progress: Progress) -> None:
         task = result.task
         number, _ = task.asked[result.position]
         self._writer.write(record, task.item.fingerprint, task.order + result.position, number)
-        self.stats.add(dataclasses.asdict(record), new_item=task.missing == len(task.asked))
+        is_first = progress.missing == len(task.asked)
+        self.stats.add(record, new_item=is_first)
         if record.status == "error":
-            if not task.failed and task.missing < len(task.asked):
+            if not progress.failed and not is_first:
                 self.stats.error_items += 1  # its first row was fine
-            task.failed = True
+            progress.failed = True
             logger.info("%s: %s: %s", record.id, record.error_type, record.error)
-        task.new_tokens += record.new_tokens
-        if (
-            self._preparer
-            and self._job.per != "tile"
-            and task.missing == 1
-            and task.size
-            and task.tiles
-            and task.item.media != "clip"
-        ):
-            self.full_tiles += task.tiles
-            self.native_tiles += self._preparer.native_tiles(*task.size)
+        progress.new_tokens += record.new_tokens or 0
+        progress.missing -= 1
+
+    def _add_tiles(self, result: Result) -> None:
+        loaded = result.loaded
+        if loaded.tiles and loaded.native_tiles is not None:
+            self.full_tiles += loaded.tiles
+            self.native_tiles += loaded.native_tiles
+
+    def _too_many(self, errors: int, items: int) -> TooManyErrors:
+        return TooManyErrors(
+            f"{errors} of {items} items are errors, "
+            f"more than --max-errors {self._options.max_errors}"
+        )

@@ -10,6 +10,7 @@ import dataclasses
 import importlib.metadata
 import platform
 import sys
+import types
 from collections.abc import Mapping
 from typing import Any
 
@@ -58,30 +59,36 @@ class RowStats:
         default_factory=lambda: {name: array.array("f") for name in PHASES}
     )
 
-    def add(self, row: Mapping[str, Any], *, new_item: bool) -> None:
-        """Adds a row, given as a mapping with the record's keys.
+    def add(self, record: Any, *, new_item: bool) -> None:
+        """Add a row.
 
         Args:
-            row: The row.
+            record: A ``Record``, or what has its fields.
             new_item: Whether it is the first of its item; the others share its tiles.
         """
         self.rows += 1
-        self.status[row["status"]] += 1
+        self.status[record.status] += 1
         if new_item:
             self.items += 1
-            self.tiles += row["tiles"] or 0
-            self.error_items += row["status"] == "error"
-            self.similar_items += row["status"] == "similar"
-        if row["error_type"]:
-            self.errors[row["error_type"]] += 1
-        if row["finish_reason"] and row["status"] != "similar":
-            self.finish[row["finish_reason"]] += 1
-        self.new_tokens += row["new_tokens"] or 0
-        self.prompt_tokens += row["prompt_tokens"] or 0
-        if row["batch_size"]:
-            self.batch_sizes[row["batch_size"]] += 1
+            self.tiles += record.tiles or 0
+            self.error_items += record.status == "error"
+            self.similar_items += record.status == "similar"
+        if record.error_type:
+            self.errors[record.error_type] += 1
+        if record.finish_reason and record.status != "similar":
+            self.finish[record.finish_reason] += 1
+        self.new_tokens += record.new_tokens or 0
+        self.prompt_tokens += record.prompt_tokens or 0
+        if record.batch_size:
+            self.batch_sizes[record.batch_size] += 1
         for name in PHASES:
-            self.phases[name].append(row[name] or 0.0)
+            seconds = getattr(record, name)
+            if seconds is not None:
+                self.phases[name].append(seconds)
+
+    def add_row(self, row: Mapping[str, Any], *, new_item: bool) -> None:
+        """Add a row of a file, a mapping with the record's keys. See ``add``."""
+        self.add(types.SimpleNamespace(**row), new_item=new_item)
 
     def describe(self) -> dict[str, Any]:
         """The figures as plain JSON values."""
@@ -106,6 +113,7 @@ def describe_run(
     *,
     wall_seconds: float,
     engine: dict[str, Any],
+    identity: Mapping[str, Any],
     revision: str,
     **facts: Any,
 ) -> dict[str, Any]:
@@ -129,7 +137,7 @@ def describe_run(
         "peak_host_bytes": peak_host_bytes(),
         "engine": engine,
         "revision": revision,
-        "identity": {**job.identity(), "revision": revision},
+        "identity": identity,
         "versions": versions(),
         "job": job.to_dict(credentials=False),
     }

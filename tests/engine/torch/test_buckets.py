@@ -6,13 +6,13 @@ from __future__ import annotations
 
 import csv
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 import torch
 
-from tests.engine.reference import TokenSpy, run_all, texts
+from tests.engine.reference import TokenSpy, run_all
 from tests.engine.torch.test_parity import assert_same, mixed_requests, open_tiny, wanted_answers
 from vlmbatch.checkpoint import find_checkpoint
 from vlmbatch.core import Conversation
@@ -45,7 +45,7 @@ def into_a_fixed_buffer(compute: Compute) -> Compute:
 
 def in_buckets(engine: TorchEngine, record: Record = as_it_is, met_before: int = 1) -> TorchEngine:
     engine._buckets = BucketDecoder(
-        engine.model, engine.cache, engine.stats, record, met_before=met_before
+        engine.network, engine.cache, engine.stats, record, met_before=met_before
     )
     return engine
 
@@ -89,9 +89,9 @@ def test_tokens_are_those_of_generate(tiny: Path, batch_size: int | None, record
 )
 def test_other_settings_give_the_same_tokens_too(tiny: Path, settings: dict[str, object]) -> None:
     engine, preparer = open_tiny(tiny, **settings)
-    wanted = texts(engine, mixed_requests(preparer))
+    wanted = answers(engine, mixed_requests(preparer))
     engine, preparer = open_tiny(tiny, **settings)
-    assert texts(in_buckets(engine), mixed_requests(preparer)) == wanted
+    assert answers(in_buckets(engine), mixed_requests(preparer)) == wanted
     assert engine.stats.graphs["replayed"] > 0
 
 
@@ -115,12 +115,12 @@ def test_the_demo_model_gives_the_same_tokens() -> None:
         assert isinstance(engine, TorchEngine)
         requests = [
             preparer.prepare(
-                Conversation("image", load_image(str(SAMPLES / name), 10**8)),
+                Conversation.about("image", load_image(str(SAMPLES / name), 10**8)),
                 [DEFAULT_PROMPTS["caption"], "Why?"],
             )
             for name in names
         ]
-        answers.append(texts(in_buckets(engine) if fixed else engine, requests))
+        answers.append(answers(in_buckets(engine) if fixed else engine, requests))
     assert answers[0] == answers[1]
 
 
@@ -128,7 +128,7 @@ def test_the_demo_model_gives_the_same_tokens() -> None:
 def test_padding_touches_no_live_row_and_a_step_writes_what_the_ordinary_one_writes(
     tiny: Path,
 ) -> None:
-    model = open_tiny(tiny)[0].model
+    model = open_tiny(tiny)[0].network
     generator = torch.Generator().manual_seed(0)
     states = []
     for fixed in (False, True):
@@ -187,7 +187,7 @@ def test_padding_touches_no_live_row_and_a_step_writes_what_the_ordinary_one_wri
 
 
 def test_when_recording_fails_the_ordinary_step_goes_on_with_one_warning(
-    tiny: Path, plain: dict[tuple[int, int], str | None], caplog: pytest.LogCaptureFixture
+    tiny: Path, plain: dict[tuple[int, int], Sequence[int]], caplog: pytest.LogCaptureFixture
 ) -> None:
     tried = []
 
@@ -197,7 +197,7 @@ def test_when_recording_fails_the_ordinary_step_goes_on_with_one_warning(
 
     engine, preparer = open_tiny(tiny)
     with caplog.at_level(logging.WARNING, "vlmbatch"):
-        assert texts(in_buckets(engine, failing), mixed_requests(preparer)) == plain
+        assert answers(in_buckets(engine, failing), mixed_requests(preparer)) == plain
     assert len(tried) == len(caplog.records) == 1
     assert engine.stats.graphs["recorded"] == engine.stats.graphs["replayed"] == 0
     assert "operation not permitted" in engine.stats.graphs["notes"][0]
@@ -210,7 +210,7 @@ def test_when_recording_fails_the_ordinary_step_goes_on_with_one_warning(
 )
 def test_a_recorded_step_that_gives_other_logits_is_given_up(
     tiny: Path,
-    plain: dict[tuple[int, int], str | None],
+    plain: dict[tuple[int, int], Sequence[int]],
     wrong: Callable[[torch.Tensor], torch.Tensor],
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -223,7 +223,7 @@ def test_a_recorded_step_that_gives_other_logits_is_given_up(
 
     engine, preparer = open_tiny(tiny, batch_size=3)
     with caplog.at_level(logging.WARNING, "vlmbatch"):
-        assert texts(in_buckets(engine, wrong_for_one_shape), mixed_requests(preparer)) == plain
+        assert answers(in_buckets(engine, wrong_for_one_shape), mixed_requests(preparer)) == plain
     assert engine.stats.graphs["replayed"] > 0
     assert len(caplog.records) == 1
     assert all("gave other logits" in note for note in engine.stats.graphs["notes"])
@@ -232,7 +232,7 @@ def test_a_recorded_step_that_gives_other_logits_is_given_up(
 @torch.inference_mode()
 def test_a_step_is_not_used_once_its_arena_has_grown(tiny: Path) -> None:
     engine = in_buckets(open_tiny(tiny)[0])
-    cache, language, decoder = engine.cache, engine.model.language, engine._buckets
+    cache, language, decoder = engine.cache, engine.network.language, engine._buckets
     assert decoder is not None
     row = cache.take(60, lambda size: True)
     assert row is not None
@@ -262,10 +262,10 @@ def test_a_step_is_not_used_once_its_arena_has_grown(tiny: Path) -> None:
 
 
 def test_steps_are_recorded_when_they_were_met_often_enough(
-    tiny: Path, plain: dict[tuple[int, int], str | None]
+    tiny: Path, plain: dict[tuple[int, int], Sequence[int]]
 ) -> None:
     engine, preparer = open_tiny(tiny)
-    assert texts(in_buckets(engine, met_before=5), mixed_requests(preparer)) == plain
+    assert answers(in_buckets(engine, met_before=5), mixed_requests(preparer)) == plain
     assert engine.stats.graphs == {
         "recorded": 1,
         "replayed": engine.stats.decode_steps - 5,
@@ -274,12 +274,12 @@ def test_steps_are_recorded_when_they_were_met_often_enough(
 
 
 def test_tiles_sent_ahead_are_those_that_are_asked_for(
-    tiny: Path, plain: dict[tuple[int, int], str | None]
+    tiny: Path, plain: dict[tuple[int, int], Sequence[int]]
 ) -> None:
     engine, preparer = open_tiny(tiny)
     engine.scheduler.max_tiles = 5
-    engine.encoder.uploads = TileUploads(engine.model.device, ahead=True)
-    assert texts(engine, mixed_requests(preparer)) == plain
+    engine.encoder.uploads = TileUploads(engine.network.device, ahead=True)
+    assert answers(engine, mixed_requests(preparer)) == plain
     assert engine.encoder.uploads.used_ahead >= 0.8 * (engine.stats.vision_calls - 1) > 2
 
 
@@ -339,7 +339,7 @@ class TestOnCuda:
 
     @torch.inference_mode()
     def test_a_replay_follows_its_buffers(self, tiny: Path) -> None:
-        model = open_tiny(tiny, device="cuda")[0].model
+        model = open_tiny(tiny, device="cuda")[0].network
         cache = Cache(model.shape.text, model.device, model.dtype)
         row = cache.take(60, lambda size: True)
         assert row is not None

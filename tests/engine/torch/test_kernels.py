@@ -71,7 +71,7 @@ def test_each_band_of_row_counts_uses_its_kernel(
 
 
 def test_measuring_chooses_kernels_that_exist_for_the_rows_they_meet(tiny: Path) -> None:
-    model = open_tiny(tiny)[0].model
+    model = open_tiny(tiny)[0].network
     chosen = kernels.choose_kernels(model.vision, model.language)
     kinds = {place.kind for place in kernels.places(model.vision, model.language)}
     assert {kind for kind in chosen if "attend" not in kind} <= kinds
@@ -83,7 +83,7 @@ def test_measuring_chooses_kernels_that_exist_for_the_rows_they_meet(tiny: Path)
 def test_answers_through_packed_kernels_equal_generate(tiny: Path) -> None:
     engine, preparer = open_tiny(tiny)
     requests = mixed_requests(preparer)
-    chosen = kernels.choose_kernels(engine.model.vision, engine.model.language, measured=False)
+    chosen = kernels.choose_kernels(engine.network.vision, engine.network.language, measured=False)
     assert chosen["qkv"] == list(BANDS)
     assert chosen["vision.fc1"] == [128]
     assert_same(
@@ -92,7 +92,7 @@ def test_answers_through_packed_kernels_equal_generate(tiny: Path) -> None:
 
 
 def test_packed_copies_are_part_of_the_budget_or_not_made(tiny: Path) -> None:
-    shape = open_tiny(tiny)[0].model.shape
+    shape = open_tiny(tiny)[0].network.shape
     weights = shape.parameters * 4
     roomy, tight = (
         MemoryBudget(shape, 4, weights + room, CAPS["cpu"]) for room in (4 * weights, weights)
@@ -160,7 +160,7 @@ def test_attention_of_prompts_in_products_is_as_precise_as_torchs_own(
 def test_attention_of_rows_in_products_is_as_precise_as_torchs_own(
     tiny: Path, masked: bool, turned: bool
 ) -> None:
-    shape = open_tiny(tiny)[0].model.shape.text
+    shape = open_tiny(tiny)[0].network.shape.text
     groups, ends = shape.heads // shape.kv_heads, torch.tensor([3, 30, 17, 8, 11])
     generator = torch.Generator().manual_seed(0)
     query = torch.randn(5, shape.kv_heads, groups, 16, generator=generator).mul_(2)
@@ -196,16 +196,16 @@ def test_the_attention_of_decode_steps_is_what_measures_fastest_and_answers_stay
     monkeypatch.setattr(kernels, "_onednn_attends_prompt_faster", lambda _: False)
     engine, preparer = open_tiny(tiny)
     requests = mixed_requests(preparer)
-    chosen = kernels.choose_kernels(engine.model.vision, engine.model.language, copies=False)
+    chosen = kernels.choose_kernels(engine.network.vision, engine.network.language, copies=False)
     assert list(chosen) == ["attend_rows_in_products"] * faster
-    assert engine.model.language.attend_rows is (
+    assert engine.network.language.attend_rows is (
         attend_rows_in_products if faster else F.scaled_dot_product_attention
     )
     cache = Cache(
-        engine.model.shape.text,
-        engine.model.device,
-        engine.model.dtype,
-        engine.model.language.attend_rows,
+        engine.network.shape.text,
+        engine.network.device,
+        engine.network.dtype,
+        engine.network.language.attend_rows,
     )
     assert cache.turned is faster
     row = cache.take(40, lambda size: True)
@@ -230,9 +230,9 @@ def test_the_attention_of_prompts_is_what_measures_fastest_and_answers_stay(
     monkeypatch.setattr(attention, "BLOCK", 8)
     engine, preparer = open_tiny(tiny)
     requests = mixed_requests(preparer)
-    chosen = kernels.choose_kernels(engine.model.vision, engine.model.language, copies=False)
+    chosen = kernels.choose_kernels(engine.network.vision, engine.network.language, copies=False)
     assert list(chosen) == ["attend_prompt_in_onednn"] * faster
-    assert engine.model.language.attend_prompt is (
+    assert engine.network.language.attend_prompt is (
         attend_prompt_in_onednn if faster else attend_prompt
     )
     assert_same(
@@ -260,14 +260,14 @@ def test_the_attention_of_tiles_is_what_measures_fastest(
     monkeypatch.setattr(kernels, "_products_attend_rows_faster", lambda _: False)
     monkeypatch.setattr(kernels, "_onednn_attends_prompt_faster", lambda _: False)
     engine, preparer = open_tiny(tiny, dtype=dtype)
-    found = kernels.choose_kernels(engine.model.vision, engine.model.language, copies=False)
-    assert {layer.attend for layer in engine.model.vision.layers} == {
+    found = kernels.choose_kernels(engine.network.vision, engine.network.language, copies=False)
+    assert {layer.attend for layer in engine.network.vision.layers} == {
         chosen or F.scaled_dot_product_attention
     }
     assert list(found) == ([f"vision.{chosen.__name__}"] if chosen else [])
     tiles = torch.from_numpy(mixed_requests(preparer)[0].tiles[:3])
     with torch.inference_mode():
-        features, wanted = engine.model.vision(tiles), open_tiny(tiny)[0].model.vision(tiles)
+        features, wanted = engine.network.vision(tiles), open_tiny(tiny)[0].network.vision(tiles)
     assert (features.float() - wanted).abs().max() <= (
         1e-5 if dtype == "float32" else 0.1
     ) * wanted.abs().max()

@@ -10,32 +10,42 @@ import pytest
 import torch
 
 from tests.checkpoints import write_tiny_checkpoint
-from tests.engine.reference import Reference, TokenSpy, run_all
+from tests.engine.reference import Reference, answers, run_all
 from vlmbatch.checkpoint import find_checkpoint
 from vlmbatch.core import Conversation, Pixels, Request
 from vlmbatch.engine import open_engine
+from vlmbatch.engine.options import make_question
 from vlmbatch.engine.torch.engine import TorchEngine
 from vlmbatch.job import Job
-from vlmbatch.prepare import Preparer
 
 MAX_NEW_TOKENS = 24
 
 
-def open_tiny(folder: Path, **settings: object) -> tuple[TorchEngine, Preparer]:
-    checkpoint = find_checkpoint(str(folder))
-    preparer = Preparer.from_checkpoint(checkpoint)
+class Asker:
+    """Prepare requests with an engine, all questions with the options of one job."""
+
+    def __init__(self, engine: TorchEngine, job: Job) -> None:
+        self.engine, self.job = engine, job
+
+    def prepare(self, conversation: Conversation, questions: Sequence[str]) -> Request:
+        return self.engine.prepare(
+            conversation, [make_question(text, self.job) for text in questions]
+        )
+
+
+def open_tiny(folder: Path, **settings: object) -> tuple[TorchEngine, Asker]:
     job = Job.from_dict(
         {
-            "inputs": ["x"],
+            "model": str(folder),
             "max_new_tokens": MAX_NEW_TOKENS,
             "dtype": "float32",
             "device": "cpu",
             **settings,
         }
     )
-    engine = open_engine(job, checkpoint, preparer.prepare, TokenSpy.decode)
+    engine = open_engine(job)
     assert isinstance(engine, TorchEngine)
-    return engine, preparer
+    return engine, Asker(engine, job)
 
 
 def picture(rng: np.random.Generator, width: int, height: int) -> np.ndarray:
@@ -44,7 +54,7 @@ def picture(rng: np.random.Generator, width: int, height: int) -> np.ndarray:
     return np.ascontiguousarray(np.kron(blocks, np.ones((8, 8, 1), np.uint8))[:height, :width])
 
 
-def mixed_requests(preparer: Preparer, seed: int = 0) -> list[Request]:
+def mixed_requests(preparer: Asker, seed: int = 0) -> list[Request]:
     """Pictures of many sizes with one to three questions, and clips of 1, 3 and 5 frames."""
     rng = np.random.default_rng(seed)
     requests = []
@@ -53,7 +63,9 @@ def mixed_requests(preparer: Preparer, seed: int = 0) -> list[Request]:
             : 1 + number % 3
         ]
         pixels = Pixels([picture(rng, *(int(edge) for edge in rng.integers(10, 200, 2)))])
-        requests.append(preparer.prepare(Conversation("image", pixels, f"{number}.png"), questions))
+        requests.append(
+            preparer.prepare(Conversation.about("image", pixels, f"{number}.png"), questions)
+        )
     for frames in (1, 3, 5):
         pixels = Pixels(
             [picture(rng, 60, 40) for _ in range(frames)],
@@ -62,7 +74,7 @@ def mixed_requests(preparer: Preparer, seed: int = 0) -> list[Request]:
         )
         requests.append(
             preparer.prepare(
-                Conversation("clip", pixels, f"{frames}.mp4"), ["What happens?", "Which way?"]
+                Conversation.about("clip", pixels, f"{frames}.mp4"), ["What happens?", "Which way?"]
             )
         )
     return requests
@@ -93,9 +105,7 @@ def assert_same(
     for key, tokens in wanted.items():
         completion = found[key]
         assert completion.error is None
-        assert completion.text == TokenSpy.decode(
-            [token for token in tokens if token not in end_ids]
-        ), key
+        assert list(completion.token_ids) == tokens, key
         assert completion.new_tokens == len(tokens)
         assert completion.finish_reason == ("stop" if tokens[-1] in end_ids else "length")
 
@@ -124,13 +134,10 @@ def test_the_order_of_requests_changes_no_answer(
     engine, preparer = open_tiny(tiny, batch_size=4)
     requests = mixed_requests(preparer)
     order = np.random.default_rng(3).permutation(len(requests))
-    found = run_all(engine, [requests[i] for i in order])
-    end_ids = find_checkpoint(str(tiny)).end_token_ids()
+    found = answers(engine, [requests[i] for i in order])
     for place, i in enumerate(order):
         for question in range(len(requests[i].questions)):
-            assert found[place, question].text == TokenSpy.decode(
-                [t for t in wanted[int(i), question] if t not in end_ids]
-            )
+            assert list(found[place, question]) == wanted[int(i), question]
 
 
 @pytest.mark.parametrize(
@@ -164,16 +171,11 @@ def test_mean_logprob_is_that_of_the_answer(tiny: Path) -> None:
     found = run_all(engine, requests)
     reference = Reference(tiny)
     for number, request in enumerate(requests):
-        for question, ids in enumerate(request.questions):
+        for question, ids in enumerate(request.payload.question_ids):
             completion = found[number, question]
-            answer = [int(token) for token in (completion.text or "").split()]
-            answer += (
-                []
-                if completion.finish_reason == "length"
-                else list(find_checkpoint(str(tiny)).end_token_ids())
-            )
-            tokens = torch.tensor([[*request.prefix_ids, *ids, *answer]])
-            pixels = (torch.from_numpy(request.tiles).float()[None] / 255 - 0.5) / 0.5
+            answer = list(completion.token_ids)
+            tokens = torch.tensor([[*request.payload.prefix_ids, *ids, *answer]])
+            pixels = (torch.from_numpy(request.payload.tiles).float()[None] / 255 - 0.5) / 0.5
             with torch.inference_mode():
                 logprobs = (
                     reference.model(input_ids=tokens, pixel_values=pixels)

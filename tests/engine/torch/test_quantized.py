@@ -182,7 +182,7 @@ def test_answers_are_those_of_transformers_with_the_weights_that_the_8_bits_stan
     tiny: Path, tmp_path: Path
 ) -> None:
     engine, preparer = open_tiny(tiny, quantize="int8")
-    assert (engine.dtype, engine.model.quantized) == ("float32+int8", True)
+    assert (engine.dtype, engine.network.quantized) == ("float32+int8", True)
     requests = mixed_requests(preparer)
     assert_same(
         engine,
@@ -194,7 +194,7 @@ def test_answers_are_those_of_transformers_with_the_weights_that_the_8_bits_stan
 
 def test_a_tied_head_is_quantized_and_the_embeddings_stay(tmp_path: Path) -> None:
     folder = write_tiny_checkpoint(tmp_path / "tied", tie=True)
-    model = open_tiny(folder, quantize="int8")[0].model
+    model = open_tiny(folder, quantize="int8")[0].network
     assert isinstance(model.language.head, QuantizedLinear)
     assert model.language.embedding.dtype == torch.float32
     assert torch.equal(model.language.head.weight, quantize(model.language.embedding)[0])
@@ -233,7 +233,7 @@ def test_measuring_replaces_the_plain_matrix_and_keeps_no_copy(tiny: Path) -> No
 
 
 def test_measured_kernels_of_a_quantized_model_are_known_kinds(tiny: Path) -> None:
-    model = open_tiny(tiny, quantize="int8")[0].model
+    model = open_tiny(tiny, quantize="int8")[0].network
     chosen = kernels.choose_kernels(model.vision, model.language)
     for place in kernels.places(model.vision, model.language):
         if not place.kind.startswith("vision."):
@@ -283,10 +283,10 @@ def test_the_budget_counts_what_is_held(tiny: Path) -> None:
             == held_bytes(engine.model)
         )
     text_bytes = 4 * (
-        sum(o * i for o, i in engine.model.shape.text_layer_matrices) * 3
-        + engine.model.shape.text.vocabulary * 48
+        sum(o * i for o, i in engine.network.shape.text_layer_matrices) * 3
+        + engine.network.shape.text.vocabulary * 48
     )
-    assert engine.model.shape.weight_bytes(4) - engine.budget.weight_bytes > 0.65 * text_bytes
+    assert engine.network.shape.weight_bytes(4) - engine.budget.weight_bytes > 0.65 * text_bytes
 
 
 def test_a_model_that_fits_in_8_bits_only_is_refused_with_that_advice() -> None:
@@ -348,10 +348,12 @@ def test_the_demo_answers_alike_on_nearly_all_samples() -> None:
         )
         engine = open_engine(job, checkpoint, preparer.prepare, preparer.decode)
         assert isinstance(engine, TorchEngine)
-        assert engine.model.quantized == (quantize_to == "int8")
-        assert isinstance(engine.model.language.head, QuantizedLinear) == engine.model.quantized
+        assert engine.network.quantized == (quantize_to == "int8")
+        assert isinstance(engine.network.language.head, QuantizedLinear) == engine.network.quantized
         requests = [
-            preparer.prepare(Conversation("image", load_image(str(SAMPLES / name), 10**8)), asked)
+            preparer.prepare(
+                Conversation.about("image", load_image(str(SAMPLES / name), 10**8)), asked
+            )
             for name in names
         ]
         answers.append(
@@ -437,7 +439,7 @@ def test_bench_measures_the_quantized_model(
 
 
 def test_plain_weights_are_plain(tiny: Path) -> None:
-    model = open_tiny(tiny)[0].model
+    model = open_tiny(tiny)[0].network
     assert type(model.language.head) is Linear
     x = torch.randn(2, 48)
     assert torch.equal(model.language.head(x), F.linear(x, model.language.head.weight))

@@ -5,6 +5,7 @@ when it does not.
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,11 @@ import numpy as np
 import pytest
 import torch
 
-from tests.engine.reference import run_all, texts
+from tests.engine.reference import answers, run_all
 from tests.engine.torch.test_parity import mixed_requests, open_tiny, picture
 from vlmbatch.checkpoint import find_checkpoint
 from vlmbatch.core import Conversation, Pixels
-from vlmbatch.engine.base import RequestQueue
+from vlmbatch.engine import RequestQueue
 from vlmbatch.engine.torch.budget import CAPS, MemoryBudget
 from vlmbatch.engine.torch.cache import row_capacity
 from vlmbatch.engine.torch.features import FeatureCache
@@ -49,31 +50,34 @@ def test_questions_about_one_item_share_encode_and_prefix(tiny: Path) -> None:
     engine, preparer = open_tiny(tiny)
     request = next(request for request in mixed_requests(preparer) if len(request.questions) == 3)
     run_all(engine, [request])
-    assert engine.stats.tiles == len(request.tiles)
-    assert engine.stats.prefill_tokens == len(request.prefix_ids) + sum(map(len, request.questions))
+    assert engine.stats.tiles == len(request.payload.tiles)
+    assert engine.stats.prefill_tokens == len(request.payload.prefix_ids) + sum(
+        map(len, request.payload.question_ids)
+    )
 
 
 def test_more_questions_than_places_share_a_kept_prefix(
-    tiny: Path, plain: dict[tuple[int, int], str | None]
+    tiny: Path, plain: dict[tuple[int, int], Sequence[int]]
 ) -> None:
     engine, preparer = open_tiny(tiny, batch_size=2)
     requests = mixed_requests(preparer)
-    assert texts(engine, requests) == plain
+    assert answers(engine, requests) == plain
     prompts = sum(
-        len(request.prefix_ids) + sum(map(len, request.questions)) for request in requests
+        len(request.payload.prefix_ids) + sum(map(len, request.payload.question_ids))
+        for request in requests
     )
     assert engine.stats.prefill_tokens == prompts
 
 
 def test_sampling_depends_on_the_seed_and_not_on_the_batch(tiny: Path) -> None:
-    def sample(**settings: object) -> dict[tuple[int, int], str | None]:
+    def sample(**settings: object) -> dict[tuple[int, int], Sequence[int]]:
         engine, preparer = open_tiny(tiny, temperature=1.0, top_p=0.9, **settings)
-        return texts(engine, mixed_requests(preparer)[:6])
+        return answers(engine, mixed_requests(preparer)[:6])
 
     once = sample()
     assert sample(batch_size=1) == once
     engine, preparer = open_tiny(tiny)
-    assert texts(engine, mixed_requests(preparer)[:6]) != once
+    assert answers(engine, mixed_requests(preparer)[:6]) != once
 
 
 def test_top_p_keeps_only_the_nucleus() -> None:
@@ -98,12 +102,12 @@ def test_text_streams_piece_by_piece(tiny: Path) -> None:
 
 
 def test_a_cancelled_request_is_dropped_and_the_others_go_on(
-    tiny: Path, plain: dict[tuple[int, int], str | None]
+    tiny: Path, plain: dict[tuple[int, int], Sequence[int]]
 ) -> None:
     engine, preparer = open_tiny(tiny)
     requests = mixed_requests(preparer)
     requests[2].on_text = lambda question, text: setattr(requests[2], "cancelled", True)
-    found = texts(engine, requests)
+    found = answers(engine, requests)
     assert {key for key in plain if key not in found} <= {(2, question) for question in range(3)}
     assert all(plain[key] == text for key, text in found.items())
     assert (2, 0) not in found
@@ -122,7 +126,7 @@ def test_a_stopped_queue_ends_the_run(tiny: Path) -> None:
 
 
 def test_the_engine_waits_for_requests_that_come_late(
-    tiny: Path, plain: dict[tuple[int, int], str | None]
+    tiny: Path, plain: dict[tuple[int, int], Sequence[int]]
 ) -> None:
     engine, preparer = open_tiny(tiny)
     requests = mixed_requests(preparer)[:2]
@@ -147,13 +151,13 @@ def test_the_engine_waits_for_requests_that_come_late(
 
 @pytest.mark.parametrize("most", [1, 3, 7])
 def test_out_of_memory_in_vision_halves_the_call(
-    tiny: Path, plain: dict[tuple[int, int], str | None], most: int
+    tiny: Path, plain: dict[tuple[int, int], Sequence[int]], most: int
 ) -> None:
     engine, preparer = open_tiny(tiny)
-    vision = engine.model.vision
+    vision = engine.network.vision
     fake = _FailingVision(vision, most)
-    object.__setattr__(engine.model, "vision", fake)
-    assert texts(engine, mixed_requests(preparer)) == plain
+    object.__setattr__(engine.network, "vision", fake)
+    assert answers(engine, mixed_requests(preparer)) == plain
     assert engine.stats.oom_events
     assert all(event["phase"] == "vision" for event in engine.stats.oom_events)
     assert (engine.scheduler.max_tiles or 0) <= most
@@ -161,12 +165,14 @@ def test_out_of_memory_in_vision_halves_the_call(
 
 
 def test_a_request_that_fails_alone_is_an_error_and_the_others_go_on(
-    tiny: Path, plain: dict[tuple[int, int], str | None]
+    tiny: Path, plain: dict[tuple[int, int], Sequence[int]]
 ) -> None:
     engine, preparer = open_tiny(tiny)
     requests = mixed_requests(preparer)
-    poison = requests[3].tiles[0].copy()
-    object.__setattr__(engine.model, "vision", _FailingVision(engine.model.vision, 1000, poison))
+    poison = requests[3].payload.tiles[0].copy()
+    object.__setattr__(
+        engine.network, "vision", _FailingVision(engine.network.vision, 1000, poison)
+    )
     found = run_all(engine, requests)
     assert found.keys() == plain.keys()
     for key, completion in found.items():
@@ -174,35 +180,35 @@ def test_a_request_that_fails_alone_is_an_error_and_the_others_go_on(
             assert isinstance(completion.error, GenerateError)
             assert "out of memory" in str(completion.error)
         else:
-            assert completion.text == plain[key]
+            assert completion.token_ids == plain[key]
 
 
 @pytest.mark.parametrize("phase", ["prefill", "decode"])
 def test_out_of_memory_in_the_language_model_halves_the_batch(
-    tiny: Path, plain: dict[tuple[int, int], str | None], phase: str
+    tiny: Path, plain: dict[tuple[int, int], Sequence[int]], phase: str
 ) -> None:
     engine, preparer = open_tiny(tiny)
-    language = engine.model.language
-    object.__setattr__(engine.model, "language", _FailingLanguage(language, phase))
-    assert texts(engine, mixed_requests(preparer)) == plain
+    language = engine.network.language
+    object.__setattr__(engine.network, "language", _FailingLanguage(language, phase))
+    assert answers(engine, mixed_requests(preparer)) == plain
     assert {event["phase"] for event in engine.stats.oom_events} == {phase}
     assert engine.stats.cleanups >= len(engine.stats.oom_events)
 
 
 def test_the_cache_stays_within_its_budget(
-    tiny: Path, plain: dict[tuple[int, int], str | None]
+    tiny: Path, plain: dict[tuple[int, int], Sequence[int]]
 ) -> None:
     engine, preparer = open_tiny(tiny)
     requests = mixed_requests(preparer)
-    longest = row_capacity(max(request.prompt_tokens for request in requests) + 24)
-    allowed = 3 * longest * engine.model.shape.kv_bytes(4)
+    longest = row_capacity(max(request.payload.prompt_tokens for request in requests) + 24)
+    allowed = 3 * longest * engine.network.shape.kv_bytes(4)
     engine.budget.limit = engine.budget.weight_bytes + allowed * 4 // 3 + 1
     engine.budget.tile_bytes = 1
     seen = []
     has_room = engine._has_room
     engine._has_room = lambda grow: (seen.append(engine.cache.allocated_bytes), has_room(grow))[1]  # type: ignore[method-assign, func-returns-value]
     engine.encoder.is_measured = True
-    assert texts(engine, requests) == plain
+    assert answers(engine, requests) == plain
     assert max(seen) <= engine.budget.cache_bytes
     assert engine.stats.max_sequences < 20
     assert not engine.stats.oom_events
@@ -285,7 +291,7 @@ def test_numbers_that_are_not_finite_are_an_error_of_that_request_alone(
 ) -> None:
     engine, preparer = open_tiny(tiny, temperature=temperature)
     requests = mixed_requests(preparer)[:4]
-    expected = texts(engine, requests)
+    expected = answers(engine, requests)
     engine, _ = open_tiny(tiny, temperature=temperature)
     take = engine._take_tokens
 
@@ -302,21 +308,21 @@ def test_numbers_that_are_not_finite_are_an_error_of_that_request_alone(
             assert isinstance(completion.error, GenerateError)
             assert "--dtype float32" in str(completion.error)
         else:
-            assert completion.text == expected[key]
+            assert completion.token_ids == expected[key]
 
 
 def test_a_request_too_large_for_the_cache_leaves_the_limits_alone(
-    tiny: Path, plain: dict[tuple[int, int], str | None]
+    tiny: Path, plain: dict[tuple[int, int], Sequence[int]]
 ) -> None:
     engine, preparer = open_tiny(tiny)
     requests = mixed_requests(preparer)
-    largest = max(range(len(requests)), key=lambda number: requests[number].prompt_tokens)
+    largest = max(range(len(requests)), key=lambda number: requests[number].payload.prompt_tokens)
     others = max(
-        request.prompt_tokens
+        request.payload.prompt_tokens
         for number, request in enumerate(requests)
-        if request.prompt_tokens < requests[largest].prompt_tokens - 30
+        if request.payload.prompt_tokens < requests[largest].payload.prompt_tokens - 30
     )
-    allowed = row_capacity(others + 24) * engine.model.shape.kv_bytes(4)
+    allowed = row_capacity(others + 24) * engine.network.shape.kv_bytes(4)
     engine.budget.limit = engine.budget.weight_bytes + allowed * 4 // 3 + 1000
     engine.budget.tile_bytes = 1
     engine.encoder.is_measured = True
@@ -327,7 +333,7 @@ def test_a_request_too_large_for_the_cache_leaves_the_limits_alone(
     assert len(failed) < len(requests)
     assert not engine.stats.oom_events
     assert all(
-        completion.text == plain[key]
+        completion.token_ids == plain[key]
         for key, completion in found.items()
         if completion.error is None
     )
@@ -337,9 +343,11 @@ def test_a_request_too_large_for_the_cache_leaves_the_limits_alone(
 def test_shares_of_the_busy_time_add_up_even_when_memory_runs_out(tiny: Path, phase: str) -> None:
     engine, preparer = open_tiny(tiny)
     if phase == "vision":
-        object.__setattr__(engine.model, "vision", _FailingVision(engine.model.vision, 3))
+        object.__setattr__(engine.network, "vision", _FailingVision(engine.network.vision, 3))
     else:
-        object.__setattr__(engine.model, "language", _FailingLanguage(engine.model.language, phase))
+        object.__setattr__(
+            engine.network, "language", _FailingLanguage(engine.network.language, phase)
+        )
     found = run_all(engine, mixed_requests(preparer))
     assert engine.stats.oom_events
     assert sum(completion.timing.compute_seconds for completion in found.values()) == pytest.approx(
@@ -355,18 +363,18 @@ def test_equal_tiles_are_encoded_once_and_answered_the_same(tiny: Path) -> None:
     other = picture(rng, 120, 90)
     drawn = [page, other, page, page]
     requests = [
-        preparer.prepare(Conversation("image", Pixels([pixels]), f"{number}.png"), ["Why?"])
+        preparer.prepare(Conversation.about("image", Pixels([pixels]), f"{number}.png"), ["Why?"])
         for number, pixels in enumerate(drawn)
     ]
-    distinct = {tile.tobytes() for request in requests for tile in request.tiles}
+    distinct = {tile.tobytes() for request in requests for tile in request.payload.tiles}
     found = run_all(engine, requests)
     assert engine.stats.tiles == len(distinct)
     assert engine.stats.tiles + engine.stats.tiles_reused == sum(
-        len(request.tiles) for request in requests
+        len(request.payload.tiles) for request in requests
     )
     assert found[0, 0].text == found[2, 0].text == found[3, 0].text != found[1, 0].text
     for request in requests:
-        request.tile_keys = ()
+        request.payload.tile_keys = ()
     plain = open_tiny(tiny)[0]
     again = run_all(plain, requests)
     assert plain.stats.tiles_reused == 0

@@ -8,7 +8,6 @@ import logging
 
 import torch
 
-from vlmbatch.core import Request
 from vlmbatch.engine.base import EngineStats
 from vlmbatch.engine.torch.budget import MemoryBudget
 from vlmbatch.engine.torch.cuda.uploads import TileUploads
@@ -16,6 +15,7 @@ from vlmbatch.engine.torch.features import FeatureCache
 from vlmbatch.engine.torch.peak_memory import measure_peak
 from vlmbatch.engine.torch.scheduler import Scheduler
 from vlmbatch.engine.torch.weights import Model
+from vlmbatch.prepare import Payload
 
 logger = logging.getLogger(__name__)
 
@@ -24,7 +24,8 @@ class TileEncoder:
     """Encodes tiles of several requests in one call.
 
     Attributes:
-        is_measured: Whether it is known what a tile costs.
+        is_measured: Whether the cost of a tile is settled: measured in the first call on CUDA,
+            whose allocator counts it; elsewhere the budget's estimate holds.
         uploads: Sends tiles to the device.
     """
 
@@ -35,7 +36,7 @@ class TileEncoder:
         where calls and tiles are counted.
         """
         self._model, self._budget, self._scheduler, self._stats = model, budget, scheduler, stats
-        self.is_measured = False
+        self.is_measured = model.device.type != "cuda"
         self.uploads = TileUploads(model.device)
         self._kept = FeatureCache()
 
@@ -44,7 +45,7 @@ class TileEncoder:
         """Whether tiles are sent before they are asked for."""
         return self.uploads.is_ahead
 
-    def features(self, wanted: list[tuple[Request, int]]) -> list[torch.Tensor]:
+    def features(self, wanted: list[tuple[Payload, int]]) -> list[torch.Tensor]:
         """Features (tile_tokens, hidden) of tiles; equal tiles are encoded once."""
         found, fresh, chosen = self._sort(wanted)
         if not chosen:
@@ -60,15 +61,15 @@ class TileEncoder:
             if isinstance(name, bytes):
                 self._kept.put(name, encoded[number].clone())
         keys = (
-            request.tile_keys[number] if request.tile_keys else place
-            for place, (request, number) in enumerate(wanted)
+            payload.tile_keys[number] if payload.tile_keys else place
+            for place, (payload, number) in enumerate(wanted)
         )
         return [
             encoded[fresh[key]] if features is None else features
             for key, features in zip(keys, found, strict=True)
         ]
 
-    def send_ahead(self, wanted: list[tuple[Request, int]]) -> None:
+    def send_ahead(self, wanted: list[tuple[Payload, int]]) -> None:
         """Has the tiles of what is likely to be the next call sent while the device is busy."""
         self.uploads.send_ahead(self._sort(wanted)[2])
 
@@ -78,8 +79,8 @@ class TileEncoder:
         self.uploads.clear()
 
     def _sort(
-        self, wanted: list[tuple[Request, int]]
-    ) -> tuple[list[torch.Tensor | None], dict[bytes | int, int], list[tuple[Request, int]]]:
+        self, wanted: list[tuple[Payload, int]]
+    ) -> tuple[list[torch.Tensor | None], dict[bytes | int, int], list[tuple[Payload, int]]]:
         """Features of the tiles that are known, None for the others; of these those that must be
         encoded, and where each key (or place) stands among them.
         """
@@ -87,13 +88,13 @@ class TileEncoder:
         fresh: dict[
             bytes | int, int
         ] = {}  # key, or place where there is none, to the place among the tiles to encode
-        chosen: list[tuple[Request, int]] = []
-        for place, (request, number) in enumerate(wanted):
-            key = request.tile_keys[number] if request.tile_keys else b""
+        chosen: list[tuple[Payload, int]] = []
+        for place, (payload, number) in enumerate(wanted):
+            key = payload.tile_keys[number] if payload.tile_keys else b""
             found.append(self._kept.get(key))
             if found[-1] is None and (key or place) not in fresh:
                 fresh[key or place] = len(chosen)
-                chosen.append((request, number))
+                chosen.append((payload, number))
         return found, fresh, chosen
 
     def _encode_measured(self, tiles: torch.Tensor) -> torch.Tensor:

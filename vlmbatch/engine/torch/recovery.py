@@ -58,7 +58,7 @@ class Recovery:
             scheduler.max_tiles = max(1, size // 2)
             return f"at most {scheduler.max_tiles} tiles in an encoder call from now on", []
         if phase == "prefill" and size > 1:
-            longest = max(work.request.prompt_tokens for work in works)
+            longest = max(work.payload.prompt_tokens for work in works)
             scheduler.max_prefill_tokens = max(longest, scheduler.max_prefill_tokens // 2)
             scheduler.max_sequences = max(1, len(scheduler.live) + size // 2)
             return f"at most {scheduler.max_sequences} sequences from now on", []
@@ -70,7 +70,7 @@ class Recovery:
                 sequence.row.arena.give_back(sequence.row)
             scheduler.preempt(victims)
             self.cache.release_empty()
-            return f"at most {keep} sequences from now on; {len(victims)} start again", []
+            return f"at most {keep} sequences from now on; {len(victims)} wait for a place", []
         if phase == "decode":
             victims = list(scheduler.live)
             for sequence in victims:

@@ -16,8 +16,10 @@ import dataclasses
 import time
 from typing import Any
 
-from vlmbatch.core import Request
+from vlmbatch.core import Question, Request
+from vlmbatch.engine.answer_text import AnswerText
 from vlmbatch.engine.torch.budget import SHORT_TOKENS, MemoryBudget
+from vlmbatch.prepare import Payload
 
 
 @dataclasses.dataclass(eq=False, slots=True)
@@ -26,22 +28,26 @@ class Work:
 
     Attributes:
         request: The request.
+        payload: Its tiles and token ids.
         pending: Numbers of the questions that no sequence answers yet.
         unanswered: Questions without a completion.
+        is_short: Whether its prompts are short, see ``budget.SHORT_TOKENS``.
+        preempted: Sequences that lost their place, by question; they go on where they were.
         features: Features of the tiles encoded so far, one tensor a tile.
         encoded: Tiles among them.
-        is_short: Whether its prompts are short, see ``budget.SHORT_TOKENS``.
         prefix: Keys and values of the prefix, for questions that start later; None while there are
             none or it is not computed.
         wait_seconds, vision_seconds, prefill_seconds: Phases of the request as a whole.
         shared_seconds: Its share of the busy time that is common to its questions.
-        settled_seconds: What of it answered questions have taken.
+        settled_seconds: The part of it that answered questions have taken.
     """
 
     request: Request
+    payload: Payload
     pending: collections.deque[int]
     unanswered: int
     is_short: bool = True
+    preempted: dict[int, LiveSequence] = dataclasses.field(default_factory=dict)
     features: list[Any] = dataclasses.field(default_factory=list)
     encoded: int = 0
     prefix: list[tuple[Any, Any]] | None = None
@@ -54,11 +60,18 @@ class Work:
     @property
     def is_encoded(self) -> bool:
         """Whether every tile has its features."""
-        return self.encoded == len(self.request.tiles)
+        return self.encoded == len(self.payload.tiles)
+
+    def prompt_ids(self, question: int) -> list[int]:
+        """Token ids behind the prefix: the question, and the tokens of an answer that lost its
+        place.
+        """
+        begun = self.preempted.get(question)
+        return [*self.payload.question_ids[question], *(begun.tokens if begun else ())]
 
     def settle(self) -> float:
-        """Closes a question: gives its part of the shared seconds that no other question has taken,
-        and frees what none needs any more.
+        """Close a question: give its part of the shared seconds that no other question has taken,
+        and free what none needs any more.
         """
         share = (self.shared_seconds - self.settled_seconds) / self.unanswered
         self.settled_seconds += share
@@ -68,41 +81,49 @@ class Work:
         return share
 
     def started(self) -> None:
-        """Notes that its first computation begins."""
+        """Note that its first computation begins."""
         if self.wait_seconds is None:
             self.wait_seconds = time.perf_counter() - self.request.queued_at
 
 
 @dataclasses.dataclass(eq=False, slots=True)
-class Sequence:
+class LiveSequence:
     """A question that is being answered.
 
     Attributes:
         work: Its request.
         question: Number of the question.
-        row: Its keys and values.
-        generator: What its sampling draws from, or None.
+        draw: How it samples; None for the most likely token.
+        text: Follows its text.
+        row: Its keys and values; None while it has no place.
         most_tokens: Longest answer that the context has room for.
         tokens: The answer so far.
         logprob: Sum of the log-probabilities of its tokens.
+        logprobs: Log-probability of each token, and the most likely tokens with theirs, where the
+            question wants them.
         batch_size: The most sequences alive beside it, itself counted.
         prefill_seconds, compute_seconds: Its own phases and share of the busy time.
         first_token_at: When its first token was there.
-        streamed: Characters that ``on_text`` has had.
     """
 
     work: Work
     question: int
-    row: Any
-    generator: Any
+    draw: Any
+    text: AnswerText
     most_tokens: int
+    row: Any = None
     tokens: list[int] = dataclasses.field(default_factory=list)
     logprob: float = 0.0
+    logprobs: list[tuple[float, list[tuple[int, float]]]] = dataclasses.field(default_factory=list)
     batch_size: int = 1
     prefill_seconds: float = 0.0
     compute_seconds: float = 0.0
     first_token_at: float = 0.0
-    streamed: int = 0
+
+    @property
+    def asked(self) -> Question:
+        """Its question."""
+        return self.work.request.questions[self.question]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -129,7 +150,7 @@ class Scheduler:
 
     def __init__(self, budget: MemoryBudget, batch_size: int | None) -> None:
         self.waiting: collections.deque[Work] = collections.deque()
-        self.live: list[Sequence] = []
+        self.live: list[LiveSequence] = []
         self.budget = budget
         self.max_sequences = batch_size or budget.caps.short_sequences
         self.max_long_sequences = batch_size or budget.caps.sequences
@@ -158,10 +179,9 @@ class Scheduler:
 
     def add(self, request: Request) -> Work:
         """Takes a request."""
-        count = len(request.questions)
-        work = Work(
-            request, collections.deque(range(count)), count, request.prompt_tokens <= SHORT_TOKENS
-        )
+        count, payload = len(request.questions), request.payload
+        is_short = payload.prompt_tokens <= SHORT_TOKENS
+        work = Work(request, payload, collections.deque(range(count)), count, is_short)
         self.waiting.append(work)
         return work
 
@@ -172,7 +192,7 @@ class Scheduler:
         places = self.places
         if len(self.live) >= places:
             return not self.waiting
-        unencoded = sum(len(work.request.tiles) - work.encoded for work in self.waiting)
+        unencoded = sum(len(work.payload.tiles) - work.encoded for work in self.waiting)
         pending = sum(len(work.pending) for work in self.waiting)
         return (
             unencoded < 2 * self.tiles_at_once
@@ -190,7 +210,7 @@ class Scheduler:
                 continue
             if room == 0 or placed >= places:
                 break
-            take = min(room, len(work.request.tiles) - work.encoded)
+            take = min(room, len(work.payload.tiles) - work.encoded)
             runs.append(TileRun(work, work.encoded, work.encoded + take))
             room -= take
             placed += len(work.pending)
@@ -205,9 +225,9 @@ class Scheduler:
         for work in self.waiting:
             if not work.is_encoded:
                 break
-            prefix = 0 if work.prefix is not None else len(work.request.prefix_ids)
+            prefix = 0 if work.prefix is not None else len(work.payload.prefix_ids)
             for question in work.pending:
-                tokens += prefix + len(work.request.questions[question])
+                tokens += prefix + len(work.prompt_ids(question))
                 prefix = 0
                 if len(self.live) + len(found) >= places or (
                     found and tokens > self.max_prefill_tokens
@@ -216,20 +236,24 @@ class Scheduler:
                 found.append((work, question))
         return found
 
-    def start(self, sequences: list[Sequence]) -> None:
+    def start(self, sequences: list[LiveSequence]) -> None:
         """Takes sequences from the waiting to the living."""
         for sequence in sequences:
             sequence.work.pending.remove(sequence.question)
+            sequence.work.preempted.pop(sequence.question, None)
         self.live += sequences
         for sequence in sequences:
             sequence.batch_size = len(self.live)
         self.waiting = collections.deque(work for work in self.waiting if work.pending)
 
-    def preempt(self, sequences: list[Sequence]) -> None:
-        """Puts living sequences back to the front of the waiting; their answers start anew."""
+    def preempt(self, sequences: list[LiveSequence]) -> None:
+        """Put living sequences back to the front of the waiting; they keep their tokens, and go on
+        with them once they have a place again.
+        """
         for sequence in reversed(sequences):
             self.live.remove(sequence)
-            sequence.work.shared_seconds += sequence.compute_seconds
+            sequence.row = None
+            sequence.work.preempted[sequence.question] = sequence
             sequence.work.pending.appendleft(sequence.question)
             if sequence.work in self.waiting:
                 self.waiting.remove(sequence.work)

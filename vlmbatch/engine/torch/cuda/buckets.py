@@ -27,7 +27,7 @@ from vlmbatch.engine.torch.weights import Model
 logger = logging.getLogger(__name__)
 
 Compute = Callable[[], Tensor]
-Record = Callable[[Compute], Compute]
+Recorder = Callable[[Compute], Compute]
 """Takes a computation on fixed buffers and gives another way of doing the same; what that gives is
 overwritten by the next.
 """
@@ -141,7 +141,7 @@ class BucketDecoder:
         model: Model,
         cache: Cache,
         stats: EngineStats,
-        record: Record,
+        recorder: Recorder,
         *,
         met_before: int = MET_BEFORE,
     ) -> None:
@@ -151,14 +151,14 @@ class BucketDecoder:
             model: The model.
             cache: Keys and values.
             stats: Where ``graphs`` is kept.
-            record: How a step is made fast: ``CudaGraphs``, or ``as_it_is``.
+            recorder: How a step is made fast: ``CudaGraphs``, or ``as_it_is``.
             met_before: How often a combination is met before it is recorded.
         """
         self._model, self._cache, self._stats, self._record, self._met_before = (
             model,
             cache,
             stats,
-            record,
+            recorder,
             met_before,
         )
         self._steps: dict[tuple[tuple[int, int], ...], Step] = {}
@@ -276,7 +276,7 @@ class CudaGraphs:
         self._pool = torch.cuda.graph_pool_handle()
 
     def __call__(self, compute: Compute) -> Compute:
-        """See ``Record``."""
+        """See ``Recorder``."""
         current = torch.cuda.current_stream(self._device)
         self._stream.wait_stream(current)
         with torch.cuda.stream(self._stream):

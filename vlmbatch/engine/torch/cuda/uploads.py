@@ -10,15 +10,15 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from vlmbatch.core import Request
+from vlmbatch.prepare import Payload
 
-Wanted = Sequence[tuple[Request, int]]
-"""Tiles: a request, and the number of the tile in it."""
+Tiles = Sequence[tuple[Payload, int]]
+"""Tiles: a payload, and the number of the tile in it."""
 
 
 @dataclasses.dataclass(frozen=True)
 class _Sent:
-    wanted: list[tuple[Request, int]]
+    wanted: list[tuple[Payload, int]]
     tiles: Tensor
     arrived: torch.cuda.Event | None
 
@@ -28,7 +28,6 @@ class TileUploads:
 
     Attributes:
         is_ahead: Whether tiles are sent before they are asked for.
-        used_ahead: Calls whose tiles were there already.
     """
 
     def __init__(self, device: torch.device, *, ahead: bool | None = None) -> None:
@@ -37,21 +36,18 @@ class TileUploads:
         self.is_ahead = device.type == "cuda" if ahead is None else ahead
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._sent: _Sent | None = None
-        self.used_ahead = 0
 
-    def send_ahead(self, wanted: Wanted) -> None:
+    def send_ahead(self, wanted: Tiles) -> None:
         """Begins to send what is likely to be asked for next; a guess that proves wrong costs the
         copy.
         """
         self._sent = self._send(wanted) if self.is_ahead and wanted else None
 
-    def take(self, wanted: Wanted) -> Tensor:
+    def take(self, wanted: Tiles) -> Tensor:
         """Tiles on the device, uint8 (n, 3, E, E)."""
         sent, self._sent = self._sent, None
         if sent is None or sent.wanted != list(wanted):
             sent = self._send(wanted)
-        else:
-            self.used_ahead += 1
         if sent.arrived is not None:
             current = torch.cuda.current_stream(self._device)
             current.wait_event(sent.arrived)
@@ -62,8 +58,8 @@ class TileUploads:
         """Drops what was sent and not asked for."""
         self._sent = None
 
-    def _send(self, wanted: Wanted) -> _Sent:
-        tiles = [torch.from_numpy(request.tiles[number]) for request, number in wanted]
+    def _send(self, wanted: Tiles) -> _Sent:
+        tiles = [torch.from_numpy(payload.tiles[number]) for payload, number in wanted]
         if self._stream is None:
             return _Sent(list(wanted), torch.stack(tiles).to(self._device), None)
         staging = torch.empty((len(tiles), *tiles[0].shape), dtype=torch.uint8, pin_memory=True)

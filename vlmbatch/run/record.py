@@ -1,0 +1,111 @@
+"""From the result of a question to its row: the join of item, what was loaded, and completion."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from vlmbatch.core import Record, Timing, utc_now
+from vlmbatch.engine import Engine
+from vlmbatch.errors import GenerateError
+from vlmbatch.run.order import InputOrder
+from vlmbatch.run.task import Result
+from vlmbatch.tasks import Task, parse_answer
+
+
+@dataclasses.dataclass(frozen=True)
+class RecordMaker:
+    """Make the records of a run.
+
+    Attributes:
+        task: The task.
+        model, revision: The model that answers, as it is known before it is loaded.
+        kept_columns: Carried columns, each with its name in OUTPUT.
+        run_id: Id of the run.
+        order: The items in input order, by which a place becomes an index.
+    """
+
+    task: Task
+    model: str
+    revision: str
+    kept_columns: dict[str, str]
+    run_id: str
+    order: InputOrder
+
+    def record(self, result: Result, engine: Engine | None) -> Record:
+        """The row of a result.
+
+        Args:
+            result: What became of a question.
+            engine: What answered; None when nothing came that far.
+        """
+        item, loaded, done = result.task.item, result.loaded, result.completion
+        error = result.error if done is None else done.error
+        if done is not None and done.finish_reason == "cancelled":
+            error = GenerateError("it was cancelled")
+        timing = Timing() if done is None else done.timing
+        is_answered = done is not None and error is None and done.text is not None
+        return Record(
+            id=item.id,
+            source=item.source,
+            index=self.order.index(item.place),
+            media=item.media,
+            time_seconds=item.time_seconds,
+            end_seconds=item.end_seconds,
+            width=loaded.size[0] if loaded.size else None,
+            height=loaded.size[1] if loaded.size else None,
+            task=self.task,
+            prompt=result.question,
+            text=parse_answer(self.task, done.text or "") if done and is_answered else None,
+            status="ok" if error is None else "error",
+            error_type=type(error).__name__ if error else None,
+            error=" ".join(str(error).split()) if error else None,
+            similar_to=None,
+            finish_reason=done.finish_reason if done and error is None else None,
+            mean_logprob=done.mean_logprob if done else None,
+            model=engine.model if engine else self.model,
+            revision=engine.revision if engine else self.revision,
+            engine=engine.name if engine else "",
+            device=engine.device if engine else "",
+            dtype=engine.dtype if engine else "",
+            tiles=loaded.tiles,
+            prompt_tokens=done.prompt_tokens if done else 0,
+            new_tokens=done.new_tokens if done else 0,
+            batch_size=done.batch_size if done else 0,
+            read_seconds=loaded.read_seconds,
+            prepare_seconds=loaded.prepare_seconds,
+            wait_seconds=timing.wait_seconds,
+            vision_seconds=timing.vision_seconds,
+            prefill_seconds=timing.prefill_seconds,
+            decode_seconds=timing.decode_seconds,
+            compute_seconds=timing.compute_seconds,
+            run_id=self.run_id,
+            created_at=utc_now(),
+            extra={name: item.extra.get(name) for name in self.kept_columns.values()},
+        )
+
+    def similar(self, result: Result, original: Record) -> Record:
+        """The row of an item that resembles another: that one's answer, with nothing spent on it.
+
+        Where the other one's row is an error so is this one, and both are done again with
+        ``--retry-errors``.
+        """
+        item = result.task.item
+        counts = ("tiles", "prompt_tokens", "new_tokens", "batch_size")
+        phases = ("read", "prepare", "wait", "vision", "prefill", "decode", "compute")
+        nothing: dict[str, Any] = dict.fromkeys(counts, 0)
+        nothing |= {f"{phase}_seconds": 0.0 for phase in phases}
+        return dataclasses.replace(
+            original,
+            id=item.id,
+            source=item.source,
+            index=self.order.index(item.place),
+            media=item.media,
+            time_seconds=item.time_seconds,
+            end_seconds=item.end_seconds,
+            status="error" if original.status == "error" else "similar",
+            similar_to=original.id,
+            run_id=self.run_id,
+            created_at=utc_now(),
+            **nothing,
+        )

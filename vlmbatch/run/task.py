@@ -1,0 +1,205 @@
+"""An item on its way through a run: what is asked, what was loaded, and how far its rows are.
+
+Each type is filled once, by one thread: the reader makes a ``Task``, a worker what was ``Loaded``,
+the engine's thread joins completions to a ``Result``, and the writer keeps ``Progress``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+
+from vlmbatch.core import Completion, Item, Pixels, Record, Timing
+from vlmbatch.errors import ReadError
+
+
+@dataclasses.dataclass(eq=False)
+class Original:
+    """An item that frames after it may resemble: its answers are theirs too.
+
+    Attributes:
+        id: Its id.
+        asked: What is asked about it.
+        pending: The part of that which this run answers; the rest is in OUTPUT already.
+        records: Its rows of this run, by question.
+        waiting: Results that wait for one of them, by question.
+    """
+
+    id: str
+    asked: frozenset[str]
+    pending: frozenset[str]
+    records: dict[str, Record] = dataclasses.field(default_factory=dict)
+    waiting: dict[str, list[Result]] = dataclasses.field(default_factory=dict)
+
+    def answered(self, record: Record) -> Iterator[Result]:
+        """Take one of its rows, and yield the results that waited for it."""
+        self.records[record.prompt] = record
+        yield from self.waiting.pop(record.prompt, ())
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Task:
+    """What is asked about an item.
+
+    Attributes:
+        item: The item.
+        asked: (number among the item's questions, question) of what is not done yet.
+        order: Number of its first row among this run's rows; a task is known by it.
+        original: Itself as others may resemble it, or the one that it resembles.
+    """
+
+    item: Item
+    asked: tuple[tuple[int, str], ...]
+    order: int
+    original: Original | None = None
+
+    @property
+    def is_similar(self) -> bool:
+        """Whether its answers are those of another item."""
+        return self.original is not None and self.original.id != self.item.id
+
+    def without_pixels(self) -> Task:
+        """The same task; its item, which may hold a decoded frame or the bytes of a file, lets go
+        of them.
+        """
+        return dataclasses.replace(self, item=dataclasses.replace(self.item, load=_already_loaded))
+
+
+@dataclasses.dataclass(frozen=True)
+class Loaded:
+    """What loading and preparing an item gave.
+
+    Attributes:
+        size: Width and height in pixels; None where nothing could be loaded.
+        tiles: Tiles that the encoder takes; None where the engine cannot tell.
+        native_tiles: Tiles that it would take with native detail; None where that is not known.
+        read_seconds, prepare_seconds: How long that took.
+    """
+
+    size: tuple[int, int] | None = None
+    tiles: int | None = 0
+    native_tiles: int | None = None
+    read_seconds: float = 0.0
+    prepare_seconds: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """What became of one question: a completion, an error, or neither for an item that resembles
+    another.
+    """
+
+    task: Task
+    position: int
+    loaded: Loaded = Loaded()
+    completion: Completion | None = None
+    error: Exception | None = None
+
+    @property
+    def question(self) -> str:
+        """What was asked."""
+        return self.task.asked[self.position][1]
+
+
+@dataclasses.dataclass
+class Progress:
+    """How far the rows of a task are.
+
+    Attributes:
+        missing: Rows that are not written yet.
+        failed: Whether one of its rows is an error.
+        new_tokens: Tokens of its answers.
+    """
+
+    missing: int
+    failed: bool = False
+    new_tokens: int = 0
+
+
+@dataclasses.dataclass(eq=False)
+class Ticket:
+    """What a request carries through the engine: one for all requests that an item was made into.
+
+    Attributes:
+        task: The task.
+        loaded: What was loaded.
+        parts: How many requests there are; each question has an answer to each.
+    """
+
+    task: Task
+    loaded: Loaded
+    parts: int
+    _answers: dict[int, dict[int, Completion]] = dataclasses.field(default_factory=dict)
+
+    def join(self, part: int, completion: Completion) -> Result | None:
+        """Take the answer about a part of the item; give the result when it was the last one."""
+        question = completion.question
+        answers = self._answers.setdefault(question, {})
+        answers[part] = completion
+        if len(answers) < self.parts:
+            return None
+        del self._answers[question]
+        whole = (
+            completion
+            if self.parts == 1
+            else join_completions([answers[number] for number in range(self.parts)])
+        )
+        return Result(self.task, question, self.loaded, whole)
+
+
+def join_completions(parts: Sequence[Completion]) -> Completion:
+    """One answer of those about the parts of an item: their texts one below the other, an error
+    when one of them is.
+
+    Tokens and shares of the busy time are added up. The parts go through the phases side by side,
+    so of these the longest counts, and of the waiting the shortest. ``finish_reason`` is ``length``
+    when any part was cut off; ``mean_logprob`` is the mean over all tokens.
+
+    Args:
+        parts: In reading order, at least one.
+    """
+    tokens = _sum(part.new_tokens for part in parts)
+    logprobs = [
+        part.mean_logprob * part.new_tokens
+        for part in parts
+        if part.mean_logprob is not None and part.new_tokens is not None
+    ]
+    error = next((part.error for part in parts if part.error is not None), None)
+    is_cut_off = any(part.finish_reason == "length" for part in parts)
+    texts = (part.text.strip() for part in parts if part.text)
+    return Completion(
+        parts[0].request,
+        parts[0].question,
+        text=None if error else "\n".join(text for text in texts if text),
+        error=error,
+        prompt_tokens=_sum(part.prompt_tokens for part in parts),
+        new_tokens=tokens,
+        finish_reason=None if error else "length" if is_cut_off else "stop",
+        mean_logprob=sum(logprobs) / tokens if logprobs and tokens and not error else None,
+        batch_size=max((part.batch_size or 0 for part in parts), default=0),
+        timing=_join_timings([part.timing for part in parts]),
+    )
+
+
+def _join_timings(timings: Sequence[Timing]) -> Timing:
+    joined: dict[str, float | None] = {}
+    for field in dataclasses.fields(Timing):
+        values = [getattr(timing, field.name) for timing in timings]
+        known = [value for value in values if value is not None]
+        if field.name == "compute_seconds":
+            joined[field.name] = sum(known) if known else None
+        elif field.name == "wait_seconds":
+            joined[field.name] = min(known, default=None)
+        else:
+            joined[field.name] = max(known, default=None)
+    return Timing(**joined)
+
+
+def _sum(counts: Iterator[int | None]) -> int | None:
+    found = [count for count in counts if count is not None]
+    return sum(found) if found else None
+
+
+def _already_loaded() -> Pixels:
+    """The ``load`` of an item whose pixels nobody needs any more."""
+    raise ReadError("its pixels were loaded before")
