@@ -12,6 +12,7 @@ import statistics
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
@@ -22,8 +23,8 @@ from vlmbatch.bench.bench import Bench
 from vlmbatch.bench.rows import Row, spread, summarize
 from vlmbatch.bench.subject import Outcome, Subject, again
 from vlmbatch.bench.workloads import Work, speed
-from vlmbatch.core import Conversation, Pixels, Request
-from vlmbatch.engine import EngineStats, RequestQueue, open_engine
+from vlmbatch.core import Conversation, Pixels, Question, Request
+from vlmbatch.engine import RequestQueue, open_engine
 from vlmbatch.engine.torch.device import empty_cache, synchronize
 from vlmbatch.engine.transformers.processing import Payload
 from vlmbatch.engine.transformers.tiled import TiledProcessor
@@ -50,12 +51,13 @@ class Reference:
         """
         self.version = str(transformers.__version__)
         self.device = subject.device
+        dtype: Any = str(subject.dtype).removeprefix("torch.")
         self._engine = open_engine(
             dataclasses.replace(
                 subject.options,
                 engine="transformers",
                 quantize="none",
-                dtype=str(subject.dtype).removeprefix("torch."),
+                dtype=dtype,
                 batch_size=LARGEST_BATCH,
             )
         )
@@ -121,12 +123,12 @@ class Reference:
         return outcome if len(self._engine.stats.oom_events) == before else None
 
     def decode_rate(self, sequences: int, prompt_tokens: int, new_tokens: int) -> float:
-        """Tokens a second of decoding alone, from the first tokens on, for prompts of words only."""
+        """Tokens a second of decoding alone, for prompts of words only."""
         words = min(1000, self._subject.shape.text.vocabulary)
         ids = torch.arange(sequences * prompt_tokens).view(sequences, prompt_tokens) % words
         ids[ids == self._config.image_token_id] = 0
         payloads = [Payload({}, [{"input_ids": row[None]}], None) for row in ids]
-        question = workloads.question()
+        question = Question("")
         requests = [
             again(Request(Conversation(), [question], payload), 1 + new_tokens, 0)
             for payload in payloads
