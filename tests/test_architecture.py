@@ -58,7 +58,7 @@ HOMES = {
     "cv2": {"sample", "prepare", "read/pictures/colours.py"},
     "click": {"cli"},
     "tqdm": {"cli"},
-    "transformers": {"finetune", "bench/compare.py"},
+    "transformers": {"engine", "finetune"},
     "peft": {"finetune"},
     "accelerate": {"finetune"},
     "matplotlib": {"finetune"},

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from vlmbatch.errors import JobError, ModelLoadError
-from vlmbatch.hub import hub_folder
+from vlmbatch.hub import FILES, VOCABULARIES, hub_folder
 
 DEMO = "demo"
 KNOWN_MODELS = (
@@ -255,9 +255,9 @@ def _refuse_adapter(folder: Path) -> None:
 def _folder_revision(folder: Path) -> str:
     """Return a fingerprint of the small files' contents, and of name, size and time of weights."""
     digest = hashlib.sha256()
-    for path in sorted(
-        [*folder.glob("*.json"), *folder.glob("*.jinja"), *folder.glob("*.safetensors")]
-    ):
+    has_tokenizer = (folder / "tokenizer.json").exists()
+    patterns = FILES if has_tokenizer else (*FILES, *VOCABULARIES)
+    for path in sorted(path for pattern in patterns for path in folder.glob(pattern)):
         status = path.stat()
         digest.update(path.name.encode())
         if path.suffix == ".safetensors" and status.st_size > 64 << 20:

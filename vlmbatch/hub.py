@@ -8,7 +8,10 @@ from pathlib import Path
 from vlmbatch.errors import ModelLoadError
 
 FILES = ("*.json", "*.jinja", "*.safetensors")
-"""Files that are fetched: no pickled weights, no ONNX copies, no pictures."""
+VOCABULARIES = ("*.model", "merges.txt", "vocab.txt")
+"""Files that are fetched: no pickled weights, no ONNX copies, no pictures; vocabularies are those of
+families that have no tokenizer.json.
+"""
 
 
 def cached_folder(model: str) -> Path | None:
@@ -64,6 +67,6 @@ def _snapshot(model: str, revision: str | None, *, local: bool) -> Path:
 
     return Path(
         huggingface_hub.snapshot_download(
-            model, revision=revision, allow_patterns=list(FILES), local_files_only=local
+            model, revision=revision, allow_patterns=[*FILES, *VOCABULARIES], local_files_only=local
         )
     )

@@ -18,7 +18,6 @@ from tests.checkpoints import write_tiny_checkpoint
 from vlmbatch.bench import checkpoint as checkpoints
 from vlmbatch.bench import flops, phases, pictures, shapes, workloads
 from vlmbatch.bench.bench import Bench
-from vlmbatch.bench.compare import import_transformers
 from vlmbatch.bench.rows import Row, number, spread, summarize
 from vlmbatch.bench.run import Settings, open_bench, run
 from vlmbatch.bench.sizes import NAMES, PHASE_NAMES, QUICK_NAMES, WORKLOAD_NAMES, Sizes
@@ -27,7 +26,7 @@ from vlmbatch.checkpoint import find_checkpoint
 from vlmbatch.cli.main import cli, main
 from vlmbatch.engine.torch.budget import KNOWN_PARAMETERS
 from vlmbatch.engine.torch.shape import ModelShape
-from vlmbatch.errors import JobError, MissingDependencyError, OutputError
+from vlmbatch.errors import JobError, OutputError
 from vlmbatch.job import Job
 from vlmbatch.prepare import Preparer
 
@@ -321,14 +320,6 @@ def test_a_spread_is_told_where_there_are_several_rounds() -> None:
     assert spread([2.0, 1.5, 3.0]) == "(1.50 to 3.00)"
     assert spread([2.0]) == ""
     assert summarize([2.0, 1.5, 3.0]) == {"median": 2.0, "least": 1.5, "most": 3.0, "rounds": 3}
-
-
-def test_a_missing_transformers_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "transformers", None)
-    with pytest.raises(MissingDependencyError, match=r"pip install 'transformers>=5\.17'"):
-        import_transformers()
-    with pytest.raises(MissingDependencyError):
-        open_bench(settings_for("no/such-model", compare="transformers"))
 
 
 def test_an_unknown_name_is_refused() -> None:

@@ -1,51 +1,45 @@
-"""The reference: transformers' own modules and ``generate`` on the same checkpoint, one request at
-a time.
-"""
+"""The reference that engines are held against: transformers, in float32, one answer at a time."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-import transformers
-
-from vlmbatch.core import Completion, Request
-from vlmbatch.engine import Engine, RequestQueue
+from vlmbatch.core import Completion, Conversation, Question, Request
+from vlmbatch.engine import Engine, RequestQueue, open_engine
+from vlmbatch.job import EngineOptions
 
 
 class Reference:
-    """transformers' SmolVLMForConditionalGeneration in float32."""
+    """The transformers engine on a checkpoint.
 
-    def __init__(self, folder: Path) -> None:
-        transformers.utils.logging.disable_progress_bar()
-        self.model = transformers.SmolVLMForConditionalGeneration.from_pretrained(
-            folder, dtype=torch.float32
-        ).eval()
-        self.pad = self.model.config.text_config.pad_token_id
+    Attributes:
+        engine: The engine.
+    """
 
-    @torch.inference_mode()
-    def generate(self, request: Request, max_new_tokens: int) -> list[list[int]]:
-        """Greedy tokens of every question of a request, the stop token included."""
-        pixels = (torch.from_numpy(request.payload.tiles).float()[None] * (1 / 255) - 0.5) / 0.5
-        answers = []
-        for question in request.payload.question_ids:
-            ids = torch.tensor([[*request.payload.prefix_ids, *question]])
-            out = self.model.generate(
-                input_ids=ids,
-                attention_mask=torch.ones_like(ids),
-                pixel_values=pixels,
-                max_new_tokens=max_new_tokens,
-                do_sample=False,
-                pad_token_id=self.pad,
-            )
-            answers.append(out[0, ids.shape[1] :].tolist())
-        return answers
+    def __init__(self, folder: Path, batch_size: int | None = 1) -> None:
+        options = EngineOptions(
+            model=str(folder),
+            engine="transformers",
+            device="cpu",
+            dtype="float32",
+            batch_size=batch_size,
+        )
+        self.engine = open_engine(options)
+
+    def answer(self, conversation: Conversation, questions: Sequence[Question]) -> list[Completion]:
+        """The answers to the questions about a conversation."""
+        request = self.engine.prepare(
+            conversation, [dataclasses.replace(question, on_text=None) for question in questions]
+        )
+        found = run_all(self.engine, [request])
+        return [found[0, number] for number in range(len(questions))]
 
 
 def run_all(engine: Engine, requests: Sequence[Request]) -> dict[tuple[int, int], Completion]:
     """Completions of requests by (number of the request, question)."""
-    queue = RequestQueue(len(requests) + 1)
+    queue = RequestQueue(len(requests) + 1, 1 << 62)
     for number, request in enumerate(requests):
         request.tag = number
         queue.put(request)

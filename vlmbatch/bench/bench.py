@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 
@@ -24,10 +24,25 @@ from vlmbatch.bench.subject import Outcome, Subject
 from vlmbatch.core import Request
 from vlmbatch.engine.torch.device import device_memory
 
-if TYPE_CHECKING:
-    from vlmbatch.bench.compare import Reference
-
 PROMPT = "Describe this image in one sentence."
+
+
+class Comparison(Protocol):
+    """Another implementation, which phases are compared with.
+
+    Attributes:
+        version: Its version.
+    """
+
+    version: str
+
+    def prepare(self, path: Path) -> int:
+        """Read a picture file and prepare it at full detail; return the number of tiles."""
+        ...
+
+    def decode_rate(self, sequences: int, prompt_tokens: int, new_tokens: int) -> float:
+        """Tokens a second of decoding alone."""
+        ...
 
 
 @dataclasses.dataclass
@@ -42,7 +57,7 @@ class Bench:
 
     subject: Subject
     sizes: Sizes
-    reference: Reference | None = None
+    reference: Comparison | None = None
     _warm: bool = False
 
     @functools.cached_property

@@ -63,15 +63,10 @@ def open_bench(settings: Settings, sizes: Sizes | None = None) -> Bench:
         sizes: How much of it; follows from the device, unless it is given.
 
     Raises:
-        MissingDependencyError: transformers is asked for and not installed.
         EngineError: The model or the device is not there.
         JobError: A name is unknown.
     """
     settings.names()
-    if settings.compare:
-        from vlmbatch.bench.compare import Reference, import_transformers
-
-        import_transformers()
     checkpoint = open_checkpoint(settings.shape, settings.model, settings.job.revision)
     subject = Subject(settings.job, checkpoint, settings.model or settings.shape)
     bench = Bench(
@@ -79,9 +74,10 @@ def open_bench(settings: Settings, sizes: Sizes | None = None) -> Bench:
         sizes or choose_sizes(subject.device.type, quick=settings.quick, rounds=settings.rounds),
     )
     if settings.compare:
-        bench.reference = Reference(
-            subject
-        )  # before the engine is opened, which takes its share of what memory is free then
+        from vlmbatch.bench.compare import Reference  # transformers takes seconds to import
+
+        # Before the engine is opened, which takes its share of what memory is free then.
+        bench.reference = Reference(subject)
     return bench
 
 
@@ -103,7 +99,7 @@ def run(
         for name in names:
             starting(name)
             try:
-                yield from PHASES[name](bench) if name in PHASES else workloads.measure(bench, name)
+                yield from _measure(bench, name)
             except (ItemError, RuntimeError, MemoryError) as error:
                 if not isinstance(error, ItemError) and not is_out_of_memory(error):
                     raise
@@ -118,3 +114,16 @@ def run(
                 )
     finally:
         bench.subject.close()
+
+
+def _measure(bench: Bench, name: str) -> Iterator[Row]:
+    """A phase or a workload, compared where there is a reference."""
+    if name in PHASES:
+        return PHASES[name](bench)
+    work = workloads.make(bench, name)
+    if bench.reference is None:
+        return workloads.measure(bench, work)
+    from vlmbatch.bench.compare import Reference, compare
+
+    assert isinstance(bench.reference, Reference)
+    return compare(bench, bench.reference, work)

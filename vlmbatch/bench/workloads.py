@@ -12,7 +12,8 @@ from vlmbatch.bench.bench import PROMPT, Bench
 from vlmbatch.bench.pictures import photo, photos, scan, small_sizes
 from vlmbatch.bench.rows import Row, number, spread, summarize
 from vlmbatch.bench.subject import Outcome
-from vlmbatch.core import Request
+from vlmbatch.core import Picture, Request
+from vlmbatch.job import Detail
 
 LENGTHS = (8, 128, 16, 96, 32, 64, 24, 48)
 """Tokens of answers of very different length, in turn."""
@@ -25,7 +26,9 @@ class Work:
     Attributes:
         name: What ``--only`` calls it.
         what: The work, in words.
-        requests: The prepared requests.
+        pictures: What is asked about.
+        detail: How closely it is looked at.
+        requests: The prepared requests, one a picture.
         max_new_tokens: Length of every answer, or of the longest.
         limits: Length of each request's answer, where they differ.
         unit: What is counted.
@@ -33,6 +36,8 @@ class Work:
 
     name: str
     what: str
+    pictures: Sequence[Picture]
+    detail: Detail
     requests: list[Request]
     max_new_tokens: int
     limits: tuple[int, ...] | None = None
@@ -49,26 +54,34 @@ class Work:
 
 
 def _photos(bench: Bench) -> Work:
-    requests = bench.subject.requests(photos(bench.sizes.photos), [PROMPT], "full")
+    pictures = photos(bench.sizes.photos)
+    requests = bench.subject.requests(pictures, [PROMPT], "full")
     return Work(
         "photos",
         f"{len(requests)} photos at full detail ({_tiles(requests)}), 48 tokens",
+        pictures,
+        "full",
         requests,
         48,
     )
 
 
 def _frames(bench: Bench) -> Work:
-    requests = bench.subject.requests(photos(bench.sizes.frames, ((640, 360),)), [PROMPT], "low")
-    return Work("frames", f"{len(requests)} video frames of 1 tile, 32 tokens", requests, 32)
+    pictures = photos(bench.sizes.frames, ((640, 360),))
+    requests = bench.subject.requests(pictures, [PROMPT], "low")
+    what = f"{len(requests)} video frames of 1 tile, 32 tokens"
+    return Work("frames", what, pictures, "low", requests, 32)
 
 
 def _questions(bench: Bench) -> Work:
     asked = [f"What is in part {part} of the picture?" for part in range(bench.sizes.questions)]
-    requests = bench.subject.requests([photo(0, 640, 480)], asked, "full")
+    pictures = [photo(0, 640, 480)]
+    requests = bench.subject.requests(pictures, asked, "full")
     return Work(
         "questions",
         f"{len(asked)} questions about a photo of {requests[0].tiles} tiles, 32 tokens",
+        pictures,
+        "full",
         requests,
         32,
         unit="answers/s",
@@ -77,11 +90,14 @@ def _questions(bench: Bench) -> Work:
 
 def _lengths(bench: Bench) -> Work:
     count = bench.sizes.lengths
-    requests = bench.subject.requests(photos(count, ((640, 360),)), [PROMPT], "low")
+    pictures = photos(count, ((640, 360),))
+    requests = bench.subject.requests(pictures, [PROMPT], "low")
     limits = tuple(LENGTHS[place % len(LENGTHS)] for place in range(count))
     return Work(
         "lengths",
         f"{count} frames of 1 tile, {min(limits)} to {max(limits)} tokens",
+        pictures,
+        "low",
         requests,
         max(limits),
         limits,
@@ -89,14 +105,15 @@ def _lengths(bench: Bench) -> Work:
 
 
 def _scans(bench: Bench) -> Work:
-    requests = bench.subject.requests(
-        [scan(page) for page in range(bench.sizes.scans)], [PROMPT], "full"
-    )
+    pictures = [scan(page) for page in range(bench.sizes.scans)]
+    requests = bench.subject.requests(pictures, [PROMPT], "full")
     different = len({tile.tobytes() for request in requests for tile in request.payload.tiles})
     tiles = sum((request.tiles or 0) for request in requests)
     return Work(
         "scans",
         f"{len(requests)} scans, {different} of {tiles} tiles differ, 48 tokens",
+        pictures,
+        "full",
         requests,
         48,
     )
@@ -104,10 +121,13 @@ def _scans(bench: Bench) -> Work:
 
 def _small(bench: Bench) -> Work:
     sizes = small_sizes(bench.subject.shape.vision.image_size)
-    requests = bench.subject.requests(photos(bench.sizes.small, sizes), [PROMPT], "native")
+    pictures = photos(bench.sizes.small, sizes)
+    requests = bench.subject.requests(pictures, [PROMPT], "native")
     return Work(
         "small",
         f"{len(requests)} thumbnails, native detail ({_tiles(requests)}), 32 tokens",
+        pictures,
+        "native",
         requests,
         32,
     )
@@ -124,15 +144,15 @@ WORKLOADS: dict[str, Callable[[Bench], Work]] = {
 """By name; each makes its pictures and requests when it is called."""
 
 
-def measure(bench: Bench, name: str) -> Iterator[Row]:
-    """One workload: items a second, and, where there is a reference, its time over ours."""
+def make(bench: Bench, name: str) -> Work:
+    """Prepare a workload, and have what is done at first use done."""
     work = WORKLOADS[name](bench)
     bench.warm(work.requests, work.max_new_tokens)
-    if bench.reference is not None:
-        from vlmbatch.bench.compare import compare
+    return work
 
-        yield from compare(bench, bench.reference, work)
-        return
+
+def measure(bench: Bench, work: Work) -> Iterator[Row]:
+    """One workload in items a second."""
     yield speed(work, bench.repeat(lambda: work.run(bench)))
 
 

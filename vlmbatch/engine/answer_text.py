@@ -67,8 +67,11 @@ class AnswerText:
 
     def _held_back(self, text: str) -> int:
         """Characters at the end that a later token may change."""
-        if text.endswith(INCOMPLETE):
-            return len(text) - len(text.rstrip(INCOMPLETE))
+        whole = text.rstrip(INCOMPLETE)  # what misses bytes may still become part of a stop string
+        return len(text) - min(len(one) - self._begun_stop(one) for one in (text, whole))
+
+    def _begun_stop(self, text: str) -> int:
+        """Characters at the end that a stop string begins with."""
         return max(
             (
                 length
