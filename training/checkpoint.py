@@ -39,7 +39,8 @@ def train_tokenizer() -> tokenizers.Tokenizer:
     """
     rng = np.random.default_rng(7)
     corpus = [
-        "You are provided the following series of two three four five six seven eight nine ten frames from a video.\n\nFrame from:"
+        "You are provided the following series of two three four five six seven eight nine ten "
+        "frames from a video.\n\nFrame from:"
     ] * 50
     corpus += ["User:\nAssistant: User: You"] * 5000
     for _ in range(4000):

@@ -1,7 +1,9 @@
 """Trains the demo model on scenes it draws itself.
 
-    python -m training.train_demo build/demo --compile               # resumable: the same command goes on where it stopped
-    python -m training.train_demo build/demo --export vlmbatch/demo  # writes the checkpoint that ships
+    python -m training.train_demo build/demo --compile
+    python -m training.train_demo build/demo --export vlmbatch/demo
+
+The first command trains, and goes on where it stopped; the second writes the checkpoint that ships.
 
 Two losses: the answers' tokens, and a linear head on the vision encoder's patches that says which
 shape, colour and characters each patch shows (the scene is drawn, so that is known). The head is
@@ -215,7 +217,8 @@ def export(folder: TrainingFolder, target: Path) -> None:
     )
     (target / "model.safetensors").chmod(0o644)
     print(
-        f"{target}: as after step {found.step}; `python -m training.score_demo build/demo_score --model {target}` scores it"
+        f"{target}: as after step {found.step}; `python -m training.score_demo build/demo_score "
+        f"--model {target}` scores it"
     )
 
 

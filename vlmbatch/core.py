@@ -73,9 +73,9 @@ class Item:
         id: Stable across runs: the path relative to its INPUT with ``/`` as separator,
             ``clip.mp4#t=12.000`` for a frame.
         source: Where the bytes came from, as a user would type it.
-        place: Number of its source (a listed file, a row of a table, an entry of an archive) in input
-            order, and its number within that source; both from 0. A shard keeps the places of the
-            whole job, so that the index of a row can be settled when rows are published.
+        place: Number of its source in input order (a listed file, a row of a table, an entry of an
+            archive), and its number within that source; both from 0. A shard keeps the places of
+            the whole job, so that the index of a row can be settled when rows are published.
         media: ``image``, ``frame`` (one frame of a video) or ``clip`` (several in one prompt).
         load: Gives the pixels; raises an ``ItemError`` (ReadError, DecodeError) and nothing else.
         time_seconds: Presentation time of a frame, or start of a clip; None for an image.
@@ -329,8 +329,8 @@ class Record:
     """A row of OUTPUT: one item and question. The keys are the same in JSONL, Parquet and CSV, in
     this order; columns of ``extra`` follow them.
 
-    ``engine``, ``device``, ``dtype`` and ``revision`` are empty when nothing ran. Counts and seconds
-    that the engine does not know are None.
+    ``engine``, ``device``, ``dtype`` and ``revision`` are empty when nothing ran. Counts and
+    seconds that the engine does not know are None.
     """
 
     id: str

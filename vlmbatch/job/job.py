@@ -78,7 +78,8 @@ class Job(
             )
         if self.skip_similar is not None and self.per != "frame":
             raise JobError(
-                "skip_similar goes with --per frame: the frames of a clip or window share one prompt"
+                "skip_similar goes with --per frame: the frames of a clip or window share one "
+                "prompt"
             )
         if self.skip_similar is not None and self.shuffle:
             raise JobError("skip_similar compares frames in their order: leave out shuffle")

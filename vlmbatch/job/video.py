@@ -58,7 +58,8 @@ class VideoOptions:
     skip_similar: float | None = option(
         None,
         "Do not ask about a frame that differs from the last one asked about by at most THRESHOLD "
-        f"anywhere (0 to 1, {DEFAULT_SKIP_SIMILAR} unless given); its row gets that frame's answer.",
+        f"anywhere (0 to 1, {DEFAULT_SKIP_SIMILAR} unless given); its row gets that frame's "
+        "answer.",
         metavar="[THRESHOLD]",
         group="Video",
     )

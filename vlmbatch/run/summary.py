@@ -153,10 +153,15 @@ def cut_off(stats: RowStats, job: Job) -> dict[str, Any]:
     answers = stats.finish["length"]
     if not answers:
         return {"answers": 0, "hint": None}
-    of = f"{answers} of {stats.finish.total()} answers {'was' if answers == 1 else 'were'} cut off at --max-new-tokens {job.max_new_tokens}"
+    of = (
+        f"{answers} of {stats.finish.total()} answers {'was' if answers == 1 else 'were'} cut "
+        f"off at --max-new-tokens {job.max_new_tokens}"
+    )
     return {
         "answers": answers,
-        "hint": f"{of}; --max-new-tokens {2 * job.max_new_tokens} --overwrite asks again with more room",
+        "hint": (
+            f"{of}; --max-new-tokens {2 * job.max_new_tokens} --overwrite asks again with more room"
+        ),
     }
 
 

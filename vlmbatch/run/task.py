@@ -85,7 +85,9 @@ class Loaded:
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """The end of one question: a completion, an error, or neither for an item that resembles another."""
+    """The end of one question: a completion, an error, or neither for an item that resembles
+    another.
+    """
 
     task: Task
     position: int

@@ -143,7 +143,8 @@ class MemoryBudget:
             return
         need = self.weight_bytes + max(self.tile_bytes + cache, int(cache / (1 - WORKSPACE_SHARE)))
         raise OutOfMemoryError(
-            f"{model} needs {gib(need)} ({gib(self.weight_bytes)} of weights, {gib(self.tile_bytes)} for a tile, {gib(cache)} for one sequence) "
+            f"{model} needs {gib(need)} ({gib(self.weight_bytes)} of weights, "
+            f"{gib(self.tile_bytes)} for a tile, {gib(cache)} for one sequence) "
             f"and may take {gib(self.limit)}; {self._advice()}"
         )
 

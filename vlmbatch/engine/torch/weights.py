@@ -94,7 +94,8 @@ def load_model(
             raise ModelLoadError(f"{checkpoint.name}: the weights lack {name}")
         if tuple(tensors[name].shape) != size:
             raise ModelLoadError(
-                f"{checkpoint.name}: {name} is {tuple(tensors[name].shape)}, config.json says {size}"
+                f"{checkpoint.name}: {name} is {tuple(tensors[name].shape)}, config.json says "
+                f"{size}"
             )
     if (
         quantized and shape.tied

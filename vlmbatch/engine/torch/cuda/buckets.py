@@ -220,7 +220,8 @@ class BucketDecoder:
             self.failed = True
             self._steps.clear()
             self._note(
-                f"recording decode steps failed ({type(error).__name__}: {message}); they are done one operation at a time"
+                f"recording decode steps failed ({type(error).__name__}: {message}); they are "
+                "done one operation at a time"
             )
             return
         if difference <= TOLERANCE[self._model.dtype]:  # also not when a number is not finite
@@ -229,7 +230,8 @@ class BucketDecoder:
         else:
             self._given_up.add(self._shape(arenas, buckets))
             self._note(
-                f"a recorded decode step of {sum(buckets)} rows gave other logits ({difference:.2g} of the largest); it is done one operation at a time"
+                f"a recorded decode step of {sum(buckets)} rows gave other logits "
+                f"({difference:.2g} of the largest); it is done one operation at a time"
             )
 
     def forget_stale(self) -> None:
