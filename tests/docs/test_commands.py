@@ -1,0 +1,111 @@
+"""Every vlmbatch command in README and docs runs as it stands there, with the demo model."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.cli.conftest import Command
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+WORK = ("caption", "ocr", "vqa", "video")
+SOME_ERRORS = 3
+"""Exit code of a run over the damaged sample."""
+
+
+def commands(page: Path) -> Iterator[str]:
+    """The lines of a page's shell blocks that run vlmbatch."""
+    for block in re.findall(r"^```sh\n(.*?)^```", page.read_text("utf-8"), re.S | re.M):
+        yield from (line for line in block.splitlines() if re.search(r"\bvlmbatch ", line))
+
+
+def python_blocks(page: Path) -> list[str]:
+    return re.findall(r"^```python\n(.*?)^```", page.read_text("utf-8"), re.S | re.M)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder with what the pages speak of: samples, photos, scans, clips, job files."""
+    samples = ROOT / "sample_data"
+    shutil.copytree(samples, tmp_path / "sample_data")
+    shutil.copytree(ROOT / "pipelines", tmp_path / "pipelines")
+    for source, name in (("images", "photos"), ("scans", "scans"), ("clips", "clips")):
+        shutil.copytree(samples / source, tmp_path / name)
+    (tmp_path / "more").mkdir()
+    first = min((samples / "images").glob("*.jpg"))
+    shutil.copy(first, tmp_path / "more" / "last.jpg")
+    shutil.copy(min((samples / "clips").glob("*.mp4")), tmp_path / "clip.mp4")
+    shutil.copy(
+        tmp_path / "pipelines" / "nightly-captions.yaml", tmp_path / "pipelines" / "nightly.yaml"
+    )
+    return tmp_path
+
+
+def with_demo_model(command: str) -> str:
+    """The command, asking the demo model where the default one would have to be fetched."""
+    words = shlex.split(command)
+    is_work = any(word in WORK for word in words)
+    return command + (" --model demo" if is_work and "--model" not in words else "")
+
+
+def stdin_of(command: str, folder: Path) -> tuple[str | None, str]:
+    """What another program writes into the pipe before vlmbatch, and the rest of the line."""
+    before, pipe, rest = command.rpartition(" | ")
+    if not pipe:
+        return None, command
+    done = subprocess.run(
+        ["bash", "-c", before], cwd=folder, capture_output=True, text=True, check=True
+    )
+    return done.stdout, rest
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_the_commands_of_a_page_run(
+    page: Path, folder: Path, vlmbatch: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_CACHE", str(folder / "hub"))
+    for command in commands(page):
+        stdin, rest = stdin_of(with_demo_model(command), folder)
+        program, *arguments = shlex.split(rest)
+        assert program == "vlmbatch"
+        named = [
+            str(path.relative_to(folder)) if "*" in word else word
+            for word in arguments
+            for path in (sorted(folder.glob(word)) if "*" in word else [Path()])
+        ]
+        done = vlmbatch(*named, stdin=stdin)
+        if " fetch " in command:  # there is no network here
+            assert (done.returncode, "--model demo" in done.stderr) == (1, True), done.stderr
+            continue
+        expected = SOME_ERRORS if "damaged" in command else 0
+        assert done.returncode == expected, f"{command}\n{done.stderr}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_the_python_of_a_page_runs(page: Path, folder: Path) -> None:
+    for block in python_blocks(page):
+        code = block.replace('output="photos.jsonl")', 'output="photos.jsonl", model="demo")')
+        code = code.replace(
+            'model="demo", output="photos.jsonl", model="demo"',
+            'model="demo", output="photos.jsonl"',
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+
+
+def test_readme_is_short_and_its_links_lead_somewhere() -> None:
+    text = (ROOT / "README.md").read_text("utf-8")
+    assert len(text.split()) <= 800
+    for page in PAGES:
+        for link in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text("utf-8")):
+            assert (page.parent / link).exists(), f"{page.name}: {link}"
