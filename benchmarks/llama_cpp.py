@@ -1,7 +1,8 @@
 """Our engine beside llama.cpp: the same random weights, the same processor cores, the same work, in
 turns.
 
-    cmake -S llama.cpp -B build/llama -DCMAKE_BUILD_TYPE=Release -DGGML_NATIVE=ON -DBUILD_SHARED_LIBS=OFF -DLLAMA_OPENSSL=OFF -DLLAMA_BUILD_SERVER=OFF
+    cmake -S llama.cpp -B build/llama -DCMAKE_BUILD_TYPE=Release -DGGML_NATIVE=ON \\
+        -DBUILD_SHARED_LIBS=OFF -DLLAMA_OPENSSL=OFF -DLLAMA_BUILD_SERVER=OFF
     cmake --build build/llama -j 2 --target llama-batched-bench llama-mtmd-cli llama-perplexity
     pip install gguf
     python -m benchmarks.llama_cpp --bin build/llama/bin
@@ -320,7 +321,9 @@ def turns(bench: Bench, llama: LlamaCpp) -> list[Turn]:
 def measure(
     bench: Bench, llama: LlamaCpp, chosen: Iterable[Turn], rounds: int
 ) -> list[dict[str, Any]]:
-    """One row a measurement: rates of both sides and their ratio, each with median, least and most."""
+    """One row a measurement: rates of both sides and their ratio, each with median, least and
+    most.
+    """
     chosen = list(chosen)
     pairs: list[list[tuple[float, float]]] = [[] for _ in chosen]
     for _ in range(rounds):
@@ -389,7 +392,8 @@ def compare(options: argparse.Namespace, folder: Path) -> None:
     machine = bench.describe()
     say = sys.stderr if options.json else sys.stdout
     print(
-        f"{machine['model']}, {machine['dtype']}, {machine['threads']} threads of {machine['device_name']}, torch {machine['torch']}",
+        f"{machine['model']}, {machine['dtype']}, {machine['threads']} threads of "
+        f"{machine['device_name']}, torch {machine['torch']}",
         file=say,
     )
     print(f"llama.cpp {llama.version()}", file=say)
@@ -399,7 +403,8 @@ def compare(options: argparse.Namespace, folder: Path) -> None:
         write(bench.subject.checkpoint, path, dtype)
     if llama.has("llama-perplexity"):
         print(
-            f"mean log-probability of the same tokens: ours {log_likelihood(bench):.6f}, llama.cpp {llama.log_likelihood():.6f}",
+            f"mean log-probability of the same tokens: ours {log_likelihood(bench):.6f}, "
+            f"llama.cpp {llama.log_likelihood():.6f}",
             file=say,
         )
     chosen = [

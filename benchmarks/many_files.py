@@ -225,7 +225,10 @@ def main() -> None:
     parser.add_argument(
         "--folder",
         type=Path,
-        help="where they are made, and removed again; default: the system's folder for temporary files",
+        help=(
+            "where they are made, and removed again; default: the system's folder for temporary "
+            "files"
+        ),
     )
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     options = parser.parse_args()
@@ -236,7 +239,8 @@ def main() -> None:
         print()
         return
     print(
-        f"{f'{options.files:,} files':<36}{'wall s':>8}{'CPU s':>8}{'a second':>11}{'a CPU second':>14}{'bytes each':>12}"
+        f"{f'{options.files:,} files':<36}{'wall s':>8}{'CPU s':>8}{'a second':>11}"
+        f"{'a CPU second':>14}{'bytes each':>12}"
     )
     for row in rows:
         rates = [

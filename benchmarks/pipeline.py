@@ -1,7 +1,7 @@
 """Wall time against the engine's busy time, and memory against the number of items, in fresh
 processes.
 
-python -m benchmarks.pipeline                     # the demo model, 1,000 and 10,000 small pictures of one tile
+python -m benchmarks.pipeline          # the demo model; 1,000 and 10,000 pictures of one tile
 python -m benchmarks.pipeline --model FOLDER --items 40
 """
 

@@ -72,10 +72,12 @@ def answers_about_scenes(count: int, seed: int) -> None:
         if same
     ]
     print(
-        f"{len(equal)} answers about {count} scenes: {len(equal) - sum(equal)} change ({100 * (1 - np.mean(equal)):.2f} %)"
+        f"{len(equal)} answers about {count} scenes: {len(equal) - sum(equal)} change "
+        f"({100 * (1 - np.mean(equal)):.2f} %)"
     )
     print(
-        f"right: {100 * right[0]:.2f} % before, {100 * right[1]:.2f} % with int8; mean |change of mean_logprob| of equal answers {np.mean(moved):.5f}"
+        f"right: {100 * right[0]:.2f} % before, {100 * right[1]:.2f} % with int8; mean |change "
+        f"of mean_logprob| of equal answers {np.mean(moved):.5f}"
     )
 
 
@@ -122,7 +124,8 @@ def logits_of_random_weights(shape: str, dtype: str, sequences: int) -> None:
             attend.finish()
             logits[place] = language.logits(hidden)
     print(
-        f"{shape}, {dtype}, random weights: {100 * np.mean(same):.2f} % of {len(same)} greedy tokens equal, mean |change of logprob| {np.mean(moved):.5f}"
+        f"{shape}, {dtype}, random weights: {100 * np.mean(same):.2f} % of {len(same)} greedy "
+        f"tokens equal, mean |change of logprob| {np.mean(moved):.5f}"
     )
 
 
@@ -138,11 +141,13 @@ def speed(shape: str, dtype: str) -> None:
             12,
         )
         print(
-            f"decode, {sequences} at a time: {best[0] * 1e3:.1f} ms a step, {best[1] * 1e3:.1f} with int8: {best[0] / best[1]:.2f} x"
+            f"decode, {sequences} at a time: {best[0] * 1e3:.1f} ms a step, {best[1] * 1e3:.1f} "
+            f"with int8: {best[0] / best[1]:.2f} x"
         )
     best = _fastest([functools.partial(_prefill, engine) for engine in engines], 4)
     print(
-        f"prefill, 1,024 tokens: {best[0]:.2f} s, {best[1]:.2f} with int8: {best[0] / best[1]:.2f} x"
+        f"prefill, 1,024 tokens: {best[0]:.2f} s, {best[1]:.2f} with int8: "
+        f"{best[0] / best[1]:.2f} x"
     )
 
 

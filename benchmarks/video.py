@@ -1,7 +1,7 @@
 """Sampling a video on one core: ours against a plain loop of OpenCV and against PyAV decoding
 everything; all three take the same frames as RGB.
 
-    python -m benchmarks.video                    # writes a video of 1920 x 1080 first: H.264 (x264, veryfast), a key frame every 10 seconds, B-frames
+    python -m benchmarks.video
     python -m benchmarks.video --seconds 300 --key-every 2 --rounds 2
     python -m benchmarks.video --video FILE
 
@@ -202,12 +202,17 @@ def main() -> None:
         print()
         return
     print(
-        f"{'way':>16}  {'taken':>6}  {'ours /s':>8}  {'OpenCV /s':>9}  {'PyAV /s':>8}  {'over OpenCV':>18}  {'over PyAV':>18}"
+        f"{'way':>16}  {'taken':>6}  {'ours /s':>8}  {'OpenCV /s':>9}  {'PyAV /s':>8}  "
+        f"{'over OpenCV':>18}  {'over PyAV':>18}"
     )
     for row in rows:
-        rates = f"{row['ours_frames_per_second']:8.0f}  {row['opencv_frames_per_second']:9.0f}  {row['pyav_frames_per_second']:8.0f}"
+        rates = (
+            f"{row['ours_frames_per_second']:8.0f}  {row['opencv_frames_per_second']:9.0f}  "
+            f"{row['pyav_frames_per_second']:8.0f}"
+        )
         spreads = [
-            f"{row[f'over_{side}']['median']:.2f} ({row[f'over_{side}']['min']:.2f}–{row[f'over_{side}']['max']:.2f})"
+            f"{row[f'over_{side}']['median']:.2f} "
+            f"({row[f'over_{side}']['min']:.2f}–{row[f'over_{side}']['max']:.2f})"
             for side in ("opencv", "pyav")
         ]
         print(f"{row['way']:>16}  {row['taken']:>6}  {rates}  {spreads[0]:>18}  {spreads[1]:>18}")

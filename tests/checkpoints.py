@@ -55,9 +55,11 @@ LAST_TOKENS = (
 """The media tokens that close it."""
 
 
-def build_tokenizer(corpus: Iterable[str] = (), merges: int = 0) -> tokenizers.Tokenizer:
-    """A byte-level BPE with the published pre-tokenizer and special tokens; without a corpus every
-    byte is a token.
+def build_tokenizer(corpus: Iterable[str] = ("\n\n",), merges: int = 1) -> tokenizers.Tokenizer:
+    """A byte-level BPE with the published pre-tokenizer and special tokens.
+
+    Without arguments every byte is a token, and so are two ends of lines, as in the published
+    vocabularies: they stand behind a picture's last row of tiles.
 
     Args:
         corpus: What the merges are learned from.

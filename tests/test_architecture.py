@@ -16,19 +16,32 @@ import vlmbatch
 from vlmbatch import errors
 
 PACKAGE = Path(vlmbatch.__file__).parent
-FLOOR = {"errors", "tasks", "urls", "values", "filesystems", "job", "core", "checkpoint"}
+FLOOR = {
+    "errors",
+    "tasks",
+    "urls",
+    "values",
+    "text_files",
+    "filesystems",
+    "job",
+    "core",
+    "checkpoint",
+    "hub",
+}
 STAGES = {"read", "sample", "prepare", "engine", "write"}
 ALLOWED = {
     **dict.fromkeys(STAGES, FLOOR),
     "errors": set(),
     "tasks": {"errors"},
     "urls": set(),
+    "text_files": set(),
     "filesystems": {"errors", "urls"},
     "core": {"errors"},
-    "checkpoint": {"errors"},
+    "hub": {"errors"},
+    "checkpoint": {"errors", "hub"},
     "values": {"errors"},
     "job": {"errors", "tasks", "urls", "values"},
-    "questions": FLOOR | {"read"},
+    "questions": FLOOR,
     "evaluate": FLOOR | {"write"},
     "run": FLOOR | STAGES | {"questions"},
     "finetune": FLOOR | STAGES,
@@ -42,7 +55,7 @@ HOMES = {
     "pyarrow": {"write", "read"},
     "av": {"read", "sample", "cli/doctor.py"},
     "scenedetect": {"sample"},
-    "cv2": set(),
+    "cv2": {"sample", "prepare", "read/pictures/colours.py"},
     "click": {"cli"},
     "tqdm": {"cli"},
     "transformers": {"engine", "finetune"},
@@ -116,6 +129,8 @@ def test_help_and_import_load_nothing_heavy() -> None:
         "httpx2",
         "fsspec",
         "pypdfium2",
+        "scenedetect",
+        "cv2",
     }
     assert not loaded_by("import vlmbatch; vlmbatch.JobError") & heavy
     for command in ("caption", "video", "run", "eval", "finetune", "bench", None):

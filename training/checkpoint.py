@@ -21,7 +21,8 @@ TILE = 96
 PATCH = 8
 SCALE = 3  # patches along an edge that become one token
 LONGEST_EDGE = 2 * TILE
-VOCABULARY = 640
+VOCABULARY = 640  # at most
+TWO_LINES = "\n\n"
 
 CHAT_TEMPLATE = (
     "<|im_start|>{% for message in messages %}{{message['role'] | capitalize}}"
@@ -38,7 +39,8 @@ def train_tokenizer() -> tokenizers.Tokenizer:
     """
     rng = np.random.default_rng(7)
     corpus = [
-        "You are provided the following series of two three four five six seven eight nine ten frames from a video.\n\nFrame from:"
+        "You are provided the following series of two three four five six seven eight nine ten "
+        "frames from a video.\n\nFrame from:"
     ] * 50
     corpus += ["User:\nAssistant: User: You"] * 5000
     for _ in range(4000):
@@ -55,6 +57,9 @@ def train_tokenizer() -> tokenizers.Tokenizer:
         ]
         clip = scenes.random_clip(rng, longest=(64, 65), max_frames=2)
         corpus += [clip.caption, *(f"{q} {a}" for q, a in clip.questions)]
+    # The sentences above hold "\n\n" before a word only, where it is two tokens. Before a special
+    # token, as behind the last row of tiles, it is one, which the published vocabularies have.
+    corpus += [TWO_LINES]
     tokenizer = tokenizers.Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [

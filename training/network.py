@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
+from tokenizers import Tokenizer
 from torch import nn
 
 from training.examples import PATCH_CLASSES
@@ -22,6 +23,10 @@ from vlmbatch.finetune.examples import IGNORED
 HALF = torch.bfloat16 if cpu_has_bfloat16() else torch.float32
 MATRICES = ("_proj.weight", "fc1.weight", "fc2.weight", "modality_projection.proj.weight")
 """How the names of hidden matrices end."""
+TOKEN_ROWS = ("embed_tokens.weight", "lm_head.weight")
+"""How the names of matrices with one row a token end."""
+NEW_SHARE = 0.1
+"""Share of what was drawn in the row of a token that a trained checkpoint does not have."""
 EMPTY_WEIGHT = 0.1
 """Of a patch that shows nothing, in the head's loss."""
 
@@ -36,6 +41,7 @@ class Trainee(nn.Module):
     def __init__(self, folder: Path) -> None:
         super().__init__()
         checkpoint = find_checkpoint(str(folder))
+        self.tokenizer = _tokenizer(folder)
         self.shape = ModelShape.from_checkpoint(checkpoint)
         tensors = load_file(checkpoint.require("model.safetensors"))
         self.names = list(tensor_shapes(self.shape))
@@ -46,11 +52,24 @@ class Trainee(nn.Module):
         self.normalization = pixel_normalization(checkpoint)
 
     def start_from(self, folder: Path) -> None:
-        """Takes the weights of a trained checkpoint of the same shapes."""
+        """Takes the weights of a trained checkpoint of the same shapes; its vocabulary may differ.
+
+        Each token keeps its rows, whatever its number. A token that the checkpoint does not have
+        begins at the mean of the rows that spell it there, plus a little of what was drawn for it:
+        equal rows of lm_head would stay equal, as tokens that no answer holds get equal gradients.
+        """
         tensors = load_file(folder / "model.safetensors")
+        spelled = spelled_before(self.tokenizer, _tokenizer(folder))
         with torch.no_grad():
             for name, weight in self.named().items():
-                weight.copy_(tensors[name])
+                if not name.endswith(TOKEN_ROWS):
+                    weight.copy_(tensors[name])
+                    continue
+                for row, ids in zip(weight, spelled, strict=True):
+                    if isinstance(ids, int):
+                        row.copy_(tensors[name][ids])
+                    else:
+                        row.mul_(NEW_SHARE).add_(tensors[name][ids].float().mean(0))
 
     def named(self) -> dict[str, torch.Tensor]:
         """The checkpoint's weights by name."""
@@ -150,3 +169,20 @@ class PackedAttention:
         )
         weights = torch.softmax(q @ k.transpose(-1, -2) + self.mask, dim=-1)
         return (weights @ v).transpose(1, 2).reshape(self.rows * self.longest, heads * dim)
+
+
+def spelled_before(now: Tokenizer, before: Tokenizer) -> list[int | list[int]]:
+    """For each token of ``now``, its id in ``before``, or the ids that spell it there."""
+    spelled: list[int | list[int]] = []
+    for number in range(now.get_vocab_size()):
+        known = before.token_to_id(now.id_to_token(number))
+        if known is not None:
+            spelled.append(known)
+        else:
+            text = now.decode([number], skip_special_tokens=False)
+            spelled.append(before.encode(text, add_special_tokens=False).ids)
+    return spelled
+
+
+def _tokenizer(folder: Path) -> Tokenizer:
+    return Tokenizer.from_file(str(folder / "tokenizer.json"))

@@ -1,7 +1,9 @@
 """Trains the demo model on scenes it draws itself.
 
-    python -m training.train_demo build/demo --compile               # resumable: the same command goes on where it stopped
-    python -m training.train_demo build/demo --export vlmbatch/demo  # writes the checkpoint that ships
+    python -m training.train_demo build/demo --compile
+    python -m training.train_demo build/demo --export vlmbatch/demo
+
+The first command trains, and goes on where it stopped; the second writes the checkpoint that ships.
 
 Two losses: the answers' tokens, and a linear head on the vision encoder's patches that says which
 shape, colour and characters each patch shows (the scene is drawn, so that is known). The head is
@@ -39,7 +41,7 @@ from vlmbatch.finetune.trainer import AnswerTrainer
 
 logger = logging.getLogger("train_demo")
 PATCH_SHARE = 0.5
-"""Of the patches' loss beside the answers'."""
+"""Share of the patches' loss beside the answers', unless another one is asked for."""
 SCORED = 40
 """Pictures of each kind at each detail, while training."""
 TIDY_EVERY = 25
@@ -48,10 +50,16 @@ TIDY_EVERY = 25
 class DemoTrainer(AnswerTrainer):
     """finetune's trainer with the per-patch loss, on packed examples and on tiles alone."""
 
-    def __init__(self, checkpoint: Checkpoint, compiled: bool, **settings: Any) -> None:
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        compiled: bool,
+        patch_share: float,
+        **settings: Any,
+    ) -> None:
         model: Trainee = settings["model"]
         super().__init__(model.normalization, **settings)
-        self.checkpoint = checkpoint
+        self.checkpoint, self.patch_share = checkpoint, patch_share
         self.vision_loss = torch.compile(self._vision_loss) if compiled else self._vision_loss
         self.answer_losses = (
             torch.compile(self._answer_losses, dynamic=True) if compiled else self._answer_losses
@@ -72,7 +80,7 @@ class DemoTrainer(AnswerTrainer):
                 torch.device("cpu")
             )  # batches of many shapes leave the allocator with gigabytes in pieces
         answers, patches = self.answer_losses(model, inputs)
-        return answers + PATCH_SHARE * patches
+        return answers + self.patch_share * patches
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """Scores unseen scenes."""
@@ -139,6 +147,7 @@ def train(arguments: argparse.Namespace) -> bool:
         trainer = DemoTrainer(
             checkpoint,
             arguments.compile,
+            arguments.patch_share,
             model=model,
             args=_settings(folder, schedule, arguments),
             data_collator=lambda batches: batches[0],
@@ -208,7 +217,8 @@ def export(folder: TrainingFolder, target: Path) -> None:
     )
     (target / "model.safetensors").chmod(0o644)
     print(
-        f"{target}: as after step {found.step}; `python -m training.score_demo build/demo_score --model {target}` scores it"
+        f"{target}: as after step {found.step}; `python -m training.score_demo build/demo_score "
+        f"--model {target}` scores it"
     )
 
 
@@ -242,7 +252,15 @@ def main() -> None:
         "--start",
         type=Path,
         metavar="FOLDER",
-        help="begin with the weights of this checkpoint, such as vlmbatch/demo",
+        help="begin with this checkpoint's weights, each token with its own; as vlmbatch/demo",
+    )
+    parser.add_argument(
+        "--patch-share",
+        type=float,
+        default=PATCH_SHARE,
+        metavar="SHARE",
+        help="share of the patches' loss beside the answers' (default: %(default)s); 0 with "
+        "--start and without --vision-steps: the head is new then, and would only disturb",
     )
     parser.add_argument(
         "--reading",

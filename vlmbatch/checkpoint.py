@@ -1,8 +1,8 @@
-"""Where a model's files are and what they say: a folder in the hub's layout, a hub id, or the demo
-model of the package.
+"""Find the files of a model on this disk, and read what they say.
 
-The stages read the same files: ``prepare/`` the processor's, ``engine/`` the configuration and the
-weights. Nothing here loads a weight.
+A model is a folder in the hub's layout, a hub id, or the demo model of the package. The stages read
+the same files: ``prepare/`` those of the processor, ``engine/`` the configuration and the weights.
+Nothing here loads a weight.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from vlmbatch.errors import JobError, ModelLoadError
+from vlmbatch.hub import FILES, VOCABULARIES, hub_folder
 
 DEMO = "demo"
 KNOWN_MODELS = (
@@ -24,10 +25,8 @@ KNOWN_MODELS = (
 )
 """The published SmolVLM2 checkpoints, smallest first."""
 
-FILES = ["*.json", "*.jinja", "*.safetensors", "*.model", "merges.txt", "vocab.txt"]
-"""What is fetched of a repository: no pickled weights, no ONNX copies, no pictures. The last three
-are vocabularies of families that have no tokenizer.json.
-"""
+LFS_POINTER = b"version https://git-lfs.github.com/spec/v1"
+"""First bytes of the small text file that git puts in place of a file kept by Git LFS."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,10 +34,10 @@ class Checkpoint:
     """A checkpoint on this disk.
 
     Attributes:
-        folder: Where its files are.
-        name: What the user called it: a hub id, a path, or ``demo``.
-        revision: The hub's commit, or ``sha256:…`` over the small files and the sizes of the
-            weights for a folder.
+        folder: The folder of its files.
+        name: Its name for the user: a hub id, a path, or ``demo``.
+        revision: The hub's commit; for a folder ``sha256:…`` over the small files and the sizes of
+            the weights.
     """
 
     folder: Path
@@ -46,18 +45,28 @@ class Checkpoint:
     revision: str
 
     def require(self, file: str) -> Path:
-        """The path of a file that must be there.
+        """Return the path of a file that must exist.
 
         Raises:
-            ModelLoadError: It is not.
+            ModelLoadError: It does not exist, or is a Git LFS pointer.
         """
         path = self.folder / file
         if not path.is_file():
             raise ModelLoadError(f"{self.name}: {file} is missing from {self.folder}")
+        try:
+            with open(path, "rb") as opened:
+                start = opened.read(len(LFS_POINTER))
+        except OSError as error:
+            raise ModelLoadError(f"{self.name}: {file} cannot be read: {error}") from error
+        if start == LFS_POINTER:
+            raise ModelLoadError(
+                f"{self.name}: {file} is a Git LFS pointer, not the file itself: "
+                f"run `git lfs pull` in {self.folder}"
+            )
         return path
 
     def read_json(self, file: str, *, required: bool = False) -> dict[str, Any]:
-        """A JSON object of the checkpoint; empty when the file is not there and not required."""
+        """Read a JSON object; empty when the file does not exist and is not required."""
         if not required and not (self.folder / file).is_file():
             return {}
         path = self.require(file)
@@ -71,29 +80,33 @@ class Checkpoint:
 
     @functools.cached_property
     def config(self) -> dict[str, Any]:
-        """config.json, checked to be SmolVLM's."""
+        """The object in config.json.
+
+        Raises:
+            ModelLoadError: It is not SmolVLM's.
+        """
         config = self.read_json("config.json", required=True)
         if config.get("model_type") != "smolvlm":
             raise ModelLoadError(
-                f"{self.name} is not a SmolVLM2 checkpoint (its type is {config.get('model_type') or 'unknown'}); take one of {', '.join(KNOWN_MODELS)}"
+                f"{self.name} is not a SmolVLM2 checkpoint (its type is "
+                f"{config.get('model_type') or 'unknown'}); take one of {', '.join(KNOWN_MODELS)}"
             )
         return config
 
     def image_processor(self) -> dict[str, Any]:
-        """The image processor's settings: preprocessor_config.json, or the part of
-        processor_config.json that newer files hold.
-        """
+        """Read the settings of the image processor, from whichever file holds them."""
         settings = self.read_json("preprocessor_config.json") or self.read_json(
             "processor_config.json"
         ).get("image_processor", {})
         if "size" not in settings or "max_image_size" not in settings:
             raise ModelLoadError(
-                f"{self.name}: neither preprocessor_config.json nor processor_config.json says how pictures are cut"
+                f"{self.name}: neither preprocessor_config.json nor processor_config.json says how "
+                "pictures are cut"
             )
         return dict(settings)
 
     def video_processor(self) -> dict[str, Any]:
-        """The video processor's settings, from whichever file holds them; empty when none does."""
+        """Read the settings of the video processor; empty when no file holds them."""
         return dict(
             self.read_json("video_preprocessor_config.json")
             or self.read_json("processor_config.json").get("video_processor", {})
@@ -101,11 +114,10 @@ class Checkpoint:
         )
 
     def image_seq_len(self) -> int:
-        """Image tokens a tile: (image_size / patch_size / scale_factor)²; what a processor file
-        says must agree.
+        """Return the number of image tokens a tile: (image_size / patch_size / scale_factor)².
 
         Raises:
-            ModelLoadError: It does not.
+            ModelLoadError: The processor's file says something else.
         """
         vision = self.config.get("vision_config") or {}
         try:
@@ -116,21 +128,22 @@ class Checkpoint:
             ) ** 2
         except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
             raise ModelLoadError(
-                f"{self.name}: config.json does not say how large tiles and patches are ({error})"
+                f"{self.name}: config.json lacks the sizes of tiles and patches ({error})"
             ) from error
         stated = self.read_json("processor_config.json").get("image_seq_len", computed)
         if stated != computed:
             raise ModelLoadError(
-                f"{self.name}: the processor writes {stated} image tokens a tile, the vision encoder gives {computed}"
+                f"{self.name}: the processor writes {stated} image tokens a tile, the vision "
+                f"encoder gives {computed}"
             )
         return computed
 
     def tokenizer_config(self) -> dict[str, Any]:
-        """tokenizer_config.json; empty when it is not there."""
+        """Read tokenizer_config.json; empty when it does not exist."""
         return self.read_json("tokenizer_config.json")
 
     def chat_template(self) -> str:
-        """Jinja source of the chat template.
+        """Read the Jinja source of the chat template.
 
         Raises:
             ModelLoadError: No file has one.
@@ -147,7 +160,11 @@ class Checkpoint:
         )
 
     def end_token_ids(self) -> frozenset[int]:
-        """Token ids that end an answer, from generation_config.json or config.json."""
+        """Return the token ids that end an answer.
+
+        Raises:
+            ModelLoadError: Neither generation_config.json nor config.json has one.
+        """
         text = self.config.get("text_config") or {}
         for source in (self.read_json("generation_config.json"), self.config, text):
             ids = source.get("eos_token_id")
@@ -158,30 +175,30 @@ class Checkpoint:
         )
 
     def weight_files(self) -> list[Path]:
-        """The safetensors files: one, or the shards that an index names.
+        """Return the paths of the safetensors files: one, or the shards that an index names.
 
         Raises:
-            ModelLoadError: None, or not all of them, are there.
+            ModelLoadError: There is none, a shard is missing, or one is a Git LFS pointer.
         """
         index = self.read_json("model.safetensors.index.json")
         if index:
             return [self.require(file) for file in sorted(set(index["weight_map"].values()))]
         if (self.folder / "model.safetensors").is_file():
-            return [self.folder / "model.safetensors"]
+            return [self.require("model.safetensors")]
         hint = "; pickled weights are not read" if any(self.folder.glob("*.bin")) else ""
         raise ModelLoadError(f"{self.name}: no model.safetensors in {self.folder}{hint}")
 
 
 def find_checkpoint(model: str, revision: str | None = None, *, fetch: bool = False) -> Checkpoint:
-    """Finds the files of a model, fetching them from the hub where they are not here yet.
+    """Find the files of a model, fetching them from the hub if necessary.
 
     Args:
         model: A folder in the hub's layout, a hub id, or ``demo``.
         revision: Branch, tag or commit of a hub id.
-        fetch: Ask the hub even when a complete copy is in the cache.
+        fetch: Ask the hub even when the cache has a complete copy.
 
     Raises:
-        JobError: A revision of what has none.
+        JobError: A folder or ``demo`` has no revision to choose.
         ModelLoadError: There is no such folder, or the hub cannot be reached and the cache has no
             copy.
     """
@@ -197,15 +214,20 @@ def find_checkpoint(model: str, revision: str | None = None, *, fetch: bool = Fa
         raise ModelLoadError(
             f"no such model: {model} is neither a folder, a hub id (owner/name) nor `demo`"
         )
-    folder = _hub_folder(model, revision, fetch)
+    folder = hub_folder(model, revision, None if fetch else _check_weights)
     return Checkpoint(folder, model, folder.name)
 
 
+def _check_weights(folder: Path) -> None:
+    """Raise ModelLoadError for a folder that lacks weights."""
+    Checkpoint(folder, folder.name, "").weight_files()
+
+
 def check_revision(model: str, revision: str | None) -> None:
-    """Refuses a revision of a model that has only one.
+    """Refuse a revision of a model that has only one.
 
     Raises:
-        JobError: It is of the demo model, or of a folder.
+        JobError: The model is a folder or the demo model.
     """
     what = (
         "the model that ships inside the package"
@@ -219,67 +241,23 @@ def check_revision(model: str, revision: str | None) -> None:
 
 
 def _refuse_adapter(folder: Path) -> None:
-    """Says what to do with a folder that holds an adapter and no checkpoint."""
+    """Refuse a folder that holds an adapter and no checkpoint, and name the command to merge it."""
     if (folder / "config.json").exists():
         return
     for adapter in (folder, folder / "adapter"):
         if (adapter / "adapter_config.json").is_file():
             raise ModelLoadError(
-                f"{adapter} is an adapter, not a checkpoint: `vlmbatch models merge {adapter} -o FOLDER` makes one of it, for --model FOLDER"
+                f"{adapter} is an adapter, not a checkpoint: `vlmbatch models merge {adapter} "
+                "-o FOLDER` makes one of it, for --model FOLDER"
             )
-
-
-def cached_folder(model: str) -> Path | None:
-    """Where the hub's cache has a model's config.json; None when it has none. Asks no network."""
-    import huggingface_hub
-
-    path = huggingface_hub.try_to_load_from_cache(model, "config.json")
-    return Path(path).parent if isinstance(path, str) else None
-
-
-def _hub_folder(model: str, revision: str | None, fetch: bool) -> Path:
-    import huggingface_hub
-    from huggingface_hub import errors
-
-    def snapshot(local: bool) -> Path:
-        return Path(
-            huggingface_hub.snapshot_download(
-                model, revision=revision, allow_patterns=FILES, local_files_only=local
-            )
-        )
-
-    if not fetch:
-        try:
-            cached = snapshot(local=True)
-            if Checkpoint(cached, model, "").weight_files():
-                return cached
-        except (errors.LocalEntryNotFoundError, ModelLoadError, OSError, ValueError):
-            pass  # not in the cache, or not whole: the hub is asked
-    try:
-        return snapshot(local=False)
-    except errors.GatedRepoError as error:
-        raise ModelLoadError(
-            f"{model} is gated: accept its terms on the hub and set HF_TOKEN"
-        ) from error
-    except errors.RevisionNotFoundError as error:
-        raise ModelLoadError(f"{model} has no revision {revision}") from error
-    except errors.RepositoryNotFoundError as error:
-        raise ModelLoadError(
-            f"the hub has no model {model} (or it is private: set HF_TOKEN)"
-        ) from error
-    except Exception as error:  # the hub client raises its transport's own errors too
-        raise ModelLoadError(
-            f"{model} is not in the cache and the hub cannot be reached ({type(error).__name__}); "
-            f"try `--model demo`, or run `vlmbatch models fetch {model}` where there is a network"
-        ) from error
 
 
 def _folder_revision(folder: Path) -> str:
-    """A fingerprint that changes when the checkpoint does: contents of the small files, name, size
-    and time of the weights.
-    """
+    """Return a fingerprint of the small files' contents, and of name, size and time of weights."""
     digest = hashlib.sha256()
-    for path in sorted(path for pattern in FILES for path in folder.glob(pattern)):
+    has_tokenizer = (folder / "tokenizer.json").exists()
+    patterns = FILES if has_tokenizer else (*FILES, *VOCABULARIES)
+    for path in sorted(path for pattern in patterns for path in folder.glob(pattern)):
         status = path.stat()
         digest.update(path.name.encode())
         if path.suffix == ".safetensors" and status.st_size > 64 << 20:

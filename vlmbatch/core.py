@@ -40,7 +40,7 @@ _PART_OF_MEDIA: Mapping[Media, PartKind] = {
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Pixels:
-    """What ``Item.load`` gives.
+    """The pixels of an item.
 
     Attributes:
         frames: RGB pictures, upright: one for an image or frame, several for a clip.
@@ -73,9 +73,9 @@ class Item:
         id: Stable across runs: the path relative to its INPUT with ``/`` as separator,
             ``clip.mp4#t=12.000`` for a frame.
         source: Where the bytes came from, as a user would type it.
-        place: Number of its source (a listed file, a row of a table, an entry of an archive) in input
-            order, and its number within that source; both from 0. A shard keeps the places of the
-            whole job, so that the index of a row can be settled when rows are published.
+        place: Number of its source in input order (a listed file, a row of a table, an entry of an
+            archive), and its number within that source; both from 0. A shard keeps the places of
+            the whole job, so that the index of a row can be settled when rows are published.
         media: ``image``, ``frame`` (one frame of a video) or ``clip`` (several in one prompt).
         load: Gives the pixels; raises an ``ItemError`` (ReadError, DecodeError) and nothing else.
         time_seconds: Presentation time of a frame, or start of a clip; None for an image.
@@ -124,7 +124,7 @@ class Part:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Turn:
-    """What one side says.
+    """The words and pixels of one side.
 
     Attributes:
         role: ``system``, ``user`` or ``assistant``.
@@ -137,7 +137,7 @@ class Turn:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Conversation:
-    """What all questions of a request share. A picture and a question is the shortest one.
+    """The part of a chat that all questions of a request share. The shortest one is a picture.
 
     Attributes:
         turns: The turns so far. A question continues the last turn where that is the user's, and
@@ -254,8 +254,8 @@ class Request:
 
 @dataclasses.dataclass(slots=True)
 class Timing:
-    """Where an answer's time went: wall seconds of the phases that it took part in, and its share
-    of the engine's busy time. None: the engine cannot tell.
+    """Wall seconds of the phases that an answer took part in, and its share of the engine's busy
+    time. None: the engine cannot tell.
 
     Attributes:
         wait_seconds: From the queue's taking the request to its first computation.
@@ -328,6 +328,9 @@ class Completion:
 class Record:
     """A row of OUTPUT: one item and question. The keys are the same in JSONL, Parquet and CSV, in
     this order; columns of ``extra`` follow them.
+
+    ``engine``, ``device``, ``dtype`` and ``revision`` are empty when nothing ran. Counts and
+    seconds that the engine does not know are None.
     """
 
     id: str
@@ -369,7 +372,7 @@ class Record:
 
     @property
     def key(self) -> tuple[str, str, str]:
-        """What identifies a row across runs."""
+        """The identity of a row across runs."""
         return self.id, self.task, self.prompt
 
 

@@ -3,22 +3,34 @@
 from __future__ import annotations
 
 import csv
-import json
-from collections.abc import Iterable, Mapping
-from pathlib import Path
+import io
+import os
+from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import Any
 
 from vlmbatch.core import Item
-from vlmbatch.errors import JobError
+from vlmbatch.errors import JobError, one_line
 from vlmbatch.job import Job
+from vlmbatch.job.questions import check_question
+from vlmbatch.text_files import (
+    LARGEST_FIELD,
+    delimiter_of,
+    open_text,
+    parse_json,
+    repeated_name,
+)
 
 ITEM_KEYS = ("id", "image", "video", "path", "file", "source")
 QUESTION_KEYS = ("question", "prompt", "text")
+_KNOWN_NAMES = frozenset((*ITEM_KEYS, *QUESTION_KEYS))
+
+Asked = tuple[int, str | None, str]
+"""Line, id (None for every item) and question."""
 
 
 class Questions:
-    """What is asked about each item, and which of the ids that are asked about have turned up.
+    """The questions about each item, and the ids among them that have turned up.
 
     Args:
         common: Asked about every item.
@@ -40,15 +52,15 @@ class Questions:
         self._has_asked = False
 
     def about(self, item_id: str) -> tuple[str, ...]:
-        """The questions about an item, each once, common ones first."""
+        """Return the questions about an id, each once, common ones first."""
         key = self._key(item_id)
         return (
             self.common if key is None else tuple(dict.fromkeys((*self.common, *self.by_item[key])))
         )
 
     def of(self, item: Item) -> tuple[str, ...]:
-        """What is asked about an item of the run: its own questions, or else those about its id,
-        which has turned up now.
+        """Return the questions about an item of the run, its own or else those about its id. The
+        id has turned up now.
         """
         key = self._key(item.id)
         if key is not None:
@@ -59,8 +71,8 @@ class Questions:
         return asked
 
     def missed(self, *, is_all: bool) -> dict[str, Any] | None:
-        """The ids that no item had, as plain JSON values; None when there are none, or nobody
-        knows.
+        """Return the ids that no item had, as plain JSON values; None when there are none, or
+        that is not known.
 
         Args:
             is_all: Whether every item of the job turned up.
@@ -74,7 +86,11 @@ class Questions:
             )
         else:
             ids = "its id" if len(missed) == 1 else f"any of its {len(missed)} ids"
-            hint = f"no item{'' if is_all else ' within --limit'} has {ids}: it asks about {missed[0]!r}, and an item here is {self._first_id!r}"
+            where = "" if is_all else " within --limit"
+            hint = (
+                f"no item{where} has {ids}: it asks about {missed[0]!r}, "
+                f"and an item here is {self._first_id!r}"
+            )
         return {
             "ids": len(self.by_item),
             "missed": len(missed),
@@ -82,7 +98,7 @@ class Questions:
         }
 
     def check(self) -> None:
-        """Refuses a file that asks about other things than the items, all of which have turned up.
+        """Refuse a file that asks about other things than the items, all of which have turned up.
 
         Raises:
             JobError: There were items and nothing was asked about any of them; the message has an
@@ -93,8 +109,8 @@ class Questions:
             raise JobError(missed["hint"])
 
     def _key(self, item_id: str) -> str | None:
-        """The id that the file has for an item: its own, or that of the video or document which it
-        is a part of.
+        """Return the id that the file has for an item: its own, or that of its video or
+        document.
         """
         whole = item_id.rpartition("#")[0]
         return (
@@ -107,7 +123,7 @@ class Questions:
 
 
 def read_questions(job: Job) -> Questions:
-    """The questions of a job: its instruction, its ``-q`` questions or its question file.
+    """Return the questions of a job: its instruction, its ``-q`` questions or its question file.
 
     Raises:
         JobError: The file cannot be read or is not of a known form; the message names the line.
@@ -116,66 +132,97 @@ def read_questions(job: Job) -> Questions:
         return Questions((job.instruction or "",))
     if job.questions_file is None:
         return Questions(tuple(dict.fromkeys(job.questions)))
-    path = Path(job.questions_file)
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-        raise JobError(f"question file {path}: {reason}") from error
-    parse = {".txt": _lines, ".jsonl": _jsonl, ".csv": _csv}.get(path.suffix.lower())
+    path = job.questions_file
+    parse = _PARSERS.get(os.path.splitext(path)[1].lower())
     if parse is None:
         raise JobError(f"question file {path}: write it as .txt, .jsonl or .csv")
-    questions = _collect(parse(text, path), path)
+    try:
+        with open_text(path, errors="strict") as file:
+            text = file.read()
+        questions = _collect(parse(text), path)
+    except UnicodeDecodeError as error:
+        raise JobError(f"question file {path}: it is not UTF-8 text") from error
+    except (OSError, ValueError) as error:  # JobError is a ValueError
+        raise JobError(f"question file {path}: {one_line(error)}") from error
     if not questions.common and not questions.by_item:
         raise JobError(f"question file {path}: no questions in it")
     return questions
 
 
-def _collect(rows: Iterable[tuple[int, str | None, str]], path: Path) -> Questions:
+class _LineError(JobError):
+    """Something is wrong with a line."""
+
+    def __init__(self, line: int, message: str) -> None:
+        super().__init__(f"line {line}: {message}")
+
+
+def _collect(rows: Iterator[Asked], path: str) -> Questions:
     common: list[str] = []
     by_item: dict[str, list[str]] = {}
     for line, item, question in rows:
         if not question.strip():
-            raise JobError(f"question file {path}, line {line}: an empty question")
+            raise _LineError(line, "an empty question")
+        try:
+            check_question(question)
+        except JobError as error:
+            raise _LineError(line, str(error)) from error
         (common if item is None else by_item.setdefault(item, [])).append(question.strip())
     return Questions(
         tuple(dict.fromkeys(common)),
         {item: tuple(asked) for item, asked in by_item.items()},
-        str(path),
+        path,
     )
 
 
-def _lines(text: str, path: Path) -> Iterable[tuple[int, str | None, str]]:
-    return [(number, None, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
+def _lines(text: str) -> Iterator[Asked]:
+    for number, line in enumerate(text.split("\n"), 1):
+        if line.strip():
+            yield number, None, line
 
 
-def _jsonl(text: str, path: Path) -> Iterable[tuple[int, str | None, str]]:
+def _jsonl(text: str) -> Iterator[Asked]:
     for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            row = parse_json(line)
         except ValueError as error:
-            raise JobError(f"question file {path}, line {number}: not JSON ({error})") from error
+            raise _LineError(number, f"not JSON ({one_line(error)})") from error
         if isinstance(row, str):
             yield number, None, row
-            continue
-        if not isinstance(row, dict):
-            raise JobError(f"question file {path}, line {number}: neither an object nor a text")
-        yield number, *_pick(row, path, number)
+        elif isinstance(row, dict):
+            yield number, *_pick(row, number)
+        else:
+            raise _LineError(number, "neither an object nor a text")
 
 
-def _csv(text: str, path: Path) -> Iterable[tuple[int, str | None, str]]:
-    rows = csv.DictReader(text.splitlines(keepends=True))
-    for row in rows:
-        yield rows.line_num, *_pick(row, path, rows.line_num)
+def _csv(text: str) -> Iterator[Asked]:
+    csv.field_size_limit(max(csv.field_size_limit(), LARGEST_FIELD))
+    file = io.StringIO(text, newline="")
+    delimiter = delimiter_of(file, _KNOWN_NAMES)
+    rows = csv.DictReader(file, delimiter=delimiter, strict=True)
+    try:
+        if name := repeated_name(list(rows.fieldnames or ())):
+            raise JobError(f"two columns are named {name!r}; rename one of them")
+        for row in rows:
+            if None in row:
+                raise _LineError(
+                    rows.line_num,
+                    f"more fields than the header has; quote texts that hold a {delimiter!r}",
+                )
+            yield rows.line_num, *_pick(row, rows.line_num)
+    except csv.Error as error:
+        raise _LineError(rows.line_num, one_line(error)) from error
 
 
-def _pick(row: Mapping[str, Any], path: Path, line: int) -> tuple[str | None, str]:
+_PARSERS = {".txt": _lines, ".jsonl": _jsonl, ".csv": _csv}
+
+
+def _pick(row: Mapping[str, Any], line: int) -> tuple[str | None, str]:
     question = next((row[key] for key in QUESTION_KEYS if row.get(key) is not None), None)
     if not isinstance(question, str):
-        raise JobError(
-            f"question file {path}, line {line}: no text under {' or '.join(QUESTION_KEYS)}"
-        )
+        raise _LineError(line, f"no text under {' or '.join(QUESTION_KEYS)}")
     item = next((row[key] for key in ITEM_KEYS if row.get(key)), None)
+    if item is not None and not isinstance(item, str | int | float):
+        raise _LineError(line, f"the id is neither a text nor a number: {type(item).__name__}")
     return (None if item is None else str(item).replace("\\", "/").removeprefix("./")), question

@@ -1,38 +1,38 @@
-"""The tasks: how each one asks and how its answer is read.
+"""Default prompt of each task, and reading of its answers.
 
-The wording matters with models of this size: each default is a whole sentence that asks for one
-thing, as in the conversations that the checkpoints were tuned on. `--prompt` replaces it, and every
-record states what was asked.
+The caption prompt is that of the published SmolVLM and SmolVLM2 model cards. Their prompt for
+videos, "Describe this video in detail", asks for more than the 64 tokens of a caption hold, and the
+demo model was not trained on it; the cards have no prompt for reading text. So these two are our
+own. No wording was measured against another one. `--prompt` replaces it, and every record states
+what was asked.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Literal
+from typing import Literal, get_args
 
 Task = Literal["caption", "ocr", "vqa"]
-TASKS: tuple[Task, ...] = ("caption", "ocr", "vqa")
+TASKS: tuple[Task, ...] = get_args(Task)
 
 DEFAULT_PROMPTS: Mapping[str, str] = MappingProxyType(
     {
-        "caption": "Describe this image in one sentence.",
+        "caption": "Can you describe this image?",
         "ocr": "Read all the text in this image.",
         "clip": "Describe what happens in this video in one sentence.",
         "clip-ocr": "Read all the text in this video.",
     }
 )
-"""What is asked when nothing else is: per task for a picture, and with ``clip`` for a clip or
-window.
-"""
+"""Prompt of each task for a picture; the keys with ``clip`` are for a clip or window."""
 
 
 def default_prompt(task: Task, *, clip: bool = False) -> str | None:
-    """The prompt of a task, or None for vqa, whose questions are the user's.
+    """Return the prompt of a task, or None for vqa: its questions come from the user.
 
     Args:
         task: The task.
-        clip: The items are clips or windows of a video, not single pictures.
+        clip: Whether the items are clips or windows of a video, not single pictures.
     """
     if task == "vqa":
         return None
@@ -42,12 +42,10 @@ def default_prompt(task: Task, *, clip: bool = False) -> str | None:
 
 
 def parse_answer(task: Task, text: str) -> str:
-    """The answer as it goes into a record: white space around it cut off, and a caption on one
-    line.
+    """Return the answer as a record has it.
 
-    Args:
-        task: The task. The text of a scan keeps its lines.
-        text: What the model said.
+    White space at both ends is removed. A caption or an answer becomes one line; text that was
+    read keeps its lines.
     """
     text = text.strip()
     return text if task == "ocr" else " ".join(text.split())

@@ -1,4 +1,4 @@
-"""Two ways to run a command line: as a process of its own, and, many times quicker, in this one."""
+"""Run a command line as a process of its own, or, many times quicker, in this process."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Command = Callable[..., "subprocess.CompletedProcess[str]"]
 
 @pytest.fixture
 def process(tmp_path: Path) -> Command:
-    """Runs a command line in an empty folder, as a user does."""
+    """Run a command line in an empty folder, as a user does."""
 
     def call(*arguments: object, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
@@ -42,8 +42,9 @@ def process(tmp_path: Path) -> Command:
 
 @pytest.fixture
 def vlmbatch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Command:
-    """Runs a command line in an empty folder, in this process: from the arguments to the exit code
-    by the same function, without the two seconds of a start.
+    """Run a command line in an empty folder, in this process.
+
+    The same function goes from the arguments to the exit code, without the seconds of a start.
     """
 
     def call(*arguments: object, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
@@ -51,7 +52,7 @@ def vlmbatch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Command:
         code = 0
         with (
             monkeypatch.context() as patch,
-            as_it_was(),
+            as_a_process(),
             CliRunner().isolation(input=stdin) as (stdout, stderr, _),
         ):
             patch.chdir(tmp_path)
@@ -69,24 +70,25 @@ def vlmbatch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Command:
 
 
 @contextlib.contextmanager
-def as_it_was() -> Iterator[None]:
-    """Puts back what a command changes in its process, as it may count on ending with it: signals,
-    log handlers, the filter of warnings.
-    """
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+def as_a_process() -> Iterator[None]:
+    """Filter warnings as Python does by itself: the process that is meant would end after it."""
+    with warnings.catch_warnings():
+        warnings.resetwarnings()
+        warnings.simplefilter("ignore", ResourceWarning)
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _command_leaves_nothing() -> Iterator[None]:
+    """Restore what a command changes in its process: signals and log handlers."""
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+    actions = {number: signal.getsignal(number) for number in numbers}
     loggers = [logging.getLogger(name) for name in ("vlmbatch", "vlmbatch.report", "py.warnings")]
-    states = [(each.handlers, each.propagate, each.level) for each in loggers]
-    try:
-        with warnings.catch_warnings():
-            warnings.resetwarnings()
-            warnings.simplefilter(
-                "ignore", ResourceWarning
-            )  # as Python does by itself; the process that is meant would end here
-            yield
-    finally:
-        logging.captureWarnings(False)
-        for each, (handlers_before, each.propagate, level) in zip(loggers, states, strict=True):
-            each.handlers = handlers_before
-            each.setLevel(level)
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
+    states = [(each.handlers[:], each.propagate, each.level) for each in loggers]
+    yield
+    logging.captureWarnings(False)
+    for each, (handlers, propagate, level) in zip(loggers, states, strict=True):
+        each.handlers, each.propagate = handlers, propagate
+        each.setLevel(level)
+    for number, action in actions.items():
+        signal.signal(number, action)

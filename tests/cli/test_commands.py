@@ -19,7 +19,7 @@ import yaml
 
 from tests.cli.conftest import Command
 from tests.media import numbered, write_huge_png, write_picture, write_video
-from tests.write.rows import crash, record, store
+from tests.write.rows import record, store
 from vlmbatch.engine.torch.cpu import int8 as digits
 
 
@@ -489,7 +489,7 @@ def test_what_a_killed_run_left_is_told_to_who_asks(
     rows.write(record(0))
     rows.write(record(1))
     rows.commit()
-    crash(rows)
+    rows.abandon()
     (tmp_path / "right.csv").write_text("id,answer\n0.jpg,x\n")
     result = vlmbatch(*asking, "out.jsonl")
     assert result.returncode == 1

@@ -5,13 +5,15 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner, Result
 
-from tests.write.rows import failed, record, store
+from tests.write.rows import bare, failed, record, store
 from vlmbatch.cli.main import cli
 
 
@@ -91,3 +93,37 @@ def test_carried_columns_come_along(tmp_path: Path) -> None:
             ("", ""),
             ("8.5", ""),
         ]
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "parquet", "csv"])
+def test_rows_without_figures_are_counted_and_exported_as_they_are(
+    tmp_path: Path, suffix: str
+) -> None:
+    output = tmp_path / f"out.{suffix}"
+    with store(output) as rows:
+        rows.write(bare(0))
+        rows.write(bare(1, status="error", error_type="ReadError", text=None, engine="", model=""))
+    figures = json.loads(call("stats", output, "--json").stdout)
+    assert (figures["rows"], figures["tiles"], figures["new_tokens"]) == (2, 0, 0)
+    assert figures["models"] == {"demo (torch)": 1, "no model": 1}
+    assert "1 row by demo (torch)" in call("stats", output).stdout
+    call("export", output, "--to", "jsonl", "-o", tmp_path / "again.jsonl")
+    for line in (tmp_path / "again.jsonl").read_text().splitlines():
+        assert (json.loads(line)["batch_size"], json.loads(line)["decode_seconds"]) == (None, None)
+
+
+@pytest.mark.parametrize("form", ["jsonl", "csv"])
+@pytest.mark.parametrize("closed", [True, False])
+def test_a_stdout_that_cannot_be_written_to_is_one_line(
+    output: Path, form: str, closed: bool
+) -> None:
+    if not closed and not Path("/dev/full").exists():
+        pytest.skip("no device that is full")
+    shell = f'exec "$@" {">&-" if closed else ">/dev/full"}'
+    command = [sys.executable, "-m", "vlmbatch", "export", output, "--to", form, "-o", "-"]
+    result = subprocess.run(
+        ["sh", "-c", shell, "sh", *command], capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 1
+    assert result.stderr.startswith("vlmbatch: cannot write to stdout: ")
+    assert result.stderr.count("\n") == 1

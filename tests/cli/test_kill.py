@@ -104,7 +104,9 @@ def test_kill_9_at_random_moments_loses_and_doubles_nothing(
     assert not (tmp_path / "out.jsonl.lock").exists()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1], ids=lambda n: n.name
+)
 def test_an_interrupted_run_commits_and_can_go_on(
     command: list[str], tmp_path: Path, number: signal.Signals
 ) -> None:
@@ -124,6 +126,38 @@ def test_an_interrupted_run_commits_and_can_go_on(
     assert again.returncode == 0, errors
     assert len(rows(tmp_path)) == PICTURES * QUESTIONS
     assert f"{len(found)} done before" in errors
+
+
+def test_a_hang_up_that_was_ignored_at_the_start_stays_ignored(
+    command: list[str], tmp_path: Path
+) -> None:
+    process = begin(["nohup", *command, "--limit", "40"], tmp_path)
+    while journal_lines(tmp_path) < 1 and process.poll() is None:
+        time.sleep(0.01)  # watching another process, not synchronising with it
+    process.send_signal(signal.SIGHUP)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    assert len(rows(tmp_path)) == 40 * QUESTIONS
+
+
+def test_a_hang_up_may_be_sent_again_while_the_run_ends(tmp_path: Path) -> None:
+    """A terminal that goes away sends one, and its shell another one."""
+    code = (
+        "import os, signal, sys\n"
+        "from vlmbatch.cli.signals import catch_signals\n"
+        "class Counter:\n"
+        "    stops = 0\n"
+        "    def stop(self): self.stops += 1\n"
+        "counter = Counter()\n"
+        "catch_signals(counter)\n"
+        "for number in (signal.SIGHUP, signal.SIGHUP, signal.SIGUSR1, signal.SIGTERM):\n"
+        "    os.kill(os.getpid(), number)\n"
+        "print(counter.stops, flush=True)\n"
+        "os.kill(os.getpid(), signal.SIGTERM)\n"
+    )
+    process = begin([sys.executable, "-c", code], tmp_path)
+    output, errors = process.communicate(timeout=60)
+    assert (output, process.returncode, errors) == ("2\n", -signal.SIGTERM, "")
 
 
 def test_a_second_run_on_the_same_output_ends_at_once(command: list[str], tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.write.rows import SUFFIXES, failed, record
+from tests.write.rows import COUNTS, SECONDS, SUFFIXES, bare, failed, record
 from vlmbatch.core import RECORD_FIELDS, Record
 from vlmbatch.job import Job
 from vlmbatch.write import Writer, open_output, read_records
@@ -94,3 +94,15 @@ class TestWriter:
         with writer:
             writer.write(odd, order=0)
         assert read()[0]["mean_logprob"] is None
+
+    def test_what_an_engine_does_not_know_is_null(
+        self, opened: tuple[Writer, Callable[[], Rows]]
+    ) -> None:
+        writer, read = opened
+        with writer:
+            writer.write(bare(0), order=0)
+            writer.write(record(1), order=1)
+        empty, full = read()
+        assert [empty[name] for name in (*COUNTS, *SECONDS)] == [None] * 11
+        assert [empty[name] for name in ("revision", "device", "dtype")] == ["", "", ""]
+        assert (full["tiles"], full["read_seconds"]) == (17, 0.0123456)

@@ -4,7 +4,9 @@ rows they are about.
 
 from __future__ import annotations
 
+import re
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import jiwer
@@ -12,8 +14,9 @@ import pytest
 
 from tests.write.rows import record
 from vlmbatch.errors import JobError, MissingDependencyError
+from vlmbatch.evaluate.ids import match_ids
 from vlmbatch.evaluate.options import EvalOptions, parse_limits
-from vlmbatch.evaluate.reference import Entry, Reference
+from vlmbatch.evaluate.reference import Reference, RightAnswers
 from vlmbatch.evaluate.report import describe, lines
 from vlmbatch.evaluate.score import Evaluation, evaluate
 from vlmbatch.write.columns import Row, row_of
@@ -37,14 +40,22 @@ def rows(*texts: str | None, prompt: str = "Q", task: str = "vqa") -> list[Row]:
 
 def right(*answers: str, prompt: str | None = None) -> Reference:
     return Reference(
-        {(f"{number:05d}.jpg", prompt): Entry([answer]) for number, answer in enumerate(answers)}
+        {
+            (f"{number:05d}.jpg", prompt): RightAnswers([answer])
+            for number, answer in enumerate(answers)
+        }
     )
 
 
 def run(
     found: list[Row], reference: Reference, other: list[Row] | None = None, **options: Any
 ) -> Evaluation:
-    return evaluate(found, reference, EvalOptions(resamples=100, **options), other)
+    return evaluate(
+        lambda: found,
+        reference,
+        EvalOptions(resamples=100, **options),
+        None if other is None else lambda: other,
+    )
 
 
 def value(found: Evaluation, metric: str = "exact") -> float | None:
@@ -52,13 +63,15 @@ def value(found: Evaluation, metric: str = "exact") -> float | None:
 
 
 def report(found: Evaluation, against: str | None = None) -> str:
-    return "\n".join(lines(found, EvalOptions(), output="OUT", reference="REF", against=against))
+    return "\n".join(lines(found, output="OUT", reference="REF", against=against))
 
 
 def test_missing_and_extra_rows_are_counted_and_named() -> None:
     found = run(
         rows("a", "b", "c"),
-        Reference({("00001.jpg", None): Entry(["b"]), ("other.jpg", None): Entry(["x"])}),
+        Reference(
+            {("00001.jpg", None): RightAnswers(["b"]), ("other.jpg", None): RightAnswers(["x"])}
+        ),
         metrics=("exact",),
     )
     assert (
@@ -95,7 +108,7 @@ def test_error_rows_are_wrong_and_counted() -> None:
 
 def test_an_answer_to_the_question_is_taken_before_one_to_any_question() -> None:
     reference = Reference(
-        {("00000.jpg", "Q"): Entry(["asked"]), ("00000.jpg", None): Entry(["any"])}
+        {("00000.jpg", "Q"): RightAnswers(["asked"]), ("00000.jpg", None): RightAnswers(["any"])}
     )
     assert (
         value(run(rows("asked") + rows("any", prompt="other"), reference, metrics=("exact",)))
@@ -203,23 +216,82 @@ def test_prompts_are_compared_when_they_are_ignored() -> None:
         run(here, right("a", "b"), here + there, ignore_prompt=True)
 
 
-def test_ids_that_do_not_match_are_shown_with_what_would() -> None:
-    reference = Reference({("images/00000.jpg", None): Entry(["a"])})
-    with pytest.raises(
-        JobError,
-        match=r"OUTPUT has '00000.jpg', the reference 'images/00000.jpg'; with --id-prefix images/ it would",
-    ):
-        run(rows("a"), reference)
-    assert value(run(rows("a"), reference, id_prefix="images/")) == 1.0
-    with pytest.raises(
-        JobError, match=r"no id matches: OUTPUT has '00000.jpg', the reference 'b.jpg'$"
-    ):
-        run(rows("a"), Reference({("b.jpg", None): Entry(["a"])}))
-    ambiguous = Reference(
-        {("x/00000.jpg", None): Entry(["a"]), ("y/00000.jpg", None): Entry(["a"])}
+def test_ids_that_do_not_match_are_shown() -> None:
+    message = (
+        "no id matches: OUTPUT has '00000.jpg', the reference 'b.jpg'; --id-column chooses the "
+        "column, --id-prefix puts text before the ids of OUTPUT"
     )
-    with pytest.raises(JobError, match=r"no id matches: [^;]*$"):
-        run(rows("a"), ambiguous)
+    with pytest.raises(JobError, match=re.escape(message)):
+        run(rows("a"), named("b.jpg"))
+
+
+def named(*names: str) -> Reference:
+    """A reference in which each item's answer is its own name."""
+    return Reference({(name, None): RightAnswers([name]) for name in names})
+
+
+def paths(*ids: str) -> list[Row]:
+    return [row_of(record(number, id=id)) for number, id in enumerate(ids)]
+
+
+def pairs(ids: Sequence[str], names: Sequence[str]) -> dict[str, str]:
+    return dict(match_ids(ids, set(names)).by_path_end)
+
+
+def test_absolute_ids_of_a_reference_are_joined_by_the_end_of_the_path_and_it_is_said() -> None:
+    reference = Reference(
+        {
+            (f"/data/{number:05d}.jpg", None): RightAnswers([text])
+            for number, text in enumerate("ab")
+        }
+    )
+    found = run(rows("a", "x", "c"), reference, metrics=("exact",))
+    assert (found.counts.scored, value(found)) == (2, 0.5)
+    assert found.counts.extra.first == ["00002.jpg"]
+    text = report(found)
+    assert "no id is the same on both sides: joined 2 ids by the end of the path" in text
+    assert "2 ids of the reference begin with /data/" in text
+    assert describe(found, EvalOptions())["rows"]["ids_by_path_end"] == 2
+
+
+def test_so_are_absolute_ids_of_an_output_and_of_the_one_it_is_compared_with() -> None:
+    here = paths("/data/a/1.jpg", "/data/b/1.jpg")
+    found = run(here, named("a/1.jpg", "b/1.jpg"), paths("a/1.jpg", "b/1.jpg"), metrics=("exact",))
+    assert (found.counts.scored, found.counts.only_there.count) == (2, 0)
+    assert "2 ids of OUTPUT begin with /data/" in report(found)
+
+
+def test_ids_are_taken_as_they_are_if_one_of_them_is_known() -> None:
+    found = run(rows("a", "b"), named("00000.jpg", "/data/00001.jpg"), metrics=("exact",))
+    assert (found.counts.scored, found.counts.extra.first) == (1, ["00001.jpg"])
+    assert "by the end of the path" not in report(found)
+    with pytest.raises(JobError, match="no id matches"):
+        run(rows("a"), named("/data/00000.jpg"), id_prefix="images/")
+
+
+def test_the_folder_that_most_paths_begin_with_decides_between_equal_names() -> None:
+    ids = ["1.jpg", "a/1.jpg", "b/1.jpg"]
+    assert pairs(ids, [f"/d/{id}" for id in ids]) == {id: f"/d/{id}" for id in ids}
+    assert pairs([f"/d/{id}" for id in ids], ids) == {f"/d/{id}": id for id in ids}
+    folders = ["/x/1.jpg", "/x/2.jpg", "/y/3.jpg"]
+    assert pairs(["1.jpg", "2.jpg", "3.jpg"], folders) == {
+        f"{number}.jpg": folder for number, folder in enumerate(folders, 1)
+    }
+
+
+@pytest.mark.parametrize(
+    ("ids", "names"),
+    [
+        (["1.jpg"], ["x/1.jpg", "y/1.jpg"]),
+        (["1.jpg", "x/1.jpg"], ["/d/x/1.jpg"]),
+        (["1.jpg"], ["/d/11.jpg"]),
+        (["x/1.jpg"], ["y/1.jpg"]),
+    ],
+)
+def test_ids_that_could_be_joined_in_several_ways_or_in_none_are_not_joined(
+    ids: list[str], names: list[str]
+) -> None:
+    assert pairs(ids, names) == {}
 
 
 def test_prompts_that_do_not_match_are_shown() -> None:
@@ -237,7 +309,10 @@ def test_vqa_accuracy_needs_enough_answers() -> None:
         run(rows("a"), right("a"), metrics=("vqa",))
     with pytest.raises(JobError, match="vqa needs 4 or more"):
         run(rows("a"), right("a"), fail_under={"vqa": 0.5})
-    assert value(run(rows("a"), Reference({("00000.jpg", None): Entry(["a"] * 4)})), "vqa") == 1.0
+    assert (
+        value(run(rows("a"), Reference({("00000.jpg", None): RightAnswers(["a"] * 4)})), "vqa")
+        == 1.0
+    )
 
 
 def test_metrics_that_need_a_missing_package_are_left_out_unless_asked_for(
@@ -294,7 +369,7 @@ def test_options_that_cannot_be(options: dict[str, Any]) -> None:
 
 def test_the_json_says_what_the_table_says() -> None:
     options = EvalOptions(resamples=100)
-    found = evaluate(rows("a", "x"), right("a", "b"), options, rows("a", "b"))
+    found = evaluate(lambda: rows("a", "x"), right("a", "b"), options, lambda: rows("a", "b"))
     made = describe(found, options, output="OUT", reference="REF", against="OTHER")
     assert made["rows"]["scored"] == 2
     assert made["all"]["scores"]["exact"]["value"] == 0.5

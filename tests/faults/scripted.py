@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import sys
 
-from vlmbatch.cli.execute import catch_signals, set_up_logging
+from vlmbatch.cli.logs import set_up_logging
+from vlmbatch.cli.signals import catch_signals
 from vlmbatch.engine.scripted import ScriptedEngine
 from vlmbatch.errors import VlmbatchError
 from vlmbatch.job import Job

@@ -8,6 +8,8 @@ import json
 import zipfile
 from collections.abc import Callable
 
+import cv2
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
@@ -53,6 +55,11 @@ def _exif() -> bytes:
     return exif.tobytes()
 
 
+def _deep_jpeg2000() -> bytes:
+    pixels = np.asarray(_picture()).astype(np.uint16) * 257
+    return cv2.imencode(".jp2", np.pad(pixels, ((0, 40), (0, 40), (0, 0))))[1].tobytes()
+
+
 def _zip(method: int) -> bytes:
     held = io.BytesIO()
     with zipfile.ZipFile(held, "w", method) as archive:
@@ -81,6 +88,10 @@ IMAGES: dict[str, Callable[[], bytes]] = {
     "rgb.png": lambda: _saved("PNG"),
     "palette.png": lambda: _saved("PNG", "P", transparency=3),
     "grey16.png": lambda: _saved("PNG", "I;16"),
+    "clear16.png": lambda: _saved("PNG", "I;16", transparency=90),
+    "float.tiff": lambda: _saved("TIFF", "F"),
+    "grey32.tiff": lambda: _saved("TIFF", "I", compression="tiff_lzw"),
+    "deep.jp2": _deep_jpeg2000,
     "animated.gif": lambda: _saved("GIF", "P", 3),
     "lossy.webp": lambda: _saved("WEBP"),
     "animated.webp": lambda: _saved("WEBP", "RGBA", 3, lossless=True),

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from tests.media import write_picture, write_video
-from tests.write.rows import SUFFIXES, crash, ids, is_done, record, store, texts
+from tests.write.rows import SUFFIXES, ids, is_done, record, store, texts
 from vlmbatch import core as records
 from vlmbatch.engine.scripted import ScriptedEngine
 from vlmbatch.errors import JobError, OutputError, ReadError
@@ -260,7 +260,7 @@ def test_rows_are_committed_by_their_number_when_the_stores_clock_runs_backwards
     rows = store(output, policy=CommitPolicy(rows=10, seconds=10), clock=lambda: float(next(times)))
     for number in range(95):
         rows.write(record(number), "x")
-    crash(rows)
+    rows.abandon()
     with store(output) as rows:
         assert rows.n_rows >= 90
         for number in range(rows.n_rows, 95):

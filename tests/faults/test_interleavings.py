@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.media import picture
-from tests.write.rows import crash, record, store
+from tests.write.rows import record, store
 from vlmbatch.engine.scripted import ScriptedEngine
 from vlmbatch.errors import OutputError
 from vlmbatch.job import Job
@@ -66,14 +66,14 @@ def one_run(
     def until_killed(*values: Any) -> None:
         nonlocal written
         if written == killed_after:
-            crash(rows)
+            rows.abandon()
             raise Killed
         written += 1
         write(*values)
 
     rows.write = until_killed  # type: ignore[method-assign]
     outcome = running.start()
-    crash(rows)
+    rows.abandon()
     return outcome.exit_code
 
 
@@ -136,7 +136,7 @@ def test_a_journal_with_any_damage_gives_good_rows_or_is_refused(
         for number in range(3, 6):
             rows.write(record(number, "new"), "x")
         rows.commit()
-        crash(rows)
+        rows.abandon()
         content = bytearray(journal.read_bytes())
         for _ in range(data.draw(st.integers(1, 4))):
             place = data.draw(st.integers(0, len(content) - 1))

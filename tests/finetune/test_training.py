@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import logging
 import os
 import shlex
 import shutil
@@ -371,7 +370,6 @@ def test_bad_rows_are_listed_and_stop_a_training_unless_they_are_skipped(
         {"video": "data.jsonl", "prompt": "What?", "answer": "A."},
     ]
     write_rows(Path(job.data), [*bad, *read_lines(Path(job.data))])
-    logging.getLogger("vlmbatch").propagate = True
     with (
         caplog.at_level("WARNING", logger="vlmbatch.report"),
         pytest.raises(JobError, match=r"6 of 12 rows .* are bad; nothing was trained.*--skip-bad"),

@@ -61,9 +61,14 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_tiny_checkpoint(tmp_path_factory.mktemp("saved"), layout="saved")
 
 
-BYTES = PromptWriter(build_tokenizer(), CHAT_TEMPLATE, TOKENS)
+BYTES = PromptWriter(build_tokenizer((), 0), CHAT_TEMPLATE, TOKENS)
+TINY = PromptWriter(build_tokenizer(), CHAT_TEMPLATE, TOKENS)
 MERGED = PromptWriter(build_tokenizer(CORPUS, merges=150), CHAT_TEMPLATE, TOKENS)
-WRITERS = [pytest.param(BYTES, id="bytes"), pytest.param(MERGED, id="merges")]
+WRITERS = [
+    pytest.param(BYTES, id="bytes"),
+    pytest.param(TINY, id="one-merge"),
+    pytest.param(MERGED, id="merges"),
+]
 
 
 def whole_ids(writer: PromptWriter, text: str) -> list[int]:
@@ -227,12 +232,9 @@ def test_a_question_with_an_image_token_is_refused(ask: str) -> None:
 
 
 def test_a_template_with_special_tokens_as_variables() -> None:
-    writer = PromptWriter(
-        build_tokenizer(),
-        CHAT_TEMPLATE.replace("<|im_start|>", "{{ bos_token }}"),
-        TOKENS,
-        {"bos_token": "<|im_start|>"},
-    )
+    template = CHAT_TEMPLATE.replace("<|im_start|>", "{{ bos_token }}")
+    special = {"bos_token": "<|im_start|>"}
+    writer = PromptWriter(build_tokenizer((), 0), template, TOKENS, special)
     assert writer.image_prefix(1, 2) == BYTES.image_prefix(1, 2)
 
 
@@ -292,7 +294,7 @@ def test_checkpoints_that_cannot_be_used(
 
 
 def test_truncation_and_padding_of_tokenizer_json_do_not_apply(tmp_path: Path) -> None:
-    tokenizer = build_tokenizer()
+    tokenizer = build_tokenizer((), 0)
     tokenizer.enable_truncation(8)
     tokenizer.enable_padding(length=64)
     writer = PromptWriter.from_checkpoint(

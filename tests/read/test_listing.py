@@ -14,13 +14,16 @@ from vlmbatch.job import Job
 from vlmbatch.read import open_reader
 from vlmbatch.read.files import walk
 from vlmbatch.read.files.kinds import file_status, read_paths
-from vlmbatch.read.files.source import Found
+from vlmbatch.read.files.source import Listed, Unreadable
 from vlmbatch.read.listing import Listing
 
 
-def files(*inputs: object, stdin: bytes | None = None, **options: object) -> list[Found]:
-    job = Job(inputs=tuple(str(given) for given in inputs), **options)
-    return list(Listing(job, None if stdin is None else io.BytesIO(stdin)))
+def listing_of(job: Job, stdin: bytes | None = None) -> Listing:
+    return Listing(job, job, job.output_path, None if stdin is None else io.BytesIO(stdin))
+
+
+def files(*inputs: object, stdin: bytes | None = None, **options: object) -> list[Listed]:
+    return list(listing_of(Job(inputs=tuple(str(given) for given in inputs), **options), stdin))
 
 
 def ids(*inputs: object, stdin: bytes | None = None, **options: object) -> list[str]:
@@ -51,20 +54,20 @@ def test_a_folder_gives_its_pictures_sorted_by_name_with_relative_ids(tree: Path
 
 
 def test_videos_in_a_folder_of_an_image_job_are_left_alone_and_counted(tree: Path) -> None:
-    listing = Listing(Job(inputs=(str(tree),)))
+    listing = listing_of(Job(inputs=(str(tree),)))
     for _ in range(2):
         assert len(list(listing)) == 5
         assert listing.counts.other_media == 1
 
 
 def test_a_video_job_counts_the_pictures(tree: Path) -> None:
-    listing = Listing(Job(inputs=(str(tree),), media="video"))
+    listing = listing_of(Job(inputs=(str(tree),), media="video"))
     assert [found.id for found in listing] == ["clip.mp4"]
     assert listing.counts.other_media == 5
 
 
 def test_listing_is_lazy(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    listing = Listing(Job(inputs=(str(tree),)))
+    listing = listing_of(Job(inputs=(str(tree),)))
     scanned = []
     scandir = os.scandir
     monkeypatch.setattr(os, "scandir", lambda path: scanned.append(str(path)) or scandir(path))
@@ -120,7 +123,7 @@ def test_a_glob_is_listed_once_and_anew_each_further_time(
     monkeypatch.setattr(
         walk, "_names", lambda folder: listed.append(Path(folder).name) or names(folder)
     )
-    listing = Listing(Job(inputs=(str(tree / "**" / "*.png"),)))
+    listing = listing_of(Job(inputs=(str(tree / "**" / "*.png"),)))
     assert [found.id for found in listing] == ["sub/c.png"]
     assert listed == ["tree", "sub", "deep"]
     (tree / "sub" / "deep" / "new.png").touch()
@@ -222,7 +225,8 @@ def test_names_with_spaces_newlines_and_bytes_that_are_not_utf8(tmp_path: Path) 
     found = files(tmp_path)
     assert [one.id for one in found] == ["a b.png", "caf\\xe9.png", "größe.png", "new\nline.png"]
     assert all(
-        one.id.encode() and one.source.encode() and os.path.exists(one.path) for one in found
+        one.id.encode() and one.source.encode() and os.path.exists(one.content.as_file().path)
+        for one in found
     )
 
 
@@ -237,13 +241,13 @@ def test_include_and_exclude_match_ids_base_names_and_folders(tree: Path) -> Non
     assert ids(tree, include=("*.png",)) == ["sub/c.png"]
     assert ids(tree, include=("sub/**",)) == ["sub/c.png", "sub/deep/d.webp"]
     assert ids(tree, include=("sub/", "b.jpg"), exclude=("**/deep/*",)) == ["b.jpg", "sub/c.png"]
-    listing = Listing(Job(inputs=(str(tree),), exclude=("sub",)))
+    listing = listing_of(Job(inputs=(str(tree),), exclude=("sub",)))
     assert [found.id for found in listing] == ["a.JPEG", "b.jpg", "z z.gif"]
     assert listing.counts.filtered == 2
 
 
 def test_a_file_given_twice_is_taken_once(tree: Path) -> None:
-    listing = Listing(Job(inputs=(str(tree), str(tree / "b.jpg"), str(tree / "sub"))))
+    listing = listing_of(Job(inputs=(str(tree), str(tree / "b.jpg"), str(tree / "sub"))))
     assert len(list(listing)) == 5
     assert listing.counts.duplicates == 3
 
@@ -300,8 +304,8 @@ def test_stdin_longer_than_a_block() -> None:
 
 def test_a_path_of_the_other_media_on_stdin_is_an_error_of_that_item(tree: Path) -> None:
     (found,) = files("-", stdin=str(tree / "clip.mp4").encode())
-    assert found.error is not None
-    assert "use `vlmbatch video`" in found.error
+    assert isinstance(found.content, Unreadable)
+    assert "use `vlmbatch video`" in found.content.reason
 
 
 def test_stdin_can_be_given_once() -> None:

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.media import write_picture
-from tests.write.rows import crash, record, store
+from tests.write.rows import record, store
 from vlmbatch.core import RECORD_FIELDS
 from vlmbatch.engine.scripted import ScriptedEngine
 from vlmbatch.errors import JobError, OutputError
@@ -118,7 +118,7 @@ def test_rows_of_a_killed_run_keep_what_they_carried(tmp_path: Path, suffix: str
     killed.write(record(0, extra={"a": 1, "c": None}))
     killed.write(record(1, extra={"a": 2.5, "c": "\udcff"}))
     killed.commit()
-    crash(killed)
+    killed.abandon()
     with store(output, keep=("a", "b=c")) as resumed:
         resumed.write(record(2, extra={"a": None, "c": "x"}))
     rows = list(read_records(output))

@@ -34,6 +34,7 @@ class Film:
         self.times, self.end_seconds = list(times), end_seconds
         self.taken = 0
         self.packet_times: object | None = object()
+        self.step_seconds = 0.1
 
     def frames(
         self, next_instant: Callable[[float], float | None] | None = None
@@ -83,6 +84,19 @@ def test_no_instant_at_or_after_the_end() -> None:
     assert chosen(Film([0, 0.5], 1.1)) == [[0, 0.5]]
 
 
+@pytest.mark.parametrize("end", [8.96, 8.9997, 9.0, 9.0003, 9.04])
+@pytest.mark.parametrize("per", ["frame", "window"])
+def test_an_instant_within_a_rounding_of_the_end_is_none(end: float, per: str) -> None:
+    video = Film([number / 10 for number in range(90)], end)
+    option: dict[str, object] = {"window": 1.0} if per == "window" else {}
+    seconds = [float(second) for second in range(9)]
+    expected = [seconds] if per == "frame" else [[second] for second in seconds]
+    assert chosen(video, per=per, **option) == expected
+    assert chosen(Film(video.times, 9.06)) == [[*seconds, 8.9]]
+    (window,) = chosen(video, per="window", window=30.0)
+    assert window == seconds
+
+
 def test_a_stated_end_before_the_last_frame_does_not_hide_it() -> None:
     assert chosen(Film([0, 1.0, 2.0], 0.5)) == [[0, 1.0, 2.0]]
 
@@ -109,6 +123,8 @@ def test_fps_is_what_the_definition_says(
     for number in range(10_000):
         instant = start + number / fps
         if instant >= min(stop, end or math.inf) - 1e-6:
+            break
+        if instant > times[-1] + 1e-6 and instant >= stop - 0.05:
             break
         shown = [time for time in times if time <= instant + 1e-6] or times[:1]
         if shown[-1] not in expected:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from fractions import Fraction
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import pytest
 
 from tests.media import HEIGHT, WIDTH, write_video
 from vlmbatch.core import Item, UInt8Array
-from vlmbatch.errors import JobError, MissingDependencyError
+from vlmbatch.errors import JobError
 from vlmbatch.job import Job
 from vlmbatch.read import open_reader
 from vlmbatch.sample import make_sampler
@@ -26,7 +25,6 @@ def scene(number: int) -> UInt8Array:
 
 
 def items(path: Path, **options: object) -> list[Item]:
-    pytest.importorskip("scenedetect")
     job = Job(inputs=(str(path),), media="video", scenes=True, **options)
     return list(open_reader(job, sampler=make_sampler(job)))
 
@@ -79,9 +77,3 @@ def test_the_middles_are_the_frames_of_a_clip(film: Path) -> None:
 def test_windows_are_not_scenes() -> None:
     with pytest.raises(JobError, match="--per frame or --per clip"):
         Job(media="video", scenes=True, per="window")
-
-
-def test_the_extra_is_named_when_it_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(MissingDependencyError, match=r"vlmbatch\[scenes\]"):
-        make_sampler(Job(media="video", scenes=True))

@@ -1,4 +1,4 @@
-"""When a frame counts as similar: small and local changes, slow ones, and what cannot be compared."""
+"""Similar frames: small and local changes, slow ones, and frames that cannot be compared."""
 
 from __future__ import annotations
 

@@ -14,11 +14,12 @@ import numpy as np
 import pytest
 import torch
 
+from tests.checkpoints import build_tokenizer, write_tiny_checkpoint
 from tests.engine.reference import run_all
 from training import scenes
 from training.checkpoint import PATCH, TILE
 from training.examples import IGNORED, ExampleMaker, collate
-from training.network import Trainee
+from training.network import NEW_SHARE, TOKEN_ROWS, Trainee
 from training.optimizer import MuonWithAdamW, Schedule
 from vlmbatch.checkpoint import find_checkpoint
 from vlmbatch.core import Conversation, Pixels
@@ -176,6 +177,29 @@ def test_both_optimizers_go_on_from_their_state() -> None:
     for _ in range(2):
         step(again, other)
     assert all(torch.equal(a, b) for a, b in zip(whole, again, strict=True))
+
+
+def test_a_start_from_another_vocabulary_leaves_each_token_its_rows(tmp_path: Path) -> None:
+    letters, words = build_tokenizer((), 0), build_tokenizer(["\n\n", "the", "the"], 3)
+    assert words.get_vocab_size() == letters.get_vocab_size() + 3
+    start = write_tiny_checkpoint(tmp_path / "start", tokenizer=letters)
+    model = Trainee(write_tiny_checkpoint(tmp_path / "new", seed=1, tokenizer=words))
+    drawn = {name: weight.detach().clone() for name, weight in model.named().items()}
+    model.start_from(start)
+    earlier = Trainee(start).named()
+    for name, weight in model.named().items():
+        if not name.endswith(TOKEN_ROWS):
+            assert torch.equal(weight, earlier[name])
+            continue
+        for number, row in enumerate(weight):
+            before = letters.token_to_id(words.id_to_token(number))
+            if before is None:
+                spelled = letters.encode(words.decode([number])).ids
+                assert len(spelled) > 1
+                mean = earlier[name][spelled].mean(0)
+                assert torch.allclose(row, mean + NEW_SHARE * drawn[name][number])
+            else:
+                assert torch.equal(row, earlier[name][before])
 
 
 @pytest.mark.slow

@@ -68,6 +68,19 @@ def failed(number: int) -> Record:
     )
 
 
+COUNTS = ("tiles", "prompt_tokens", "new_tokens", "batch_size")
+SECONDS = tuple(
+    f"{phase}_seconds"
+    for phase in ("read", "prepare", "wait", "vision", "prefill", "decode", "compute")
+)
+
+
+def bare(number: int, **changes: Any) -> Record:
+    """The row of an engine that knows the text only."""
+    unknown = dict.fromkeys((*COUNTS, *SECONDS, "finish_reason", "mean_logprob", "width", "height"))
+    return record(number, **{**unknown, "revision": "", "device": "", "dtype": "", **changes})
+
+
 def store(
     output: Path,
     identity: dict[str, Any] | None = None,
@@ -79,13 +92,6 @@ def store(
     job = Job(inputs=("pictures",), output=str(output), **{"model": "demo", **options})
     found = {**job.identity(), "revision": "r1", **(identity or {})}
     return OutputStore(output, job, found, policy=policy, **({"clock": clock} if clock else {}))
-
-
-def crash(open_store: OutputStore) -> None:
-    """What kill -9 leaves: files as they are, memory gone, the lock dropped."""
-    open_store._journal.close()
-    open_store._release()
-    open_store._closed = True
 
 
 def is_done(open_store: OutputStore, made: Record, fingerprint: str = "") -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import random
 import shutil
@@ -15,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.write.rows import SUFFIXES, crash, ids, is_done, record, store, texts
+from tests.write.rows import ONLY_WHEN_ASKED, SUFFIXES, ids, is_done, record, store, texts
 from vlmbatch.errors import OutputError, OutputLockedError
 from vlmbatch.write import read_records
 from vlmbatch.write.atomic import replacing
@@ -43,14 +44,14 @@ def killed_run(output: Path, n_rows: int) -> bytes:
     for number in range(n_rows):
         rows.write(record(number), "x")
     rows.commit()
-    crash(rows)
+    rows.abandon()
     return Path(f"{output}.journal").read_bytes()
 
 
 def test_reading_before_the_first_publishing_says_what_the_journal_holds(tmp_path: Path) -> None:
     output = tmp_path / "out.jsonl"
     killed_run(output, 1)
-    crash(store(output))
+    store(output).abandon()
     with pytest.raises(
         OutputError,
         match=r"out\.jsonl: not written yet, .* out\.jsonl\.journal holds 1 row, and the same command goes on from there",
@@ -63,7 +64,7 @@ def test_reading_before_the_first_publishing_says_what_the_journal_holds(tmp_pat
     with pytest.raises(OutputError, match="No such file"):
         read_records(output)
     Path(f"{output}.journal").unlink()
-    crash(store(output))
+    store(output).abandon()
     with pytest.raises(OutputError, match="holds no rows yet"):
         read_records(output)
 
@@ -79,7 +80,7 @@ class TestDamagedJournal:
             rows = store(output)
             assert rows.n_rows == (3 if cut == len(content) else 2)
             assert journal.stat().st_size == (cut if cut == len(content) else last)
-            crash(rows)
+            rows.abandon()
         journal.write_bytes(content[:-20])
         with store(output) as rows:
             rows.write(record(2, "again"))
@@ -126,7 +127,7 @@ def test_a_crash_between_publishing_and_shortening_the_journal_is_harmless(
         def power_cut(*_: object) -> None:
             raise OSError("power cut")
 
-        patch.setattr("vlmbatch.write.store.write_journal", power_cut)
+        patch.setattr("vlmbatch.write.known_rows.write_journal", power_cut)
         rows.close()
     assert ids(output) == ["00000.jpg", "00001.jpg"]
     with store(output) as rows:
@@ -160,7 +161,7 @@ def test_kill_9_at_any_moment_loses_nothing_committed_and_doubles_nothing(
             assert found == sorted(set(found))
         rows = store(output)
         assert all(is_done(rows, record(number), "size") for number in committed)
-        crash(rows)
+        rows.abandon()
     assert committed
     process = child("write_until_killed", output, total)
     assert process.communicate()[0].endswith("finished\n")
@@ -274,7 +275,9 @@ def test_any_order_of_writes_commits_and_crashes_keeps_each_committed_row_once(
     output = folder / f"out.{suffix}"
     committed: dict[int, str] = {}
     taken: dict[int, str] = {}
-    rows = store(output)
+    now = [0.0]
+    policy = dataclasses.replace(ONLY_WHEN_ASKED, publish_seconds=50)
+    rows = store(output, policy=policy, clock=lambda: now[0])
     try:
         for step, (what, number) in enumerate(steps):
             if what == "write":
@@ -282,26 +285,25 @@ def test_any_order_of_writes_commits_and_crashes_keeps_each_committed_row_once(
                 rows.write(record(number, taken[number]))
                 continue
             if what == "crash":
-                crash(rows)
+                rows.abandon()
                 with open(f"{output}.journal", "ab") as journal:
                     journal.write(b"0123abcd half a line " * 2 if cut > 20 else b"x" * cut)
             else:
+                now[0] += 100 if what == "snapshot" else 0
                 rows.commit()
                 committed.update(taken)
-                if what == "snapshot":
-                    rows._publish_now_and_then()
                 if what == "close":
                     rows.close()
             taken = {}
             if what in ("crash", "close"):
-                rows = store(output)
+                rows = store(output, policy=policy, clock=lambda: now[0])
                 assert rows.n_rows == len(committed)
         rows.commit()
         committed.update(taken)
         rows.close()
         assert texts(output) == [committed[number] for number in sorted(committed)]
     finally:
-        crash(rows)
+        rows.abandon()
         shutil.rmtree(folder)
 
 

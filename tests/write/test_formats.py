@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.write.rows import SUFFIXES, failed, record, store
+from tests.write.rows import SUFFIXES, bare, failed, record, store
 from vlmbatch.core import RECORD_FIELDS
 from vlmbatch.errors import OutputError
 from vlmbatch.write import read_records
@@ -83,6 +83,11 @@ class TestRoundTrip:
         assert [row["text"] for row in found] == ["", None, ""]
         assert found[0]["error"] is None
 
+    def test_rows_of_engines_that_know_little_survive_beside_others(self, suffix: str) -> None:
+        rows = [row_of(bare(0)), row_of(record(1)), row_of(bare(2, text=""))]
+        assert round_trip(suffix, rows) == rows
+        assert rows[0]["tiles"] is rows[0]["compute_seconds"] is None
+
     def test_no_rows_are_a_file_that_can_be_read(self, suffix: str) -> None:
         assert round_trip(suffix, []) == []
 
@@ -120,7 +125,7 @@ class TestRoundTrip:
 
 def test_numbers_that_are_not_finite_become_null() -> None:
     row = row_of(record(0, mean_logprob=math.nan, time_seconds=math.inf, read_seconds=-math.inf))
-    assert (row["mean_logprob"], row["time_seconds"], row["read_seconds"]) == (None, None, 0.0)
+    assert (row["mean_logprob"], row["time_seconds"], row["read_seconds"]) == (None, None, None)
     json.dumps(row, allow_nan=False)
 
 

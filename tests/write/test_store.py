@@ -14,7 +14,6 @@ from tests.write.rows import (
     ONLY_WHEN_ASKED,
     PROMPT,
     SUFFIXES,
-    crash,
     failed,
     ids,
     is_done,
@@ -210,7 +209,7 @@ class TestResume:
             raise AssertionError("OUTPUT is read through")
 
         with monkeypatch.context() as patch:
-            patch.setattr("vlmbatch.write.previous_output.EarlierRows.scan", not_again)
+            patch.setattr("vlmbatch.write.previous_output.PreviousOutput.scan", not_again)
             with store(output, retry_errors=True) as rows:
                 assert [is_done(rows, record(number), "x") for number in range(6)] == [
                     False,
@@ -338,7 +337,7 @@ class TestRefusal:
         rows = store(output)
         rows.write(record(0))
         rows.commit()
-        crash(rows)
+        rows.abandon()
         assert not output.exists()
         with pytest.raises(OutputError, match="detail: full there, low here"):
             store(output, detail="low")
@@ -452,7 +451,7 @@ class TestOverwrite:
         for number in range(n_rows):
             rows.write(record(10 + number))
             rows.commit()
-        crash(rows)
+        rows.abandon()
         assert ids(output) == ["00000.jpg"]
         with store(output) as rows:
             assert is_done(rows, record(0)) == (n_rows == 0)
@@ -489,12 +488,15 @@ class TestCommitPolicy:
     def test_publishing_that_takes_long_is_rarer(self, tmp_path: Path) -> None:
         now = [0.0]
         output = tmp_path / "out.jsonl"
-        rows = store(output, policy=CommitPolicy(rows=1, publish_share=0.05), clock=lambda: now[0])
-        rows._publish_cost = 2.0
-        for seconds, published in ((30.0, False), (40.0, True)):
+
+        def clock() -> float:
+            return now[0] + 2 * output.exists()  # the first publishing takes two seconds
+
+        rows = store(output, policy=CommitPolicy(rows=1, publish_share=0.05), clock=clock)
+        for seconds, n_published in ((9.0, 0), (10.0, 2), (49.0, 2), (52.0, 4)):
             now[0] = seconds
             rows.write(record(int(seconds)))
-            assert output.exists() == published
+            assert (len(ids(output)) if output.exists() else 0) == n_published
         rows.close()
 
     def test_a_snapshot_goes_on_with_earlier_rows(self, output: Path) -> None:
@@ -508,7 +510,7 @@ class TestCommitPolicy:
             rows.write(record(number))
             assert ids(output) == sorted(ids(output))
         assert len(ids(output)) == 10
-        crash(rows)
+        rows.abandon()
         with store(output, policy=ONLY_WHEN_ASKED) as rows:
             assert rows.n_rows == 10
         assert ids(output) == [f"{number:05d}.jpg" for number in range(10)]
@@ -612,11 +614,11 @@ class TestTasks:
         store = self.open(path, "caption", 64)
         store.write(record(1))
         store.commit()
-        crash(store)
+        store.abandon()
         store = self.open(path, "ocr", 512)
         store.write(record(2, task="ocr"))
         store.commit()
-        crash(store)
+        store.abandon()
         with pytest.raises(OutputError, match="max_new_tokens"):
             self.open(path, "ocr", 64)
         with self.open(path, "caption", 64) as store:

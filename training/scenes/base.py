@@ -38,7 +38,7 @@ BACKGROUNDS = (
     (90, 110, 105),
 )
 CAPTION_PROMPTS = (
-    DEFAULT_PROMPTS["caption"],
+    "Describe this image in one sentence.",
     "Describe this image.",
     "What is in this image?",
     "Can you describe this image?",

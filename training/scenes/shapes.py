@@ -22,7 +22,9 @@ OPPOSITE = {"to the left of": "to the right of", "above": "below"}
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
-    """One shape: its kind and colour by name, its centre and radius in pixels, its turn in degrees."""
+    """One shape: its kind and colour by name, its centre and radius in pixels, its turn in
+    degrees.
+    """
 
     kind: str
     color: str

@@ -60,7 +60,9 @@ def gemm_ceiling(
 
 
 def copy_ceiling(device: torch.device, sizes: Sizes) -> Ceiling:
-    """Bytes a second of copying a block within the device's memory, read and written bytes counted."""
+    """Bytes a second of copying a block within the device's memory, read and written bytes
+    counted.
+    """
     source = torch.ones(sizes.copy_bytes, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     seconds = _fastest(lambda: target.copy_(source), device, sizes.ceiling_seconds)

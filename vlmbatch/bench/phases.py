@@ -101,7 +101,10 @@ def prefill(bench: Bench) -> Iterator[Row]:
         "prompt_tokens": requests[0].payload.prompt_tokens,
     }
     note = share(operations * rate, bench.gemm.per_second, "gemm")
-    what = f"{len(requests)} prompt{'' if len(requests) == 1 else 's'} of {requests[0].payload.prompt_tokens} tokens"
+    what = (
+        f"{len(requests)} prompt{'' if len(requests) == 1 else 's'} of "
+        f"{requests[0].payload.prompt_tokens} tokens"
+    )
     yield Row("prefill", what, rate, "tokens/s", note, details)
 
 
@@ -192,7 +195,10 @@ def first_token(bench: Bench) -> Iterator[Row]:
             "tiles": requests[0].tiles,
             "tokens": requests[0].payload.prompt_tokens,
         }
-        what = f"{name} ({requests[0].tiles} tile{'' if requests[0].tiles == 1 else 's'}, {requests[0].payload.prompt_tokens} tokens)"
+        what = (
+            f"{name} ({requests[0].tiles} tile{'' if requests[0].tiles == 1 else 's'}, "
+            f"{requests[0].payload.prompt_tokens} tokens)"
+        )
         yield Row("first-token", what, statistics.median(seconds), "s", spread(seconds), details)
 
 
@@ -226,7 +232,10 @@ def memory(bench: Bench) -> Iterator[Row]:
         "sequences": outcome.batch_size,
     }
     what = f"{len(requests)} photos at full detail, {outcome.batch_size} at a time"
-    note = f"{100 * taken / predicted:.0f} % of the {predicted / 1e6:,.0f} MB predicted; the limit is {figures['limit_bytes'] / 1e6:,.0f} MB"
+    note = (
+        f"{100 * taken / predicted:.0f} % of the {predicted / 1e6:,.0f} MB predicted; the "
+        f"limit is {figures['limit_bytes'] / 1e6:,.0f} MB"
+    )
     yield Row("memory", what, taken / 1e6, "MB", note, details)
 
 

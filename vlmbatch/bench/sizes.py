@@ -93,7 +93,9 @@ QUICK = Sizes(
 
 
 def choose_sizes(device: str, *, quick: bool, rounds: int | None = None) -> Sizes:
-    """The sizes for a kind of device (``cpu``, ``cuda``, ``mps``); ``rounds`` instead of their own."""
+    """The sizes for a kind of device (``cpu``, ``cuda``, ``mps``); ``rounds`` instead of their
+    own.
+    """
     sizes = _sizes_for(device, quick)
     return dataclasses.replace(sizes, rounds=rounds or sizes.rounds)
 

@@ -122,8 +122,9 @@ def _extras() -> Iterator[Finding]:
 def _models() -> Iterator[Finding]:
     import huggingface_hub.constants
 
-    from vlmbatch.checkpoint import DEMO, KNOWN_MODELS, cached_folder, find_checkpoint
+    from vlmbatch.checkpoint import DEMO, KNOWN_MODELS, find_checkpoint
     from vlmbatch.errors import ModelLoadError
+    from vlmbatch.hub import cached_folder
     from vlmbatch.job import Job
 
     try:

@@ -1,9 +1,8 @@
-"""``eval``: how good the answers of an OUTPUT are."""
+"""``eval``: score the answers of an OUTPUT against a reference."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,25 +15,29 @@ from vlmbatch.tasks import TASKS
 from vlmbatch.urls import without_credentials
 
 BELOW_LIMIT = 4
-"""The exit code when a ``--fail-under`` is not held: the one of limits that the user set."""
+"""Exit code when a ``--fail-under`` is not held; also that of ``--max-errors``."""
 
-HELP = """How good the answers of OUTPUT (a file or URL) are, measured against right answers.
+HELP = """Score the answers of OUTPUT (a file or URL) against a reference file.
 
-REFERENCE is .jsonl, .csv or .parquet with columns `id`, `answer` (or `caption`, `text`, or `answers`, a list) and, where several things were asked, `prompt`
-(or `question`); rows of the same id and question add up. Another OUTPUT whose texts were corrected will do. Rows are joined by id and prompt, or by id alone
-where the reference has no prompt. What has no partner is counted and named; error rows are wrong answers.
+The reference is .jsonl, .csv or .parquet with the columns `id` and `answer` (or `caption`, `text`,
+or `answers`, a list) and, if several questions were asked, `prompt` (or `question`). Rows of the
+same id and question add up. Another OUTPUT whose texts were corrected is a reference too.
+
+Rows are joined by id and prompt, or by id alone if the reference has no prompts. If no id is the
+same on both sides, ids are joined by the end of the path: a/1.jpg and /data/a/1.jpg. Rows without a
+partner are counted and named; error rows are wrong answers.
 
 \b
-exact       letter for letter
-normalized  case, punctuation, articles and white space aside
+exact       equal, letter for letter
+normalized  equal without case, punctuation, articles and white space
 vqa         VQA accuracy, min(1, matches / 3); needs 4 right answers or more
-anls        edit similarity, 0 under one half: for documents
-cer, wer    character and word error rate of the whole OUTPUT, white space as
-            single spaces; less is better
+anls        edit similarity, 0 below one half: for documents
+cer, wer    character and word error rate of the whole OUTPUT, with white space
+            as single spaces; less is better
 chrf        chrF2 of the whole OUTPUT, 0 to 100
 
-Intervals are bootstrap percentiles (95 %) over rows. Exit codes: 0, 2 for bad usage or a reference that cannot be understood, 4 when a --fail-under is not
-held."""
+Intervals are bootstrap percentiles (95 %) over rows. Exit codes: 0; 2 for bad usage or a reference
+that cannot be understood; 4 when a --fail-under is not held."""
 
 DEFAULTS = EvalOptions()
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
@@ -43,45 +46,46 @@ OUTPUT = OutputName()
 
 @click.command(name="eval", help=HELP, no_args_is_help=True)
 @click.argument("output", type=OUTPUT)
-@click.option("--reference", required=True, type=FILE, help="The right answers.")
+@click.option("--reference", required=True, type=FILE, help="File of right answers.")
 @click.option(
     "--against",
     type=OUTPUT,
     metavar="OTHER",
-    help="Another OUTPUT: the difference, over rows both have.",
+    help="Compare with another OUTPUT, over the rows that both have.",
 )
 @click.option(
     "--metric",
     "metrics",
     multiple=True,
     type=click.Choice(METRICS),
-    help="Measure this only; may be repeated. [default: all that apply]",
+    help="Measure only this; repeatable. [default: all that apply]",
 )
-@click.option("--task", type=click.Choice(TASKS), help="Only rows of this task.")
+@click.option("--task", type=click.Choice(TASKS), help="Score only rows of this task.")
 @click.option(
     "--id-column",
     metavar="NAME",
-    help="The reference's column of ids. [default: id, image, video, file or path]",
+    help="Column of ids in the reference. [default: id, image, video, file or path]",
 )
 @click.option(
-    "--prompt-column", metavar="NAME", help="Its column of questions. [default: prompt or question]"
+    "--prompt-column",
+    metavar="NAME",
+    help="Column of questions in the reference. [default: prompt or question]",
 )
 @click.option(
     "--answer-column",
     multiple=True,
     metavar="NAME",
-    help="Its column of right answers; repeated for several. [default: answers, answer …]",
+    help="Column of right answers in the reference; repeatable. "
+    "[default: answers, answer, caption or text]",
 )
 @click.option(
     "--id-prefix",
     default="",
     metavar="TEXT",
-    help="Put before the ids of OUTPUT to make them the reference's, such as images/.",
+    help="Text before the ids of OUTPUT that makes them the reference's, such as images/.",
 )
 @click.option(
-    "--ignore-prompt",
-    is_flag=True,
-    help="Join by id alone, whatever was asked: to compare prompts.",
+    "--ignore-prompt", is_flag=True, help="Join by id alone, for example to compare prompts."
 )
 @click.option(
     "--worst",
@@ -89,12 +93,12 @@ OUTPUT = OutputName()
     default=DEFAULTS.worst,
     show_default=True,
     metavar="N",
-    help="Show the N worst rows.",
+    help="Number of worst rows to show.",
 )
 @click.option(
     "--worst-by",
     type=click.Choice(METRICS),
-    help="What says which rows are worst. [default: anls, or the first that is measured]",
+    help="Metric that ranks the worst rows. [default: anls, or the first that is measured]",
 )
 @click.option(
     "--max-questions",
@@ -102,7 +106,7 @@ OUTPUT = OutputName()
     default=DEFAULTS.max_questions,
     show_default=True,
     metavar="N",
-    help="Questions with figures of their own.",
+    help="Number of questions with scores of their own.",
 )
 @click.option(
     "--resamples",
@@ -110,16 +114,17 @@ OUTPUT = OutputName()
     default=DEFAULTS.resamples,
     show_default=True,
     metavar="N",
-    help="Bootstrap resamples.",
+    help="Number of bootstrap resamples.",
 )
 @click.option(
-    "--seed", type=int, default=DEFAULTS.seed, show_default=True, help="Of the resamples."
+    "--seed", type=int, default=DEFAULTS.seed, show_default=True, help="Seed of the resamples."
 )
 @click.option(
     "--fail-under",
     multiple=True,
     metavar="METRIC=VALUE",
-    help="Exit with 4 when a metric is under VALUE (cer, wer: over it); `coverage` is a metric here.",
+    help="Exit with code 4 when a metric, or `coverage`, is under VALUE (cer, wer: over it); "
+    "repeatable.",
 )
 @click.option(
     "--json",
@@ -127,7 +132,7 @@ OUTPUT = OutputName()
     is_flag=False,
     flag_value="-",
     metavar="[PATH.json|-]",
-    help="Write JSON to a file, or to stdout instead of the table.",
+    help="Also write JSON to a file, or to stdout instead of the table.",
 )
 def _eval(
     output: str,
@@ -141,37 +146,24 @@ def _eval(
     **settings: Any,
 ) -> None:
     limits = parse_limits(fail_under)
-    options = EvalOptions(
-        columns=Columns(id_column, prompt_column, answer_column), fail_under=limits, **settings
-    )
+    columns = Columns(id_column, prompt_column, answer_column)
+    options = EvalOptions(columns=columns, fail_under=limits, **settings)
     if json_path not in (None, "-") and Path(str(json_path)).suffix != ".json":
         raise JobError(f"--json {json_path}: write a name that ends in .json, or - for stdout")
 
-    from vlmbatch.evaluate.join import ROW_COLUMNS
-    from vlmbatch.evaluate.reference import read_reference
     from vlmbatch.evaluate.report import describe, lines
-    from vlmbatch.evaluate.score import evaluate
-    from vlmbatch.write import local_copy, read_records
+    from vlmbatch.evaluate.score import evaluate_files
 
-    def rows(name: str) -> Iterator[dict[str, Any]]:
-        """Opens the file when it is its turn, so that an error before leaves none open."""
-        with local_copy(name, allow_private=True) as path:
-            yield from read_records(path, ROW_COLUMNS)
-
-    right = read_reference(reference, options.columns, ignore_prompt=options.ignore_prompt)
-    found = evaluate(rows(output), right, options, rows(against) if against else None)
-    shown = without_credentials(output)
+    found = evaluate_files(output, reference, options, against)
     names = {
-        "output": shown,
+        "output": without_credentials(output),
         "reference": str(reference),
         "against": without_credentials(against) if against else None,
     }
     if json_path is not None:
         _write_json(json_path, describe(found, options, **names))
     if json_path != "-":
-        for line in lines(
-            found, options, output=shown, reference=str(reference), against=names["against"]
-        ):
+        for line in lines(found, **names):
             click.echo(line)
     failed = found.below(limits)
     for message in failed:

@@ -11,13 +11,16 @@ import tempfile
 import urllib.parse
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import click
 
 from vlmbatch.errors import JobError, OutputError
 from vlmbatch.tasks import TASKS
 from vlmbatch.urls import can_be_written, is_url, url_name, without_credentials
+
+if TYPE_CHECKING:
+    from vlmbatch.write.records import FileRows
 
 TABLES = ("jsonl", "parquet", "csv")
 TEXTS = ("txt", "srt", "vtt")
@@ -101,14 +104,14 @@ def _export(
             Path(url_name(output) if is_url(output) else output),
             form,
             target,
-            Wanted(**wanted),
+            RowFilter(**wanted),
             overwrite=overwrite,
             bom=bom,
         )
 
 
 @dataclasses.dataclass(frozen=True)
-class Wanted:
+class RowFilter:
     """Which rows are taken; of each column those with one of the values, all where there are none.
 
     Attributes:
@@ -121,18 +124,14 @@ class Wanted:
     prompts: tuple[str, ...] = ()
     statuses: tuple[str, ...] = ()
 
+    def has(self, row: Mapping[str, Any]) -> bool:
+        """Return whether a row is taken."""
+        columns = (("task", self.tasks), ("prompt", self.prompts), ("status", self.statuses))
+        return all(not values or row[name] in values for name, values in columns)
+
     def of(self, rows: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-        """The rows that are taken."""
-        columns = [
-            (name, values)
-            for name, values in (
-                ("task", self.tasks),
-                ("prompt", self.prompts),
-                ("status", self.statuses),
-            )
-            if values
-        ]
-        return (row for row in rows if all(row[name] in values for name, values in columns))
+        """Yield the rows that are taken."""
+        return filter(self.has, rows)
 
 
 def export(
@@ -140,7 +139,7 @@ def export(
     output: Path,
     form: str,
     target: str | None,
-    wanted: Wanted,
+    wanted: RowFilter,
     *,
     overwrite: bool,
     bom: bool,
@@ -156,40 +155,38 @@ def export(
         overwrite: Whether what is there is replaced.
         bom: Whether CSV begins with a byte order mark.
     """
-    from vlmbatch.write import read_records, read_summary
+    from vlmbatch.write import read_by_file, read_records, read_summary
     from vlmbatch.write.columns import carried_kinds
 
-    rows = wanted.of(read_records(path))  # says at once when there is nothing to read
     if form in TABLES:
-        extra = (
-            carried_kinds(wanted.of(read_records(path))) if form != "jsonl" else {}
-        )  # which only a look at every row tells
-        export_table(
-            output,
-            rows,
-            (read_summary(path) or {}).get("job"),
-            extra,
-            form,
-            target,
-            overwrite=overwrite,
-            bom=bom,
-        )
-    elif (
+        rows = wanted.of(read_records(path))  # says at once when there is nothing to read
+        # Only a look at every row tells the kinds of carried columns.
+        extra = carried_kinds(wanted.of(read_records(path))) if form != "jsonl" else {}
+        job = (read_summary(path) or {}).get("job")
+        export_table(output, rows, job, extra, form, target, overwrite=overwrite, bom=bom)
+        return
+    is_file = (
         target is not None
         and _name_of(target).suffix.lower() == f".{form}"
         and not os.path.isdir(target)
-    ):
-        export_text(output, rows, form, target, overwrite=overwrite)
-    elif target is not None and is_url(target):
+    )
+    if target == "-":
         raise JobError(
-            f"{form} files go to a folder of this disk, or one of them to a URL that ends in .{form}, not to {without_credentials(target)}"
+            f"{form} files cannot go to stdout: give -o FOLDER, or -o FILE.{form} for one picture "
+            "or video"
         )
-    elif target == "-":
+    if target is not None and is_url(target) and not is_file:
         raise JobError(
-            f"{form} files cannot go to stdout: give -o FOLDER, or -o FILE.{form} for one picture or video"
+            f"{form} files go to a folder of this disk, or one of them to a URL that ends in "
+            f".{form}, not to {without_credentials(target)}"
         )
+    if form != "txt":
+        check_times(output, wanted.of(read_records(path)), form)
+    files = read_by_file(path, wanted.has)
+    if target is not None and is_file:
+        export_text(output, files, form, target, overwrite=overwrite)
     else:
-        export_texts(output, rows, form, target, overwrite=overwrite)
+        export_texts(output, files, form, target, overwrite=overwrite)
 
 
 def export_table(
@@ -236,11 +233,12 @@ def export_table(
 
 
 def export_text(
-    output: Path, rows: Iterator[dict[str, Any]], form: str, target: str, *, overwrite: bool
+    output: Path, files: Iterator[FileRows], form: str, target: str, *, overwrite: bool
 ) -> None:
-    """Writes the one file of an OUTPUT that is about one picture or video."""
-    sidecars = _gather(output, rows, form, None, overwrite=overwrite)
-    found = [content for *_, content in sidecars.contents()]
+    """Write the one file of an OUTPUT that is about one picture or video."""
+    from vlmbatch.write import make_content
+
+    found = [make_content(form, rows) for _, rows in files]
     if len(found) != 1 or found[0] is None:
         raise JobError(
             f"{output} is about {len(found)} files, not one: give -o FOLDER"
@@ -253,35 +251,32 @@ def export_text(
 
 
 def export_texts(
-    output: Path, rows: Iterator[dict[str, Any]], form: str, folder: str | None, *, overwrite: bool
+    output: Path, files: Iterator[FileRows], form: str, folder: str | None, *, overwrite: bool
 ) -> None:
-    """Writes a file for each picture or video, as ``--sidecar`` does."""
-    from vlmbatch.cli.execute import say_sidecars, set_up_logging
-
-    set_up_logging("text", verbose=0, quiet=False, bar=False)
-    say_sidecars(_gather(output, rows, form, folder, overwrite=overwrite).write())
-
-
-def _gather(
-    output: Path, rows: Iterator[dict[str, Any]], form: str, folder: str | None, *, overwrite: bool
-) -> Any:
+    """Write a file for each picture or video, as ``--sidecar`` does."""
+    from vlmbatch.cli.closing import say_sidecars
+    from vlmbatch.cli.logs import set_up_logging
     from vlmbatch.write import Sidecars, sidecars_path
 
+    set_up_logging("text", verbose=0, quiet=False, bar=False)
     sidecars = Sidecars(
         form,
         sidecars_path(output),
         folder=None if folder is None else Path(folder),
         overwrite=overwrite,
     )
-    answers = timed = 0
-    for row in rows:
-        sidecars.expect(row["id"], row["source"])
-        sidecars.add(row)
-        answers += row["status"] != "error"
-        timed += row["time_seconds"] is not None
-    if form != "txt" and answers and not timed:
+    say_sidecars(sidecars.write(files))
+
+
+def check_times(output: Path, rows: Iterator[dict[str, Any]], form: str) -> None:
+    """Refuse subtitles of an OUTPUT that has answers and no times.
+
+    Raises:
+        JobError: It is so.
+    """
+    answers = [row["time_seconds"] is not None for row in rows if row["status"] != "error"]
+    if answers and not any(answers):
         raise JobError(f"{output} has no times: {form} files are made from videos")
-    return sidecars
 
 
 def _place_of(target: str) -> str:

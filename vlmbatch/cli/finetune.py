@@ -8,8 +8,9 @@ from typing import Any
 
 import click
 
-from vlmbatch.cli.execute import catch_signals, set_up_logging
+from vlmbatch.cli.logs import set_up_logging
 from vlmbatch.cli.options import GroupedCommand, given, job_options
+from vlmbatch.cli.signals import catch_signals
 from vlmbatch.cli.work import add_reporting
 from vlmbatch.finetune.job import FinetuneJob
 

@@ -1,5 +1,6 @@
-"""The command line's root: a table of commands whose modules are imported when they are asked for,
-so that ``--help`` is quick.
+"""Root of the command line: a table of commands.
+
+The module of a command is imported when the command is asked for, so that ``--help`` is quick.
 """
 
 from __future__ import annotations
@@ -8,35 +9,29 @@ import importlib
 import io
 import os
 import sys
+from typing import NoReturn
 
 import click
 
 import vlmbatch
+from vlmbatch.cli.streams import open_streams
 from vlmbatch.errors import VlmbatchError
 
 COMMANDS = {
-    "caption": ("vlmbatch.cli.work", "One caption per image."),
-    "ocr": ("vlmbatch.cli.work", "The text in each image."),
-    "vqa": ("vlmbatch.cli.work", "Questions about each image (-q TEXT, or --questions FILE)."),
-    "video": ("vlmbatch.cli.work", "Sampled frames, clips or windows of each video."),
-    "run": ("vlmbatch.cli.run", "A job from a YAML file; the form for cron."),
-    "stats": ("vlmbatch.cli.stats", "What a run took, from its own records."),
-    "eval": (
-        "vlmbatch.cli.eval",
-        "How good the answers of an OUTPUT are, against a file of right ones.",
-    ),
-    "export": ("vlmbatch.cli.export", "An OUTPUT as another table, or as text and subtitle files."),
-    "finetune": (
-        "vlmbatch.cli.finetune",
-        "Teach a model your answers: pictures or videos with prompt and answer.",
-    ),
-    "models": ("vlmbatch.cli.models", "List, describe and fetch models."),
-    "doctor": (
-        "vlmbatch.cli.doctor",
-        "What this machine has, and what to do about what is missing.",
-    ),
-    "bench": ("vlmbatch.cli.bench", "What this machine does, beside its own limits."),
+    "caption": ("vlmbatch.cli.work", "Write one caption for each image."),
+    "ocr": ("vlmbatch.cli.work", "Read the text in each image."),
+    "vqa": ("vlmbatch.cli.work", "Ask questions about each image (-q TEXT or --questions FILE)."),
+    "video": ("vlmbatch.cli.work", "Ask about frames, clips or windows of each video."),
+    "run": ("vlmbatch.cli.run", "Run a job from a YAML file, for example from cron."),
+    "stats": ("vlmbatch.cli.stats", "Show counts, tokens and seconds of a run, from its records."),
+    "eval": ("vlmbatch.cli.eval", "Score the answers of an OUTPUT against a reference file."),
+    "export": ("vlmbatch.cli.export", "Convert an OUTPUT to another table, texts or subtitles."),
+    "finetune": ("vlmbatch.cli.finetune", "Fine-tune a model on your own prompts and answers."),
+    "models": ("vlmbatch.cli.models", "List, describe, fetch and merge models."),
+    "doctor": ("vlmbatch.cli.doctor", "Check this machine, and say how to fix what is missing."),
+    "bench": ("vlmbatch.cli.bench", "Measure the speed of this machine against its own limits."),
 }
+"""Module and one line of help of each command."""
 
 EPILOG = """\b
 Try it without a network:
@@ -48,28 +43,28 @@ in use, 130 interrupted.
 
 
 class LazyGroup(click.Group):
-    """Imports a command's module when the command is asked for."""
+    """Import the module of a command when the command is asked for."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """Names, in the order of the table."""
+        """List the names in the order of the table."""
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """The command of a name, or None."""
+        """Return the command of a name, or None."""
         if cmd_name not in COMMANDS:
             return None
         command: click.Command = importlib.import_module(COMMANDS[cmd_name][0]).COMMANDS[cmd_name]
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Writes the table without importing the commands."""
+        """Write the table without importing the commands."""
         with formatter.section("Commands"):
             formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """Names the nearest command when there is none of the name."""
+        """Name the nearest command when a command does not exist."""
         if args and not args[0].startswith("-") and args[0] not in COMMANDS:
             import difflib
 
@@ -85,23 +80,17 @@ class LazyGroup(click.Group):
     cls=LazyGroup,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog=EPILOG,
-    help="Captions, text and answers from folders of pictures and hours of video, with SmolVLM2 on this machine.",
+    help="Captions, text and answers from folders of pictures and hours of video, with SmolVLM2 on "
+    "this machine.",
 )
 @click.version_option(vlmbatch.__version__, "--version", message="vlmbatch %(version)s")
 def cli() -> None:
-    """The root command."""
+    """Run one of the commands."""
 
 
 def main() -> None:
-    """Entry point: errors are one line on stderr and an exit code."""
-    if (
-        sys.stdout is None
-    ):  # as Python has it when it is closed: then what goes there is no error, and the next file that is opened may get its number
-        sys.stdout = open(os.devnull, encoding="utf-8")
-    elif isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
-        sys.stdout.reconfigure(
-            errors="backslashreplace"
-        )  # a terminal that cannot show a character of a name still shows the rest
+    """Run the command line: an error is one line on stderr and an exit code."""
+    open_streams()
     try:
         code = cli.main(prog_name="vlmbatch", standalone_mode=False)
         sys.exit(code if isinstance(code, int) else 0)
@@ -115,15 +104,18 @@ def main() -> None:
         click.echo("vlmbatch: interrupted", err=True)
         sys.exit(130)
     except OSError as error:
-        if isinstance(error, io.UnsupportedOperation) and not sys.stdout.writable():
-            click.echo("vlmbatch: cannot write to stdout: it is closed", err=True)
-            sys.exit(1)
-        if error.filename is not None or error.errno is None:  # not of a stream
-            raise
-        if not isinstance(
-            error, BrokenPipeError
-        ):  # which says that the reader of a pipe went away, as `head` does
-            click.echo(f"vlmbatch: cannot write to stdout: {error.strerror}", err=True)
-        # Python would complain once more when it flushes stdout at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _end_after_stream_error(error)
+
+
+def _end_after_stream_error(error: OSError) -> NoReturn:
+    """Exit after an error of stdout; raise an error of anything else."""
+    if isinstance(error, io.UnsupportedOperation) and not sys.stdout.writable():
+        click.echo("vlmbatch: cannot write to stdout: it is closed", err=True)
         sys.exit(1)
+    if error.filename is not None or error.errno is None:
+        raise error
+    if not isinstance(error, BrokenPipeError):  # the reader of a pipe went away, as `head` does
+        click.echo(f"vlmbatch: cannot write to stdout: {error.strerror}", err=True)
+    # Python would complain once more when it flushes stdout at exit.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(1)

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import click
 
-from vlmbatch.checkpoint import DEMO, KNOWN_MODELS, cached_folder, find_checkpoint
+from vlmbatch.checkpoint import DEMO, KNOWN_MODELS, find_checkpoint
+from vlmbatch.hub import cached_folder
 
 
 @click.group(name="models", no_args_is_help=True)

@@ -22,7 +22,7 @@ def collect(path: Path) -> dict[str, Any]:
     for row in read_records(path):
         stats.add_row(row, new_item=row["id"] != previous)
         previous = row["id"]
-        name = f"{row['model']} ({row['engine']}, {row['device']}, {row['dtype']})"
+        name = _answerer(row)
         models[name] = models.get(name, 0) + 1
     figures = stats.describe()
     busy = figures["phases"]["compute_seconds"]["total"]
@@ -32,11 +32,17 @@ def collect(path: Path) -> dict[str, Any]:
     return figures
 
 
+def _answerer(row: dict[str, Any]) -> str:
+    """Return the model of a row and where it ran, as far as the row says."""
+    where = ", ".join(filter(None, (row["engine"], row["device"], row["dtype"])))
+    return (row["model"] or "no model") + (f" ({where})" if where else "")
+
+
 def show(name: str, figures: dict[str, Any]) -> None:
     """Prints the figures as a table."""
     click.echo(f"{name}: {figures['items']} items, {figures['rows']} rows")
     for name, count in figures["models"].items():
-        click.echo(f"  {count} rows by {name}")
+        click.echo(f"  {count} row{'' if count == 1 else 's'} by {name}")
     status = ", ".join(f"{count} {name}" for name, count in figures["status"].items()) or "nothing"
     click.echo(f"status      {status}")
     for name, count in figures["errors"].items():

@@ -12,8 +12,8 @@ from vlmbatch.engine.queue import RequestQueue
 
 @dataclasses.dataclass
 class EngineStats:
-    """What an engine did since it was opened; the summary states it. What an engine cannot tell
-    stays 0 or empty.
+    """Counts and times of an engine since it was opened; the summary states them. A figure that an
+    engine cannot tell stays 0 or empty.
 
     Attributes:
         busy_seconds: Wall time in which it was computing or scheduling, not waiting for requests.

@@ -1,4 +1,4 @@
-"""What one question wants: taken from a job, and checked before an engine is asked."""
+"""Options of one question: taken from a job, and checked before an engine is asked."""
 
 from __future__ import annotations
 

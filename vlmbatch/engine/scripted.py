@@ -1,7 +1,7 @@
 """An engine without a model, for tests: it answers deterministically, runs out of memory on demand
 and fails on demand.
 
-engine = ScriptedEngine(answer=lambda key, question: f"{key}: {question}", fail=lambda key: "poison" in key)
+engine = ScriptedEngine(answer=lambda key, question: f"{key}!", fail=lambda key: "poison" in key)
 summary = vlmbatch.run(job, engine=engine)
 """
 

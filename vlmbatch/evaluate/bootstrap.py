@@ -1,6 +1,4 @@
-"""The bootstrap: how far a figure moves when the rows are drawn again (B. Efron, 1979), by
-percentiles.
-"""
+"""Bootstrap percentile intervals: the spread of a figure over resamples (B. Efron, 1979)."""
 
 from __future__ import annotations
 
@@ -11,19 +9,19 @@ FloatArray = npt.NDArray[np.float64]
 
 LEVEL = 0.95
 _BLOCK = 2**22
-"""Draws held at once: 32 MB."""
+"""Number of draws in memory together: 32 MB."""
 
 
 def resampled_sums(numbers: FloatArray, resamples: int, seed: int) -> FloatArray:
-    """Sums over rows that are drawn with replacement, as many as there are, again and again.
+    """Return the column sums of resamples: as many rows as there are, drawn with replacement.
 
-    The rows of a resample are counted rather than copied, so that all columns take one matrix
-    product, and columns of two OUTPUTs side by side are resampled as pairs.
+    The rows of a resample are counted, not copied: all columns take one matrix product, and columns
+    of two OUTPUTs side by side are resampled as pairs.
 
     Args:
         numbers: float64, (n, columns), n at least 1.
-        resamples: How often.
-        seed: The same seed draws the same rows of a table of the same length.
+        resamples: Number of resamples.
+        seed: The same seed draws the same rows from tables of the same length.
 
     Returns:
         float64, (resamples, columns).
@@ -42,9 +40,7 @@ def resampled_sums(numbers: FloatArray, resamples: int, seed: int) -> FloatArray
 
 
 def interval(values: FloatArray) -> tuple[float, float] | None:
-    """The span that holds the middle 95 % of values, those that are not numbers aside; None when
-    there are none.
-    """
+    """Return the interval of the middle 95 % of the finite values; None when there are none."""
     finite = values[np.isfinite(values)]
     if not len(finite):
         return None

@@ -1,4 +1,4 @@
-"""What the user asked of an evaluation."""
+"""Options of an evaluation."""
 
 from __future__ import annotations
 
@@ -13,22 +13,20 @@ Metric = Literal["exact", "normalized", "vqa", "anls", "cer", "wer", "chrf"]
 METRICS: tuple[Metric, ...] = get_args(Metric)
 
 ERROR_RATES = frozenset(("cer", "wer"))
-"""Metrics of which less is better."""
+"""Metrics where less is better."""
 
 COVERAGE = "coverage"
-"""The share of the reference's rows that OUTPUT answers: no measure of a row, but ``--fail-under``
-knows it.
-"""
+"""Share of the reference that OUTPUT answers: no metric of a row, but ``--fail-under`` takes it."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Columns:
-    """Which columns of a reference hold what; empty for the usual names.
+    """Columns of a reference; None or empty for the usual names.
 
     Attributes:
-        id: The item.
-        prompt: The question or instruction.
-        answers: The right answers, one or more columns.
+        id: Column of the item's id.
+        prompt: Column of the question or instruction.
+        answers: Columns of right answers.
     """
 
     id: str | None = None
@@ -41,17 +39,17 @@ class EvalOptions:
     """Settings of an evaluation.
 
     Attributes:
-        metrics: What is measured; empty for everything that applies.
+        metrics: Metrics to measure; empty for all that apply.
         task: Only rows of this task.
-        columns: Where the reference keeps what.
-        id_prefix: Put before the ids of OUTPUT to make them the reference's.
-        ignore_prompt: Join by id alone, whatever was asked.
-        resamples: Bootstrap resamples for the intervals.
-        seed: Of the resampling.
-        worst: How many of the worst rows are shown.
-        worst_by: The metric that says which rows are worst.
-        max_questions: How many questions get figures of their own, the most frequent first.
-        fail_under: The worst value of a metric that is still good enough.
+        columns: Columns of the reference.
+        id_prefix: Text before the ids of OUTPUT that makes them the reference's.
+        ignore_prompt: Join by id alone.
+        resamples: Number of bootstrap resamples.
+        seed: Seed of the resampling.
+        worst: Number of worst rows to show.
+        worst_by: Metric that ranks the worst rows.
+        max_questions: Number of questions with scores of their own, the most frequent first.
+        fail_under: Lowest accepted value of a metric.
     """
 
     metrics: tuple[str, ...] = ()
@@ -82,25 +80,24 @@ class EvalOptions:
 
     @property
     def asked_for(self) -> tuple[str, ...]:
-        """Metrics that must be measured, in the order of ``METRICS``; empty when the user named
-        none.
-        """
+        """Metrics that the user named, in the order of ``METRICS``."""
         named = {*self.metrics, *self.fail_under, *([self.worst_by] if self.worst_by else [])}
         return tuple(name for name in METRICS if name in named)
 
 
 def parse_limits(texts: tuple[str, ...]) -> dict[str, float]:
-    """``METRIC=VALUE`` to numbers.
+    """Parse ``METRIC=VALUE`` texts.
 
     Raises:
-        JobError: It has another form, or there is no such metric.
+        JobError: One has another form, or there is no such metric.
     """
     limits: dict[str, float] = {}
     for text in texts:
         name, _, value = text.partition("=")
         if name not in (*METRICS, COVERAGE):
             raise JobError(
-                f"--fail-under {text}: write METRIC=VALUE with one of {', '.join((*METRICS, COVERAGE))}"
+                f"--fail-under {text}: write METRIC=VALUE with one of "
+                f"{', '.join((*METRICS, COVERAGE))}"
             )
         if name in limits:
             raise JobError(f"--fail-under {text}: {name} is given twice")

@@ -1,5 +1,6 @@
-"""The right answers: a .jsonl, .csv or .parquet file with an id, maybe a question, and one answer
-or more a row.
+"""Read right answers from a .jsonl, .csv or .parquet file.
+
+A row has an id, one or more answers, and a question if several were asked.
 """
 
 from __future__ import annotations
@@ -21,16 +22,17 @@ ID_COLUMNS = ("id", "image", "video", "file", "path")
 PROMPT_COLUMNS = ("prompt", "question")
 ANSWER_COLUMNS = ("answers", "answer", "caption", "text")
 
-Rows = Iterator[tuple[int, Mapping[str, Any]]]
+NumberedRows = Iterator[tuple[int, Mapping[str, Any]]]
+"""Rows with the number of their line or row."""
 
 
 @dataclasses.dataclass(slots=True)
-class Entry:
+class RightAnswers:
     """The right answers to one question about one item.
 
     Attributes:
         answers: All of them; rows of the same id and question add up.
-        seen: Whether a row of OUTPUT answers it.
+        seen: Whether OUTPUT answers the question.
     """
 
     answers: list[str]
@@ -39,42 +41,40 @@ class Entry:
 
 @dataclasses.dataclass
 class Reference:
-    """What is right.
+    """The right answers of a file.
 
     Attributes:
-        entries: By id and prompt; the prompt is None for what is right whatever is asked.
-        without_answer: Rows of the file that have no answer: an empty field, null, or a row of
-            another OUTPUT that is an error.
+        entries: By id and prompt; the prompt is None for answers to any question.
+        without_answer: Number of rows without an answer: an empty field, null, or an error row of
+            another OUTPUT.
     """
 
-    entries: dict[tuple[str, str | None], Entry] = dataclasses.field(default_factory=dict)
+    entries: dict[tuple[str, str | None], RightAnswers] = dataclasses.field(default_factory=dict)
     without_answer: int = 0
 
-    def find(self, id: str, prompt: str) -> Entry | None:
-        """The right answers to a question about an item; those without a question when none are
-        about this one.
-        """
+    def find(self, id: str, prompt: str) -> RightAnswers | None:
+        """Return the right answers to a question about an item, or else those to any question."""
         return self.entries.get((id, prompt.strip())) or self.entries.get((id, None))
 
     @property
     def names_prompts(self) -> bool:
-        """Whether an id alone does not say which entry is meant."""
+        """Whether there are several questions about an item."""
         return len({prompt for _, prompt in self.entries}) > 1
 
     @property
     def answers_per_row(self) -> tuple[int, int]:
-        """The fewest and the most right answers of an entry."""
+        """The fewest and the most answers to a question."""
         counts = [len(entry.answers) for entry in self.entries.values()]
         return min(counts), max(counts)
 
 
 def read_reference(path: Path, columns: Columns, *, ignore_prompt: bool = False) -> Reference:
-    """Reads a reference; another OUTPUT whose ``text`` was corrected is one.
+    """Read a reference; another OUTPUT whose ``text`` was corrected is one.
 
     Args:
         path: The file.
-        columns: Where it keeps what.
-        ignore_prompt: Read no prompt, though there is a column.
+        columns: Columns to read.
+        ignore_prompt: Read no prompt, even if there is a column.
 
     Raises:
         JobError: It cannot be read or understood; the message names the line or the columns.
@@ -83,7 +83,7 @@ def read_reference(path: Path, columns: Columns, *, ignore_prompt: bool = False)
     rows = {".jsonl": _jsonl, ".csv": _csv, ".parquet": _parquet}.get(path.suffix.lower())
     if rows is None:
         raise JobError(f"reference {path}: write it as .jsonl, .csv or .parquet")
-    wanted = Wanted(
+    wanted = ColumnNames(
         (columns.id,) if columns.id else ID_COLUMNS,
         () if ignore_prompt else (columns.prompt,) if columns.prompt else PROMPT_COLUMNS,
         tuple((name,) for name in columns.answers) or (ANSWER_COLUMNS,),
@@ -111,9 +111,10 @@ def read_reference(path: Path, columns: Columns, *, ignore_prompt: bool = False)
     return reference
 
 
-class Wanted(NamedTuple):
-    """Columns to look for: of each kind several names, of which the first that is not null counts;
-    answers may come from several columns.
+class ColumnNames(NamedTuple):
+    """Possible names of each column: the first one that is not null in a row counts.
+
+    Answers may come from several columns.
     """
 
     ids: tuple[str, ...]
@@ -122,7 +123,7 @@ class Wanted(NamedTuple):
     prompt_is_named: bool
 
 
-def _add(reference: Reference, row: Mapping[str, Any], wanted: Wanted, where: str) -> None:
+def _add(reference: Reference, row: Mapping[str, Any], wanted: ColumnNames, where: str) -> None:
     _, item = _find(row, wanted.ids, where, "--id-column")
     if item is None or item == "":
         raise JobError(f"{where}: an empty id")
@@ -140,11 +141,11 @@ def _add(reference: Reference, row: Mapping[str, Any], wanted: Wanted, where: st
         return
     asked = None if prompt is None else clean_text(str(prompt)).strip() or None
     key = clean_text(str(item)).replace("\\", "/").removeprefix("./"), asked
-    reference.entries.setdefault(key, Entry([])).answers.extend(answers)
+    reference.entries.setdefault(key, RightAnswers([])).answers.extend(answers)
 
 
 def _find(row: Mapping[str, Any], names: Sequence[str], where: str, option: str) -> tuple[str, Any]:
-    """The first of the columns that is not null in this row, and what it holds."""
+    """Return the first of the columns that is not null in this row, and its value."""
     there = [name for name in names if name in row]
     if not there:
         columns = ", ".join(str(name) for name in row if name is not None) or "nothing"
@@ -155,8 +156,9 @@ def _find(row: Mapping[str, Any], names: Sequence[str], where: str, option: str)
 
 
 def _answers(name: str, value: Any, where: str) -> list[str]:
-    """A cell as right answers: a text, a number, or a list of them (also as the VQA data sets have
-    it, of objects with ``answer``).
+    """Return the right answers in a cell: a text, a number, or a list of them.
+
+    The VQA data sets have lists of objects with ``answer``.
     """
     if value is None:
         return []
@@ -170,13 +172,14 @@ def _answers(name: str, value: Any, where: str) -> list[str]:
         plain = entry.get("answer") if isinstance(entry, dict) else entry
         if isinstance(plain, bool) or not isinstance(plain, str | int | float):
             raise JobError(
-                f"{where}: the answer {json.dumps(entry, default=str)[:60]} is neither a text nor a number"
+                f"{where}: the answer {json.dumps(entry, default=str)[:60]} is neither a text nor "
+                "a number"
             )
         found.append(clean(str(plain)))
     return found
 
 
-def _jsonl(path: Path, names: Sequence[str]) -> Rows:
+def _jsonl(path: Path, names: Sequence[str]) -> NumberedRows:
     with open(path, encoding="utf-8-sig") as file:
         for number, line in enumerate(file, 1):
             if not line.strip():
@@ -190,14 +193,14 @@ def _jsonl(path: Path, names: Sequence[str]) -> Rows:
             yield number, row
 
 
-def _csv(path: Path, names: Sequence[str]) -> Rows:
+def _csv(path: Path, names: Sequence[str]) -> NumberedRows:
     csv.field_size_limit(max(csv.field_size_limit(), 2**31 - 1))
     with open(path, encoding="utf-8-sig", newline="") as file:
         rows = csv.DictReader(file)
         try:
             for row in rows:
-                # An empty field is a question nobody has answered yet, except in a row of an
-                # OUTPUT, where the status says that there is a text.
+                # An empty field has no answer yet; in a row of an OUTPUT the status says whether
+                # there is a text.
                 said = row.get("status") in ("ok", "similar")
                 yield (
                     rows.line_num,
@@ -210,7 +213,7 @@ def _csv(path: Path, names: Sequence[str]) -> Rows:
             raise JobError(f"reference {path}, line {rows.line_num}: {error}") from error
 
 
-def _parquet(path: Path, names: Sequence[str]) -> Rows:
+def _parquet(path: Path, names: Sequence[str]) -> NumberedRows:
     from vlmbatch.write.parquet import require
 
     arrow = require()
@@ -227,8 +230,6 @@ def _parquet(path: Path, names: Sequence[str]) -> Rows:
 
 
 def _read(table: Any, names: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """The rows of some columns; others, such as the pictures of a data set, are not read from the
-    disk.
-    """
+    """Yield the rows of some columns; others, such as pictures, are not read from the disk."""
     for batch in table.iter_batches(columns=list(names)):
         yield from batch.to_pylist()

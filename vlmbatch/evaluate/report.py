@@ -1,4 +1,4 @@
-"""An evaluation in words, and as JSON."""
+"""Print an evaluation in words, and as JSON."""
 
 from __future__ import annotations
 
@@ -6,22 +6,30 @@ from collections.abc import Iterator
 from typing import Any
 
 from vlmbatch.evaluate.bootstrap import LEVEL
+from vlmbatch.evaluate.ids import IdMatch
 from vlmbatch.evaluate.join import Names
 from vlmbatch.evaluate.options import ERROR_RATES, EvalOptions
-from vlmbatch.evaluate.score import Evaluation, Figure, Group, Score, Worst
+from vlmbatch.evaluate.score import Evaluation
+from vlmbatch.evaluate.tally import Figure, Group, Score, WorstRow
 
-NAME_WIDTH, PROMPT_WIDTH, TEXT_WIDTH, MOST_ANSWERS = 28, 60, 200, 3
+NAME_WIDTH, PROMPT_WIDTH, TEXT_WIDTH = 28, 60, 200
+NUM_ANSWERS, NUM_STARTS = 3, 3
 
 
 def describe(found: Evaluation, options: EvalOptions, **files: str | None) -> dict[str, Any]:
-    """The evaluation as plain JSON values.
+    """Return the evaluation as plain JSON values.
 
     Args:
         found: The evaluation.
-        options: What it was made with.
+        options: Its options.
         files: ``output``, ``reference`` and ``against``, as the user named them.
     """
     counts = found.counts
+    compared = {
+        "only_in_output": _names(counts.only_here),
+        "only_in_against": _names(counts.only_there),
+        "errors_in_against": counts.other_errors,
+    }
     return {
         **files,
         "rows": {
@@ -33,15 +41,8 @@ def describe(found: Evaluation, options: EvalOptions, **files: str | None) -> di
             "missing": _names(found.missing),
             "without_answer": found.without_answer,
             "answers_per_row": list(found.answers),
-            **(
-                {
-                    "only_in_output": _names(counts.only_here),
-                    "only_in_against": _names(counts.only_there),
-                }
-                if files.get("against")
-                else {}
-            ),
-            **({"errors_in_against": counts.other_errors} if files.get("against") else {}),
+            "ids_by_path_end": len(found.ids.by_path_end),
+            **(compared if files.get("against") else {}),
         },
         "coverage": found.coverage,
         "bootstrap": {"resamples": options.resamples, "seed": options.seed, "level": LEVEL},
@@ -59,12 +60,20 @@ def describe(found: Evaluation, options: EvalOptions, **files: str | None) -> di
 
 
 def lines(
-    found: Evaluation, options: EvalOptions, *, output: str, reference: str, against: str | None
+    found: Evaluation, *, output: str | None, reference: str | None, against: str | None
 ) -> Iterator[str]:
-    """The evaluation as a person reads it."""
+    """Yield the lines of the evaluation for people.
+
+    Args:
+        found: The evaluation.
+        output: OUTPUT, as the user named it.
+        reference: The reference.
+        against: The other OUTPUT, if there is one.
+    """
     counts = found.counts
-    yield f"{output}{f' and {against}' if against else ''} against {reference}: {_count(counts.scored, 'row')} scored"
-    yield from (f"  {note}" for note in _notes(found, options, against))
+    both = f"{output} and {against}" if against else output
+    yield f"{both} against {reference}: {_count(counts.scored, 'row')} scored"
+    yield from (f"  {note}" for note in _notes(found, against))
     if len(found.tasks) > 1:
         yield from _table("all tasks", found.overall)
     for task, group in found.tasks.items():
@@ -74,7 +83,9 @@ def lines(
             for prompt, each in asked.items():
                 yield from _table(f"{task}: {_short(prompt, PROMPT_WIDTH)}", each)
     if found.more_questions:
-        yield f"{_count(found.more_questions, 'more question')}: --max-questions {len(found.questions) + found.more_questions} scores each"
+        all_questions = len(found.questions) + found.more_questions
+        more = _count(found.more_questions, "more question")
+        yield f"{more}: --max-questions {all_questions} scores each"
     if found.worst:
         yield ""
         yield f"worst by {found.worst_by}" + (f" compared with {against}" if against else "")
@@ -82,24 +93,40 @@ def lines(
             yield from _worst_lines(row)
 
 
-def _notes(found: Evaluation, options: EvalOptions, against: str | None) -> Iterator[str]:
-    counts = found.counts
+def _notes(found: Evaluation, against: str | None) -> Iterator[str]:
+    counts, missing, extra = found.counts, found.missing, found.counts.extra
+    here, there = counts.only_here, counts.only_there
+    yield from _id_notes(found.ids)
     if counts.errors:
         yield f"{_count(counts.errors, 'error row')} among these, each a wrong answer"
     if counts.other_errors:
-        yield f"{_count(counts.other_errors, 'error row')} among these in {against}, each a wrong answer"
-    if found.missing.count:
-        yield f"{found.missing.count} of {_count(found.entries, 'right answer')} not in OUTPUT: {_some(found.missing)}"
-    if counts.extra.count:
-        yield f"{counts.extra.count} of {_count(counts.rows, 'row')} of OUTPUT not in the reference: {_some(counts.extra)}"
-    if counts.only_here.count:
-        yield f"{_count(counts.only_here.count, 'row')} not in {against}: {_some(counts.only_here)}"
-    if counts.only_there.count:
-        yield f"{_count(counts.only_there.count, 'row')} of {against} not in OUTPUT: {_some(counts.only_there)}"
+        errors = _count(counts.other_errors, "error row")
+        yield f"{errors} among these in {against}, each a wrong answer"
+    if missing.count:
+        entries = _count(found.entries, "right answer")
+        yield f"{missing.count} of {entries} not in OUTPUT: {_some(missing)}"
+    if extra.count:
+        rows = _count(counts.rows, "row")
+        yield f"{extra.count} of {rows} of OUTPUT not in the reference: {_some(extra)}"
+    if here.count:
+        yield f"{_count(here.count, 'row')} not in {against}: {_some(here)}"
+    if there.count:
+        yield f"{_count(there.count, 'row')} of {against} not in OUTPUT: {_some(there)}"
     if found.without_answer:
         yield f"{_count(found.without_answer, 'row')} of the reference without an answer"
     for name, reason in found.left_out.items():
         yield f"{name} left out: {reason}"
+
+
+def _id_notes(ids: IdMatch) -> Iterator[str]:
+    """Say that ids were joined by the end of the path, and how the two sides begin."""
+    if not ids.by_path_end:
+        return
+    number = _count(len(ids.by_path_end), "id")
+    yield f"no id is the same on both sides: joined {number} by the end of the path"
+    for removed, added, count in ids.differences()[:NUM_STARTS]:
+        side, start = ("the reference", added) if added else ("OUTPUT", removed)
+        yield f"  {_count(count, 'id')} of {side} begin{'s' * (count == 1)} with {start}"
 
 
 def _table(title: str, group: Group) -> Iterator[str]:
@@ -125,7 +152,10 @@ def _score(score: Score, digits: int) -> str:
         return f"{_value(score.here, digits):>10}   {_interval(score.here, digits):<18}"
     difference = score.difference
     sign = "+" if difference.value is not None else ""
-    values = f"{_value(score.here, digits):>10}{_value(score.there, digits):>10}{_value(difference, digits, sign):>12}"
+    values = (
+        f"{_value(score.here, digits):>10}{_value(score.there, digits):>10}"
+        f"{_value(difference, digits, sign):>12}"
+    )
     sure = difference.interval is not None and (
         difference.interval[0] > 0 or difference.interval[1] < 0
     )
@@ -144,18 +174,20 @@ def _interval(figure: Figure, digits: int, sign: str = "") -> str:
     )
 
 
-def _worst_lines(row: Worst) -> Iterator[str]:
+def _worst_lines(row: WorstRow) -> Iterator[str]:
     pair = row.pair
-    yield f"  {row.score:.4f}{'' if row.other is None else f' ({row.other:.4f})'}  {pair.id}  {_short(pair.prompt, PROMPT_WIDTH)}"
+    other = "" if row.other is None else f" ({row.other:.4f})"
+    yield f"  {row.score:.4f}{other}  {pair.id}  {_short(pair.prompt, PROMPT_WIDTH)}"
     yield f"    answer    {_said(pair.text)}"
     if row.other is not None:
         yield f"    other     {_said(pair.other)}"
     answers = list(dict.fromkeys(pair.answers))
-    more = f" (and {len(answers) - MOST_ANSWERS} more)" if len(answers) > MOST_ANSWERS else ""
-    yield f"    expected  {' | '.join(_short(answer, TEXT_WIDTH) for answer in answers[:MOST_ANSWERS])}{more}"
+    shown = " | ".join(_short(answer, TEXT_WIDTH) for answer in answers[:NUM_ANSWERS])
+    more = f" (and {len(answers) - NUM_ANSWERS} more)" if len(answers) > NUM_ANSWERS else ""
+    yield f"    expected  {shown}{more}"
 
 
-def _worst(row: Worst) -> dict[str, Any]:
+def _worst(row: WorstRow) -> dict[str, Any]:
     pair = row.pair
     found = {
         "id": pair.id,

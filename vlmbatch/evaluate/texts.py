@@ -1,6 +1,4 @@
-"""Texts on their way to a comparison: the same text written differently made the same, and how far
-two texts are apart.
-"""
+"""Normalize texts before they are compared, and measure how different they are."""
 
 from __future__ import annotations
 
@@ -25,7 +23,7 @@ NUMBERS = {
     "nine": "9",
     "ten": "10",
 }
-"""Numbers that the VQA evaluation reads as digits."""
+"""Number words that the VQA evaluation reads as digits."""
 
 _THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 _MARKS = re.compile(r"(?<!\d)[^\w\s]|[^\w\s](?!\d)|_")
@@ -33,26 +31,23 @@ _DROPPED = frozenset("'’ʼ.")
 
 
 def clean(text: str) -> str:
-    """The text in Unicode's composed form (NFC), without white space at its ends: é is é, however a
-    file writes it.
-    """
+    """Return the text in Unicode's composed form (NFC), without white space at its ends."""
     return (text if text.isascii() else unicodedata.normalize("NFC", clean_text(text))).strip()
 
 
 def one_line(text: str) -> str:
-    """The text with every run of white space as one space: where a scan breaks its lines is no
-    error.
-    """
+    """Replace every run of white space by one space: line breaks of a scan are no errors."""
     return " ".join(text.split())
 
 
 @functools.lru_cache(maxsize=65536)
 def normalize(text: str) -> str:
-    """The text without what does not change an answer: case, punctuation, articles and white space.
+    """Remove case, punctuation, articles and white space.
 
-    After the VQA evaluation (GT-Vision-Lab/VQA, vqaEval.py): apostrophes and full stops go, other
-    punctuation becomes a space, and between two digits it stays (3.5 is not 35), but for the comma
-    of thousands. Here for the punctuation of every script; symbols such as + and € stay.
+    As the VQA evaluation does (GT-Vision-Lab/VQA, vqaEval.py): apostrophes and full stops are
+    removed, other punctuation becomes a space. Punctuation between two digits stays (3.5 is not
+    35), except the comma of thousands. Unlike there, this holds for the punctuation of every
+    script; symbols such as + and € stay.
     """
     text = unicodedata.normalize("NFKC", text).casefold()
     text = _MARKS.sub(_mark, _THOUSANDS.sub("", text))
@@ -62,9 +57,7 @@ def normalize(text: str) -> str:
 
 @functools.lru_cache(maxsize=65536)
 def normalize_vqa(text: str) -> str:
-    """``normalize``, with the numbers from zero to ten as digits and ``none`` as 0, as the VQA
-    evaluation has them.
-    """
+    """Normalize, with the words from zero to ten as digits, as the VQA evaluation does."""
     return " ".join(NUMBERS.get(word, word) for word in normalize(text).split())
 
 
@@ -76,8 +69,7 @@ def _mark(match: re.Match[str]) -> str:
 
 
 def edit_distance(first: str, second: str) -> int:
-    """The least number of characters to insert, delete or replace to make one text the other
-    (Levenshtein).
+    """Return the Levenshtein distance of two texts.
 
     Bit-parallel: a column of the table is two integers. H. Hyyrö, "A bit-vector algorithm for
     computing Levenshtein and Damerau edit distances", Nordic Journal of Computing 10 (2003), after
@@ -103,9 +95,7 @@ def edit_distance(first: str, second: str) -> int:
 
 
 def similarity(first: str, second: str) -> float:
-    """1 less the edit distance over the length of the longer text: 1 for the same text, 0 for
-    nothing in common.
-    """
+    """Return 1 minus the edit distance over the longer length: 1 for the same text."""
     return (
         1.0
         if first == second

@@ -19,7 +19,7 @@ from vlmbatch.finetune.rows import Row
 from vlmbatch.job import Detail, Job
 from vlmbatch.prepare import Preparer
 from vlmbatch.read.pictures.decode import load_image
-from vlmbatch.read.video.reader import load_clip
+from vlmbatch.read.video.load import load_clip
 from vlmbatch.sample import make_sampler
 
 IGNORED = -100

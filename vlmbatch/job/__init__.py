@@ -1,4 +1,4 @@
-"""What the user asked for: small groups of options that check themselves, and the Job of all."""
+"""Options of a job: small groups that check themselves, and the Job of all groups."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ MAX_NEW_TOKENS = {"caption": 64, "ocr": 512, "vqa": 64}
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GenerationOptions:
-    """How answers are made. See the help text of each field."""
+    """Options of generation. See the help text of each field."""
 
     max_new_tokens: int = option(
         None,

@@ -15,7 +15,7 @@ TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class InputOptions:
-    """What is read. See the help text of each field."""
+    """Options of reading. See the help text of each field."""
 
     inputs: tuple[str, ...] = ()
     media: Kind = "image"

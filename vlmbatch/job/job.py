@@ -38,7 +38,7 @@ class Job(
     QuestionOptions,
     InputOptions,
 ):
-    """What to ask about what, with which model, and where the answers go. Checked when it is made.
+    """A job: inputs, questions, model and output. Checked when it is made.
 
     Raises:
         JobError: A value is not allowed; the message says which are.
@@ -78,7 +78,8 @@ class Job(
             )
         if self.skip_similar is not None and self.per != "frame":
             raise JobError(
-                "skip_similar goes with --per frame: the frames of a clip or window share one prompt"
+                "skip_similar goes with --per frame: the frames of a clip or window share one "
+                "prompt"
             )
         if self.skip_similar is not None and self.shuffle:
             raise JobError("skip_similar compares frames in their order: leave out shuffle")
@@ -90,7 +91,7 @@ class Job(
 
     @property
     def instruction(self) -> str | None:
-        """What every item is asked when there are no questions; None for vqa."""
+        """The prompt of every item when there are no questions; None for vqa."""
         return self.prompt or tasks.default_prompt(self.task, clip=self.is_clip)
 
     @property

@@ -14,7 +14,7 @@ ENGINE_NAMES = ("torch", "transformers")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelOptions:
-    """What answers. See the help text of each field."""
+    """The model and its engine. See the help text of each field."""
 
     model: str = option(
         "HuggingFaceTB/SmolVLM2-500M-Video-Instruct",

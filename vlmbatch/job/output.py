@@ -18,7 +18,7 @@ SIDECARS_BY_MEDIA = {"image": ("txt",), "video": ("txt", "srt", "vtt")}
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OutputOptions:
-    """Where records go. See the help text of each field."""
+    """Options of OUTPUT. See the help text of each field."""
 
     output: str | None = option(
         None,
@@ -67,7 +67,7 @@ class OutputOptions:
     )
 
     def error_limit(self, done: int, *, is_all: bool = False) -> float:
-        """How many error items are tolerated.
+        """Number of error items that are tolerated.
 
         While more items come, a percentage is judged from 20 items on, so that one early error
         does not end a run.

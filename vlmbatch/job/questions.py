@@ -17,12 +17,12 @@ PER_BY_MEDIA = {"image": ("page", "tile"), "video": ("frame", "clip", "window")}
 """Allowed values of ``per`` for each kind of media."""
 
 IMAGE_TOKEN = "<image>"
-"""What stands for pixels in the prompts of the published checkpoints."""
+"""Token that stands for pixels in the prompts of the published checkpoints."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class QuestionOptions:
-    """What is asked. See the help text of each field."""
+    """Task and questions. See the help text of each field."""
 
     task: tasks.Task = "caption"
     prompt: str | None = option(

@@ -10,7 +10,7 @@ from vlmbatch.job.option import option
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ReportingOptions:
-    """How a run reports. See the help text of each field."""
+    """Options of reporting. See the help text of each field."""
 
     progress: Literal["auto", "on", "off"] = option(
         "auto", "Progress bar; auto: on a terminal.", group="Reporting"

@@ -11,7 +11,7 @@ from vlmbatch.values import parse_size
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ResourceOptions:
-    """What may be used. See the help text of each field."""
+    """Limits of memory and threads. See the help text of each field."""
 
     max_memory: str | None = option(
         None,

@@ -19,7 +19,7 @@ WAYS_OF_SAMPLING = ("fps", "every", "num_frames", "at", "keyframes", "scenes")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class VideoOptions:
-    """How videos are sampled. See the help text of each field."""
+    """Options of sampling videos. See the help text of each field."""
 
     fps: float | None = option(
         None,
@@ -58,7 +58,8 @@ class VideoOptions:
     skip_similar: float | None = option(
         None,
         "Do not ask about a frame that differs from the last one asked about by at most THRESHOLD "
-        f"anywhere (0 to 1, {DEFAULT_SKIP_SIMILAR} unless given); its row gets that frame's answer.",
+        f"anywhere (0 to 1, {DEFAULT_SKIP_SIMILAR} unless given); its row gets that frame's "
+        "answer.",
         metavar="[THRESHOLD]",
         group="Video",
     )

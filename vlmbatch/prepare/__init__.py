@@ -4,6 +4,7 @@ threads, without torch.
 
 from __future__ import annotations
 
-from vlmbatch.prepare.preparer import Payload, Preparer
+from vlmbatch.prepare.payload import Payload
+from vlmbatch.prepare.preparer import Preparer
 
 __all__ = ["Payload", "Preparer"]

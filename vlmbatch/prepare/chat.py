@@ -22,7 +22,9 @@ SmolVLM processor then takes its own (``DEFAULT_CHAT_TEMPLATE``), which this is.
 """
 
 Message = tuple[str, Sequence[tuple[str, str]]]
-"""A role, and its parts as (type, text): ``text`` with its words, ``image`` or ``video`` without."""
+"""A role, and its parts as (type, text): ``text`` with its words, ``image`` or ``video``
+without.
+"""
 
 
 class ChatTemplate:

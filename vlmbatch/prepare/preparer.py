@@ -7,7 +7,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -24,42 +24,20 @@ from vlmbatch.core import (
     UInt8Array,
     picture_size,
 )
-from vlmbatch.errors import ModelLoadError, PrepareError
+from vlmbatch.errors import PrepareError
 from vlmbatch.job import Detail
 from vlmbatch.prepare.page_layout import lay_out
+from vlmbatch.prepare.payload import Payload
 from vlmbatch.prepare.prompt import MAX_GRID, PromptWriter, image_text, video_text
+from vlmbatch.prepare.settings import read_tile_settings
 from vlmbatch.prepare.tiles import TileSettings, cut_tiles, fit_picture, plan_tiles
 
 _TEMPLATE_KINDS = {"text": "text", "picture": "image", "tile": "image", "clip": "video"}
 
 DEFAULT_CONTEXT = 2048
-"""What transformers' Llama configuration takes when config.json does not say; the published
+"""Default of transformers' Llama configuration where config.json does not say; the published
 checkpoints say 8192.
 """
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Payload:
-    """Tiles and token ids of a request: what the torch engine computes with.
-
-    Attributes:
-        tiles: uint8, (n_tiles, 3, E, E); none for text alone.
-        prefix_ids: Token ids that all questions share: the chat opening and the media.
-        question_ids: For each question the token ids that follow the prefix.
-        seeds: For each question the seed that its sampling starts from.
-        tile_keys: For each tile a digest of its pixels, by which equal tiles are known.
-    """
-
-    tiles: UInt8Array
-    prefix_ids: Sequence[int]
-    question_ids: Sequence[Sequence[int]]
-    seeds: Sequence[int]
-    tile_keys: Sequence[bytes] = ()
-
-    @property
-    def prompt_tokens(self) -> int:
-        """Tokens of the longest prompt among the questions."""
-        return len(self.prefix_ids) + max(map(len, self.question_ids))
 
 
 class Preparer:
@@ -117,27 +95,7 @@ class Preparer:
         Raises:
             ModelLoadError: A file is missing, or says something that cannot be.
         """
-        vision = checkpoint.config.get("vision_config") or {}
-        sizes = {
-            "image_size": vision.get("image_size"),
-            "patch_size": vision.get("patch_size"),
-            "scale_factor": checkpoint.config.get("scale_factor"),
-        }
-        for key, value in sizes.items():
-            if not isinstance(value, int) or value < 1:
-                raise ModelLoadError(f"{checkpoint.name}: config.json says {value!r} for {key}")
-        settings = checkpoint.image_processor()
-        longest = _longest_edge(settings.get("size"), checkpoint.name, "size")
-        picture = _tile_settings(
-            settings, longest, checkpoint.name, bool(settings.get("do_image_splitting", True))
-        )
-        clip = _clip_settings(checkpoint.video_processor(), checkpoint.name)
-        for edge in {picture.tile_edge, clip.tile_edge if clip else picture.tile_edge}:
-            if edge != sizes["image_size"]:
-                raise ModelLoadError(
-                    f"{checkpoint.name}: the processor cuts tiles of {edge} pixels, the vision "
-                    f"encoder takes {sizes['image_size']}"
-                )
+        picture, clip = read_tile_settings(checkpoint)
         text = checkpoint.config.get("text_config") or {}
         context = int(text.get("max_position_embeddings") or DEFAULT_CONTEXT)
         writer = PromptWriter.from_checkpoint(checkpoint)
@@ -329,41 +287,11 @@ def _seed(seed: int, key: str, question: str) -> int:
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big") >> 1
 
 
-def _tile_settings(
-    settings: Mapping[str, Any], longest: int, name: str, split: bool
-) -> TileSettings:
-    edge = _longest_edge(settings.get("max_image_size"), name, "max_image_size")
-    resample = settings.get("resample", Image.Resampling.LANCZOS)
-    if resample not in list(Image.Resampling):
-        raise ModelLoadError(
-            f"{name}: the processor asks for resample {resample!r}; Pillow has the filters {', '.join(str(int(f)) for f in Image.Resampling)}"
-        )
-    return TileSettings(longest, edge, split, bool(settings.get("do_resize", True)), int(resample))
-
-
-def _clip_settings(settings: Mapping[str, Any], name: str) -> TileSettings | None:
-    """How frames of a clip are cut, or None when the checkpoint does not say."""
-    if not settings:
-        return None
-    sampling = settings.get("video_sampling") or {}
-    if "video_size" in sampling:
-        longest = _longest_edge(sampling["video_size"], name, "video_sampling.video_size")
-    else:
-        longest = _longest_edge(settings.get("size"), name, "size of the video processor")
-    return _tile_settings(settings, longest, name, split=False)
-
-
-def _longest_edge(size: Any, name: str, where: str) -> int:
-    edge = size.get("longest_edge") if isinstance(size, Mapping) else None
-    if not isinstance(edge, int) or isinstance(edge, bool) or edge < 1:
-        raise ModelLoadError(f"{name}: {where} has no longest_edge in pixels: {size!r}")
-    return edge
-
-
 def _uncuttable(picture: Picture, error: Exception) -> PrepareError:
     width, height = picture_size(picture)
     return PrepareError(
-        f"a picture of {width} x {height} pixels cannot be cut into tiles: {error or type(error).__name__}"
+        f"a picture of {width} x {height} pixels cannot be cut into tiles: "
+        f"{error or type(error).__name__}"
     )
 
 

@@ -86,7 +86,9 @@ class MediaTokens:
 
 
 def image_text(rows: int, cols: int, tokens: MediaTokens) -> str:
-    """The text of a picture of rows x cols tiles and a global view; 0 x 0 is a picture of one tile."""
+    """The text of a picture of rows x cols tiles and a global view; 0 x 0 is a picture of one
+    tile.
+    """
     run = tokens.image * tokens.seq_len
     whole = f"{tokens.fake}{tokens.global_image}{run}{tokens.fake}"
     if not rows:
@@ -291,7 +293,8 @@ class PromptWriter:
             raise PrepareError(f"a question is not valid text: {text!r}") from error
         if self.image_token_id in ids:
             raise PrepareError(
-                f"a question or answer may not hold the token {self.tokens.image}: it stands for pixels"
+                f"a question or answer may not hold the token {self.tokens.image}: it stands for "
+                "pixels"
             )
         return ids
 

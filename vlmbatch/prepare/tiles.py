@@ -26,7 +26,7 @@ processors).
 
 @dataclasses.dataclass(frozen=True)
 class TileSettings:
-    """How a picture becomes tiles; read from the checkpoint's processor files.
+    """Settings by which a picture becomes tiles, read from the checkpoint's processor files.
 
     Attributes:
         longest_edge: The longest edge of the picture after the first resize, in pixels.
@@ -52,7 +52,7 @@ class TileSettings:
 
 @dataclasses.dataclass(frozen=True)
 class TilePlan:
-    """What a picture of a given size becomes.
+    """Tiles that a picture of a given size becomes.
 
     Attributes:
         resized: (width, height) after the first resize.

@@ -1,5 +1,5 @@
-"""Readers: INPUTs to Items. The table says which reader a kind of media gets; what they promise is
-in base.py.
+"""Readers: INPUTs to Items. A table says which reader a kind of media gets; base.py has their
+contract.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from vlmbatch.read.bundles.kinds import is_stream
 from vlmbatch.read.files.temporary import remove_leftovers
 
 if TYPE_CHECKING:
-    from vlmbatch.read.video.reader import IsDone, Sampler
+    from vlmbatch.read.video.reader import IsDone
+    from vlmbatch.read.video.sampling import Sampler
 
 __all__ = ["READERS", "Counts", "Reader", "is_stream", "open_reader"]
 
@@ -26,9 +27,10 @@ def _images(
     names_only: bool,
     is_done: IsDone | None,
 ) -> Reader:
+    from vlmbatch.read.listing import Listing
     from vlmbatch.read.pictures.reader import ImageReader
 
-    return ImageReader(job, stdin, names_only)
+    return ImageReader(Listing(job, job, job.output_path, stdin, names_only), job)
 
 
 def _videos(
@@ -48,8 +50,8 @@ def _videos(
 READERS: dict[
     str, Callable[[Job, BinaryIO | None, Sampler | None, bool, IsDone | None], Reader]
 ] = {"image": _images, "video": _videos}
-"""Kind of media to what makes its reader. A reader's module is imported when it is asked for: image
-jobs do not load PyAV.
+"""A function for each kind of media that makes its reader. A reader's module is imported when it is
+asked for: image jobs do not load PyAV.
 """
 
 
@@ -61,15 +63,15 @@ def open_reader(
     names_only: bool = False,
     is_done: IsDone | None = None,
 ) -> Reader:
-    """Makes the reader of a job; before that, removes copies of videos that killed runs have left
+    """Make the reader of a job; before that, remove copies of videos that killed runs have left
     among the temporary files.
 
     Args:
         job: The job.
         stdin: Where the INPUT ``-`` reads paths from, instead of standard input.
         sampler: Which frames of a video become Items; needed for videos.
-        names_only: Whether Items are only to be counted, not loaded: what archives and tables hold
-            is then passed over.
+        names_only: Whether Items are only counted, not loaded: the content of archives and tables
+            is then skipped.
         is_done: Says whether every row about some Items is there, so that their video need not be
             decoded.
 

@@ -14,17 +14,27 @@ from vlmbatch.errors import one_line as one_line
 
 @dataclasses.dataclass(slots=True)
 class Counts:
-    """What a reader came across and did not make an Item of. Grows while the reader is iterated.
+    """Things that a reader met and made no Item of. Grows while the reader is iterated.
 
     Attributes:
         other_media: Videos that an image job left alone, and the other way round.
         filtered: Files that ``include`` and ``exclude`` kept out.
         duplicates: Files given more than once, taken once.
+        left_alone: Folders that a system keeps for itself, such as ``@eaDir``, and text files with
+            the extension of a video.
+        not_carried: Values of ``keep`` that no row can hold, which became null.
     """
 
     other_media: int = 0
     filtered: int = 0
     duplicates: int = 0
+    left_alone: int = 0
+    not_carried: int = 0
+
+    def reset(self) -> None:
+        """Start to count anew."""
+        for field in dataclasses.fields(self):
+            setattr(self, field.name, 0)
 
 
 class Reader(Protocol):
@@ -38,29 +48,30 @@ class Reader(Protocol):
     counts: Counts
 
     def __iter__(self) -> Iterator[Item]:
-        """Yields Items lazily: the first comes before the listing ends."""
+        """Yield Items lazily: the first comes before the listing ends."""
         ...
 
 
 def check_size(width: int, height: int, max_pixels: int) -> None:
-    """Refuses a picture before it is decoded.
+    """Refuse a picture before it is decoded.
 
     Raises:
         DecodeError: It has more pixels than ``max_pixels``.
     """
     if width * height > max_pixels:
         raise DecodeError(
-            f"{width} x {height} = {width * height:,} pixels are more than --max-pixels {max_pixels:,}"
+            f"{width} x {height} = {width * height:,} pixels "
+            f"are more than --max-pixels {max_pixels:,}"
         )
 
 
 def digest(data: bytes) -> str:
-    """What stands for bytes in a fingerprint."""
+    """Return a digest that stands for bytes in a fingerprint."""
     return hashlib.blake2b(data, digest_size=16).hexdigest()
 
 
 def failing_load(kind: type[ItemError], message: str) -> Callable[[], Pixels]:
-    """A ``load`` for a thing that is known not to be readable."""
+    """Return a ``load`` for a thing that is known not to be readable."""
 
     def load() -> NoReturn:
         raise kind(message)

@@ -18,7 +18,7 @@ from vlmbatch.run.reporter import Reporter
 from vlmbatch.run.task import Original, Result, Task
 from vlmbatch.sample import make_sampler
 from vlmbatch.urls import is_url
-from vlmbatch.write import Sidecars, Writer
+from vlmbatch.write import Writer
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +39,6 @@ class Intake:
         questions: Questions,
         writer: Writer,
         reporter: Reporter,
-        sidecars: Sidecars | None,
         todo: Channel[Task],
         results: Channel[Result],
         order: InputOrder,
@@ -51,13 +50,12 @@ class Intake:
             questions: What is asked.
             writer: Knows which rows are done.
             reporter: Hears of items that are done.
-            sidecars: Hear of every item.
             todo: Takes what is to be loaded.
             results: Takes what needs no loading.
             order: Notes the places of the items.
         """
         self._job, self._questions, self._writer, self._reporter = job, questions, writer, reporter
-        self._sidecars, self._todo, self._results, self._order = sidecars, todo, results, order
+        self._todo, self._results, self._order = todo, results, order
         self._resumes = bool(writer.totals().get("rows"))
         self._original: Original | None = None
         self.found: int | None = None
@@ -71,8 +69,6 @@ class Intake:
             if self._todo.stopped:
                 return
             count += 1
-            if self._sidecars:
-                self._sidecars.expect(item.id, item.source, item.questions)
             task = self._task(item, order)
             if task is None:
                 continue
@@ -97,7 +93,7 @@ class Intake:
         )
 
     def _task(self, item: Item, order: int) -> Task | None:
-        """What is to be asked about an item; None where nothing is, or all of it is done."""
+        """The task of an item; None where nothing is asked, or all of it is done."""
         asked = self._questions.of(item)
         if not asked:
             self.unasked += 1
@@ -180,7 +176,7 @@ def count_ahead(job: Job, todo: Channel[Task], reporter: Reporter) -> None:
 
 
 def count_items(job: Job, *, stdin: BinaryIO | None = None) -> int:
-    """How many items a job finds; loads no picture and no model.
+    """Count the items that a job finds; load no picture and no model.
 
     Raises:
         JobError: An INPUT or the question file is not there, or cannot be understood.

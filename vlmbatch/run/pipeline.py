@@ -47,7 +47,7 @@ from vlmbatch.run.summary import RowStats, describe_run
 from vlmbatch.run.task import Loaded, Result, Task, Ticket
 from vlmbatch.run.threads import READER, WRITER, StageThreads
 from vlmbatch.sample import make_sampler
-from vlmbatch.write import Writer, open_output, open_sidecars, read_records
+from vlmbatch.write import Writer, open_output, open_sidecars, read_seen
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +59,7 @@ HELD_BYTES = 64 << 20
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """How a run ended.
+    """The end of a run.
 
     Attributes:
         summary: What OUTPUT.summary.json holds.
@@ -153,7 +153,6 @@ class Run:
             self.questions,
             self.writer,
             self.reporter,
-            self._sidecars,
             self._todo,
             self._queue,
             order,
@@ -168,7 +167,7 @@ class Run:
 
     @property
     def stats(self) -> RowStats:
-        """What this run's rows add up to so far."""
+        """Sums over this run's rows so far."""
         return self._results.stats
 
     def stop(self) -> None:
@@ -300,13 +299,7 @@ class Run:
         """
         if self._sidecars is None or not self._threads.is_well:
             return
-        assert self.writer.path is not None  # a job with sidecars has an OUTPUT to read back
-        for row in read_records(self.writer.path):
-            if row["task"] == self.job.task and self._sidecars.expects(
-                row["id"], row["prompt"], self.questions.about(row["id"])
-            ):
-                self._sidecars.add(row)
-        self._sidecar_counts = self._sidecars.write()
+        self._sidecar_counts = self._sidecars.write(read_seen(self.writer))
 
     def _outcome(self, began: float, started_at: str) -> Outcome:
         threads, intake, results = self._threads, self._intake, self._results
@@ -368,7 +361,7 @@ def run(
 
 
 def _plan_of(engine: Engine) -> EnginePlan:
-    """What is known of an engine that is open already."""
+    """The plan of an engine that is open already."""
     return EnginePlan(
         engine.name, engine.model, engine.revision, lambda: engine, hasattr(engine, "cut")
     )

@@ -1,4 +1,4 @@
-"""Who hears how a run goes."""
+"""Reporters of a run's progress."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ class Reporter(Protocol):
         """The model is being loaded."""
 
     def total(self, items: int | None) -> None:
-        """How many items there are, once that is known."""
+        """Take the number of items, once that is known."""
 
     def item(self, *, error: bool, kept: bool, new_tokens: int) -> None:
         """An item is done: answered, failed, or kept from an earlier run."""

@@ -1,4 +1,4 @@
-"""What a run took: counts, rates and phases, from its records; written beside OUTPUT and printed by
+"""Counts, rates and phases of a run, from its records; written beside OUTPUT and printed by
 ``vlmbatch stats``.
 """
 
@@ -117,7 +117,7 @@ def describe_run(
     revision: str,
     **facts: Any,
 ) -> dict[str, Any]:
-    """What OUTPUT.summary.json holds, as plain JSON values.
+    """The contents of OUTPUT.summary.json, as plain JSON values.
 
     Args:
         job: The resolved job.
@@ -144,8 +144,7 @@ def describe_run(
 
 
 def cut_off(stats: RowStats, job: Job) -> dict[str, Any]:
-    """How many answers ended only because they were as long as allowed, and what would let them
-    end.
+    """Number of answers that ended at their limit, and the option that would let them end.
 
     Args:
         stats: The rows of the run.
@@ -154,10 +153,15 @@ def cut_off(stats: RowStats, job: Job) -> dict[str, Any]:
     answers = stats.finish["length"]
     if not answers:
         return {"answers": 0, "hint": None}
-    of = f"{answers} of {stats.finish.total()} answers {'was' if answers == 1 else 'were'} cut off at --max-new-tokens {job.max_new_tokens}"
+    of = (
+        f"{answers} of {stats.finish.total()} answers {'was' if answers == 1 else 'were'} cut "
+        f"off at --max-new-tokens {job.max_new_tokens}"
+    )
     return {
         "answers": answers,
-        "hint": f"{of}; --max-new-tokens {2 * job.max_new_tokens} --overwrite asks again with more room",
+        "hint": (
+            f"{of}; --max-new-tokens {2 * job.max_new_tokens} --overwrite asks again with more room"
+        ),
     }
 
 

@@ -39,7 +39,7 @@ class Original:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Task:
-    """What is asked about an item.
+    """An item and the questions about it.
 
     Attributes:
         item: The item.
@@ -67,7 +67,7 @@ class Task:
 
 @dataclasses.dataclass(frozen=True)
 class Loaded:
-    """What loading and preparing an item gave.
+    """Facts about an item that was loaded and prepared.
 
     Attributes:
         size: Width and height in pixels; None where nothing could be loaded.
@@ -85,7 +85,7 @@ class Loaded:
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """What became of one question: a completion, an error, or neither for an item that resembles
+    """The end of one question: a completion, an error, or neither for an item that resembles
     another.
     """
 
@@ -97,13 +97,13 @@ class Result:
 
     @property
     def question(self) -> str:
-        """What was asked."""
+        """The text of the question."""
         return self.task.asked[self.position][1]
 
 
 @dataclasses.dataclass
 class Progress:
-    """How far the rows of a task are.
+    """State of the rows of a task.
 
     Attributes:
         missing: Rows that are not written yet.
@@ -118,7 +118,7 @@ class Progress:
 
 @dataclasses.dataclass(eq=False)
 class Ticket:
-    """What a request carries through the engine: one for all requests that an item was made into.
+    """The tag of a request: one for all requests that an item was made into.
 
     Attributes:
         task: The task.

@@ -17,13 +17,13 @@ logger = logging.getLogger(__name__)
 READER, WRITER, STOPPER = "reader", "writer", "stopper"
 
 READER_GRACE_SECONDS = 2.0
-"""How long a run that is ending waits for its reader, which may wait for a line on stdin that never
-comes.
+"""Seconds that a run that is ending waits for its reader, which may wait for a line on stdin that
+never comes.
 """
 
 
 class Queue(Protocol):
-    """What stands between two stages."""
+    """A queue between two stages."""
 
     def close(self) -> None:
         """Says that nothing more will come."""

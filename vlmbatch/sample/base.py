@@ -1,5 +1,5 @@
-"""What a sampler is. It sees frames by their times; what it is told about a video is structural, so
-that it knows no reader.
+"""The contract of samplers: the frames and videos that they see, and what they give. These types
+are structural, so that no sampler knows a reader.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ of the SmolVLM2 checkpoints).
 
 
 class Frame(Protocol):
-    """A decoded frame, as far as choosing goes."""
+    """A frame, as far as choosing goes."""
 
     @property
     def time_seconds(self) -> float:
@@ -31,7 +31,7 @@ class Frame(Protocol):
 
     @property
     def duration_seconds(self) -> float:
-        """How long it stands when nothing follows."""
+        """Duration when nothing follows."""
         ...
 
     @property
@@ -40,12 +40,12 @@ class Frame(Protocol):
         ...
 
     def standing_for(self, start_seconds: float, end_seconds: float) -> Self:
-        """The same frame, standing for a stretch instead of until the next one."""
+        """Return the same frame, standing for a stretch instead of until the next one."""
         ...
 
     def thumbnail(self, width: int, height: int, form: str = "rgb24") -> UInt8Array:
-        """A small picture in one of FFmpeg's pixel formats, each pixel the mean of those it stands
-        for.
+        """Return a small picture in one of FFmpeg's pixel formats, each pixel the mean of those it
+        stands for.
         """
         ...
 
@@ -62,11 +62,16 @@ class Video(Protocol[F_co]):
 
     @property
     def end_seconds(self) -> float:
-        """Where it ends."""
+        """The end of its last frame."""
+        ...
+
+    @property
+    def step_seconds(self) -> float:
+        """Duration of a frame, at the stated frame rate."""
         ...
 
     def frames(self, next_instant: NextInstant | None = None) -> Iterator[F_co]:
-        """Yields frames in presentation order, times strictly rising.
+        """Yield frames in presentation order, times strictly rising.
 
         Frames that are on screen at no instant that is asked for may be left out, but for the one
         after the last instant; None asks for every frame.
@@ -74,17 +79,17 @@ class Video(Protocol[F_co]):
         ...
 
     def key_frames(self, start_seconds: float = 0.0) -> Iterator[F_co]:
-        """Yields the frames from a time on where decoding can start, and decodes no others."""
+        """Yield the frames from a time on where decoding can start, and decode no others."""
         ...
 
     def frame_times(self) -> Sequence[float]:
-        """Times of all frames, ascending, in seconds; nothing is decoded where the packets state
-        them.
+        """Return the times of all frames, ascending, in seconds; decode nothing where the packets
+        state them.
         """
         ...
 
     def key_times(self) -> Sequence[float]:
-        """Times of the key frames, as ``frame_times``."""
+        """Return the times of the key frames, as ``frame_times``."""
         ...
 
     @property
@@ -94,47 +99,20 @@ class Video(Protocol[F_co]):
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Span:
+class Stretch:
     """A stretch of a video and the choice of frames in it.
 
     Attributes:
-        start_seconds: Where it starts.
-        end_seconds: Where it ends.
+        start_seconds: Start of the stretch.
+        end_seconds: Its end.
         choose: Yields the chosen frames of a video in presentation order, decoding no more than it
-            must. A span does not hold on to the video that
-            it was made for: this may be another opening of the same file, on another thread.
+            must. It holds no video: it is given another opening of the same file, on another
+            thread.
     """
 
     start_seconds: float
     end_seconds: float
     choose: Callable[[Video[Any]], Iterator[Any]]
-
-
-class Judge(Protocol):
-    """Judges the chosen frames of one video, in their order."""
-
-    def is_similar(self, frame: Any) -> bool:
-        """Whether a frame resembles the last one that was kept; it is kept itself when it does not."""
-        ...
-
-
-class Sampler(Protocol):
-    """Gives the spans of a video: one for ``--per frame`` and ``--per clip``, one a window for
-    ``--per window``; none when nothing of it is asked for.
-    """
-
-    @property
-    def needs_pixels(self) -> bool:
-        """Whether the choice takes more than the times of the frames."""
-        ...
-
-    def judge(self) -> Judge | None:
-        """What judges the chosen frames of a video; None when every frame counts."""
-        ...
-
-    def __call__(self, video: Video[Any]) -> Iterator[Span]:
-        """Yields the spans in order of time."""
-        ...
 
 
 class Way(Protocol):
@@ -143,17 +121,17 @@ class Way(Protocol):
     """
 
     def frames(self, video: Video[F], start_seconds: float, end_seconds: float) -> Iterator[F]:
-        """Yields frames one by one, holding at most two: the video may be of any length."""
+        """Yield frames one by one, holding at most two: the video may be of any length."""
         ...
 
     def clip_instants(
         self, video: Video[Any], start_seconds: float, end_seconds: float
     ) -> Sequence[float]:
-        """Instants whose frames go into one prompt about a whole video, ascending."""
+        """Return the instants whose frames go into one prompt about a whole video, ascending."""
         ...
 
     def window_instants(
         self, video: Video[Any], start_seconds: float, end_seconds: float
     ) -> Sequence[float]:
-        """Instants whose frames go into one prompt about a window, ascending."""
+        """Return the instants whose frames go into one prompt about a window, ascending."""
         ...

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import logging
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from vlmbatch.sample.base import MAX_CLIP_FRAMES, TOLERANCE_SECONDS, F, Video
-from vlmbatch.sample.screen import evenly, inside, listed, on_screen
-
-logger = logging.getLogger(__name__)
+from vlmbatch.sample.base import TOLERANCE_SECONDS, F, Video
+from vlmbatch.sample.on_screen import listed, on_screen
+from vlmbatch.sample.thinning import for_one_prompt, inside
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -25,10 +23,10 @@ class Every:
     step: int
 
     def frames(self, video: Video[F], start_seconds: float, end_seconds: float) -> Iterator[F]:
-        """Yields frames 0, N, 2N … of those whose time is in [start, end)."""
+        """Yield frames 0, N, 2N … of those whose time is in [start, end)."""
         if video.packet_times is not None:
             # Known times are instants, and what is between instants need not be decoded.
-            return on_screen(video, listed(inside(video, start_seconds, end_seconds)[:: self.step]))
+            return on_screen(video, listed(self._times(video, start_seconds, end_seconds)))
         later = itertools.dropwhile(
             lambda frame: frame.time_seconds < start_seconds - TOLERANCE_SECONDS, video.frames()
         )
@@ -40,16 +38,13 @@ class Every:
     def clip_instants(
         self, video: Video[Any], start_seconds: float, end_seconds: float
     ) -> Sequence[float]:
-        """Times of frames 0, N, 2N …, evenly thinned to ``MAX_CLIP_FRAMES``."""
-        times = inside(video, start_seconds, end_seconds)[:: self.step]
-        if len(times) > MAX_CLIP_FRAMES:
-            logger.warning(
-                "%d of the %d frames from %.3f s to %.3f s go into one prompt",
-                MAX_CLIP_FRAMES,
-                len(times),
-                start_seconds,
-                end_seconds,
-            )
-        return evenly(times, MAX_CLIP_FRAMES)
+        """Return the times of frames 0, N, 2N …, evenly thinned to ``MAX_CLIP_FRAMES``."""
+        times = self._times(video, start_seconds, end_seconds)
+        return for_one_prompt(times, "frames", start_seconds, end_seconds)
 
     window_instants = clip_instants
+
+    def _times(
+        self, video: Video[Any], start_seconds: float, end_seconds: float
+    ) -> Sequence[float]:
+        return inside(video.frame_times(), start_seconds, end_seconds)[:: self.step]

@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 
 from vlmbatch.sample.base import MAX_CLIP_FRAMES, TOLERANCE_SECONDS, F, Video
-from vlmbatch.sample.screen import inside, on_screen
+from vlmbatch.sample.on_screen import on_screen, rounding_seconds
+from vlmbatch.sample.thinning import inside
 
 SKIP_SECONDS = 1
-"""What a clip leaves out at each end of a long video (``skip_secs`` of transformers'
+"""Seconds that a clip leaves out at each end of a long video (``skip_secs`` of transformers'
 ``SmolVLMVideoProcessor.sample_frames``).
 """
 
@@ -30,7 +31,7 @@ class Fps:
     fps: float
 
     def frames(self, video: Video[F], start_seconds: float, end_seconds: float) -> Iterator[F]:
-        """Yields the frames on screen at start, start + 1/F …"""
+        """Yield the frames on screen at start, start + 1/F …"""
 
         def next_instant(seconds: float) -> float | None:
             number = (
@@ -41,13 +42,13 @@ class Fps:
             instant = start_seconds + number / self.fps
             return instant if instant < end_seconds - TOLERANCE_SECONDS else None
 
-        return on_screen(video, next_instant)
+        return on_screen(video, next_instant, rounds=True)
 
     def clip_instants(
         self, video: Video[Any], start_seconds: float, end_seconds: float
     ) -> Sequence[float]:
-        """The checkpoint's rule: see ``clip_indices``."""
-        times = inside(video, start_seconds, end_seconds)
+        """Follow the checkpoint's rule; see ``clip_indices``."""
+        times = inside(video.frame_times(), start_seconds, end_seconds)
         return [
             times[number]
             for number in clip_indices(len(times), end_seconds - start_seconds, self.fps)
@@ -56,15 +57,17 @@ class Fps:
     def window_instants(
         self, video: Video[Any], start_seconds: float, end_seconds: float
     ) -> Sequence[float]:
-        """Start, start + 1/F …, evenly thinned to ``MAX_CLIP_FRAMES``."""
-        count = max(1, math.ceil((end_seconds - start_seconds - TOLERANCE_SECONDS) * self.fps))
+        """Return start, start + 1/F …, evenly thinned to ``MAX_CLIP_FRAMES``."""
+        last = video.end_seconds - rounding_seconds(video.step_seconds)
+        end = min(end_seconds - TOLERANCE_SECONDS, last)
+        count = max(1, math.ceil((end - start_seconds) * self.fps))
         numbers = np.unique(np.linspace(0, count - 1, min(count, MAX_CLIP_FRAMES), dtype=int))
         return [start_seconds + int(number) / self.fps for number in numbers]
 
 
 def clip_indices(total: int, duration_seconds: float, fps: float) -> list[int]:
-    """Numbers of the frames that the checkpoint takes of a video:
-    ``SmolVLMVideoProcessor.sample_frames`` of transformers.
+    """Return the numbers of the frames that the checkpoint takes of a video, as
+    ``SmolVLMVideoProcessor.sample_frames`` of transformers does.
 
     Args:
         total: Frames in the video.

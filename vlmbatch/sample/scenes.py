@@ -9,16 +9,13 @@ from __future__ import annotations
 import bisect
 import dataclasses
 import itertools
-import logging
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import numpy as np
-
-from vlmbatch.sample.base import MAX_CLIP_FRAMES, TOLERANCE_SECONDS, F, Frame, Video
-from vlmbatch.sample.screen import evenly, listed, on_screen
-
-logger = logging.getLogger(__name__)
+from vlmbatch.core import UInt8Array
+from vlmbatch.sample.base import TOLERANCE_SECONDS, F, Frame, Video
+from vlmbatch.sample.on_screen import listed, on_screen
+from vlmbatch.sample.thinning import for_one_prompt
 
 THRESHOLD = 27.0
 """ContentDetector's own: mean difference of hue, saturation and brightness from one frame to the
@@ -32,7 +29,7 @@ LONGEST_EDGE = 256
 """Size that frames are compared at, in pixels; PySceneDetect's own aim for the width."""
 
 _RATE = 1000.0
-"""ContentDetector wants a frame rate beside each time; with times in seconds it only rounds for
+"""ContentDetector asks for a frame rate beside each time; with times in seconds it only rounds for
 display with it.
 """
 
@@ -42,7 +39,7 @@ class Scenes:
     """Scenes between cuts."""
 
     def frames(self, video: Video[F], start_seconds: float, end_seconds: float) -> Iterator[F]:
-        """Yields the frame on screen in the middle of each scene, standing for the scene."""
+        """Yield the frame on screen in the middle of each scene, standing for the scene."""
         scenes = find_scenes(video, start_seconds, end_seconds)
         starts = [start for start, _ in scenes]
         for frame in on_screen(video, listed(_middles(scenes))):
@@ -52,17 +49,9 @@ class Scenes:
     def clip_instants(
         self, video: Video[Any], start_seconds: float, end_seconds: float
     ) -> Sequence[float]:
-        """The middles of the scenes, evenly thinned to ``MAX_CLIP_FRAMES``."""
+        """Return the middles of the scenes, evenly thinned to ``MAX_CLIP_FRAMES``."""
         middles = _middles(find_scenes(video, start_seconds, end_seconds))
-        if len(middles) > MAX_CLIP_FRAMES:
-            logger.warning(
-                "%d of the %d scenes from %.3f s to %.3f s go into one prompt",
-                MAX_CLIP_FRAMES,
-                len(middles),
-                start_seconds,
-                end_seconds,
-            )
-        return evenly(middles, MAX_CLIP_FRAMES)
+        return for_one_prompt(middles, "scenes", start_seconds, end_seconds)
 
     window_instants = clip_instants
 
@@ -70,7 +59,7 @@ class Scenes:
 def find_scenes(
     video: Video[Any], start_seconds: float, end_seconds: float
 ) -> list[tuple[float, float]]:
-    """Cuts a stretch of a video into scenes; every frame of it is decoded.
+    """Cut a stretch of a video into scenes; every frame of it is decoded.
 
     Args:
         video: The video.
@@ -79,9 +68,9 @@ def find_scenes(
 
     Returns:
         Start and end of each scene in seconds, without gaps: the first starts with the first frame,
-            the last ends where the video or the stretch does. None
-        for a stretch without frames.
+        the last ends with the video or the stretch. No scenes for a stretch without frames.
     """
+    # These load OpenCV, which other ways of sampling do without.
     from scenedetect.common import FrameTimecode
     from scenedetect.detectors import ContentDetector
 
@@ -107,15 +96,11 @@ def find_scenes(
     return list(itertools.pairwise(bounds))
 
 
-def _small(frame: Frame) -> Any:
-    """The frame at the detector's size, uint8, (H, W, 3), blue first as OpenCV has it."""
+def _small(frame: Frame) -> UInt8Array:
+    """Return the frame at the detector's size, uint8, (H, W, 3), blue first as in OpenCV."""
     width, height = frame.stored_size
     scale = min(1.0, LONGEST_EDGE / max(width, height))
-    return np.ascontiguousarray(
-        frame.thumbnail(max(1, round(width * scale)), max(1, round(height * scale)), "rgb24")[
-            ..., ::-1
-        ]
-    )
+    return frame.thumbnail(max(1, round(width * scale)), max(1, round(height * scale)), "bgr24")
 
 
 def _middles(scenes: list[tuple[float, float]]) -> list[float]:

@@ -8,9 +8,12 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeAlias
 
 from vlmbatch.errors import OutputError
+
+FileState: TypeAlias = tuple[int, int, int]
+"""Inode, size in bytes, time of the last change in nanoseconds."""
 
 
 def beside(path: Path, suffix: str) -> Path:
@@ -45,6 +48,15 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     except BaseException:
         _remove(temporary)
         raise
+
+
+def file_state(path: Path) -> FileState | None:
+    """Return numbers that another file, or other content, would change; None without a file."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def sync_folder(folder: Path) -> None:

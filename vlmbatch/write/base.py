@@ -101,6 +101,12 @@ class Writer(abc.ABC):
         """A row that ``done`` said is there; None where rows cannot be read back."""
         return None
 
+    def is_seen(self, id: str, task: str, prompt: str) -> bool:
+        """Return whether a row was written or kept by this run, where rows can be read back. May be
+        called after ``close``.
+        """
+        return False
+
     def totals(self) -> dict[str, int]:
         """Rows and error rows that the output has in all, those of earlier runs included; empty
         where that is not known.

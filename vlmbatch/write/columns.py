@@ -31,8 +31,9 @@ class Column(NamedTuple):
     nullable: bool = False
 
 
-_TEXT, _SECONDS, _COUNT = Column("string"), Column("float32"), Column("int32")
-_TEXT_OR_NULL = Column("string", nullable=True)
+_TEXT, _TEXT_OR_NULL = Column("string"), Column("string", nullable=True)
+_COUNT = Column("int32", nullable=True)
+_SECONDS = Column("float32", nullable=True)
 
 COLUMNS: dict[str, Column] = {
     "id": _TEXT,
@@ -41,8 +42,8 @@ COLUMNS: dict[str, Column] = {
     "media": _TEXT,
     "time_seconds": Column("float64", nullable=True),
     "end_seconds": Column("float64", nullable=True),
-    "width": Column("int32", nullable=True),
-    "height": Column("int32", nullable=True),
+    "width": _COUNT,
+    "height": _COUNT,
     "task": _TEXT,
     "prompt": _TEXT,
     "text": _TEXT_OR_NULL,
@@ -75,13 +76,19 @@ COLUMNS: dict[str, Column] = {
 
 
 def row_of(record: Record) -> Row:
-    """The record as plain values: what is not a finite number is null (0 where null is not
-    allowed), and text is valid Unicode.
+    """Return the record as plain values: numbers that are not finite are null, text is valid
+    Unicode.
     """
     row = {name: convert(getattr(record, name)) for name, convert in _CONVERTERS}
     for name, value in record.extra.items():
         row[clean_text(name)] = plain_value(value)
     return row
+
+
+def record_of(row: Row) -> Record:
+    """Return the record of a row: the inverse of ``row_of``."""
+    extra = {name: value for name, value in row.items() if name not in COLUMNS}
+    return Record(**{name: row[name] for name in COLUMNS}, extra=extra)
 
 
 def plain_value(value: Any) -> Any:
@@ -106,7 +113,7 @@ def plain_value(value: Any) -> Any:
 
 
 def kind_of(value: Any) -> Kind | None:
-    """The narrowest kind of column for a plain value; None for null, which every kind has room for."""
+    """Return the narrowest kind of column for a plain value; None for null, which fits into all."""
     if value is None:
         return None
     if isinstance(value, bool):
@@ -159,16 +166,14 @@ def round_float32(value: float) -> float:
 
 
 def _converter(column: Column) -> Callable[[Any], Any]:
-    """What turns a field into a value of the column's type."""
+    """Return the function that makes a field a value of the column's type."""
     if column.kind in ("string", "timestamp"):
-        empty: Any = None if column.nullable else ""
+        empty = None if column.nullable else ""
         return lambda value: empty if value is None else clean_text(value)
     if column.kind in ("int32", "int64"):
-        zero: Any = None if column.nullable else 0
-        return lambda value: zero if value is None else int(value)
+        return lambda value: None if value is None and column.nullable else int(value)
     rounded = round_float32 if column.kind == "float32" else float
-    nothing: Any = None if column.nullable else 0.0
-    return lambda value: nothing if value is None or not math.isfinite(value) else rounded(value)
+    return lambda value: None if value is None or not math.isfinite(value) else rounded(value)
 
 
 _CONVERTERS = tuple((name, _converter(column)) for name, column in COLUMNS.items())

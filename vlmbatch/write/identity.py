@@ -20,7 +20,7 @@ _GENERATION = ("max_new_tokens", "temperature", "top_p", "seed")
 """Keys that stood at the top before they stood under their task."""
 
 
-def earlier_identity(output: Path, first: Row, here: Mapping[str, Any]) -> dict[str, Any]:
+def previous_identity(output: Path, first: Row, here: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of an OUTPUT without a journal: from its summary, or else this run's settings
     with the model, revision and engine of the first row.
     """

@@ -1,4 +1,4 @@
-"""OUTPUT as an earlier run left it: read through, and read again in whatever order its rows are
+"""OUTPUT as it was found: read from end to end, and read again in whatever order its rows are
 needed.
 """
 
@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from array import array
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
@@ -17,107 +18,67 @@ from vlmbatch.write.atomic import reason
 from vlmbatch.write.columns import Row
 from vlmbatch.write.formats import Format
 from vlmbatch.write.jsonl import decode, encode
-from vlmbatch.write.row_index import Int64Array, RowTable, key_digest
+from vlmbatch.write.row_index import Int64Array, RowIndex, key_digest
 
 SCANNED = ("id", "task", "prompt", "index", "status")
 
 
-class EarlierRows:
+class PreviousOutput:
     """The rows of OUTPUT, held open: they stay readable when OUTPUT is replaced.
 
     Args:
         path: OUTPUT.
         format: How it is read.
+        scratch: Folder for a temporary file; None: the system's.
+
+    Attributes:
+        count: Number of its rows, once ``scan`` has counted them.
 
     Raises:
         OutputError: It cannot be opened.
     """
 
-    def __init__(self, path: Path, format: Format) -> None:
-        self._path = path
-        self._format = format
+    def __init__(self, path: Path, format: Format, scratch: Path | None = None) -> None:
+        self._path, self._format, self._scratch = path, format, scratch
         self.count = 0
         try:
             self._file: BinaryIO = open(path, "rb")
             self._is_empty = not self._file.read(1)
-            self._state = self._status()
+            self._state = self._file_state()
         except OSError as error:
             raise OutputError(f"cannot read {path}: {reason(error)}") from error
         self._spill: BinaryIO | None = None
-        self._offsets = np.zeros(0, np.int64)
+        self._offsets = array("q")
 
     def first(self) -> Row | None:
-        """The first row; None when there is none."""
-        return next(self._read(), None)
+        """Return the first row; None when there is none."""
+        return next(self.read(), None)
 
-    def scan(self, table: RowTable) -> None:
-        """Puts every row into the table; of rows with the same key the last one counts.
+    def scan(self, index: RowIndex) -> None:
+        """Put every row into the index. Of rows with the same key the last one counts.
 
         Raises:
             OutputError: The file was not written by vlmbatch.
         """
-        for row in self._read(SCANNED):
-            id, task, prompt, index, status = row.values()
-            if not (
-                isinstance(id, str)
-                and isinstance(task, str)
-                and isinstance(prompt, str)
-                and isinstance(index, int)
-                and isinstance(status, str)
-            ):
+        for row in self.read(SCANNED):
+            id, task, prompt, place, status = row.values()
+            texts = (id, task, prompt, status)
+            if not (isinstance(place, int) and all(isinstance(text, str) for text in texts)):
                 raise self._foreign(f"row {self.count + 1} is not a record")
-            table.put(
-                key_digest(id, task, prompt), place=-1 - self.count, index=index, status=status
-            )
+            key = key_digest(id, task, prompt)
+            index.put(key, place=-1 - self.count, index=place, status=status)
             self.count += 1
 
-    def rows(self, positions: Int64Array) -> Iterator[Row]:
-        """The rows at the given positions, in the order given: straight from the file when they
-        ascend, else through a temporary file.
+    def read(self, columns: Sequence[str] | None = None) -> Iterator[Row]:
+        """Yield every row, in order: whole, or restricted to ``columns``.
+
+        Raises:
+            OutputError: The file was not written by vlmbatch, cannot be read, or was changed since
+                it was opened.
         """
-        if self._spill is None and bool(np.all(positions[1:] > positions[:-1])):
-            wanted = iter(positions)
-            position = next(wanted, None)
-            for number, row in enumerate(self._read()):
-                if position is None:
-                    return
-                if number == position:
-                    yield row
-                    position = next(wanted, None)
-            return
-        for position in positions:
-            yield self.row(int(position))
-
-    def row(self, position: int) -> Row:
-        """The row at a position, through a temporary file."""
-        spill = self._spilled()
-        spill.seek(self._offsets[position])
-        row: Row = decode(spill.readline().decode())
-        return row
-
-    def close(self) -> None:
-        """Lets go of the files."""
-        self._file.close()
-        if self._spill is not None:
-            self._spill.close()
-
-    def _spilled(self) -> BinaryIO:
-        """The rows as lines of JSON in a file without a name, which any row can be read from at
-        once.
-        """
-        if self._spill is None:
-            offsets = np.zeros(self.count, np.int64)
-            spill: BinaryIO = tempfile.TemporaryFile(dir=self._path.parent)
-            for number, row in enumerate(self._read()):
-                offsets[number] = spill.tell()
-                spill.write(encode(row).encode("utf-8", "backslashreplace") + b"\n")
-            self._spill, self._offsets = spill, offsets
-        return self._spill
-
-    def _read(self, columns: Sequence[str] | None = None) -> Iterator[Row]:
         if self._is_empty:
             return
-        if self._status() != self._state:
+        if self._file_state() != self._state:
             raise OutputError(f"{self._path} was changed by another program during the run")
         self._file.seek(0)
         try:
@@ -127,9 +88,63 @@ class EarlierRows:
         except OSError as error:
             raise OutputError(f"cannot read {self._path}: {reason(error)}") from error
 
-    def _status(self) -> tuple[int, int]:
-        """What changes when a program writes into the file; one that puts another in its place does
-        no harm.
+    def rows(self, positions: Int64Array) -> Iterator[Row]:
+        """Yield the rows at the given positions, in the order given: straight from the file when
+        they ascend, else through a temporary file.
+        """
+        if self._spill is not None or not np.all(positions[1:] > positions[:-1]):
+            yield from (self.row(int(position)) for position in positions)
+            return
+        wanted = iter(positions)
+        position = next(wanted, None)
+        for number, row in enumerate(self.read()):
+            if position is None:
+                return
+            if number == position:
+                yield row
+                position = next(wanted, None)
+
+    def row(self, position: int) -> Row:
+        """Return the row at a position, through a temporary file.
+
+        Raises:
+            OutputError: There is no room for that file; also the errors of ``read``.
+        """
+        try:
+            spill = self._spill or self._make_spill()
+            spill.seek(self._offsets[position])
+            row: Row = decode(spill.readline().decode())
+        except OSError as error:
+            folder = self._scratch or tempfile.gettempdir()
+            raise OutputError(f"cannot keep rows in {folder}: {reason(error)}") from error
+        return row
+
+    def close(self) -> None:
+        """Close the files."""
+        self._file.close()
+        if self._spill is not None:
+            self._spill.close()
+
+    def _make_spill(self) -> BinaryIO:
+        """Write the rows as lines of JSON to a file without a name, where each is found by its
+        offset.
+        """
+        spill: BinaryIO = tempfile.TemporaryFile(dir=self._scratch)
+        try:
+            offsets = array("q")
+            for row in self.read():
+                offsets.append(spill.tell())
+                spill.write(encode(row).encode("utf-8", "backslashreplace") + b"\n")
+            spill.flush()
+        except BaseException:
+            spill.close()
+            raise
+        self._spill, self._offsets = spill, offsets
+        return spill
+
+    def _file_state(self) -> tuple[int, int]:
+        """Return what changes when a program writes into the file. One that puts another in its
+        place does no harm.
         """
         found = os.fstat(self._file.fileno())
         return found.st_size, found.st_mtime_ns

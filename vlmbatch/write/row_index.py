@@ -1,4 +1,4 @@
-"""What a run keeps in memory about every row of OUTPUT: where it stands, not what it says. About
+"""The index that a run keeps in memory: for every row of OUTPUT its place, not its content. About
 200 bytes a row.
 """
 
@@ -12,6 +12,8 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 import numpy.typing as npt
 
+from vlmbatch.write.journal import JournalLine
+
 Int64Array = npt.NDArray[np.int64]
 
 _ERROR, _SEEN, _GONE = 1, 2, 4
@@ -20,8 +22,8 @@ _ROOM = 65536
 
 @functools.lru_cache(maxsize=8)  # a row is asked for, found and moved in a row
 def key_digest(id: str, task: str, prompt: str) -> bytes:
-    """What stands for a row's identity: 16 bytes, so that two rows among 10^12 share one with a
-    probability of about 10^-15.
+    """Return 16 bytes for a row's identity. Two rows among 10^12 share a digest with a probability
+    of about 10^-15.
     """
     return hashlib.blake2b(
         f"{id}\0{task}\0{prompt}".encode("utf-8", "backslashreplace"), digest_size=16
@@ -29,19 +31,15 @@ def key_digest(id: str, task: str, prompt: str) -> bytes:
 
 
 def short_digest(text: str) -> int:
-    """What stands for a file's path or fingerprint: 64 bits, 0 for none."""
+    """Return 64 bits for a file's path or fingerprint; 0 for none."""
     if not text:
         return 0
-    return (
-        int.from_bytes(
-            hashlib.blake2b(text.encode("utf-8", "backslashreplace"), digest_size=8).digest(), "big"
-        )
-        or 1
-    )
+    data = text.encode("utf-8", "backslashreplace")
+    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "big") or 1
 
 
-class RowTable:
-    """The rows by key, numbered from 0 in the order they were first put."""
+class RowIndex:
+    """Rows by key, numbered from 0 in the order they were first put."""
 
     def __init__(self) -> None:
         self._numbers: dict[bytes, int] = {}
@@ -57,7 +55,7 @@ class RowTable:
         return len(self._numbers)
 
     def number(self, key: bytes) -> int | None:
-        """The row's number in this table; None when it is not there."""
+        """Return the row's number; None when it is not there."""
         return self._numbers.get(key)
 
     def put(
@@ -72,17 +70,16 @@ class RowTable:
         fingerprint: int = 0,
         seen: bool = False,
     ) -> None:
-        """Adds a row, or replaces what is known about it.
+        """Add a row, or replace what is known about it.
 
         Args:
             key: From ``key_digest``.
-            place: Where the row stands: an offset in the journal, or ``-1 - position`` in the
-                OUTPUT of before.
+            place: Offset in the journal, or ``-1 - position`` in the OUTPUT of before.
             index: Place of the item in input order.
             status: The row's.
             question: The question's place among those about the item.
-            source: Of the file, from ``short_digest``.
-            fingerprint: Likewise.
+            source: Digest of the file's path.
+            fingerprint: Digest of the file's fingerprint.
             seen: Whether the row belongs to this run's items.
         """
         number = self._numbers.get(key)
@@ -118,28 +115,32 @@ class RowTable:
                 self._places[number] += by
 
     def is_error(self, number: int) -> bool:
-        """Whether the row's status is ``error``."""
+        """Return whether the row's status is ``error``."""
         return bool(self._flags[number] & _ERROR)
 
+    def is_seen(self, number: int) -> bool:
+        """Return whether the row belongs to this run's items."""
+        return bool(self._flags[number] & _SEEN)
+
     def place(self, number: int) -> int:
-        """Where the row stands: see ``put``."""
+        """Return the place of the row, as in ``put``."""
         return self._places[number]
 
     def index(self, number: int) -> int:
-        """The row's place in input order."""
+        """Return the row's place in input order."""
         return self._indexes[number]
 
     def fingerprint(self, number: int) -> int:
-        """The digest of the file that the row was made from; 0 when it is not known."""
+        """Return the digest of the file's fingerprint; 0 when it is not known."""
         return self._fingerprints[number]
 
     def set_file(self, number: int, source: int, fingerprint: int) -> None:
-        """States what file the row was made from, and what that file was."""
+        """Set the file that the row was made from, and the state of that file."""
         self._sources[number] = source
         self._fingerprints[number] = fingerprint
 
     def move(self, number: int, index: int, question: int) -> bool:
-        """States the place of a row that this run has seen.
+        """Set the place of a row that this run has seen.
 
         Returns:
             Whether its index is another one than before.
@@ -151,8 +152,8 @@ class RowTable:
         return moved
 
     def in_order(self) -> Int64Array:
-        """Row numbers in the order of OUTPUT: by index, at the same index those that this run has
-        seen first, then by question, then by age.
+        """Return row numbers in the order of OUTPUT: by index, then those that this run has seen,
+        then by question, then by age.
         """
         count = self._count
         places = self.places()
@@ -169,13 +170,11 @@ class RowTable:
         return kept
 
     def places(self) -> Int64Array:
-        """Where each row stands, by number: an offset in the journal, or ``-1 - position`` in the
-        OUTPUT of before.
-        """
+        """Return the place of each row, by number, as in ``put``."""
         return np.array(self._places, np.int64)[: self._count]
 
     def outdated(self) -> tuple[Int64Array, Int64Array]:
-        """Rows of files that have changed, as far as this run has seen the files.
+        """Find rows of files that have changed, as far as this run has seen the files.
 
         Returns:
             Numbers of rows that this run has not seen, made from a file of which it has seen a
@@ -201,7 +200,7 @@ class RowTable:
         return np.flatnonzero(changed), np.flatnonzero(seen & np.isin(sources, sources[changed]))
 
     def drop(self, numbers: Iterable[int]) -> None:
-        """Takes rows out."""
+        """Take rows out."""
         gone = set(numbers)
         for number in gone:
             self._flags[number] |= _GONE
@@ -209,24 +208,21 @@ class RowTable:
             del self._numbers[key]
 
     def errors(self) -> int:
-        """How many rows have the status ``error``."""
+        """Return the number of rows with the status ``error``."""
         flags = np.array(self._flags, np.uint8)[: self._count]
         return int(np.count_nonzero((flags & (_ERROR | _GONE)) == _ERROR))
 
-    def known_files(self) -> Iterator[tuple[bytes, int, int, int, int, str]]:
-        """Key, source, fingerprint, index, question and status (``error`` or ``ok``) of every row,
-        in the order of OUTPUT.
-        """
+    def lines(self) -> Iterator[JournalLine]:
+        """Yield a line of the journal for every row, in the order of OUTPUT."""
         keys = [b""] * self._count
         for key, number in self._numbers.items():
             keys[number] = key
         for number in self.in_order().tolist():
-            status = "error" if self.is_error(number) else "ok"
-            yield (
+            yield JournalLine(
                 keys[number],
                 self._sources[number],
                 self._fingerprints[number],
-                self._indexes[number],
-                self._questions[number],
-                status,
+                row_index=self._indexes[number],
+                question=self._questions[number],
+                status="error" if self.is_error(number) else "ok",
             )

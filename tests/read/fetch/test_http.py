@@ -16,10 +16,14 @@ from tests.read.fetch.web_server import Answer, WebServer, serving
 from vlmbatch.errors import ReadError
 from vlmbatch.job import Job
 from vlmbatch.read.fetch import http as web
-from vlmbatch.read.fetch.remote import load_bytes
+from vlmbatch.read.fetch.remote import RemoteFile
 
 HERE = Job(inputs=("-",), allow_private_urls=True)
 PUBLIC = Job(inputs=("-",))
+
+
+def load_bytes(url: str, job: Job) -> bytes:
+    return RemoteFile(url, job).read()
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,7 @@ from vlmbatch.errors import DecodeError, JobError, MissingDependencyError, ReadE
 from vlmbatch.job import Job
 from vlmbatch.read import open_reader
 from vlmbatch.read.fetch import http as web
-from vlmbatch.read.fetch.remote import OnDisk, load_bytes
+from vlmbatch.read.fetch.remote import RemoteFile
 from vlmbatch.read.fetch.stores import StoreInput
 from vlmbatch.run.pipeline import Run
 from vlmbatch.sample import make_sampler
@@ -128,9 +128,9 @@ def test_a_copy_that_fails_leaves_nothing(
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     with pytest.raises(ReadError, match="HTTP 404"):
-        OnDisk(
+        RemoteFile(
             server.url("/gone.mp4", Answer(status=404)), Job(inputs=("-",), allow_private_urls=True)
-        )
+        ).as_file()
     assert list(tmp_path.iterdir()) == []
     (item,) = items(server.url("/gone.mp4", Answer(status=404)), media="video")
     with pytest.raises(ReadError, match="HTTP 404"):
@@ -211,13 +211,12 @@ def test_the_fingerprint_of_a_store_changes_with_the_file(
 
 def test_the_size_limit_holds_for_stores(memory: fsspec.AbstractFileSystem) -> None:
     memory.pipe("/bucket/a.png", bytes(1000))
-    assert (
-        len(load_bytes("memory://bucket/a.png", Job(inputs=("-",), max_file_size="1000"))) == 1000
-    )
+    job = Job(inputs=("-",), max_file_size="1000")
+    assert len(RemoteFile("memory://bucket/a.png", job).read()) == 1000
     with pytest.raises(ReadError, match="1,000 bytes are more than --max-file-size allows"):
-        load_bytes("memory://bucket/a.png", Job(inputs=("-",), max_file_size="999"))
+        RemoteFile("memory://bucket/a.png", Job(inputs=("-",), max_file_size="999")).read()
     with pytest.raises(ReadError, match="no such file"):
-        load_bytes("memory://bucket/gone.png", Job(inputs=("-",)))
+        RemoteFile("memory://bucket/gone.png", Job(inputs=("-",))).read()
 
 
 @pytest.mark.parametrize(
@@ -245,7 +244,7 @@ def test_urls_that_cannot_be_inputs_are_job_errors(url: str, message: str) -> No
 )
 def test_urls_of_a_list_that_cannot_be_read_are_error_rows(url: str) -> None:
     with pytest.raises(ReadError):
-        load_bytes(url, Job(inputs=("-",)))
+        RemoteFile(url, Job(inputs=("-",))).read()
 
 
 @pytest.mark.parametrize(
@@ -258,7 +257,7 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch, url: str, m
     ):
         open_reader(Job(inputs=(url,)))
     with pytest.raises(ReadError, match="pip install"):
-        load_bytes(url, Job(inputs=("-",)))
+        RemoteFile(url, Job(inputs=("-",))).read()
 
 
 def test_a_store_without_its_package_says_which(monkeypatch: pytest.MonkeyPatch) -> None:

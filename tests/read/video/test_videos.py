@@ -20,6 +20,7 @@ from vlmbatch.errors import DecodeError, ItemError, ReadError
 from vlmbatch.job import Job
 from vlmbatch.read import open_reader
 from vlmbatch.read.video import file as video_file
+from vlmbatch.read.video.container import Demuxer
 from vlmbatch.read.video.file import VideoFile
 from vlmbatch.read.video.skipping import Unsure
 from vlmbatch.sample import make_sampler
@@ -163,7 +164,8 @@ def test_display_rotation_makes_frames_upright(tmp_path: Path, degrees: int, hfl
 
 @pytest.mark.parametrize("degrees", [90, 180, -90])
 def test_rotation_is_what_opencv_shows(tmp_path: Path, degrees: int) -> None:
-    cv2 = pytest.importorskip("cv2")
+    import cv2
+
     path = write_video(tmp_path / "a.mp4", 1, rotation=degrees)
     _, expected = cv2.VideoCapture(str(path)).read()
     got = items(path)[0].load().arrays()[0]
@@ -400,8 +402,8 @@ def test_packets_that_cannot_be_decoded_are_told_in_one_item(
                 raise av.error.InvalidDataError(1, "Invalid data")
             return frames
 
-    packets = video_file.packets
-    monkeypatch.setattr(video_file, "packets", lambda *args: map(Failing, packets(*args)))
+    packets = Demuxer.packets
+    monkeypatch.setattr(Demuxer, "packets", lambda *args: map(Failing, packets(*args)))
     found = items(path, every=1)
     assert shown(found[:-1]) == [number for number in range(30) if number not in (12, 13)]
     assert found[-1].id == "a.mp4"

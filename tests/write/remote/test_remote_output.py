@@ -20,7 +20,6 @@ from vlmbatch.errors import JobError, MissingDependencyError, OutputError, Outpu
 from vlmbatch.job import Job
 from vlmbatch.write import (
     CommitPolicy,
-    OutputStore,
     StagedOutput,
     UploadPolicy,
     local_copy,
@@ -77,7 +76,7 @@ def staged(
     """An OUTPUT whose staging folder is that of one machine; it is uploaded at the end only."""
     seams = {
         name: options.pop(name)
-        for name in ("uploads", "clock", "wait", "remote")
+        for name in ("uploads", "clock", "wait", "remote", "run_id")
         if name in options
     }
     job = Job(
@@ -96,16 +95,6 @@ def rows_of(url: str = URL) -> list[dict[str, Any]]:
 
 def numbers(url: str = URL) -> list[int]:
     return [int(row["id"][:5]) for row in rows_of(url)]
-
-
-def crash(output: StagedOutput) -> None:
-    """What kill -9 leaves."""
-    store = output._store
-    assert isinstance(store, OutputStore)
-    store._journal.close()
-    store._release()
-    output._staging.release()
-    output._closed = store._closed = True
 
 
 def is_done(output: StagedOutput, number: int, fingerprint: str = "x") -> bool:
@@ -153,7 +142,7 @@ def test_what_a_killed_run_committed_is_uploaded_by_the_next_one(tmp_path: Path)
     output.write(record(1), "x")
     output.commit()
     output.write(record(2), "x")
-    crash(output)
+    output.abandon()
     assert numbers() == [0]
     with staged(tmp_path) as output:
         assert [is_done(output, number) for number in range(3)] == [True, True, False]
@@ -183,7 +172,7 @@ def test_a_run_uploads_what_is_published_in_between(tmp_path: Path) -> None:
     seconds[0] += 31
     output.tick()
     assert uploaded() == [0, 1]
-    crash(output)
+    output.abandon()
     with staged(tmp_path / "another machine") as output:
         assert is_done(output, 1)
         assert not is_done(output, 1, "changed")
@@ -287,36 +276,111 @@ def test_errors_that_do_not_pass_are_not_tried_again(tmp_path: Path, flaky: type
         output.close()
 
 
+def parts(memory: MemoryFileSystem) -> list[str]:
+    """Names of what was published beside OUTPUTs, in order."""
+    found = [Path(name).name for name in memory.find("/bucket")]
+    return sorted(name for name in found if ".part-" in name)
+
+
 @pytest.mark.parametrize("suffix", SUFFIXES)
-@pytest.mark.parametrize("committed_only", [False, True])
-def test_rows_of_two_machines_are_brought_together(
-    tmp_path: Path, suffix: str, committed_only: bool, caplog: pytest.LogCaptureFixture
+def test_rows_of_the_later_of_two_runs_are_published_beside_output(
+    tmp_path: Path, suffix: str, memory: MemoryFileSystem
 ) -> None:
     url = f"memory://bucket/run.{suffix}"
     with staged(tmp_path / "here", url) as output:
         output.write(record(0, "first"), "x")
-    here, there = staged(tmp_path / "here", url), staged(tmp_path / "there", url)
+    here = staged(tmp_path / "here", url, run_id="20260131T120000-abcdef")
+    there = staged(tmp_path / "there", url)
     there.write(record(1, "there"), "x")
-    there.write(record(3, "there"), "x")
     there.close()
     here.write(record(1, "here"), "y")
     here.write(record(2, "here"), "x")
-    if committed_only:
-        here.commit()
-        crash(here)
-    else:
-        with pytest.raises(
-            OutputError,
-            match=r"was written by another run meanwhile.*every finished row is kept in",
-        ):
-            here.close()
-    assert [row["text"] for row in rows_of(url)] == ["first", "there", "there"]
+    part = f"memory://bucket/run.part-20260131T120000-abcdef.{suffix}"
+    with pytest.raises(
+        OutputError,
+        match=rf"^{url} was written by another run meanwhile; the rows of this run are in {part}, "
+        "and the same command goes on from what the other run wrote$",
+    ):
+        here.close()
+    assert [row["text"] for row in rows_of(url)] == ["first", "there"]
+    assert [row["text"] for row in rows_of(part)] == ["first", "here", "here"]
+    with staged(tmp_path / "here", url) as output:
+        assert [is_done(output, number) for number in range(3)] == [True, True, False]
+        output.write(record(2, "again"), "x")
+    assert [row["text"] for row in rows_of(url)] == ["first", "there", "again"]
+    assert len(parts(memory)) == 1
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_rows_that_a_killed_run_left_are_published_beside_an_output_that_others_continued(
+    tmp_path: Path, suffix: str, memory: MemoryFileSystem, caplog: pytest.LogCaptureFixture
+) -> None:
+    url = f"memory://bucket/run.{suffix}"
+    here = staged(tmp_path / "here", url, keep=("label",))
+    here.write(record(1, "here", extra={"label": "kept"}), "y")
+    here.commit()
+    here.abandon()
+    with staged(tmp_path / "there", url) as output:
+        output.write(record(2, "there"), "x")
     with caplog.at_level(logging.WARNING), staged(tmp_path / "here", url) as output:
-        assert output.totals() == {"rows": 4, "errors": 0}
-        assert [is_done(output, number) for number in range(4)] == [True, False, True, True]
-        assert is_done(output, 1, "y")
-    assert "was written by another run since" in caplog.text
-    assert [row["text"] for row in rows_of(url)] == ["first", "here", "here", "there"]
+        assert [is_done(output, number) for number in (1, 2)] == [False, True]
+    (part,) = parts(memory)
+    assert f"rows that only this machine had are in memory://bucket/{part}" in caplog.text
+    assert [(row["text"], row["label"]) for row in rows_of(f"memory://bucket/{part}")] == [
+        ("here", "kept")
+    ]
+    assert [row["text"] for row in rows_of(url)] == ["there"]
+
+
+def test_a_part_that_cannot_be_uploaded_stays_here_and_is_published_by_the_same_command(
+    tmp_path: Path, flaky: type[Flaky]
+) -> None:
+    url = "flaky://run.jsonl"
+    options = {"allow_private_urls": True, "wait": lambda seconds: None}
+    here, there = staged(tmp_path / "here", url, **options), staged(tmp_path / "b", url, **options)
+    there.write(record(1, "there"), "x")
+    there.close()
+    here.write(record(2, "here"), "x")
+    flaky.failures = [PermissionError("Access Denied")]
+    with pytest.raises(OutputError, match="Access Denied; every finished row is kept in"):
+        here.close()
+    staged(tmp_path / "here", url, **options).close()
+    (part,) = (name for name in flaky.store if ".part-" in name)
+    assert [row["text"] for row in rows_of("flaky://" + Path(part).name)] == ["here"]
+
+
+def test_a_killed_run_without_rows_of_its_own_leaves_no_part(
+    tmp_path: Path, memory: MemoryFileSystem
+) -> None:
+    with staged(tmp_path / "here") as output:
+        output.write(record(0), "x")
+    output = staged(tmp_path / "here")
+    output.write(record(1), "x")
+    output.abandon()
+    with staged(tmp_path / "there") as output:
+        output.write(record(2), "x")
+    staged(tmp_path / "here").close()
+    assert parts(memory) == []
+    assert numbers() == [0, 2]
+
+
+def test_a_run_that_sees_another_one_uploads_nothing_more_until_its_end(
+    tmp_path: Path, memory: MemoryFileSystem, caplog: pytest.LogCaptureFixture
+) -> None:
+    here = staged(tmp_path / "here", policy=ALWAYS, uploads=ALL_THE_TIME)
+    with staged(tmp_path / "there") as output:
+        output.write(record(0, "there"), "x")
+    with caplog.at_level(logging.WARNING), pytest.raises(OutputError, match="by another run"):
+        for number in range(4):
+            here.write(record(number, "here"), "x")
+            here.tick()
+            if here._thread is not None:
+                here._thread.join()
+        here.close()
+    assert caplog.text.count("was written by another run meanwhile; the run goes on") == 1
+    assert [row["text"] for row in rows_of()] == ["there"]
+    (part,) = parts(memory)
+    assert len(rows_of(f"memory://bucket/{part}")) == 4
 
 
 def test_what_another_machine_did_is_taken_when_nothing_is_left_to_upload_here(
@@ -334,12 +398,12 @@ def test_what_another_machine_did_is_taken_when_nothing_is_left_to_upload_here(
 
 
 def test_rows_that_another_machine_made_with_other_settings_are_not_mixed_with_ours(
-    tmp_path: Path,
+    tmp_path: Path, memory: MemoryFileSystem
 ) -> None:
     output = staged(tmp_path / "here")
     output.write(record(0), "x")
     output.commit()
-    crash(output)
+    output.abandon()
     with staged(tmp_path / "there", identity={"detail": "low"}) as output:
         output.write(record(1), "x")
     for _ in range(2):
@@ -349,6 +413,8 @@ def test_rows_that_another_machine_made_with_other_settings_are_not_mixed_with_o
         ):
             staged(tmp_path / "here")
     assert numbers() == [1]
+    (part,) = parts(memory)
+    assert numbers(f"memory://bucket/{part}") == [0]
     with pytest.raises(OutputError, match="detail: low there, full here"):
         staged(tmp_path / "a third machine")
 
@@ -359,7 +425,7 @@ def test_overwrite_starts_anew_and_an_overwrite_that_did_nothing_costs_nothing(
     with staged(tmp_path / "there", identity={"detail": "low"}) as output:
         output.write(record(0, "old"), "x")
         output.write(record(1, "old"), "x")
-    crash(staged(tmp_path / "here", overwrite=True))
+    staged(tmp_path / "here", overwrite=True).abandon()
     with staged(tmp_path / "here", identity={"detail": "low"}) as output:
         assert output.totals()["rows"] == 2
     output = staged(
@@ -369,7 +435,7 @@ def test_overwrite_starts_anew_and_an_overwrite_that_did_nothing_costs_nothing(
     output.write(record(0, "new"), "x")
     output.tick()
     assert output._thread is None  # what stands in the staging folder is still the old one
-    crash(output)
+    output.abandon()
     with staged(tmp_path / "here") as output:
         assert output.totals()["rows"] == 1
     assert [row["text"] for row in rows_of()] == ["new"]
@@ -419,7 +485,7 @@ def test_rows_that_were_never_uploaded_outlive_an_output_that_was_deleted_there(
     output = staged(tmp_path)
     output.write(record(1), "x")
     output.commit()
-    crash(output)
+    output.abandon()
     memory.rm("/bucket/run.jsonl")
     staged(tmp_path).close()
     assert numbers() == [0, 1]

@@ -1,4 +1,4 @@
-"""What fits: the memory budget, from the checkpoint's shapes and what the device has free.
+"""The memory budget: what fits, from the checkpoint's shapes and the free memory of the device.
 
 The limit is the smaller of ``--max-memory`` and ``--memory-fraction`` of the free memory. Weights
 come off first, a quarter of the rest is kept for activations, and keys and values may have what is
@@ -25,7 +25,7 @@ LARGEST_PICTURE_TILES = 17
 
 @dataclasses.dataclass(frozen=True)
 class Caps:
-    """How much of one kind of work a device takes at once, where more would not make it faster.
+    """Limits of one call on a kind of device, above which it does not get faster.
 
     Attributes:
         sequences: Sequences that are decoded together.
@@ -123,7 +123,7 @@ class MemoryBudget:
         return True
 
     def sequences(self, tokens: int) -> int:
-        """How many sequences of so many tokens fit, within the device's cap."""
+        """Number of sequences of so many tokens that fit, within the device's cap."""
         return min(
             self.caps.sequences, self.cache_bytes // (tokens * self.shape.kv_bytes(self.itemsize))
         )
@@ -143,7 +143,8 @@ class MemoryBudget:
             return
         need = self.weight_bytes + max(self.tile_bytes + cache, int(cache / (1 - WORKSPACE_SHARE)))
         raise OutOfMemoryError(
-            f"{model} needs {gib(need)} ({gib(self.weight_bytes)} of weights, {gib(self.tile_bytes)} for a tile, {gib(cache)} for one sequence) "
+            f"{model} needs {gib(need)} ({gib(self.weight_bytes)} of weights, "
+            f"{gib(self.tile_bytes)} for a tile, {gib(cache)} for one sequence) "
             f"and may take {gib(self.limit)}; {self._advice()}"
         )
 

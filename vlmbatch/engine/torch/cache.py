@@ -268,8 +268,8 @@ tokens (rows,), the longest row, and the mask.
 
 
 def wide_mask(shape: TextShape, ends: Tensor, longest: int, dtype: torch.dtype) -> Tensor:
-    """What is added to each row's scores for ``longest`` places, (rows, kv_heads, queries a key
-    head, longest).
+    """Mask that is added to each row's scores for ``longest`` places, (rows, kv_heads, queries a
+    key head, longest).
 
     It is 0 up to the place of the row's new token, ``ends`` (rows,), and minus infinity behind it.
     """

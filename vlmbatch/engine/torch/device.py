@@ -24,8 +24,8 @@ OUT_OF_MEMORY_SIGNS = (
     "CUBLAS_STATUS_ALLOC_FAILED",
     "CUDNN_STATUS_ALLOC_FAILED",
 )
-"""How the messages of CUDA, MPS, the CPU allocator and the libraries below them say that memory ran
-out.
+"""Parts of the messages by which CUDA, MPS, the CPU allocator and the libraries below them say that
+memory ran out.
 """
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
@@ -97,7 +97,8 @@ def find_dtype(name: str, device: torch.device, parameters: int) -> torch.dtype:
             and not torch.cuda.is_bf16_supported(including_emulation=False)
         ):
             raise DeviceError(
-                f"{torch.cuda.get_device_name(device)} does not compute in bfloat16; use float16 or float32"
+                f"{torch.cuda.get_device_name(device)} does not compute in bfloat16; use float16 "
+                "or float32"
             )
         return DTYPES[name]
     if parameters < SMALL_MODEL_PARAMETERS:
@@ -207,7 +208,9 @@ def synchronize(device: torch.device) -> None:
 
 
 def empty_cache(device: torch.device) -> None:
-    """Gives memory that the allocator holds but nobody uses back to the device, or to the system."""
+    """Gives memory that the allocator holds but nobody uses back to the device, or to the
+    system.
+    """
     if device.type == "cuda":
         torch.cuda.empty_cache()
     elif device.type == "mps":

@@ -155,7 +155,7 @@ class TorchEngine:
                 self._complete(work, number, GenerateError("its token ids are not words"))
 
     def _fault(self, request: Request) -> str | None:
-        """What makes a request impossible to compute, found before it can harm the others."""
+        """The reason why a request cannot be computed, found before it can harm the others."""
         payload, shape = request.payload, self.network.shape
         if not isinstance(payload, Payload) or not request.questions:
             return "the request was not prepared by this engine"

@@ -35,7 +35,7 @@ WIDENED_BYTES = 16 << 20
 much, products of the 256M shape reached 295 instead of 430 GFLOP/s on an AMD EPYC: what they write
 goes to memory and comes back."""
 SCALE = "weight_scale"
-"""What the scales of a quantized ``weight`` are called."""
+"""Suffix of the name of a quantized weight's scales."""
 
 
 class Weights:
@@ -148,8 +148,8 @@ class VisionEncoder:
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def _together(self, tiles: Tensor) -> int:
-        """How many tiles go through the layers side by side: on a CPU no more than leave what the
-        MLP widens in its caches.
+        """Number of tiles that go through the layers side by side: on a CPU as many as leave the
+        activations of the MLP in its caches.
         """
         if tiles.device.type != "cpu":
             return len(tiles)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 @dataclasses.dataclass(frozen=True)
 class Draw:
-    """How a sequence samples.
+    """Sampling options of a sequence.
 
     Attributes:
         temperature: Divides the logits; above 0.

@@ -1,4 +1,4 @@
-"""Who runs next. Bookkeeping only: no tensor is touched here.
+"""The scheduler: which requests run next. Bookkeeping only: no tensor is touched here.
 
 Policy. Requests are served in the order they came. A step of the engine is at most one encoder
 call, then one prefill, then one decode step for everybody who is alive. So neither side starves:
@@ -165,7 +165,7 @@ class Scheduler:
 
     @property
     def places(self) -> int:
-        """How many sequences may be alive, with those that wait now."""
+        """Number of sequences that may be alive, with those that wait now."""
         if all(work.is_short for work in self.waiting) and all(
             sequence.work.is_short for sequence in self.live
         ):

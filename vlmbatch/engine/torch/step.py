@@ -172,7 +172,9 @@ class Steps:
         live: Sequence[LiveSequence],
         followers: Sequence[LiveSequence],
     ) -> None:
-        """Copy a prefix to those who continue it now, and keep it for questions that start later."""
+        """Copy a prefix to those who continue it now, and keep it for questions that start
+        later.
+        """
         for leader in first.values():
             work = leader.work
             if len(work.pending) > sum(s.work is work for s in live):

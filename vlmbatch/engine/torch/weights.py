@@ -20,7 +20,7 @@ from vlmbatch.errors import ModelLoadError
 logger = logging.getLogger(__name__)
 
 VISION, TEXT = "model.vision_model", "model.text_model"
-"""What the names of the encoder's and the language model's tensors begin with."""
+"""Prefixes of the names of the encoder's and the language model's tensors."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,7 +94,8 @@ def load_model(
             raise ModelLoadError(f"{checkpoint.name}: the weights lack {name}")
         if tuple(tensors[name].shape) != size:
             raise ModelLoadError(
-                f"{checkpoint.name}: {name} is {tuple(tensors[name].shape)}, config.json says {size}"
+                f"{checkpoint.name}: {name} is {tuple(tensors[name].shape)}, config.json says "
+                f"{size}"
             )
     if (
         quantized and shape.tied

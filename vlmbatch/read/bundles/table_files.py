@@ -4,76 +4,57 @@ back in bounded memory.
 
 from __future__ import annotations
 
+import collections
 import csv
 import itertools
-import json
 import os
 from collections.abc import Callable, Collection, Iterator
-from typing import Any, NoReturn
 
 from vlmbatch.errors import JobError, ReadError
 from vlmbatch.read.base import one_line
+from vlmbatch.read.bundles.parquet import open_parquet
+from vlmbatch.read.bundles.table import Rows, Table
 from vlmbatch.read.files.kinds import printable, read_paths
-
-Row = dict[str, Any]
-Rows = Iterator[Row | ReadError]
-"""Rows in order; a row that cannot be read is a ``ReadError`` in its place, and one at the end says
-why there are no more.
-"""
+from vlmbatch.text_files import (
+    LARGEST_FIELD,
+    MAX_LINES,
+    delimiter_of,
+    open_text,
+    parse_json,
+    repeated_name,
+)
 
 LINES_LOOKED_AT = 100
 """Lines of a .jsonl file whose keys are taken for its columns."""
 
-PARQUET_BATCH_ROWS = 16
-"""Rows that are decoded together; a row may hold a picture."""
 
-_LARGEST_FIELD = 2**31 - 1
-"""The csv module refuses fields of more than 131,072 characters unless told otherwise; a picture in
-base64 is longer.
-"""
+def open_table(path: str, names: frozenset[str]) -> Table:
+    """Look at a table file; its suffix says what it is.
 
-
-class Table:
-    """A table file, looked at once: which columns it has, and how its rows are read.
-
-    Attributes:
-        columns: Names in the order of the file.
-        picture_columns: Columns whose type says that they hold pictures: bytes, or a struct of
-            ``bytes`` and ``path``. Only Parquet has types.
-        rows: Reads the rows from the start. Takes the columns that are wanted, and whether the
-            bytes of pictures are.
-    """
-
-    def __init__(
-        self,
-        columns: Collection[str],
-        rows: Callable[[Collection[str], bool], Rows],
-        picture_columns: Collection[str] = (),
-    ) -> None:
-        self.columns = tuple(columns)
-        self.picture_columns = tuple(picture_columns)
-        self.rows = rows
-
-
-def open_table(path: str) -> Table:
-    """Looks at a table file; its suffix says what it is.
+    Args:
+        path: The file.
+        names: Usual names of columns, in small letters, by which a delimiter is known.
 
     Raises:
         JobError: It cannot be opened, or its columns cannot be read.
     """
-    opener = {
-        ".csv": _open_csv,
-        ".tsv": _open_csv,
-        ".jsonl": _open_jsonl,
-        ".parquet": _open_parquet,
-    }.get(os.path.splitext(path)[1].lower(), _open_text)
+    openers: dict[str, Callable[[], Table]] = {
+        ".csv": lambda: _open_csv(path, names, ","),
+        ".tsv": lambda: _open_csv(path, names, "\t"),
+        ".jsonl": lambda: _open_jsonl(path),
+        ".parquet": lambda: open_parquet(path),
+    }
+    suffix = os.path.splitext(path)[1].lower()
     try:
-        return opener(path)
-    except OSError as exc:
+        table = openers.get(suffix, lambda: _open_paths(path))()
+        if name := repeated_name(list(table.columns)):
+            raise JobError(f"two columns are named {name!r}; rename one of them")
+    except (OSError, JobError) as exc:
         raise JobError(f"manifest {printable(path)}: {one_line(exc)}") from exc
+    return Table(table.columns, _ending_well(table.rows), table.picture_columns)
 
 
-def _open_text(path: str) -> Table:
+def _open_paths(path: str) -> Table:
     def rows(wanted: Collection[str], pictures: bool) -> Rows:
         with open(path, "rb") as file:
             for line in read_paths(file):
@@ -81,47 +62,92 @@ def _open_text(path: str) -> Table:
                     yield {"path": line}
 
     open(path, "rb").close()
-    return Table(("path",), _ending_well(rows))
+    return Table(("path",), rows)
 
 
-def _open_csv(path: str) -> Table:
-    delimiter = "\t" if path.lower().endswith(".tsv") else ","
+class _Lines:
+    """Lines of a CSV file, which can be given back to it.
 
-    def read(file: Any) -> Iterator[list[str]]:
-        csv.field_size_limit(max(csv.field_size_limit(), _LARGEST_FIELD))
-        return csv.reader(file, delimiter=delimiter)
+    Attributes:
+        taken: Lines of the row in hand.
+    """
+
+    def __init__(self, lines: Iterator[str]) -> None:
+        self._lines, self._again = lines, collections.deque[str]()
+        self.taken: list[str] = []
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        if len(self.taken) == MAX_LINES:
+            raise csv.Error(f"a quote that is not closed within {MAX_LINES:,} lines")
+        line = self._again.popleft() if self._again else next(self._lines, "")
+        if not line and self.taken:
+            raise csv.Error("a quote that is never closed")
+        if not line:
+            raise StopIteration
+        self.taken.append(line)
+        return line
+
+    def give_back(self) -> None:
+        """Take the lines behind the first one of the row for rows of their own."""
+        self._again.extendleft(reversed(self.taken[1:]))
+
+
+def _open_csv(path: str, names: frozenset[str], preferred: str) -> Table:
+    csv.field_size_limit(max(csv.field_size_limit(), LARGEST_FIELD))
+
+    def records() -> Iterator[list[str] | ReadError]:
+        """Yield the fields of each row. One whose number of fields is wrong ends with its first
+        line: the quote that made it longer was none.
+        """
+        with open_text(path) as file:
+            delimiter = delimiter_of(file, names, preferred)
+            lines = _Lines(iter(file.readline, ""))
+            reader = csv.reader(lines, delimiter=delimiter)
+            width = 0
+            while True:
+                lines.taken.clear()
+                try:
+                    fields = next(reader, None)
+                    if fields is None:
+                        return
+                    if not fields:
+                        continue
+                    if not width or len(fields) == width:
+                        width = len(fields)
+                        yield fields
+                        continue
+                    reason = f"the row has {len(fields)} fields, the header has {width}"
+                except csv.Error as exc:
+                    reason = one_line(exc)
+                yield ReadError(reason)
+                lines.give_back()
 
     def rows(wanted: Collection[str], pictures: bool) -> Rows:
-        with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-            lines = read(file)
-            next(lines)
-            for fields in lines:
-                if len(fields) == len(header):
-                    yield {name: fields[at] or None for name, at in positions.items()}
-                elif fields:
-                    yield ReadError(
-                        f"the row has {len(fields)} fields, the header has {len(header)}"
-                    )
+        for fields in itertools.islice(records(), 1, None):
+            yield (
+                fields
+                if isinstance(fields, ReadError)
+                else {name: fields[at] or None for at, name in enumerate(header) if name}
+            )
 
-    with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-        try:
-            header = [name.strip() for name in next(read(file), [])]
-        except csv.Error as exc:
-            _refuse(path, exc)
+    first = next(records(), [])
+    header = [] if isinstance(first, ReadError) else [name.strip() for name in first]
     if not any(header):
-        _refuse(path, "no header row with the names of its columns")
-    positions = {name: at for at, name in enumerate(header)}
-    return Table(positions, _ending_well(rows))
+        raise JobError("no header row with the names of its columns")
+    return Table([name for name in header if name], rows)
 
 
 def _open_jsonl(path: str) -> Table:
     def rows(wanted: Collection[str], pictures: bool) -> Rows:
-        with open(path, "rb") as file:
+        with open_text(path) as file:
             for line in file:
                 if line.isspace():
                     continue
                 try:
-                    row = json.loads(line.decode("utf-8-sig"))
+                    row = parse_json(line.removeprefix("\ufeff"))
                 except ValueError as exc:
                     yield ReadError(f"not JSON: {one_line(exc)}")
                     continue
@@ -134,68 +160,14 @@ def _open_jsonl(path: str) -> Table:
         if isinstance(row, dict):
             columns.update(dict.fromkeys(row))
     if not columns:
-        _refuse(path, "no line of it is a JSON object")
-    return Table(columns, _ending_well(rows))
-
-
-def _open_parquet(path: str) -> Table:
-    import pyarrow
-    import pyarrow.parquet
-
-    def rows(wanted: Collection[str], pictures: bool) -> Rows:
-        names = [name for name in table_columns if name in wanted]
-        # Without the pictures their paths still say what rows are called.
-        leaves = [
-            name if pictures or name not in held else f"{name}.path"
-            for name in names
-            if pictures or held.get(name) is not False
-        ]
-        with pyarrow.parquet.ParquetFile(path, buffer_size=1 << 20) as file:
-            for group in range(
-                file.num_row_groups
-            ):  # one after the other: asked for all at once, Arrow keeps the dictionaries of each
-                for batch in file.iter_batches(
-                    batch_size=PARQUET_BATCH_ROWS,
-                    row_groups=[group],
-                    columns=leaves,
-                    use_threads=False,
-                ):
-                    yield from batch.to_pylist()
-
-    try:
-        with pyarrow.parquet.ParquetFile(path) as file:
-            schema = file.schema_arrow
-    except (pyarrow.ArrowException, ValueError) as exc:
-        _refuse(path, f"not a Parquet file: {one_line(exc)}")
-    table_columns = schema.names
-    held = {
-        field.name: has_path
-        for field in schema
-        if (has_path := _picture_type(field.type)) is not None
-    }
-    return Table(table_columns, _ending_well(rows), held)
-
-
-def _picture_type(kind: Any) -> bool | None:
-    """Whether a column of this type has the pictures' paths beside their bytes; None when it has no
-    bytes.
-    """
-    import pyarrow.types as types
-
-    if types.is_struct(kind):
-        names = {kind.field(number).name for number in range(kind.num_fields)}
-        return "path" in names if "bytes" in names else None
-    return (
-        False
-        if types.is_binary(kind) or types.is_large_binary(kind) or types.is_binary_view(kind)
-        else None
-    )
+        raise JobError("no line of it is a JSON object")
+    return Table(columns, rows)
 
 
 def _ending_well(
     rows: Callable[[Collection[str], bool], Rows],
 ) -> Callable[[Collection[str], bool], Rows]:
-    """Rows whose last one is an error when the file turns out to be damaged, or is gone."""
+    """Return rows whose last one is an error when the file turns out to be damaged, or is gone."""
 
     def guarded(wanted: Collection[str], pictures: bool) -> Rows:
         try:
@@ -204,7 +176,3 @@ def _ending_well(
             yield ReadError(f"the file cannot be read from here on: {one_line(exc)}")
 
     return guarded
-
-
-def _refuse(path: str, why: str | Exception) -> NoReturn:
-    raise JobError(f"manifest {printable(path)}: {why if isinstance(why, str) else one_line(why)}")

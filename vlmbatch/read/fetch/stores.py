@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from vlmbatch.errors import JobError, MissingDependencyError, ReadError
 from vlmbatch.filesystems import file_fingerprint, open_store
 from vlmbatch.read.base import one_line
-from vlmbatch.read.files.walk import Begun, Entry, Glob, is_glob
+from vlmbatch.read.files.kinds import is_system_folder
+from vlmbatch.read.files.walk import Begun, Glob, WalkedFile, is_glob
 from vlmbatch.urls import is_web, without_credentials
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ _CHUNK_BYTES = 1 << 20
 
 
 def fetch(url: str, sink: BinaryIO, max_bytes: int, *, allow_private: bool) -> None:
-    """Writes what a file holds; file systems try again by themselves where that helps.
+    """Write the bytes of a file; file systems retry by themselves where that helps.
 
     Raises:
         ReadError: The bytes cannot be had, or are more than ``max_bytes``.
@@ -90,22 +91,23 @@ class StoreInput:
     def _open(self, url: str) -> tuple[AbstractFileSystem, str]:
         return open_store(url, allow_private=self._allow_private)
 
-    def entries(self) -> Iterator[Entry]:
-        """Yields the files, sorted by name in each folder; a folder that cannot be listed is an
-        entry with an error.
+    def files(self) -> Iterator[WalkedFile]:
+        """Yield the files, sorted by name in each folder; a folder that cannot be listed comes with
+        an error.
         """
         yield from self._begun if self._begun is not None else self._list()
 
-    def _list(self) -> Iterator[Entry]:
-        files, path = self._open(self._url)
+    def _list(self) -> Iterator[WalkedFile]:
+        store, path = self._open(self._url)
         if self.kind == "file":
-            info = files.info(path)
-            yield Entry(
+            info = store.info(path)
+            yield WalkedFile(
                 self._url, path.rstrip("/").rpartition("/")[2], fingerprint=file_fingerprint(info)
             )
             return
         hidden = self.glob is not None and self.glob.hidden
-        stack: list[tuple[str, Iterator[dict[str, Any]]]] = [("", iter(self._names(files, path)))]
+        system = self.glob is not None and self.glob.system
+        stack: list[tuple[str, Iterator[dict[str, Any]]]] = [("", iter(self._names(store, path)))]
         while stack:
             prefix, infos = stack[-1]
             info = next(infos, None)
@@ -114,30 +116,24 @@ class StoreInput:
                 continue
             name = _base(info)
             relative = prefix + name
+            url = f"{self._url.rstrip('/')}/{relative}"
+            if info["type"] == "directory" and not system and is_system_folder(name):
+                yield WalkedFile(url, relative, is_left_alone=True)
+                continue
             if name.startswith(".") and not hidden:
                 continue
             if info["type"] != "directory":
                 if self.glob is None or self.glob.matches(relative):
-                    yield Entry(
-                        f"{self._url.rstrip('/')}/{relative}",
-                        relative,
-                        fingerprint=file_fingerprint(info),
-                    )
+                    yield WalkedFile(url, relative, fingerprint=file_fingerprint(info))
             elif self.glob is None or self.glob.enters(relative):
                 try:
-                    stack.append((relative + "/", iter(self._names(files, info["name"]))))
+                    stack.append((relative + "/", iter(self._names(store, info["name"]))))
                 except Exception as exc:
-                    yield Entry(
-                        f"{self._url.rstrip('/')}/{relative}",
-                        relative,
-                        f"folder not listed: {one_line(exc)}",
-                    )
+                    yield WalkedFile(url, relative, f"folder not listed: {one_line(exc)}")
 
     @staticmethod
     def _names(files: AbstractFileSystem, path: str) -> list[dict[str, Any]]:
-        """What a folder holds, sorted; the object that some stores keep for the folder itself is
-        left out.
-        """
+        """List a folder, sorted, without the object that some stores keep for the folder itself."""
         try:
             found = files.ls(path, detail=True)
         except FileNotFoundError:
@@ -153,7 +149,7 @@ def _base(info: dict[str, Any]) -> str:
 
 
 def _split_glob(url: str) -> tuple[str, Glob]:
-    """The URL of the folder before the first wildcard, and the pattern below it."""
+    """Return the URL of the folder before the first wildcard, and the pattern below it."""
     scheme, _, rest = url.partition("://")
     host, *parts = rest.split("/")
     first = next((number for number, part in enumerate(parts) if is_glob(part)), None)

@@ -1,65 +1,217 @@
-"""What a listing gives: a file of the job, or a thing inside a manifest or archive that stands for
-one.
+"""Sources of bytes, and the things that a listing gives.
+
+A picture, a document or a video may be a file, a URL, an entry of an archive or a cell of a table.
+``Source`` is the one way to its bytes, so that nobody else asks where they are.
 """
 
 from __future__ import annotations
 
+import abc
 import dataclasses
+import functools
+import io
+import os
 import types
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import IO, Any, NoReturn, Protocol
 
+from vlmbatch.core import Pixels
+from vlmbatch.errors import DecodeError, ReadError
+from vlmbatch.read.base import one_line
 from vlmbatch.read.files.temporary import TemporaryFile
 
 _NOTHING: Mapping[str, Any] = types.MappingProxyType({})
+HEAD_BYTES = 512
+
+
+class LocalFile(Protocol):
+    """A file that the operating system opens."""
+
+    @property
+    def path(self) -> str:
+        """Where it is, for as long as this object is there."""
+        ...
+
+    def bind(self, load: Callable[[str], Pixels]) -> Callable[[], Pixels]:
+        """Return a ``load`` of the file at a path; the file stays for as long as it exists."""
+        ...
+
+
+class Source(abc.ABC):
+    """The bytes of one picture, document or video. Made without reading them; for any thread.
+
+    Attributes:
+        suffix: Extension that its name has, in small letters with its dot; empty without one.
+        held_bytes: Bytes that are held in memory.
+        is_held: Whether the bytes are held, in memory or in a temporary file, because they cannot
+            be read again cheaply.
+        needs_copy: Whether ``as_file`` makes a temporary file.
+    """
+
+    suffix = ""
+    held_bytes = 0
+    is_held = False
+    needs_copy = True
+
+    @abc.abstractmethod
+    def read(self) -> bytes:
+        """Return all bytes.
+
+        Raises:
+            ReadError: They cannot be had.
+        """
+
+    def head(self) -> bytes:
+        """Return some of the first bytes where that costs nothing; else none."""
+        return b""
+
+    def blocks(self) -> Iterator[bytes]:
+        """Yield the bytes in blocks; raises ``ReadError``."""
+        yield self.read()
+
+    def open(self, max_bytes: int) -> IO[bytes]:
+        """Return the bytes as an open file that can be sought in.
+
+        Raises:
+            ReadError: They cannot be had, or are more than ``max_bytes``.
+            DecodeError: There are none.
+        """
+        return _checked(io.BytesIO(self.read()), max_bytes)
+
+    def as_file(self) -> LocalFile:
+        """Return a file with these bytes; a temporary one where they are none.
+
+        Raises:
+            ReadError: They cannot be had, or the disk has no room for them.
+        """
+        return TemporaryFile(self.suffix, lambda file: file.writelines(self.blocks()))
+
+
+class DiskFile(Source):
+    """A file that the operating system opens, and itself as a ``LocalFile``."""
+
+    needs_copy = False
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.suffix = os.path.splitext(path)[1].lower()
+
+    def read(self) -> bytes:
+        """Return all bytes."""
+        with self._opened() as file:
+            return file.read()
+
+    def head(self) -> bytes:
+        """Return the first bytes; none where the file cannot be read."""
+        try:
+            with self._opened() as file:
+                return file.read(HEAD_BYTES)
+        except (OSError, ReadError):
+            return b""
+
+    def open(self, max_bytes: int) -> IO[bytes]:
+        """Open the file."""
+        return _checked(self._opened(), max_bytes)
+
+    def as_file(self) -> LocalFile:
+        """Return this file."""
+        return self
+
+    def bind(self, load: Callable[[str], Pixels]) -> Callable[[], Pixels]:
+        """Return a ``load`` of the file."""
+        return functools.partial(load, self.path)
+
+    def _opened(self) -> IO[bytes]:
+        try:
+            return open(self.path, "rb")
+        except (OSError, ValueError) as exc:  # ValueError: a NUL in the name
+            raise ReadError(one_line(exc)) from exc
+
+
+class HeldBytes(Source):
+    """Bytes in memory."""
+
+    is_held = True
+
+    def __init__(self, data: bytes, suffix: str = "") -> None:
+        self._data, self.suffix, self.held_bytes = data, suffix, len(data)
+
+    def read(self) -> bytes:
+        """Return all bytes."""
+        return self._data
+
+    def head(self) -> bytes:
+        """Return the first bytes."""
+        return self._data[:HEAD_BYTES]
+
+
+class Unreadable(Source):
+    """A source that is known to have no bytes, with the reason."""
+
+    needs_copy = False
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+
+    def read(self) -> NoReturn:
+        """Raise ``ReadError``."""
+        raise ReadError(self.reason)
+
+    def as_file(self) -> NoReturn:
+        """Raise ``ReadError``."""
+        raise ReadError(self.reason)
+
+
+def _checked(file: IO[bytes], max_bytes: int) -> IO[bytes]:
+    try:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(0)
+        if size == 0:
+            raise DecodeError("empty file")
+        if size > max_bytes:
+            raise ReadError(f"{size:,} bytes are more than --max-file-size allows ({max_bytes:,})")
+    except OSError as exc:
+        file.close()
+        raise ReadError(one_line(exc)) from exc
+    except BaseException:
+        file.close()
+        raise
+    return file
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Found:
-    """A file of the job, or what stands for one in a manifest or archive.
+class Listed:
+    """A thing of the job: a file, or what stands for one in a manifest or archive.
 
     Attributes:
-        path: What the operating system opens, or a URL; empty when there is neither.
-        id: Stable name, valid UTF-8; see spec.md.
+        id: Stable name, valid UTF-8: the path below its INPUT, with ``/`` as separator.
         source: The path for a person to read, valid UTF-8.
-        fingerprint: ``size:mtime_ns``, or what a server states; empty when the file has none.
-        error: Why this is no readable file; None when nothing is known against it.
-        read: Gives the bytes of what is no file by itself, on a worker's thread; raises
-            ``ReadError``. None for a file.
-        held_bytes: Bytes that ``read`` holds.
-        copy: Makes a file of what is none by itself; raises ``ReadError``. None where that takes
-            ``read``.
-        is_copied: Whether that file is there already, and cannot be made again.
-        questions: What is asked about it instead of the job's questions.
+        content: The bytes.
+        fingerprint: ``size:mtime_ns``, or what a server states; empty when there is neither.
+        questions: Asked about it instead of the job's questions.
         extra: Values that are carried into its rows.
     """
 
-    path: str
     id: str
     source: str
+    content: Source
     fingerprint: str = ""
-    error: str | None = None
-    read: Callable[[], bytes] | None = None
-    held_bytes: int = 0
-    copy: Callable[[], TemporaryFile] | None = None
-    is_copied: bool = False
     questions: tuple[str, ...] = ()
     extra: Mapping[str, Any] = dataclasses.field(default_factory=lambda: _NOTHING)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Part:
-    """What a manifest or archive names, before it is known whether it belongs to the job.
+class Candidate:
+    """A thing that a manifest or archive names, before it is known whether it belongs to the job.
 
     Attributes:
-        found: The thing; its id may be that of another one.
-        match: What ``include`` and ``exclude`` are held against.
+        listed: The thing; its id may be that of another one.
+        match: Name that ``include`` and ``exclude`` are held against.
         label: Put behind an id that is taken.
-        repeats: What makes it the same as another one that was given before; empty when nothing
-            does.
+        repeats: Makes it the same as another one that was given before; empty when nothing does.
     """
 
-    found: Found
+    listed: Listed
     match: str
     label: str = ""
     repeats: str = ""

@@ -1,9 +1,9 @@
-"""Copies on the disk of what can only be opened as a file, and is none: what URLs and archives
-hold. They go when nothing needs them any more.
+"""Temporary files with the content of URLs and archives, for formats that can only be opened as a
+file. They are deleted when nothing needs them any more.
 
 A process keeps its copies in a folder of its own among the temporary files, with a lock that the
-kernel drops when the process is gone, however it ended: what a killed run has left is known by
-that, and removed by the next one.
+kernel drops when the process is gone, however it ended. By that the next run knows the copies that
+a killed run has left, and removes them.
 """
 
 from __future__ import annotations
@@ -39,8 +39,7 @@ class TemporaryFile:
 
     Args:
         suffix: Of its name; one that is not plain is left out.
-        fill: Writes what it holds; it is called at once, and after an error of its own nothing is
-            left.
+        fill: Writes its content; called at once. After an error of it nothing is left.
 
     Attributes:
         path: The file.
@@ -70,7 +69,7 @@ class TemporaryFile:
             raise ReadError(f"no room for a copy: {one_line(exc)}") from exc
 
     def bind(self, load: Callable[[str], Pixels]) -> Callable[[], Pixels]:
-        """A ``load`` of the file at a path, which keeps it for as long as it may be called."""
+        """Return a ``load`` of the file at a path; the file stays for as long as it exists."""
         return functools.partial(_load, self, load)
 
 
@@ -85,7 +84,7 @@ def _remove(path: str, folder: _Folder) -> None:
 
 
 class _Folder:
-    """Where a process keeps its copies.
+    """The folder of a process for its copies.
 
     Attributes:
         path: The folder.
@@ -111,7 +110,7 @@ class _Folder:
             self.path = locked
 
     def remove(self) -> None:
-        """Removes it while the lock is still held, then lets go."""
+        """Remove it while the lock is still held, then let go."""
         with contextlib.suppress(OSError):
             os.unlink(os.path.join(self.path, _LOCK))
             os.rmdir(self.path)
@@ -124,7 +123,7 @@ _is_entering = False
 
 
 def _enter() -> _Folder:
-    """The folder for one more copy."""
+    """Return the folder for one more copy."""
     global _is_entering
     place = tempfile.gettempdir(), os.getpid()
     with _guard:
@@ -141,7 +140,7 @@ def _enter() -> _Folder:
 
 
 def _leave(folder: _Folder) -> None:
-    """Says that a copy is gone; with the last one the folder goes."""
+    """Count a copy less; with the last one the folder goes."""
     with _guard:
         folder.num_copies -= 1
         if folder.num_copies == 0 and not _is_entering:
@@ -151,7 +150,7 @@ def _leave(folder: _Folder) -> None:
 
 
 def remove_leftovers() -> None:
-    """Removes the copies of processes of this user that are gone."""
+    """Remove the copies of processes of this user that are gone."""
     root = tempfile.gettempdir()
     with contextlib.suppress(OSError), os.scandir(root) as entries:
         for entry in entries:

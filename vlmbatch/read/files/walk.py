@@ -5,82 +5,88 @@ system.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from fnmatch import fnmatch
 
 from vlmbatch.read.base import one_line
+from vlmbatch.read.files.kinds import is_system_folder
 
 _WILDCARD = re.compile(r"[*?\[]")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Entry:
+class WalkedFile:
     """A file below a folder.
 
     Attributes:
         path: What the operating system opens.
         relative: Path below the folder, ``/`` as separator.
         error: Why a folder could not be listed; None for a file.
-        fingerprint: What changes with the file, where the listing says it.
+        fingerprint: Changes with the file, where the listing says so.
+        is_left_alone: Whether this is a folder that a system keeps for itself; it is not listed.
     """
 
     path: str
     relative: str
     error: str | None = None
     fingerprint: str = ""
+    is_left_alone: bool = False
 
 
 class Begun:
-    """Entries of which the first is known already. The first iteration goes on from there, so that
-    a huge folder is not listed twice; later ones list anew.
+    """Files of which the first is known already. The first iteration goes on from there, so that a
+    huge folder is not listed twice; later ones list anew.
 
     Attributes:
         is_empty: Whether there are none.
     """
 
-    def __init__(self, entries: Callable[[], Iterator[Entry]]) -> None:
-        """Takes what lists, and looks for the first entry.
+    def __init__(self, list_files: Callable[[], Iterator[WalkedFile]]) -> None:
+        """Take a function that lists, and look for the first file.
 
         Raises:
             OSError: The folder where it begins cannot be listed.
         """
-        self._entries = entries
-        self._rest: Iterator[Entry] | None = entries()
-        self._first = next(self._rest, None)
-        self.is_empty = self._first is None
+        self._list_files = list_files
+        rest = list_files()
+        first: list[WalkedFile] = []
+        for file in rest:
+            first.append(file)
+            if not file.is_left_alone:
+                break
+        self.is_empty = all(file.is_left_alone for file in first)
+        self._begun: Iterator[WalkedFile] | None = itertools.chain(first, rest)
 
-    def __iter__(self) -> Iterator[Entry]:
-        """Yields the entries."""
-        first, rest = self._first, self._rest
-        self._first = self._rest = None
-        if first is None or rest is None:
-            yield from self._entries()
-            return
-        yield first
-        yield from rest
+    def __iter__(self) -> Iterator[WalkedFile]:
+        """Yield the files."""
+        begun, self._begun = self._begun, None
+        yield from self._list_files() if begun is None else begun
 
 
 def walk(
     root: str,
     enters: Callable[[str], bool] = lambda relative: True,
     hidden: bool = False,
+    system: bool = False,
     *,
     own_places: bool = True,
     once: bool = True,
-) -> Iterator[Entry]:
-    """Yields the files below a folder, sorted by name in each folder.
+) -> Iterator[WalkedFile]:
+    """Yield the files below a folder, sorted by name in each folder.
 
     Links are followed, and a folder is listed once: at its own place where that is below the root
-    too, or else where the first link to it stands. So a link neither hides the folder that it leads
-    to nor changes what its files are called, and a loop of links ends. At any moment only the names
-    of the folders from the root to the current one are held.
+    too, or else where the first link to it stands. So a link neither hides its folder nor renames
+    the files in it, and a loop of links ends. At any moment only the names of the folders from the
+    root to the current one are held.
 
     Args:
         root: The folder; empty for the current one.
         enters: Says for a relative path whether that folder is to be listed.
         hidden: Whether names that start with a dot are taken.
+        system: Whether folders that a system keeps for itself are listed.
         own_places: Whether a folder below the root is listed at its own place; else where the walk
             comes first, which matters when the place of a file decides whether it is wanted.
         once: Whether a folder is listed once. Otherwise it is listed wherever a link leads to it
@@ -91,7 +97,7 @@ def walk(
     real_root = os.path.realpath(root)
 
     def comes_by(folder: str) -> bool:
-        """Whether the walk finds what a link leads to at its own place."""
+        """Return whether the walk finds the folder behind a link at its own place."""
         inside = os.path.relpath(os.path.realpath(folder), real_root).split(os.sep)
         return (
             own_places
@@ -114,22 +120,22 @@ def walk(
         if not name:
             stack.pop()
             continue
-        if name.startswith(".") and not hidden:
+        if name.startswith(".") and not hidden and not is_system_folder(name):
             continue
         path, relative = os.path.join(folder, name), prefix + name
         if name not in folders:
-            yield Entry(path, relative)
+            yield WalkedFile(path, relative)
+        elif not system and is_system_folder(name):
+            yield WalkedFile(path, relative, is_left_alone=True)
         elif enters(relative) and not (os.path.islink(path) and comes_by(path)):
             try:
                 push(path, relative + "/")
             except OSError as exc:
-                yield Entry(path, relative, f"folder not listed: {one_line(exc)}")
+                yield WalkedFile(path, relative, f"folder not listed: {one_line(exc)}")
 
 
 def _names(folder: str) -> tuple[list[str], set[str]]:
-    """What a folder holds, sorted, and which of it are folders; pipes, sockets and devices are left
-    out.
-    """
+    """List a folder, sorted, and the folders among it; pipes, sockets and devices are left out."""
     names: list[str] = []
     folders: set[str] = set()
     with os.scandir(folder or ".") as entries:
@@ -148,7 +154,7 @@ def _names(folder: str) -> tuple[list[str], set[str]]:
 
 
 def is_glob(text: str) -> bool:
-    """Whether a path has wildcards."""
+    """Return whether a path has wildcards."""
     return _WILDCARD.search(text) is not None
 
 
@@ -170,7 +176,7 @@ class Glob:
 
     @classmethod
     def parse(cls, text: str) -> Glob:
-        """Cuts a pattern; it must have a wildcard."""
+        """Cut a pattern; it must have a wildcard."""
         components = text.replace(os.sep, "/").split("/")
         first = next(number for number, component in enumerate(components) if is_glob(component))
         root = "/".join(components[:first])
@@ -178,44 +184,50 @@ class Glob:
             root = "/"
         return cls(root, tuple(part for part in components[first:] if part))
 
-    def entries(self) -> Iterator[Entry]:
-        """Yields the files that match; nothing when the folder before the first wildcard is none."""
+    def files(self) -> Iterator[WalkedFile]:
+        """Yield the files that match; nothing when the folder before the first wildcard is none."""
         if not os.path.isdir(self.root or "."):
             return
-        for entry in walk(
+        for file in walk(
             self.root,
             self.enters,
             self.hidden,
+            self.system,
             own_places=self.parts[:-1] == ("**",),
             once="**" in self.parts,
         ):
-            if self.matches(entry.relative):
-                yield entry
+            if file.is_left_alone or self.matches(file.relative):
+                yield file
 
     @property
     def hidden(self) -> bool:
         """Whether names that start with a dot can match."""
         return any(part.startswith(".") for part in self.parts)
 
+    @property
+    def system(self) -> bool:
+        """Whether the pattern names a folder that a system keeps for itself."""
+        return any(is_system_folder(part) for part in self.parts)
+
     def matches(self, relative: str) -> bool:
-        """Whether a path below ``root`` matches."""
+        """Return whether a path below ``root`` matches."""
         return _matches(relative.split("/"), self.parts, "**" in self.parts)
 
     def enters(self, relative: str) -> bool:
-        """Whether a file below this folder could match."""
+        """Return whether a file below this folder could match."""
         return _matches(relative.split("/"), self.parts, "**" in self.parts, partial=True)
 
     def names(self, relative: str) -> bool:
-        """Whether the pattern stands for this path itself, not for a folder above it."""
+        """Return whether the pattern stands for this path itself, not for a folder above it."""
         return _matches(relative.split("/"), self.parts, deep=True)
 
     def names_suffix(self, suffix: str) -> bool:
-        """Whether the pattern itself spells out this extension."""
+        """Return whether the pattern itself spells out this extension."""
         return bool(suffix) and self.parts[-1].lower().endswith(suffix)
 
 
 def _matches(names: Sequence[str], parts: Sequence[str], deep: bool, partial: bool = False) -> bool:
-    """Whether a path matches; with ``partial``, whether a path below this folder could.
+    """Return whether a path matches; with ``partial``, whether a path below this folder could.
 
     Args:
         names: Components of the path.

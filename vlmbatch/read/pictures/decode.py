@@ -1,6 +1,4 @@
-"""Picture files and documents to Items. A picture is opened, checked and decoded in ``load``, on
-the worker's thread.
-"""
+"""Open, check and decode picture files, on the worker's thread."""
 
 from __future__ import annotations
 
@@ -10,12 +8,14 @@ import os
 import struct
 from typing import IO
 
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import GifImagePlugin, Image, UnidentifiedImageError
 
 from vlmbatch.core import Pixels
 from vlmbatch.errors import DecodeError, ItemError, ReadError
 from vlmbatch.read.base import check_size, one_line
 from vlmbatch.read.extras import is_there
+from vlmbatch.read.pictures.colours import decode_rgb
+from vlmbatch.read.pictures.gif import seek_frame
 
 logger = logging.getLogger(__name__)
 
@@ -41,17 +41,16 @@ _KNOWN = (
     "HEIF",
 )
 FORMATS = tuple(name for name in _KNOWN if name in Image.OPEN)
-"""Formats that are opened, as far as this Pillow has them. It knows more, some of which start other
-programs (EPS runs Ghostscript).
+"""Formats that are opened, if this Pillow has them. Some of its others start programs (EPS runs
+Ghostscript).
 """
 
 Image.MAX_IMAGE_PIXELS = None
-"""Pillow's own limit is one for the whole process and warns below its double; ``load_image`` checks
-the job's ``max_pixels`` before it decodes.
+"""Pillow's limit holds for the whole process; ``load_image`` checks the job's ``max_pixels`` before
+it decodes.
 """
 
 _ORIENTATION_TAG = 0x0112
-_BITS_TAG, _PHOTOMETRIC_TAG = 258, 262
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -61,11 +60,11 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""What makes a picture of an EXIF orientation upright; 1 is upright (Exif 2.32, 4.6.4)."""
+"""Transposition for each EXIF orientation; 1 is upright (Exif 2.32, 4.6.4)."""
 
 
 def open_checked(source: str | bytes, max_file_bytes: int | None = None) -> IO[bytes]:
-    """Opens a file, or bytes as one; without ``max_file_bytes`` of any size.
+    """Open a file, or bytes as one; without ``max_file_bytes`` of any size.
 
     Raises:
         ReadError: It cannot be opened, or has more bytes than ``max_file_bytes``.
@@ -91,12 +90,11 @@ def open_checked(source: str | bytes, max_file_bytes: int | None = None) -> IO[b
 
 
 def load_image(source: str | IO[bytes], max_pixels: int, number: int = 1) -> Pixels:
-    """Reads a picture: upright, RGB on white as transformers' ``convert_to_rgb`` makes it; 16-bit
-    greys as viewers show them.
+    """Read a picture upright, as RGB on white; see ``colours``.
 
     Args:
         source: A path, or an open file that can be sought in.
-        max_pixels: Pictures with more pixels are refused before they are decoded.
+        max_pixels: Refuse larger pictures before decoding.
         number: Of the page or frame, from 1.
 
     Returns:
@@ -120,13 +118,13 @@ def load_image(source: str | IO[bytes], max_pixels: int, number: int = 1) -> Pix
 
 
 def count_frames(file: IO[bytes], max_pixels: int, limit: int) -> int:
-    """How many pages or frames a picture file has; decodes none.
+    """Count the pages or frames of a picture file, without decoding them.
 
     Args:
         file: The open file.
-        max_pixels: Pictures with more pixels are refused.
-        limit: Where counting the pages of a TIFF file ends; the other formats state the number, or
-            can be skimmed.
+        max_pixels: Refuse larger pictures.
+        limit: Where counting the pages of a TIFF file ends. Other formats state the number, or are
+            skimmed fast.
 
     Raises:
         ReadError: The file cannot be read.
@@ -143,15 +141,14 @@ def count_frames(file: IO[bytes], max_pixels: int, limit: int) -> int:
 
 
 def _count_tiff(image: Image.Image, limit: int) -> int:
-    """Follows the chain of a TIFF file's pages."""
+    """Follow the chain of a TIFF file's pages."""
     for total in range(1, limit):
         try:
             image.seek(total)
         except EOFError:
             return total
         except Exception as exc:
-            # A page that makes no sense says so when it is loaded; only where the chain itself is
-            # broken, what follows is lost.
+            # A damaged page raises when it is loaded. Pages are only lost where the chain breaks.
             logger.debug("page %d is damaged: %s", total + 1, one_line(exc))
             if image.tell() != total:
                 return total + 1
@@ -159,35 +156,23 @@ def _count_tiff(image: Image.Image, limit: int) -> int:
 
 
 def _go_to(image: Image.Image, number: int, max_pixels: int) -> None:
-    """Makes a page the one that is decoded; frames of an animation are drawn one over the other up
-    to it.
-    """
+    """Make a page or frame the one that is decoded."""
     check_size(*image.size, max_pixels)
-    for index in range(1, number) if image.format == "GIF" else range(number - 1, number):
-        try:
-            if index:
-                image.seek(index)
-        except EOFError as exc:
-            raise DecodeError(f"no page {number}") from exc
-        except Exception as exc:
-            raise _translated(exc, f"broken {image.format}") from exc
-        check_size(*image.size, max_pixels)
-
-
-def to_rgb(image: Image.Image) -> Image.Image:
-    """RGB, transparency composited on white: the calls of transformers'
-    ``image_transforms.convert_to_rgb``, in its order.
-    """
-    if "A" in image.getbands() or image.info.get("transparency") is not None:
-        image = image.convert("RGBA")
-        background = Image.new("RGBA", image.size, (255, 255, 255, 255))
-        image = Image.alpha_composite(background, image)
-    return image if image.mode == "RGB" else image.convert("RGB")
+    try:
+        if isinstance(image, GifImagePlugin.GifImageFile):
+            seek_frame(image, number)
+        elif number > 1:
+            image.seek(number - 1)
+    except EOFError as exc:
+        raise DecodeError(f"no page {number}") from exc
+    except Exception as exc:
+        raise _translated(exc, f"broken {image.format}") from exc
+    check_size(*image.size, max_pixels)
 
 
 # Pillow's plugins raise nearly everything on damaged files (SyntaxError, struct.error, KeyError,
-# zlib.error, MemoryError …), so what wraps a call of theirs catches Exception; only an error number
-# says that reading failed rather than decoding.
+# zlib.error, MemoryError …), hence "except Exception" around their calls. An error number
+# tells a failed read from a failed decode.
 
 
 def _identify(file: IO[bytes], max_pixels: int) -> Image.Image:
@@ -204,42 +189,23 @@ def _identify(file: IO[bytes], max_pixels: int) -> Image.Image:
 
 def _decode(image: Image.Image) -> Image.Image:
     try:
-        image.load()
+        rgb = decode_rgb(image)
         upright = _UPRIGHT.get(_orientation(image))
-        shown = _eight_bits(image)
-        rgb = to_rgb(shown if upright is None else shown.transpose(upright))
+        if upright is not None:
+            rgb = rgb.transpose(upright)
         rgb.info.clear()  # neither profiles nor comments travel on
         return rgb
+    except ItemError:
+        raise
     except Exception as exc:
         raise _translated(exc, f"broken {image.format}") from exc
-
-
-def _eight_bits(image: Image.Image) -> Image.Image:
-    """A picture of 16-bit (or 12-bit) greys as viewers show it. Pillow, and with it the reference,
-    would make all but the darkest 256 greys white.
-    """
-    if not image.mode.startswith("I;16") and not (
-        image.mode == "I" and image.format in ("PNG", "PPM")
-    ):
-        return image
-    image.info.pop("transparency", None)  # a grey of 16 bits, which none of 8 is
-    tags = getattr(image, "tag_v2", {})
-    bits = tags.get(_BITS_TAG, (16,))[0]
-    wide = (
-        image if image.mode in ("I", "I;16") else image.convert("I")
-    )  # of the others Pillow scales none
-    greys = wide.point(lambda grey: grey * (256 / (1 << bits))).convert("L")
-    return (
-        ImageOps.invert(greys) if tags.get(_PHOTOMETRIC_TAG) == 0 else greys
-    )  # which Pillow does for 8 bits itself
 
 
 def _orientation(image: Image.Image) -> int:
     try:
         return int(image.getexif().get(_ORIENTATION_TAG, 1))
     except Exception:
-        # A picture is shown as stored when its EXIF block is damaged; every viewer does that.
-        return 1
+        return 1  # viewers ignore a damaged EXIF block
 
 
 def _translated(error: Exception, what: str) -> ItemError:
@@ -249,10 +215,10 @@ def _translated(error: Exception, what: str) -> ItemError:
 
 
 def _icon_sizes(file: IO[bytes]) -> list[tuple[int, int]]:
-    """(width, height) that the pictures inside an .ico state themselves; none for other files.
+    """Return (width, height) in the headers of an icon's pictures; none for other files.
 
-    Pillow decodes them as soon as it opens an icon, and the icon's directory can say 16 x 16 of a
-    PNG with a billion pixels.
+    Pillow decodes them when it opens an icon, and the icon's directory can say 16 x 16 about a PNG
+    with a billion pixels.
     """
     sizes = []
     try:

@@ -19,26 +19,26 @@ _guard = threading.Lock()
 """PDFium is not safe to be called from several threads, not even for several documents."""
 
 
-def count_pages(file: str | IO[bytes]) -> int:
-    """How many pages a document has.
+def count_pages(file: IO[bytes]) -> int:
+    """Return the number of pages of a document.
 
     Args:
-        file: A path, or an open file.
+        file: The open file.
 
     Raises:
-        ReadError: The file cannot be opened.
+        ReadError: The file cannot be read.
         DecodeError: It is no PDF, or needs a password.
     """
     with _open(file) as document:
         return len(document)
 
 
-def load_page(file: str | IO[bytes], number: int, *, dpi: int, max_pixels: int) -> Pixels:
-    """Draws a page on white, with what is written into its forms and notes.
+def load_page(file: IO[bytes], number: int, *, dpi: int, max_pixels: int) -> Pixels:
+    """Draw a page on white, with the content of its forms and notes.
 
     Args:
-        file: A path, or an open file.
-        number: Of the page, from 1.
+        file: The open file.
+        number: The page, from 1.
         dpi: Pixels an inch.
         max_pixels: Pages that would have more pixels are refused before they are drawn.
 
@@ -46,7 +46,7 @@ def load_page(file: str | IO[bytes], number: int, *, dpi: int, max_pixels: int) 
         One frame, uint8, (H, W, 3).
 
     Raises:
-        ReadError: The file cannot be opened.
+        ReadError: The file cannot be read.
         DecodeError: It is no PDF, needs a password, has no such page, or the page is damaged or too
             large.
     """
@@ -55,8 +55,7 @@ def load_page(file: str | IO[bytes], number: int, *, dpi: int, max_pixels: int) 
             raise DecodeError(f"no page {number}: the document has {len(document)}")
         document.init_forms()
         page = document[number - 1]
-        # A hair less: sizes are rounded up, and a page of 480 points at 150 dpi is not 1000.0000001
-        # pixels wide.
+        # Slightly less, as sizes are rounded up: 480 points at 150 dpi are not 1000.0000001 pixels.
         scale = dpi / _POINTS_PER_INCH * (1 - 1e-9)
         width, height = (math.ceil(points * scale) for points in page.get_size())
         check_size(width, height, max_pixels)
@@ -68,21 +67,14 @@ def load_page(file: str | IO[bytes], number: int, *, dpi: int, max_pixels: int) 
 
 
 @contextlib.contextmanager
-def _open(file: str | IO[bytes]) -> Iterator[Any]:
-    """A document, for the only thread that is in PDFium now."""
+def _open(file: IO[bytes]) -> Iterator[Any]:
+    """Open a document, for the only thread that is in PDFium now."""
     import pypdfium2
     import pypdfium2.raw
 
     with _guard:
         try:
-            # An open file rather than a path: the operating system's own words when it cannot be
-            # opened, and names that are not UTF-8.
-            with (
-                open(file, "rb")
-                if isinstance(file, str)
-                else contextlib.nullcontext(file) as opened,
-                pypdfium2.PdfDocument(opened) as document,
-            ):
+            with pypdfium2.PdfDocument(file) as document:
                 yield document
         except ItemError:
             raise

@@ -1,5 +1,5 @@
-"""Time stamps of a video's stream as the seconds that a player shows, and what the packets alone
-say about the frames.
+"""Time stamps of a video's stream as the seconds that a player shows, and the times of its frames
+as the packets state them.
 """
 
 from __future__ import annotations
@@ -7,15 +7,20 @@ from __future__ import annotations
 import dataclasses
 import math
 from fractions import Fraction
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from vlmbatch.read.video.container import is_shown, open_container, origin_seconds, packets
+from vlmbatch.read.video.container import (
+    MICROSECONDS,
+    SAME_SECONDS,
+    Demuxer,
+    frame_seconds,
+    is_shown,
+)
 
 if TYPE_CHECKING:
+    import av
     from av.container import InputContainer
     from av.video.stream import VideoStream
-
-_FALLBACK_FPS = 25
 
 
 class Clock:
@@ -27,10 +32,10 @@ class Clock:
     """
 
     def __init__(self, container: InputContainer, stream: VideoStream) -> None:
-        """Reads what container and stream state."""
-        self.step = 1 / Fraction(stream.average_rate or stream.guessed_rate or _FALLBACK_FPS)
+        """Read the statements of container and stream."""
+        self.step = frame_seconds(stream)
         self._base = stream.time_base or Fraction(1)
-        self.origin = origin_seconds(container, stream)
+        self.origin = _origin_seconds(container, stream)
         # Seconds of a time stamp as one division of whole numbers, rounded as `float` rounds the
         # fraction: it is done several times a packet.
         self._scale, self._shift = (
@@ -40,62 +45,121 @@ class Clock:
         self._whole = self._base.denominator * self.origin.denominator
 
     def time(self, pts: int) -> Fraction:
-        """The time of a stamp, in seconds."""
+        """Return the time of a stamp, in seconds."""
         return pts * self._base - self.origin
 
     def seconds(self, pts: int) -> float:
-        """``float(time(pts))``."""
+        """Return ``float(time(pts))``."""
         return (pts * self._scale - self._shift) / self._whole
 
     def pts(self, seconds: float) -> int:
-        """The time stamp of a time, rounded towards 0."""
+        """Return the time stamp of a time, rounded towards 0."""
         return int((Fraction(seconds) + self.origin) / self._base)
+
+    def end(self, packet: av.Packet[Any]) -> float:
+        """Return the time when a packet's frame ends, in seconds."""
+        return float(
+            self.time(packet.pts or 0) + ((packet.duration or 0) * self._base or self.step)
+        )
+
+
+def _origin_seconds(container: InputContainer, stream: VideoStream) -> Fraction:
+    """Return the time that a player calls 0, in seconds: the container's start, exact where it is
+    the stream's own (it is stated in microseconds).
+    """
+    own = (stream.start_time or 0) * (stream.time_base or Fraction(0))
+    if container.start_time is None:
+        return own
+    start = Fraction(container.start_time, MICROSECONDS)
+    return own if stream.start_time is not None and abs(own - start) <= SAME_SECONDS else start
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class PacketTimes:
-    """What the packets say about the frames.
+class FrameTimes:
+    """Times of a video's frames.
 
     Attributes:
         times: Times of the frames, ascending, in seconds.
         key_times: Times of those where decoding can start.
-        last_duration_seconds: How long the last one stands.
+        last_duration_seconds: Duration of the last one.
+        runs_on: Whether they are the file's own, without a restart among them.
     """
 
     times: tuple[float, ...]
     key_times: tuple[float, ...]
     last_duration_seconds: float
+    runs_on: bool = True
+
+    @property
+    def end_seconds(self) -> float:
+        """The time when the last frame ends; 0 without frames."""
+        return self.times[-1] + self.last_duration_seconds if self.times else 0.0
 
 
-def read_packet_times(path: str, clock: Clock) -> PacketTimes | None:
-    """Times as the packets state them; None where they do not (AVI, raw streams), or where that is
-    not what decoding gives. Decodes nothing.
+def read_frame_times(path: str, number: int | None, clock: Clock) -> FrameTimes | None:
+    """Read the times that the packets state; decode nothing.
 
     Args:
         path: The file.
-        clock: Its stream's.
+        number: Its video stream, from 0; None chooses one.
+        clock: The stream's.
+
+    Returns:
+        The times; None where packets have none (AVI, raw streams), or others than decoding gives.
 
     Raises:
         ReadError: The file cannot be opened.
         DecodeError: It is no video.
     """
-    container, stream = open_container(path)
     found: dict[int, bool] = {}
-    last = (-math.inf, 0)
-    with container:
-        if not stream.time_base:
+    last, duration, dts = -math.inf, 0.0, -math.inf
+    with Demuxer(path, number) as demuxer:
+        if not demuxer.stream.time_base:
             return None
-        for packet in packets(container, stream):
-            if not packet.size or not is_shown(packet, stream.codec_context.name):
+        for packet in demuxer.packets():
+            if not packet.size or not is_shown(packet, demuxer.stream.codec_context.name):
                 continue
-            if packet.pts is None or packet.pts in found:
+            runs_back = packet.dts is not None and packet.dts < dts and demuxer.may_restart
+            if packet.pts is None or packet.pts in found or runs_back:
                 return None
             found[packet.pts] = packet.is_keyframe
-            last = max(last, (packet.pts, packet.duration or 0))
-        duration = last[1] * stream.time_base
+            dts = dts if packet.dts is None else packet.dts
+            if packet.pts > last:
+                last, duration = packet.pts, clock.end(packet) - clock.seconds(packet.pts)
     times = [(clock.seconds(pts), found[pts]) for pts in sorted(found)]
-    return PacketTimes(
+    return FrameTimes(
         tuple(time for time, _ in times),
         tuple(time for time, is_key in times if is_key),
-        float(duration or clock.step),
+        duration,
+        runs_on=not demuxer.num_restarts,
     )
+
+
+def read_end(path: str, number: int | None, clock: Clock) -> float | None:
+    """Read the end of the last frame from the packets behind the last key frame.
+
+    Args:
+        path: The file.
+        number: Its video stream, from 0; None chooses one.
+        clock: The stream's.
+
+    Returns:
+        The end in seconds; None where it takes reading all packets.
+    """
+    with Demuxer(path, number) as demuxer:
+        stated = demuxer.container.duration
+        if demuxer.may_restart or not stated or not demuxer.stream.time_base:
+            return None
+        try:
+            demuxer.container.seek(clock.pts(stated / MICROSECONDS), stream=demuxer.stream)
+        except (OSError, ValueError):
+            return None
+        codec = demuxer.stream.codec_context.name
+        return max(
+            (
+                clock.end(packet)
+                for packet in demuxer.packets()
+                if packet.size and packet.pts is not None and is_shown(packet, codec)
+            ),
+            default=None,
+        )

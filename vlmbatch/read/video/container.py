@@ -1,4 +1,4 @@
-"""A video's container: opened safely, its packets one by one, and what its times count from."""
+"""A video's container: opened safely, its stream chosen, its packets one by one."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from vlmbatch.errors import DecodeError, ReadError
 from vlmbatch.read.base import one_line
+from vlmbatch.read.video.restarts import continued, may_restart
 
 if TYPE_CHECKING:
     import av
@@ -19,17 +20,88 @@ SAME_SECONDS = 1e-6
 """Times closer than this are the same."""
 
 MICROSECONDS = 1_000_000
+_FALLBACK_FPS = 25
 _MAX_DEMUX_ERRORS = 16
 _VP8_SHOWN = 0x10
 
 
-def open_container(path: str) -> tuple[InputContainer, VideoStream]:
-    """Opens a file and finds its video stream.
+class Demuxer:
+    """An open file: its container, and the packets of one video stream.
+
+    Attributes:
+        container: The container.
+        stream: The stream.
+        may_restart: Whether the times of the file may start anew.
+        num_restarts: How often they did in the packets so far.
 
     Raises:
         ReadError: The file cannot be opened.
-        DecodeError: It is no video.
+        DecodeError: It is no video, or has no such stream.
     """
+
+    def __init__(self, path: str, number: int | None = None) -> None:
+        """Open a file.
+
+        Args:
+            path: The file.
+            number: The video stream, from 0; None chooses one.
+        """
+        self.container = _open(path)
+        self.num_restarts = 0
+        try:
+            self.stream = _choose_stream(self.container, number)
+            self.stream.thread_type = "AUTO"
+            self.may_restart = may_restart(self.container)
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> Demuxer:
+        """Return itself."""
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Close the file."""
+        self.close()
+
+    def close(self) -> None:
+        """Close the file."""
+        self.container.close()
+
+    def packets(self, note: Callable[[Exception], None] | None = None) -> Iterator[av.Packet[Any]]:
+        """Yield packets and the empty one that flushes the decoder. Their times run on where the
+        file's start anew. Reading goes on after an error, a few times.
+
+        Args:
+            note: Called with each error.
+        """
+        found, base = self._demuxed(note), self.stream.time_base
+        if not self.may_restart or not base:
+            return found
+        return continued(found, base, frame_seconds(self.stream), self._restarted)
+
+    def _restarted(self) -> None:
+        self.num_restarts += 1
+
+    def _demuxed(self, note: Callable[[Exception], None] | None) -> Iterator[av.Packet[Any]]:
+        from av.error import FFmpegError
+
+        num_errors = 0
+        while num_errors < _MAX_DEMUX_ERRORS:
+            try:
+                yield from self.container.demux(self.stream)
+                return
+            except IndexError:
+                # At the end PyAV flushes every stream, and fails at one that appeared after the
+                # file was opened (MPEG-TS); this one came before it.
+                return
+            except FFmpegError as exc:
+                num_errors += 1
+                if note is not None:
+                    note(exc)
+
+
+def _open(path: str) -> InputContainer:
     import av
 
     try:
@@ -41,85 +113,60 @@ def open_container(path: str) -> tuple[InputContainer, VideoStream]:
     if size == 0:
         raise DecodeError("empty file")
     try:
-        # `file:` and the whitelist: a name is never taken for a URL, and a playlist in a video's
-        # clothes reaches no network.
-        container = av.open(
+        # `file:` and the whitelist: a name is never taken for a URL, and a playlist that is named
+        # like a video reaches no network.
+        return av.open(
             f"file:{path}", options={"protocol_whitelist": "file"}, metadata_errors="replace"
         )
     except (av.error.FFmpegError, ValueError, RuntimeError, MemoryError) as exc:
-        # The bytes could be read, so this is about what they say, even where ffmpeg calls it an
+        # The bytes could be read, so this is about their content, even where FFmpeg calls it an
         # input/output error.
         raise DecodeError(f"not a video: {one_line(exc)}") from exc
-    try:
-        attached = av.stream.Disposition.attached_pic
-        stream = next(
-            (stream for stream in container.streams.video if not stream.disposition & attached),
-            None,
-        )
-        if stream is None:
-            raise DecodeError("no video stream")
-        if stream.codec_context is None:
-            raise DecodeError("no decoder for this video's format")
-        stream.thread_type = "AUTO"
-    except BaseException:
-        container.close()
-        raise
-    return container, stream
 
 
-def packets(
-    container: InputContainer, stream: VideoStream, note: Callable[[Exception], None] | None = None
-) -> Iterator[av.Packet[Any]]:
-    """Packets of the stream and the empty one that flushes the decoder. Reading goes on after an
-    error, a few times.
-
-    Args:
-        container: The container.
-        stream: One of its streams.
-        note: Hears of errors.
+def _choose_stream(container: InputContainer, number: int | None) -> VideoStream:
+    """Return the numbered stream, or the one that a player takes: flagged as default, then the
+    largest picture. Cover art and thumbnails are no streams of the video.
     """
-    from av.error import FFmpegError
+    import av
 
-    num_errors = 0
-    while num_errors < _MAX_DEMUX_ERRORS:
-        try:
-            yield from container.demux(stream)
-            return
-        except IndexError:
-            # At the end PyAV flushes every stream, and fails at one that turned up after the file
-            # was opened (MPEG-TS); this one came before it.
-            return
-        except FFmpegError as exc:
-            num_errors += 1
-            if note is not None:
-                note(exc)
+    flags = av.stream.Disposition
+    pictures = flags.attached_pic | flags.timed_thumbnails
+    streams = [stream for stream in container.streams.video if not stream.disposition & pictures]
+    if not streams:
+        raise DecodeError("no video stream")
+    if number is not None and number >= len(streams):
+        numbers = "0" if len(streams) == 1 else f"0 to {len(streams) - 1}"
+        raise DecodeError(
+            f"no video stream {number}: the file has {len(streams)}, so --stream takes {numbers}"
+        )
+
+    def rank(stream: VideoStream) -> tuple[bool, bool, int]:
+        codec = stream.codec_context
+        size = 0 if codec is None else codec.width * codec.height
+        return codec is not None, bool(stream.disposition & flags.default), size
+
+    chosen = max(streams, key=rank) if number is None else streams[number]
+    if chosen.codec_context is None:
+        raise DecodeError("no decoder for this video's format")
+    return chosen
+
+
+def frame_seconds(stream: VideoStream) -> Fraction:
+    """Return the seconds from one frame to the next, at the stated frame rate."""
+    return 1 / Fraction(stream.average_rate or stream.guessed_rate or _FALLBACK_FPS)
 
 
 def is_shown(packet: av.Packet[Any], codec: str) -> bool:
-    """Whether a packet's frame is one that is shown: an edit list may cut it away, and VP8 has
-    frames that others only refer to (RFC 6386, 9.1).
+    """Return whether a packet's frame is shown: an edit list may cut it away, and VP8 has frames
+    that are only referred to (RFC 6386, 9.1).
     """
     return not packet.is_discard and not (codec == "vp8" and not memoryview(packet)[0] & _VP8_SHOWN)
 
 
-def origin_seconds(container: InputContainer, stream: VideoStream) -> Fraction:
-    """The time that a player calls 0, in seconds: the container's start, exact where it is the
-    stream's own (it is stated in microseconds).
-    """
-    own = (
-        Fraction(0)
-        if stream.start_time is None
-        else stream.start_time * (stream.time_base or Fraction(0))
-    )
-    if container.start_time is None:
-        return own
-    start = Fraction(container.start_time, MICROSECONDS)
-    return own if abs(own - start) <= SAME_SECONDS else start
-
-
 def drops_exactly(stream: VideoStream) -> bool:
-    """Whether the decoder can be told to leave out frames that no other frame refers to, so that
-    every other frame stays what it is.
+    """Return whether the decoder can leave out frames that no other frame refers to, so that every
+    other frame stays as it is.
 
     HEVC's frames of that kind may be referred to by those of a higher temporal layer; a stream that
     states one layer has none.

@@ -4,28 +4,19 @@ that gives the same frames as decoding everything.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import logging
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
-from types import TracebackType
 from typing import TYPE_CHECKING
 
-from vlmbatch.errors import DecodeError
 from vlmbatch.read.base import check_size, one_line
-from vlmbatch.read.video.clock import Clock, PacketTimes, read_packet_times
-from vlmbatch.read.video.container import (
-    MICROSECONDS,
-    SAME_SECONDS,
-    drops_exactly,
-    is_shown,
-    open_container,
-    packets,
-)
-from vlmbatch.read.video.frame import DecodedFrame
+from vlmbatch.read.video.clock import Clock, FrameTimes, read_end, read_frame_times
+from vlmbatch.read.video.container import SAME_SECONDS, Demuxer, drops_exactly, is_shown
+from vlmbatch.read.video.frame import DecodedFrame, display_size
 from vlmbatch.read.video.skipping import Sieve, Step, Unsure, Wanted, leave_out, mark
-from vlmbatch.read.video.sparing import open_sparing
 
 if TYPE_CHECKING:
     import av
@@ -46,6 +37,9 @@ _SEEK_MARGIN_SECONDS = 1.0
 _TELLS_ONCE = ("flv", "live_flv")
 """Containers whose parameter sets may change at a packet that a seek goes past without a word."""
 
+_STATES_EACH_END = ("mov,mp4,m4a,3gp,3g2,mj2", "avi")
+"""Containers that state how long each stream is; others state it of the longest one."""
+
 _SHORT_SECONDS = 1.0
 """A stated duration below this is checked against the packets, which are few when it is right:
 files that hold few times state next to nothing.
@@ -55,91 +49,108 @@ NextInstant = Callable[[float], float | None]
 """Gives the first instant not before a time that is asked for; None when there is none."""
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class Extent:
+    """What reading a video's packets told, for those that open the file again.
+
+    Attributes:
+        end_seconds: End of its last frame.
+        runs_on: Whether its times never start anew, so that a time names one place.
+    """
+
+    end_seconds: float
+    runs_on: bool
+
+
 class VideoFile:
     """A video file, opened. One thread at a time; ``frames`` starts over each time; only its latest
     iterator goes on.
 
     Attributes:
+        step_seconds: Seconds from one frame to the next, at the stated frame rate.
         num_decoded: Frames that came out of the decoder so far.
         num_broken: Packets so far that could not be read or decoded.
         broken_seconds: Time of the last frame before the first of them.
-        broken_reason: What the decoder said.
+        broken_reason: The decoder's message.
 
     Raises:
         ReadError: The file cannot be opened.
         DecodeError: It is no video, or its frames have too many pixels.
     """
 
-    def __init__(self, path: str, max_pixels: int) -> None:
-        """Opens the file and reads its header.
+    def __init__(
+        self, path: str, max_pixels: int, stream: int | None = None, extent: Extent | None = None
+    ) -> None:
+        """Open the file and read its header.
 
         Args:
             path: The file.
             max_pixels: Frames with more pixels are refused before they are decoded.
+            stream: The video stream, from 0; None takes the one flagged as default, else the
+                largest.
+            extent: The ``extent`` of another opening of the file, so that it is not read again.
         """
-        self._path = path
-        self._max_pixels = max_pixels
-        self._container, self._stream = open_container(path)
+        self._path, self._max_pixels, self._number = path, max_pixels, stream
+        self._demuxer = Demuxer(path, stream)
         self.num_decoded = 0
         self.num_broken = 0
         self.broken_seconds = 0.0
         self.broken_reason = ""
         self._last_seconds = -math.inf
         self._started = False
-        self._clock = Clock(self._container, self._stream)
         try:
-            check_size(
-                self._stream.codec_context.width, self._stream.codec_context.height, max_pixels
-            )
-        except DecodeError:
+            self._clock = Clock(self._demuxer.container, self._demuxer.stream)
+            self.step_seconds = float(self._clock.step)
+            codec = self._demuxer.stream.codec_context
+            self._aspect = Fraction(self._demuxer.stream.sample_aspect_ratio or 1)
+            check_size(*display_size(codec.width, codec.height, self._aspect), max_pixels)
+        except BaseException:
             self.close()
             raise
+        if extent is not None:
+            self.extent = extent
 
     def __enter__(self) -> VideoFile:
-        """The file itself."""
+        """Return itself."""
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Closes the file."""
+    def __exit__(self, *error: object) -> None:
+        """Close the file."""
         self.close()
 
     def close(self) -> None:
-        """Closes the file. Frames that were given out stay valid."""
-        self._container.close()
+        """Close the file. Frames that were given out stay valid."""
+        self._demuxer.close()
+
+    @property
+    def end_seconds(self) -> float:
+        """The end of the last frame of the stream, whatever other streams the container has."""
+        return self.extent.end_seconds
 
     @functools.cached_property
-    def end_seconds(self) -> float:
-        """Where the video ends, as the container states it; from the packets' times when it does
-        not.
-        """
-        stream = self._stream
-        if stream.duration and stream.time_base:
+    def extent(self) -> Extent:
+        """The end of the stream, and whether its times run on."""
+        if self._demuxer.may_restart:
+            times = self.packet_times
+            return Extent(self._all_times.end_seconds, times is not None and times.runs_on)
+        stream = self._demuxer.stream
+        end: float | None = 0.0
+        if self._demuxer.container.format.name not in _STATES_EACH_END:
+            end = read_end(self._path, self._number, self._clock)
+        elif stream.duration and stream.time_base:
             end = self._clock.seconds(stream.duration + (stream.start_time or 0))
-        elif self._clock.origin <= 0:
-            end = (self._container.duration or 0) / MICROSECONDS
-        else:
-            # of Matroska and NUT files that start later, some state how long they are and some
-            # where they end
-            end = 0.0
-        if end > _SHORT_SECONDS:
-            return end
-        times = self.frame_times()
-        return max(end, times[-1] + float(self._clock.step)) if times else 0.0
+            end = end if end > _SHORT_SECONDS else max(end, self._all_times.end_seconds)
+        return Extent(end or self._all_times.end_seconds, runs_on=True)
 
     @functools.cached_property
     def lost_from_seconds(self) -> float | None:
         """From when on frames that an MP4 or MOV file lists lie behind its end, as after a download
         that broke off; None when all are there.
         """
-        size = self._container.size
-        entries = self._stream.index_entries
+        size = self._demuxer.container.size
+        entries = self._demuxer.stream.index_entries
         if (
-            "mp4" not in self._container.format.name.split(",")
+            "mp4" not in self._demuxer.container.format.name.split(",")
             or not len(entries)
             or entries[-1].pos + entries[-1].size <= size
         ):
@@ -149,32 +160,36 @@ class VideoFile:
         )
 
     @functools.cached_property
-    def packet_times(self) -> PacketTimes | None:
+    def packet_times(self) -> FrameTimes | None:
         """Times as the packets state them; None where they do not (AVI, raw streams), or where that
-        is not what decoding gives. Decodes nothing.
+        is not what decoding gives. Nothing is decoded.
         """
-        return read_packet_times(self._path, self._clock)
+        return read_frame_times(self._path, self._number, self._clock)
 
-    def frame_times(self) -> tuple[float, ...]:
-        """Times of all frames, ascending, in seconds: from the packets. Only where these have none
-        are frames decoded.
+    def frame_times(self) -> Sequence[float]:
+        """Return the times of all frames, ascending, in seconds: from the packets. Only where these
+        have none are frames decoded.
         """
         return self._all_times.times
 
-    def key_times(self) -> tuple[float, ...]:
-        """Times of the key frames, as ``frame_times``."""
+    def key_times(self) -> Sequence[float]:
+        """Return the times of the key frames, as ``frame_times``."""
         return self._all_times.key_times
 
     @functools.cached_property
-    def _all_times(self) -> PacketTimes:
+    def _all_times(self) -> FrameTimes:
         if self.packet_times is not None:
             return self.packet_times
-        with VideoFile(self._path, self._max_pixels) as again:
-            frames = [(frame.time_seconds, frame.is_key) for frame in again.frames()]
-        return PacketTimes(
-            tuple(time for time, _ in frames),
-            tuple(time for time, is_key in frames if is_key),
-            float(self._clock.step),
+        with VideoFile(self._path, self._max_pixels, self._number) as again:
+            frames = [
+                (frame.time_seconds, frame.is_key, frame.duration_seconds)
+                for frame in again.frames()
+            ]
+        return FrameTimes(
+            tuple(time for time, _, _ in frames),
+            tuple(time for time, is_key, _ in frames if is_key),
+            frames[-1][2] if frames else 0.0,
+            runs_on=False,
         )
 
     def frames(self, next_instant: NextInstant | None = None) -> Iterator[DecodedFrame]:
@@ -222,7 +237,7 @@ class VideoFile:
             self._reopen()
         self._started = True
         self._last_seconds = -math.inf
-        if wanted is not None and self._stream.time_base:
+        if wanted is not None and self._demuxer.stream.time_base:
             before = self.num_broken, self.broken_seconds, self.broken_reason
             try:
                 for frame in self._needed(wanted):
@@ -242,8 +257,8 @@ class VideoFile:
                     yield frame
 
     def _reopen(self) -> None:
-        self._container.close()
-        self._container, self._stream = open_container(self._path)
+        self._demuxer.close()
+        self._demuxer = Demuxer(self._path, self._number)
 
     def _timed(self, decoded: Iterator[av.VideoFrame]) -> Iterator[DecodedFrame]:
         """Gives frames their times; one without a time, or with one that runs backwards, follows
@@ -258,14 +273,19 @@ class VideoFile:
             yield self._frame(frame, time)
 
     def _frame(self, frame: av.VideoFrame, time: Fraction) -> DecodedFrame:
-        duration = frame.duration * (self._stream.time_base or 0) or self._clock.step
+        duration = frame.duration * (self._demuxer.stream.time_base or 0) or self._clock.step
         return DecodedFrame(
-            float(time), float(duration), bool(frame.key_frame), frame, self._max_pixels
+            float(time),
+            float(duration),
+            bool(frame.key_frame),
+            frame,
+            self._aspect,
+            self._max_pixels,
         )
 
     def _decoded(self) -> Iterator[av.VideoFrame]:
         """Every frame as the decoder gives it, in presentation order."""
-        for packet in packets(self._container, self._stream, self._note):
+        for packet in self._demuxer.packets(self._note):
             yield from self._decode(packet)
 
     def _decode(self, packet: av.Packet[av.VideoStream] | None) -> list[av.VideoFrame]:
@@ -275,7 +295,11 @@ class VideoFile:
         from av.error import FFmpegError
 
         try:
-            frames = self._stream.codec_context.decode(None) if packet is None else packet.decode()
+            frames = (
+                self._demuxer.stream.codec_context.decode(None)
+                if packet is None
+                else packet.decode()
+            )
         except (FFmpegError, MemoryError) as exc:
             self._note(exc)
             return []
@@ -294,17 +318,14 @@ class VideoFile:
         Raises:
             Unsure: Something is not as the packets said.
         """
-        self._seekable = self._container.format.name not in _TELLS_ONCE
+        self._seekable = self._demuxer.container.format.name not in _TELLS_ONCE
         self._read_seconds = -math.inf
         target: float | None = None
         while True:
             self._due_seconds = -math.inf
             self._seek_seconds: float | None = None
             steps = mark(self._steps(target), wanted, from_start=target is None)
-            sparing = open_sparing(
-                self._stream.codec_context.name, self._stream.codec_context.extradata
-            )
-            yield from self._stretch(leave_out(steps, sparing))
+            yield from self._stretch(leave_out(steps))
             target = self._seek_seconds
             if target is None:
                 return
@@ -314,8 +335,8 @@ class VideoFile:
         """Decodes packets, lets frames that nothing refers to out where the decoder can, and yields
         what is wanted.
         """
-        codec = self._stream.codec_context
-        drops = drops_exactly(self._stream)
+        codec = self._demuxer.stream.codec_context
+        drops = drops_exactly(self._demuxer.stream)
         sieve = Sieve()
         before = self.num_broken
         fed = False
@@ -348,9 +369,9 @@ class VideoFile:
         """Packets from here on; after a seek from the first key frame on. Ends early where the rest
         is better reached by a seek.
         """
-        codec = self._stream.codec_context.name
+        codec = self._demuxer.stream.codec_context.name
         before = self.num_broken
-        for packet in packets(self._container, self._stream, self._note):
+        for packet in self._demuxer.packets(self._note):
             if self.num_broken > before:
                 raise Unsure(self.broken_reason)
             if not packet.size:
@@ -373,7 +394,12 @@ class VideoFile:
             self._read_seconds = max(self._read_seconds, self._clock.seconds(packet.pts))
             yield Step(packet, packet.pts, packet.is_keyframe, is_shown(packet, codec))
             reached = max(self._read_seconds, 0.0) + SEEK_GAP_SECONDS
-            if self._seekable and self._due_seconds > reached and self.end_seconds > reached:
+            if (
+                self._seekable
+                and self._due_seconds > reached
+                and self.extent.runs_on
+                and self.end_seconds > reached
+            ):
                 self._seek_seconds = min(self._due_seconds, self.end_seconds)
                 return
         if target is not None:
@@ -386,8 +412,8 @@ class VideoFile:
             Unsure: The container cannot.
         """
         try:
-            self._container.seek(
-                self._clock.pts(seconds - _SEEK_MARGIN_SECONDS), stream=self._stream
+            self._demuxer.container.seek(
+                self._clock.pts(seconds - _SEEK_MARGIN_SECONDS), stream=self._demuxer.stream
             )
         except (OSError, ValueError) as exc:
             raise Unsure(f"no seeking: {one_line(exc)}") from exc

@@ -7,6 +7,7 @@ from __future__ import annotations
 import dataclasses
 import struct
 import threading
+from fractions import Fraction
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -35,6 +36,7 @@ class DecodedFrame:
     duration_seconds: float
     is_key: bool
     _frame: av.VideoFrame
+    _aspect: Fraction
     _max_pixels: int
     _lock: threading.Lock = dataclasses.field(default_factory=threading.Lock, repr=False)
     stretch_seconds: tuple[float, float] | None = None
@@ -49,12 +51,21 @@ class DecodedFrame:
         return dataclasses.replace(self, stretch_seconds=(start_seconds, end_seconds))
 
     def rgb(self) -> UInt8Array:
-        """The upright picture, uint8, (H, W, 3).
+        """Return the upright picture in the shape that a player shows, uint8, (H, W, 3).
+
+        Pixels that are not square are stretched in width, with libswscale's bicubic filter
+        (FFmpeg's default).
 
         Raises:
             DecodeError: It cannot be converted, or has too many pixels.
         """
-        return np.ascontiguousarray(_upright(self._converted("rgb24"), self._frame), np.uint8)
+        width, height = display_size(self._frame.width, self._frame.height, self._aspect)
+        check_size(width, height, self._max_pixels)
+        stretched: dict[str, Any] = {}
+        if width != self._frame.width:
+            stretched = {"width": width, "height": height, "interpolation": "BICUBIC"}
+        pixels = self._converted("rgb24", **stretched)
+        return np.ascontiguousarray(_upright(pixels, self._frame), np.uint8)
 
     def thumbnail(self, width: int, height: int, form: str = "rgb24") -> UInt8Array:
         """A small picture, each pixel the mean of those it stands for, whatever the aspect ratio;
@@ -85,6 +96,13 @@ class DecodedFrame:
             return np.asarray(converted.to_ndarray(), np.uint8)
         except (OSError, ValueError, RuntimeError, MemoryError) as exc:
             raise DecodeError(f"a frame cannot be converted: {one_line(exc)}") from exc
+
+
+def display_size(width: int, height: int, aspect: Fraction) -> tuple[int, int]:
+    """Return the size that a player shows, before rotation: the width times the aspect of a pixel,
+    and the height.
+    """
+    return max(1, round(width * aspect)), height
 
 
 def _upright(pixels: UInt8Array, frame: av.VideoFrame) -> UInt8Array:

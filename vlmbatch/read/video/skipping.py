@@ -3,8 +3,7 @@ decoding everything gives.
 
 Packets come in decoding order. ``mark`` says of each whether its frame is wanted, which takes the
 time of the frame after it: a few packets ahead. ``leave_out`` holds packets back until one is
-wanted that may need them, lets go of those before a key frame that it can start from, and has those
-that no wanted frame refers to decoded without their pixels, where ``sparing.py`` can tell.
+wanted that may need them, and drops those before a key frame that decoding can start from.
 ``Sieve`` checks that what was expected comes out of the decoder. Whatever is not as it should be
 raises ``Unsure``: then everything is decoded.
 """
@@ -14,8 +13,8 @@ from __future__ import annotations
 import bisect
 import collections
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 LOOKAHEAD = 33
 """Frames that come before another in decoding and after it in presentation: at most 16 (H.264 and
@@ -24,11 +23,6 @@ HEVC, max_num_reorder), or their fields, and one more.
 
 MAX_HELD_BYTES = 64 << 20
 """Packets held back beyond this are decoded after all."""
-
-LATER = 16
-"""So many packets behind a wanted one are looked at before it is decoded: by then most frames
-before it are out of the decoder's memory, and it is clear whether any that is wanted later refers
-to them."""
 
 
 class Unsure(Exception):
@@ -125,26 +119,11 @@ def mark(steps: Iterable[Step], wanted: Wanted, *, from_start: bool) -> Iterator
     yield from window
 
 
-class Sparing(Protocol):
-    """Tells whose pixels are needed."""
-
-    def spare(self, held: Sequence[Step], count: int) -> None:
-        """Takes their pixels from those steps that no wanted frame can refer to.
-
-        Args:
-            held: Steps in decoding order, following those of the call before, or beginning at a key
-                frame.
-            count: So many of them are decoded now; the others come with the next call.
-        """
-        ...
-
-
-def leave_out(steps: Iterable[Step], sparing: Sparing | None = None) -> Iterator[Step]:
+def leave_out(steps: Iterable[Step]) -> Iterator[Step]:
     """Yields the steps that must be decoded for those that are wanted, and a few more.
 
     Args:
         steps: Packets in decoding order, marked.
-        sparing: Tells whose pixels are needed; None: those of all.
     """
     held: list[Step] = []
     wanted: collections.deque[int] = collections.deque()
@@ -157,12 +136,9 @@ def leave_out(steps: Iterable[Step], sparing: Sparing | None = None) -> Iterator
         num_passed += count
         while wanted and wanted[0] < num_passed:
             wanted.popleft()
-        if sparing is not None and steps:
-            sparing.spare(held, count)
         del held[:count]
         return steps
 
-    num_later = 0 if sparing is None else LATER
     for step in steps:
         if step.is_key and step.is_shown and held and not step.is_led_to:
             yield from released(wanted[-1] + 1 - num_passed if wanted else 0)
@@ -174,7 +150,7 @@ def leave_out(steps: Iterable[Step], sparing: Sparing | None = None) -> Iterator
         num_bytes += int(step.packet.size)
         if num_bytes > MAX_HELD_BYTES:
             yield from released(len(held))
-        elif wanted and num_passed + len(held) > wanted[0] + num_later:
+        elif wanted and num_passed + len(held) > wanted[0]:
             yield from released(wanted[0] + 1 - num_passed)
     yield from released(wanted[-1] + 1 - num_passed if wanted else 0)
 

@@ -75,6 +75,15 @@ class RemoteFile:
             self.url + suffix, allow_private=self._allow_private, back_off=self._back_off
         )
 
+    def part(self, run_id: str) -> RemoteFile:
+        """The file beside it that has the rows of one run: ``run.part-ID.jsonl``."""
+        stem, suffix = os.path.splitext(self.url)
+        return RemoteFile(
+            f"{stem}.part-{run_id}{suffix}",
+            allow_private=self._allow_private,
+            back_off=self._back_off,
+        )
+
     def fingerprint(self) -> str | None:
         """What changes with the file; None when it is not there.
 
@@ -113,17 +122,16 @@ class RemoteFile:
                 source = files.open(path, "rb")
             except FileNotFoundError:
                 return False
-            part = beside(
-                target, ".part"
-            )  # not ``replacing``: errors of the store are not those of the disk
+            # Not ``replacing``: errors of the store are not those of the disk.
+            temporary = beside(target, ".tmp")
             try:
-                with source, open(part, "wb") as file:
+                with source, open(temporary, "wb") as file:
                     shutil.copyfileobj(source, file, _CHUNK_BYTES)
                     file.flush()
                     os.fsync(file.fileno())
-                os.replace(part, target)
+                os.replace(temporary, target)
             finally:
-                part.unlink(missing_ok=True)
+                temporary.unlink(missing_ok=True)
             return True
 
         return self._tried("cannot read", fetch)

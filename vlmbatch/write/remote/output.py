@@ -1,19 +1,20 @@
 """An OUTPUT that is a URL: rows are kept in a staging folder on this disk, and the whole file is
 uploaded now and then, and at the end.
 
-Everything that holds for an OUTPUT on this disk holds for the staged one, as it is one: the
-journal, the lock, what a killed run leaves. An upload that fails
-costs no row: the same command uploads what is kept here.
+The staged file is an OUTPUT of this disk, with its journal, its lock and all that a killed run
+leaves. An upload that fails costs no row: the same command uploads what is kept here. When another
+run has written the remote file meanwhile, nothing is mixed or replaced: the rows of this run are
+published beside it, as ``NAME.part-RUN.jsonl``.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import logging
-import os
-import shutil
 import threading
 import time
+import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -23,9 +24,9 @@ from vlmbatch.errors import OutputError, one_line
 from vlmbatch.job import Job
 from vlmbatch.write.atomic import beside, reason
 from vlmbatch.write.base import Writer
-from vlmbatch.write.journal import plain_json
+from vlmbatch.write.journal import JournalScan, plain_json
 from vlmbatch.write.remote.file import RemoteFile, Wait
-from vlmbatch.write.remote.staging import Staging, default_staging_root, file_state
+from vlmbatch.write.remote.staging import BESIDE, Staging, default_staging_root, file_state
 from vlmbatch.write.store import CommitPolicy, OutputStore
 from vlmbatch.write.summary import summary_path, write_summary
 
@@ -37,12 +38,16 @@ class UploadPolicy:
     """When the file is uploaded during a run.
 
     Attributes:
-        seconds: Not before the last time is so long ago,
-        share: nor before uploads took at most this share of the time since.
+        seconds: Not before the last time is so long ago.
+        share: Not before uploads took at most this share of the time since.
     """
 
     seconds: float = 60.0
     share: float = 0.1
+
+
+class _WrittenElsewhere(OutputError):
+    """Another run has written the remote file since this one went on from it."""
 
 
 class StagedOutput(Writer):
@@ -51,6 +56,7 @@ class StagedOutput(Writer):
     Args:
         job: Gives OUTPUT, ``staging_dir``, ``allow_private_urls``, and what the store takes.
         identity: The settings that the rows depend on.
+        run_id: Part of the name of what is published beside an OUTPUT that another run has written.
         policy: When the store commits and publishes; None: as usual.
         uploads: When what it has published is uploaded.
         remote: The file behind the URL; made from the job unless given.
@@ -69,6 +75,7 @@ class StagedOutput(Writer):
         job: Job,
         identity: Mapping[str, Any],
         *,
+        run_id: str | None = None,
         policy: CommitPolicy | None = None,
         uploads: UploadPolicy = UploadPolicy(),
         remote: RemoteFile | None = None,
@@ -77,23 +84,20 @@ class StagedOutput(Writer):
     ) -> None:
         self._remote = remote or RemoteFile(job.output_path, allow_private=job.allow_private_urls)
         self._identity: dict[str, Any] = plain_json(dict(identity))
-        self._uploads = uploads
-        self._clock = clock
-        self._wait = wait
+        self._run_id = run_id or _new_id()
+        self._uploads, self._clock, self._wait = uploads, clock, wait
         self._guard = threading.Lock()
         self._thread: threading.Thread | None = None
         self._closing = threading.Event()
-        self._closed = self._failed = False
+        self._closed = self._failed = self._is_elsewhere = False
         self._next_upload = 0.0
-        self._staging = Staging(
-            self._remote,
-            default_staging_root() if job.staging_dir is None else Path(job.staging_dir),
-        )
+        self._overwrites = job.overwrite
+        root = default_staging_root() if job.staging_dir is None else Path(job.staging_dir)
+        self._staging = Staging(self._remote, root)
         try:
-            self._staging.bring_together(self._identity, overwrite=job.overwrite)
-            self._overwrites = job.overwrite
+            self._refresh(job)
             self._store = OutputStore(
-                self._staging.path,
+                self.path,
                 job,
                 identity,
                 policy=policy or CommitPolicy(),
@@ -109,51 +113,82 @@ class StagedOutput(Writer):
         """The staged file."""
         return self._staging.path
 
+    def _refresh(self, job: Job) -> None:
+        """Make the staged file what the run goes on from. The remote one is fetched even when it is
+        about to be overwritten, to be there again should the run end before its first row.
+        """
+        staging = self._staging
+        staging.clean()
+        there = self._remote.fingerprint()
+        if there == staging.state.synced:
+            return
+        if there is None:
+            staging.forget_remote()
+            return
+        if not job.overwrite and not staging.is_uploaded:
+            self._publish_leftover(job)
+        staging.fetch(there)
+
+    def _publish_leftover(self, job: Job) -> None:
+        """Publish rows of an earlier run that were never uploaded, beside an OUTPUT that another
+        machine has continued.
+        """
+        header = JournalScan(beside(self.path, ".journal")).header
+        identity = header.identity if header else self._identity
+        job = dataclasses.replace(job, keep=tuple(identity.get("keep", ())))
+        with OutputStore(self.path, job, identity, name=self._remote.shown) as store:
+            is_empty = not store.n_rows
+        if not is_empty:
+            logger.warning(
+                "%s was written by another run; rows that only this machine had are in %s",
+                self._remote.shown,
+                self._put_part(_new_id()),
+            )
+
     def write(
         self, record: Record, fingerprint: str = "", order: int | None = None, question: int = 0
     ) -> None:
-        """Takes a record, as the store does."""
-        if not self._staging.state.has_new_rows:
-            with self._guard:
-                self._staging.save(
-                    has_new_rows=True
-                )  # before the row, so that a killed run knows of it
+        """Take a record, as the store does."""
         self._store.write(record, fingerprint, order, question)
-        self._upload_now_and_then()
+        self._upload_if_due()
 
     def tick(self) -> None:
-        """Commits and uploads when that is due."""
+        """Commit and upload when that is due."""
         self._store.tick()
-        self._upload_now_and_then()
+        self._upload_if_due()
 
     def commit(self) -> None:
-        """Makes the rows durable on this disk."""
+        """Make the rows durable on this disk."""
         self._store.commit()
 
     def done(
         self, id: str, task: str, prompt: str, source: str = "", fingerprint: str = ""
     ) -> bool:
-        """Whether the row is there."""
+        """Return whether the row is there and need not be done again."""
         return self._store.done(id, task, prompt, source, fingerprint)
 
     def keep(self, id: str, task: str, prompt: str, index: int, question: int = 0) -> Status | None:
-        """Gives a row its place in this run's input order."""
+        """Give a row its place in this run's input order."""
         return self._store.keep(id, task, prompt, index, question)
 
     def find(self, id: str, task: str, prompt: str) -> Record | None:
-        """Reads a row back."""
+        """Read a row back."""
         return self._store.find(id, task, prompt)
 
+    def is_seen(self, id: str, task: str, prompt: str) -> bool:
+        """Return whether the row was written or kept by this run."""
+        return self._store.is_seen(id, task, prompt)
+
     def totals(self) -> dict[str, int]:
-        """Rows and error rows in all."""
+        """Return the number of rows and of error rows in all."""
         return self._store.totals()
 
     def close(self, *, finished: bool = True) -> None:
-        """Publishes what is new, uploads it and lets go of the folder.
+        """Publish what is new, upload it and let go of the folder.
 
         Raises:
-            OutputError: The rows could not be kept here, or not be uploaded; the message says where
-                they are.
+            OutputError: The rows could not be kept here or not be uploaded, or another run has
+                written OUTPUT; the message says where the rows are.
         """
         if self._closed:
             return
@@ -164,84 +199,94 @@ class StagedOutput(Writer):
                 self._thread.join()
             self._failed = True
             self._store.close(finished=finished)
-            if self.path.exists():
+            if self.path.exists() and file_state(self.path) != self._staging.state.staged:
                 self._upload_last()
             self._failed = False
         finally:
             self._staging.release()
 
+    def abandon(self) -> None:
+        """Let go of OUTPUT as a kill would: files stay as they are, rows in memory are lost."""
+        self._closed = True
+        self._closing.set()
+        self._store.abandon()
+        self._staging.release()
+
     def write_summary(self, summary: Mapping[str, Any]) -> None:
-        """Writes the summary beside the staged file, and uploads it if the rows were."""
+        """Write the summary beside the staged file, and upload it if the rows were."""
         write_summary(self.path, summary)
         if not self._failed:
             self._remote.beside(".summary.json").put(summary_path(self.path), self._wait)
 
-    def _upload_now_and_then(self) -> None:
-        """Starts an upload of what the store has published, when one is due."""
+    def _upload_if_due(self) -> None:
+        """Start an upload of what the store has published, when one is due."""
         now = self._clock()
-        if now < self._next_upload or (self._thread is not None and self._thread.is_alive()):
+        is_busy = self._thread is not None and self._thread.is_alive()
+        if now < self._next_upload or is_busy or self._is_elsewhere:
             return
         self._next_upload = now + 1.0
-        if (
-            file_state(self.path) not in (None, self._staging.state.staged)
-            and not self._overwrites_the_old()
-        ):
+        if self._overwrites and not self._store.has_published:
+            return  # the staged file still is the one to be overwritten
+        if file_state(self.path) not in (None, self._staging.state.staged):
             self._thread = threading.Thread(
                 target=self._upload_in_background, name="uploader", daemon=True
             )
             self._thread.start()
 
-    def _overwrites_the_old(self) -> bool:
-        """Whether the staged file still is the one that ``--overwrite`` is about to replace."""
-        if self._overwrites and self._store.has_published:
-            self._overwrites = False
-        return self._overwrites
-
     def _upload_in_background(self) -> None:
-        began = self._clock()
+        begun = self._clock()
         try:
             self._upload(self._closing.wait)
-        except Exception as error:  # a failure is no harm yet: the rows are here, and the end of the run tries again
+        except Exception as error:  # the end of the run tries again
+            self._is_elsewhere = isinstance(error, _WrittenElsewhere)
             logger.warning(
                 "%s; the run goes on, the rows are kept in %s", one_line(error), self.path
             )
-        self._next_upload = self._clock() + max(
-            self._uploads.seconds, (self._clock() - began) / self._uploads.share
-        )
+        taken = self._clock() - begun
+        self._next_upload = self._clock() + max(self._uploads.seconds, taken / self._uploads.share)
 
     def _upload_last(self) -> None:
+        part = None
         try:
-            if file_state(self.path) != self._staging.state.staged:
+            try:
                 self._upload(self._wait)
-            if self._staging.state.has_new_rows:
-                self._staging.save(has_new_rows=False)
+            except _WrittenElsewhere:
+                part = self._put_part(self._run_id)
         except OutputError as error:
             raise OutputError(
-                f"{error}; every finished row is kept in {self.path}, and the same command uploads them"
+                f"{error}; every finished row is kept in {self.path}, and the same command "
+                "uploads them"
             ) from error
+        if part is not None:
+            raise OutputError(
+                f"{self._remote.shown} was written by another run meanwhile; the rows of this run "
+                f"are in {part}, and the same command goes on from what the other run wrote"
+            )
+
+    def _put_part(self, run_id: str) -> str:
+        """Publish the staged file beside OUTPUT; return its URL."""
+        part = self._remote.part(run_id)
+        part.put(self.path, self._wait)
+        self._staging.save(staged=file_state(self.path))
+        return part.shown
 
     def _upload(self, wait: Wait) -> None:
-        """Uploads the staged file and its journal at rest.
+        """Upload the staged file and its journal at rest.
 
         Raises:
             OutputError: They cannot be uploaded, or another run has written there meanwhile.
         """
         there = self._remote.fingerprint()
         if there not in (None, self._staging.state.synced):
-            raise OutputError(
-                f"{self._remote.shown} was written by another run meanwhile; the same command brings the rows of both together"
-            )
-        upload = beside(self.path, ".upload")
-        journal = beside(upload, ".journal")
+            raise _WrittenElsewhere(f"{self._remote.shown} was written by another run meanwhile")
         try:
-            state = _snapshot(self.path, upload)
-            self._store.write_known_files(journal)
+            copy, state = self._staging.copy()
+            journal = beside(copy, ".journal")
+            self._store.write_journal_at_rest(journal)
             if there is not None and self._staging.state.identity != self._identity:
-                for suffix in (".journal", ".summary.json"):
-                    self._remote.beside(
-                        suffix
-                    ).remove()  # they tell of other settings than those of the rows to come
-            self._remote.put(upload, wait)
+                for suffix in BESIDE:  # of other settings than those of the rows to come
+                    self._remote.beside(suffix).remove()
+            self._remote.put(copy, wait)
             there = self._remote.fingerprint()
             with self._guard:
                 self._staging.save(synced=there, identity=self._identity)
@@ -251,17 +296,9 @@ class StagedOutput(Writer):
         except OSError as error:
             raise OutputError(f"cannot copy {self.path}: {reason(error)}") from error
         finally:
-            for path in (upload, journal):
-                path.unlink(missing_ok=True)
+            self._staging.remove_copy()
 
 
-def _snapshot(path: Path, copy: Path) -> tuple[int, int] | None:
-    """Keeps a file as it is now under another name, whatever takes its place; gives its size and
-    time.
-    """
-    copy.unlink(missing_ok=True)
-    try:
-        os.link(path, copy)
-    except OSError:
-        shutil.copy2(path, copy)
-    return file_state(copy)
+def _new_id() -> str:
+    """Return an id in the form of a run's: the time, and what makes it unique."""
+    return f"{datetime.datetime.now(datetime.UTC):%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:6]}"

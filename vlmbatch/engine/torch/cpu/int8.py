@@ -32,7 +32,7 @@ HALF = 0.5 / DIGIT
 SMALLEST = 1e-30
 """Stands for the largest number of a row of zeros."""
 DROPPED = 0.5 / DIGIT
-"""What cutting off behind the second digit takes away on average, in steps of the first."""
+"""Mean loss of cutting off behind the second digit, in steps of the first."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,5 +1,4 @@
-"""Which of several ways of computing the same thing is the fastest on this CPU, measured once when
-a model is loaded.
+"""Choice of the fastest kernels on this CPU, measured once when a model is loaded.
 
 Matrix products are torch's own or oneDNN's from a packed copy (packed.py), of 8-bit numbers also
 digit by digit (digits.py); the attention of a tile's patches, of prompts and of decode steps is
@@ -39,11 +38,11 @@ from vlmbatch.engine.torch.model import (
 )
 
 PROBES = (1, 8, 48, 512)
-"""How many rows stand for each band when it is measured."""
+"""Number of rows with which each band is measured."""
 PROBED_ROWS = (16, 256)
-"""How many sequences, and tokens of each, stand for the attention of decode steps."""
+"""Number of sequences, and tokens of each, with which attention of decode steps is measured."""
 PROBED_PROMPT = 512
-"""How many tokens stand for a prompt's attention."""
+"""Number of tokens with which a prompt's attention is measured."""
 FEW = 2
 """Bands that decoding lives in."""
 UNCACHED_BYTES = 64 << 20
@@ -178,8 +177,8 @@ def choose_kernels(
 def _faster_attention(
     vision: VisionEncoder, dtype: torch.dtype
 ) -> Iterator[tuple[str, AttendTiles]]:
-    """What does the attention of a tile fastest, with its name in summaries; nothing where that is
-    torch's own.
+    """The fastest attention for a tile, with its name in summaries; None where that is torch's
+    own.
     """
     shape = vision.shape
     stacked = torch.zeros(

@@ -21,7 +21,7 @@ from vlmbatch.engine.torch.linear import Linear
 logger = logging.getLogger(__name__)
 
 BANDS = (1, 2, 32, 128)
-"""Where bands of row counts begin: one sequence, a few, many, and prefill or vision."""
+"""Least row count of each band: one sequence, a few, many, and prefill or vision."""
 ROWS_AHEAD = 8
 """For how many rows a weight is laid out; the layout serves any number."""
 

@@ -33,9 +33,9 @@ overwritten by the next.
 """
 
 TOLERANCE = {torch.float32: 1e-3, torch.float16: 1e-2, torch.bfloat16: 5e-2}
-"""How far logits may be from those of the ordinary step, as a share of the largest of them."""
+"""Tolerance of a recorded step's logits, as a share of the largest one of the ordinary step."""
 MET_BEFORE = 4
-"""How often a combination is met before it is worth recording."""
+"""Number of times that a combination is met before it is worth recording."""
 MOST_STEPS = 64
 """Recorded steps that are kept; each has some megabytes on the device."""
 WARM_UP_ROUNDS = 2
@@ -220,7 +220,8 @@ class BucketDecoder:
             self.failed = True
             self._steps.clear()
             self._note(
-                f"recording decode steps failed ({type(error).__name__}: {message}); they are done one operation at a time"
+                f"recording decode steps failed ({type(error).__name__}: {message}); they are "
+                "done one operation at a time"
             )
             return
         if difference <= TOLERANCE[self._model.dtype]:  # also not when a number is not finite
@@ -229,7 +230,8 @@ class BucketDecoder:
         else:
             self._given_up.add(self._shape(arenas, buckets))
             self._note(
-                f"a recorded decode step of {sum(buckets)} rows gave other logits ({difference:.2g} of the largest); it is done one operation at a time"
+                f"a recorded decode step of {sum(buckets)} rows gave other logits "
+                f"({difference:.2g} of the largest); it is done one operation at a time"
             )
 
     def forget_stale(self) -> None:

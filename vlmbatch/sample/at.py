@@ -8,13 +8,13 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from vlmbatch.sample.base import F, Video
-from vlmbatch.sample.screen import listed, on_screen
+from vlmbatch.sample.on_screen import listed, on_screen
 
 logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Timestamps:
+class At:
     """Given times, whatever their order; two that show the same frame give it once.
 
     Attributes:
@@ -24,13 +24,13 @@ class Timestamps:
     times_seconds: tuple[float, ...]
 
     def frames(self, video: Video[F], start_seconds: float, end_seconds: float) -> Iterator[F]:
-        """Yields the frames; a time past the end gives none."""
+        """Yield the frames; a time past the end gives none."""
         return on_screen(video, listed(self.clip_instants(video, start_seconds, end_seconds)))
 
     def clip_instants(
         self, video: Video[Any], start_seconds: float, end_seconds: float
     ) -> Sequence[float]:
-        """The times in [start, end)."""
+        """Return the times in [start, end)."""
         late = [time for time in self.times_seconds if time >= video.end_seconds]
         if late:
             logger.warning(
@@ -43,7 +43,7 @@ class Timestamps:
     def window_instants(
         self, video: Video[Any], start_seconds: float, end_seconds: float
     ) -> Sequence[float]:
-        """The times in [start, end)."""
+        """Return the times in [start, end)."""
         return sorted(
             time for time in set(self.times_seconds) if start_seconds <= time < end_seconds
         )

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import math
 from collections.abc import Iterator
 from typing import Any
 
 from vlmbatch.job import Per
-from vlmbatch.sample.base import TOLERANCE_SECONDS, Span, Video, Way
-from vlmbatch.sample.screen import listed, on_screen
+from vlmbatch.sample.base import TOLERANCE_SECONDS, Stretch, Video, Way
+from vlmbatch.sample.on_screen import listed, on_screen, rounding_seconds
 from vlmbatch.sample.similar import SimilarFrames
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class SpanSampler:
+class StretchSampler:
     """A way of choosing frames, applied to a whole video or to each of its windows.
 
     Attributes:
@@ -38,21 +39,20 @@ class SpanSampler:
     needs_pixels: bool = False
 
     def judge(self) -> SimilarFrames | None:
-        """Judges which chosen frames of one video resemble an earlier one; None when every frame
-        counts.
-        """
+        """Return a judge of the chosen frames of one video; None when every frame counts."""
         return None if self.skip_similar is None else SimilarFrames(self.skip_similar)
 
-    def __call__(self, video: Video[Any]) -> Iterator[Span]:
-        """Yields the spans in order of time."""
+    def __call__(self, video: Video[Any]) -> Iterator[Stretch]:
+        """Yield the stretches in order of time."""
         start, stop = self.start_seconds, min(self.end_seconds, video.end_seconds)
         if self.per == "frame":
-            # Up to the end that was asked for, not the one that the container states: frames past
-            # that are shown too.
-            yield Span(start, stop, lambda video: self.way.frames(video, start, self.end_seconds))
+            # Not cut at the video's end: frames behind a wrong one are shown.
+            yield Stretch(
+                start, stop, lambda video: self.way.frames(video, start, self.end_seconds)
+            )
         elif self.per == "clip":
             if start < stop - TOLERANCE_SECONDS:
-                yield Span(
+                yield Stretch(
                     start,
                     stop,
                     lambda video: on_screen(
@@ -62,14 +62,15 @@ class SpanSampler:
         else:
             yield from self._windows(video, start, stop)
 
-    def _windows(self, video: Video[Any], start: float, stop: float) -> Iterator[Span]:
+    def _windows(self, video: Video[Any], start: float, stop: float) -> Iterator[Stretch]:
+        end = min(stop, video.end_seconds - rounding_seconds(video.step_seconds))
         for number in itertools.count():
             first = start + number * self.window_seconds
-            if first >= stop - TOLERANCE_SECONDS:
+            if first >= end - TOLERANCE_SECONDS:
                 return
             last = min(first + self.window_seconds, stop)
-            # Instants are settled here, not in the span: for some ways they take a pass over the
+            # Instants are settled here, not in the stretch: for some ways they take a pass over the
             # packets, which is made once a video.
             next_instant = listed(self.way.window_instants(video, first, last))
             if next_instant(-math.inf) is not None:
-                yield Span(first, last, lambda video, chosen=next_instant: on_screen(video, chosen))  # type: ignore[misc]
+                yield Stretch(first, last, functools.partial(on_screen, next_instant=next_instant))

@@ -13,7 +13,8 @@ from tests.write.rows import failed, record
 from vlmbatch.core import Record
 from vlmbatch.errors import OutputError
 from vlmbatch.write.columns import row_of
-from vlmbatch.write.sidecar import Sidecars, file_name
+from vlmbatch.write.records import file_name
+from vlmbatch.write.sidecars.sidecar import Sidecars
 
 
 @pytest.fixture
@@ -32,10 +33,10 @@ def about(path: Path, text: str | None = "a dog", **changes: Any) -> Record:
 def write(photos: Path, rows: list[Record], kind: str = "txt", **options: Any) -> dict[str, int]:
     """What a run writes whose OUTPUT has these rows; without the counts that are 0."""
     sidecars = Sidecars(kind, photos.parent / "out.jsonl.sidecars", **options)
+    files: dict[str, list[dict[str, Any]]] = {}
     for made in rows:
-        sidecars.expect(made.id, made.source)
-        sidecars.add(row_of(made))
-    return {name: count for name, count in sidecars.write().items() if count}
+        files.setdefault(file_name(made.id), []).append(row_of(made))
+    return {name: count for name, count in sidecars.write(files.items()).items() if count}
 
 
 def frame(video: Path, start: float, end: float, text: str, **changes: Any) -> Record:
@@ -122,19 +123,29 @@ def test_two_pictures_with_one_stem_keep_their_names_whatever_comes_later(
     assert (photos / "a.txt").read_text() == "bmp\n"
 
 
-def test_names_do_not_depend_on_the_order_of_rows(photos: Path) -> None:
-    rows = [
-        about(photos / f"a.{suffix}", suffix) for suffix in ("png", "jpg", "jpg.png", "jpg.txt.png")
-    ]
-    write(photos, rows, folder=photos / "one")
-    (photos.parent / "out.jsonl.sidecars").unlink()
-    write(photos, rows[::-1], folder=photos / "two")
-    found = [
-        {path.name: path.read_text() for path in (photos / name).iterdir()}
-        for name in ("one", "two")
-    ]
-    assert found[0] == found[1]
-    assert sorted(found[0].values()) == ["jpg\n", "jpg.png\n", "jpg.txt.png\n", "png\n"]
+def test_of_many_with_one_name_the_first_has_it_and_all_have_one(photos: Path) -> None:
+    suffixes = ("png", "jpg", "jpg.png", "jpg.txt.png")
+    rows = [about(photos / f"a.{suffix}", suffix) for suffix in suffixes]
+    for folder, ordered in (("one", rows), ("two", rows[::-1])):
+        (photos.parent / "out.jsonl.sidecars").unlink(missing_ok=True)
+        write(photos, ordered, folder=photos / folder)
+        found = {path.name: path.read_text() for path in (photos / folder).iterdir()}
+        assert sorted(found.values()) == ["jpg\n", "jpg.png\n", "jpg.txt.png\n", "png\n"]
+    assert (photos / "one" / "a.txt").read_text() == "png\n"
+    assert (photos / "two" / "a.txt").read_text() == "jpg\n"
+
+
+@pytest.mark.parametrize("source", ["https://host/a.png", "{}/d.zip/x/a.png", "{}/t.parquet#3"])
+def test_a_source_that_is_no_file_of_a_folder_keeps_its_name(photos: Path, source: str) -> None:
+    for bundle in ("d.zip", "t.parquet"):
+        (photos / bundle).touch()
+    options = {"folder": photos / "texts"}
+    first = record(0, "first", id="x/a.png", source=source.format(photos))
+    write(photos, [first], **options)
+    other = about(photos / "x.jpg", "other")
+    other.id = "x/a.jpg"
+    assert write(photos, [other, first], **options) == {"written": 1, "unchanged": 1, "renamed": 1}
+    assert (photos / "texts" / "x" / "a.txt").read_text() == "first\n"
 
 
 def test_a_folder_of_their_own_has_the_tree_of_the_ids_and_nothing_leaves_it(photos: Path) -> None:
@@ -190,20 +201,6 @@ def test_a_video_has_one_file_of_all_its_frames_in_order_of_time(photos: Path) -
         "w.txt",
         "w.vtt",
     ]
-
-
-def test_pages_and_stretches_belong_to_their_file() -> None:
-    assert [
-        file_name(id)
-        for id in (
-            "a.mp4#t=1.000",
-            "a.mp4#t=1.000-2.500",
-            "b.pdf#page=3",
-            "x/a.jpg",
-            "a#t=x.jpg",
-            "p/a.jpg#2",
-        )
-    ] == [*("a.mp4", "a.mp4", "b.pdf", "x/a.jpg", "a#t=x.jpg", "p/a.jpg#2")]
 
 
 def test_what_cannot_be_written_is_said_and_the_rest_is_there(photos: Path) -> None:

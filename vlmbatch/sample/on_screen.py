@@ -7,20 +7,23 @@ from __future__ import annotations
 import bisect
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any
-
-import numpy as np
 
 from vlmbatch.sample.base import TOLERANCE_SECONDS, F, NextInstant, Video
 
+MAX_ROUNDING_SECONDS = 0.05
+"""Containers and encoders round the end of a video up or down: an instant that lies within half a
+frame of the end, at most this, is no instant.
+"""
 
-def on_screen(video: Video[F], next_instant: NextInstant) -> Iterator[F]:
-    """Yields the frames on screen at instants, each once. An instant at or after the video's end
+
+def on_screen(video: Video[F], next_instant: NextInstant, *, rounds: bool = False) -> Iterator[F]:
+    """Yield the frames on screen at instants, each once. An instant at or after the video's end
     shows nothing.
 
     Args:
         video: The video.
         next_instant: The instants.
+        rounds: Whether an instant within a rounding of the end is none.
     """
     due = next_instant(-math.inf)
     if due is None:
@@ -37,41 +40,25 @@ def on_screen(video: Video[F], next_instant: NextInstant) -> Iterator[F]:
         end = video.end_seconds
         if end <= previous.time_seconds:
             end = previous.time_seconds + previous.duration_seconds
-        if due < end - TOLERANCE_SECONDS:
+        before = rounding_seconds(previous.duration_seconds) if rounds else TOLERANCE_SECONDS
+        if due <= previous.time_seconds + TOLERANCE_SECONDS or due < end - before:
             yield previous
 
 
+def rounding_seconds(frame_seconds: float) -> float:
+    """Return the time before a video's end in which no instant lies.
+
+    Args:
+        frame_seconds: Duration of the last frame.
+    """
+    return max(TOLERANCE_SECONDS, min(frame_seconds / 2, MAX_ROUNDING_SECONDS))
+
+
 def listed(instants: Sequence[float]) -> NextInstant:
-    """The instants of a list in ascending order."""
+    """Return the instants of a list in ascending order."""
 
     def next_instant(seconds: float) -> float | None:
         place = bisect.bisect_left(instants, seconds)
         return instants[place] if place < len(instants) else None
 
     return next_instant
-
-
-def inside(video: Video[Any], start_seconds: float, end_seconds: float) -> Sequence[float]:
-    """Times of the frames in [start, end)."""
-    return stretch(video.frame_times(), start_seconds, end_seconds)
-
-
-def stretch(times: Sequence[float], start_seconds: float, end_seconds: float) -> Sequence[float]:
-    """Those of ascending times that are in [start, end)."""
-    return times[
-        bisect.bisect_left(times, start_seconds - TOLERANCE_SECONDS) : bisect.bisect_left(
-            times, end_seconds - TOLERANCE_SECONDS
-        )
-    ]
-
-
-def evenly(times: Sequence[float], count: int) -> list[float]:
-    """At most ``count`` of the times, evenly spread by number, the first and (from two on) the last
-    among them.
-    """
-    if not times or count < 1:
-        return []
-    return [
-        times[number]
-        for number in np.unique(np.linspace(0, len(times) - 1, min(count, len(times)), dtype=int))
-    ]

@@ -12,7 +12,7 @@ import webvtt
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vlmbatch.write.subtitles import Cue, make_cues, srt, text_lines, transcript, vtt
+from vlmbatch.write.sidecars.subtitles import Cue, make_cues, srt, text_lines, transcript, vtt
 
 Read = list[tuple[int, int, str]]
 

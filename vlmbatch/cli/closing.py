@@ -1,0 +1,123 @@
+"""Closing lines of a run: what was answered, what was left alone, and what to do about it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+from vlmbatch.job import Job
+from vlmbatch.urls import without_credentials
+
+logger = logging.getLogger("vlmbatch")
+report = logging.getLogger("vlmbatch.report")
+
+
+def count(number: int, name: str) -> str:
+    """Return ``1 item`` or ``3 items``."""
+    return f"{number} {name}{'' if number == 1 else 's'}"
+
+
+def say_sidecars(counts: dict[str, int]) -> None:
+    """Say how many sidecars were written, and why others were not."""
+    for line in _sidecar_lines(counts):
+        report.info("%s", line)
+
+
+def say_summary(
+    job: Job, summary: dict[str, Any], *, interrupted: bool, names_output: bool
+) -> None:
+    """Say what a run did.
+
+    Args:
+        job: The job.
+        summary: What OUTPUT.summary.json holds.
+        interrupted: Whether the run was stopped before its end.
+        names_output: Whether the run wrote OUTPUT, so that its name is of use.
+    """
+    first = _first_line(summary)
+    output = f" -> {without_credentials(job.output_path)}" if names_output else ""
+    report.info("%s%s%s", "interrupted: " if interrupted else "", first, output)
+    for line in _item_lines(job, summary, interrupted=interrupted):
+        report.info("%s", line)
+    if summary["questions"]:
+        logger.warning("%s", summary["questions"]["hint"])
+    for line in _advice(summary):
+        report.info("%s", line)
+
+
+def _first_line(summary: dict[str, Any]) -> str:
+    status, kept = summary["status"], summary["kept"]
+    rate = (
+        f"{summary['items_per_second']:.2f} items/s, "
+        f"{summary['new_tokens_per_second']:.1f} tokens/s"
+    )
+    parts = [
+        f"{status.get('ok', 0)} ok",
+        *([f"{status['similar']} similar"] if "similar" in status else []),
+        count(status.get("error", 0), "error"),
+        *([f"{kept['rows']} done before"] if kept["rows"] else []),
+    ]
+    items = count(summary["items"], "item")
+    return f"{items} in {summary['wall_seconds']:.1f} s ({rate}): {', '.join(parts)}"
+
+
+def _item_lines(job: Job, summary: dict[str, Any], *, interrupted: bool) -> Iterator[str]:
+    kept, left = summary["kept"], summary["left_alone"]
+    for name, number in summary["errors"].items():
+        yield f"  {number} x {name}"
+    if left["other_media"]:
+        other, command = ("video", "video") if job.media == "image" else ("image", "caption")
+        yield f"{count(left['other_media'], other)} left alone (use `vlmbatch {command}`)"
+    if kept["errors"]:
+        yield (
+            f"{count(kept['errors'], 'item')} done before ended in an error; --retry-errors does "
+            "them again"
+        )
+    if summary["found"] == 0 and summary["error"] is None and not interrupted:
+        yield (
+            "no images found"
+            if job.media == "image"
+            else "no videos found, or nothing of them was asked for"
+        )
+    if left["without_question"]:
+        file = f" in {job.questions_file}" if job.questions_file else ""
+        yield f"{count(left['without_question'], 'item')} without a question{file}"
+
+
+def _advice(summary: dict[str, Any]) -> Iterator[str]:
+    if summary["cut_off"]["answers"]:
+        yield summary["cut_off"]["hint"]
+    if summary["sidecars"]:
+        yield from _sidecar_lines(summary["sidecars"])
+    if "similar" in summary["status"]:
+        frames, answers = summary["items"], summary["status"]["similar"]
+        yield (
+            f"{summary['similar_items']} of {count(frames, 'frame')} resembled an earlier one: "
+            f"so many encodes and {count(answers, 'answer')} saved"
+        )
+    native, full = summary["native_tiles"], summary["full_tiles"]
+    if native and native <= 0.75 * full:
+        yield (f"small pictures were enlarged to {full} tiles; --detail native would take {native}")
+    for event in summary["engine"].get("oom_events", [])[:3]:
+        yield f"out of memory in {event['phase']} with {event['size']}: {event['action']}"
+
+
+def _sidecar_lines(counts: dict[str, int]) -> Iterator[str]:
+    same = f" ({counts['unchanged']} more are as they were)" if counts["unchanged"] else ""
+    yield f"{count(counts['written'], 'sidecar')} written{same}"
+    if counts["kept"]:
+        yield (
+            f"{count(counts['kept'], 'file')} there that we did not write, or that was changed "
+            "since: kept (--overwrite replaces)"
+        )
+    if counts["renamed"]:
+        yield (
+            f"{count(counts['renamed'], 'sidecar')} named after the whole file, because another "
+            "one has the shorter name"
+        )
+    if counts["no_place"]:
+        yield (
+            f"{count(counts['no_place'], 'item')} without a file on this disk to stand beside; "
+            "use --sidecar-dir DIR"
+        )

@@ -1,0 +1,32 @@
+"""The payload of a prepared request: tiles and token ids."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+from vlmbatch.core import UInt8Array
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Payload:
+    """Tiles and token ids of a request: what the torch engine computes with.
+
+    Attributes:
+        tiles: uint8, (n_tiles, 3, E, E); none for text alone.
+        prefix_ids: Token ids that all questions share: the chat opening and the media.
+        question_ids: For each question the token ids that follow the prefix.
+        seeds: For each question the seed that its sampling starts from.
+        tile_keys: For each tile a digest of its pixels, by which equal tiles are known.
+    """
+
+    tiles: UInt8Array
+    prefix_ids: Sequence[int]
+    question_ids: Sequence[Sequence[int]]
+    seeds: Sequence[int]
+    tile_keys: Sequence[bytes] = ()
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Tokens of the longest prompt among the questions."""
+        return len(self.prefix_ids) + max(map(len, self.question_ids))

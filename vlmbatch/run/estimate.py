@@ -1,0 +1,341 @@
+"""Estimate how long a job takes on this machine at each detail: its items are counted, a sample of
+them is prepared, and a few tiles, prompts and decode steps are timed. Nothing is asked.
+
+The time is that of the engine's phases, for all items, and of what reading and preparing takes of
+the cores. It stands and falls with the length of the answers, which only asking would tell: that is
+the mean of earlier rows in OUTPUT where there are some, otherwise ``TYPICAL_TOKENS``, and the time
+with every answer at its limit is given beside it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import random
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from vlmbatch.checkpoint import find_checkpoint
+from vlmbatch.core import Conversation, Item, Pixels, Question, Request
+from vlmbatch.engine import RequestQueue, open_engine
+from vlmbatch.errors import ItemError, JobError, OutputError
+from vlmbatch.job import Detail, Job
+from vlmbatch.prepare import Payload, Preparer
+from vlmbatch.questions import Questions, read_questions
+from vlmbatch.read import is_stream, open_reader
+from vlmbatch.run.intake import check_inputs, count_items
+from vlmbatch.sample import make_sampler
+from vlmbatch.urls import is_url
+from vlmbatch.write import read_records
+
+if TYPE_CHECKING:
+    from vlmbatch.engine.torch.engine import TorchEngine
+
+DETAILS: tuple[Detail, ...] = ("full", "native", "low")
+TYPICAL_TOKENS = {"caption": 20, "ocr": 100, "vqa": 8}
+"""Tokens of an answer where no earlier row tells: a sentence, some lines of text, a few words."""
+SHORT_TOKENS = 512
+"""Prompts up to so many tokens have more places; see engine/torch/budget.py."""
+SAMPLED_PICTURES, SAMPLED_FRAMES = 24, 6
+TIMED_TOKENS = 2048
+"""Prompt tokens that are prefilled at most for each timing."""
+TIMED_STEPS = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class DetailEstimate:
+    """The estimate for one detail.
+
+    Attributes:
+        detail: The detail.
+        tiles: Tiles of all items that the encoder takes, equal ones once.
+        seconds: Time with answers of the expected length, the model's loading included.
+        most_seconds: Time with every answer at its limit.
+    """
+
+    detail: Detail
+    tiles: int
+    seconds: float
+    most_seconds: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+    """The estimates of a job.
+
+    Attributes:
+        items: Items that the job finds.
+        questions: Questions about each, on average.
+        new_tokens: Expected tokens of an answer.
+        device, dtype: What computes.
+        details: One estimate a detail.
+    """
+
+    items: int
+    questions: float
+    new_tokens: float
+    device: str
+    dtype: str
+    details: tuple[DetailEstimate, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Sample:
+    """Means over a sample of items at one detail.
+
+    Attributes:
+        tiles: Tiles that differ.
+        prefix_tokens, question_tokens: Tokens of the prompts, all questions together.
+        host_seconds: Time to read and prepare on one core.
+    """
+
+    tiles: float
+    prefix_tokens: float
+    question_tokens: float
+    host_seconds: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Speed:
+    """Times of the engine for prompts of one length.
+
+    Attributes:
+        prefill_seconds: For a token.
+        step_seconds: For a decode step of one sequence, and for each sequence more.
+    """
+
+    prefill_seconds: float
+    step_seconds: tuple[float, float]
+
+    def step(self, sequences: float) -> float:
+        """Seconds of a decode step of so many sequences."""
+        first, more = self.step_seconds
+        return first + more * (sequences - 1)
+
+
+def estimate_job(job: Job) -> Estimate:
+    """Estimate how long a job takes.
+
+    Args:
+        job: The job. Its engine must be torch, and its INPUTs such that they can be read twice.
+
+    Raises:
+        JobError: The job is none of that, or what a run would refuse.
+        EngineError: The model cannot be loaded.
+    """
+    check_inputs(job)
+    if job.engines[0] != "torch":
+        raise JobError(f"--estimate times the engine torch, not {job.engine}")
+    if any(is_url(text) or text == "-" for text in job.inputs):
+        raise JobError("--estimate reads the INPUTs twice: give files, folders or archives")
+    questions = read_questions(job)
+    count = count_items(job)
+    if not count:
+        return Estimate(0, 0, 0, "", "", ())
+    items = _sample_items(job, count)
+    details = DETAILS if not job.is_clip and job.per != "tile" else (job.detail,)
+    samples = {detail: _prepare(job, items, questions, detail) for detail in details}
+    asked = sum(len(questions.of(item)) for item in items) / len(items)
+    expected = _expected_tokens(job)
+    begun = time.perf_counter()
+    from vlmbatch.engine.torch.engine import TorchEngine
+
+    engine = open_engine(job)
+    assert isinstance(engine, TorchEngine)
+    loading = time.perf_counter() - begun
+    try:
+        tile_seconds = _tile_seconds(engine, job, items)
+        found = []
+        for detail, sample in samples.items():
+            length = round(sample.prefix_tokens + sample.question_tokens / max(1.0, asked))
+            speed = _speed(engine, length)
+            times = [
+                loading + _total(engine, sample, speed, tile_seconds, count, asked, tokens, length)
+                for tokens in (expected, float(job.max_new_tokens))
+            ]
+            found.append(DetailEstimate(detail, round(sample.tiles * count), *times))
+        return Estimate(count, asked, expected, engine.device, engine.dtype, tuple(found))
+    finally:
+        engine.close()
+
+
+def _sample_items(job: Job, count: int) -> list[Item]:
+    """Some of the items that can be loaded: pictures from all over the job, the first frames of
+    videos, which would have to be decoded up to later ones.
+    """
+    reader = open_reader(job, sampler=make_sampler(job) if job.media == "video" else None)
+    wanted = SAMPLED_FRAMES if job.media == "video" else SAMPLED_PICTURES
+    if job.media == "video" or any(is_stream(text) for text in job.inputs):
+        return [item for item, _ in zip(reader, range(min(wanted, count)), strict=False)]
+    chosen = set(random.Random(0).sample(range(count), min(wanted, count)))
+    found = []
+    for number, item in enumerate(reader):
+        if number in chosen:
+            found.append(item)
+            if len(found) == len(chosen):
+                break
+    return found
+
+
+def _prepare(job: Job, items: Sequence[Item], questions: Questions, detail: Detail) -> Sample:
+    """Load and prepare the sample at a detail.
+
+    Raises:
+        JobError: None of the items can be prepared.
+    """
+    preparer = Preparer.from_checkpoint(find_checkpoint(job.model, job.revision), detail)
+    keys: set[bytes] = set()
+    prefix = question = prepared = 0
+    begun = time.perf_counter()
+    for item, conversation in _conversations(items):
+        asked = [Question(text) for text in questions.of(item)]
+        if not asked:
+            continue
+        parts = preparer.cut(conversation) if job.per == "tile" else [conversation]
+        try:
+            payloads: list[Payload] = [preparer.prepare(part, asked).payload for part in parts]
+        except ItemError:
+            continue
+        for payload in payloads:
+            keys.update(payload.tile_keys)
+            prefix += len(payload.prefix_ids)
+            question += sum(map(len, payload.question_ids))
+        prepared += 1
+    if not prepared:
+        raise JobError("none of the items that were tried can be read and prepared")
+    seconds = time.perf_counter() - begun
+    return Sample(len(keys) / prepared, prefix / prepared, question / prepared, seconds / prepared)
+
+
+def _conversations(items: Sequence[Item]) -> Iterator[tuple[Item, Conversation]]:
+    for item in items:
+        try:
+            yield item, Conversation.about(item.media, item.load(), item.id)
+        except ItemError:
+            continue
+
+
+def _expected_tokens(job: Job) -> float:
+    """Tokens of an answer: the mean of this task's rows in OUTPUT, or what is typical."""
+    counts = []
+    path = Path(job.output_path)
+    if job.output_path != "-" and path.is_file():
+        try:
+            for row in read_records(path, ["task", "status", "new_tokens"]):
+                if row["task"] == job.task and row["status"] == "ok" and row["new_tokens"]:
+                    counts.append(row["new_tokens"])
+        except OutputError:
+            counts = []
+    typical = sum(counts) / len(counts) if counts else TYPICAL_TOKENS[job.task]
+    return float(min(typical, job.max_new_tokens))
+
+
+def _tile_seconds(engine: TorchEngine, job: Job, items: Sequence[Item]) -> float:
+    """Seconds of a tile, in encoder calls as large as a run's."""
+    at_once = engine.stats.memory["tiles_at_once"]
+    preparer = Preparer.from_checkpoint(find_checkpoint(job.model, job.revision), "low")
+    media = next(conversation for _, conversation in _conversations(items))
+    payload: Payload = preparer.prepare(media, [Question("?")]).payload
+    tile = payload.tiles[:1]
+    prefix = preparer.prepare(Conversation.about("tile", _tile_pixels(tile)), [Question("?")])
+    for count in (1, 2 * at_once):  # the first call loads and allocates what later ones have
+        before = dataclasses.replace(engine.stats)
+        requests = [_with_tile(prefix, tile, number) for number in range(count)]
+        _run(engine, requests)
+        tiles = engine.stats.tiles - before.tiles
+        seconds = (engine.stats.vision_seconds - before.vision_seconds) / max(1, tiles)
+    return seconds
+
+
+def _tile_pixels(tile: Any) -> Pixels:
+    return Pixels((np.ascontiguousarray(tile[0].transpose(1, 2, 0)),))
+
+
+def _with_tile(request: Request, tile: Any, number: int) -> Request:
+    """The same request about a tile that no other request has."""
+    changed = tile ^ np.uint8(number % 251 + 1)
+    payload = dataclasses.replace(request.payload, tiles=changed, tile_keys=())
+    return _request(request, payload, 1)
+
+
+def _speed(engine: TorchEngine, length: int) -> Speed:
+    """Time prompts of a length and decode steps behind them."""
+    preparer_request = engine.prepare(Conversation(), [Question("a" * 8)])
+    ids = [*preparer_request.payload.question_ids[0]]
+    prefix = preparer_request.payload.prefix_ids
+    length = max(length - len(prefix), len(ids))
+    asked = (ids * (length // len(ids) + 1))[:length]
+    payload = dataclasses.replace(preparer_request.payload, question_ids=[asked])
+    many = max(2, min(8, TIMED_TOKENS // length))
+    steps = {}
+    prefill = 0.0
+    for count in (1, many):
+        before = dataclasses.replace(engine.stats)
+        requests = [_request(preparer_request, payload, TIMED_STEPS + 1) for _ in range(count)]
+        _run(engine, requests)
+        after = engine.stats
+        tokens = after.prefill_tokens - before.prefill_tokens
+        prefill = (after.prefill_seconds - before.prefill_seconds) / tokens
+        steps[count] = (after.decode_seconds - before.decode_seconds) / (
+            after.decode_steps - before.decode_steps
+        )
+    more = max(0.0, (steps[many] - steps[1]) / (many - 1))
+    return Speed(prefill, (steps[1], more))
+
+
+def _request(like: Request, payload: Payload, new_tokens: int) -> Request:
+    questions = [
+        dataclasses.replace(question, max_new_tokens=new_tokens, ignore_eos=True)
+        for question in like.questions
+    ]
+    return Request(like.conversation, questions, payload, payload.tiles.nbytes)
+
+
+def _run(engine: TorchEngine, requests: Sequence[Request]) -> None:
+    queue = RequestQueue(len(requests) + 1, 1 << 62)
+    for request in requests:
+        queue.put(request)
+    queue.close()
+    for done in engine.run(queue):
+        if done.error is not None:
+            raise done.error
+
+
+def _total(
+    engine: TorchEngine,
+    sample: Sample,
+    speed: Speed,
+    tile_seconds: float,
+    count: int,
+    asked: float,
+    new_tokens: float,
+    length: int,
+) -> float:
+    """Seconds of a whole job."""
+    vision = sample.tiles * tile_seconds
+    prefill = (sample.prefix_tokens + sample.question_tokens) * speed.prefill_seconds
+    together = _together(engine, sample, count, asked, new_tokens, length)
+    decode = asked * (new_tokens - 1) * speed.step(together) / together
+    compute = count * (vision + prefill + decode)
+    host = count * sample.host_seconds / max(1, os.cpu_count() or 1)
+    # A processor that computes shares its cores with the readers; a GPU does not wait for them
+    # unless they are slower than it is.
+    return compute + host if engine.device == "cpu" else max(compute, host)
+
+
+def _together(
+    engine: TorchEngine, sample: Sample, count: int, asked: float, new_tokens: float, length: int
+) -> float:
+    """Sequences that are decoded together: as many as there are places and questions, and no more
+    than live at a time, as each encoder call starts some while each step ends some.
+    """
+    budget = engine.budget
+    places = engine.scheduler.max_sequences
+    if length > SHORT_TOKENS:
+        places = min(places, budget.sequences(length + round(new_tokens)))
+    started = asked * budget.tiles_at_once / max(1e-9, sample.tiles)
+    return max(1.0, min(count * asked, places, max(asked, started * new_tokens)))

@@ -1,0 +1,1 @@
+"""Sidecars: a text or subtitle file for each picture or video."""

@@ -1,0 +1,131 @@
+"""``OUTPUT.sidecars``: the sidecars that were written, for which file, and the SHA-256 of each."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+from vlmbatch.errors import OutputError
+from vlmbatch.urls import is_url
+from vlmbatch.write.atomic import reason, replacing
+
+_ESCAPED = re.compile(rb"\\x([0-9a-f]{2})")
+_ROW_NUMBER = re.compile(r"#\d+$")
+
+
+class WrittenSidecar(NamedTuple):
+    """A line: the id and the source of the file, and the digest of the sidecar; empty while it is
+    not written.
+    """
+
+    id: str
+    source: str
+    digest: str = ""
+
+
+class SidecarRecord:
+    """The record in memory, by path of the sidecar; about 600 bytes each.
+
+    Args:
+        path: ``OUTPUT.sidecars``; it need not be there.
+
+    Raises:
+        OutputError: It cannot be read.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._written: dict[bytes, WrittenSidecar] = {}
+        try:
+            with open(path, encoding="utf-8") as file:
+                for line in file:
+                    values = json.loads(line)
+                    found = WrittenSidecar(values["id"], values["source"], values["sha256"])
+                    self._written[os.fsencode(values["path"])] = found
+        except FileNotFoundError:
+            return
+        except (ValueError, KeyError, TypeError) as error:
+            raise OutputError(
+                f"{path} is damaged; without it, sidecars that were written before stay as they are"
+            ) from error
+        except OSError as error:
+            raise OutputError(f"cannot read {path}: {reason(error)}") from error
+
+    def claim(self, name: str, source: str, paths: list[bytes]) -> bytes:
+        """Choose the path of a file's sidecar: the one it had, or else the first that no other file
+        has.
+
+        Args:
+            name: The file's id.
+            source: The file.
+            paths: The best one and the second best; then come numbers.
+        """
+        path = next((path for path in paths if self._owner(path) == name), None) or next(
+            (path for path in paths if self._owner(path) is None), None
+        )
+        number = 1
+        while path is None:
+            number += 1
+            stem, suffix = os.path.splitext(paths[1])
+            candidate = stem + f".{number}".encode() + suffix
+            path = candidate if self._owner(candidate) in (None, name) else None
+        found = self._written.get(path)
+        if found is None or found.id != name:
+            self._written[path] = WrittenSidecar(name, source, found.digest if found else "")
+        return path
+
+    def is_ours(self, path: bytes, content: bytes) -> bool:
+        """Return whether this content was written to a path that was claimed."""
+        return self._written[path].digest == _digest(content)
+
+    def note(self, path: bytes, content: bytes) -> None:
+        """State the content of a path that was claimed."""
+        self._written[path] = self._written[path]._replace(digest=_digest(content))
+
+    def save(self) -> None:
+        """Write the record, in order of the paths.
+
+        Raises:
+            OutputError: It cannot be written.
+        """
+        with replacing(self._path) as file:
+            for path, (name, source, digest) in sorted(self._written.items()):
+                if digest:
+                    # In ASCII, so that a path that is not UTF-8 comes back as it was.
+                    text = os.fsdecode(path)
+                    values = {"path": text, "id": name, "source": source, "sha256": digest}
+                    file.write(json.dumps(values).encode() + b"\n")
+
+    def _owner(self, path: bytes) -> str | None:
+        """Return the id of the file that has a path; None also when that file is gone."""
+        found = self._written.get(path)
+        return None if found is None or _is_gone(found.source) else found.id
+
+
+def find_source(source: str) -> bytes | None:
+    r"""Return the path of the file that a record names; None when there is none. Names that are not
+    UTF-8 stand in records with ``\xNN`` in them.
+    """
+    raw = source.encode()
+    for path in (raw, _ESCAPED.sub(lambda found: bytes.fromhex(found[1].decode()), raw)):
+        if b"\0" not in path and os.path.isfile(path):
+            return path
+    return None
+
+
+def _is_gone(source: str) -> bool:
+    """Return whether a source was a file of a folder and is no longer there. Of URLs and of what is
+    inside archives nobody knows.
+    """
+    if is_url(source) or find_source(source) is not None:
+        return False
+    whole = _ROW_NUMBER.sub("", source)
+    return find_source(whole) is None and os.path.isdir(os.path.dirname(whole) or ".")
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
