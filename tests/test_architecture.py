@@ -31,6 +31,7 @@ FLOOR = {
 STAGES = {"read", "sample", "prepare", "engine", "write"}
 ALLOWED = {
     **dict.fromkeys(STAGES, FLOOR),
+    "engine": FLOOR | {"prepare"},
     "errors": set(),
     "tasks": {"errors"},
     "urls": set(),
@@ -58,7 +59,7 @@ HOMES = {
     "cv2": {"sample", "prepare", "read/pictures/colours.py"},
     "click": {"cli"},
     "tqdm": {"cli"},
-    "transformers": {"engine", "finetune"},
+    "transformers": {"engine/transformers", "finetune", "bench/compare.py"},
     "peft": {"finetune"},
     "accelerate": {"finetune"},
     "matplotlib": {"finetune"},
@@ -91,6 +92,11 @@ def test_imports_point_down(path: Path) -> None:
         if name.split(".")[0] == "vlmbatch" and name != "vlmbatch":
             there = name.split(".")[1]
             assert there == here or there in ALLOWED[here], f"{here} imports {name}"
+
+
+def test_the_reference_prepares_without_our_preparation() -> None:
+    for path in (PACKAGE / "engine" / "transformers").glob("*.py"):
+        assert not any(name.startswith("vlmbatch.prepare") for name in imports(path)), path
 
 
 @pytest.mark.parametrize("path", files(), ids=lambda path: str(path.relative_to(PACKAGE)))

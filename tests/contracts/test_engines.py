@@ -13,6 +13,7 @@ import pytest
 from tests.checkpoints import write_tiny_checkpoint
 from vlmbatch.core import Completion, Conversation, Part, Pixels, Question, Request, Turn
 from vlmbatch.engine import Engine, EngineStats, RequestQueue, open_engine
+from vlmbatch.engine.scripted import ScriptedEngine
 from vlmbatch.errors import ItemError, PrepareError
 from vlmbatch.job import EngineOptions
 
@@ -25,7 +26,14 @@ def open_named(name: str, folder: Path, **options: object) -> Engine:
     return open_engine(EngineOptions(model=str(folder), engine=name, **settings))  # type: ignore[arg-type]
 
 
+def say(key: str, question: str) -> str:
+    """An answer of more words than any test lets through."""
+    return " ".join(f"{question}{key}{number}" for number in range(LONG + 1))
+
+
 OPENERS: dict[str, Callable[[Path], Engine]] = {
+    "scripted": lambda folder: ScriptedEngine(say),
+    "torch": lambda folder: open_named("torch", folder),
     "transformers": lambda folder: open_named("transformers", folder),
 }
 """A row an engine: opens it on the tiny checkpoint."""
@@ -289,7 +297,7 @@ class TestEngines:
             assert one.text == ask(engine, about(seed), long())[0].text
 
 
-@pytest.mark.parametrize("name", ["transformers"])
+@pytest.mark.parametrize("name", ["torch", "transformers"])
 def test_a_request_that_cannot_be_answered_ends_alone(
     name: str, tiny: Path, tmp_path: Path
 ) -> None:

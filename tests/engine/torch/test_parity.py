@@ -12,8 +12,8 @@ import torch
 from tests.checkpoints import write_tiny_checkpoint
 from tests.engine.reference import Reference, answers, run_all
 from vlmbatch.checkpoint import find_checkpoint
-from vlmbatch.core import Conversation, Pixels, Request
-from vlmbatch.engine import open_engine
+from vlmbatch.core import Completion, Conversation, Pixels, Request
+from vlmbatch.engine import Engine, open_engine
 from vlmbatch.engine.options import make_question
 from vlmbatch.engine.torch.engine import TorchEngine
 from vlmbatch.job import Job
@@ -24,7 +24,7 @@ MAX_NEW_TOKENS = 24
 class Asker:
     """Prepare requests with an engine, all questions with the options of one job."""
 
-    def __init__(self, engine: TorchEngine, job: Job) -> None:
+    def __init__(self, engine: Engine, job: Job) -> None:
         self.engine, self.job = engine, job
 
     def prepare(self, conversation: Conversation, questions: Sequence[str]) -> Request:
@@ -80,18 +80,21 @@ def mixed_requests(preparer: Asker, seed: int = 0) -> list[Request]:
     return requests
 
 
-def wanted_answers(folder: Path, requests: Sequence[Request]) -> dict[tuple[int, int], list[int]]:
-    reference = Reference(folder)
-    return {
-        (i, q): answer
-        for i, request in enumerate(requests)
-        for q, answer in enumerate(reference.generate(request, MAX_NEW_TOKENS))
-    }
+def reference_completions(folder: Path, seed: int = 0) -> dict[tuple[int, int], Completion]:
+    """transformers' answers to ``mixed_requests``, which it prepared itself."""
+    engine = Reference(folder).engine
+    job = Job.from_dict({"max_new_tokens": MAX_NEW_TOKENS})
+    return run_all(engine, mixed_requests(Asker(engine, job), seed))
+
+
+def wanted_answers(folder: Path, seed: int = 0) -> dict[tuple[int, int], list[int]]:
+    found = reference_completions(folder, seed)
+    return {key: list(completion.token_ids) for key, completion in found.items()}
 
 
 @pytest.fixture(scope="module")
 def wanted(tiny: Path) -> dict[tuple[int, int], list[int]]:
-    return wanted_answers(tiny, mixed_requests(open_tiny(tiny)[1]))
+    return wanted_answers(tiny)
 
 
 def assert_same(
@@ -156,36 +159,19 @@ def test_every_form_of_checkpoint_answers_as_transformers_does(
 ) -> None:
     folder = write_tiny_checkpoint(tmp_path / "model", **settings)  # type: ignore[arg-type]
     engine, preparer = open_tiny(folder)
-    requests = mixed_requests(preparer, seed=1)[4:10]
     assert_same(
         engine,
-        requests,
-        wanted_answers(folder, requests),
+        mixed_requests(preparer, seed=1),
+        wanted_answers(folder, seed=1),
         find_checkpoint(str(folder)).end_token_ids(),
     )
 
 
 def test_mean_logprob_is_that_of_the_answer(tiny: Path) -> None:
     engine, preparer = open_tiny(tiny)
-    requests = mixed_requests(preparer)[:3]
-    found = run_all(engine, requests)
-    reference = Reference(tiny)
-    for number, request in enumerate(requests):
-        for question, ids in enumerate(request.payload.question_ids):
-            completion = found[number, question]
-            answer = list(completion.token_ids)
-            tokens = torch.tensor([[*request.payload.prefix_ids, *ids, *answer]])
-            pixels = (torch.from_numpy(request.payload.tiles).float()[None] / 255 - 0.5) / 0.5
-            with torch.inference_mode():
-                logprobs = (
-                    reference.model(input_ids=tokens, pixel_values=pixels)
-                    .logits[0]
-                    .float()
-                    .log_softmax(-1)
-                )
-            places = range(len(tokens[0]) - len(answer) - 1, len(tokens[0]) - 1)
-            mean = np.mean([float(logprobs[place, tokens[0, place + 1]]) for place in places])
-            assert completion.mean_logprob == pytest.approx(mean, abs=1e-4)
+    found = run_all(engine, mixed_requests(preparer))
+    for key, completion in reference_completions(tiny).items():
+        assert found[key].mean_logprob == pytest.approx(completion.mean_logprob, abs=1e-4)
 
 
 def test_shares_of_the_busy_time_add_up(tiny: Path) -> None:

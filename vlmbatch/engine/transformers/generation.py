@@ -17,7 +17,7 @@ from vlmbatch.engine.torch.device import synchronize
 from vlmbatch.engine.transformers.answers import Answer
 
 
-class Batch:
+class Batch(transformers.LogitsProcessor):
     """Answers side by side, padded on the left.
 
     Attributes:
@@ -49,12 +49,12 @@ class Batch:
         model.generate(
             **collate(self.answers, model.device, model.dtype),
             max_new_tokens=max(answer.most_tokens - len(answer.tokens) for answer in self.answers),
-            logits_processor=transformers.LogitsProcessorList([self._choose]),
+            logits_processor=transformers.LogitsProcessorList([self]),
             stopping_criteria=transformers.StoppingCriteriaList([self._look]),
         )
 
-    def _choose(self, input_ids: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
-        """Leave one token to those that are sampled."""
+    def __call__(self, input_ids: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+        """Leave one token to those that are sampled. See ``transformers.LogitsProcessor``."""
         self._logits = logits
         if self.first_token_at is None:
             synchronize(logits.device)  # or a prefill would count as decoding
