@@ -42,7 +42,7 @@ HOMES = {
     "pyarrow": {"write", "read"},
     "av": {"read", "sample", "cli/doctor.py"},
     "scenedetect": {"sample"},
-    "cv2": {"read/pictures/colours.py"},
+    "cv2": {"read/pictures/colours.py", "prepare/page_layout.py"},
     "click": {"cli"},
     "tqdm": {"cli"},
     "transformers": {"finetune", "bench/compare.py"},
