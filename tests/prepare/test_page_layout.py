@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vlmbatch.core import UInt8Array
-from vlmbatch.prepare.page_layout import BoolArray, cut_page, find_contrast, is_ink, lay_out
+from vlmbatch.prepare.page_layout import lay_out
 
 EDGE = 128
 LINE, GAP, SPACE = 8, 6, 6
@@ -21,7 +21,7 @@ LINE, GAP, SPACE = 8, 6, 6
 
 
 class Page:
-    """Draws words as blocks that each have a colour of their own, with hair gaps between letters."""
+    """Draws words as blocks, each of its own colour, with hair gaps between letters."""
 
     def __init__(self, height: int, width: int, paper: int = 250) -> None:
         self.pixels: UInt8Array = np.full((height, width, 3), paper, np.uint8)
@@ -134,26 +134,93 @@ def test_a_grid_that_tears_nothing_is_kept() -> None:
     ]
 
 
+def test_a_grid_that_parts_letters_is_not_kept() -> None:
+    page = Page(2 * EDGE, 2 * EDGE)
+    for left in (EDGE - 22, EDGE + 1):
+        page.pixels[20:60, left : left + 21] = 10
+    (tile,) = lay_out(page.pixels, EDGE)
+    assert (tile == 10).all(axis=2).sum() == 2 * 40 * 21
+
+
+@pytest.mark.parametrize("paper", [(90, 110, 105), (250, 238, 215), (12, 12, 12)])
+def test_there_is_no_tile_of_coloured_paper(paper: tuple[int, int, int]) -> None:
+    pixels = np.full((2 * EDGE, 2 * EDGE, 3), paper, np.uint8)
+    pixels[20:40, 20:60] = 200
+    assert len(lay_out(pixels, EDGE)) == 1
+    pixels[EDGE - 10 : EDGE + 10, 20:60] = 200
+    assert len(lay_out(pixels, EDGE)) == 1
+
+
+def test_lines_of_a_crooked_scan_are_read_one_after_the_other() -> None:
+    page = Page(3 * EDGE, 3 * EDGE)
+    for line in range(12):
+        for column in range(7):
+            page.word(20 + 18 * line + 2 * column, 10 + 50 * column, 40)
+    assert page.words_of(lay_out(page.pixels, EDGE)) == list(page.sizes)
+
+
+def test_a_frame_around_a_page_is_left_out() -> None:
+    page = Page(3 * EDGE, 3 * EDGE)
+    page.lines(11, 13, 3 * EDGE - 17, 18)
+    for place in (0, -3):
+        page.pixels[place : place + 3 or None] = page.pixels[:, place : place + 3 or None] = 0
+    assert page.words_of(lay_out(page.pixels, EDGE)) == list(page.sizes)
+
+
+def test_a_figure_beside_lines_is_read_before_them() -> None:
+    page = Page(2 * EDGE, 2 * EDGE)
+    page.word(12, 8, 30, 60)
+    for line in range(5):
+        page.word(12 + 14 * line, 56 - line, 40)
+        page.word(12 + 14 * line, 110, 40)
+    assert page.words_of(lay_out(page.pixels, EDGE)) == list(page.sizes)
+
+
+def test_a_line_without_gaps_is_cut_at_the_edge() -> None:
+    page = np.full((2 * EDGE, 3 * EDGE, 3), 250, np.uint8)
+    page[30:38, 10 : 10 + 2 * EDGE] = np.arange(2 * EDGE)[:, None] // 2
+    (tile,) = lay_out(page, EDGE)
+    rows = [row for row in tile[:, :, 0] if (row != 250).any()]
+    assert sum(int((row != 250).sum()) for row in rows) >= 8 * 2 * EDGE
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    places=st.lists(st.tuples(*[st.integers(0, 9)] * 2, st.integers(2, 11)), max_size=30),
+    size=st.tuples(st.integers(1, 4), st.integers(1, 4)),
+    paper=st.sampled_from([250, 130]),
+)
+def test_every_word_is_whole_in_one_tile(
+    places: list[tuple[int, int, int]], size: tuple[int, int], paper: int
+) -> None:
+    page = Page(size[0] * EDGE, size[1] * EDGE, paper)
+    drawn: set[tuple[int, int]] = set()
+    for row, column, width in places:
+        top, left = 3 + 51 * row, 5 + 51 * column
+        fits = top + LINE < size[0] * EDGE and left + 40 < size[1] * EDGE
+        if fits and (row, column) not in drawn:
+            drawn.add((row, column))
+            page.word(top, left, 4 * width)
+    tiles = lay_out(page.pixels, EDGE)
+    assert sorted(page.words_of(tiles)) == sorted(page.sizes)
+    assert all(tile.shape == (EDGE, EDGE, 3) for tile in tiles)
+
+
+@settings(max_examples=100, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), share=st.sampled_from([0.0, 0.001, 0.02, 0.3, 0.9, 1.0]))
+def test_any_ink_becomes_tiles(seed: int, share: float) -> None:
+    dice = np.random.default_rng(seed)
+    page = np.full((64, 96, 3), 255, np.uint8)
+    page[dice.random((64, 96)) < share] = dice.integers(0, 256, 3)
+    assert all(tile.shape == (32, 32, 3) for tile in lay_out(page, 32))
+
+
 def test_there_is_no_tile_of_paper() -> None:
     page = np.full((4 * EDGE, 2 * EDGE, 3), 244, np.uint8)
     page[::7, ::5] -= 3
     assert lay_out(page, EDGE) == []
     page[3 * EDGE : 3 * EDGE + 9, 20:60] = 0
     assert len(lay_out(page, EDGE)) == 1
-
-
-def test_ink_is_what_differs_from_the_colour_that_most_of_the_page_has() -> None:
-    page = np.full((10, 10, 3), (10, 20, 30), np.uint8)
-    page[4, 4] = (200, 20, 30)
-    page[5, 5] = (15, 20, 30)
-    page[6, 6] = (40, 20, 30)
-    contrast, paper = find_contrast(page)
-    assert paper.tolist() == [10, 20, 30]
-    assert [contrast[place, place] for place in range(3, 7)] == [0, 190, 5, 30]
-    assert [np.argwhere(is_ink(contrast, share)).tolist() for share in (0.25, 0.1)] == [
-        [[4, 4]],
-        [[4, 4], [6, 6]],
-    ]
 
 
 def test_margins_take_no_room_and_faint_words_are_kept() -> None:
@@ -164,27 +231,3 @@ def test_margins_take_no_room_and_faint_words_are_kept() -> None:
     page.pixels[300:308, 150:200] = 200
     (tile,) = lay_out(page.pixels, EDGE)
     assert (tile == 0).all(axis=2).sum() == (tile == 200).all(axis=2).sum() == 8 * 50
-
-
-@settings(max_examples=150, deadline=None)
-@given(
-    seed=st.integers(0, 2**32 - 1),
-    size=st.tuples(st.integers(1, 90), st.integers(1, 90)),
-    edge=st.integers(2, 40),
-    share=st.sampled_from([0.0, 0.02, 0.3, 1.0]),
-)
-def test_boxes_cover_a_page_exactly_and_fit_into_tiles(
-    seed: int, size: tuple[int, int], edge: int, share: float
-) -> None:
-    dice = np.random.default_rng(seed)
-    ink: BoolArray = dice.random(size) < share
-    for row in dice.integers(0, size[0], 5):
-        ink[row] = False
-    for column in dice.integers(0, size[1], 5):
-        ink[:, column : column + 3] = False
-    times = np.zeros(size, int)
-    for box in cut_page(ink, edge):
-        assert 0 < box.bottom - box.top <= edge
-        assert 0 < box.right - box.left <= edge
-        times[box.top : box.bottom, box.left : box.right] += 1
-    assert (times == 1).all()

@@ -1,12 +1,8 @@
-"""A page cut between its lines and words, and laid out anew on tiles: for questions about one tile
-after the other.
+"""Cut a page between its lines and words, and lay it out anew on tiles, for ``ocr --per tile``.
 
-The checkpoint's grid cuts through lines, and through the words that stand on its vertical borders;
-and it tears a line that is wider than a tile apart from its end. Here all that is on the page comes
-to stand in one tile, at the same size: stretches of the page that fit into a tile stay as they are,
-columns of text come one after the other, and a line that is too wide is broken between two words,
-its end below its beginning. A grid that cuts through nothing is kept, and where there is no gap, as
-in photographs, the cuts are those of the grid too.
+The checkpoint's grid cuts through lines, and through the words on its borders. Here each word is
+whole in one tile, at its size: columns of text follow each other, and a line wider than a tile is
+broken between words. A grid that cuts through nothing is kept.
 """
 
 from __future__ import annotations
@@ -15,39 +11,23 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from vlmbatch.core import UInt8Array
 
-BoolArray = npt.NDArray[np.bool_]
+INK_SHARE, MIN_CONTRAST = 0.15, 8
+"""Ink differs from the paper by more than this share of the greatest contrast, and by more levels
+of 255 than noise."""
 
-INK_SHARE = 0.25
-"""Of the strongest contrast with the paper: what differs by more is ink that is not cut through."""
+WORD_GAP, LINE_GAP = 0.4, 1.6
+"""Widest gaps inside a word, and inside a line or a block of lines, in heights of a letter."""
 
-FAINT_SHARE = 0.1
-"""What differs by less is paper, and takes no room on the tiles."""
-
-MIN_CONTRAST = 8
-"""Levels of 255 that are the paper's own noise."""
-
-SPECKS = 0.002
-"""Share of a row or column that may be ink in a gap: dust on a scanner."""
-
-WORD_GAP_SHARE = 0.7
-"""Of the widest gap: what is as wide stands between words, not letters."""
-
-MIN_LINE_GAP = 2
-MIN_COLUMN_LINES = 3
-"""Lines that a gutter has to go through for it to part columns of text."""
-
-GUTTER_SHARES = (1 / 16, 1 / 4)
-"""Least and greatest width of a gutter, in tiles: words stand closer, and the cells of a table
-further apart, which are read row by row. Columns of text are half a tile wide or more, the numbers
-of a list are less."""
+SPECK_PIXELS, FRAME_SHARE = 2, 0.1
+"""Most ink of a speck of dust; and of a frame around other ink, as a share of the square of its
+longer side."""
 
 
 class Box(NamedTuple):
-    """A part of the page, in pixels; ``bottom`` and ``right`` are outside."""
+    """A part of the page in pixels; ``bottom`` and ``right`` are outside."""
 
     top: int
     left: int
@@ -55,218 +35,167 @@ class Box(NamedTuple):
     right: int
 
 
+class Text(NamedTuple):
+    """A word, a line of words or a block of lines.
+
+    Attributes:
+        box: Where it stands.
+        start: Column of its first pixel of ink in the row ``box.top``.
+        parts: The words of a line, the lines of a block.
+    """
+
+    box: Box
+    start: int
+    parts: list[Text]
+
+
 def lay_out(page: UInt8Array, edge: int) -> list[UInt8Array]:
-    """Cuts a page into pieces and lays them one below the other on tiles, in reading order.
+    """Lay the words of a page on tiles, line below line in reading order.
 
     Args:
         page: RGB, uint8, (H, W, 3); H and W are multiples of E.
         edge: E, the edge of a tile in pixels.
 
     Returns:
-        Tiles, uint8, (E, E, 3) each, filled up with the paper's colour; none about a page without
+        Tiles, uint8, (E, E, 3) each, filled up with the paper's colour; none for a page without
         ink.
     """
-    contrast, paper = find_contrast(page)
-    faint = is_ink(contrast, FAINT_SHARE)
-    if not _tears(faint, edge):
-        return [
-            tile for tile in _grid(page, edge) if int(tile.max()) - int(tile.min()) > MIN_CONTRAST
-        ]
-    margin = max(1, edge // 32)
-    whole = _trimmed(faint, Box(0, 0, *faint.shape), margin)
-    if whole is None:
-        return []
-    inside = slice(whole.top, whole.bottom), slice(whole.left, whole.right)
-    page, faint, ink = page[inside], faint[inside], is_ink(contrast, INK_SHARE)[inside]
+    paper = np.median(page.reshape(-1, 3), axis=0).astype(np.uint8)
+    contrast = np.where(page > paper, page - paper, paper - page).max(axis=2)
+    ink = contrast > max(MIN_CONTRAST, INK_SHARE * int(contrast.max()))
     tiles: list[UInt8Array] = []
     free_from = edge
-    for box in cut_page(ink, edge):
-        trimmed = _trimmed(faint, box, margin)
-        if trimmed is None:
-            continue
-        piece = page[trimmed.top : trimmed.bottom, box.left : box.right]
-        if int(piece.max()) - int(piece.min()) <= MIN_CONTRAST:
-            continue  # one colour, though not the paper's
-        height, width, _ = piece.shape
-        if free_from + height > edge:
+    for box in _boxes(ink.astype(np.uint8), edge):
+        piece = page[box.top : box.bottom, box.left : box.right]
+        if free_from + len(piece) > edge:
             tiles.append(np.broadcast_to(paper, (edge, edge, 3)).copy())
             free_from = 0
-        tiles[-1][free_from : free_from + height, :width] = piece
-        free_from += height
+        tiles[-1][free_from : free_from + len(piece), : piece.shape[1]] = piece
+        free_from += len(piece)
     return tiles
 
 
-def _grid(page: UInt8Array, edge: int) -> list[UInt8Array]:
-    """The tiles of the grid, row by row."""
-    height, width, _ = page.shape
+def _boxes(ink: UInt8Array, edge: int) -> list[Box]:
+    """Return boxes of at most E x E pixels with the words in them, in reading order."""
+    ink, letter = _clean(ink, edge)
+    height = min(letter, edge / 2)  # what is larger is a figure
+    words = _components(ink, WORD_GAP * height, 1)
+    cells = [
+        {(y // edge, x // edge) for y in (top, bottom - 1) for x in (left, right - 1)}
+        for top, left, bottom, right in (word.box for word in words)
+    ]
+    if all(len(touched) == 1 for touched in cells):
+        grid = sorted({cell for touched in cells for cell in touched})
+        return [Box(y * edge, x * edge, (y + 1) * edge, (x + 1) * edge) for y, x in grid]
+    lines = _components(ink, LINE_GAP * height, 1, words)
+    blocks = _components(ink, LINE_GAP * height, LINE_GAP * height, lines)
     return [
-        page[top : top + edge, left : left + edge]
-        for top in range(0, height, edge)
-        for left in range(0, width, edge)
+        _with_margin(box, int(height / 4), edge)
+        for line in _in_order(blocks, edge // 2)
+        for box in _fitting(line, edge)
     ]
 
 
-def _tears(ink: BoolArray, edge: int) -> bool:
-    """Whether the grid cuts through ink."""
-    height, width = ink.shape
-    rows = [int(ink[cut - 1 : cut + 1].sum()) > SPECKS * width for cut in range(edge, height, edge)]
-    columns = [
-        int(ink[:, cut - 1 : cut + 1].sum()) > SPECKS * height for cut in range(edge, width, edge)
-    ]
-    return any(rows) or any(columns)
+def _clean(ink: UInt8Array, edge: int) -> tuple[UInt8Array, float]:
+    """Leave out specks and frames, as around tables and scans; return the height of letters too."""
+    import cv2
+
+    _, labels, stats, _ = cv2.connectedComponentsWithStats(ink)
+    left, top, width, height, area = stats.T
+    is_gone = area <= SPECK_PIXELS
+    sides = np.maximum(width, height)
+    for n in np.flatnonzero((sides > edge) & (area < FRAME_SHARE * sides.astype(float) ** 2)):
+        inside = (left > left[n]) & (left + width < left[n] + width[n])
+        is_gone[n] |= (inside & (top > top[n]) & (top + height < top[n] + height[n])).any()
+    is_gone[0] = True
+    if is_gone.all():
+        return np.zeros_like(ink), 1.0
+    return (~is_gone[labels]).astype(np.uint8), float(np.median(height[~is_gone]))
 
 
-def find_contrast(page: UInt8Array) -> tuple[UInt8Array, UInt8Array]:
-    """How much every pixel differs from the paper, uint8, (H, W), and the paper's colour, uint8,
-    (3,): the one that most of the page has.
-    """
-    paper = np.median(page.reshape(-1, 3), axis=0).astype(np.uint8)
-    return np.where(page > paper, page - paper, paper - page).max(axis=2), paper
+def _components(
+    ink: UInt8Array, width: float, height: float, parts: Sequence[Text] = ()
+) -> list[Text]:
+    """Return what is connected when gaps of so many pixels are closed, each with its parts."""
+    import cv2
 
-
-def is_ink(contrast: UInt8Array, share: float) -> BoolArray:
-    """What differs from the paper by more than a share of the strongest contrast, and than noise;
-    bool, (H, W).
-    """
-    return contrast > max(MIN_CONTRAST, share * int(contrast.max()))
-
-
-def _trimmed(ink: BoolArray, box: Box, margin: int) -> Box | None:
-    """A box without the paper around its ink, but for a margin; None when it has no ink."""
-    part = ink[box.top : box.bottom, box.left : box.right]
-    rows, columns = np.flatnonzero(part.any(axis=1)), np.flatnonzero(part.any(axis=0))
-    if not len(rows):
-        return None
-    return Box(
-        max(box.top, box.top + int(rows[0]) - margin),
-        max(box.left, box.left + int(columns[0]) - margin),
-        min(box.bottom, box.top + int(rows[-1]) + 1 + margin),
-        min(box.right, box.left + int(columns[-1]) + 1 + margin),
-    )
-
-
-def cut_page(ink: BoolArray, edge: int) -> Iterator[Box]:
-    """Yields boxes of at most E x E pixels in reading order; together they are the page, each pixel
-    once.
-
-    Args:
-        ink: (H, W).
-        edge: E, in pixels.
-    """
-    height, width = ink.shape
-    yield from _cut(ink, Box(0, 0, height, width), edge)
-
-
-def _cut(ink: BoolArray, box: Box, edge: int) -> Iterator[Box]:
-    if box.right - box.left <= edge:
-        yield from _strips(ink, box, edge)
-        return
-    part = ink[box.top : box.bottom, box.left : box.right]
-    lines = _between(_gaps(part.sum(axis=1), part.shape[1], MIN_LINE_GAP), len(part))
-    profiles = np.stack([part[top:bottom].sum(axis=0) for top, bottom in lines])
-    at = 0
-    while at < len(lines):
-        count, cuts = _columns(profiles[at:], lines[at:], edge)
-        block = box._replace(top=box.top + lines[at][0], bottom=box.top + lines[at + count - 1][1])
-        if cuts:
-            for left, right in zip([0, *cuts], [*cuts, part.shape[1]], strict=True):
-                yield from _cut(
-                    ink, block._replace(left=box.left + left, right=box.left + right), edge
-                )
-        else:
-            for strip in _strips(ink, block, edge):
-                yield from _words(ink, strip, edge)
-        at += count
-
-
-def _columns(
-    profiles: npt.NDArray[np.int64], lines: Sequence[tuple[int, int]], edge: int
-) -> tuple[int, list[int]]:
-    """How many of the next lines stand in the same columns of text, and where these are parted; (1,
-    []) when they stand in none.
-
-    Args:
-        profiles: Pixels of ink in each column of pixels, by line.
-        lines: (top, bottom) of each.
-        edge: E, in pixels.
-    """
-    least, most = (max(1, round(share * edge)) for share in GUTTER_SHARES)
-    found: tuple[int, list[int]] = (1, [])
-    counts = np.zeros(profiles.shape[1], np.int64)
-    for count, (profile, (_, bottom)) in enumerate(zip(profiles, lines, strict=True), 1):
-        counts += profile
-        gutters = [
-            gap
-            for gap in _gaps(counts, bottom - lines[0][0], least)
-            if gap[0] > 0 and gap[1] < len(counts)
-        ]
-        if not gutters:
-            break
-        cuts: list[int] = []
-        for start, end in gutters:
-            cut = (start + end) // 2
-            if (
-                end - start <= most
-                and min(cut - (cuts[-1] if cuts else 0), len(counts) - cut) >= edge // 2
-            ):
-                cuts.append(cut)
-        if count >= MIN_COLUMN_LINES and cuts:
-            found = count, cuts
+    kernel = np.ones((int(height) | 1, int(width) | 1), np.uint8)
+    closed = cv2.morphologyEx(ink, cv2.MORPH_CLOSE, kernel)
+    _, labels, stats, _ = cv2.connectedComponentsWithStats(closed)
+    found = []
+    for n, (left, top, wide, high, _) in enumerate(stats[1:].tolist(), 1):
+        start = left + int(np.argmax(labels[top, left : left + wide] == n))
+        found.append(Text(Box(top, left, top + high, left + wide), start, []))
+    for part in parts:
+        found[labels[part.box.top, part.start] - 1].parts.append(part)
     return found
 
 
-def _strips(ink: BoolArray, box: Box, edge: int) -> Iterator[Box]:
-    """A box in strips from top to bottom, none higher than a tile."""
-    top = box.top
-    while box.bottom - top > edge:
-        cut = top + _cut_at(ink[top : top + edge, box.left : box.right].sum(axis=1), edge)
-        yield box._replace(top=top, bottom=cut)
-        top = cut
-    yield box._replace(top=top)
+def _groups(texts: Sequence[Text], axis: int, share: float = 1.0) -> list[list[Text]]:
+    """Part texts where a gap runs between them: rows for axis 0, columns for axis 1.
 
-
-def _words(ink: BoolArray, box: Box, edge: int) -> Iterator[Box]:
-    """A box in pieces from left to right, none wider than a tile."""
-    left = box.left
-    while box.right - left > edge:
-        cut = left + _cut_at(ink[box.top : box.bottom, left : left + edge].sum(axis=0), edge)
-        yield box._replace(left=left, right=cut)
-        left = cut
-    yield box._replace(left=left)
-
-
-def _cut_at(counts: npt.NDArray[np.int64], edge: int) -> int:
-    """Where E rows or columns are cut: in the last gap of their second half that is not much less
-    than the widest there, or at E where there is none.
+    With a share of less than 1 only the middle of each counts: lines may overlap a little.
     """
-    gaps = [(max(start, edge // 2), end) for start, end in _gaps(counts, 1, 1) if end > edge // 2]
-    if not gaps:
-        return edge
-    widest = max(end - start for start, end in gaps)
-    start, end = next(gap for gap in reversed(gaps) if gap[1] - gap[0] >= WORD_GAP_SHARE * widest)
-    return edge if end == edge else (start + end + 1) // 2
+    groups: list[list[Text]] = []
+    end = 0.0
+    cut = (1 - share) / 2
+    spans = [(text, cut * (text.box[axis + 2] - text.box[axis])) for text in texts]
+    for text, less in sorted(spans, key=lambda span: span[0].box[axis] + span[1]):
+        if not groups or text.box[axis] + less >= end:
+            groups.append([])
+        groups[-1].append(text)
+        end = max(end, text.box[axis + 2] - less)
+    return groups
 
 
-def _gaps(counts: npt.NDArray[np.int64], length: int, least: int) -> list[tuple[int, int]]:
-    """(start, end) of every stretch of rows or columns without ink that is at least so wide.
+def _in_order(blocks: Sequence[Text], narrowest: int) -> Iterator[Text]:
+    """Yield the lines of a page in reading order: blocks row by row, and in a row by columns.
 
-    Args:
-        counts: Pixels of ink in each.
-        length: How many pixels each has.
-        least: The width.
+    Blocks that are narrower than a column, such as cells, are read with those beside them.
     """
-    is_white = np.concatenate(([False], counts <= SPECKS * length, [False]))
-    edges = np.flatnonzero(is_white[1:] != is_white[:-1])
-    return [
-        (int(start), int(end))
-        for start, end in zip(edges[::2], edges[1::2], strict=True)
-        if end - start >= least
+    for row in _groups(blocks, 0):
+        columns = _groups(row, 1)
+        boxes = [_union([block.box for block in column]) for column in columns]
+        if any(box.right - box.left < narrowest for box in boxes):
+            columns = [row]
+        for column in columns:
+            lines = [line for block in column for line in block.parts]
+            tall = 2 * float(np.median([line.box.bottom - line.box.top for line in lines]))
+            for is_tall in (True, False):
+                alike = [
+                    line for line in lines if (line.box.bottom - line.box.top > tall) == is_tall
+                ]
+                for beside in _groups(alike, 0, 0.5):
+                    yield from sorted(beside, key=lambda line: line.box.left)
+
+
+def _fitting(line: Text, edge: int) -> Iterator[Box]:
+    """Yield a line in pieces that fit into a tile; cut words that do not."""
+    words = [
+        Box(top, left, min(top + edge, word.box.bottom), min(left + edge, word.box.right))
+        for word in sorted(line.parts, key=lambda word: word.box.left)
+        for top in range(word.box.top, word.box.bottom, edge)
+        for left in range(word.box.left, word.box.right, edge)
     ]
+    piece = words[0]
+    for word in words[1:]:
+        whole = _union([piece, word])
+        if max(whole.bottom - whole.top, whole.right - whole.left) > edge:
+            yield piece
+            piece = word
+        else:
+            piece = whole
+    yield piece
 
 
-def _between(gaps: Sequence[tuple[int, int]], length: int) -> list[tuple[int, int]]:
-    """(start, end) of the parts that cuts in the middle of gaps leave; gaps at the ends are no
-    cuts.
-    """
-    cuts = [(start + end) // 2 for start, end in gaps if start > 0 and end < length]
-    return list(zip([0, *cuts], [*cuts, length], strict=True))
+def _union(boxes: Sequence[Box]) -> Box:
+    tops, lefts, bottoms, rights = zip(*boxes, strict=True)
+    return Box(min(tops), min(lefts), max(bottoms), max(rights))
+
+
+def _with_margin(box: Box, margin: int, edge: int) -> Box:
+    """Return a box with a margin, as far as the tile and the page have room for it."""
+    high = min(margin, (edge - box.bottom + box.top) // 2)
+    wide = min(margin, (edge - box.right + box.left) // 2)
+    top, left = max(0, box.top - high), max(0, box.left - wide)
+    return Box(top, left, box.bottom + high, box.right + wide)

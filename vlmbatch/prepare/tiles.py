@@ -1,8 +1,7 @@
-"""Pixels to tiles, bit for bit as the checkpoint's own image processor cuts them.
+"""Cut pixels into tiles, bit for bit as the checkpoint's own image processor cuts them.
 
-The arithmetic follows transformers' ``SmolVLMImageProcessorPil``, including where it truncates and
-where it rounds up. It stays on uint8: scaling to [-1, 1] is one multiply-add that the engine does
-on the device, for a quarter of the bytes.
+The arithmetic follows transformers' ``SmolVLMImageProcessorPil``, with its truncation and rounding.
+Tiles stay uint8, a quarter of float32's bytes; the engine scales them to [-1, 1] on the device.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ processors).
 
 @dataclasses.dataclass(frozen=True)
 class TileSettings:
-    """Settings by which a picture becomes tiles, read from the checkpoint's processor files.
+    """Settings of the checkpoint's image processor.
 
     Attributes:
         longest_edge: The longest edge of the picture after the first resize, in pixels.
@@ -43,8 +42,8 @@ class TileSettings:
     resample: int = Image.Resampling.LANCZOS
 
     def native(self, width: int, height: int) -> TileSettings:
-        """These settings with the longest edge at the picture's own, rounded up to a whole tile,
-        never above the checkpoint's.
+        """Return settings whose longest edge is the picture's own, rounded up to whole tiles and
+        at most the checkpoint's.
         """
         own = math.ceil(max(width, height) / self.tile_edge) * self.tile_edge
         return dataclasses.replace(self, longest_edge=min(self.longest_edge, own))
@@ -52,7 +51,7 @@ class TileSettings:
 
 @dataclasses.dataclass(frozen=True)
 class TilePlan:
-    """Tiles that a picture of a given size becomes.
+    """Sizes and number of the tiles of a picture.
 
     Attributes:
         resized: (width, height) after the first resize.
@@ -73,7 +72,7 @@ class TilePlan:
 
 
 def plan_tiles(width: int, height: int, settings: TileSettings) -> TilePlan:
-    """Says how many tiles a picture takes, without touching a pixel.
+    """Plan the tiles of a picture from its size alone.
 
     Args:
         width: Width of the upright picture in pixels, at least 1.
@@ -96,14 +95,14 @@ def plan_tiles(width: int, height: int, settings: TileSettings) -> TilePlan:
 
 
 def fit_picture(picture: Picture, settings: TileSettings) -> tuple[Image.Image, TilePlan]:
-    """Resizes a picture to whole tiles.
+    """Resize a picture to whole tiles.
 
     Args:
         picture: RGB.
         settings: The checkpoint's settings.
 
     Returns:
-        The picture, and the plan that it follows.
+        The picture, and its plan.
     """
     plan = plan_tiles(*picture_size(picture), settings)
     resample = Image.Resampling(settings.resample)
@@ -116,14 +115,14 @@ def fit_picture(picture: Picture, settings: TileSettings) -> tuple[Image.Image, 
 
 
 def cut_tiles(picture: Picture, settings: TileSettings) -> tuple[UInt8Array, TilePlan]:
-    """Cuts a picture into tiles, row by row, the global view last.
+    """Cut a picture into tiles, row by row, the global view last.
 
     Args:
         picture: RGB.
         settings: The checkpoint's settings.
 
     Returns:
-        Tiles, uint8, (n_tiles, 3, E, E), and the plan they follow.
+        Tiles, uint8, (n_tiles, 3, E, E), and their plan.
     """
     image, plan = fit_picture(picture, settings)
     edge = settings.tile_edge
@@ -137,9 +136,7 @@ def cut_tiles(picture: Picture, settings: TileSettings) -> tuple[UInt8Array, Til
 
 
 def _longest_edge_size(width: int, height: int, longest: int) -> tuple[int, int]:
-    """The size whose longest edge is exactly ``longest``; the other keeps the ratio, truncated,
-    then made even.
-    """
+    """Scale the longest edge to ``longest``, and the other by ratio, truncated and made even."""
     ratio = width / height
     if width >= height:
         width, height = longest, int(longest / ratio)
@@ -157,9 +154,7 @@ def _longest_edge_size(width: int, height: int, longest: int) -> tuple[int, int]
 
 
 def _whole_tiles_size(width: int, height: int, edge: int) -> tuple[int, int]:
-    """The size in whole tiles: the long side is rounded up, the short side follows by ratio and is
-    rounded up too.
-    """
+    """Round the long side up to whole tiles, then the short one, which follows by ratio."""
     ratio = width / height
     if width >= height:
         width = math.ceil(width / edge) * edge
