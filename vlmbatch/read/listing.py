@@ -172,16 +172,17 @@ class Listing:
 
     def _take(self, file: WalkedFile, given: GivenInput) -> Listed | None:
         """Decide whether a file belongs to the job, and name it."""
-        error = file.error or other_media(file.path, self._options.media)
         is_found = given.kind in ("folder", "glob")  # rather than named
-        if file.error is None and error is not None and given.kind != "stdin":
-            self.counts.other_media += 1
-            return None
+        error = file.error
         if error is None and is_text_named_video(file.path):
             if is_found:
                 self.counts.left_alone += 1
                 return None
             error = "it is text, not a video"
+        if error is None and (error := other_media(file.path, self._options.media)):
+            if given.kind != "stdin":
+                self.counts.other_media += 1
+                return None
         if (
             error is None
             and is_found

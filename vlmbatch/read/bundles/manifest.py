@@ -5,7 +5,6 @@ its own questions and the columns that are carried into OUTPUT.
 from __future__ import annotations
 
 import base64
-import binascii
 import logging
 import os
 import urllib.parse
@@ -76,7 +75,7 @@ class Base64(Source):
         """Decode the beginning of the text."""
         try:
             return base64.b64decode(self._text[:64])
-        except binascii.Error:
+        except ValueError:
             return b""
 
 
@@ -138,7 +137,8 @@ class Manifest:
         if self._is_output:
             columns.add("media")
         self._reads_bytes = not self._names_only or self._holds_documents(columns)
-        for number, cells in enumerate(self._table.rows(columns, self._reads_bytes)):
+        left_out = None if self._reads_bytes else self._content
+        for number, cells in enumerate(self._table.rows(columns, left_out)):
             label = f"#row={number}"
             try:
                 if isinstance(cells, ReadError):
@@ -159,7 +159,7 @@ class Manifest:
         if self._pages.of_all_files or self._pages.only_first:
             return self._pages.of_all_files
         self._reads_bytes = True
-        first = next(self._table.rows(columns, True), None)
+        first = next(self._table.rows(columns, None), None)
         try:
             return isinstance(first, dict) and self._pages.counts_of(self._content_of(first, "")[1])
         except ReadError:
@@ -309,7 +309,8 @@ class Manifest:
 
     def _refuse(self, why: str) -> None:
         columns = ", ".join(self._table.columns)
-        raise JobError(f"manifest {printable(self._path)}: {why} (columns: {columns})")
+        message = f"{why} (columns: {columns})"
+        raise JobError(f"manifest {printable(self._path)}: {' '.join(message.split())}")
 
 
 def _cell(cells: Cells, column: str | None) -> Any:

@@ -32,13 +32,11 @@ def open_parquet(path: str) -> Table:
         field.name: has for field in schema if (has := _picture_type(field.type)) is not None
     }
 
-    def rows(wanted: Collection[str], pictures: bool) -> Rows:
-        # Without the pictures their paths still say what rows are called.
-        leaves = [
-            name if pictures or name not in has_path else f"{name}.path"
-            for name in schema.names
-            if name in wanted and (pictures or has_path.get(name) is not False)
-        ]
+    def rows(wanted: Collection[str], without_bytes: str | None) -> Rows:
+        leaves = [name for name in schema.names if name in wanted and name != without_bytes]
+        if without_bytes is not None and has_path.get(without_bytes, True):
+            # Without the pictures their paths still say what rows are called.
+            leaves.append(f"{without_bytes}.path" if without_bytes in has_path else without_bytes)
         return _rows(path, leaves)
 
     return Table(schema.names, rows, has_path)

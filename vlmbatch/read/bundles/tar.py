@@ -24,6 +24,7 @@ from vlmbatch.read.bundles.limits import (
     suffix_in,
 )
 from vlmbatch.read.bundles.tar_links import TarHeader, TarIndex, TarSlice, Unpack
+from vlmbatch.read.files.kinds import printable
 from vlmbatch.read.files.source import HeldBytes, LocalFile, Source, Unreadable
 from vlmbatch.read.files.temporary import TemporaryFile
 
@@ -98,7 +99,7 @@ def _stored(path: str, file: BinaryIO, limits: Limits, how: HowToTake) -> Iterat
         for info in _entries(tar):
             is_plain = info.isreg() and not info.issparse()
             if is_plain and info.offset_data + info.size > status.st_size:
-                raise ReadError(f"cut off within {info.name}")
+                raise ReadError(f"cut off within {printable(info.name)}")
             start, size = info.offset_data, info.size
             content: Source
             try:
