@@ -350,6 +350,7 @@ def test_folders_of_systems_are_left_alone_and_counted(tmp_path: Path) -> None:
     for name in SYSTEM_FOLDERS:
         write_picture(tmp_path / "in" / name / "deep" / "thumb.jpg")
     write_picture(tmp_path / "in" / "a.png")
+    (tmp_path / "in" / ".Trash-file.png").touch()
     listing = listing_of(Job(inputs=(str(tmp_path / "in"),)))
     for _ in range(2):
         assert [found.id for found in listing] == ["a.png"]

@@ -179,10 +179,11 @@ class Listing:
                 self.counts.left_alone += 1
                 return None
             error = "it is text, not a video"
-        if error is None and (error := other_media(file.path, self._options.media)):
-            if given.kind != "stdin":
-                self.counts.other_media += 1
-                return None
+        other = other_media(file.path, self._options.media)
+        if error is None and other is not None and given.kind != "stdin":
+            self.counts.other_media += 1
+            return None
+        error = error or other
         if (
             error is None
             and is_found

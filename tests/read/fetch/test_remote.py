@@ -228,7 +228,7 @@ def test_the_size_limit_holds_for_stores(memory: fsspec.AbstractFileSystem) -> N
         ("simplecache::http://169.254.169.254/a.png", "chains of file systems are not read"),
         (
             "ftp://me:secret@10.0.0.1/a.png",
-            r"ftp://10.0.0.1/a.png: the address behind ftp:// cannot be checked; --allow-private-urls",
+            r"ftp://10.0.0.1/a.png: the address behind ftp:// cannot be checked; --allow-private",
         ),
         ("https://example.org/a.mp4", "is a video: use `vlmbatch video`"),
     ],
