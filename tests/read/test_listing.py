@@ -354,12 +354,12 @@ def test_folders_of_systems_are_left_alone_and_counted(tmp_path: Path) -> None:
     listing = listing_of(Job(inputs=(str(tmp_path / "in"),)))
     for _ in range(2):
         assert [found.id for found in listing] == ["a.png"]
-        assert listing.counts.left_alone == len(SYSTEM_FOLDERS)
+        assert listing.counts.system_folders == len(SYSTEM_FOLDERS)
     for pattern, expected in (("in/**/*.*", ["a.png"]), ("i*", ["in/a.png"])):
         listing = listing_of(Job(inputs=(str(tmp_path / pattern),)))
         for _ in range(2):
             assert [found.id for found in listing] == expected
-            assert listing.counts.left_alone == len(SYSTEM_FOLDERS)
+            assert listing.counts.system_folders == len(SYSTEM_FOLDERS)
     shutil.rmtree(tmp_path / "in" / "sub")
     (tmp_path / "in" / "a.png").unlink()
     assert ids(tmp_path / "in") == []
@@ -386,7 +386,7 @@ def test_folders_of_systems_in_stores_and_archives_are_left_alone(tmp_path: Path
     for given, expected in (("memory://systems", "a.png"), (tmp_path / "a.zip", "a.zip/a.png")):
         listing = listing_of(Job(inputs=(str(given),)))
         assert [found.id for found in listing] == [expected]
-        assert listing.counts.left_alone == 2
+        assert listing.counts.system_folders == 2
     store.rm("/systems", recursive=True)
 
 
@@ -398,7 +398,7 @@ def test_text_with_the_extension_of_a_video_is_no_video(tmp_path: Path, name: st
     for media in ("video", "image"):
         listing = listing_of(Job(inputs=(str(tmp_path / "in"),), media=media))
         assert list(listing) == []
-        assert (listing.counts.left_alone, listing.counts.other_media) == (1, 0)
+        assert (listing.counts.text_files, listing.counts.other_media) == (1, 0)
         with pytest.raises(JobError, match=rf"{name} is (text, not a video|a video)"):
             files(path, media=media)
     (found,) = files("-", stdin=str(path).encode(), media="video")

@@ -111,12 +111,12 @@ class Listing:
         for given in self._inputs:
             for file in given.files(self._stdin):
                 if file.is_left_alone:
-                    self.counts.left_alone += 1
+                    self.counts.system_folders += 1
                 elif given.opens(file):
                     yield from self._inside(file, given)
                 elif (listed := self._take(file, given)) is not None:
                     yield listed
-        if (lost := self.counts.not_carried) and not self._names_only:
+        if (lost := self.counts.values_not_carried) and not self._names_only:
             logger.warning(
                 "%d %s of --keep cannot be carried and %s null in OUTPUT",
                 *(lost, "value" if lost == 1 else "values", "is" if lost == 1 else "are"),
@@ -176,7 +176,7 @@ class Listing:
         error = file.error
         if error is None and is_text_named_video(file.path):
             if is_found:
-                self.counts.left_alone += 1
+                self.counts.text_files += 1
                 return None
             error = "it is text, not a video"
         other = other_media(file.path, self._options.media)

@@ -97,5 +97,10 @@ def _picture_type(kind: Any) -> bool | None:
     if types.is_struct(kind):
         names = {kind.field(number).name for number in range(kind.num_fields)}
         return "path" in names if "bytes" in names else None
-    is_bytes = types.is_binary(kind) or types.is_large_binary(kind) or types.is_binary_view(kind)
-    return False if is_bytes else None
+    kinds = (
+        types.is_binary,
+        types.is_large_binary,
+        types.is_binary_view,
+        types.is_fixed_size_binary,
+    )
+    return False if any(is_kind(kind) for is_kind in kinds) else None
