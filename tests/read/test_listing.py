@@ -15,7 +15,6 @@ from tests.media import write_picture
 from vlmbatch.errors import JobError
 from vlmbatch.job import Job
 from vlmbatch.read import open_reader
-from vlmbatch.read.files import walk
 from vlmbatch.read.files.kinds import file_status, read_paths
 from vlmbatch.read.files.source import Listed, Unreadable
 from vlmbatch.read.listing import Listing
@@ -122,10 +121,8 @@ def test_a_glob_is_listed_once_and_anew_each_further_time(
     tree: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     listed: list[str] = []
-    names = walk._names
-    monkeypatch.setattr(
-        walk, "_names", lambda folder: listed.append(Path(folder).name) or names(folder)
-    )
+    scandir = os.scandir
+    monkeypatch.setattr(os, "scandir", lambda path: listed.append(Path(path).name) or scandir(path))
     listing = listing_of(Job(inputs=(str(tree / "**" / "*.png"),)))
     assert [found.id for found in listing] == ["sub/c.png"]
     assert listed == ["tree", "sub", "deep"]
@@ -433,3 +430,17 @@ def test_a_byte_order_mark_on_stdin_says_the_encoding(encoding: str, size: int) 
 
     data = "größe.png\r\nb.png\r\n".encode(encoding)
     assert list(read_paths(Slow(data))) == ["größe.png", "b.png"]
+
+
+@pytest.mark.parametrize("name", ["pipe", "pipe.ts"])
+@pytest.mark.parametrize("names_only", [False, True])
+def test_nobody_waits_for_the_other_end_of_a_pipe(
+    tmp_path: Path, name: str, names_only: bool
+) -> None:
+    (tmp_path / "in").mkdir()
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "in" / name).symlink_to(tmp_path / "fifo")
+    (tmp_path / "list.txt").write_text(f"in/{name}\n")
+    for given in (tmp_path / "in", tmp_path / "in" / name, tmp_path / "list.txt"):
+        if given.suffix != ".ts":
+            assert len(list(open_reader(Job(inputs=(str(given),)), names_only=names_only))) <= 1

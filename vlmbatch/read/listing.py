@@ -209,7 +209,8 @@ class Listing:
 
     def _is_only_counted(self, path: str) -> bool:
         """Return whether nobody will open the file, so that it need not be looked at."""
-        return self._names_only and not self._pages.counts(suffix_of(path))
+        suffix = suffix_of(path)
+        return self._names_only and bool(suffix) and not self._pages.counts(suffix)
 
     def _unique(
         self, name: str, input_name: str, label: str = "", questions: tuple[str, ...] = ()

@@ -25,7 +25,7 @@ from vlmbatch.read.bundles.limits import (
 )
 from vlmbatch.read.bundles.tar_links import TarHeader, TarIndex, TarSlice, Unpack
 from vlmbatch.read.files.kinds import printable
-from vlmbatch.read.files.source import HeldBytes, LocalFile, Source, Unreadable
+from vlmbatch.read.files.source import DiskFile, HeldBytes, LocalFile, Source, Unreadable
 from vlmbatch.read.files.temporary import TemporaryFile
 
 _BLOCK_BYTES = 1 << 16
@@ -44,11 +44,7 @@ class HeldFile(Source):
 
     def read(self) -> bytes:
         """Read the file."""
-        try:
-            with open(self._file.path, "rb") as file:
-                return file.read()
-        except OSError as exc:
-            raise ReadError(one_line(exc)) from exc
+        return DiskFile(self._file.path).read()
 
     def as_file(self) -> LocalFile:
         """Return the file."""
