@@ -1,4 +1,4 @@
-"""Puts the files of a folder into manifests and archives."""
+"""Put the files of a folder into manifests and archives."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ BUNDLES = (*MANIFESTS, "zip", "tar", "tar.gz")
 
 
 def contain(folder: Path, kind: str) -> Path:
-    """Makes an archive of all that is below a folder, or a manifest of its pictures. Links are
+    """Make an archive of all that is below a folder, or a manifest of its pictures. Links are
     stored as links.
     """
     path = folder.with_name(f"{folder.name}.{kind}")
@@ -70,7 +70,7 @@ def contain(folder: Path, kind: str) -> Path:
 
 
 def tar_bytes(entries: Mapping[str, bytes] | Iterable[tuple[str, bytes]]) -> bytes:
-    """An uncompressed tar of these files."""
+    """Return an uncompressed tar of these files."""
     held = io.BytesIO()
     with tarfile.open(fileobj=held, mode="w") as archive:
         for name, data in entries.items() if isinstance(entries, Mapping) else entries:

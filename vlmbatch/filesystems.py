@@ -1,5 +1,5 @@
-"""File systems behind URLs, through fsspec: which are opened, and what changes with a file in them.
-Reading and writing is the stages' business.
+"""File systems behind URLs, through fsspec: opens those that are trusted, and fingerprints files.
+Reading and writing is left to the stages.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ TRUSTED = frozenset(
         "oci",
     }
 )
-"""Schemes that lead to a store that the user's own settings name. Others (ftp, sftp, smb …) connect
-to the URL's host, whose address nothing checks.
+"""Schemes of stores that the user's own settings name. Others (ftp, sftp, smb …) connect to the
+URL's host, and nothing checks its address.
 """
 
 _CHANGES = (
@@ -47,11 +47,11 @@ _CHANGES = (
     "modified",
     "created",
 )
-"""What file systems call the thing that changes with a file, the surest first."""
+"""Names in file systems for a value that changes with a file, the surest first."""
 
 
 def open_store(url: str, *, allow_private: bool) -> tuple[AbstractFileSystem, str]:
-    """The file system of a URL, and the path in it.
+    """Open the file system of a URL; return it and the path in it.
 
     Raises:
         JobError: There is no such scheme, or it connects to hosts that cannot be checked.
@@ -71,10 +71,12 @@ def open_store(url: str, *, allow_private: bool) -> tuple[AbstractFileSystem, st
         fsspec_known = scheme in fsspec.available_protocols()
         if not fsspec_known:
             raise JobError(
-                f"no file system for {scheme}://; there are {', '.join(sorted(TRUSTED))}, http and https"
+                f"no file system for {scheme}://; "
+                f"there are {', '.join(sorted(TRUSTED))}, http and https"
             )
         raise JobError(
-            f"{shown}: the address behind {scheme}:// cannot be checked; --allow-private-urls permits it"
+            f"{shown}: the address behind {scheme}:// cannot be checked; "
+            "--allow-private-urls permits it"
         )
     try:
         found: tuple[AbstractFileSystem, str] = fsspec.core.url_to_fs(url)
@@ -90,8 +92,8 @@ def open_store(url: str, *, allow_private: bool) -> tuple[AbstractFileSystem, st
 
 
 def file_fingerprint(info: dict[str, Any]) -> str:
-    """What changes with a file, of what its file system says about it; empty when that says
-    nothing.
+    """Return a text that changes with a file, from its file system's description; empty when that
+    says nothing.
     """
     tag = next((str(info[key]) for key in _CHANGES if info.get(key)), "")
     return f"{info.get('size')}:{tag}" if tag or info.get("size") is not None else ""

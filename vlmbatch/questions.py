@@ -212,7 +212,7 @@ def _csv(text: str) -> Iterator[Asked]:
                 )
             yield rows.line_num, *_pick(row, rows.line_num)
     except csv.Error as error:
-        raise _LineError(rows.line_num, one_line(error)) from error
+        raise _LineError(rows.line_num + 1, one_line(error)) from error
 
 
 _PARSERS = {".txt": _lines, ".jsonl": _jsonl, ".csv": _csv}

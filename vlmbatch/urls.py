@@ -1,4 +1,4 @@
-"""What is a URL, what it is called, and how it is written down: without what it lets its owner do."""
+"""Recognise, name and redact URLs."""
 
 from __future__ import annotations
 
@@ -17,30 +17,30 @@ spell them.
 
 
 def is_url(text: str) -> bool:
-    """Whether a text is a URL: ``https://…``, ``s3://…``; a drive's ``C://`` is none."""
+    """Return whether a text is a URL: ``https://…``, ``s3://…``; a drive's ``C://`` is none."""
     return "://" in text and _URL.match(text) is not None
 
 
 def scheme_of(url: str) -> str:
-    """What stands before ``://``, in small letters."""
+    """Return the scheme of a URL in small letters: ``https``, ``s3``."""
     return url.partition("://")[0].lower()
 
 
 def is_web(url: str) -> bool:
-    """Whether a text is an ``http`` or ``https`` URL."""
+    """Return whether a text is an ``http`` or ``https`` URL."""
     return is_url(url) and scheme_of(url) in ("http", "https")
 
 
 def can_be_written(url: str) -> bool:
-    """Whether a URL names a store that files are put into, if there is such a store: no web page,
-    and no chain of file systems.
+    """Return whether a URL can name a store that takes files: no web page, and no chain of file
+    systems.
     """
     return not is_web(url) and "::" not in scheme_of(url)
 
 
 def url_name(url: str) -> str:
-    """The last part of a URL's path; the host when there is no path. Never a folder: slashes that
-    were written as ``%2F`` are left so.
+    """Return the last part of a URL's path; the host when there is no path. It is never a folder:
+    slashes that were written as ``%2F`` are left so.
     """
     scheme, _, rest = url.partition("://")
     if scheme.lower() in ("http", "https"):
@@ -53,13 +53,13 @@ def url_name(url: str) -> str:
 
 
 def url_host(url: str) -> str:
-    """The host or bucket of a URL, without user and password."""
+    """Return the host or bucket of a URL, without user and password."""
     return url.partition("://")[2].split("/")[0].rpartition("@")[2]
 
 
 def without_credentials(url: str) -> str:
-    """A URL that can be shown and kept: user, password, fragment and the query parameters that sign
-    it left out. Other texts come back as they are.
+    """Redact a URL: leave out user, password, fragment and the query parameters that sign it. Other
+    texts come back as they are.
     """
     if not is_url(url):
         return url

@@ -172,7 +172,7 @@ def test_names_that_no_file_can_have_are_error_rows(tmp_path: Path) -> None:
         "a\0",
     ]
     (tmp_path / "list.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    (tmp_path / "list.txt").write_bytes(b"\xff\xfe.png\n" + b"x" * 5000 + b"\n0.png\n./0.png\n")
+    (tmp_path / "list.txt").write_bytes(b"\xff\xfd.png\n" + b"x" * 5000 + b"\n0.png\n./0.png\n")
     said = list(reports([tmp_path / "list.jsonl", tmp_path / "list.txt"]))
     assert [(entry.get("raised"), entry.get("good"), entry.get("bad")) for entry in said] == [
         (None, 3, len(lines) - 3),

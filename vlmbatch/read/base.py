@@ -20,16 +20,17 @@ class Counts:
         other_media: Videos that an image job left alone, and the other way round.
         filtered: Files that ``include`` and ``exclude`` kept out.
         duplicates: Files given more than once, taken once.
-        left_alone: Folders that a system keeps for itself, such as ``@eaDir``, and text files with
-            the extension of a video.
-        not_carried: Values of ``keep`` that no row can hold, which became null.
+        system_folders: Folders that a system keeps for itself, such as ``@eaDir``.
+        text_files: Text files with the extension of a video, such as TypeScript.
+        values_not_carried: Values of ``keep`` that no row can hold, which became null.
     """
 
     other_media: int = 0
     filtered: int = 0
     duplicates: int = 0
-    left_alone: int = 0
-    not_carried: int = 0
+    system_folders: int = 0
+    text_files: int = 0
+    values_not_carried: int = 0
 
     def reset(self) -> None:
         """Start to count anew."""

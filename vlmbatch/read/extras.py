@@ -1,6 +1,4 @@
-"""Kinds of files that need a package which not everybody has, and the word for it when it is not
-there.
-"""
+"""Kinds of files that need an optional package, and the message when it is not installed."""
 
 from __future__ import annotations
 
@@ -15,12 +13,12 @@ EXTRAS: dict[str, tuple[str, str, tuple[str, ...]]] = {
 """Extra to (what it opens, its module, extensions)."""
 
 REMOTE = {"web URLs": "httpx2", "URLs of stores": "fsspec"}
-"""What the extra ``remote`` opens, and the modules."""
+"""Kinds of URLs that the extra ``remote`` opens, and their modules."""
 
 
 def missing_for(suffix: str) -> str | None:
-    """Why a file with this extension (small letters, with its dot) cannot be opened for lack of a
-    package, in one line; None when nothing is missing.
+    """Return one line that names the package that a file with this extension (small letters, with
+    its dot) needs and that is not installed; None when nothing is missing.
     """
     for extra, (what, module, suffixes) in EXTRAS.items():
         if suffix in suffixes and not is_there(module):
@@ -29,7 +27,7 @@ def missing_for(suffix: str) -> str | None:
 
 
 def need_remote(what: str) -> None:
-    """Raises for lack of the package that opens a kind of URL.
+    """Check that the package for a kind of URL is installed.
 
     Args:
         what: A key of ``REMOTE``.
@@ -42,7 +40,7 @@ def need_remote(what: str) -> None:
 
 
 def is_there(module: str) -> bool:
-    """Whether a package is installed; loads nothing."""
+    """Return whether a package is installed; loads nothing."""
     try:
         return importlib.util.find_spec(module) is not None
     except ValueError:

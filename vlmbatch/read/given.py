@@ -98,7 +98,8 @@ class GivenInput:
         try:
             yield from self._listed(stdin)
         except Exception as exc:  # a store's own errors, too, once the listing has begun
-            yield WalkedFile(self.text, self.name, f"not listed: {one_line(exc)}")
+            what = "folder not listed" if self.kind in ("folder", "glob") else "not read"
+            yield WalkedFile(self.text, self.name, f"{what}: {one_line(exc)}")
 
     def _listed(self, stdin: BinaryIO | None) -> Iterator[WalkedFile]:
         if self._remote is not None:

@@ -111,12 +111,12 @@ class Listing:
         for given in self._inputs:
             for file in given.files(self._stdin):
                 if file.is_left_alone:
-                    self.counts.left_alone += 1
+                    self.counts.system_folders += 1
                 elif given.opens(file):
                     yield from self._inside(file, given)
                 elif (listed := self._take(file, given)) is not None:
                     yield listed
-        if (lost := self.counts.not_carried) and not self._names_only:
+        if (lost := self.counts.values_not_carried) and not self._names_only:
             logger.warning(
                 "%d %s of --keep cannot be carried and %s null in OUTPUT",
                 *(lost, "value" if lost == 1 else "values", "is" if lost == 1 else "are"),
@@ -172,16 +172,18 @@ class Listing:
 
     def _take(self, file: WalkedFile, given: GivenInput) -> Listed | None:
         """Decide whether a file belongs to the job, and name it."""
-        error = file.error or other_media(file.path, self._options.media)
         is_found = given.kind in ("folder", "glob")  # rather than named
-        if file.error is None and error is not None and given.kind != "stdin":
-            self.counts.other_media += 1
-            return None
+        error = file.error
         if error is None and is_text_named_video(file.path):
             if is_found:
-                self.counts.left_alone += 1
+                self.counts.text_files += 1
                 return None
             error = "it is text, not a video"
+        other = other_media(file.path, self._options.media)
+        if error is None and other is not None and given.kind != "stdin":
+            self.counts.other_media += 1
+            return None
+        error = error or other
         if (
             error is None
             and is_found
@@ -207,7 +209,8 @@ class Listing:
 
     def _is_only_counted(self, path: str) -> bool:
         """Return whether nobody will open the file, so that it need not be looked at."""
-        return self._names_only and not self._pages.counts(suffix_of(path))
+        suffix = suffix_of(path)
+        return self._names_only and bool(suffix) and not self._pages.counts(suffix)
 
     def _unique(
         self, name: str, input_name: str, label: str = "", questions: tuple[str, ...] = ()

@@ -131,7 +131,7 @@ def test_values_that_cannot_be_carried_are_null_counted_and_the_picture_is_asked
         {"when": None, "note": "b"},
         {"when": None, "note": "c"},
     ]
-    assert reader.counts.not_carried == 2
+    assert reader.counts.values_not_carried == 2
     assert caplog.messages == ["2 values of --keep cannot be carried and are null in OUTPUT"]
 
 
@@ -139,7 +139,7 @@ def test_a_value_nested_too_deeply_to_be_written_is_null(folder: Path) -> None:
     rows = ['{"path": "a.png", "more": ' + "[" * 70 + "]" * 70 + "}"]
     reader, (item,) = read(write_jsonl(folder / "t.jsonl", rows), keep=("more",))
     assert item.extra == {"more": None}
-    assert reader.counts.not_carried == 1
+    assert reader.counts.values_not_carried == 1
     assert item.load()
 
 
@@ -192,4 +192,4 @@ def test_a_whole_sidecar_that_is_nested_too_deeply_is_null(folder: Path) -> None
     path = write_zip(folder / "a.zip", [("0.json", deep), ("0.png", data)])
     reader, (item,) = read(path, keep=("json=all", "label"))
     assert item.extra == {"all": None, "label": 1}
-    assert reader.counts.not_carried == 1
+    assert reader.counts.values_not_carried == 1

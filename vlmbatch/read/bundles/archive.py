@@ -50,14 +50,14 @@ class Archive:
             name: Its name in ids.
             options: Media, limits, pages and kept columns.
             question_column: Key of a sample's questions.
-            counts: Counts entries of the other media, and folders that are left alone.
+            counts: Counts entries of the other media, and folders of systems.
             names_only: Whether entries are only counted: those of a stream are then skipped.
         """
         self._path, self._name, self._options, self._counts = path, name, options, counts
         self._question_column, self._names_only = question_column, names_only
         self._pages = PageChoice(options.pages)
         self._copied: tuple[str, int] = "", 0
-        self._left_alone: set[str] = set()
+        self._system_folders: set[str] = set()
         has_columns = bool(options.keep or question_column) and not names_only
         self._sidecars = SIDECARS if has_columns else ()
 
@@ -150,17 +150,17 @@ class Archive:
         for member in sample:
             kind = self._kind(member.name)
             self._counts.other_media += kind in ("image", "video") and kind != self._options.media
-            self._count_left_alone(member.name)
+            self._count_system_folder(member.name)
             if kind == self._options.media:
                 yield self._candidate(member, columns, trouble)
 
-    def _count_left_alone(self, name: str) -> None:
+    def _count_system_folder(self, name: str) -> None:
         """Count the folder of a system that an entry is in, once."""
         parts = name.split("/")[:-1]
         number = next((at for at, part in enumerate(parts, 1) if is_system_folder(part)), 0)
-        if number and (folder := "/".join(parts[:number])) not in self._left_alone:
-            self._left_alone.add(folder)
-            self._counts.left_alone += 1
+        if number and (folder := "/".join(parts[:number])) not in self._system_folders:
+            self._system_folders.add(folder)
+            self._counts.system_folders += 1
 
     def _candidate(self, member: Member, columns: dict[str, Any], trouble: str | None) -> Candidate:
         name = printable(posixpath.normpath(member.name.lstrip("/")))

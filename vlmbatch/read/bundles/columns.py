@@ -43,7 +43,7 @@ def carried(row: Mapping[str, Any], kept_columns: dict[str, str], counts: Counts
     for column, kept in kept_columns.items():
         value = row.get(column)
         if not _can_be_carried(value, MAX_DEPTH):
-            counts.not_carried += 1
+            counts.values_not_carried += 1
             value = None
         extra[kept] = value
     return extra

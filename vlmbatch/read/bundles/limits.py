@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Literal
 
 from vlmbatch.errors import ReadError
+from vlmbatch.read.files.kinds import printable
 from vlmbatch.read.files.source import Source
 
 BUFFER_BYTES = 1 << 16
@@ -93,5 +94,5 @@ def link_target(name: str, target: str, *, is_hard: bool = False) -> str:
     """
     path = plain_name(target if is_hard else posixpath.join(posixpath.dirname(name), target))
     if path.startswith(("/", "../")) or path == ".." or not target:
-        raise ReadError(f"a link that leads out of the archive: {target}")
+        raise ReadError(f"a link that leads out of the archive: {printable(target)}")
     return path

@@ -4,17 +4,15 @@ its own questions and the columns that are carried into OUTPUT.
 
 from __future__ import annotations
 
-import base64
-import binascii
 import logging
 import os
 import urllib.parse
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 from vlmbatch.errors import JobError, ReadError
 from vlmbatch.job import InputOptions, QuestionOptions
-from vlmbatch.read.base import Counts, digest, one_line
+from vlmbatch.read.base import Counts, one_line
+from vlmbatch.read.bundles.cells import cell_of, first_named, held_bytes, id_text
 from vlmbatch.read.bundles.columns import carried, questions_of, with_columns
 from vlmbatch.read.bundles.table import Cells
 from vlmbatch.read.bundles.table_files import open_table
@@ -30,7 +28,7 @@ from vlmbatch.read.files.kinds import (
     suffix_of,
 )
 from vlmbatch.read.files.page_choice import PageChoice
-from vlmbatch.read.files.source import Candidate, HeldBytes, Listed, Source, Unreadable
+from vlmbatch.read.files.source import Candidate, Listed, Source, Unreadable
 from vlmbatch.urls import is_url, without_credentials
 
 logger = logging.getLogger(__name__)
@@ -54,30 +52,6 @@ _OUTPUT_COLUMNS = {"id", "source", "media", "task", "prompt", "status", "run_id"
 _LONGEST_PATH = 4096
 _BASE64_STARTS = ("/9j/", "iVBORw0KGgo", "R0lGOD", "UklGR", "JVBERi0")
 """How JPEG, PNG, GIF, WebP and PDF begin in base64."""
-
-
-class Base64(Source):
-    """Bytes that a cell holds as base64."""
-
-    is_held = True
-
-    def __init__(self, text: str, column: str) -> None:
-        self._text, self._column, self.held_bytes = text, column, len(text)
-
-    def read(self) -> bytes:
-        """Decode the text."""
-        try:
-            return base64.b64decode("".join(self._text.split()), validate=True)
-        except ValueError as exc:
-            message = f"the column {self._column!r} does not hold base64: {exc}"
-            raise ReadError(message) from exc
-
-    def head(self) -> bytes:
-        """Decode the beginning of the text."""
-        try:
-            return base64.b64decode(self._text[:64])
-        except binascii.Error:
-            return b""
 
 
 class Manifest:
@@ -114,13 +88,13 @@ class Manifest:
         self._table = table = open_table(path, _KNOWN_NAMES.union(columns))
         self._is_output = set(table.columns) >= _OUTPUT_COLUMNS
         self._has_lines = path.lower().endswith(".jsonl") and not self._is_output
-        self._rows_may_ask = asked.task == "vqa" and not self._is_output
         self._content = options.path_column or self._guess_content()
-        self._id = options.id_column or _first(ID_NAMES, table.columns)
+        self._id = options.id_column or first_named(ID_NAMES, table.columns)
         self._question = asked.question_column
-        self._guesses_question = self._rows_may_ask and self._question is None
+        may_ask = asked.task == "vqa" and not self._is_output
+        self._guesses_question = may_ask and self._question is None
         if self._guesses_question:
-            self._question = _first(QUESTION_NAMES, table.columns)
+            self._question = first_named(QUESTION_NAMES, table.columns)
         for column in (self._content, self._id, self._question, *options.kept_columns):
             if column is not None and column not in table.columns:
                 self._refuse(f"it has no column {column!r}")
@@ -138,7 +112,8 @@ class Manifest:
         if self._is_output:
             columns.add("media")
         self._reads_bytes = not self._names_only or self._holds_documents(columns)
-        for number, cells in enumerate(self._table.rows(columns, self._reads_bytes)):
+        left_out = None if self._reads_bytes else self._content
+        for number, cells in enumerate(self._table.rows(columns, left_out)):
             label = f"#row={number}"
             try:
                 if isinstance(cells, ReadError):
@@ -154,24 +129,26 @@ class Manifest:
         """Return whether bytes have to be read where things are only counted: all of them where
         pages of every file are asked for, or else if the first row has a document.
         """
-        if self._options.media != "image" or not self._table.picture_columns:
+        if not self._table.picture_columns:
+            return True  # they are read anyway
+        if self._options.media != "image":
             return False
         if self._pages.of_all_files or self._pages.only_first:
             return self._pages.of_all_files
         self._reads_bytes = True
-        first = next(self._table.rows(columns, True), None)
+        first = next(self._table.rows(columns, None), None)
         try:
             return isinstance(first, dict) and self._pages.counts_of(self._content_of(first, "")[1])
         except ReadError:
             return False
 
     def _candidate(self, cells: Cells, label: str) -> Candidate:
-        item_id = _text(_cell(cells, self._id))
+        item_id = id_text(cell_of(cells, self._id))
         if self._is_output and cells.get("media") in ("frame", "clip"):
             item_id = item_id.partition("#t=")[0]
         questions: tuple[str, ...] = ()
         try:
-            questions = questions_of(_cell(cells, self._question_of(cells)))
+            questions = questions_of(cell_of(cells, self._question_of(cells)))
             written, content, fingerprint = self._content_of(cells, label)
         except ReadError as exc:
             return self._failed(cells, label, exc, item_id, questions)
@@ -217,7 +194,7 @@ class Manifest:
         """
         guesses = self._has_lines and self._guesses_question
         if guesses and (self._question is None or cells.get(self._question) in (None, "")):
-            return _first(QUESTION_NAMES, tuple(cells))
+            return first_named(QUESTION_NAMES, tuple(cells))
         return self._question
 
     def _content_of(self, cells: Cells, label: str) -> tuple[str, Source, str]:
@@ -230,8 +207,8 @@ class Manifest:
         guesses = self._has_lines and self._options.path_column is None
         if guesses and cells.get(column) in (None, ""):
             filled = tuple(key for key in cells if cells[key] not in (None, ""))
-            column = _first(CONTENT_NAMES, filled) or column
-        value = _cell(cells, column)
+            column = first_named(CONTENT_NAMES, filled) or column
+        value = cell_of(cells, column)
         written = ""
         if isinstance(value, Mapping):
             path, data = value.get("path"), value.get("bytes")
@@ -240,23 +217,23 @@ class Manifest:
                 value = data if self._reads_bytes else b""
                 if not isinstance(value, bytes | str):
                     raise ReadError(f"the column {column!r} holds no bytes under 'bytes'")
-                return written, *_held(value, column, suffix_of(written))
+                return written, *held_bytes(value, column, suffix_of(written))
             value = path
         if not self._reads_bytes and column in self._table.picture_columns:
-            return "", *_held(b"", column)
+            return "", *held_bytes(b"", column)
         if value is None or value == "" or value != value:
             raise ReadError(f"the row has nothing in its column {column!r}")
         if isinstance(value, bytes):
-            return "", *_held(value, column)
+            return "", *held_bytes(value, column)
         if not isinstance(value, str):
             kind = type(value).__name__
             raise ReadError(f"the column {column!r} holds {kind}, not a path, URL or bytes")
         if value.startswith("data:"):
-            return "", *_held(value.partition(",")[2], column)
+            return "", *held_bytes(value.partition(",")[2], column)
         is_long = len(value) > _LONGEST_PATH and not is_url(value)
         is_base64 = len(value) > 100 and value.startswith(_BASE64_STARTS)
         if is_long or is_base64 or column in _BYTES.split():
-            return "", *_held(value, column)
+            return "", *held_bytes(value, column)
         return value, *self._named(value)
 
     def _named(self, written: str) -> tuple[Source, str]:
@@ -297,9 +274,9 @@ class Manifest:
             return "source"
         pictures = self._table.picture_columns
         found = (
-            _first(CONTENT_NAMES, pictures)
+            first_named(CONTENT_NAMES, pictures)
             or (pictures[0] if len(pictures) == 1 else None)
-            or _first(CONTENT_NAMES, self._table.columns)
+            or first_named(CONTENT_NAMES, self._table.columns)
         )
         if found is None:
             self._refuse(
@@ -309,22 +286,8 @@ class Manifest:
 
     def _refuse(self, why: str) -> None:
         columns = ", ".join(self._table.columns)
-        raise JobError(f"manifest {printable(self._path)}: {why} (columns: {columns})")
-
-
-def _cell(cells: Cells, column: str | None) -> Any:
-    """Return a value of a row; None without a column, or raise why it cannot be read."""
-    value = cells.get(column) if column is not None else None
-    if isinstance(value, ReadError):
-        raise value
-    return value
-
-
-def _held(data: bytes | str, column: str, suffix: str = "") -> tuple[Source, str]:
-    """Return bytes, or base64 of them, that a row holds, and their fingerprint."""
-    if isinstance(data, bytes):
-        return HeldBytes(data, suffix), digest(data)
-    return Base64(data, column), digest(data.encode("utf-8", "surrogatepass"))
+        message = f"{why} (columns: {columns})"
+        raise JobError(f"manifest {printable(self._path)}: {' '.join(message.split())}")
 
 
 def _bundle_of(path: str) -> str | None:
@@ -335,14 +298,3 @@ def _bundle_of(path: str) -> str | None:
     while outer and outer != os.path.dirname(outer) and not os.path.exists(outer):
         outer = os.path.dirname(outer)
     return outer if os.path.isfile(outer) else None
-
-
-def _first(names: tuple[str, ...], columns: tuple[str, ...]) -> str | None:
-    """Return the first of the usual names that a table has, whatever its capitals."""
-    by_name = {column.lower(): column for column in reversed(columns)}
-    return next((by_name[name] for name in names if name in by_name), None)
-
-
-def _text(value: Any) -> str:
-    """Return an id as text; empty for none."""
-    return "" if value is None or value != value else str(value).strip()

@@ -32,13 +32,11 @@ def open_parquet(path: str) -> Table:
         field.name: has for field in schema if (has := _picture_type(field.type)) is not None
     }
 
-    def rows(wanted: Collection[str], pictures: bool) -> Rows:
-        # Without the pictures their paths still say what rows are called.
-        leaves = [
-            name if pictures or name not in has_path else f"{name}.path"
-            for name in schema.names
-            if name in wanted and (pictures or has_path.get(name) is not False)
-        ]
+    def rows(wanted: Collection[str], without_bytes: str | None) -> Rows:
+        leaves = [name for name in schema.names if name in wanted and name != without_bytes]
+        if without_bytes is not None and has_path.get(without_bytes, True):
+            # Without the pictures their paths still say what rows are called.
+            leaves.append(f"{without_bytes}.path" if without_bytes in has_path else without_bytes)
         return _rows(path, leaves)
 
     return Table(schema.names, rows, has_path)
@@ -99,5 +97,10 @@ def _picture_type(kind: Any) -> bool | None:
     if types.is_struct(kind):
         names = {kind.field(number).name for number in range(kind.num_fields)}
         return "path" in names if "bytes" in names else None
-    is_bytes = types.is_binary(kind) or types.is_large_binary(kind) or types.is_binary_view(kind)
-    return False if is_bytes else None
+    kinds = (
+        types.is_binary,
+        types.is_large_binary,
+        types.is_binary_view,
+        types.is_fixed_size_binary,
+    )
+    return False if any(is_kind(kind) for is_kind in kinds) else None

@@ -13,6 +13,8 @@ Cells = dict[str, Any]
 Rows = Iterator[Cells | ReadError]
 """Rows in order; one that cannot be read is a ``ReadError`` in its place."""
 
+ReadRows = Callable[[Collection[str], str | None], Rows]
+
 
 class Table:
     """The columns of a table file, and a way to read its rows.
@@ -21,14 +23,14 @@ class Table:
         columns: Names in the order of the file.
         picture_columns: Columns whose type says that they hold pictures: bytes, or a struct of
             ``bytes`` and ``path``. Only Parquet has types.
-        rows: Reads the rows from the start. Takes the columns that are wanted, and whether the
-            bytes of pictures are.
+        rows: Reads the rows from the start. Takes the columns that are wanted, and the one among
+            them whose bytes are not, if any.
     """
 
     def __init__(
         self,
         columns: Collection[str],
-        rows: Callable[[Collection[str], bool], Rows],
+        rows: ReadRows,
         picture_columns: Collection[str] = (),
     ) -> None:
         self.columns = tuple(columns)

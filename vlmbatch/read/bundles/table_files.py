@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Iterator
 from vlmbatch.errors import JobError, ReadError
 from vlmbatch.read.base import one_line
 from vlmbatch.read.bundles.parquet import open_parquet
-from vlmbatch.read.bundles.table import Rows, Table
+from vlmbatch.read.bundles.table import ReadRows, Rows, Table
 from vlmbatch.read.files.kinds import printable, read_paths
 from vlmbatch.text_files import (
     LARGEST_FIELD,
@@ -55,7 +55,7 @@ def open_table(path: str, names: frozenset[str]) -> Table:
 
 
 def _open_paths(path: str) -> Table:
-    def rows(wanted: Collection[str], pictures: bool) -> Rows:
+    def rows(wanted: Collection[str], without_bytes: str | None) -> Rows:
         with open(path, "rb") as file:
             for line in read_paths(file):
                 if line.strip():
@@ -125,7 +125,7 @@ def _open_csv(path: str, names: frozenset[str], preferred: str) -> Table:
                 yield ReadError(reason)
                 lines.give_back()
 
-    def rows(wanted: Collection[str], pictures: bool) -> Rows:
+    def rows(wanted: Collection[str], without_bytes: str | None) -> Rows:
         for fields in itertools.islice(records(), 1, None):
             yield (
                 fields
@@ -141,7 +141,7 @@ def _open_csv(path: str, names: frozenset[str], preferred: str) -> Table:
 
 
 def _open_jsonl(path: str) -> Table:
-    def rows(wanted: Collection[str], pictures: bool) -> Rows:
+    def rows(wanted: Collection[str], without_bytes: str | None) -> Rows:
         with open_text(path) as file:
             for line in file:
                 if line.isspace():
@@ -156,7 +156,7 @@ def _open_jsonl(path: str) -> Table:
                 yield row if isinstance(row, dict) else ReadError("neither an object nor a text")
 
     columns: dict[str, None] = {}
-    for row in itertools.islice(rows((), False), LINES_LOOKED_AT):
+    for row in itertools.islice(rows((), None), LINES_LOOKED_AT):
         if isinstance(row, dict):
             columns.update(dict.fromkeys(row))
     if not columns:
@@ -164,14 +164,12 @@ def _open_jsonl(path: str) -> Table:
     return Table(columns, rows)
 
 
-def _ending_well(
-    rows: Callable[[Collection[str], bool], Rows],
-) -> Callable[[Collection[str], bool], Rows]:
+def _ending_well(rows: ReadRows) -> ReadRows:
     """Return rows whose last one is an error when the file turns out to be damaged, or is gone."""
 
-    def guarded(wanted: Collection[str], pictures: bool) -> Rows:
+    def guarded(wanted: Collection[str], without_bytes: str | None) -> Rows:
         try:
-            yield from rows(wanted, pictures)
+            yield from rows(wanted, without_bytes)
         except Exception as exc:  # the libraries raise many kinds on damaged files
             yield ReadError(f"the file cannot be read from here on: {one_line(exc)}")
 

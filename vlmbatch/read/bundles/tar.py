@@ -24,7 +24,8 @@ from vlmbatch.read.bundles.limits import (
     suffix_in,
 )
 from vlmbatch.read.bundles.tar_links import TarHeader, TarIndex, TarSlice, Unpack
-from vlmbatch.read.files.source import HeldBytes, LocalFile, Source, Unreadable
+from vlmbatch.read.files.kinds import printable
+from vlmbatch.read.files.source import DiskFile, HeldBytes, LocalFile, Source, Unreadable
 from vlmbatch.read.files.temporary import TemporaryFile
 
 _BLOCK_BYTES = 1 << 16
@@ -43,11 +44,7 @@ class HeldFile(Source):
 
     def read(self) -> bytes:
         """Read the file."""
-        try:
-            with open(self._file.path, "rb") as file:
-                return file.read()
-        except OSError as exc:
-            raise ReadError(one_line(exc)) from exc
+        return DiskFile(self._file.path).read()
 
     def as_file(self) -> LocalFile:
         """Return the file."""
@@ -98,7 +95,7 @@ def _stored(path: str, file: BinaryIO, limits: Limits, how: HowToTake) -> Iterat
         for info in _entries(tar):
             is_plain = info.isreg() and not info.issparse()
             if is_plain and info.offset_data + info.size > status.st_size:
-                raise ReadError(f"cut off within {info.name}")
+                raise ReadError(f"cut off within {printable(info.name)}")
             start, size = info.offset_data, info.size
             content: Source
             try:

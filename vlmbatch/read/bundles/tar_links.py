@@ -10,6 +10,7 @@ from typing import Any, BinaryIO, NamedTuple, Self
 from vlmbatch.errors import ReadError
 from vlmbatch.read.base import one_line
 from vlmbatch.read.bundles.limits import COPY_BYTES, MAX_LINKS, link_target, plain_name
+from vlmbatch.read.files.kinds import printable
 from vlmbatch.read.files.source import Source
 from vlmbatch.read.files.temporary import TemporaryFile
 
@@ -120,7 +121,7 @@ class TarIndex:
             found = self._step(name, info.offset)
             if isinstance(found, _Place):
                 if found.trouble:
-                    raise ReadError(f"a link to {name}, {found.trouble}")
+                    raise ReadError(f"a link to {printable(name)}, {found.trouble}")
                 return found.start, found.size
             name = found
         raise ReadError("a link that leads back to itself")
@@ -152,7 +153,9 @@ class TarIndex:
             if place is not None and count == len(parts):
                 return place
         before = " and stands before it" if self._unpack is not None else ""
-        raise ReadError(f"a link to {name}: no file of the archive has this name{before}")
+        raise ReadError(
+            f"a link to {printable(name)}: no file of the archive has this name{before}"
+        )
 
     def _index(self) -> None:
         """Read the headers that are there and were not read yet."""

@@ -16,6 +16,7 @@ from vlmbatch.read.bundles.limits import (
     link_target,
     suffix_in,
 )
+from vlmbatch.read.files.kinds import printable
 from vlmbatch.read.files.source import Source, Unreadable
 
 
@@ -89,6 +90,6 @@ def _followed(archive: zipfile.ZipFile, info: zipfile.ZipInfo, limits: Limits) -
         written = ZipEntry(archive, info, "").read().decode("utf-8", "surrogateescape")
         target = link_target(info.filename, written)
         if target not in archive.NameToInfo:
-            raise ReadError(f"a link to {target}, which is no file of the archive")
+            raise ReadError(f"a link to {printable(target)}, which is no file of the archive")
         info = archive.NameToInfo[target]
     raise ReadError("a link that leads back to itself")

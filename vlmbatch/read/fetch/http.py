@@ -1,11 +1,9 @@
-"""Bytes from ``http`` and ``https``: checked addresses, time limits, a size limit, and another try
-where that helps.
+"""Bytes from ``http`` and ``https``: checked addresses, time limits, a size limit, and retries.
 
-A URL may come from a list that a stranger wrote, and a web server may send a reader anywhere. So a
-connection is only made to an address that was looked
-at: the name is resolved here, every address it has must be a public one, and the socket is opened
-to that very address. Redirects, and names whose address changes between two look-ups, meet the same
-check, as every connection does.
+A URL may come from a list of a stranger, and a web server may redirect a reader anywhere. So every
+connection is checked: the name is resolved here, all its addresses must be public, and the socket
+is opened to the very address that was checked. That holds for redirects too, and for names whose
+address changes between two look-ups.
 """
 
 from __future__ import annotations
@@ -35,13 +33,11 @@ READ_SECONDS = 30.0
 HEAD_SECONDS = 10.0
 MAX_ATTEMPTS = 4
 MAX_WAIT_SECONDS = 30.0
-"""A server that asks for a longer pause is left alone: the row is an error, and ``--retry-errors``
-comes back another time.
-"""
+"""A server that asks for a longer pause makes an error row, which ``--retry-errors`` asks again."""
 
 MIN_BYTES_PER_SECOND = 1024
-"""Slower than this after a minute, a download is given up: some servers send a byte now and then
-for ever.
+"""A download that is slower than this after a minute is given up: some servers send a byte now and
+then for ever.
 """
 
 MAX_REDIRECTS = 10
@@ -64,18 +60,18 @@ _FINAL = (
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 
 wait = time.sleep
-"""What passes the time between two tries."""
+"""Waits between two tries."""
 
 
 def fetch(url: str, sink: BinaryIO, max_bytes: int, *, allow_private: bool) -> None:
-    """Writes what a URL holds.
+    """Write the bytes behind a URL.
 
     Args:
         url: ``http`` or ``https``; user and password in it are sent as basic authentication.
-        sink: Takes the bytes from its start; emptied before another try.
-        max_bytes: Files with more bytes are refused: unread where the server states the size, at
-            that byte where it does not.
-        allow_private: Whether addresses that are not public are connected to, and the proxy of the
+        sink: Takes the bytes from its start; emptied before a retry.
+        max_bytes: Files with more bytes are refused: before they are read where the server states
+            the size, at that byte where it does not.
+        allow_private: Whether addresses that are not public are allowed, and the proxy of the
             environment is used.
 
     Raises:
@@ -125,8 +121,8 @@ _WORDS = {
 
 
 def fingerprint(url: str, *, allow_private: bool) -> str:
-    """What changes with the file: its ETag, time and size as one HEAD request gives them; empty
-    when it does not.
+    """Return a text that changes with a file: its ETag, time and size from one HEAD request; empty
+    without an answer.
     """
     try:
         response = _client(allow_private).head(url, timeout=HEAD_SECONDS)
@@ -155,7 +151,7 @@ def _copy(response: httpx2.Response, sink: BinaryIO, max_bytes: int) -> None:
 
 
 def _pause(response: httpx2.Response) -> float | None:
-    """Seconds that ``Retry-After`` asks for, as a number or a date; None when it does not."""
+    """Return the seconds of ``Retry-After``, a number or a date; None without it."""
     text = response.headers.get("retry-after", "").strip()
     if text.isdigit():
         return float(text[:9])
@@ -169,7 +165,7 @@ def _pause(response: httpx2.Response) -> float | None:
 
 
 def public_addresses(host: str, port: int) -> list[str]:
-    """The addresses of a host, all of them public; in the order that the system prefers.
+    """Return the addresses of a host, all of them public, in the order that the system prefers.
 
     Raises:
         ReadError: There is no such host, or one of its addresses is private, loopback, link-local,
@@ -193,8 +189,8 @@ def public_addresses(host: str, port: int) -> list[str]:
 
 
 def is_public(address: str) -> bool:
-    """Whether an IP address is one of the open internet; an IPv4 address inside an IPv6 one is
-    judged as what it is.
+    """Return whether an IP address is one of the open internet. An IPv4 address inside an IPv6 one
+    is judged as IPv4.
     """
     parsed = ipaddress.ip_address(address)
     if isinstance(parsed, ipaddress.IPv6Address):
@@ -211,7 +207,7 @@ def is_public(address: str) -> bool:
 
 
 class _CheckedBackend(httpcore2.SyncBackend):
-    """Opens sockets to addresses that were checked, and to no name."""
+    """Opens sockets to checked addresses only."""
 
     def connect_tcp(
         self,
@@ -221,7 +217,7 @@ class _CheckedBackend(httpcore2.SyncBackend):
         local_address: str | None = None,
         socket_options: Iterable[Any] | None = None,
     ) -> httpcore2.NetworkStream:
-        """Connects to the first address that answers."""
+        """Connect to the first address that answers."""
         failure: Exception = httpcore2.ConnectError(f"no address for {host}")
         for address in public_addresses(host, port):
             try:
@@ -243,7 +239,7 @@ class _CheckedTransport(httpx2.BaseTransport):
         )
 
     def handle_request(self, request: httpx2.Request) -> httpx2.Response:
-        """Sends a request."""
+        """Send a request."""
         url = httpcore2.URL(
             scheme=request.url.raw_scheme,
             host=request.url.raw_host,
@@ -264,7 +260,7 @@ class _CheckedTransport(httpx2.BaseTransport):
         )
 
     def close(self) -> None:
-        """Closes the connections."""
+        """Close the connections."""
         self._pool.close()
 
 
@@ -284,7 +280,7 @@ _clients: dict[bool, httpx2.Client] = {}
 
 
 def _client(allow_private: bool) -> httpx2.Client:
-    """The client that all threads share, as it keeps connections open."""
+    """Return the client that all threads share, as it keeps connections open."""
     with _guard:
         if allow_private not in _clients:
             # A size limit counts the bytes that arrive, so they are asked for as they are.
@@ -302,7 +298,7 @@ def _client(allow_private: bool) -> httpx2.Client:
 
 
 def close() -> None:
-    """Closes the connections that are kept open."""
+    """Close the connections that are kept open."""
     with _guard:
         while _clients:
             _clients.popitem()[1].close()

@@ -66,7 +66,7 @@ def other_media(path: str, media: Kind) -> str | None:
 
 def is_text_named_video(path: str) -> bool:
     """Return whether a file is text with an extension that videos have too, such as TypeScript."""
-    if is_url(path) or suffix_of(path) not in _ALSO_TEXT:
+    if suffix_of(path) not in _ALSO_TEXT or is_url(path) or not os.path.isfile(path):
         return False
     try:
         with open(path, "rb") as file:

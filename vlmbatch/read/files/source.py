@@ -151,7 +151,7 @@ class Unreadable(Source):
     needs_copy = False
 
     def __init__(self, reason: str) -> None:
-        self.reason = reason
+        self.reason = " ".join(reason.split())  # names in it may have line breaks
 
     def read(self) -> NoReturn:
         """Raise ``ReadError``."""

@@ -96,15 +96,6 @@ def walk(
     stack: list[tuple[str, str, Iterator[str], set[str], tuple[int, int]]] = []
     real_root = os.path.realpath(root)
 
-    def comes_by(folder: str) -> bool:
-        """Return whether the walk finds the folder behind a link at its own place."""
-        inside = os.path.relpath(os.path.realpath(folder), real_root).split(os.sep)
-        return (
-            own_places
-            and inside[0] != os.pardir
-            and (hidden or not any(name.startswith(".") for name in inside))
-        )
-
     def push(folder: str, prefix: str) -> None:
         status = os.stat(folder or ".")
         identity = (status.st_dev, status.st_ino)
@@ -120,18 +111,30 @@ def walk(
         if not name:
             stack.pop()
             continue
-        if name.startswith(".") and not hidden and not is_system_folder(name):
-            continue
         path, relative = os.path.join(folder, name), prefix + name
-        if name not in folders:
-            yield WalkedFile(path, relative)
-        elif not system and is_system_folder(name):
+        if name in folders and not system and is_system_folder(name):
             yield WalkedFile(path, relative, is_left_alone=True)
-        elif enters(relative) and not (os.path.islink(path) and comes_by(path)):
+        elif name.startswith(".") and not hidden:
+            continue
+        elif name not in folders:
+            yield WalkedFile(path, relative)
+        elif enters(relative) and not (
+            own_places and os.path.islink(path) and _is_met(path, real_root, hidden, system)
+        ):
             try:
                 push(path, relative + "/")
             except OSError as exc:
                 yield WalkedFile(path, relative, f"folder not listed: {one_line(exc)}")
+
+
+def _is_met(link: str, real_root: str, hidden: bool, system: bool) -> bool:
+    """Return whether a walk meets the folder behind a link at its own place."""
+    inside = os.path.relpath(os.path.realpath(link), real_root).split(os.sep)
+    return (
+        inside[0] != os.pardir
+        and (hidden or not any(name.startswith(".") for name in inside))
+        and (system or not any(map(is_system_folder, inside)))
+    )
 
 
 def _names(folder: str) -> tuple[list[str], set[str]]:
