@@ -4,7 +4,7 @@ that gives the same frames as decoding everything.
 
 from __future__ import annotations
 
-import dataclasses
+import collections
 import functools
 import logging
 import math
@@ -13,8 +13,8 @@ from fractions import Fraction
 from typing import TYPE_CHECKING
 
 from vlmbatch.read.base import check_size, one_line
-from vlmbatch.read.video.clock import Clock, FrameTimes, read_end, read_frame_times
-from vlmbatch.read.video.container import SAME_SECONDS, Demuxer, drops_exactly, is_shown
+from vlmbatch.read.video.clock import Clock, Extent, FrameTimes, read_extent, read_frame_times
+from vlmbatch.read.video.container import SAME_SECONDS, Demuxer, drops_exactly
 from vlmbatch.read.video.frame import DecodedFrame, display_size
 from vlmbatch.read.video.skipping import Sieve, Step, Unsure, Wanted, leave_out, mark
 
@@ -37,9 +37,6 @@ _SEEK_MARGIN_SECONDS = 1.0
 _TELLS_ONCE = ("flv", "live_flv")
 """Containers whose parameter sets may change at a packet that a seek goes past without a word."""
 
-_STATES_EACH_END = ("mov,mp4,m4a,3gp,3g2,mj2", "avi")
-"""Containers that state how long each stream is; others state it of the longest one."""
-
 _SHORT_SECONDS = 1.0
 """A stated duration below this is checked against the packets, which are few when it is right:
 files that hold few times state next to nothing.
@@ -47,19 +44,6 @@ files that hold few times state next to nothing.
 
 NextInstant = Callable[[float], float | None]
 """Gives the first instant not before a time that is asked for; None when there is none."""
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Extent:
-    """What reading a video's packets told, for those that open the file again.
-
-    Attributes:
-        end_seconds: End of its last frame.
-        runs_on: Whether its times never start anew, so that a time names one place.
-    """
-
-    end_seconds: float
-    runs_on: bool
 
 
 class VideoFile:
@@ -130,17 +114,17 @@ class VideoFile:
     @functools.cached_property
     def extent(self) -> Extent:
         """The end of the stream, and whether its times run on."""
-        if self._demuxer.may_restart:
-            times = self.packet_times
-            return Extent(self._all_times.end_seconds, times is not None and times.runs_on)
         stream = self._demuxer.stream
-        end: float | None = 0.0
-        if self._demuxer.container.format.name not in _STATES_EACH_END:
-            end = read_end(self._path, self._number, self._clock)
-        elif stream.duration and stream.time_base:
+        if self._demuxer.states_end and stream.duration and stream.time_base:
             end = self._clock.seconds(stream.duration + (stream.start_time or 0))
-            end = end if end > _SHORT_SECONDS else max(end, self._all_times.end_seconds)
-        return Extent(end or self._all_times.end_seconds, runs_on=True)
+            if end <= _SHORT_SECONDS:
+                end = max(end, self._all_times.end_seconds)
+            return Extent(end, runs_on=True)
+        if not self._demuxer.is_joined:
+            extent = read_extent(self._path, self._number, self._clock)
+            if extent is not None:
+                return extent
+        return Extent(self._all_times.end_seconds, self._all_times.runs_on)
 
     @functools.cached_property
     def lost_from_seconds(self) -> float | None:
@@ -285,8 +269,15 @@ class VideoFile:
 
     def _decoded(self) -> Iterator[av.VideoFrame]:
         """Every frame as the decoder gives it, in presentation order."""
+        stamps: collections.deque[int] = collections.deque()
         for packet in self._demuxer.packets(self._note):
-            yield from self._decode(packet)
+            if packet.dts is not None and self._demuxer.is_frame(packet):
+                stamps.append(packet.dts)
+            for frame in self._decode(packet):
+                # In order of presentation, frames have the decoding times in their order.
+                stamp = stamps.popleft() if stamps else None
+                frame.pts = stamp if frame.pts is None else frame.pts
+                yield frame
 
     def _decode(self, packet: av.Packet[av.VideoStream] | None) -> list[av.VideoFrame]:
         """Frames that come out of the decoder when a packet goes in, or, for None, those that are
@@ -369,7 +360,7 @@ class VideoFile:
         """Packets from here on; after a seek from the first key frame on. Ends early where the rest
         is better reached by a seek.
         """
-        codec = self._demuxer.stream.codec_context.name
+        is_frame = self._demuxer.is_frame
         before = self.num_broken
         for packet in self._demuxer.packets(self._note):
             if self.num_broken > before:
@@ -385,14 +376,14 @@ class VideoFile:
                     continue
                 if self._clock.seconds(packet.pts) > target + SAME_SECONDS:
                     raise Unsure("a seek went too far")
-                if not is_shown(packet, codec):
+                if not is_frame(packet):
                     raise Unsure("a seek went to where nothing is shown")
                 # Where key frames are far apart, each seek would go back to before where reading
                 # already was.
                 self._seekable = self._clock.seconds(packet.pts) > self._read_seconds
                 target = None
             self._read_seconds = max(self._read_seconds, self._clock.seconds(packet.pts))
-            yield Step(packet, packet.pts, packet.is_keyframe, is_shown(packet, codec))
+            yield Step(packet, packet.pts, packet.is_keyframe, is_frame(packet))
             reached = max(self._read_seconds, 0.0) + SEEK_GAP_SECONDS
             if (
                 self._seekable

@@ -9,8 +9,9 @@ import math
 
 from vlmbatch.core import Pixels
 from vlmbatch.errors import DecodeError
+from vlmbatch.read.video.clock import Extent
 from vlmbatch.read.video.container import SAME_SECONDS
-from vlmbatch.read.video.file import Extent, VideoFile
+from vlmbatch.read.video.file import VideoFile
 from vlmbatch.read.video.sampling import Span
 
 logger = logging.getLogger(__name__)

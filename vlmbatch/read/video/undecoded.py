@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Sequence
 
-from vlmbatch.read.video.clock import FrameTimes
+from vlmbatch.read.video.clock import Extent, FrameTimes
 from vlmbatch.read.video.container import SAME_SECONDS
-from vlmbatch.read.video.file import Extent, NextInstant
+from vlmbatch.read.video.file import NextInstant
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
