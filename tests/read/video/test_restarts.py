@@ -158,11 +158,15 @@ def test_what_is_not_needed_of_joined_recordings_is_not_decoded(tmp_path: Path) 
         assert video.num_decoded < 60
 
 
-@pytest.mark.parametrize("seconds", [0.5, 2.9, 3.0, 3.7, 4.4, 5.2, 5.9])
+@pytest.mark.parametrize("seconds", [0.5, 2.9, 3.0, 5.2, 8.7])
 def test_a_seek_does_not_mistake_one_recording_for_the_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: float
 ) -> None:
-    path = joined(tmp_path, starts=(1.0, 0.513))
+    second = write_video(
+        tmp_path / "second.ts", 250, fps=25, key_every=25, draw=lambda number: numbered(75 + number)
+    )
+    path = tmp_path / "joined.ts"
+    path.write_bytes(recording(path, 0, start=1.0) + second.read_bytes())
     monkeypatch.setattr(video_file, "SEEK_GAP_SECONDS", 0.2)
     monkeypatch.setattr(video_file, "_SEEK_MARGIN_SECONDS", 0.1)
     assert shown(items(path, at=(seconds,))) == [round(seconds * 25 - 0.49)]
