@@ -13,7 +13,7 @@ from vlmbatch.core import Item
 from vlmbatch.engine.scripted import ScriptedEngine
 from vlmbatch.job import Job
 from vlmbatch.read import open_reader
-from vlmbatch.read.video import file as video_file
+from vlmbatch.read.video import decoder
 from vlmbatch.read.video.file import VideoFile
 from vlmbatch.run.pipeline import Run
 from vlmbatch.sample import make_sampler
@@ -155,12 +155,12 @@ def test_what_is_not_needed_of_joined_recordings_is_not_decoded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gap_seconds: float
 ) -> None:
     """Nor is a time behind the restart looked for by a seek, which would find another one."""
-    monkeypatch.setattr(video_file, "SEEK_GAP_SECONDS", gap_seconds)
+    monkeypatch.setattr(decoder, "SEEK_GAP_SECONDS", gap_seconds)
     job = Job(inputs=("a",), media="video", at=(5.5,))
     with VideoFile(str(joined(tmp_path)), 10**9) as video:
         (stretch,) = make_sampler(job)(video)
         assert [number_of(frame.rgb()) for frame in stretch.choose(video)] == [137]
-        assert video.num_decoded < 60
+        assert video.counts.num_decoded < 60
 
 
 @pytest.mark.parametrize(
