@@ -1,4 +1,4 @@
-"""Frames by their times alone: what would be chosen of a video is known without decoding it."""
+"""Frames by their times alone: the choice of frames is known without decoding a video."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class UndecodedFrame:
 
     Attributes:
         time_seconds: Presentation time.
-        duration_seconds: How long it stands when nothing follows.
+        duration_seconds: Duration when nothing follows.
         stretch_seconds: Start and end of the stretch that it stands for; None for a frame that
             stands until the next one.
     """
