@@ -86,6 +86,8 @@ def write_video(
     rotation: int | None = None,
     hflip: bool = False,
     audio_from_seconds: float | None = None,
+    audio_seconds: float = 1.0,
+    aspect: Fraction | None = None,
     draw: Callable[[int], UInt8Array] = numbered,
     encoder: dict[str, str] | None = None,
     options: dict[str, str] | None = None,
@@ -104,6 +106,8 @@ def write_video(
         rotation: Degrees of the display matrix, counter-clockwise; None for no matrix.
         hflip: Whether the display matrix mirrors.
         audio_from_seconds: Where a sound track begins; None for no sound.
+        audio_seconds: How long it is.
+        aspect: Width of a pixel over its height; None states none.
         draw: Gives the frame of a number, uint8, (48, 96, 3).
         encoder: Options for the encoder, beside those that this sets.
         options: For the container.
@@ -128,6 +132,8 @@ def write_video(
             }
         if encoder is not None:
             stream.codec_context.options = {**stream.codec_context.options, **encoder}
+        if aspect is not None:
+            stream.codec_context.sample_aspect_ratio = aspect
         if rotation is not None:
             stream.set_display_rotation(rotation, hflip=hflip)
         sound = container.add_stream("aac", rate=8000) if audio_from_seconds is not None else None
@@ -140,7 +146,9 @@ def write_video(
         container.mux(stream.encode(None))
         if sound is not None:
             silence = av.AudioFrame.from_ndarray(
-                np.zeros((1, 8000), np.float32), format="fltp", layout="mono"
+                np.zeros((1, round(8000 * audio_seconds)), np.float32),
+                format="fltp",
+                layout="mono",
             )
             silence.sample_rate, silence.pts, silence.time_base = (
                 8000,

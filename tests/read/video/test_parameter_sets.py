@@ -10,7 +10,7 @@ import pytest
 
 from tests.media import HEIGHT, WIDTH, write_video
 from vlmbatch.core import UInt8Array
-from vlmbatch.read.video import file as video_file
+from vlmbatch.read.video import decoder
 from vlmbatch.read.video.file import VideoFile
 
 LIMIT = 10**9
@@ -53,11 +53,11 @@ def joined(path: Path, *settings: str) -> Path:
 def test_frames_after_a_change_are_those_of_decoding_everything(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, second: str, gap_seconds: float
 ) -> None:
-    monkeypatch.setattr(video_file, "SEEK_GAP_SECONDS", gap_seconds)
+    monkeypatch.setattr(decoder, "SEEK_GAP_SECONDS", gap_seconds)
     path = joined(tmp_path / "a.flv", "ref=1", second)
     with VideoFile(str(path), LIMIT) as video:
         everything = {round(frame.time_seconds * 25): frame.rgb() for frame in video.frames()}
-        assert (len(everything), video.num_broken) == (300, 0)
+        assert (len(everything), video.counts.num_broken) == (300, 0)
     for numbers in ([155], [200], [280], [295], [10, 290], [*range(0, 300, 7)]):
         times = [number / 25 for number in numbers]
         with VideoFile(str(path), LIMIT) as video:

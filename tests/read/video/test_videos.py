@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import os
+from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
-from typing import NoReturn
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,14 +15,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.media import HEIGHT, WIDTH, number_of, numbered, write_picture, write_sound, write_video
-from vlmbatch.core import Item
+from vlmbatch.core import Item, UInt8Array
 from vlmbatch.errors import DecodeError, ItemError, ReadError
 from vlmbatch.job import Job
 from vlmbatch.read import open_reader
-from vlmbatch.read.video import file as video_file
+from vlmbatch.read.video import decoder
 from vlmbatch.read.video.container import Demuxer
 from vlmbatch.read.video.file import VideoFile
-from vlmbatch.read.video.skipping import Unsure
+from vlmbatch.read.video.frame import DecodedFrame
 from vlmbatch.sample import make_sampler
 
 LIMIT = 200_000_000
@@ -49,9 +49,48 @@ WAYS: list[dict[str, object]] = [
 ]
 
 
-def unsure(self: VideoFile, wanted: object) -> NoReturn:
-    """In the place of ``VideoFile._needed``: everything is decoded."""
-    raise Unsure("as it was told to be")
+class Whole:
+    """A video that decodes everything, whatever is asked for."""
+
+    def __init__(self, video: VideoFile) -> None:
+        self._video = video
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._video, name)
+
+    def frames(self, next_instant: object = None) -> Iterator[DecodedFrame]:
+        return self._video.frames()
+
+    def key_frames(self, start_seconds: float = 0.0) -> Iterator[DecodedFrame]:
+        return (
+            frame
+            for frame in self._video.frames()
+            if frame.is_key and frame.time_seconds >= start_seconds - 1e-6
+        )
+
+
+Chosen = list[tuple[float, UInt8Array]]
+
+
+def chosen(path: Path, kind: Callable[[VideoFile], Any] = Whole, **options: object) -> Chosen:
+    """Times and pictures of the frames that are chosen, decoding everything, or not."""
+    sampler = make_sampler(Job(inputs=(str(path),), media="video", **options))
+    with VideoFile(str(path), LIMIT) as video:
+        return [
+            (frame.time_seconds, frame.rgb())
+            for stretch in sampler(video)
+            for frame in stretch.choose(kind(video))
+        ]
+
+
+def same(found: Chosen, expected: Chosen) -> bool:
+    return [time for time, _ in found] == [time for time, _ in expected] and all(
+        np.array_equal(one, other) for (_, one), (_, other) in zip(found, expected, strict=True)
+    )
+
+
+def as_it_is(video: VideoFile) -> VideoFile:
+    return video
 
 
 CONTAINERS = [
@@ -204,13 +243,11 @@ def test_skipping_gives_the_frames_that_decoding_everything_gives(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, codec: str, key_every: int
 ) -> None:
     path = write_video(tmp_path / name, 120, codec=codec, key_every=key_every)
-    with monkeypatch.context() as patched:
-        patched.setattr(VideoFile, "_needed", unsure)
-        everything = [shown(items(path, **way)) for way in WAYS]
-    assert [shown(items(path, **way)) for way in WAYS] == everything
-    monkeypatch.setattr(video_file, "SEEK_GAP_SECONDS", 0.5)
-    monkeypatch.setattr(video_file, "_SEEK_MARGIN_SECONDS", 0.3)
-    assert [shown(items(path, **way)) for way in WAYS] == everything
+    everything = [chosen(path, **way) for way in WAYS]
+    assert all(map(same, [chosen(path, as_it_is, **way) for way in WAYS], everything))
+    monkeypatch.setattr(decoder, "SEEK_GAP_SECONDS", 0.5)
+    monkeypatch.setattr(decoder, "SEEK_MARGIN_SECONDS", 0.3)
+    assert all(map(same, [chosen(path, as_it_is, **way) for way in WAYS], everything))
 
 
 @pytest.mark.parametrize(
@@ -223,27 +260,29 @@ def test_skipping_decodes_less(tmp_path: Path, way: dict[str, object], most: int
     with VideoFile(str(path), LIMIT) as video:
         (span,) = make_sampler(job)(video)
         assert [number_of(frame.rgb()) for frame in span.choose(video)]
-        assert video.num_decoded <= most
+        assert video.counts.num_decoded <= most
 
 
 def test_a_seek_reads_less(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_video(tmp_path / "a.mp4", 600)
-    read: list[int] = []
-    steps = VideoFile._steps
+    read: list[object] = []
+    packets = Demuxer.packets
     monkeypatch.setattr(
-        VideoFile,
-        "_steps",
-        lambda self, target: (read.append(step.pts) or step for step in steps(self, target)),
+        Demuxer,
+        "packets",
+        lambda *arguments: (read.append(packet) or packet for packet in packets(*arguments)),
     )
-    assert shown(items(path, at=(55.0,))) == [550]
+    with VideoFile(str(path), LIMIT) as video:
+        frames = list(video.frames(lambda after: 55.0 if after <= 55.0 else None))
+    assert 55.0 in [frame.time_seconds for frame in frames]
     assert len(read) < 120
 
 
 def test_only_sampled_frames_become_rgb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     converted: list[float] = []
-    rgb = video_file.DecodedFrame.rgb
+    rgb = DecodedFrame.rgb
     monkeypatch.setattr(
-        video_file.DecodedFrame,
+        DecodedFrame,
         "rgb",
         lambda frame: converted.append(frame.time_seconds) or rgb(frame),
     )
@@ -522,15 +561,8 @@ def test_skipping_gives_the_same_pictures_with_every_kind_of_reference(
         {"at": (0.9, 0.96, 1.9, 2.8)},
         {"keyframes": True},
     ]
-    with monkeypatch.context() as patched:
-        patched.setattr(VideoFile, "_needed", unsure)
-        everything = [items(path, **way) for way in ways]
-    found = [items(path, **way) for way in ways]
-    assert [[item.id for item in some] for some in found] == [
-        [item.id for item in some] for some in everything
-    ]
-    for ours, theirs in zip(itertools.chain(*found), itertools.chain(*everything), strict=True):
-        assert np.array_equal(ours.load().frames[0], theirs.load().frames[0]), ours.id
+    for way in ways:
+        assert same(chosen(path, as_it_is, **way), chosen(path, **way))
 
 
 @settings(
@@ -556,15 +588,9 @@ def test_random_times_are_sampled_as_decoding_everything_would(
     )
     stop = (pts[-1] + 100) / 1000
     for way in ({"fps": fps}, {"num_frames": 4}, {"every": 3}):
-        with pytest.MonkeyPatch.context() as patched:
-            patched.setattr(VideoFile, "_needed", unsure)
-            everything = items(path, **way)
-        found = items(path, **way)
-        assert [(item.id, item.end_seconds) for item in found] == [
-            (item.id, item.end_seconds) for item in everything
-        ]
-        assert shown(found) == shown(everything)
-        assert found[-1].time_seconds <= stop
+        found = chosen(path, as_it_is, **way)
+        assert same(found, chosen(path, **way))
+        assert found[-1][0] <= stop
 
 
 def test_a_stream_that_starts_in_the_middle_gives_what_can_be_decoded(tmp_path: Path) -> None:
@@ -580,11 +606,5 @@ def test_a_stream_that_starts_in_the_middle_gives_what_can_be_decoded(tmp_path: 
                 packet.stream = stream
                 target.mux(packet)
     ways: list[dict[str, object]] = [{"fps": 2}, {"every": 1}, {"keyframes": True}]
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(VideoFile, "_needed", unsure)
-        everything = [items(path, **way) for way in ways]
-    found = [items(path, **way) for way in ways]
-    assert [[item.id for item in some] for some in found] == [
-        [item.id for item in some] for some in everything
-    ]
-    assert shown(found[0]) == shown(everything[0])
+    for way in ways:
+        assert same(chosen(path, as_it_is, **way), chosen(path, **way))

@@ -14,7 +14,6 @@ from vlmbatch.read.video.container import (
     SAME_SECONDS,
     Demuxer,
     frame_seconds,
-    is_shown,
 )
 
 if TYPE_CHECKING:
@@ -75,6 +74,19 @@ def _origin_seconds(container: InputContainer, stream: VideoStream) -> Fraction:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class Extent:
+    """What reading a video's packets told, for those that open the file again.
+
+    Attributes:
+        end_seconds: End of its last frame.
+        runs_on: Whether its times never start anew, so that a time names one place.
+    """
+
+    end_seconds: float
+    runs_on: bool
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class FrameTimes:
     """Times of a video's frames.
 
@@ -113,14 +125,19 @@ def read_frame_times(path: str, number: int | None, clock: Clock) -> FrameTimes 
     """
     found: dict[int, bool] = {}
     last, duration, dts = -math.inf, 0.0, -math.inf
+    first_key: int | None = None
     with Demuxer(path, number) as demuxer:
         if not demuxer.stream.time_base:
             return None
         for packet in demuxer.packets():
-            if not packet.size or not is_shown(packet, demuxer.stream.codec_context.name):
+            if packet.is_keyframe and first_key is None:
+                first_key = packet.pts
+            if not demuxer.is_frame(packet):
                 continue
-            runs_back = packet.dts is not None and packet.dts < dts and demuxer.may_restart
-            if packet.pts is None or packet.pts in found or runs_back:
+            runs_back = packet.dts is not None and packet.dts < dts and not demuxer.states_end
+            # Frames before the first key frame may be decodable or not.
+            early = first_key is None or packet.pts is None or packet.pts < first_key
+            if packet.pts is None or packet.pts in found or runs_back or early:
                 return None
             found[packet.pts] = packet.is_keyframe
             dts = dts if packet.dts is None else packet.dts
@@ -135,7 +152,7 @@ def read_frame_times(path: str, number: int | None, clock: Clock) -> FrameTimes 
     )
 
 
-def read_end(path: str, number: int | None, clock: Clock) -> float | None:
+def read_extent(path: str, number: int | None, clock: Clock) -> Extent | None:
     """Read the end of the last frame from the packets behind the last key frame.
 
     Args:
@@ -144,22 +161,16 @@ def read_end(path: str, number: int | None, clock: Clock) -> float | None:
         clock: The stream's.
 
     Returns:
-        The end in seconds; None where it takes reading all packets.
+        The extent; None where it takes reading all packets.
     """
     with Demuxer(path, number) as demuxer:
         stated = demuxer.container.duration
-        if demuxer.may_restart or not stated or not demuxer.stream.time_base:
+        if not stated or not demuxer.stream.time_base:
             return None
         try:
             demuxer.container.seek(clock.pts(stated / MICROSECONDS), stream=demuxer.stream)
         except (OSError, ValueError):
             return None
-        codec = demuxer.stream.codec_context.name
-        return max(
-            (
-                clock.end(packet)
-                for packet in demuxer.packets()
-                if packet.size and packet.pts is not None and is_shown(packet, codec)
-            ),
-            default=None,
-        )
+        frames = filter(demuxer.is_frame, demuxer.packets())
+        ends = [clock.end(packet) for packet in frames if packet.pts is not None]
+        return Extent(max(ends), runs_on=not demuxer.num_restarts) if ends else None

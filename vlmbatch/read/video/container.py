@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from vlmbatch.errors import DecodeError, ReadError
 from vlmbatch.read.base import one_line
-from vlmbatch.read.video.restarts import continued, may_restart
+from vlmbatch.read.video.restarts import continued
 
 if TYPE_CHECKING:
     import av
@@ -23,6 +23,9 @@ MICROSECONDS = 1_000_000
 _FALLBACK_FPS = 25
 _MAX_DEMUX_ERRORS = 16
 _VP8_SHOWN = 0x10
+_THEORA_HEADER = 0x80
+_STATES_EACH_END = ("mov,mp4,m4a,3gp,3g2,mj2", "avi")
+"""Containers that state how long each stream is; others state it of the longest one."""
 
 
 class Demuxer:
@@ -31,8 +34,10 @@ class Demuxer:
     Attributes:
         container: The container.
         stream: The stream.
-        may_restart: Whether the times of the file may start anew.
-        num_restarts: How often they did in the packets so far.
+        states_end: Whether the container states the end of each stream, and its times run on.
+        is_joined: Whether files of this kind are often joined end to end, so that only reading them
+            tells where they end.
+        num_restarts: How often times started anew in the packets so far.
 
     Raises:
         ReadError: The file cannot be opened.
@@ -46,12 +51,16 @@ class Demuxer:
             path: The file.
             number: The video stream, from 0; None chooses one.
         """
+        from av.format import Flags
+
         self.container = _open(path)
         self.num_restarts = 0
         try:
             self.stream = _choose_stream(self.container, number)
             self.stream.thread_type = "AUTO"
-            self.may_restart = may_restart(self.container)
+            name, flags = self.container.format.name, Flags(self.container.format.flags)
+            self.states_end = name in _STATES_EACH_END
+            self.is_joined = bool(flags & Flags.ts_discont) or name == "flv"
         except BaseException:
             self.close()
             raise
@@ -76,9 +85,21 @@ class Demuxer:
             note: Called with each error.
         """
         found, base = self._demuxed(note), self.stream.time_base
-        if not self.may_restart or not base:
+        if self.states_end or not base:
             return found
-        return continued(found, base, frame_seconds(self.stream), self._restarted)
+        return continued(found, base, frame_seconds(self.stream), self.is_frame, self._restarted)
+
+    def is_frame(self, packet: av.Packet[Any]) -> bool:
+        """Return whether a packet gives a frame that is shown: an edit list may cut it away, VP8
+        has frames that are only referred to (RFC 6386, 9.1), and Theora has headers in packets.
+        """
+        if not packet.size or packet.is_discard:
+            return False
+        name = self.stream.codec_context.name
+        if name not in ("vp8", "theora"):
+            return True
+        first = memoryview(packet)[0]
+        return not first & _THEORA_HEADER if name == "theora" else bool(first & _VP8_SHOWN)
 
     def _restarted(self) -> None:
         self.num_restarts += 1
@@ -86,10 +107,16 @@ class Demuxer:
     def _demuxed(self, note: Callable[[Exception], None] | None) -> Iterator[av.Packet[Any]]:
         from av.error import FFmpegError
 
+        # AVI has decoding times alone: FFmpeg's presentation times of reordered frames are late.
+        is_avi = self.container.format.name == "avi"
+        reorders = self.stream.codec_context.has_b_frames
         num_errors = 0
         while num_errors < _MAX_DEMUX_ERRORS:
             try:
-                yield from self.container.demux(self.stream)
+                for packet in self.container.demux(self.stream):
+                    if is_avi and (reorders or packet.pts != packet.dts):
+                        packet.pts = None
+                    yield packet
                 return
             except IndexError:
                 # At the end PyAV flushes every stream, and fails at one that appeared after the
@@ -155,13 +182,6 @@ def _choose_stream(container: InputContainer, number: int | None) -> VideoStream
 def frame_seconds(stream: VideoStream) -> Fraction:
     """Return the seconds from one frame to the next, at the stated frame rate."""
     return 1 / Fraction(stream.average_rate or stream.guessed_rate or _FALLBACK_FPS)
-
-
-def is_shown(packet: av.Packet[Any], codec: str) -> bool:
-    """Return whether a packet's frame is shown: an edit list may cut it away, and VP8 has frames
-    that are only referred to (RFC 6386, 9.1).
-    """
-    return not packet.is_discard and not (codec == "vp8" and not memoryview(packet)[0] & _VP8_SHOWN)
 
 
 def drops_exactly(stream: VideoStream) -> bool:

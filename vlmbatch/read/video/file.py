@@ -4,41 +4,22 @@ that gives the same frames as decoding everything.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
-from typing import TYPE_CHECKING
 
-from vlmbatch.read.base import check_size, one_line
-from vlmbatch.read.video.clock import Clock, FrameTimes, read_end, read_frame_times
-from vlmbatch.read.video.container import SAME_SECONDS, Demuxer, drops_exactly, is_shown
+from vlmbatch.read.base import check_size
+from vlmbatch.read.video.clock import Clock, Extent, FrameTimes, read_extent, read_frame_times
+from vlmbatch.read.video.container import SAME_SECONDS, Demuxer
+from vlmbatch.read.video.decoder import Decoder, DecodingCounts, TimedFrame, Wants
 from vlmbatch.read.video.frame import DecodedFrame, display_size
-from vlmbatch.read.video.skipping import Sieve, Step, Unsure, Wanted, leave_out, mark
-
-if TYPE_CHECKING:
-    import av
+from vlmbatch.read.video.skipping import Step, Unsure
 
 __all__ = ["DecodedFrame", "NextInstant", "VideoFile"]
 
 logger = logging.getLogger(__name__)
-
-SEEK_GAP_SECONDS = 15.0
-"""Gaps shorter than this are read through: key frames are often 10 s apart, and a seek goes back to
-the one before.
-"""
-
-_SEEK_MARGIN_SECONDS = 1.0
-"""Containers seek by decoding time, which runs ahead of presentation time by the reordered frames.
-"""
-
-_TELLS_ONCE = ("flv", "live_flv")
-"""Containers whose parameter sets may change at a packet that a seek goes past without a word."""
-
-_STATES_EACH_END = ("mov,mp4,m4a,3gp,3g2,mj2", "avi")
-"""Containers that state how long each stream is; others state it of the longest one."""
 
 _SHORT_SECONDS = 1.0
 """A stated duration below this is checked against the packets, which are few when it is right:
@@ -49,29 +30,13 @@ NextInstant = Callable[[float], float | None]
 """Gives the first instant not before a time that is asked for; None when there is none."""
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Extent:
-    """What reading a video's packets told, for those that open the file again.
-
-    Attributes:
-        end_seconds: End of its last frame.
-        runs_on: Whether its times never start anew, so that a time names one place.
-    """
-
-    end_seconds: float
-    runs_on: bool
-
-
 class VideoFile:
     """A video file, opened. One thread at a time; ``frames`` starts over each time; only its latest
     iterator goes on.
 
     Attributes:
         step_seconds: Seconds from one frame to the next, at the stated frame rate.
-        num_decoded: Frames that came out of the decoder so far.
-        num_broken: Packets so far that could not be read or decoded.
-        broken_seconds: Time of the last frame before the first of them.
-        broken_reason: The decoder's message.
+        counts: What decoding it came across.
 
     Raises:
         ReadError: The file cannot be opened.
@@ -92,11 +57,7 @@ class VideoFile:
         """
         self._path, self._max_pixels, self._number = path, max_pixels, stream
         self._demuxer = Demuxer(path, stream)
-        self.num_decoded = 0
-        self.num_broken = 0
-        self.broken_seconds = 0.0
-        self.broken_reason = ""
-        self._last_seconds = -math.inf
+        self.counts = DecodingCounts()
         self._started = False
         try:
             self._clock = Clock(self._demuxer.container, self._demuxer.stream)
@@ -130,17 +91,17 @@ class VideoFile:
     @functools.cached_property
     def extent(self) -> Extent:
         """The end of the stream, and whether its times run on."""
-        if self._demuxer.may_restart:
-            times = self.packet_times
-            return Extent(self._all_times.end_seconds, times is not None and times.runs_on)
         stream = self._demuxer.stream
-        end: float | None = 0.0
-        if self._demuxer.container.format.name not in _STATES_EACH_END:
-            end = read_end(self._path, self._number, self._clock)
-        elif stream.duration and stream.time_base:
+        if self._demuxer.states_end and stream.duration and stream.time_base:
             end = self._clock.seconds(stream.duration + (stream.start_time or 0))
-            end = end if end > _SHORT_SECONDS else max(end, self._all_times.end_seconds)
-        return Extent(end or self._all_times.end_seconds, runs_on=True)
+            if end <= _SHORT_SECONDS:
+                end = max(end, self._all_times.end_seconds)
+            return Extent(end, runs_on=True)
+        if not self._demuxer.is_joined:
+            extent = read_extent(self._path, self._number, self._clock)
+            if extent is not None:
+                return extent
+        return Extent(self._all_times.end_seconds, self._all_times.runs_on)
 
     @functools.cached_property
     def lost_from_seconds(self) -> float | None:
@@ -193,7 +154,7 @@ class VideoFile:
         )
 
     def frames(self, next_instant: NextInstant | None = None) -> Iterator[DecodedFrame]:
-        """Yields frames in presentation order, times strictly rising. Damaged packets are passed
+        """Yield frames in presentation order, times strictly rising. Damaged packets are passed
         over and counted.
 
         Args:
@@ -201,219 +162,74 @@ class VideoFile:
                 may be left out; the frame after the last one is not. None asks for every frame.
         """
 
-        def wanted(step: Step, next_pts: int | None, is_first: bool) -> bool:
+        def wants(
+            step: Step, seconds: float, next_seconds: float | None, is_first: bool
+        ) -> tuple[bool | None, float]:
             assert next_instant is not None
-            time = self._clock.seconds(step.pts)
-            due = next_instant(-math.inf if is_first else time - SAME_SECONDS)
-            self._due_seconds = time if due is None else due
+            due = next_instant(-math.inf if is_first else seconds - SAME_SECONDS)
             # After the last instant one more is needed, to see where the one before it ends.
-            if due is None or next_pts is None:
-                return self._seek_seconds is None
-            return due < self._clock.seconds(next_pts) - SAME_SECONDS / 2
+            if due is None or next_seconds is None:
+                return None, seconds if due is None else due
+            return due < next_seconds - SAME_SECONDS / 2, due
 
-        yield from self._chosen(None if next_instant is None else wanted, lambda frame: True)
+        return self._frames(None if next_instant is None else wants, lambda frame: True)
 
     def key_frames(self, start_seconds: float = 0.0) -> Iterator[DecodedFrame]:
-        """Yields the frames from a time on where decoding can start, as container and decoder say,
-        and decodes no others.
+        """Yield the frames from a time on where decoding can start, as container and decoder say,
+        and decode no others.
         """
 
-        def wanted(step: Step, next_pts: int | None, is_first: bool) -> bool:
-            self._due_seconds = start_seconds
-            return step.is_key and self._clock.seconds(step.pts) >= start_seconds - SAME_SECONDS
+        def wants(
+            step: Step, seconds: float, next_seconds: float | None, is_first: bool
+        ) -> tuple[bool | None, float]:
+            return step.is_key and seconds >= start_seconds - SAME_SECONDS, start_seconds
 
-        yield from self._chosen(
-            wanted,
-            lambda frame: frame.is_key and frame.time_seconds >= start_seconds - SAME_SECONDS,
+        return self._frames(
+            wants, lambda frame: frame.is_key and frame.time_seconds >= start_seconds - SAME_SECONDS
         )
 
-    def _chosen(
-        self, wanted: Wanted | None, keeps: Callable[[DecodedFrame], bool]
+    def _frames(
+        self, wants: Wants | None, keeps: Callable[[DecodedFrame], bool]
     ) -> Iterator[DecodedFrame]:
-        """Yields those of the wanted frames that ``keeps`` says, or, when the packets do not tell
+        """Yield those of the wanted frames that ``keeps`` says, or, when the packets do not tell
         how to get them, of all frames.
         """
-        if self._started:
-            self._reopen()
-        self._started = True
-        self._last_seconds = -math.inf
-        if wanted is not None and self._demuxer.stream.time_base:
-            before = self.num_broken, self.broken_seconds, self.broken_reason
+        counts = self.counts
+        counts.last_seconds = -math.inf
+        if wants is not None and self._demuxer.stream.time_base:
+            before = counts.num_broken, counts.broken_seconds, counts.broken_reason
             try:
-                for frame in self._needed(wanted):
-                    if frame.time_seconds > self._last_seconds + SAME_SECONDS / 2 and keeps(frame):
-                        self._last_seconds = frame.time_seconds
+                for frame in self._framed(self._decoder().needed_frames(wants)):
+                    if keeps(frame):
                         yield frame
                 return
             except Unsure as exc:
                 logger.debug("%s: everything is decoded: %s", self._path, exc)
-            self.num_broken, self.broken_seconds, self.broken_reason = before
-            self._reopen()
-        done_seconds, self._last_seconds = self._last_seconds, -math.inf
-        for frame in self._timed(self._decoded()):
-            if frame.time_seconds > self._last_seconds + SAME_SECONDS / 2:
-                self._last_seconds = frame.time_seconds
-                if frame.time_seconds > done_seconds + SAME_SECONDS / 2 and keeps(frame):
-                    yield frame
+            counts.num_broken, counts.broken_seconds, counts.broken_reason = before
+        done_seconds, counts.last_seconds = counts.last_seconds, -math.inf
+        for frame in self._framed(self._decoder().every_frame()):
+            if frame.time_seconds > done_seconds + SAME_SECONDS / 2 and keeps(frame):
+                yield frame
 
-    def _reopen(self) -> None:
-        self._demuxer.close()
-        self._demuxer = Demuxer(self._path, self._number)
+    def _decoder(self) -> Decoder:
+        """Start a pass over the file."""
+        if self._started:
+            self._demuxer.close()
+            self._demuxer = Demuxer(self._path, self._number)
+        self._started = True
+        return Decoder(self._demuxer, self._clock, lambda: self.extent, self.counts)
 
-    def _timed(self, decoded: Iterator[av.VideoFrame]) -> Iterator[DecodedFrame]:
-        """Gives frames their times; one without a time, or with one that runs backwards, follows
-        the one before at the frame rate.
-        """
-        last: Fraction | None = None
-        for frame in decoded:
-            time = None if frame.pts is None else self._clock.time(frame.pts)
-            if time is None or (last is not None and time <= last):
-                time = Fraction(0) if last is None else last + self._clock.step
-            last = time
-            yield self._frame(frame, time)
-
-    def _frame(self, frame: av.VideoFrame, time: Fraction) -> DecodedFrame:
-        duration = frame.duration * (self._demuxer.stream.time_base or 0) or self._clock.step
-        return DecodedFrame(
-            float(time),
-            float(duration),
-            bool(frame.key_frame),
-            frame,
-            self._aspect,
-            self._max_pixels,
-        )
-
-    def _decoded(self) -> Iterator[av.VideoFrame]:
-        """Every frame as the decoder gives it, in presentation order."""
-        for packet in self._demuxer.packets(self._note):
-            yield from self._decode(packet)
-
-    def _decode(self, packet: av.Packet[av.VideoStream] | None) -> list[av.VideoFrame]:
-        """Frames that come out of the decoder when a packet goes in, or, for None, those that are
-        left in it.
-        """
-        from av.error import FFmpegError
-
-        try:
-            frames = (
-                self._demuxer.stream.codec_context.decode(None)
-                if packet is None
-                else packet.decode()
-            )
-        except (FFmpegError, MemoryError) as exc:
-            self._note(exc)
-            return []
-        self.num_decoded += len(frames)
-        return frames
-
-    def _note(self, error: Exception) -> None:
-        if not self.num_broken:
-            self.broken_seconds, self.broken_reason = max(self._last_seconds, 0.0), one_line(error)
-        self.num_broken += 1
-
-    def _needed(self, wanted: Wanted) -> Iterator[DecodedFrame]:
-        """Frames that are wanted, decoding what they need: stretches of the video, with a seek
-        between them where much can be left out.
-
-        Raises:
-            Unsure: Something is not as the packets said.
-        """
-        self._seekable = self._demuxer.container.format.name not in _TELLS_ONCE
-        self._read_seconds = -math.inf
-        target: float | None = None
-        while True:
-            self._due_seconds = -math.inf
-            self._seek_seconds: float | None = None
-            steps = mark(self._steps(target), wanted, from_start=target is None)
-            yield from self._stretch(leave_out(steps))
-            target = self._seek_seconds
-            if target is None:
-                return
-            self._seek(target)
-
-    def _stretch(self, steps: Iterator[Step]) -> Iterator[DecodedFrame]:
-        """Decodes packets, lets frames that nothing refers to out where the decoder can, and yields
-        what is wanted.
-        """
-        codec = self._demuxer.stream.codec_context
-        drops = drops_exactly(self._demuxer.stream)
-        sieve = Sieve()
-        before = self.num_broken
-        fed = False
-
-        def kept(frames: list[av.VideoFrame]) -> Iterator[DecodedFrame]:
-            if self.num_broken > before:
-                raise Unsure(self.broken_reason)
-            for frame in frames:
-                if (
-                    sieve.keeps(
-                        frame.pts, is_key=bool(frame.key_frame), is_corrupt=frame.is_corrupt
-                    )
-                    and frame.pts is not None
-                ):
-                    yield self._frame(frame, self._clock.time(frame.pts))
-
-        for step in steps:
-            if step.fresh and fed:
-                yield from kept(self._decode(None))
-                sieve.end()
-                codec.flush_buffers()
-            fed = True
-            sieve.expect(step)
-            codec.skip_frame = "NONREF" if drops and not (step.wanted or step.fresh) else "DEFAULT"
-            yield from kept(self._decode(step.packet))
-        yield from kept(self._decode(None) if fed else [])
-        sieve.end()
-
-    def _steps(self, target: float | None) -> Iterator[Step]:
-        """Packets from here on; after a seek from the first key frame on. Ends early where the rest
-        is better reached by a seek.
-        """
-        codec = self._demuxer.stream.codec_context.name
-        before = self.num_broken
-        for packet in self._demuxer.packets(self._note):
-            if self.num_broken > before:
-                raise Unsure(self.broken_reason)
-            if not packet.size:
-                continue
-            if packet.pts is None:
-                raise Unsure("a packet has no time")
-            if packet.has_sidedata("new_extradata"):
-                raise Unsure("parameter sets that change: frames after this packet need it")
-            if target is not None:
-                if not packet.is_keyframe:
-                    continue
-                if self._clock.seconds(packet.pts) > target + SAME_SECONDS:
-                    raise Unsure("a seek went too far")
-                if not is_shown(packet, codec):
-                    raise Unsure("a seek went to where nothing is shown")
-                # Where key frames are far apart, each seek would go back to before where reading
-                # already was.
-                self._seekable = self._clock.seconds(packet.pts) > self._read_seconds
-                target = None
-            self._read_seconds = max(self._read_seconds, self._clock.seconds(packet.pts))
-            yield Step(packet, packet.pts, packet.is_keyframe, is_shown(packet, codec))
-            reached = max(self._read_seconds, 0.0) + SEEK_GAP_SECONDS
-            if (
-                self._seekable
-                and self._due_seconds > reached
-                and self.extent.runs_on
-                and self.end_seconds > reached
-            ):
-                self._seek_seconds = min(self._due_seconds, self.end_seconds)
-                return
-        if target is not None:
-            raise Unsure("no key frame after a seek")
-
-    def _seek(self, seconds: float) -> None:
-        """Goes to a key frame before a time.
-
-        Raises:
-            Unsure: The container cannot.
-        """
-        try:
-            self._demuxer.container.seek(
-                self._clock.pts(seconds - _SEEK_MARGIN_SECONDS), stream=self._demuxer.stream
-            )
-        except (OSError, ValueError) as exc:
-            raise Unsure(f"no seeking: {one_line(exc)}") from exc
+    def _framed(self, frames: Iterator[TimedFrame]) -> Iterator[DecodedFrame]:
+        """Yield frames whose times rise."""
+        base, step = self._demuxer.stream.time_base or 0, self._clock.step
+        for time, frame in frames:
+            if time > self.counts.last_seconds + SAME_SECONDS / 2:
+                self.counts.last_seconds = float(time)
+                yield DecodedFrame(
+                    float(time),
+                    float(frame.duration * base or step),
+                    bool(frame.key_frame),
+                    frame,
+                    self._aspect,
+                    self._max_pixels,
+                )

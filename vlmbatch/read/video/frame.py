@@ -1,6 +1,4 @@
-"""A decoded frame: what the decoder gave, with the time that a player shows it at. Pixels are made
-of it when they are asked for.
-"""
+"""A decoded frame with its presentation time, and its pixels in the shape that a player shows."""
 
 from __future__ import annotations
 
@@ -22,11 +20,11 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class DecodedFrame:
-    """A frame as the decoder gives it; ``rgb`` makes a picture of it.
+    """A frame as the decoder gives it, 12 bits a pixel mostly; ``rgb`` makes a picture of it.
 
     Attributes:
         time_seconds: Presentation time, the container's start subtracted.
-        duration_seconds: How long it stands when nothing follows.
+        duration_seconds: Duration when nothing follows.
         is_key: Whether decoding can start here.
         stretch_seconds: Start and end of the stretch that it stands for; None for a frame that
             stands until the next one.
@@ -43,11 +41,11 @@ class DecodedFrame:
 
     @property
     def stored_size(self) -> tuple[int, int]:
-        """Width and height in pixels, before it is turned upright."""
+        """Width and height in stored pixels, before stretching and rotation."""
         return self._frame.width, self._frame.height
 
     def standing_for(self, start_seconds: float, end_seconds: float) -> Self:
-        """The same frame, standing for a stretch."""
+        """Return the same frame, standing for a stretch."""
         return dataclasses.replace(self, stretch_seconds=(start_seconds, end_seconds))
 
     def rgb(self) -> UInt8Array:
@@ -68,8 +66,8 @@ class DecodedFrame:
         return np.ascontiguousarray(_upright(pixels, self._frame), np.uint8)
 
     def thumbnail(self, width: int, height: int, form: str = "rgb24") -> UInt8Array:
-        """A small picture, each pixel the mean of those it stands for, whatever the aspect ratio;
-        as stored, so not always upright.
+        """Return a small picture, each pixel the mean of those it stands for, whatever the aspect
+        ratio; as stored, so not always upright.
 
         Args:
             width: Its width in pixels.
@@ -106,7 +104,7 @@ def display_size(width: int, height: int, aspect: Fraction) -> tuple[int, int]:
 
 
 def _upright(pixels: UInt8Array, frame: av.VideoFrame) -> UInt8Array:
-    """Turns and mirrors a picture as its display matrix says.
+    """Turn and mirror a picture as its display matrix says.
 
     The matrix ((a, b, u), (c, d, v), (x, y, w)) takes a stored point (p, q) to (a p + c q + x, b p
     + d q + y) (ffmpeg's libavutil/display.h); angles between the quarter turns are left alone.

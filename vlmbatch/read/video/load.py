@@ -9,8 +9,9 @@ import math
 
 from vlmbatch.core import Pixels
 from vlmbatch.errors import DecodeError
+from vlmbatch.read.video.clock import Extent
 from vlmbatch.read.video.container import SAME_SECONDS
-from vlmbatch.read.video.file import Extent, VideoFile
+from vlmbatch.read.video.file import VideoFile
 from vlmbatch.read.video.sampling import Span
 
 logger = logging.getLogger(__name__)
@@ -77,7 +78,7 @@ def load_clip(
             times.append(frame.time_seconds)
         if not frames:
             raise no_frames(video)
-        if video.num_broken:
+        if video.counts.num_broken:
             logger.warning("%s: %s", path, damage(video))
         elif lost is not None and lost < span.end_seconds:
             logger.warning("%s: %s", path, cut_off(lost))
@@ -86,9 +87,8 @@ def load_clip(
 
 def no_frames(video: VideoFile) -> DecodeError:
     """Say why a video gives no frame."""
-    return DecodeError(
-        f"no frame can be decoded: {video.broken_reason}" if video.num_broken else "no frames"
-    )
+    reason = video.counts.broken_reason
+    return DecodeError(f"no frame can be decoded: {reason}" if reason else "no frames")
 
 
 def cut_off(lost_from_seconds: float) -> DecodeError:
@@ -100,10 +100,11 @@ def cut_off(lost_from_seconds: float) -> DecodeError:
 
 def damage(video: VideoFile) -> DecodeError | None:
     """Say which packets could not be decoded so far; None when all could."""
-    if not video.num_broken:
+    counts = video.counts
+    if not counts.num_broken:
         return None
-    packets = "1 packet" if video.num_broken == 1 else f"{video.num_broken} packets"
+    packets = "1 packet" if counts.num_broken == 1 else f"{counts.num_broken} packets"
     return DecodeError(
-        f"damaged after {video.broken_seconds:.3f} s: {packets} could not be decoded "
-        f"({video.broken_reason})"
+        f"damaged after {counts.broken_seconds:.3f} s: {packets} could not be decoded "
+        f"({counts.broken_reason})"
     )

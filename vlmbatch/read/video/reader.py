@@ -114,7 +114,11 @@ class VideoReader:
             error = self._loss(video)
             if error is None and (items.count or not self._per_frame):
                 error = damage(video)
-            elif error is None and not video.num_decoded and next(video.frames(), None) is None:
+            elif (
+                error is None
+                and not video.counts.num_decoded
+                and next(video.frames(), None) is None
+            ):
                 error = no_frames(video)
         if error is not None:
             yield items.failed(error)

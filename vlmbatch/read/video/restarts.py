@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import av
-    from av.container import InputContainer
 
 _RESTART_SECONDS = Fraction(1, 10)
 """Smaller steps back are rounding (``ts_discontinuity_process`` of ffmpeg)."""
@@ -33,17 +32,11 @@ HEVC), or their fields, and one.
 """
 
 
-def may_restart(container: InputContainer) -> bool:
-    """Return whether times may start anew in a container of this kind."""
-    from av.format import Flags
-
-    return bool(Flags(container.format.flags) & Flags.ts_discont) or container.format.name == "flv"
-
-
 def continued(
     packets: Iterable[av.Packet[Any]],
     base: Fraction,
     step_seconds: Fraction,
+    is_frame: Callable[[av.Packet[Any]], bool],
     restarted: Callable[[], None],
 ) -> Iterator[av.Packet[Any]]:
     """Yield packets with times that run on.
@@ -52,6 +45,7 @@ def continued(
         packets: Packets of a stream in decoding order; their times are changed.
         base: The unit of their times, in seconds.
         step_seconds: Duration of a frame whose packet states none.
+        is_frame: Whether a packet gives a frame that is shown.
         restarted: Called where times start anew.
     """
     step, offset = round(step_seconds / base), 0
@@ -60,17 +54,19 @@ def continued(
     ahead: collections.deque[av.Packet[Any]] = collections.deque()
     source = iter(packets)
     while (packet := ahead.popleft() if ahead else next(source, None)) is not None:
+        counts = is_frame(packet)
         if packet.dts is not None:
-            if last is not None and _starts_anew(last, packet.dts, base):
+            if counts and last is not None and _starts_anew(last, packet.dts, base):
                 restarted()
                 ahead.extend(itertools.islice(source, _REORDERED - len(ahead)))
-                offset = end - _first_pts(packet, ahead, base)
+                offset = end - _first_pts(packet, filter(is_frame, ahead), base)
                 end += step
-            last = packet.dts
+            last = packet.dts if counts else last
             packet.dts += offset
         if packet.pts is not None:
             packet.pts += offset
-            end = max(end, packet.pts + (packet.duration or step))
+            if counts:
+                end = max(end, packet.pts + (packet.duration or step))
         yield packet
 
 

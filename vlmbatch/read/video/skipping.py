@@ -1,11 +1,11 @@
-"""Which packets must be decoded for the frames that are asked for, so that these are exactly what
+"""Packets that need no decoding for the frames that are asked for, so that these are exactly what
 decoding everything gives.
 
-Packets come in decoding order. ``mark`` says of each whether its frame is wanted, which takes the
-time of the frame after it: a few packets ahead. ``leave_out`` holds packets back until one is
-wanted that may need them, and drops those before a key frame that decoding can start from.
-``Sieve`` checks that what was expected comes out of the decoder. Whatever is not as it should be
-raises ``Unsure``: then everything is decoded.
+Packets come in decoding order. ``mark`` decides for each whether its frame is wanted, which takes
+the time of the next frame: a few packets ahead. ``leave_out`` holds packets back until one that may
+need them is wanted, and drops those before a key frame that decoding can start from. ``Sieve``
+checks that the expected frames come out of the decoder. Anything unexpected raises ``Unsure``: then
+everything is decoded.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ MAX_HELD_BYTES = 64 << 20
 
 
 class Unsure(Exception):
-    """What the packets say, or what came of them, does not tell which frames may be left out."""
+    """The packets, or the frames decoded from them, do not tell which may be left out."""
 
 
 @dataclasses.dataclass(slots=True, eq=False)
 class Step:
-    """A packet, and what is to be done with it.
+    """A packet, and the decision about it.
 
     Attributes:
         packet: The packet.
@@ -41,9 +41,10 @@ class Step:
         is_sure: Whether that frame can be decoded: it is not before the first key frame.
         wanted: Whether the frame is asked for.
         is_led_to: For a key frame: whether a frame is wanted that is shown before it and decoded
-            after it, and so may refer to what is before it.
-        fresh: Whether decoding starts anew here, with what came before left out.
+            after it, and so may refer to frames before it.
+        fresh: Whether decoding starts anew here, with the packets before it left out.
         key: The last key frame before it in decoding order.
+        settled: Whether ``wanted`` is decided.
     """
 
     packet: Any
@@ -59,17 +60,17 @@ class Step:
 
 
 Wanted = Callable[[Step, int | None, bool], bool]
-"""Says of a frame, the time of the next one (None after the last) and whether it stands for what
-comes before it too: is it asked for?
+"""Takes a frame's packet, the time of the next frame (None after the last), and whether the frame
+stands for what comes before it too. Returns whether it is asked for.
 """
 
 
 def mark(steps: Iterable[Step], wanted: Wanted, *, from_start: bool) -> Iterator[Step]:
-    """Yields the steps in their order, each once it is known whether its frame is wanted.
+    """Yield the steps in their order, each once it is decided whether its frame is wanted.
 
     Args:
         steps: Packets in decoding order.
-        wanted: Says of a frame whether it is asked for. Called once a frame, in presentation order.
+        wanted: Decides whether a frame is asked for. Called once a frame, in presentation order.
         from_start: Whether this is where the video begins. What comes before its first key frame
             may be decodable or not, and is tried; elsewhere it is not.
 
@@ -120,45 +121,26 @@ def mark(steps: Iterable[Step], wanted: Wanted, *, from_start: bool) -> Iterator
 
 
 def leave_out(steps: Iterable[Step]) -> Iterator[Step]:
-    """Yields the steps that must be decoded for those that are wanted, and a few more.
+    """Yield the steps that must be decoded for those that are wanted, and a few more.
 
     Args:
         steps: Packets in decoding order, marked.
     """
     held: list[Step] = []
-    wanted: collections.deque[int] = collections.deque()
-    num_bytes = num_passed = 0
-
-    def released(count: int) -> list[Step]:
-        nonlocal num_bytes, num_passed
-        steps = held[:count]
-        num_bytes -= sum(int(step.packet.size) for step in steps)
-        num_passed += count
-        while wanted and wanted[0] < num_passed:
-            wanted.popleft()
-        del held[:count]
-        return steps
-
+    num_bytes = 0
     for step in steps:
         if step.is_key and step.is_shown and held and not step.is_led_to:
-            yield from released(wanted[-1] + 1 - num_passed if wanted else 0)
             step.fresh = True
-            held, num_bytes, num_passed = [], 0, 0
-        if step.wanted:
-            wanted.append(num_passed + len(held))
+            held, num_bytes = [], 0
         held.append(step)
         num_bytes += int(step.packet.size)
-        if num_bytes > MAX_HELD_BYTES:
-            yield from released(len(held))
-        elif wanted and num_passed + len(held) > wanted[0]:
-            yield from released(wanted[0] + 1 - num_passed)
-    yield from released(wanted[-1] + 1 - num_passed if wanted else 0)
+        if step.wanted or num_bytes > MAX_HELD_BYTES:
+            yield from held
+            held, num_bytes = [], 0
 
 
 class Sieve:
-    """Keeps the frames that are wanted of those that come out of the decoder, and sees that none is
-    missing.
-    """
+    """Keeps the wanted frames that come out of the decoder, and checks that none is missing."""
 
     def __init__(self) -> None:
         self._expected: list[int] = []
@@ -166,14 +148,14 @@ class Sieve:
         self._last: int | None = None
 
     def expect(self, step: Step) -> None:
-        """Says that a packet goes into the decoder."""
+        """Take note of a packet that goes into the decoder."""
         if step.is_shown and (step.wanted or step.fresh):
             self._steps[step.pts] = step
             if step.is_sure:
                 bisect.insort(self._expected, step.pts)
 
     def keeps(self, pts: int | None, *, is_key: bool, is_corrupt: bool) -> bool:
-        """Whether a frame that came out is wanted.
+        """Return whether a frame that came out is wanted.
 
         Raises:
             Unsure: One that should have come before it did not, or it is not what its packet
@@ -194,7 +176,7 @@ class Sieve:
         return step.wanted
 
     def end(self) -> None:
-        """Says that the decoder has nothing left.
+        """Check that nothing is missing once the decoder is empty.
 
         Raises:
             Unsure: A frame is missing.

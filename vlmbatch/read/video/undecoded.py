@@ -1,13 +1,13 @@
-"""Frames by their times alone: what would be chosen of a video is known without decoding it."""
+"""Frames by their times alone: the choice of frames is known without decoding a video."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Sequence
 
-from vlmbatch.read.video.clock import FrameTimes
+from vlmbatch.read.video.clock import Extent, FrameTimes
 from vlmbatch.read.video.container import SAME_SECONDS
-from vlmbatch.read.video.file import Extent, NextInstant
+from vlmbatch.read.video.file import NextInstant
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -16,7 +16,7 @@ class UndecodedFrame:
 
     Attributes:
         time_seconds: Presentation time.
-        duration_seconds: How long it stands when nothing follows.
+        duration_seconds: Duration when nothing follows.
         stretch_seconds: Start and end of the stretch that it stands for; None for a frame that
             stands until the next one.
     """
