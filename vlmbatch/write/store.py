@@ -121,7 +121,7 @@ class OutputStore(Writer):
 
     @property
     def has_published(self) -> bool:
-        """Whether OUTPUT was written by this run."""
+        """True once this run has written OUTPUT."""
         return self._publisher.has_published
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:

@@ -283,13 +283,13 @@ class StagedOutput(Writer):
             copy, state = self._staging.copy()
             journal = beside(copy, ".journal")
             self._store.write_journal_at_rest(journal)
-            if there is not None and self._staging.state.identity != self._identity:
+            if there is not None and self._staging.state.identity != self._store.identity:
                 for suffix in BESIDE:  # of other settings than those of the rows to come
                     self._remote.beside(suffix).remove()
             self._remote.put(copy, wait)
             there = self._remote.fingerprint()
             with self._guard:
-                self._staging.save(synced=there, identity=self._identity)
+                self._staging.save(synced=there, identity=self._store.identity)
             self._remote.beside(".journal").put(journal, wait)
             with self._guard:
                 self._staging.save(staged=state)

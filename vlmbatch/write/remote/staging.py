@@ -102,7 +102,7 @@ class Staging:
 
     @property
     def is_uploaded(self) -> bool:
-        """Whether every row that is here was uploaded.
+        """True when every row that is here was uploaded.
 
         Raises:
             OutputError: The journal cannot be read.
