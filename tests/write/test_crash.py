@@ -54,7 +54,8 @@ def test_reading_before_the_first_publishing_says_what_the_journal_holds(tmp_pat
     store(output).abandon()
     with pytest.raises(
         OutputError,
-        match=r"out\.jsonl: not written yet, .* out\.jsonl\.journal holds 1 row, and the same command goes on from there",
+        match=r"out\.jsonl: not written yet, .* out\.jsonl\.journal holds 1 row, and the same "
+        "command goes on from there",
     ):
         read_records(output)
     with store(output) as rows:

@@ -100,7 +100,10 @@ def test_polars(output: Path) -> None:
 
 def test_duckdb(output: Path) -> None:
     reader = "read_csv" if output.suffix == ".csv" else "read_parquet"
-    query = f"SELECT text, time_seconds, width, epoch_ms(created_at::TIMESTAMPTZ) FROM {reader}(?) WHERE status = 'ok' ORDER BY index"
+    query = (
+        "SELECT text, time_seconds, width, epoch_ms(created_at::TIMESTAMPTZ) "
+        f"FROM {reader}(?) WHERE status = 'ok' ORDER BY index"
+    )
     found = duckdb.execute(query, [str(output)]).fetchall()
     assert [row[0] for row in found][:2] == TEXTS[:2]
     assert [row[1:] for row in found] == [

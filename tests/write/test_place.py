@@ -74,7 +74,7 @@ def test_the_longest_name_has_room_for_every_file_beside_it(tmp_path: Path, lett
 def test_the_name_of_a_url_must_fit_into_the_staging_folder_too(tmp_path: Path) -> None:
     url = f"memory://bucket/{'n' * 240}.jsonl"
     job = Job(inputs=("x",), output=url, staging_dir=str(tmp_path))
-    with pytest.raises(JobError, match="memory://bucket/n.* is too long by"):
+    with pytest.raises(JobError, match=r"memory://bucket/n.* is too long by"):
         open_output(job, job.identity())
 
 

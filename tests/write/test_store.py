@@ -137,9 +137,8 @@ class TestResume:
                 ),
                 "broken",
             )
-        with (
-            store(output) as rows
-        ):  # the clip is shorter now and the broken one whole; 00009.jpg is not asked about this time
+        # The clip is shorter now and the broken one whole. 00009.jpg is not asked about this time.
+        with store(output) as rows:
             assert not is_done(rows, frame(0), "2 s")
             rows.write(frame(0, text="new"), "2 s")
             rows.write(frame(1, text="new"), "2 s")

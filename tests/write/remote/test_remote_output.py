@@ -201,7 +201,8 @@ def test_when_it_keeps_failing_the_rows_stay_and_the_same_command_uploads_them(
     flaky.failures = [ConnectionError("reset by peer")] * 99
     with pytest.raises(
         OutputError,
-        match=r"cannot write flaky://run\.jsonl: reset by peer; every finished row is kept in .*the same command",
+        match=r"cannot write flaky://run\.jsonl: reset by peer; every finished row is kept in "
+        r".*the same command",
     ) as caught:
         output.close()
     assert str(output.path) in str(caught.value)
