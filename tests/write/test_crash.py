@@ -225,6 +225,23 @@ class TestFullDisk:
         store(output).close()
         assert len(ids(output)) == 200
 
+    @pytest.mark.parametrize("suffix", SUFFIXES)
+    def test_one_without_room_for_rows_that_change_places_keeps_output(
+        self, tmp_path: Path, suffix: str
+    ) -> None:
+        output = tmp_path / f"out.{suffix}"
+        with store(output) as rows:
+            for number in range(50):
+                rows.write(record(number))
+        before = output.read_bytes()
+        said = child("reorder_on_full_disk", output, 3_000).communicate()[0]
+        assert "File too large; what was finished is kept" in said
+        assert output.read_bytes() == before
+        assert sorted(path.name for path in tmp_path.iterdir()) == [
+            output.name,
+            f"{output.name}.journal",
+        ]
+
     def test_after_a_failed_commit_no_more_rows_are_taken(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -42,11 +42,11 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
             shutil.copymode(path, temporary)
         os.replace(temporary, path)
         sync_folder(path.parent)
-    except OSError as error:
-        _remove(temporary)
-        raise OutputError(f"cannot write {path}: {reason(error)}") from error
-    except BaseException:
-        _remove(temporary)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        if isinstance(error, OSError):
+            raise OutputError(f"cannot write {path}: {reason(error)}") from error
         raise
 
 
@@ -76,6 +76,13 @@ def reason(error: OSError) -> str:
     return error.strerror or " ".join(str(error).split()) or type(error).__name__
 
 
-def _remove(path: Path) -> None:
-    with contextlib.suppress(OSError):
-        path.unlink()
+def remove(path: Path) -> None:
+    """Remove a file, if it is there.
+
+    Raises:
+        OutputError: It cannot be removed.
+    """
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise OutputError(f"cannot remove {path}: {reason(error)}") from error

@@ -29,11 +29,24 @@ def _unguarded(text: str) -> str:
     return text[1:] if _GUARDED.match(text) else text
 
 
+def _whole(text: str) -> int:
+    """Return a whole number, also as programs write it that know columns with gaps as floats only:
+    ``17.0``.
+    """
+    try:
+        return int(text)
+    except ValueError:
+        number = float(text)
+        if not number.is_integer():
+            raise
+        return int(number)
+
+
 _PARSERS: dict[str, Callable[[str], Any]] = {
     "string": _unguarded,
     "timestamp": str,
-    "int32": int,
-    "int64": int,
+    "int32": _whole,
+    "int64": _whole,
     "float32": float,
     "float64": float,
 }

@@ -37,7 +37,7 @@ def read_rows(file: BinaryIO, columns: Sequence[str] | None = None) -> Iterator[
         if line.isspace():
             continue
         try:
-            row = decode(line.decode())
+            row = decode(line.decode("utf-8-sig" if number == 1 else "utf-8"))
             found = {name: row[name] for name in columns or RECORD_FIELDS}
             yield found if columns else {**found, **row}
         except (ValueError, KeyError, TypeError) as error:

@@ -118,6 +118,9 @@ def _plain(arrow: Any, name: str, values: Any) -> list[Any]:
     plain: list[Any] = values.to_pylist()
     if kind == "float32":
         return [None if value is None else round_float32(value) for value in plain]
+    if kind in ("int32", "int64") and not arrow.types.is_integer(values.type):
+        # A program that knows columns with gaps as floats only has written the file.
+        return [int(value) if value == value and value is not None else None for value in plain]
     return plain
 
 

@@ -21,7 +21,7 @@ from typing import Any
 from vlmbatch.core import Record, Status
 from vlmbatch.errors import OutputError
 from vlmbatch.job import Job
-from vlmbatch.write.atomic import beside
+from vlmbatch.write.atomic import beside, remove
 from vlmbatch.write.base import Writer
 from vlmbatch.write.columns import row_of
 from vlmbatch.write.formats import find_format
@@ -93,7 +93,7 @@ class OutputStore(Writer):
         self._lock = OutputLock(self._output, self._name)
         try:
             for path in (self._output, beside(self._output, ".journal")):
-                beside(path, ".tmp").unlink(missing_ok=True)  # of a run that was killed
+                remove(beside(path, ".tmp"))  # of a run that was killed
             self._known = KnownRows(
                 self._output, format, identity, overwrite=job.overwrite, name=self._name
             )
