@@ -54,6 +54,9 @@ class CommitPolicy:
     publish_share: float = 0.05
 
 
+DEFAULT_POLICY = CommitPolicy()
+
+
 class OutputStore(Writer):
     """Writes OUTPUT, and goes on with one that is there. Methods may be called from any thread.
 
@@ -78,7 +81,7 @@ class OutputStore(Writer):
         job: Job,
         identity: Mapping[str, Any],
         *,
-        policy: CommitPolicy = CommitPolicy(),
+        policy: CommitPolicy = DEFAULT_POLICY,
         clock: Callable[[], float] = time.monotonic,
         name: str | None = None,
     ) -> None:
@@ -114,28 +117,9 @@ class OutputStore(Writer):
         """OUTPUT."""
         return self._path
 
-    @property
-    def identity(self) -> dict[str, Any]:
-        """The settings of all rows, as plain JSON values."""
-        return self._known.identity
-
-    @property
-    def has_published(self) -> bool:
-        """True once this run has written OUTPUT."""
-        return self._publisher.has_published
-
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Write the summary beside OUTPUT."""
         write_summary(self._path, summary)
-
-    def write_journal_at_rest(self, path: Path) -> None:
-        """Write the journal that OUTPUT would have at rest, for a copy of OUTPUT elsewhere.
-
-        Raises:
-            OutputError: It cannot be written.
-        """
-        with self._guard:
-            self._known.write_journal(path)
 
     def done(
         self, id: str, task: str, prompt: str, source: str = "", fingerprint: str = ""
@@ -220,10 +204,13 @@ class OutputStore(Writer):
                 if not self._failed:
                     self._finish(finished)
             finally:
-                self.abandon()
+                self._let_go()
 
     def abandon(self) -> None:
         """Let go of OUTPUT as a kill would: files stay as they are, rows in memory are lost."""
+        self._let_go()
+
+    def _let_go(self) -> None:
         with self._guard:
             if not self._closed:
                 self._closed = True

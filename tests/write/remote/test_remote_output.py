@@ -548,13 +548,7 @@ def test_a_file_url_is_written_to_in_one_step(
         monkeypatch.context() as patch,
         pytest.raises(OutputError, match="No space left on device; every finished row is kept in"),
     ):
-        close = output._store.close
-
-        def close_then_full(**options: Any) -> None:
-            close(**options)
-            patch.setattr("vlmbatch.write.remote.file.shutil.copyfileobj", full)
-
-        patch.setattr(output._store, "close", close_then_full)
+        patch.setattr("vlmbatch.write.remote.file.shutil.copyfileobj", full)
         output.close()
     assert (tmp_path / "mount" / "run.csv").read_bytes() == before
     staged(tmp_path / "staging", url).close()
