@@ -110,7 +110,7 @@ def test_export_of_one_picture_writes_a_text_to_a_url(tmp_path: Path) -> None:
             "csv",
             "https://user:word@example.com/rows.csv?token=1",
             2,
-            "a URL of a store that can be written such as s3://, gs:// or hf://, not https://example.com/rows.csv",
+            "such as s3://, gs:// or hf://, not https://example.com/rows.csv",
         ),
         ("csv", "zip::memory://bucket/rows.csv", 2, "a URL of a store that can be written"),
         ("csv", "nothing://bucket/rows.csv", 2, "nothing"),

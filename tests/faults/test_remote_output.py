@@ -99,3 +99,26 @@ def test_a_mount_that_is_gone_costs_nothing_but_the_upload(tmp_path: Path) -> No
     )
     assert (code, said) == (0, "")
     assert ids_of(mount / "out.jsonl") == wanted
+
+
+def test_of_two_machines_at_once_the_later_one_publishes_beside_the_first(tmp_path: Path) -> None:
+    wanted = write_photos(tmp_path / "photos", 20)
+    output, here = tmp_path / "mount" / "out.jsonl", tmp_path / "here"
+    arguments = ("photos", f"file://{output}")
+    process = begin(tmp_path, *arguments, 100, here, program=SCRIPTED)
+    while process.poll() is None and not Path(f"{staged_file(here)}.journal").exists():
+        time.sleep(0.01)  # watching another process, not synchronising with it
+    process.send_signal(signal.SIGSTOP)
+    code, said = finish(tmp_path, *arguments, 0, tmp_path / "there", program=SCRIPTED)
+    assert (code, said) == (0, "")
+    before = output.read_bytes()
+    process.send_signal(signal.SIGCONT)
+    _, said = process.communicate()
+    assert process.returncode == 1, said
+    (part,) = output.parent.glob("out.part-*.jsonl")
+    assert f"file://{output} was written by another run meanwhile; the rows of this run" in said
+    assert f"are in file://{part}" in said
+    assert output.read_bytes() == before
+    assert ids_of(part) == ids_of(output) == wanted
+    code, said = finish(tmp_path, *arguments, 0, here, program=SCRIPTED)
+    assert (code, said) == (0, "")

@@ -22,7 +22,7 @@ def say(line: str) -> None:
 
 
 def write_until_killed(output: Path, total: int) -> None:
-    """Does every row that is not done, as fast as it can, and says which were committed."""
+    """Do every row that is not done, as fast as possible, and say which were committed."""
     with store(output, policy=BUSY) as rows:
         say("open")
         fresh = []
@@ -41,7 +41,7 @@ def write_until_killed(output: Path, total: int) -> None:
 
 
 def hold(output: Path) -> None:
-    """Holds OUTPUT until it is killed."""
+    """Hold OUTPUT until the process is killed."""
     rows = store(output)
     say("open")
     signal.pause()
@@ -49,7 +49,7 @@ def hold(output: Path) -> None:
 
 
 def fill_disk(output: Path, limit: int) -> None:
-    """Writes rows until no file may grow any more."""
+    """Write rows until no file may grow any more."""
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
     committed = 0
@@ -65,12 +65,25 @@ def fill_disk(output: Path, limit: int) -> None:
 
 
 def publish_on_full_disk(output: Path, limit: int) -> None:
-    """Has room for the journal but not for OUTPUT."""
+    """Have room for the journal but not for OUTPUT."""
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     rows = store(output)
     for number in range(200):
         rows.write(record(number))
     rows.commit()
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+    try:
+        rows.close()
+    except OutputError as error:
+        say(str(error))
+
+
+def reorder_on_full_disk(output: Path, limit: int) -> None:
+    """Have no room for the temporary file of rows that change places."""
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    rows = store(output)
+    for number in range(50):
+        rows.keep(*record(number).key, 50 - number)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
     try:
         rows.close()

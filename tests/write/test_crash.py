@@ -54,7 +54,8 @@ def test_reading_before_the_first_publishing_says_what_the_journal_holds(tmp_pat
     store(output).abandon()
     with pytest.raises(
         OutputError,
-        match=r"out\.jsonl: not written yet, .* out\.jsonl\.journal holds 1 row, and the same command goes on from there",
+        match=r"out\.jsonl: not written yet, .* out\.jsonl\.journal holds 1 row, and the same "
+        "command goes on from there",
     ):
         read_records(output)
     with store(output) as rows:
@@ -223,6 +224,23 @@ class TestFullDisk:
         assert not Path(f"{output}.tmp").exists()
         store(output).close()
         assert len(ids(output)) == 200
+
+    @pytest.mark.parametrize("suffix", SUFFIXES)
+    def test_one_without_room_for_rows_that_change_places_keeps_output(
+        self, tmp_path: Path, suffix: str
+    ) -> None:
+        output = tmp_path / f"out.{suffix}"
+        with store(output) as rows:
+            for number in range(50):
+                rows.write(record(number))
+        before = output.read_bytes()
+        said = child("reorder_on_full_disk", output, 3_000).communicate()[0]
+        assert "File too large; what was finished is kept" in said
+        assert output.read_bytes() == before
+        assert sorted(path.name for path in tmp_path.iterdir()) == [
+            output.name,
+            f"{output.name}.journal",
+        ]
 
     def test_after_a_failed_commit_no_more_rows_are_taken(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -15,7 +15,7 @@ import polars
 import pyarrow.parquet as pq
 import pytest
 
-from tests.write.rows import failed, record, store
+from tests.write.rows import bare, failed, record, store, texts
 from vlmbatch.core import RECORD_FIELDS
 
 TEXTS = ["naïve 🦊\n日本語", 'a, "b"', None, ""]
@@ -100,9 +100,44 @@ def test_polars(output: Path) -> None:
 
 def test_duckdb(output: Path) -> None:
     reader = "read_csv" if output.suffix == ".csv" else "read_parquet"
-    query = f"SELECT text, time_seconds, width, epoch_ms(created_at::TIMESTAMPTZ) FROM {reader}(?) WHERE status = 'ok' ORDER BY index"
+    query = (
+        "SELECT text, time_seconds, width, epoch_ms(created_at::TIMESTAMPTZ) "
+        f"FROM {reader}(?) WHERE status = 'ok' ORDER BY index"
+    )
     found = duckdb.execute(query, [str(output)]).fetchall()
     assert [row[0] for row in found][:2] == TEXTS[:2]
     assert [row[1:] for row in found] == [
         (number / 4, 640, round(CREATED.timestamp() * 1000)) for number in (0, 1, 3)
     ]
+
+
+def test_a_run_goes_on_from_what_pandas_has_written(tmp_path: Path) -> None:
+    """pandas makes whole numbers with gaps floats."""
+    for suffix in ("csv", "parquet"):
+        path = tmp_path / f"out.{suffix}"
+        with store(path) as rows:
+            rows.write(bare(0))
+            rows.write(record(1))
+        if suffix == "csv":
+            pandas.read_csv(path).to_csv(path, index=False)
+            assert ",17.0," in path.read_text()
+        else:
+            pandas.read_parquet(path).to_parquet(path)
+            assert str(pq.read_schema(path).field("tiles").type) == "double"
+        with store(path) as rows:
+            rows.write(record(2))
+            rows.commit()
+            tiles = [rows.find(*record(number).key).tiles for number in range(3)]
+        assert tiles == [None, 17, 17]
+        assert isinstance(tiles[1], int)
+        assert texts(path) == ["picture 0", "picture 1", "picture 2"]
+
+
+def test_a_run_goes_on_from_lines_that_an_editor_of_windows_has_saved(tmp_path: Path) -> None:
+    path = tmp_path / "out.jsonl"
+    with store(path) as rows:
+        rows.write(record(0))
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\r\n") + b"\r\n")
+    with store(path) as rows:
+        rows.write(record(1))
+    assert texts(path) == ["picture 0", "picture 1"]

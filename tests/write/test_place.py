@@ -89,3 +89,13 @@ def test_a_link_to_a_place_that_is_not_there_makes_it(tmp_path: Path) -> None:
     with store(tmp_path / "out.jsonl") as rows:
         rows.write(record(0))
     assert ids(tmp_path / "far" / "away" / "rows.jsonl") == ["00000.jpg"]
+
+
+@pytest.mark.parametrize("suffix", [".lock", ".tmp", ".journal", ".journal.tmp"])
+def test_a_folder_in_the_place_of_a_file_beside_output_is_one_line(
+    tmp_path: Path, suffix: str
+) -> None:
+    (tmp_path / f"out.jsonl{suffix}").mkdir()
+    with pytest.raises(OutputError, match=r"Is a directory|is a folder"):
+        store(tmp_path / "out.jsonl")
+    assert os.listdir(tmp_path) == [f"out.jsonl{suffix}"]

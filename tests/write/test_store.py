@@ -137,9 +137,8 @@ class TestResume:
                 ),
                 "broken",
             )
-        with (
-            store(output) as rows
-        ):  # the clip is shorter now and the broken one whole; 00009.jpg is not asked about this time
+        # The clip is shorter now and the broken one whole. 00009.jpg is not asked about this time.
+        with store(output) as rows:
             assert not is_done(rows, frame(0), "2 s")
             rows.write(frame(0, text="new"), "2 s")
             rows.write(frame(1, text="new"), "2 s")
@@ -292,6 +291,17 @@ class TestResume:
             for number, row in enumerate(found)
         ]
         assert len(found) == 4
+
+    def test_a_row_is_found_again_with_what_it_carries(self, output: Path) -> None:
+        kept = {"keep": ("label", "none")}
+        made = record(0, extra={"label": "red", "none": None})
+        with store(output, **kept) as rows:
+            rows.write(made)
+            rows.commit()
+            assert rows.find(*made.key) == made
+        with store(output, **kept) as rows:
+            assert rows.find(*made.key) == made
+            assert rows.find(*record(1).key) is None
 
     def test_only_output_and_a_short_journal_remain(self, output: Path) -> None:
         with store(output) as rows:
@@ -531,7 +541,28 @@ def test_an_output_that_another_program_changed_is_replaced_with_a_warning(
     with caplog.at_level(logging.WARNING), store(output) as rows:
         output.unlink()
         rows.write(record(1))
-    assert "changed by another program" in caplog.text
+    assert "its changes are replaced" in caplog.text
+    assert ids(output) == ["00000.jpg", "00001.jpg"]
+
+
+def test_an_output_that_another_program_writes_into_ends_the_run_and_costs_no_row(
+    output: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with store(output) as rows:
+        rows.write(record(0))
+    whole = output.read_bytes()
+    rows = store(output)
+    rows.write(record(1))
+    output.write_bytes(whole + b"\n")
+    with (
+        caplog.at_level(logging.WARNING),
+        pytest.raises(OutputError, match=r"changed by another program .* is kept in .*journal"),
+    ):
+        rows.close()
+    assert not caplog.records
+    assert output.read_bytes() == whole + b"\n"
+    output.write_bytes(whole)
+    store(output).close()
     assert ids(output) == ["00000.jpg", "00001.jpg"]
 
 

@@ -41,8 +41,9 @@ STATUSES = ("ok", "error", "similar")
     "--output",
     "target",
     metavar="PATH",
-    help="Tables: the file or its URL (s3://, gs://, hf:// ...), `-` for stdout [default: OUTPUT with the other suffix]. Texts and subtitles: a folder, or "
-    "the file or its URL when OUTPUT is about one picture or video [default: beside the sources].",
+    help="Tables: the file or its URL (s3://, gs://, hf:// ...), `-` for stdout [default: OUTPUT "
+    "with the other suffix]. Texts and subtitles: a folder, or the file or its URL when OUTPUT is "
+    "about one picture or video [default: beside the sources].",
 )
 @click.option(
     "--task",
@@ -69,7 +70,7 @@ STATUSES = ("ok", "error", "similar")
 @click.option(
     "--bom",
     is_flag=True,
-    help="csv: begin with a byte order mark, without which Excel does not see that it is UTF-8.",
+    help="csv: begin with a byte order mark, which Excel needs to read UTF-8.",
 )
 def _export(
     output: str,
@@ -79,11 +80,12 @@ def _export(
     bom: bool,
     **wanted: tuple[str, ...],
 ) -> None:
-    """OUTPUT as a table of another format, or as a text or subtitle file for each picture or video.
+    """Write OUTPUT as a table of another format, or as a text or subtitle file for each picture or
+    video.
 
-    Tables have every row, or those that --task, --prompt and --status leave. Texts and subtitles
-    are what --sidecar writes: rows with an answer, files of others left alone. OUTPUT may be a URL;
-    what is made of it is called after it, in the current folder, unless -o says another place.
+    Tables have every row, or those that --task, --prompt and --status choose. Texts and subtitles
+    are those that --sidecar writes: of rows with an answer, and files of others stay. OUTPUT may be
+    a URL; the result has its name, in the current folder, unless -o names another place.
     """
     from vlmbatch.write import local_copy
 
@@ -92,7 +94,8 @@ def _export(
     if target is not None and is_url(target):
         if not can_be_written(target):
             raise JobError(
-                f"-o must be a file, or a URL of a store that can be written such as s3://, gs:// or hf://, not {without_credentials(target)}"
+                "-o must be a file, or a URL of a store that can be written such as s3://, gs:// "
+                f"or hf://, not {without_credentials(target)}"
             )
         if _place_of(target) == _place_of(output):
             raise JobError(
@@ -112,7 +115,8 @@ def _export(
 
 @dataclasses.dataclass(frozen=True)
 class RowFilter:
-    """Which rows are taken; of each column those with one of the values, all where there are none.
+    """The rows that are taken: of each column those with one of the values; all where none are
+    given.
 
     Attributes:
         tasks: Tasks.
@@ -144,14 +148,14 @@ def export(
     overwrite: bool,
     bom: bool,
 ) -> None:
-    """Writes what is asked for.
+    """Write one form of an OUTPUT.
 
     Args:
         path: The file that is read.
-        output: What it is called: the same, or a name in the current folder.
+        output: Its name: the same, or one in the current folder.
         form: One of ``TABLES`` or ``TEXTS``.
         target: Where it goes, as given.
-        wanted: Which rows are taken.
+        wanted: The rows that are taken.
         overwrite: Whether what is there is replaced.
         bom: Whether CSV begins with a byte order mark.
     """
@@ -200,8 +204,8 @@ def export_table(
     overwrite: bool,
     bom: bool,
 ) -> None:
-    """Writes rows to a table of another format, whole or not at all; ``job`` goes into its
-    metadata, ``extra`` are the kinds of carried columns.
+    """Write rows to a table of another format, whole or not at all. ``job`` goes into its metadata,
+    ``extra`` are the kinds of carried columns.
     """
     from vlmbatch.write.formats import find_format
 
@@ -280,20 +284,20 @@ def check_times(output: Path, rows: Iterator[dict[str, Any]], form: str) -> None
 
 
 def _place_of(target: str) -> str:
-    """The same for every way of writing a place."""
+    """Return the same text for every way of writing a place."""
     if target.lower().startswith("file://"):
         target = urllib.parse.unquote(urllib.parse.urlsplit(target).path)
     return target if is_url(target) else os.path.realpath(target)
 
 
 def _name_of(target: str) -> Path:
-    """What a file or URL is called, its suffix in place."""
+    """Return the name of a file or URL, with its suffix."""
     return Path(url_name(target) if is_url(target) else target)
 
 
 @contextlib.contextmanager
 def _writing(output: Path, target: str, overwrite: bool) -> Iterator[BinaryIO]:
-    """Opens a file that takes its place, on this disk or behind a URL, once the block has ended
+    """Open a file that takes its place, on this disk or behind a URL, once the block has ended
     well.
     """
     from vlmbatch.write.atomic import replacing

@@ -1,4 +1,4 @@
-"""``stats``: what a run took, from its own records."""
+"""``stats``: the figures of a run, from its own records."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from vlmbatch.urls import without_credentials
 
 
 def collect(path: Path) -> dict[str, Any]:
-    """Figures over all rows of an OUTPUT."""
+    """Return figures over all rows of an OUTPUT."""
     from vlmbatch.run.summary import RowStats
     from vlmbatch.write import read_records
 
@@ -39,7 +39,7 @@ def _answerer(row: dict[str, Any]) -> str:
 
 
 def show(name: str, figures: dict[str, Any]) -> None:
-    """Prints the figures as a table."""
+    """Print the figures as a table."""
     click.echo(f"{name}: {figures['items']} items, {figures['rows']} rows")
     for name, count in figures["models"].items():
         click.echo(f"  {count} row{'' if count == 1 else 's'} by {name}")
@@ -49,12 +49,14 @@ def show(name: str, figures: dict[str, Any]) -> None:
         click.echo(f"            {count} x {name}")
     reasons = ", ".join(f"{count} by {name}" for name, count in figures["finish_reason"].items())
     click.echo(
-        f"tokens      {figures['prompt_tokens']} in prompts, {figures['new_tokens']} in answers{f' (ended {reasons})' if reasons else ''}"
+        f"tokens      {figures['prompt_tokens']} in prompts, {figures['new_tokens']} in answers"
+        + (f" (ended {reasons})" if reasons else "")
     )
     click.echo(f"tiles       {figures['tiles']}")
     if figures["items_per_busy_second"]:
         click.echo(
-            f"busy rate   {figures['items_per_busy_second']:.2f} items/s, {figures['new_tokens_per_busy_second']:.1f} tokens/s of the engine's busy time"
+            f"busy rate   {figures['items_per_busy_second']:.2f} items/s, "
+            f"{figures['new_tokens_per_busy_second']:.1f} tokens/s of the engine's busy time"
         )
     click.echo(f"{'seconds':<12}{'total':>10}{'p50':>10}{'p95':>10}{'p99':>10}")
     for name, phase in figures["phases"].items():
@@ -68,8 +70,8 @@ def show(name: str, figures: dict[str, Any]) -> None:
 @click.argument("output")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def _stats(output: str, as_json: bool) -> None:
-    """What a run took, from its own records: counts, tokens, and the seconds of each phase with
-    percentiles. OUTPUT may be a URL.
+    """Print the figures of a run, from its own records: counts, tokens, and the seconds of each
+    phase with percentiles. OUTPUT may be a URL.
     """
     from vlmbatch.write import local_copy
 

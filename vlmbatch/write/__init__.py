@@ -46,7 +46,13 @@ __all__ = [
 ]
 
 
-def open_output(job: Job, identity: Mapping[str, Any], *, stream: TextIO | None = None) -> Writer:
+def open_output(
+    job: Job,
+    identity: Mapping[str, Any],
+    *,
+    stream: TextIO | None = None,
+    run_id: str | None = None,
+) -> Writer:
     """Open the writer that a job asks for, ready to take records.
 
     Args:
@@ -54,6 +60,8 @@ def open_output(job: Job, identity: Mapping[str, Any], *, stream: TextIO | None 
         identity: The settings that the rows depend on: ``job.identity()`` with the revision that
             runs.
         stream: The stream that ``-`` means; stdout by default.
+        run_id: Part of the name of what is published beside a remote OUTPUT that another run has
+            written meanwhile.
 
     Raises:
         JobError: OUTPUT is a URL whose scheme is not known, a pipe or a device, or its name is too
@@ -63,7 +71,7 @@ def open_output(job: Job, identity: Mapping[str, Any], *, stream: TextIO | None 
         MissingDependencyError: The format needs a package that is not installed.
     """
     if is_url(job.output_path):
-        return StagedOutput(job, identity)
+        return StagedOutput(job, identity, run_id=run_id)
     if job.output_path != "-":
         return OutputStore(Path(job.output_path), job, identity)
     stream = stream or sys.stdout

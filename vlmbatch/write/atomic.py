@@ -17,17 +17,17 @@ FileState: TypeAlias = tuple[int, int, int]
 
 
 def beside(path: Path, suffix: str) -> Path:
-    """The file beside ``path`` whose name has ``suffix`` added: ``captions.jsonl.journal``."""
+    """Return the path with a suffix added to its name: ``captions.jsonl.journal``."""
     return path.with_name(path.name + suffix)
 
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
-    """Opens a file for writing that takes the place of ``path`` once the block has ended well;
-    until then, and after an error, ``path`` is as it was.
+    """Open a file for writing that takes the place of ``path`` once the block has ended well.
+    Until then, and after an error, ``path`` is as it was.
 
-    The name of the temporary file is fixed (``PATH.tmp``), so that what a killed run left is
-    overwritten: hold a lock.
+    The name of the temporary file is fixed (``PATH.tmp``), so that the file of a killed run is
+    overwritten. The caller holds a lock.
 
     Raises:
         OutputError: The file cannot be written (disk full, not permitted …).
@@ -42,11 +42,11 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
             shutil.copymode(path, temporary)
         os.replace(temporary, path)
         sync_folder(path.parent)
-    except OSError as error:
-        _remove(temporary)
-        raise OutputError(f"cannot write {path}: {reason(error)}") from error
-    except BaseException:
-        _remove(temporary)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        if isinstance(error, OSError):
+            raise OutputError(f"cannot write {path}: {reason(error)}") from error
         raise
 
 
@@ -60,7 +60,7 @@ def file_state(path: Path) -> FileState | None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Makes the names in a folder durable, where the file system can."""
+    """Make the names in a folder durable, where the file system can."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -72,10 +72,17 @@ def sync_folder(folder: Path) -> None:
 
 
 def reason(error: OSError) -> str:
-    """Why an operation failed, in one line."""
+    """Return the cause of an error, in one line."""
     return error.strerror or " ".join(str(error).split()) or type(error).__name__
 
 
-def _remove(path: Path) -> None:
-    with contextlib.suppress(OSError):
-        path.unlink()
+def remove(path: Path) -> None:
+    """Remove a file, if it is there.
+
+    Raises:
+        OutputError: It cannot be removed.
+    """
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise OutputError(f"cannot remove {path}: {reason(error)}") from error

@@ -26,23 +26,23 @@ class Writer(abc.ABC):
     def write(
         self, record: Record, fingerprint: str = "", order: int | None = None, question: int = 0
     ) -> None:
-        """Takes a record; a row with the same id, task and prompt is replaced. Commits now and then
+        """Take a record. A row with the same id, task and prompt is replaced. Commits now and then
         by itself.
 
         Args:
             record: The row.
-            fingerprint: The item's; a later run does the row again when it is another one.
-            order: The row's place among this run's rows, from 0 without a gap; what a stream is
-                ordered by. None: as it comes.
+            fingerprint: The item's; a later run with another one does the row again.
+            order: The row's place among this run's rows, from 0 without a gap, for streams. None:
+                as it comes.
             question: The question's place among those about the item.
 
         Raises:
-            OutputError: What was taken cannot be kept. Rows committed before stay good.
+            OutputError: The rows taken cannot be kept. Rows committed before stay good.
         """
 
     @abc.abstractmethod
     def commit(self) -> None:
-        """Makes every row taken so far durable.
+        """Make every row taken so far durable.
 
         Raises:
             OutputError: As for ``write``.
@@ -50,7 +50,7 @@ class Writer(abc.ABC):
 
     @abc.abstractmethod
     def close(self, *, finished: bool = True) -> None:
-        """Commits and finishes the output. May be called again.
+        """Commit and finish the output. May be called again.
 
         Args:
             finished: Whether the run came to its end. If it did not, an earlier output is not
@@ -68,8 +68,7 @@ class Writer(abc.ABC):
         return None
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
-        """Writes ``OUTPUT.summary.json``, where the output has such a thing beside it. May be
-        called after ``close``.
+        """Write ``OUTPUT.summary.json``, where the output is a file. May be called after ``close``.
 
         Args:
             summary: Plain values.
@@ -80,7 +79,7 @@ class Writer(abc.ABC):
         return
 
     def tick(self) -> None:
-        """Commits when one is due. Called about once a second, so that rows do not wait for the
+        """Commit when that is due. Called about once a second, so that rows do not wait for the
         next one to be committed.
         """
         return
@@ -88,17 +87,17 @@ class Writer(abc.ABC):
     def done(
         self, id: str, task: str, prompt: str, source: str = "", fingerprint: str = ""
     ) -> bool:
-        """Whether the row is there from an earlier run and need not be done again."""
+        """Return whether the row is there from an earlier run and need not be done again."""
         return False
 
     def keep(self, id: str, task: str, prompt: str, index: int, question: int = 0) -> Status | None:
-        """Says that a row that is done belongs to this run's items, at this place in input order;
-        gives its status.
+        """State that a row that is done belongs to this run's items, at this place in input order.
+        Returns its status.
         """
         return None
 
     def find(self, id: str, task: str, prompt: str) -> Record | None:
-        """A row that ``done`` said is there; None where rows cannot be read back."""
+        """Return a row that is done; None where rows cannot be read back."""
         return None
 
     def is_seen(self, id: str, task: str, prompt: str) -> bool:
@@ -108,7 +107,7 @@ class Writer(abc.ABC):
         return False
 
     def totals(self) -> dict[str, int]:
-        """Rows and error rows that the output has in all, those of earlier runs included; empty
+        """Return the number of rows and of error rows, those of earlier runs included; nothing
         where that is not known.
         """
         return {}

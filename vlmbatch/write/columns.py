@@ -1,8 +1,7 @@
-"""The columns of a row: their types, and how a record becomes plain values of exactly these types.
+"""The columns of a row, and the conversion of a record to plain values of exactly their types.
 
-Behind the columns that every row has stand those that a job carries from its manifests
-(``Job.keep``). What these hold is only known once rows come, so their kind is the narrowest that
-every value so far fits into.
+Every row has the same columns. Behind them stand those that a job carries from its manifests
+(``Job.keep``). The kind of a carried column is the narrowest that every value so far fits into.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ Kind = Literal["string", "int32", "int64", "float32", "float64", "timestamp", "b
 
 
 class Column(NamedTuple):
-    """The type of a column; ``timestamp`` is an ISO string in a row, and UTC milliseconds in
+    """The type of a column. A ``timestamp`` is an ISO string in a row, and UTC milliseconds in
     Parquet.
     """
 
@@ -92,8 +91,8 @@ def record_of(row: Row) -> Record:
 
 
 def plain_value(value: Any) -> Any:
-    """A carried value as JSON can hold it: times as ISO text, bytes as base64, what is not a finite
-    number as null.
+    """Return a carried value in JSON's types: times as ISO text, bytes as base64, numbers that are
+    not finite as null.
     """
     if value is None or isinstance(value, bool | int):
         return value
@@ -124,7 +123,7 @@ def kind_of(value: Any) -> Kind | None:
 
 
 def common_kind(one: Kind | None, other: Kind | None) -> Kind | None:
-    """The narrowest kind for the values of both."""
+    """Return the narrowest kind for the values of both."""
     if one == other or other is None:
         return one
     if one is None:
@@ -133,7 +132,7 @@ def common_kind(one: Kind | None, other: Kind | None) -> Kind | None:
 
 
 def carried_kinds(rows: Iterable[Row]) -> dict[str, Kind]:
-    """The carried columns of rows, with kinds that every value fits into."""
+    """Return the carried columns of rows, with kinds that every value fits into."""
     kinds: dict[str, Kind | None] = {}
     for row in rows:
         for name in row:
@@ -145,22 +144,22 @@ def carried_kinds(rows: Iterable[Row]) -> dict[str, Kind]:
 
 
 def as_text(value: Any) -> str | None:
-    """A plain value in a column of text: text as it is, everything else as JSON."""
+    """Return a plain value for a column of text: text as it is, everything else as JSON."""
     return (
         value if value is None or isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     )
 
 
 def clean_text(text: str) -> str:
-    r"""Text that UTF-8 can hold: a lone surrogate, as in a file name that is not UTF-8, becomes
-    ``\udcff`` in letters.
+    r"""Return text that UTF-8 can encode. A lone surrogate, as in a file name that is not UTF-8,
+    becomes ``\udcff`` in letters.
     """
     return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()
 
 
 def round_float32(value: float) -> float:
-    """Six significant digits: as many as a float32 keeps for certain (FLT_DIG), so that a value is
-    the same in every format.
+    """Return the value with six significant digits, which a float32 keeps for certain (FLT_DIG), so
+    that it is the same in every format.
     """
     return float(f"{value:.6g}")
 

@@ -1,10 +1,8 @@
-"""Rows as CSV (RFC 4180): UTF-8, a header row, null as an empty field, nothing that a spreadsheet
-takes for a formula.
+"""Rows as CSV (RFC 4180): UTF-8, a header row, null as an empty field, no formulas.
 
-A text that begins with ``=``, ``+``, ``-``, ``@``, a tab or a line break would be computed when the
-file is opened (the text of a scan comes from whoever made the scan), or shown as ``#NAME?``. Such a
-text gets an apostrophe in front, as spreadsheets mark text (OWASP, "CSV Injection"); reading takes
-it off.
+A spreadsheet computes a text that begins with ``=``, ``+``, ``-``, ``@``, a tab or a line break,
+and the text of a scan comes from whoever made the scan. Such a text gets an apostrophe in front,
+as spreadsheets mark text (OWASP, "CSV Injection"). Reading removes it.
 """
 
 from __future__ import annotations
@@ -20,12 +18,10 @@ from vlmbatch.errors import OutputError
 from vlmbatch.write.columns import COLUMNS, Column, Kind, Row, as_text
 
 LARGEST_FIELD = 2**31 - 1
-"""The csv module refuses fields of more than 131,072 characters unless told otherwise."""
+"""Characters of a field; the default of the csv module is 131,072."""
 
 _FORMULA = re.compile(r"'*[=+\-@\t\r\n]")
-"""Apostrophes count as part of the beginning, so that a text that has its own comes back with just
-these.
-"""
+"""Leading apostrophes belong to the match, so that a text keeps its own ones when it is read."""
 _GUARDED = re.compile(r"'+[=+\-@\t\r\n]")
 
 
@@ -33,18 +29,30 @@ def _unguarded(text: str) -> str:
     return text[1:] if _GUARDED.match(text) else text
 
 
+def _whole(text: str) -> int:
+    """Return a whole number, also as programs write it that know columns with gaps as floats only:
+    ``17.0``.
+    """
+    try:
+        return int(text)
+    except ValueError:
+        number = float(text)
+        if not number.is_integer():
+            raise
+        return int(number)
+
+
 _PARSERS: dict[str, Callable[[str], Any]] = {
     "string": _unguarded,
     "timestamp": str,
-    "int32": int,
-    "int64": int,
+    "int32": _whole,
+    "int64": _whole,
     "float32": float,
     "float64": float,
 }
 _CARRIED = Column("string", nullable=True)
 _STATUSES_WITH = {"text": ("ok", "similar"), "error": ("error",)}
-"""An empty field is null, except where the row's status says that there is a text, if an empty one.
-"""
+"""An empty field is null, except in rows whose status says that there is a text."""
 
 
 def write_rows(
@@ -53,7 +61,7 @@ def write_rows(
     job: dict[str, Any] | None = None,
     extra: Mapping[str, Kind] | None = None,
 ) -> None:
-    """Writes the header and rows, carried columns behind the others; the job has no place in this
+    """Write the header and rows, carried columns behind the others. The job has no place in this
     format.
     """
     text = io.TextIOWrapper(file, encoding="utf-8", newline="")
@@ -74,7 +82,7 @@ def write_rows(
 
 
 def read_rows(file: BinaryIO, columns: Sequence[str] | None = None) -> Iterator[Row]:
-    """Reads rows, restricted to ``columns``; without them whole. Carried columns come back as text.
+    """Read rows, restricted to ``columns``; without them whole. Carried columns come back as text.
 
     Raises:
         OutputError: A column is missing, or a line is not a record.
@@ -114,7 +122,7 @@ def read_rows(file: BinaryIO, columns: Sequence[str] | None = None) -> Iterator[
 
 
 def _guard(value: Any) -> Any:
-    """A value that no spreadsheet computes; numbers are left alone."""
+    """Return a value that no spreadsheet computes. Numbers stay as they are."""
     return f"'{value}" if isinstance(value, str) and _FORMULA.match(value) else value
 
 

@@ -12,8 +12,8 @@ from vlmbatch.write.columns import Kind, Row
 
 
 class WriteRows(Protocol):
-    """Writes rows to a binary file, in bounded memory; ``job`` goes into the file's metadata where
-    the format has any, ``extra`` are carried columns.
+    """Writes rows to a binary file, in bounded memory. ``job`` goes into the file's metadata where
+    the format has any; ``extra`` are carried columns.
     """
 
     def __call__(
@@ -23,26 +23,26 @@ class WriteRows(Protocol):
         job: dict[str, Any] | None = None,
         extra: Mapping[str, Kind] | None = None,
     ) -> None:
-        """Writes every row."""
+        """Write every row."""
 
 
 class ReadRows(Protocol):
-    """Reads rows from a binary file, in bounded memory, as the values that records hold; raises
+    """Reads rows from a binary file, in bounded memory, as the values that records hold. Raises
     OutputError for a file of another kind.
     """
 
     def __call__(self, file: BinaryIO, columns: Sequence[str] | None = None) -> Iterator[Row]:
-        """Gives rows restricted to ``columns``; without them whole, carried columns behind
+        """Yield rows restricted to ``columns``; without them whole, carried columns behind
         ``RECORD_FIELDS``.
         """
 
 
 class Format(NamedTuple):
-    """How rows are written and read.
+    """A file format.
 
     Attributes:
-        write_rows: Writes them.
-        read_rows: Reads them.
+        write_rows: Writes rows.
+        read_rows: Reads rows.
         require: Raises MissingDependencyError when a package is missing.
     """
 
@@ -56,11 +56,11 @@ FORMATS: dict[str, Format] = {
     ".parquet": Format(parquet.write_rows, parquet.read_rows, parquet.require),
     ".csv": Format(csv.write_rows, csv.read_rows),
 }
-"""By the suffix of OUTPUT."""
+"""Formats by the suffix of OUTPUT."""
 
 
 def find_format(path: Path) -> Format:
-    """The format of a file by its name, ready to be used.
+    """Return the format of a file by its name, ready to be used.
 
     Raises:
         OutputError: The suffix is none of ours.

@@ -1,4 +1,4 @@
-"""Whether a run may continue an OUTPUT: only one that was made with the same settings.
+"""The check that a run continues only an OUTPUT that was made with the same settings.
 
 An identity is a mapping of plain JSON values: ``engine``, ``model``, ``revision``, ``detail`` and
 whatever else answers and ids depend on. Settings of generation stand under ``tasks`` by task, so
@@ -21,7 +21,7 @@ _GENERATION = ("max_new_tokens", "temperature", "top_p", "seed")
 
 
 def previous_identity(output: Path, first: Row, here: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of an OUTPUT without a journal: from its summary, or else this run's settings
+    """Return the settings of an OUTPUT without a journal: from its summary, or this run's settings
     with the model, revision and engine of the first row.
     """
     try:
@@ -67,7 +67,7 @@ def check_identity(output: Path | str, there: Mapping[str, Any], here: Mapping[s
 
 
 def joined_identity(there: Mapping[str, Any], here: Mapping[str, Any]) -> dict[str, Any]:
-    """This run's identity, with the tasks that the OUTPUT has already."""
+    """Return this run's identity with the tasks that the OUTPUT has already."""
     if "tasks" not in here:
         return dict(here)
     earlier = {name: there[name] for name in _GENERATION if name in there}
@@ -75,7 +75,7 @@ def joined_identity(there: Mapping[str, Any], here: Mapping[str, Any]) -> dict[s
 
 
 def _flat(identity: Mapping[str, Any], here: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings that matter for this run's tasks, without nesting."""
+    """Return the settings that matter for this run's tasks, without nesting."""
     found = {name: value for name, value in identity.items() if name != "tasks"}
     if here.get("engine"):
         found.setdefault("engine", "torch")  # before there were others
@@ -88,7 +88,7 @@ def _flat(identity: Mapping[str, Any], here: Mapping[str, Any]) -> dict[str, Any
 
 
 def _same(name: str, there: Any, here: Any) -> bool:
-    """A revision that is not known on one side is no difference."""
+    """Compare two settings. A revision that is not known on one side is no difference."""
     return bool(there == here) or (name == "revision" and not (there and here))
 
 

@@ -287,7 +287,7 @@ def replace_header(path: Path, header: Header) -> int:
     Raises:
         OutputError: It cannot be written.
     """
-    with open(path, "rb") as old, replacing(path) as file:
+    with replacing(path) as file, open(path, "rb") as old:
         before = len(old.readline())
         file.write(header.encode())
         grown = file.tell() - before

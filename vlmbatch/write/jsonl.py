@@ -22,13 +22,13 @@ def write_rows(
     job: dict[str, Any] | None = None,
     extra: Mapping[str, Kind] | None = None,
 ) -> None:
-    """Writes rows; the job and the kinds of columns have no place in this format."""
+    """Write rows. The job and the kinds of columns have no place in this format."""
     for row in rows:
         file.write(encode(row).encode("utf-8", "backslashreplace") + b"\n")
 
 
 def read_rows(file: BinaryIO, columns: Sequence[str] | None = None) -> Iterator[Row]:
-    """Reads rows, restricted to ``columns``; without them whole.
+    """Read rows, restricted to ``columns``; without them whole.
 
     Raises:
         OutputError: A line is not a record.
@@ -37,7 +37,7 @@ def read_rows(file: BinaryIO, columns: Sequence[str] | None = None) -> Iterator[
         if line.isspace():
             continue
         try:
-            row = decode(line.decode())
+            row = decode(line.decode("utf-8-sig" if number == 1 else "utf-8"))
             found = {name: row[name] for name in columns or RECORD_FIELDS}
             yield found if columns else {**found, **row}
         except (ValueError, KeyError, TypeError) as error:

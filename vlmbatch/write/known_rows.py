@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from vlmbatch.core import Record
-from vlmbatch.write.atomic import FileState, beside, file_state
+from vlmbatch.write.atomic import FileState, beside, file_state, remove
 from vlmbatch.write.columns import Row, record_of
 from vlmbatch.write.formats import Format
 from vlmbatch.write.identity import check_identity, joined_identity, previous_identity
@@ -293,7 +293,7 @@ class KnownRows:
 
     def forget(self) -> None:
         """Remove the journal of a run that ended before its first row."""
-        self._journal_path.unlink()
+        remove(self._journal_path)
 
     def close(self) -> None:
         """Close the files; rows that were not committed are forgotten."""

@@ -1,7 +1,8 @@
-"""One run at a time on an OUTPUT."""
+"""The lock that lets one run at a time write an OUTPUT."""
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import logging
@@ -22,7 +23,7 @@ class OutputLock:
 
     Args:
         output: OUTPUT.
-        name: What messages call it, where that is not its path.
+        name: Name of OUTPUT in messages, where that is not its path.
 
     Raises:
         OutputLockedError: Another run holds it.
@@ -36,8 +37,8 @@ class OutputLock:
             self._handle = self._try(name or str(output))
 
     def _try(self, output: str) -> int | None:
-        """Takes the lock; None when its file was removed in between by the run before, so that the
-        lock on it is worth nothing.
+        """Take the lock. None when the run before has removed its file in between, so that the lock
+        on it is worth nothing.
         """
         try:
             handle = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
@@ -80,10 +81,11 @@ class OutputLock:
             return False
 
     def release(self) -> None:
-        """Removes the file while the lock is still held, then lets go."""
+        """Remove the file while the lock is still held, then let go."""
         if self._handle is None:
             return
         handle, self._handle = self._handle, None
-        if self._is_at_path(handle):
-            self.path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # a file that stays, on a disk that fails, does no harm
+            if self._is_at_path(handle):
+                self.path.unlink()
         os.close(handle)

@@ -1,4 +1,4 @@
-"""Rows as Parquet, each column with its own type. pyarrow is loaded when a Parquet file is."""
+"""Rows as Parquet, each column with its own type. pyarrow is loaded with the first file."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from vlmbatch.errors import MissingDependencyError, OutputError
 from vlmbatch.write.columns import COLUMNS, Kind, Row, as_text, round_float32
 
 ROWS_PER_GROUP = 8192
-"""Rows that are held in memory while writing; large enough for the columns to compress."""
+"""Rows in memory while writing; enough for the columns to compress."""
 
 JOB_KEY = b"vlmbatch.job"
-"""Key of the file's metadata that holds the job as JSON."""
+"""Key of the job, as JSON, in the file's metadata."""
 
 _EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
 _MILLISECOND = datetime.timedelta(milliseconds=1)
 
 
 def require() -> Any:
-    """The pyarrow package, with ``pyarrow.parquet`` loaded.
+    """Return the pyarrow package, with ``pyarrow.parquet`` loaded.
 
     Raises:
         MissingDependencyError: It is not installed.
@@ -37,8 +37,8 @@ def require() -> Any:
 
 
 def schema(job: dict[str, Any] | None = None, extra: Mapping[str, Kind] | None = None) -> Any:
-    """The ``pyarrow.Schema`` of a file: the columns of every row, carried ones, and the job as
-    metadata when there is one.
+    """Return the ``pyarrow.Schema`` of a file: the columns of every row, carried ones, and the job
+    as metadata when there is one.
     """
     arrow = require()
     types = {
@@ -67,7 +67,7 @@ def write_rows(
     job: dict[str, Any] | None = None,
     extra: Mapping[str, Kind] | None = None,
 ) -> None:
-    """Writes rows, a row group at a time."""
+    """Write rows, a row group at a time."""
     arrow = require()
     layout = schema(job, extra)
     rows = iter(rows)
@@ -83,7 +83,7 @@ def write_rows(
 
 
 def read_rows(file: BinaryIO, columns: Sequence[str] | None = None) -> Iterator[Row]:
-    """Reads rows, restricted to ``columns`` (only these are read from the disk); without them
+    """Read rows, restricted to ``columns`` (only these are read from the disk); without them
     whole.
 
     Raises:
@@ -108,7 +108,7 @@ def read_rows(file: BinaryIO, columns: Sequence[str] | None = None) -> Iterator[
 
 
 def _plain(arrow: Any, name: str, values: Any) -> list[Any]:
-    """A column as the values that a record holds."""
+    """Return a column as the values that a record holds."""
     kind = COLUMNS[name].kind if name in COLUMNS else None
     if kind == "timestamp":
         stamps = (
@@ -118,6 +118,9 @@ def _plain(arrow: Any, name: str, values: Any) -> list[Any]:
     plain: list[Any] = values.to_pylist()
     if kind == "float32":
         return [None if value is None else round_float32(value) for value in plain]
+    if kind in ("int32", "int64") and not arrow.types.is_integer(values.type):
+        # A program that knows columns with gaps as floats only has written the file.
+        return [int(value) if value == value and value is not None else None for value in plain]
     return plain
 
 

@@ -40,8 +40,10 @@ def resolve_output(output: Path, name: str) -> Path:
     except FileNotFoundError:
         mode = 0
     except OSError as error:
-        refusal = JobError if error.errno == errno.ENAMETOOLONG else OutputError
-        raise refusal(f"cannot write {name}: {reason(error)}") from error
+        too_long = error.errno == errno.ENAMETOOLONG
+        raise (JobError if too_long else OutputError)(
+            f"cannot write {name}: {reason(error)}"
+        ) from error
     for is_kind, kind in _KINDS:
         if is_kind(mode):
             raise JobError(

@@ -52,11 +52,7 @@ class Publisher:
         Raises:
             OutputError: They cannot be written; OUTPUT is as it was.
         """
-        if file_state(self._output) != self.state:
-            logger.warning(
-                "%s was changed by another program during the run; its changes are replaced",
-                self._name,
-            )
+        was_changed = file_state(self._output) != self.state
         columns = (*RECORD_FIELDS, *self._kinds)
         if self._kinds and not self._knows_old_kinds:
             for row in self._known.rows(order, columns):
@@ -68,3 +64,8 @@ class Publisher:
             self._format.write_rows(file, rows, self._job.to_dict(credentials=False), extra)
         self.state = file_state(self._output)
         self.has_published = True
+        if was_changed:
+            logger.warning(
+                "%s was changed by another program during the run; its changes are replaced",
+                self._name,
+            )

@@ -14,12 +14,11 @@ from vlmbatch.write.columns import row_of
 from vlmbatch.write.jsonl import encode
 
 FLUSH_SECONDS = 1.0
-"""Somebody may be reading at the other end of the pipe."""
+"""Seconds between flushes, for a reader at the other end of the pipe."""
 
 
 class StdoutWriter(Writer):
-    """Writes to a text stream. A row that comes early is held back until those before it are out,
-    so what is held is what is in flight.
+    """Writes to a text stream. A row that comes early is held back until those before it are out.
 
     Args:
         stream: The stream; it is flushed, never closed.
@@ -37,7 +36,7 @@ class StdoutWriter(Writer):
     def write(
         self, record: Record, fingerprint: str = "", order: int | None = None, question: int = 0
     ) -> None:
-        """Takes a row and writes every row whose turn it is."""
+        """Take a row and write every row whose turn it is."""
         line = encode(row_of(record)) + "\n"
         if order is None:
             self._put(line)
@@ -49,12 +48,12 @@ class StdoutWriter(Writer):
         self.tick()
 
     def tick(self) -> None:
-        """Flushes once a second."""
+        """Flush once a second."""
         if self._clock() - self._flushed_at >= FLUSH_SECONDS:
             self.commit()
 
     def commit(self) -> None:
-        """Flushes the stream; rows that are held back stay so."""
+        """Flush the stream. Rows that are held back stay so."""
         self._flushed_at = self._clock()
         try:
             self._stream.flush()
@@ -62,7 +61,7 @@ class StdoutWriter(Writer):
             raise self._failure(error) from error
 
     def close(self, *, finished: bool = True) -> None:
-        """Writes what is still held back (a run that was stopped leaves gaps) and flushes."""
+        """Write the rows that are held back (a run that was stopped leaves gaps) and flush."""
         if self._closed:
             return
         self._closed = True
@@ -77,7 +76,7 @@ class StdoutWriter(Writer):
             raise self._failure(error) from error
 
     def _failure(self, error: OSError) -> OutputError:
-        """The error for the user; nothing more is written after it."""
+        """Return the error for the user. Nothing more is written after it."""
         self._closed = True
         return OutputError(
             "stdout was closed"

@@ -21,7 +21,7 @@ from typing import Any
 from vlmbatch.core import Record, Status
 from vlmbatch.errors import OutputError
 from vlmbatch.job import Job
-from vlmbatch.write.atomic import beside
+from vlmbatch.write.atomic import beside, remove
 from vlmbatch.write.base import Writer
 from vlmbatch.write.columns import row_of
 from vlmbatch.write.formats import find_format
@@ -54,6 +54,9 @@ class CommitPolicy:
     publish_share: float = 0.05
 
 
+DEFAULT_POLICY = CommitPolicy()
+
+
 class OutputStore(Writer):
     """Writes OUTPUT, and goes on with one that is there. Methods may be called from any thread.
 
@@ -78,7 +81,7 @@ class OutputStore(Writer):
         job: Job,
         identity: Mapping[str, Any],
         *,
-        policy: CommitPolicy = CommitPolicy(),
+        policy: CommitPolicy = DEFAULT_POLICY,
         clock: Callable[[], float] = time.monotonic,
         name: str | None = None,
     ) -> None:
@@ -93,7 +96,7 @@ class OutputStore(Writer):
         self._lock = OutputLock(self._output, self._name)
         try:
             for path in (self._output, beside(self._output, ".journal")):
-                beside(path, ".tmp").unlink(missing_ok=True)  # of a run that was killed
+                remove(beside(path, ".tmp"))  # of a run that was killed
             self._known = KnownRows(
                 self._output, format, identity, overwrite=job.overwrite, name=self._name
             )
@@ -114,28 +117,9 @@ class OutputStore(Writer):
         """OUTPUT."""
         return self._path
 
-    @property
-    def identity(self) -> dict[str, Any]:
-        """The settings of all rows, as plain JSON values."""
-        return self._known.identity
-
-    @property
-    def has_published(self) -> bool:
-        """Whether OUTPUT was written by this run."""
-        return self._publisher.has_published
-
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Write the summary beside OUTPUT."""
         write_summary(self._path, summary)
-
-    def write_journal_at_rest(self, path: Path) -> None:
-        """Write the journal that OUTPUT would have at rest, for a copy of OUTPUT elsewhere.
-
-        Raises:
-            OutputError: It cannot be written.
-        """
-        with self._guard:
-            self._known.write_journal(path)
 
     def done(
         self, id: str, task: str, prompt: str, source: str = "", fingerprint: str = ""
@@ -220,10 +204,13 @@ class OutputStore(Writer):
                 if not self._failed:
                     self._finish(finished)
             finally:
-                self.abandon()
+                self._let_go()
 
     def abandon(self) -> None:
         """Let go of OUTPUT as a kill would: files stay as they are, rows in memory are lost."""
+        self._let_go()
+
+    def _let_go(self) -> None:
         with self._guard:
             if not self._closed:
                 self._closed = True

@@ -1,4 +1,4 @@
-"""``OUTPUT.summary.json``: what a run took, and the settings it was made with."""
+"""``OUTPUT.summary.json``: the figures of a run, and its settings."""
 
 from __future__ import annotations
 
@@ -13,13 +13,12 @@ from vlmbatch.write.atomic import beside, replacing
 
 
 def summary_path(output: Path) -> Path:
-    """Where the summary of an OUTPUT stands."""
+    """Return the path of the summary of an OUTPUT."""
     return beside(output, ".summary.json")
 
 
 def write_summary(output: Path, summary: Mapping[str, Any]) -> Path:
-    """Writes the summary of an OUTPUT, whole or not at all. Numbers that are not finite become
-    null.
+    """Write the summary of an OUTPUT, whole or not at all. Numbers that are not finite become null.
 
     Args:
         output: The OUTPUT.
@@ -43,7 +42,7 @@ def write_summary(output: Path, summary: Mapping[str, Any]) -> Path:
 
 
 def read_summary(output: Path) -> dict[str, Any] | None:
-    """The summary of an OUTPUT; None when there is none.
+    """Read the summary of an OUTPUT; None when there is none.
 
     Raises:
         OutputError: There is one and it cannot be read.

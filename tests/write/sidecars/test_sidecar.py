@@ -220,6 +220,14 @@ def test_what_cannot_be_written_is_said_and_the_rest_is_there(photos: Path) -> N
     assert write(photos, [about(longest)]) == {"written": 1}
 
 
+def test_a_pipe_in_the_place_of_a_sidecar_stays_and_is_not_waited_for(photos: Path) -> None:
+    os.mkfifo(photos / "a.txt")
+    assert write(photos, [about(photos / "a.jpg")]) == {"kept": 1}
+    assert (photos / "a.txt").is_fifo()
+    assert write(photos, [about(photos / "a.jpg")], overwrite=True) == {"written": 1}
+    assert (photos / "a.txt").read_text() == "a dog\n"
+
+
 def test_a_folder_that_cannot_be_made_is_said_at_once(photos: Path) -> None:
     (photos / "file").touch()
     with pytest.raises(OutputError, match="cannot write sidecars to"):

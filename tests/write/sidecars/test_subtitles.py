@@ -62,15 +62,16 @@ def test_times_are_whole_milliseconds_never_past_the_end() -> None:
 def test_the_three_forms() -> None:
     cues = [Cue(0, 1500, ("Fish & <chips>",)), Cue(61_000, 3_600_250, ("1 --> 2", "& more"))]
     assert (
-        srt(cues)
-        == "1\n00:00:00,000 --> 00:00:01,500\nFish & <chips>\n\n2\n00:01:01,000 --> 01:00:00,250\n1 -> 2\n& more\n"
+        srt(cues) == "1\n00:00:00,000 --> 00:00:01,500\nFish & <chips>\n\n"
+        "2\n00:01:01,000 --> 01:00:00,250\n1 -> 2\n& more\n"
     )
     assert vtt(cues) == (
-        "WEBVTT\n\n00:00:00.000 --> 00:00:01.500\nFish &amp; &lt;chips&gt;\n\n00:01:01.000 --> 01:00:00.250\n1 --&gt; 2\n&amp; more\n"
+        "WEBVTT\n\n00:00:00.000 --> 00:00:01.500\nFish &amp; &lt;chips&gt;\n\n"
+        "00:01:01.000 --> 01:00:00.250\n1 --&gt; 2\n&amp; more\n"
     )
     assert (
-        transcript(cues)
-        == "[00:00:00.000 --> 00:00:01.500] Fish & <chips>\n[00:01:01.000 --> 01:00:00.250] 1 --> 2 & more\n"
+        transcript(cues) == "[00:00:00.000 --> 00:00:01.500] Fish & <chips>\n"
+        "[00:01:01.000 --> 01:00:00.250] 1 --> 2 & more\n"
     )
     assert (srt([]), vtt([]), transcript([])) == ("", "WEBVTT\n", "")
 

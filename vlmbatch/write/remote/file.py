@@ -25,12 +25,12 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 BACK_OFF_SECONDS = (1.0, 2.0, 4.0, 8.0)
-"""How long is waited before each further try."""
+"""Seconds before each further try."""
 
 WHOLE_OR_NOT_AT_ALL = frozenset(
     {"memory", "s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "hf", "oss", "oci"}
 )
-"""Schemes of object stores: an object is there once all of it is, and until then the one before."""
+"""Schemes of object stores, where an object is replaced once the new one is complete."""
 
 _LOCAL = frozenset({"file", "local"})
 _FINAL = (
@@ -48,7 +48,7 @@ _CHUNK_BYTES = 1 << 20
 
 T = TypeVar("T")
 Wait = Callable[[float], Any]
-"""Waits so many seconds; what is true ends the tries."""
+"""Waits so many seconds. A true result ends the tries."""
 
 
 class RemoteFile:
@@ -70,13 +70,13 @@ class RemoteFile:
         self._back_off = back_off
 
     def beside(self, suffix: str) -> RemoteFile:
-        """The file beside it whose name has ``suffix`` added."""
+        """Return the file beside it whose name has ``suffix`` added."""
         return RemoteFile(
             self.url + suffix, allow_private=self._allow_private, back_off=self._back_off
         )
 
     def part(self, run_id: str) -> RemoteFile:
-        """The file beside it that has the rows of one run: ``run.part-ID.jsonl``."""
+        """Return the file beside it for the rows of one run: ``run.part-ID.jsonl``."""
         stem, suffix = os.path.splitext(self.url)
         return RemoteFile(
             f"{stem}.part-{run_id}{suffix}",
@@ -85,7 +85,7 @@ class RemoteFile:
         )
 
     def fingerprint(self) -> str | None:
-        """What changes with the file; None when it is not there.
+        """Return a text that changes with the file; None when it is not there.
 
         Raises:
             JobError: There is no such scheme.
@@ -109,7 +109,7 @@ class RemoteFile:
         return self._tried("cannot look at", look)
 
     def get(self, target: Path) -> bool:
-        """Fetches it; says whether there is such a file. ``target`` is replaced whole or not at
+        """Fetch it, and return whether there is such a file. ``target`` is replaced whole or not at
         all.
 
         Raises:
@@ -137,8 +137,8 @@ class RemoteFile:
         return self._tried("cannot read", fetch)
 
     def put(self, source: Path, wait: Wait = time.sleep) -> None:
-        """Puts a file of this disk in its place: whole or not at all, as far as the store has a way
-        to do that.
+        """Put a file of this disk in its place: whole or not at all, as far as the store can do
+        that.
 
         Args:
             source: The file; it does not change meanwhile.
@@ -151,7 +151,7 @@ class RemoteFile:
         self._tried("cannot write", lambda: self._put(source), wait)
 
     def remove(self) -> None:
-        """Removes it, if it is there.
+        """Remove it, if it is there.
 
         Raises:
             OutputError: It cannot be removed; also the errors of ``fingerprint``.
@@ -185,7 +185,7 @@ class RemoteFile:
         return open_store(self.url, allow_private=self._allow_private)
 
     def _tried(self, what: str, call: Callable[[], T], wait: Wait = time.sleep) -> T:
-        """Calls, and calls again after an error that may pass."""
+        """Call, and call again after an error that may pass."""
         for seconds in (*self._back_off, None):
             try:
                 return call()
@@ -204,8 +204,8 @@ class RemoteFile:
 
 @contextlib.contextmanager
 def local_copy(output: str, *, allow_private: bool = False) -> Iterator[Path]:
-    """OUTPUT as a file of this disk: itself, or for a URL a copy of it and its summary, which is
-    deleted when the block ends.
+    """Provide OUTPUT as a file of this disk: itself, or for a URL a copy of it and its summary,
+    which is deleted when the block ends.
 
     Raises:
         OutputError: It is not there or cannot be fetched.

@@ -19,16 +19,14 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from vlmbatch.core import Record, Status
 from vlmbatch.errors import OutputError, one_line
 from vlmbatch.job import Job
 from vlmbatch.write.atomic import beside, reason
-from vlmbatch.write.base import Writer
-from vlmbatch.write.journal import JournalScan, plain_json
+from vlmbatch.write.journal import JournalScan
 from vlmbatch.write.remote.file import RemoteFile, Wait
 from vlmbatch.write.remote.staging import BESIDE, Staging, default_staging_root, file_state
-from vlmbatch.write.store import CommitPolicy, OutputStore
-from vlmbatch.write.summary import summary_path, write_summary
+from vlmbatch.write.store import DEFAULT_POLICY, CommitPolicy, OutputStore
+from vlmbatch.write.summary import summary_path
 
 logger = logging.getLogger(__name__)
 
@@ -50,14 +48,14 @@ class _WrittenElsewhere(OutputError):
     """Another run has written the remote file since this one went on from it."""
 
 
-class StagedOutput(Writer):
-    """Writes to a staging folder and uploads. Methods may be called from any thread.
+class StagedOutput(OutputStore):
+    """A store in a staging folder, whose file is uploaded. Methods may be called from any thread.
 
     Args:
         job: Gives OUTPUT, ``staging_dir``, ``allow_private_urls``, and what the store takes.
         identity: The settings that the rows depend on.
         run_id: Part of the name of what is published beside an OUTPUT that another run has written.
-        policy: When the store commits and publishes; None: as usual.
+        policy: When the store commits and publishes.
         uploads: When what it has published is uploaded.
         remote: The file behind the URL; made from the job unless given.
         clock: Seconds, monotonic.
@@ -76,31 +74,28 @@ class StagedOutput(Writer):
         identity: Mapping[str, Any],
         *,
         run_id: str | None = None,
-        policy: CommitPolicy | None = None,
+        policy: CommitPolicy = DEFAULT_POLICY,
         uploads: UploadPolicy = UploadPolicy(),
         remote: RemoteFile | None = None,
         clock: Callable[[], float] = time.monotonic,
         wait: Wait = time.sleep,
     ) -> None:
         self._remote = remote or RemoteFile(job.output_path, allow_private=job.allow_private_urls)
-        self._identity: dict[str, Any] = plain_json(dict(identity))
         self._run_id = run_id or _new_id()
-        self._uploads, self._clock, self._wait = uploads, clock, wait
-        self._guard = threading.Lock()
+        self._uploads, self._wait = uploads, wait
         self._thread: threading.Thread | None = None
         self._closing = threading.Event()
-        self._closed = self._failed = self._is_elsewhere = False
+        self._is_uploaded = self._is_elsewhere = False
         self._next_upload = 0.0
-        self._overwrites = job.overwrite
         root = default_staging_root() if job.staging_dir is None else Path(job.staging_dir)
         self._staging = Staging(self._remote, root)
         try:
-            self._refresh(job)
-            self._store = OutputStore(
-                self.path,
+            self._refresh(job, identity)
+            super().__init__(
+                self._staging.path,
                 job,
                 identity,
-                policy=policy or CommitPolicy(),
+                policy=policy,
                 clock=clock,
                 name=self._remote.shown,
             )
@@ -108,12 +103,7 @@ class StagedOutput(Writer):
             self._staging.release()
             raise
 
-    @property
-    def path(self) -> Path:
-        """The staged file."""
-        return self._staging.path
-
-    def _refresh(self, job: Job) -> None:
+    def _refresh(self, job: Job, identity: Mapping[str, Any]) -> None:
         """Make the staged file what the run goes on from. The remote one is fetched even when it is
         about to be overwritten, to be there again should the run end before its first row.
         """
@@ -126,17 +116,18 @@ class StagedOutput(Writer):
             staging.forget_remote()
             return
         if not job.overwrite and not staging.is_uploaded:
-            self._publish_leftover(job)
+            self._publish_leftover(job, identity)
         staging.fetch(there)
 
-    def _publish_leftover(self, job: Job) -> None:
+    def _publish_leftover(self, job: Job, identity: Mapping[str, Any]) -> None:
         """Publish rows of an earlier run that were never uploaded, beside an OUTPUT that another
         machine has continued.
         """
-        header = JournalScan(beside(self.path, ".journal")).header
-        identity = header.identity if header else self._identity
+        path = self._staging.path
+        header = JournalScan(beside(path, ".journal")).header
+        identity = header.identity if header else identity
         job = dataclasses.replace(job, keep=tuple(identity.get("keep", ())))
-        with OutputStore(self.path, job, identity, name=self._remote.shown) as store:
+        with OutputStore(path, job, identity, name=self._remote.shown) as store:
             is_empty = not store.n_rows
         if not is_empty:
             logger.warning(
@@ -145,43 +136,10 @@ class StagedOutput(Writer):
                 self._put_part(_new_id()),
             )
 
-    def write(
-        self, record: Record, fingerprint: str = "", order: int | None = None, question: int = 0
-    ) -> None:
-        """Take a record, as the store does."""
-        self._store.write(record, fingerprint, order, question)
-        self._upload_if_due()
-
     def tick(self) -> None:
         """Commit and upload when that is due."""
-        self._store.tick()
+        super().tick()
         self._upload_if_due()
-
-    def commit(self) -> None:
-        """Make the rows durable on this disk."""
-        self._store.commit()
-
-    def done(
-        self, id: str, task: str, prompt: str, source: str = "", fingerprint: str = ""
-    ) -> bool:
-        """Return whether the row is there and need not be done again."""
-        return self._store.done(id, task, prompt, source, fingerprint)
-
-    def keep(self, id: str, task: str, prompt: str, index: int, question: int = 0) -> Status | None:
-        """Give a row its place in this run's input order."""
-        return self._store.keep(id, task, prompt, index, question)
-
-    def find(self, id: str, task: str, prompt: str) -> Record | None:
-        """Read a row back."""
-        return self._store.find(id, task, prompt)
-
-    def is_seen(self, id: str, task: str, prompt: str) -> bool:
-        """Return whether the row was written or kept by this run."""
-        return self._store.is_seen(id, task, prompt)
-
-    def totals(self) -> dict[str, int]:
-        """Return the number of rows and of error rows in all."""
-        return self._store.totals()
 
     def close(self, *, finished: bool = True) -> None:
         """Publish what is new, upload it and let go of the folder.
@@ -192,30 +150,27 @@ class StagedOutput(Writer):
         """
         if self._closed:
             return
-        self._closed = True
         self._closing.set()
         try:
             if self._thread is not None:
                 self._thread.join()
-            self._failed = True
-            self._store.close(finished=finished)
+            super().close(finished=finished)
             if self.path.exists() and file_state(self.path) != self._staging.state.staged:
                 self._upload_last()
-            self._failed = False
+            self._is_uploaded = True
         finally:
             self._staging.release()
 
     def abandon(self) -> None:
         """Let go of OUTPUT as a kill would: files stay as they are, rows in memory are lost."""
-        self._closed = True
         self._closing.set()
-        self._store.abandon()
+        super().abandon()
         self._staging.release()
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Write the summary beside the staged file, and upload it if the rows were."""
-        write_summary(self.path, summary)
-        if not self._failed:
+        super().write_summary(summary)
+        if self._is_uploaded:
             self._remote.beside(".summary.json").put(summary_path(self.path), self._wait)
 
     def _upload_if_due(self) -> None:
@@ -225,7 +180,7 @@ class StagedOutput(Writer):
         if now < self._next_upload or is_busy or self._is_elsewhere:
             return
         self._next_upload = now + 1.0
-        if self._overwrites and not self._store.has_published:
+        if self._job.overwrite and not self._publisher.has_published:
             return  # the staged file still is the one to be overwritten
         if file_state(self.path) not in (None, self._staging.state.staged):
             self._thread = threading.Thread(
@@ -266,8 +221,8 @@ class StagedOutput(Writer):
     def _put_part(self, run_id: str) -> str:
         """Publish the staged file beside OUTPUT; return its URL."""
         part = self._remote.part(run_id)
-        part.put(self.path, self._wait)
-        self._staging.save(staged=file_state(self.path))
+        part.put(self._staging.path, self._wait)
+        self._staging.save(staged=file_state(self._staging.path))
         return part.shown
 
     def _upload(self, wait: Wait) -> None:
@@ -282,17 +237,16 @@ class StagedOutput(Writer):
         try:
             copy, state = self._staging.copy()
             journal = beside(copy, ".journal")
-            self._store.write_journal_at_rest(journal)
-            if there is not None and self._staging.state.identity != self._identity:
+            with self._guard:
+                self._known.write_journal(journal)
+            if there is not None and self._staging.state.identity != self._known.identity:
                 for suffix in BESIDE:  # of other settings than those of the rows to come
                     self._remote.beside(suffix).remove()
             self._remote.put(copy, wait)
             there = self._remote.fingerprint()
-            with self._guard:
-                self._staging.save(synced=there, identity=self._identity)
+            self._staging.save(synced=there, identity=self._known.identity)
             self._remote.beside(".journal").put(journal, wait)
-            with self._guard:
-                self._staging.save(staged=state)
+            self._staging.save(staged=state)
         except OSError as error:
             raise OutputError(f"cannot copy {self.path}: {reason(error)}") from error
         finally:

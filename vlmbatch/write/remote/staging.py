@@ -19,7 +19,7 @@ from typing import Any
 
 from vlmbatch.errors import OutputError, one_line
 from vlmbatch.urls import url_name
-from vlmbatch.write.atomic import beside, reason, replacing
+from vlmbatch.write.atomic import beside, reason, remove, replacing
 from vlmbatch.write.formats import find_format
 from vlmbatch.write.journal import JournalScan
 from vlmbatch.write.lock import OutputLock
@@ -102,7 +102,7 @@ class Staging:
 
     @property
     def is_uploaded(self) -> bool:
-        """Whether every row that is here was uploaded.
+        """True when every row that is here was uploaded.
 
         Raises:
             OutputError: The journal cannot be read.
@@ -138,7 +138,7 @@ class Staging:
             "" if is_uploaded else ", from the rows that are kept here",
         )
         if is_uploaded:
-            self.path.unlink(missing_ok=True)
+            remove(self.path)
         self.save(synced=None, staged=None)
 
     def fetch(self, there: str) -> None:
@@ -208,7 +208,7 @@ class Staging:
 
     def _discard(self) -> None:
         for path in (self.path, *(beside(self.path, suffix) for suffix in BESIDE)):
-            path.unlink(missing_ok=True)
+            remove(path)
 
 
 def file_state(path: Path) -> tuple[int, int] | None:

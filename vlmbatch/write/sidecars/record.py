@@ -1,4 +1,4 @@
-"""``OUTPUT.sidecars``: the sidecars that were written, for which file, and the SHA-256 of each."""
+"""``OUTPUT.sidecars``: the sidecars that were written, with the file and the SHA-256 of each."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ class SidecarRecord:
         return self._written[path].digest == _digest(content)
 
     def note(self, path: bytes, content: bytes) -> None:
-        """State the content of a path that was claimed."""
+        """Note the content of a path that was claimed."""
         self._written[path] = self._written[path]._replace(digest=_digest(content))
 
     def save(self) -> None:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import collections
 import logging
 import os
+import stat
 import zlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -171,11 +172,15 @@ class Sidecars:
 
     def _put(self, record: SidecarRecord, path: bytes, content: bytes) -> SidecarOutcome:
         """Put a file in its place, unless another one is there that is not ours."""
+        there: bytes | None = None
         try:
-            with open(path, "rb") as file:
-                there: bytes | None = file.read()
+            mode = os.stat(path).st_mode
+            if stat.S_ISREG(mode) or stat.S_ISDIR(mode):
+                with open(path, "rb") as file:
+                    there = file.read()
+            elif not self._overwrite:
+                return "kept"  # a pipe or a device, which must not be read
         except FileNotFoundError:
-            there = None
             os.makedirs(os.path.dirname(path), exist_ok=True)
         if there != content:
             # A file without content, which a power cut may leave, holds nothing to lose.

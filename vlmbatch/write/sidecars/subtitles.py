@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 
 class Cue(NamedTuple):
-    """A text and when it is shown; ``lines`` are those of the text, none of them blank."""
+    """A text and the time when it is shown. None of its lines is blank."""
 
     start_ms: int
     end_ms: int
@@ -18,12 +18,11 @@ class Cue(NamedTuple):
 
 
 def make_cues(spans: Iterable[tuple[float, float, str]]) -> Iterator[Cue]:
-    """Cues in order of time that do not overlap.
+    """Yield cues in order of time that do not overlap.
 
     Answers about the same stretch stand one below the other. A text that goes on in the next
-    stretch is one cue; where nothing is known in between it is not, so that no cue claims what
-    nobody looked at. Times are rounded down to whole milliseconds, so that no cue runs past the
-    video's end.
+    stretch is one cue, unless there is a gap between the stretches. Times are rounded down to whole
+    milliseconds, so that no cue runs past the video's end.
 
     Args:
         spans: (start, end, text), in seconds, ascending by start.
@@ -41,7 +40,7 @@ def make_cues(spans: Iterable[tuple[float, float, str]]) -> Iterator[Cue]:
 
 
 def _cut(spans: Iterable[tuple[float, float, str]]) -> Iterator[Cue]:
-    """A cue a stretch, each cut where the next one begins, without those that nobody would see."""
+    """Yield a cue for each stretch, cut where the next one begins, without empty ones."""
     held: Cue | None = None
     for start, group in itertools.groupby(spans, key=lambda span: span[0]):
         answers = list(group)
@@ -57,14 +56,14 @@ def _cut(spans: Iterable[tuple[float, float, str]]) -> Iterator[Cue]:
 
 
 def text_lines(text: str) -> list[str]:
-    """The lines of a text, white space around them cut off: a blank one would end a cue. Every
-    character that some program takes for a line break is one.
+    """Return the lines of a text without white space around them. Blank lines are left out, as one
+    would end a cue. Every character that some program takes for a line break is one.
     """
     return [line for line in map(str.strip, text.replace("\0", "").splitlines()) if line]
 
 
 def srt(cues: Iterable[Cue]) -> str:
-    """SubRip. The format has no way to write ``-->`` in a text; it becomes ``->``."""
+    """Return SubRip. The format cannot write ``-->`` in a text, which becomes ``->``."""
     blocks = (
         f"{number}\n{_stamp(cue.start_ms, ',')} --> {_stamp(cue.end_ms, ',')}\n"
         + "\n".join(cue.lines).replace("-->", "->")
@@ -75,7 +74,7 @@ def srt(cues: Iterable[Cue]) -> str:
 
 
 def vtt(cues: Iterable[Cue]) -> str:
-    """WebVTT, with ``&``, ``<`` and ``>`` (so ``-->`` too) as character references."""
+    """Return WebVTT, with ``&``, ``<`` and ``>`` (so ``-->`` too) as character references."""
     blocks = (
         f"\n{_stamp(cue.start_ms)} --> {_stamp(cue.end_ms)}\n"
         + "\n".join(map(_escape, cue.lines))
@@ -86,14 +85,14 @@ def vtt(cues: Iterable[Cue]) -> str:
 
 
 def transcript(cues: Iterable[Cue]) -> str:
-    """One line a cue: ``[00:00:12.000 --> 00:00:13.500] what it says``."""
+    """Return one line a cue: ``[00:00:12.000 --> 00:00:13.500] the text``."""
     return "".join(
         f"[{_stamp(cue.start_ms)} --> {_stamp(cue.end_ms)}] {' '.join(cue.lines)}\n" for cue in cues
     )
 
 
 FORMS: dict[str, Callable[[Iterable[Cue]], str]] = {"srt": srt, "vtt": vtt, "txt": transcript}
-"""By the suffix of the file."""
+"""Functions that format cues, by the suffix of the file."""
 
 
 def _milliseconds(seconds: float) -> int:
