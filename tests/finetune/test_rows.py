@@ -14,13 +14,13 @@ import pytest
 from tests.finetune.data import write_rows
 from vlmbatch.errors import JobError
 from vlmbatch.finetune.plan import split
-from vlmbatch.finetune.rows import Row, read_data
+from vlmbatch.finetune.rows import TrainingRow, read_data
 from vlmbatch.job import Job
 
 CLIPS = Job(inputs=("x",), media="video", per="clip")
 
 
-def read_one(folder: Path, values: dict[str, Any]) -> Row:
+def read_one(folder: Path, values: dict[str, Any]) -> TrainingRow:
     [row] = read_data(write_rows(folder / "data.jsonl", [values]), CLIPS).rows
     return row
 
@@ -36,9 +36,9 @@ def test_paths_are_relative_to_the_file(tmp_path: Path) -> None:
         "A cat.",
         "",
     )
-    assert read_one(tmp_path, {"video": "/v.mp4", "prompt": "What?", "answer": "A."}) == Row(
-        "line 1", "clip", "/v.mp4", "What?", "A."
-    )
+    assert read_one(
+        tmp_path, {"video": "/v.mp4", "prompt": "What?", "answer": "A."}
+    ) == TrainingRow("line 1", "clip", "/v.mp4", "What?", "A.")
 
 
 def test_the_three_formats_give_the_same_rows(tmp_path: Path) -> None:
@@ -101,7 +101,7 @@ def test_a_chat_of_one_turn_is_a_row(
         ),
         (
             {"image": {"bytes": "x"}, "prompt": "What?", "answer": "A."},
-            "what stands under image is not a path",
+            "the value of image is not a path",
         ),
         ({"image": "a.png", "answer": "A."}, "no prompt"),
         ({"image": "a.png", "prompt": "What?"}, "no answer"),
@@ -209,7 +209,10 @@ def test_an_output_gives_its_texts_and_leaves_out_rows_without(tmp_path: Path) -
 
 
 def test_rows_about_one_picture_stay_on_one_side() -> None:
-    rows = [Row(f"line {n}", "image", f"{n % 10}.png", f"Question {n}?", "A.") for n in range(40)]
+    rows = [
+        TrainingRow(f"line {n}", "image", f"{n % 10}.png", f"Question {n}?", "A.")
+        for n in range(40)
+    ]
     trained, held_out = split(rows, 0.25, seed=1)
     assert len({row.path for row in held_out}) == 3
     assert not {row.path for row in trained} & {row.path for row in held_out}
