@@ -118,12 +118,18 @@ def test_a_prompt_can_be_ignored(tmp_path: Path) -> None:
         (
             "r.csv",
             "file,content\na,b\n",
-            "no column named answers, answer, caption, text; there is file, content: choose with --answer-column",
+            (
+                "no column named answers, answer, caption, text; there is file, content: choose with "
+                "--answer-column"
+            ),
         ),
         (
             "r.jsonl",
             '{"key": 1, "answer": "x"}\n',
-            "line 1: no column named id, image, video, file, path; there is key, answer: choose with --id-column",
+            (
+                "line 1: no column named id, image, video, file, path; there is key, answer: choose "
+                "with --id-column"
+            ),
         ),
         ("r.jsonl", '{"id": "a", "answer": "x"}\n{"id"\n', "line 2: not JSON"),
         ("r.jsonl", "[1]\n", "line 1: not an object"),

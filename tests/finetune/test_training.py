@@ -564,17 +564,12 @@ def test_a_loss_that_is_no_number_ends_the_training(job: FinetuneJob) -> None:
 @pytest.mark.slow
 def test_two_processes_train_and_one_of_them_writes(job: FinetuneJob, tmp_path: Path) -> None:
     out = tmp_path / "two"
-    options = ["--max-steps", "4", "--save-every", "2", "--log-every", "1", "--batch-size", "2", "--gradient-accumulation", "1", "--device", "cpu", "--detail", "low"]
-    launch = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--nproc-per-node",
-        2,
-        "-m",
-        "vlmbatch",
+    command = [
+        *(sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"),
+        *("-m", "vlmbatch", "finetune", job.data, "-o", out, "--model", job.model),
+        *("--max-steps", "4", "--save-every", "2", "--log-every", "1", "--batch-size", "2"),
+        *("--gradient-accumulation", "1", "--device", "cpu", "--detail", "low"),
     ]
-    command = [*launch, "finetune", job.data, "-o", out, "--model", job.model, *options]
     result = subprocess.run(
         [*map(str, command)],
         env={**os.environ, "OMP_NUM_THREADS": "1"},

@@ -1,5 +1,6 @@
-"""Command-line options from the fields of ``Job``: name, help, default and allowed values are
-stated there, once.
+"""Make command-line options of the fields of ``Job``.
+
+Name, help, default and allowed values are stated there, once.
 """
 
 from __future__ import annotations
@@ -35,14 +36,10 @@ GROUPS = (
 
 
 class GroupedCommand(click.Command):
-    """A command whose help shows its options in groups, and whose options with a number that may be
-    left out can stand before INPUT.
-    """
+    """A command with groups of options in its help, and with options of an optional number."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Gives such an option its number where what follows is none: click would take the INPUT
-        for it.
-        """
+        """Insert a number that was left out: click would take the INPUT that follows for it."""
         optional = [
             each
             for each in self.params
@@ -57,7 +54,7 @@ class GroupedCommand(click.Command):
         return super().parse_args(ctx, args)
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Writes one section a group."""
+        """Write one section for each group."""
         rows: dict[str, list[tuple[str, str]]] = {}
         for parameter in self.get_params(ctx):
             record = parameter.get_help_record(ctx)
@@ -70,7 +67,7 @@ class GroupedCommand(click.Command):
 
 
 class GroupedOption(click.Option):
-    """An option that knows its group."""
+    """An option of a group."""
 
     def __init__(self, *arguments: Any, group: str = "Reporting", **settings: Any) -> None:
         super().__init__(*arguments, **settings)
@@ -78,14 +75,12 @@ class GroupedOption(click.Option):
 
 
 class OutputName(click.ParamType):  # type: ignore[type-arg]  # generic since click 8.2
-    """An OUTPUT that is there, or that an interrupted run has only its journal of: a file, or a URL
-    of a store.
-    """
+    """An existing OUTPUT: a file, a file of which there is only the journal, or a URL."""
 
     name = "output"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """The text; a folder and, but for URLs, what is not there are usage errors."""
+        """Return the text; refuse a folder, and a path that does not exist."""
         return (
             value
             if is_url(value) or os.path.exists(f"{value}.journal")
@@ -94,12 +89,12 @@ class OutputName(click.ParamType):  # type: ignore[type-arg]  # generic since cl
 
 
 class NumberOrAuto(click.ParamType):  # type: ignore[type-arg]  # generic since click 8.2
-    """A whole number, or ``auto`` for None."""
+    """A whole number or ``auto``."""
 
     name = "N|auto"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Text to int, ``auto`` left as it is."""
+        """Convert the text of a number to int."""
         if value == "auto" or isinstance(value, int):
             return value
         try:
@@ -114,7 +109,7 @@ class Times(click.ParamType):  # type: ignore[type-arg]  # generic since click 8
     name = "T,T,…"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Text to a tuple of seconds."""
+        """Convert a text to a tuple of seconds."""
         if isinstance(value, tuple):
             return value
         try:
@@ -132,7 +127,7 @@ class Time(click.ParamType):  # type: ignore[type-arg]  # generic since click 8.
     name = "SECONDS"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Text to seconds."""
+        """Convert a text to seconds."""
         if isinstance(value, float):
             return value
         try:
@@ -147,7 +142,7 @@ class Threshold(click.ParamType):  # type: ignore[type-arg]  # generic since cli
     name = "THRESHOLD"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Text to a number."""
+        """Convert a text to a number."""
         return (
             float(value)
             if _is_number(value)
@@ -166,12 +161,11 @@ def _is_number(text: Any) -> bool:
 def job_options(
     names: Iterable[str], media: Kind | None = None, of: type[Any] = Job
 ) -> Callable[[click.Command], click.Command]:
-    """Adds an option for each of these fields to a command.
+    """Return a decorator that adds an option for each of these fields to a command.
 
     Args:
         names: Fields of ``of``.
-        media: What the command is about, where some of them have other values and another help for
-            each media.
+        media: Kind of media of the command: some fields have other values and help for each kind.
         of: The dataclass of options.
     """
     fields = {field.name: field for field in dataclasses.fields(of)}
@@ -186,7 +180,7 @@ def job_options(
 
 
 def field_names(media: Kind) -> list[str]:
-    """Fields that are options of every work command of the media."""
+    """Return the fields that are options of every work command of this media."""
     skip = {"inputs", "media", "task", "questions", "questions_file"}
     other = "image" if media == "video" else "video"
     return [
@@ -198,21 +192,20 @@ def field_names(media: Kind) -> list[str]:
 
 
 def given(values: dict[str, Any]) -> dict[str, Any]:
-    """What the user gave, without what was left out."""
+    """Return the values that the user gave."""
     return {name: value for name, value in values.items() if value is not None and value != ()}
 
 
 def build_job(values: dict[str, Any]) -> Job:
-    """A job from what the user gave; a bad value is a usage error."""
+    """Make a job of the values that the user gave."""
     return Job.from_dict(given(values))
 
 
 def parse_settings(settings: Iterable[str]) -> dict[str, Any]:
-    """Values of ``--set key=value``, each value read as YAML, or taken as it stands where the key
-    takes text.
+    """Parse ``--set key=value``: as YAML, or as it stands for a key that takes text.
 
     Raises:
-        JobError: One is not of that form.
+        JobError: One has another form.
     """
     import yaml
 
@@ -235,9 +228,7 @@ def parse_settings(settings: Iterable[str]) -> dict[str, Any]:
 
 
 def _read_setting(text: str, *, takes_text: bool, takes_list: bool) -> Any:
-    """What the user means: `*.png`, `yes` and `what: is it?` are texts where a text is wanted, and
-    something else, or nothing, to YAML.
-    """
+    """Parse a value. Where a key takes text, `*.png`, `yes` and `what: is it?` are texts."""
     import yaml
 
     try:
