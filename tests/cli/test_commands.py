@@ -1,5 +1,6 @@
-"""The commands from their arguments to files, lines and exit codes, with a tiny checkpoint; some as
-processes, as a user runs them.
+"""Commands from their arguments to files, lines and exit codes, with a tiny checkpoint.
+
+Some run as processes, as a user starts them.
 """
 
 from __future__ import annotations

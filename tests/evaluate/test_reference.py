@@ -1,6 +1,4 @@
-"""References are read from three formats and several habits of writing them, and what cannot be
-understood is said.
-"""
+"""References in three formats and several styles are read; others end with an explanation."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""Training and answering see the same pixels and words: batches are held against the engine's
-requests and transformers' ``generate``.
-"""
+"""Batches of a training have the pixels and words of the engine's requests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What DATA files become."""
+"""Rows of DATA files."""
 
 from __future__ import annotations
 

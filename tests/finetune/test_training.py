@@ -1,4 +1,4 @@
-"""Trainings from rows to checkpoint: what is learned, what is written, and what a kill leaves."""
+"""Trainings from rows to checkpoint: results, files, and continuation after a kill."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -281,9 +281,9 @@ def test_a_stopped_training_is_saved_and_goes_on(job: FinetuneJob) -> None:
     training = Finetuning(long)
     check = training.folder.begin
 
-    def begin(*arguments: object) -> bool:
+    def begin(*arguments: Mapping[str, object]) -> None:
         training.stop()
-        return check(*arguments)  # type: ignore[arg-type]
+        check(*arguments)
 
     training.folder.begin = begin  # type: ignore[method-assign]
     outcome = training.start()

@@ -135,18 +135,14 @@ def _formats() -> Iterator[Finding]:
 def _opencv() -> Iterator[Finding]:
     """Name the build of OpenCV, or several: their files overwrite each other."""
     versions = {name: installed_version(name) for name in OPENCV_BUILDS}
-    builds = [f"{name} {version}" for name, version in versions.items() if version]
-    if len(builds) > 1:
-        names = " ".join(name for name, version in versions.items() if version)
-        advice = (
-            f"they overwrite each other's files: pip uninstall -y {names}, then "
-            f"pip install {OPENCV_BUILDS[0]}"
-        )
-        yield Finding("OpenCV", f"several builds: {', '.join(builds)}", advice)
-    elif builds or importlib.util.find_spec("cv2"):
-        yield Finding("OpenCV", builds[0] if builds else "cv2")
-    else:
-        yield Finding("OpenCV", "not installed", f"pip install {OPENCV_BUILDS[0]}")
+    there = [name for name in OPENCV_BUILDS if versions[name]]
+    found, advice = ", ".join(f"{name} {versions[name]}" for name in there), ""
+    if len(there) > 1:
+        advice = "they overwrite each other's files: pip uninstall -y "
+        advice += f"{' '.join(there)}, then pip install {OPENCV_BUILDS[0]}"
+    elif not there and not importlib.util.find_spec("cv2"):
+        found, advice = "not installed", f"pip install {OPENCV_BUILDS[0]}"
+    yield Finding("OpenCV", found or "cv2", advice)
 
 
 def _extras() -> Iterator[Finding]:

@@ -40,12 +40,12 @@ class GroupedCommand(click.Command):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Insert a number that was left out: click would take the INPUT that follows for it."""
-        optional = [
-            each
+        numbers = {
+            flag: each.flag_value
             for each in self.params
-            if isinstance(each, click.Option) and isinstance(each.type, Threshold)
-        ]
-        numbers = {flag: each.flag_value for each in optional for flag in each.opts}
+            if isinstance(each, click.Option) and each.type is THRESHOLD
+            for flag in each.opts
+        }
         followed = itertools.zip_longest(args, args[1:], fillvalue="")
         args = [
             f"{text}={numbers[text]}" if text in numbers and not _is_number(after) else text
@@ -88,69 +88,42 @@ class OutputName(click.ParamType):  # type: ignore[type-arg]  # generic since cl
         )
 
 
-class NumberOrAuto(click.ParamType):  # type: ignore[type-arg]  # generic since click 8.2
-    """A whole number or ``auto``."""
+class Parsed(click.ParamType):  # type: ignore[type-arg]  # generic since click 8.2
+    """A value that a function parses; its ValueError is a usage error."""
 
-    name = "N|auto"
+    def __init__(self, name: str, parse: Callable[[str], Any], complaint: str) -> None:
+        self.name = name
+        self._parse, self._complaint = parse, complaint
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Convert the text of a number to int."""
-        if value == "auto" or isinstance(value, int):
+        """Parse a text."""
+        if not isinstance(value, str):
             return value
         try:
-            return int(value)
+            return self._parse(value)
         except ValueError:
-            self.fail(f"{value!r} is neither a whole number nor auto", param, ctx)
+            self.fail(f"{value!r} is {self._complaint}", param, ctx)
 
 
-class Times(click.ParamType):  # type: ignore[type-arg]  # generic since click 8.2
-    """Seconds, or H:MM:SS, separated by commas."""
-
-    name = "T,T,…"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Convert a text to a tuple of seconds."""
-        if isinstance(value, tuple):
-            return value
-        try:
-            times = tuple(parse_seconds(part) for part in value.split(",") if part.strip())
-        except ValueError:
-            times = ()
-        return times or self.fail(
-            f"{value!r} is not a list of times such as 1.5,20,1:05", param, ctx
-        )
+def _parse_times(text: str) -> tuple[float, ...]:
+    times = tuple(parse_seconds(part) for part in text.split(",") if part.strip())
+    if not times:
+        raise ValueError("no times")
+    return times
 
 
-class Time(click.ParamType):  # type: ignore[type-arg]  # generic since click 8.2
-    """Seconds, or H:MM:SS."""
-
-    name = "SECONDS"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Convert a text to seconds."""
-        if isinstance(value, float):
-            return value
-        try:
-            return parse_seconds(value)
-        except ValueError:
-            self.fail(f"{value!r} is not a time such as 90 or 1:30", param, ctx)
+NUMBER_OR_AUTO = Parsed(
+    "N|auto",
+    lambda text: text if text == "auto" else int(text),
+    "neither a whole number nor auto",
+)
+TIME = Parsed("SECONDS", parse_seconds, "not a time such as 90 or 1:30")
+TIMES = Parsed("T,T,…", _parse_times, "not a list of times such as 1.5,20,1:05")
+THRESHOLD = Parsed("THRESHOLD", float, "not a number")
+"""Type of options whose number may be left out."""
 
 
-class Threshold(click.ParamType):  # type: ignore[type-arg]  # generic since click 8.2
-    """A number that may be left out."""
-
-    name = "THRESHOLD"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Convert a text to a number."""
-        return (
-            float(value)
-            if _is_number(value)
-            else self.fail(f"{value!r} is not a number", param, ctx)
-        )
-
-
-def _is_number(text: Any) -> bool:
+def _is_number(text: str) -> bool:
     try:
         float(text)
     except ValueError:
@@ -245,48 +218,48 @@ def _read_setting(text: str, *, takes_text: bool, takes_list: bool) -> Any:
 
 def _option(field: dataclasses.Field[Any], hint: Any, media: Kind | None) -> click.Option:
     metadata = field.metadata
-    long = "--" + field.name.replace("_", "-")
-    short = metadata.get("flags", ())
-    declarations = [
-        *short,
-        *([] if any(flag.startswith("--") for flag in short) else [long]),
-        field.name,
-    ]
+    flags = metadata.get("flags", ())
+    if not any(flag.startswith("--") for flag in flags):
+        flags = (*flags, "--" + field.name.replace("_", "-"))
     text = metadata["help"] if isinstance(metadata["help"], str) else metadata["help"][media]
-    settings: dict[str, Any] = {
-        "group": metadata.get("group", ""),
-        "default": None,
-        "metavar": metadata.get("metavar"),
-    }
-    plain = (
-        next(part for part in (get_args(hint) or (hint,)) if part is not type(None))
-        if get_origin(hint) not in (tuple, Literal)
-        else hint
-    )
-    if field.name == "at":
-        settings["type"] = Times()
-    elif field.name == "skip_similar":
-        settings |= {"type": Threshold(), "is_flag": False, "flag_value": DEFAULT_SKIP_SIMILAR}
-    elif field.name in ("start", "end", "window"):
-        settings["type"] = Time()
-    elif field.name in ("batch_size", "read_workers") and field.default is None:
-        settings["type"] = NumberOrAuto()
+    settings = _type_settings(field, _plain(hint), media)
+    if settings.get("type") is NUMBER_OR_AUTO:
         text += " [default: auto]"
-    elif get_origin(plain) is Literal:
-        settings["type"] = click.Choice(
-            metadata["choices"][media] if media in metadata.get("choices", ()) else get_args(plain)
-        )
-        settings["metavar"] = None
-    elif get_origin(plain) is tuple:
-        settings["multiple"] = True
-        if get_origin(get_args(plain)[0]) is Literal:
-            settings["type"] = click.Choice(get_args(get_args(plain)[0]))
-    elif plain is bool:
-        return GroupedOption(
-            [f"{long}", field.name], is_flag=True, default=None, help=text, group=settings["group"]
-        )
-    else:
-        settings["type"] = plain
-    if field.default not in (None, ()) and "[default" not in text:
+    elif field.default not in (None, (), False) and "[default" not in text:
         text += f" [default: {field.default}]"
-    return GroupedOption(declarations, help=text, **settings)
+    return GroupedOption(
+        [*flags, field.name],
+        **{"metavar": metadata.get("metavar"), "default": None, **settings},
+        group=metadata.get("group", ""),
+        help=text,
+    )
+
+
+def _plain(hint: Any) -> Any:
+    """Return a type without its ``| None``."""
+    if get_origin(hint) in (tuple, Literal):
+        return hint
+    return next(part for part in (get_args(hint) or (hint,)) if part is not type(None))
+
+
+def _type_settings(field: dataclasses.Field[Any], plain: Any, media: Kind | None) -> dict[str, Any]:
+    """Return the settings of a click option that follow from the type of a field."""
+    if field.name in _TYPES:
+        return {"type": _TYPES[field.name]}
+    if field.name == "skip_similar":
+        return {"type": THRESHOLD, "is_flag": False, "flag_value": DEFAULT_SKIP_SIMILAR}
+    if field.name in ("batch_size", "read_workers") and field.default is None:
+        return {"type": NUMBER_OR_AUTO}
+    if plain is bool:
+        return {"is_flag": True}
+    if get_origin(plain) is Literal:
+        choices = field.metadata.get("choices", {}).get(media, get_args(plain))
+        return {"type": click.Choice(choices), "metavar": None}
+    if get_origin(plain) is tuple:
+        choices = get_args(get_args(plain)[0])
+        return {"multiple": True, **({"type": click.Choice(choices)} if choices else {})}
+    return {"type": plain}
+
+
+_TYPES = {"at": TIMES, "start": TIME, "end": TIME, "window": TIME}
+"""Types of fields that are written in a form of their own."""

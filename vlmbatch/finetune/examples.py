@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -161,13 +161,6 @@ class ExampleDataset(torch.utils.data.Dataset[Example]):
                 f"{row.place}: {row.path} has changed since it was checked: {error}; the same "
                 "command checks again and goes on"
             ) from error
-
-
-class Collate(Protocol):
-    """Makes a batch of examples, as tensors by the names of the trainer and the model."""
-
-    def __call__(self, examples: Sequence[Example]) -> dict[str, torch.Tensor]:
-        """Make a batch."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -100,11 +100,8 @@ class TrainingFolder:
             raise OutputError(f"cannot read {self.state_file}: {error}") from error
         return state if isinstance(state, dict) else {}
 
-    def begin(self, identity: Mapping[str, Any], job: Mapping[str, Any]) -> bool:
+    def begin(self, identity: Mapping[str, Any], job: Mapping[str, Any]) -> None:
         """Write the settings of a new training, or compare them with those of an earlier start.
-
-        Returns:
-            Whether the training is finished already.
 
         Raises:
             OutputError: The folder holds a training with other settings.
@@ -112,7 +109,7 @@ class TrainingFolder:
         state = self.state()
         if state is None:
             self.write_state({"status": "training", "identity": dict(identity), "job": dict(job)})
-            return False
+            return
         earlier = state.get("identity", {})
         for name, value in identity.items():
             if earlier.get(name) != value:
@@ -125,7 +122,6 @@ class TrainingFolder:
                     f"{self.path} holds a training with another {name}{change}; choose another "
                     "OUT, or start anew with --overwrite"
                 )
-        return state.get("status") == "finished"
 
     def write_state(self, state: Mapping[str, Any]) -> None:
         """Replace ``finetune.json``.

@@ -108,7 +108,7 @@ class Steering(transformers.TrainerCallback):
     """Stops a training in order on demand, and evaluates at its end."""
 
     def __init__(self, *, measures: bool) -> None:
-        """``measures`` tells whether rows are held out."""
+        """Evaluate at the end if ``measures``, that is, if rows are held out."""
         self._measures = measures
         self.stop_wanted = False
         self.stopped = False
