@@ -16,7 +16,18 @@ import vlmbatch
 from vlmbatch import errors
 
 PACKAGE = Path(vlmbatch.__file__).parent
-FLOOR = {"errors", "tasks", "urls", "values", "filesystems", "job", "core", "checkpoint", "hub"}
+FLOOR = {
+    "errors",
+    "tasks",
+    "urls",
+    "values",
+    "filesystems",
+    "job",
+    "core",
+    "checkpoint",
+    "hub",
+    "text_files",
+}
 STAGES = {"read", "sample", "prepare", "engine", "write"}
 ALLOWED = {
     **dict.fromkeys(STAGES, FLOOR),
@@ -25,8 +36,9 @@ ALLOWED = {
     "urls": set(),
     "filesystems": {"errors", "urls"},
     "core": {"errors"},
+    "text_files": set(),
     "hub": {"errors"},
-    "checkpoint": {"errors", "hub"},
+    "checkpoint": {"errors", "hub", "text_files"},
     "values": {"errors"},
     "job": {"errors", "tasks", "urls", "values"},
     "questions": FLOOR | {"read"},

@@ -195,7 +195,7 @@ def parse_settings(settings: Iterable[str]) -> dict[str, Any]:
                 takes_text=hint is str or str in get_args(hint),
                 takes_list=get_origin(hint) is tuple,
             )
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, ValueError, RecursionError) as error:
             raise JobError(f"--set {setting}: not YAML") from error
     return found
 
@@ -206,7 +206,7 @@ def _read_setting(text: str, *, takes_text: bool, takes_list: bool) -> Any:
 
     try:
         value = yaml.safe_load(text)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError, RecursionError):
         if takes_text:
             return text
         raise

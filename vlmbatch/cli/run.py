@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from pathlib import Path
 from typing import Any
 
 import click
@@ -13,6 +12,7 @@ from vlmbatch.cli.options import GroupedCommand, GroupedOption, job_options, par
 from vlmbatch.cli.work import add_reporting
 from vlmbatch.errors import JobError
 from vlmbatch.job import Job, job_key
+from vlmbatch.text_files import open_text
 from vlmbatch.values import check_types
 
 
@@ -44,14 +44,16 @@ def read_job_file(name: str, settings: dict[str, Any]) -> tuple[Job, RunFlags]:
     import yaml
 
     try:
-        text = sys.stdin.read() if name == "-" else Path(name).read_text(encoding="utf-8")
+        text = sys.stdin.read() if name == "-" else _read_text(name)
         values = yaml.safe_load(text)
         _check_keys_once(yaml.compose(text, yaml.SafeLoader), name)
     except OSError as error:
         raise JobError(f"{name}: {error.strerror}") from error
     except UnicodeDecodeError as error:
-        raise JobError(f"{name}: it is not UTF-8 text") from error
-    except yaml.YAMLError as error:
+        raise JobError(f"{name}: it is not {error.encoding.upper()} text") from error
+    except RecursionError as error:
+        raise JobError(f"{name}: not YAML: nested too deeply") from error
+    except (yaml.YAMLError, ValueError) as error:
         raise JobError(f"{name}: not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
         raise JobError(f"{name}: a job file holds keys and values, such as `task: caption`")
@@ -67,6 +69,11 @@ def read_job_file(name: str, settings: dict[str, Any]) -> tuple[Job, RunFlags]:
         )
     except JobError as error:
         raise JobError(f"{name}: {error}") from error
+
+
+def _read_text(name: str) -> str:
+    with open_text(name, errors="strict") as file:
+        return file.read()
 
 
 def _check_keys_once(node: Any, name: str) -> None:

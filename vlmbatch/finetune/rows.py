@@ -13,11 +13,15 @@ from typing import Any
 from vlmbatch.core import Media
 from vlmbatch.errors import JobError, OutputError
 from vlmbatch.job import Job
+from vlmbatch.text_files import delimiter_of, open_text, parse_json, repeated_name
 from vlmbatch.write import read_summary
 from vlmbatch.write.atomic import reason
 from vlmbatch.write.parquet import require as require_pyarrow
 
 CLIP_OPTIONS = ("fps", "every", "num_frames", "at", "start", "end", "per", "window")
+COLUMNS = frozenset(("image", "video", "prompt", "answer", "messages", "source", "text"))
+"""Columns of a .csv file; they tell its delimiter."""
+
 PATH_KEYS = ("path", "image", "video", "url")
 
 
@@ -124,16 +128,19 @@ def _records(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
                         f"{path} is not a Parquet file ({' '.join(str(error).split())[:200]})"
                     ) from error
             return
-        with open(path, encoding="utf-8-sig", newline="") as file:
+        with open_text(str(path), errors="strict") as file:
             if path.suffix.lower() == ".csv":
-                for number, values in enumerate(csv.DictReader(file), 1):
+                rows = csv.DictReader(file, delimiter=delimiter_of(file, COLUMNS))
+                if (twice := repeated_name(list(rows.fieldnames or ()))) is not None:
+                    raise JobError(f"{path}: two columns are named {twice!r}")
+                for number, values in enumerate(rows, 1):
                     yield f"row {number}", values
                 return
             for number, line in enumerate(file, 1):
                 if line.strip():
                     yield f"line {number}", _object(line, path, number)
     except UnicodeDecodeError as error:
-        raise JobError(f"{path} is not UTF-8 text") from error
+        raise JobError(f"{path} is not {error.encoding.upper()} text") from error
     except csv.Error as error:
         raise JobError(f"{path} is not a CSV file ({error})") from error
     except OSError as error:
@@ -142,7 +149,7 @@ def _records(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
 
 def _object(line: str, path: Path, number: int) -> Mapping[str, Any]:
     try:
-        values = json.loads(line)
+        values = parse_json(line)
     except ValueError as error:
         raise JobError(f"{path}, line {number}: not JSON ({error})") from error
     if not isinstance(values, dict):
@@ -160,14 +167,26 @@ def _output_job(path: Path) -> dict[str, Any]:
 
 
 def _from_output(place: str, values: Mapping[str, Any], folder: Path) -> TrainingRow:
-    source = str(values["source"])
+    media: Media = values["media"] if values.get("media") in ("frame", "clip") else "image"
+    source, time = values["source"], values.get("time_seconds")
+    if not isinstance(source, str) or not source:
+        return _bad_row(place, media, "source is not a path")
+    try:
+        seconds = None if media == "image" or time in (None, "") else float(str(time))
+    except ValueError:
+        return _bad_row(place, media, f"time_seconds is not a number: {time!r}")
     # A source is relative to the folder in which the run was started. If it is not found there, the
     # OUTPUT may have been moved together with its pictures.
-    path = source if Path(source).is_absolute() or Path(source).exists() else str(folder / source)
-    media: Media = values.get("media") if values.get("media") in ("frame", "clip") else "image"  # type: ignore[assignment]
-    time = values.get("time_seconds")
-    seconds = None if media == "image" or time in (None, "") else float(str(time))
+    path = source if _is_known(source) else str(folder / source)
     return _row(place, media, path, values.get("prompt"), values.get("text"), seconds, "text")
+
+
+def _is_known(path: str) -> bool:
+    """Return whether a path is absolute or exists; False for one that no file can have."""
+    try:
+        return Path(path).is_absolute() or Path(path).exists()
+    except (OSError, ValueError):
+        return False
 
 
 def _from_values(place: str, values: Mapping[str, Any], folder: Path) -> TrainingRow:

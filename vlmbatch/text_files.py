@@ -1,0 +1,114 @@
+"""Text files as people write them: encodings with a byte order mark, delimiters, JSON."""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import itertools
+import json
+from typing import IO, Any
+
+_MARKS = (
+    (codecs.BOM_UTF32_LE, "utf-32-le"),
+    (codecs.BOM_UTF32_BE, "utf-32-be"),
+    (codecs.BOM_UTF8, "utf-8"),
+    (codecs.BOM_UTF16_LE, "utf-16-le"),
+    (codecs.BOM_UTF16_BE, "utf-16-be"),
+)
+"""Byte order marks. Those of UTF-32 come first: one of them begins with that of UTF-16."""
+
+DELIMITERS = (",", ";", "\t")
+MAX_LINES = 10_000
+"""Lines that one row of a CSV file may take."""
+
+LARGEST_FIELD = 2**31 - 1
+"""The csv module refuses fields of more than 131,072 characters unless told otherwise; a picture in
+base64 is longer.
+"""
+
+
+def encoding_of(head: bytes) -> tuple[str, int]:
+    """Return the encoding that a byte order mark names, and the length of the mark.
+
+    Args:
+        head: The first 4 bytes. Without a mark the encoding is UTF-8.
+    """
+    return next(((name, len(mark)) for mark, name in _MARKS if head.startswith(mark)), ("utf-8", 0))
+
+
+def may_be_mark(head: bytes) -> bool:
+    """Return whether bytes are the beginning of a byte order mark that may go on."""
+    return any(mark.startswith(head) for mark, _ in _MARKS)
+
+
+def open_text(path: str, *, errors: str = "surrogateescape") -> IO[str]:
+    """Open a text file behind its byte order mark, line endings untouched.
+
+    Args:
+        path: The file.
+        errors: What becomes of bytes that are not UTF-8; in UTF-16 and UTF-32, where no such escape
+            exists, they are replaced unless this is ``strict``.
+
+    Raises:
+        OSError: The file cannot be opened.
+    """
+    with open(path, "rb") as file:
+        encoding, length = encoding_of(file.read(4))
+    if encoding != "utf-8" and errors != "strict":
+        errors = "replace"
+    text = open(path, encoding=encoding, errors=errors, newline="")
+    if length:
+        text.read(1)
+    return text
+
+
+def delimiter_of(file: IO[str], names: frozenset[str], preferred: str = ",") -> str:
+    """Return the delimiter of a CSV file, as its header has it; leaves the file behind a first line
+    such as ``sep=;``, as spreadsheets write it.
+
+    Args:
+        file: The file, at its start.
+        names: Names of columns in small letters. A delimiter that makes one of them a column is
+            surer than one that makes more columns.
+        preferred: Wins where nothing else decides.
+    """
+    start = file.tell()
+    hint = file.readline(8).rstrip("\r\n")
+    if hint.startswith("sep=") and len(hint) == 5:
+        return hint[4]
+
+    def likelihood(delimiter: str) -> tuple[bool, int, bool]:
+        file.seek(start)
+        try:
+            lines = itertools.islice(iter(file.readline, ""), MAX_LINES)
+            header = next(csv.reader(lines, delimiter=delimiter), [])
+        except csv.Error:
+            return False, 0, False
+        known = any(name.strip().lower() in names for name in header)
+        return known, len(header), delimiter == preferred
+
+    best = max(DELIMITERS, key=likelihood)
+    file.seek(start)
+    return best
+
+
+def repeated_name(header: list[str]) -> str | None:
+    """Return a name that stands in a header twice; None without one. Empty names do not count."""
+    seen: set[str] = set()
+    for name in header:
+        if name and name in seen:
+            return name
+        seen.add(name)
+    return None
+
+
+def parse_json(text: str) -> Any:
+    """Parse JSON.
+
+    Raises:
+        ValueError: It is not JSON, or nested too deeply.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError as exc:
+        raise ValueError("nested too deeply") from exc
