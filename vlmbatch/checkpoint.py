@@ -10,12 +10,12 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
-import json
 from pathlib import Path
 from typing import Any
 
 from vlmbatch.errors import JobError, ModelLoadError
 from vlmbatch.hub import FILES, VOCABULARIES, hub_folder
+from vlmbatch.text_files import parse_json
 
 DEMO = "demo"
 KNOWN_MODELS = (
@@ -71,7 +71,7 @@ class Checkpoint:
             return {}
         path = self.require(file)
         try:
-            value = json.loads(path.read_text(encoding="utf-8"))
+            value = parse_json(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise ModelLoadError(f"{self.name}: {file} cannot be read: {error}") from error
         if not isinstance(value, dict):

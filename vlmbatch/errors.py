@@ -1,24 +1,20 @@
-"""Every error that vlmbatch raises on purpose.
+"""The tree of errors that vlmbatch raises on purpose, each with its exit code.
 
-```
-VlmbatchError                     exit 1
-├── JobError(ValueError)          a bad option, pipeline file or question file                 exit
-2 ├── MissingDependencyError        an extra that is not installed, named in the message
-exit 2 ├── ItemError                     one item; it becomes an error row and the run goes on
- exit 3 at the end │   ├── ReadError                 the bytes cannot be had (missing, not
- permitted, too large)
-│   ├── DecodeError               the bytes are not the picture or video they claim to be
-│   ├── PrepareError              the pixels or words cannot be made into a request
-│   └── GenerateError             the model could not answer this request
-├── EngineError                   the run cannot go on; what was finished is committed         exit
-1 │   ├── ModelLoadError            the checkpoint is missing, incomplete or of another kind
-│   ├── OutOfMemoryError          the model, or a batch of one, does not fit
-│   └── DeviceError               the device or dtype that was asked for is not there
-├── OutputError                   OUTPUT cannot be written or belongs to other settings        exit
-1 │   └── OutputLockedError         another run holds OUTPUT
-exit 75 └── TooManyErrors                 `--max-errors` was reached
-  exit 4
-```
+    VlmbatchError                   1
+    ├── JobError(ValueError)        2   a bad option, job file or question file
+    ├── MissingDependencyError      2   a package that is not installed; the message names the extra
+    ├── ItemError                   3   one item; it becomes an error row and the run goes on
+    │   ├── ReadError                   the bytes cannot be read: missing, not permitted, too large
+    │   ├── DecodeError                 the bytes are no picture or video, or a broken one
+    │   ├── PrepareError                the pixels or words cannot be made into a request
+    │   └── GenerateError               the model could not answer the request
+    ├── EngineError                 1   the run cannot go on; finished rows are committed
+    │   ├── ModelLoadError              the checkpoint is missing, incomplete or of another kind
+    │   ├── OutOfMemoryError            the model, or a batch of one, does not fit
+    │   └── DeviceError                 the requested device or dtype is not available
+    ├── OutputError                 1   OUTPUT cannot be written, or belongs to other settings
+    │   └── OutputLockedError      75   another run holds OUTPUT
+    └── TooManyErrors               4   the limit of ``--max-errors`` was reached
 
 Exceptions of other libraries are translated where they arise, with ``raise … from``.
 """
@@ -51,11 +47,11 @@ class ItemError(VlmbatchError):
 
 
 class ReadError(ItemError):
-    """The bytes of an item cannot be had."""
+    """The bytes of an item cannot be read."""
 
 
 class DecodeError(ItemError):
-    """The bytes of an item are not the picture or video they claim to be."""
+    """The bytes of an item are no picture or video, or a broken one."""
 
 
 class PrepareError(ItemError):
@@ -79,7 +75,7 @@ class OutOfMemoryError(EngineError):
 
 
 class DeviceError(EngineError):
-    """The device or dtype that was asked for is not there."""
+    """The requested device or dtype is not available."""
 
 
 class OutputError(VlmbatchError):
@@ -99,8 +95,9 @@ class TooManyErrors(VlmbatchError):
 
 
 def one_line(error: BaseException) -> str:
-    """What an exception says, on one line; an error of the operating system or of ffmpeg without
-    number and path.
+    """Return the message of an exception on one line.
+
+    Errors of the operating system and of ffmpeg are given without number and path.
     """
     text = getattr(error, "strerror", None) or str(error)
     return " ".join(str(text).split()) or type(error).__name__

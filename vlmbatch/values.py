@@ -1,6 +1,4 @@
-"""Values as users write them: sizes, pages, times; and whether a value is of the type that its
-option takes.
-"""
+"""Parse values as users write them (sizes, pages, times), and check the types of options."""
 
 from __future__ import annotations
 
@@ -13,11 +11,12 @@ from vlmbatch.errors import JobError
 
 
 def parse_size(text: str) -> int:
-    """Bytes of a size such as ``6GiB``, ``800M`` or ``1.5 GB``; K, M, G and T count in 1024s, KB,
-    MB, GB and TB in 1000s.
+    """Return the bytes of a size such as ``6GiB``, ``800M`` or ``1.5 GB``.
+
+    K, M, G and T are powers of 1024; KB, MB, GB and TB are powers of 1000.
 
     Raises:
-        JobError: It is none.
+        JobError: The text is no size.
     """
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(i?B)?\s*", text, re.IGNORECASE)
     if not match:
@@ -27,11 +26,13 @@ def parse_size(text: str) -> int:
 
 
 def parse_pages(text: str) -> tuple[tuple[int, int | None], ...]:
-    """(first, last) of each range of pages in ``1``, ``1-3``, ``2,5-`` or ``all``; counted from 1,
-    both ends included, the last None where it is open.
+    """Return the ranges of pages in ``1``, ``1-3``, ``2,5-`` or ``all``.
+
+    Returns:
+        (first, last) of each range, counted from 1, both included; last is None for an open range.
 
     Raises:
-        JobError: It is no such list.
+        JobError: The text is no such list.
     """
     if text.strip() == "all":
         return ((1, None),)
@@ -47,10 +48,10 @@ def parse_pages(text: str) -> tuple[tuple[int, int | None], ...]:
 
 
 def parse_seconds(text: str) -> float:
-    """Seconds of ``90``, ``1:30`` or ``0:01:30.5``.
+    """Return the seconds of ``90``, ``1:30`` or ``0:01:30.5``.
 
     Raises:
-        JobError: It is no time.
+        JobError: The text is no time.
     """
     total = 0.0
     try:
@@ -62,11 +63,12 @@ def parse_seconds(text: str) -> float:
 
 
 def check_types(job: Any) -> None:
-    """Checks every value of a dataclass of options against its field's annotation: YAML may hold
-    anything.
+    """Check every value of a dataclass of options against the annotation of its field.
+
+    Whole numbers become floats where a field takes floats.
 
     Raises:
-        JobError: One is of another type.
+        JobError: A value has another type, as YAML may hold anything.
     """
     hints = typing.get_type_hints(type(job))
     for field in dataclasses.fields(job):

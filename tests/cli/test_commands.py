@@ -1,5 +1,6 @@
-"""The commands from their arguments to files, lines and exit codes, with a tiny checkpoint; some as
-processes, as a user runs them.
+"""Commands from their arguments to files, lines and exit codes, with a tiny checkpoint.
+
+Some run as processes, as a user starts them.
 """
 
 from __future__ import annotations
@@ -435,8 +436,8 @@ def test_questions_about_nothing_here_are_one_line(
         result = vlmbatch(*command, *options)
         assert result.returncode == 2
         assert (
-            "vlmbatch: question file q.csv: no item has its id: it asks about 'photos/1.png', and an item here is '0.png'\n"
-            in result.stderr
+            "vlmbatch: question file q.csv: no item has its id: it asks about 'photos/1.png', and "
+            "an item here is '0.png'\n" in result.stderr
         )
     assert not list(tmp_path.glob("new.jsonl*"))
 
@@ -569,8 +570,30 @@ def test_models_and_doctor_say_what_is_there(vlmbatch: Command, tiny: Path) -> N
     assert vlmbatch("models", "fetch", "no/such-model").returncode == 1
     doctor = vlmbatch("doctor")
     assert doctor.returncode == 0, doctor.stderr
-    for word in ("torch", "device cpu", "h264", "model demo"):
+    for word in ("engine torch", "engine transformers", "device cpu", "h264", "model demo"):
         assert word in doctor.stdout
+
+
+def test_doctor_names_a_second_build_of_opencv(
+    vlmbatch: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = {
+        finding["name"]: finding for finding in json.loads(vlmbatch("doctor", "--json").stdout)
+    }
+    assert before["OpenCV"]["advice"] == ""
+    for name in ("opencv-python", "opencv-contrib-python"):
+        folder = tmp_path / f"{name.replace('-', '_')}-4.12.0.88.dist-info"
+        folder.mkdir()
+        (folder / "METADATA").write_text(
+            f"Metadata-Version: 2.1\nName: {name}\nVersion: 4.12.0.88\n"
+        )
+    monkeypatch.syspath_prepend(tmp_path)
+    after = {
+        finding["name"]: finding for finding in json.loads(vlmbatch("doctor", "--json").stdout)
+    }
+    assert "opencv-python 4.12.0.88, opencv-contrib-python 4.12.0.88" in after["OpenCV"]["found"]
+    assert "they overwrite each other's files: pip uninstall -y" in after["OpenCV"]["advice"]
+    assert after["OpenCV"]["advice"].endswith("then pip install opencv-python-headless")
 
 
 def test_log_lines_can_be_json(vlmbatch: Command, photos: Path, tiny: Path) -> None:

@@ -57,7 +57,7 @@ def begin(command: list[str], folder: Path) -> subprocess.Popen[str]:
 
 
 def rows(folder: Path) -> list[tuple[str, str]]:
-    """Keys of OUTPUT's rows; every line must be whole."""
+    """Return the keys of OUTPUT's rows; every line must be complete."""
     path = folder / "out.jsonl"
     if not path.exists():
         return []

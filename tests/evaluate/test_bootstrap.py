@@ -1,6 +1,4 @@
-"""The bootstrap draws rows, with their columns together, and its intervals are as wide as theory
-says.
-"""
+"""The bootstrap resamples whole rows, and its intervals are as wide as theory says."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The measures say what the libraries, the published formulas and their published examples say."""
+"""Measures agree with libraries, published formulas and published examples."""
 
 from __future__ import annotations
 

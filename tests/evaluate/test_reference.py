@@ -1,15 +1,16 @@
-"""References are read from three formats and several habits of writing them, and what cannot be
-understood is said.
-"""
+"""References in three formats and several styles are read; others end with an explanation."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from tests.write.rows import SUFFIXES, failed, record, store
 from vlmbatch.errors import JobError
@@ -118,15 +119,23 @@ def test_a_prompt_can_be_ignored(tmp_path: Path) -> None:
         (
             "r.csv",
             "file,content\na,b\n",
-            "no column named answers, answer, caption, text; there is file, content: choose with --answer-column",
+            (
+                "no column named answers, answer, caption, text; there is file, content: choose "
+                "with --answer-column"
+            ),
         ),
         (
             "r.jsonl",
             '{"key": 1, "answer": "x"}\n',
-            "line 1: no column named id, image, video, file, path; there is key, answer: choose with --id-column",
+            (
+                "line 1: no column named id, image, video, file, path; there is key, answer: "
+                "choose with --id-column"
+            ),
         ),
         ("r.jsonl", '{"id": "a", "answer": "x"}\n{"id"\n', "line 2: not JSON"),
         ("r.jsonl", "[1]\n", "line 1: not an object"),
+        ("r.jsonl", "[" * 100_000, "line 1: not JSON (nested too deeply)"),
+        ("r.csv", "id,answer,answer\na,b,c\n", "two columns are named 'answer'"),
         (
             "r.jsonl",
             '{"id": "a", "answer": true}\n',
@@ -151,6 +160,46 @@ def test_what_cannot_be_understood_is_said(
         read_reference(tmp_path / name, Columns())
     assert message in str(caught.value)
     assert str(tmp_path / name) in str(caught.value)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+def test_tables_of_spreadsheets_are_read(tmp_path: Path, encoding: str, delimiter: str) -> None:
+    text = f"id{delimiter}answer\nä.jpg{delimiter}one, two\n"
+    text = text.replace("one, two", '"one, two"')
+    (tmp_path / "r.csv").write_text(text, encoding=encoding)
+    assert read(tmp_path / "r.csv") == {("ä.jpg", None): ["one, two"]}
+
+
+def test_json_lines_in_utf_16_are_read(tmp_path: Path) -> None:
+    (tmp_path / "r.jsonl").write_text('{"id": "ä.jpg", "answer": "x"}\n', encoding="utf-16")
+    assert read(tmp_path / "r.jsonl") == {("ä.jpg", None): ["x"]}
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=5,
+)
+KEYS = st.sampled_from(["id", "image", "prompt", "question", "answer", "answers", "text", "status"])
+
+
+@given(rows=st.lists(st.dictionaries(KEYS, JSON, max_size=6), max_size=3))
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_values_are_read_or_are_an_error(tmp_path: Path, rows: list[dict[str, object]]) -> None:
+    path = tmp_path / "r.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    with contextlib.suppress(JobError):
+        read(path)
+
+
+@given(content=st.binary(max_size=200) | st.text(max_size=200).map(str.encode))
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_bytes_are_read_or_are_an_error(tmp_path: Path, content: bytes) -> None:
+    for name in ("r.jsonl", "r.csv", "r.parquet"):
+        (tmp_path / name).write_bytes(content)
+        with contextlib.suppress(JobError):
+            read(tmp_path / name)
 
 
 def test_text_that_is_not_utf8_is_said(tmp_path: Path) -> None:

@@ -1,6 +1,4 @@
-"""Rows and right answers are joined, nothing is dropped in silence, and figures are those of the
-rows they are about.
-"""
+"""Rows and right answers are joined without silent loss, and scores belong to their rows."""
 
 from __future__ import annotations
 
@@ -23,7 +21,7 @@ from vlmbatch.write.columns import Row, row_of
 
 
 def rows(*texts: str | None, prompt: str = "Q", task: str = "vqa") -> list[Row]:
-    """Rows 00000.jpg, 00001.jpg …; None is an error row."""
+    """Make rows 00000.jpg, 00001.jpg …; None is an error row."""
     return [
         row_of(
             record(

@@ -17,14 +17,14 @@ PROMPT = DEFAULT_PROMPTS["caption"]
 
 
 def reworded(caption: str) -> str:
-    """A caption as the demo model never says it."""
+    """Return a caption in a wording that the demo model never uses."""
     return f"Here you see {caption[0].lower()}{caption[1:]}"
 
 
 def write_scenes(
     folder: Path, count: int, wording: Callable[[str], str] = reworded, seed: int = 5
 ) -> Path:
-    """Draws small scenes of shapes and writes a row for each.
+    """Draw small scenes of shapes and write a row for each.
 
     Returns:
         ``data.jsonl`` in the folder.
@@ -41,11 +41,11 @@ def write_scenes(
 
 
 def write_rows(path: Path, rows: list[dict[str, Any]]) -> Path:
-    """Writes rows as JSON Lines."""
+    """Write rows as JSON Lines."""
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return path
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Rows of a JSON Lines file."""
+    """Read the rows of a JSON Lines file."""
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]

@@ -1,6 +1,4 @@
-"""Training and answering see the same pixels and words: batches are held against the engine's
-requests and transformers' ``generate``.
-"""
+"""Batches of a training have the pixels and words of the engine's requests."""
 
 from __future__ import annotations
 
@@ -20,8 +18,8 @@ from vlmbatch.checkpoint import find_checkpoint
 from vlmbatch.core import Conversation, Pixels, Request
 from vlmbatch.engine.torch.weights import pixel_normalization
 from vlmbatch.errors import JobError, PrepareError
-from vlmbatch.finetune.examples import IGNORED, ExampleMaker, PadRight, Rows
-from vlmbatch.finetune.rows import Row
+from vlmbatch.finetune.examples import IGNORED, ExampleDataset, ExampleMaker, PadRight
+from vlmbatch.finetune.rows import TrainingRow
 from vlmbatch.finetune.trainer import AnswerTrainer, pixel_values, score_rows, sum_scores
 from vlmbatch.job import Job
 from vlmbatch.prepare import Preparer
@@ -44,22 +42,22 @@ def maker(tiny: Path) -> ExampleMaker:
     return ExampleMaker(find_checkpoint(str(tiny)), "full", CLIPS, 10**8)
 
 
-def rows_of(folder: Path) -> list[Row]:
+def rows_of(folder: Path) -> list[TrainingRow]:
     return [
-        Row("line 1", "image", str(folder / "small.png"), "What?", "A cat."),
-        Row(
+        TrainingRow("line 1", "image", str(folder / "small.png"), "What?", "A cat."),
+        TrainingRow(
             "line 2",
             "image",
             str(folder / "wide.png"),
             "Describe this image at length, please.",
             "Nothing but noise, in colours that nobody chose.",
         ),
-        Row("line 3", "clip", str(folder / "v.mp4"), "What happens?", "Numbers go by."),
-        Row("line 4", "frame", str(folder / "v.mp4"), "Which number?", "Fourteen", 1.4),
+        TrainingRow("line 3", "clip", str(folder / "v.mp4"), "What happens?", "Numbers go by."),
+        TrainingRow("line 4", "frame", str(folder / "v.mp4"), "Which number?", "Fourteen", 1.4),
     ]
 
 
-def request_of(row: Row, maker: ExampleMaker) -> Request:
+def request_of(row: TrainingRow, maker: ExampleMaker) -> Request:
     return Preparer.from_checkpoint(maker.checkpoint).prepare(
         Conversation(row.media, maker.load(row), "x"), [row.prompt]
     )
@@ -227,7 +225,9 @@ def test_rows_go_to_other_processes_and_say_when_a_file_has_changed(
     tmp_path: Path, maker: ExampleMaker
 ) -> None:
     Image.fromarray(picture()).save(tmp_path / "a.png")
-    rows = Rows([Row("line 1", "image", str(tmp_path / "a.png"), "What?", "A.")], maker)
+    rows = ExampleDataset(
+        [TrainingRow("line 1", "image", str(tmp_path / "a.png"), "What?", "A.")], maker
+    )
     there = pickle.loads(pickle.dumps(rows))
     assert there[0].input_ids == rows[0].input_ids
     (tmp_path / "a.png").unlink()

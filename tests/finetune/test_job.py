@@ -1,4 +1,4 @@
-"""The options of a training."""
+"""Options of a training."""
 
 from __future__ import annotations
 

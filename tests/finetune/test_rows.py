@@ -1,7 +1,8 @@
-"""What DATA files become."""
+"""Rows of DATA files."""
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 from pathlib import Path
@@ -10,17 +11,19 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from tests.finetune.data import write_rows
 from vlmbatch.errors import JobError
 from vlmbatch.finetune.plan import split
-from vlmbatch.finetune.rows import Row, read_data
+from vlmbatch.finetune.rows import TrainingRow, read_data
 from vlmbatch.job import Job
 
 CLIPS = Job(inputs=("x",), media="video", per="clip")
 
 
-def read_one(folder: Path, values: dict[str, Any]) -> Row:
+def read_one(folder: Path, values: dict[str, Any]) -> TrainingRow:
     [row] = read_data(write_rows(folder / "data.jsonl", [values]), CLIPS).rows
     return row
 
@@ -36,9 +39,9 @@ def test_paths_are_relative_to_the_file(tmp_path: Path) -> None:
         "A cat.",
         "",
     )
-    assert read_one(tmp_path, {"video": "/v.mp4", "prompt": "What?", "answer": "A."}) == Row(
-        "line 1", "clip", "/v.mp4", "What?", "A."
-    )
+    assert read_one(
+        tmp_path, {"video": "/v.mp4", "prompt": "What?", "answer": "A."}
+    ) == TrainingRow("line 1", "clip", "/v.mp4", "What?", "A.")
 
 
 def test_the_three_formats_give_the_same_rows(tmp_path: Path) -> None:
@@ -101,7 +104,7 @@ def test_a_chat_of_one_turn_is_a_row(
         ),
         (
             {"image": {"bytes": "x"}, "prompt": "What?", "answer": "A."},
-            "what stands under image is not a path",
+            "the value of image is not a path",
         ),
         ({"image": "a.png", "answer": "A."}, "no prompt"),
         ({"image": "a.png", "prompt": "What?"}, "no answer"),
@@ -156,6 +159,8 @@ def test_words_that_are_missing_make_a_bad_row_that_says_so(
         ("a.jsonl", b'{"image": 1}\nno json\n', "line 2: not JSON"),
         ("a.jsonl", b"[1]\n", "line 1: not an object"),
         ("a.jsonl", b"", "there is no row in it"),
+        ("a.jsonl", b"[" * 100_000, "line 1: not JSON .nested too deeply"),
+        ("a.csv", b"image,prompt,prompt\na,b,c\n", "two columns are named 'prompt'"),
         ("a.jsonl", b'{"image": "\xff"}\n', "not UTF-8"),
         ("a.parquet", b"PAR1 not really", "not a Parquet file"),
     ],
@@ -167,6 +172,46 @@ def test_a_file_that_cannot_be_read_is_an_error_that_names_it(
         (tmp_path / name).write_bytes(content)
     with pytest.raises(JobError, match=message):
         read_data(tmp_path / name, CLIPS)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+def test_tables_of_spreadsheets_are_read(tmp_path: Path, encoding: str, delimiter: str) -> None:
+    lines = [["image", "prompt", "answer"], ["ä.png", "What?", "A cat"]]
+    text = "".join(delimiter.join(line) + "\n" for line in lines)
+    (tmp_path / "a.csv").write_text(text, encoding=encoding)
+    [row] = read_data(tmp_path / "a.csv", CLIPS).rows
+    assert (Path(row.path).name, row.prompt, row.answer) == ("ä.png", "What?", "A cat")
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=5,
+)
+PART = st.dictionaries(st.sampled_from(["type", "text", "path", "role", "content"]), JSON)
+OUTPUT_KEYS = ("source", "status", "text", "prompt", "media", "time_seconds")
+
+
+@given(
+    rows=st.lists(
+        st.dictionaries(st.sampled_from(["image", "video", "prompt", "answer"]), JSON)
+        | st.fixed_dictionaries({"messages": JSON | st.lists(PART)})
+        | st.fixed_dictionaries(
+            dict.fromkeys(OUTPUT_KEYS, JSON)
+            | {"status": st.just("ok") | JSON, "media": st.sampled_from(["frame", "clip"]) | JSON}
+        ),
+        min_size=1,
+        max_size=3,
+    )
+)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_values_are_rows_good_or_bad(tmp_path: Path, rows: list[dict[str, Any]]) -> None:
+    path = write_rows(tmp_path / "data.jsonl", rows)
+    with contextlib.suppress(JobError):  # no row with status ok
+        data = read_data(path, CLIPS)
+        assert len(data.rows) + data.left_out == len(rows)
+        assert all(row.error or (row.prompt and row.answer) for row in data.rows)
 
 
 def test_an_output_gives_its_texts_and_leaves_out_rows_without(tmp_path: Path) -> None:
@@ -209,7 +254,10 @@ def test_an_output_gives_its_texts_and_leaves_out_rows_without(tmp_path: Path) -
 
 
 def test_rows_about_one_picture_stay_on_one_side() -> None:
-    rows = [Row(f"line {n}", "image", f"{n % 10}.png", f"Question {n}?", "A.") for n in range(40)]
+    rows = [
+        TrainingRow(f"line {n}", "image", f"{n % 10}.png", f"Question {n}?", "A.")
+        for n in range(40)
+    ]
     trained, held_out = split(rows, 0.25, seed=1)
     assert len({row.path for row in held_out}) == 3
     assert not {row.path for row in trained} & {row.path for row in held_out}

@@ -1,17 +1,16 @@
-"""Trainings from rows to checkpoint: what is learned, what is written, and what a kill leaves."""
+"""Trainings from rows to checkpoint: results, files, and continuation after a kill."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 import os
-import shlex
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -35,8 +34,9 @@ from vlmbatch.errors import (
     OutputLockedError,
 )
 from vlmbatch.finetune import FinetuneJob, extras
+from vlmbatch.finetune.folder import TrainingFolder
 from vlmbatch.finetune.merge import merge_adapter
-from vlmbatch.finetune.run import Finetuning, Outcome
+from vlmbatch.finetune.run import Finetuning, TrainingOutcome
 from vlmbatch.finetune.trainer import AnswerTrainer
 from vlmbatch.job import Job
 from vlmbatch.run.pipeline import Run
@@ -54,7 +54,7 @@ def _quiet_transformers() -> Iterator[None]:
     transformers.utils.logging.set_verbosity(before)
 
 
-def train(job: FinetuneJob) -> Outcome:
+def train(job: FinetuneJob) -> TrainingOutcome:
     return Finetuning(job).start()
 
 
@@ -213,37 +213,41 @@ def test_bfloat16_computes_and_float32_is_kept(job: FinetuneJob, tiny: Path, ful
     )  # in bfloat16 these would have been lost
 
 
+def begin(job: FinetuneJob, options: str) -> subprocess.Popen[str]:
+    """Start the same training as a process."""
+    command = [
+        *(sys.executable, "-m", "vlmbatch", "finetune", job.data, "-o", job.output_path),
+        *("--model", job.model, "--device", "cpu", "--detail", "low", "--log-every", "1"),
+        *("--batch-size", "2", "--gradient-accumulation", "1", "--learning-rate", "1e-3"),
+        *options.split(),
+    ]
+    return subprocess.Popen(
+        command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE, text=True
+    )
+
+
+def test_a_training_that_loses_its_terminal_is_saved(job: FinetuneJob) -> None:
+    folder = TrainingFolder(Path(job.output_path))
+    process = begin(job, "--max-steps 100000")
+    while process.poll() is None and not (folder.log.exists() and folder.log.stat().st_size):
+        time.sleep(0.01)  # watching another process, not synchronising with it
+    process.send_signal(signal.SIGHUP)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 130, errors
+    assert "Traceback" not in errors
+    saved, state = folder.last_checkpoint(), folder.state()
+    assert saved is not None
+    assert state is not None
+    assert (saved.step > 0, state["status"]) == (True, "training")
+
+
 def test_a_killed_training_goes_on_and_ends_as_if_nothing_had_happened(
     job: FinetuneJob, tmp_path: Path
 ) -> None:
     long = dataclasses.replace(job, max_steps=60, save_every=5, eval_every=20)
     train(dataclasses.replace(long, output=str(tmp_path / "whole")))
     out = Path(job.output_path)
-    options = shlex.split(
-        "--max-steps 60 --save-every 5 --eval-every 20 --log-every 1 --batch-size 2 --gradient-accumulation 1 --learning-rate 1e-3"
-    )
-    command = [
-        sys.executable,
-        "-m",
-        "vlmbatch",
-        "finetune",
-        job.data,
-        "-o",
-        out,
-        "--model",
-        job.model,
-        "--device",
-        "cpu",
-        "--detail",
-        "low",
-        *options,
-    ]
-    process = subprocess.Popen(
-        [*map(str, command)],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    process = begin(job, "--max-steps 60 --save-every 5 --eval-every 20")
     while process.poll() is None and not any((out / "checkpoints").glob("*/trainer_state.json")):
         time.sleep(0.01)  # watching another process, not synchronising with it
     process.send_signal(signal.SIGKILL)
@@ -277,9 +281,9 @@ def test_a_stopped_training_is_saved_and_goes_on(job: FinetuneJob) -> None:
     training = Finetuning(long)
     check = training.folder.begin
 
-    def begin(*arguments: object) -> bool:
+    def begin(*arguments: Mapping[str, object]) -> None:
         training.stop()
-        return check(*arguments)  # type: ignore[arg-type]
+        check(*arguments)
 
     training.folder.begin = begin  # type: ignore[method-assign]
     outcome = training.start()
@@ -523,7 +527,7 @@ def test_what_stands_in_the_way_is_said(
         Finetuning(dataclasses.replace(job, optimizer="adamw8bit"))
     with pytest.raises(DeviceError, match="float16 needs CUDA"):
         Finetuning(dataclasses.replace(job, dtype="float16"))
-    monkeypatch.setattr(extras, "NEEDED", ("transformers", "no_such_package"))
+    monkeypatch.setattr(extras, "NEEDED", ("peft", "no_such_package"))
     with pytest.raises(
         MissingDependencyError, match=r"needs no_such_package: pip install 'vlmbatch\[finetune\]'"
     ):
@@ -560,19 +564,12 @@ def test_a_loss_that_is_no_number_ends_the_training(job: FinetuneJob) -> None:
 @pytest.mark.slow
 def test_two_processes_train_and_one_of_them_writes(job: FinetuneJob, tmp_path: Path) -> None:
     out = tmp_path / "two"
-    options = shlex.split(
-        "--max-steps 4 --save-every 2 --log-every 1 --batch-size 2 --gradient-accumulation 1 --device cpu --detail low"
-    )
-    launch = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--nproc-per-node",
-        2,
-        "-m",
-        "vlmbatch",
+    command = [
+        *(sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"),
+        *("-m", "vlmbatch", "finetune", job.data, "-o", out, "--model", job.model),
+        *("--max-steps", "4", "--save-every", "2", "--log-every", "1", "--batch-size", "2"),
+        *("--gradient-accumulation", "1", "--device", "cpu", "--detail", "low"),
     ]
-    command = [*launch, "finetune", job.data, "-o", out, "--model", job.model, *options]
     result = subprocess.run(
         [*map(str, command)],
         env={**os.environ, "OMP_NUM_THREADS": "1"},

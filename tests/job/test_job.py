@@ -1,6 +1,4 @@
-"""The job: one place for defaults, values that are checked, and a YAML form that comes back as the
-same job.
-"""
+"""Jobs have one place for defaults, check their values, and come back from YAML as they were."""
 
 from __future__ import annotations
 

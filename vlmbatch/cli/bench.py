@@ -1,4 +1,4 @@
-"""``bench``: what this machine does, beside its own limits."""
+"""``bench``: measure the speed of this machine against its own limits."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ from vlmbatch.bench.sizes import NAMES
 from vlmbatch.cli.options import GroupedCommand, GroupedOption, given, job_options
 from vlmbatch.job import Job
 
-HELP = """What this machine does: the model's phases and whole workloads, beside the machine's own limits.
+HELP = """Measure the phases of a model and whole workloads against the limits of this machine.
 
-The work is made up on the spot: random weights in a published model's shapes (speed does not depend on what was learned) and drawn pictures. Answers run to
-their limits. Shares are of what matrix products (gemm) and copies (copy) reach in the same run."""
+The model has random weights in the shapes of a published one, as speed does not depend on their
+values. The pictures are drawn, and every answer runs to its limit. Shares are relative to the speed
+of matrix products (gemm) and copies (copy) in the same run."""
 
 
 def _callback(
@@ -49,7 +50,7 @@ def _callback(
 
 
 class Report:
-    """The table, line by line as it is known, and the same as JSON."""
+    """Table of results, printed line by line, and the same as JSON."""
 
     def __init__(self, json_path: str | None) -> None:
         """``json_path`` is a file, ``-`` for stdout (the table goes to stderr then), or None."""
@@ -59,32 +60,32 @@ class Report:
         self._tty = sys.stderr.isatty()
 
     def head(self, machine: dict[str, Any]) -> None:
-        """Says what is measured, on what."""
+        """Print the model and the machine."""
         self._machine = machine
         cores = f", {machine['threads']} threads" if machine["device"] == "cpu" else ""
         reference = f", transformers {machine['transformers']}" if machine["transformers"] else ""
         dtype = machine["dtype"] + (
             f"+{machine['quantize']}" if machine["quantize"] != "none" else ""
         )
-        self._say(
-            f"{machine['model']}, {machine['parameters'] / 1e6:,.1f} M weights, {dtype} on {machine['device']} ({machine['device_name']}{cores})"
-        )
+        weights = f"{machine['parameters'] / 1e6:,.1f} M weights"
+        device = f"{machine['device']} ({machine['device_name']}{cores})"
+        self._say(f"{machine['model']}, {weights}, {dtype} on {device}")
         self._say(f"vlmbatch {machine['vlmbatch']}, torch {machine['torch']}{reference}")
         self._write()
 
     def starting(self, name: str) -> None:
-        """Tells somebody who watches what takes so long."""
+        """Show on a terminal what is being measured."""
         if self._tty:
             click.echo(f"… {name}\r", err=True, nl=False)
 
     def add(self, row: Any) -> None:
-        """Prints a row and keeps it; the file holds what is known so far."""
+        """Print a row, and write all rows so far to the file."""
         self.rows.append(row)
         self._say(row.line())
         self._write()
 
     def close(self) -> None:
-        """Prints the JSON, where stdout was asked for."""
+        """Print the JSON if it goes to stdout."""
         if self._path == "-":
             click.echo(self._json())
 
@@ -113,27 +114,27 @@ _command.params += [
         ["--shape"],
         type=click.Choice(list(SHAPES)),
         default=None,
-        help="Random weights in the shapes of this SmolVLM2. [default: 256m]",
+        help="Use random weights in the shapes of this SmolVLM2. [default: 256m]",
         group="",
     ),
     GroupedOption(
         ["--model"],
         default=None,
         metavar="MODEL",
-        help="A real checkpoint instead: hub id, local folder, or `demo`.",
+        help="Use a real checkpoint: hub id, local folder, or `demo`.",
         group="",
     ),
     GroupedOption(
         ["--quick"],
         is_flag=True,
-        help="A few of the rows, with little work: about a minute on two cores, --compare included.",
+        help="Measure a few rows with little work: about a minute on two cores, with --compare.",
         group="",
     ),
     GroupedOption(
         ["--only"],
         type=click.Choice(NAMES),
         multiple=True,
-        help="Only these rows; may be given several times.",
+        help="Measure only this row; repeatable.",
         group="",
     ),
     GroupedOption(
@@ -141,21 +142,22 @@ _command.params += [
         type=click.IntRange(min=1),
         default=None,
         metavar="N",
-        help="How often each side does a piece of work; more than one shows the spread. [default: 3; 1 with --quick]",
+        help="Repetitions of each measurement; several show the spread. "
+        "[default: 3; 1 with --quick]",
         group="",
     ),
     GroupedOption(
         ["--compare"],
         type=click.Choice(["transformers"]),
         default=None,
-        help="Read, decode and do the workloads with transformers as well, in turns, and print ratios.",
+        help="Do the same with transformers, in turns, and print ratios.",
         group="",
     ),
     GroupedOption(
         ["--json", "json_path"],
         default=None,
         metavar="PATH",
-        help="Write the figures as JSON too; `-` is stdout.",
+        help="Also write the figures as JSON; `-` is stdout.",
         group="",
     ),
 ]

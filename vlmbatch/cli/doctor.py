@@ -1,4 +1,4 @@
-"""``doctor``: what this machine has, and what to do about what is missing."""
+"""``doctor``: check this machine, and say how to fix what is missing."""
 
 from __future__ import annotations
 
@@ -22,11 +22,18 @@ IMAGE_FORMATS = {
     "AVIF": "avif",
     "JPEG 2000": "jpg_2000",
 }
+OPENCV_BUILDS = (
+    "opencv-python-headless",
+    "opencv-python",
+    "opencv-contrib-python-headless",
+    "opencv-contrib-python",
+)
+"""Distributions that install the module cv2; the first one needs no display."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
-    """One line: what was looked at, what was found, and what to do when something is missing."""
+    """One line: a name, what was found, and what to do if something is missing."""
 
     name: str
     found: str
@@ -34,21 +41,42 @@ class Finding:
 
 
 def look() -> Iterator[Finding]:
-    """Looks at everything that a run depends on."""
-    yield from _compute()
+    """Check everything that a run depends on."""
+    yield from _engines()
+    yield from _devices()
     yield from _formats()
+    yield from _opencv()
     yield from _extras()
     yield from _models()
     yield from _folder()
 
 
-def _compute() -> Iterator[Finding]:
+def _engines() -> Iterator[Finding]:
+    import torch
+
+    yield Finding("engine torch", f"{torch.__version__}, {torch.get_num_threads()} threads")
+    version = installed_version("transformers")
+    yield Finding(
+        "engine transformers",
+        version or "transformers is not installed",
+        "" if version else "pip install transformers",
+    )
+
+
+def installed_version(distribution: str) -> str | None:
+    """Return the version of an installed distribution, or None."""
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _devices() -> Iterator[Finding]:
     import torch
 
     from vlmbatch.engine.torch import device as devices
     from vlmbatch.engine.torch.budget import gib
 
-    yield Finding("torch", f"{torch.__version__}, {torch.get_num_threads()} threads")
     for name in devices.device_names():
         device = torch.device(name)
         memory = devices.device_memory(device)
@@ -104,6 +132,19 @@ def _formats() -> Iterator[Finding]:
     )
 
 
+def _opencv() -> Iterator[Finding]:
+    """Name the build of OpenCV, or several: their files overwrite each other."""
+    versions = {name: installed_version(name) for name in OPENCV_BUILDS}
+    there = [name for name in OPENCV_BUILDS if versions[name]]
+    found, advice = ", ".join(f"{name} {versions[name]}" for name in there), ""
+    if len(there) > 1:
+        advice = "they overwrite each other's files: pip uninstall -y "
+        advice += f"{' '.join(there)}, then pip install {OPENCV_BUILDS[0]}"
+    elif not there and not importlib.util.find_spec("cv2"):
+        found, advice = "not installed", f"pip install {OPENCV_BUILDS[0]}"
+    yield Finding("OpenCV", found or "cv2", advice)
+
+
 def _extras() -> Iterator[Finding]:
     from vlmbatch.read.extras import EXTRAS, REMOTE, is_there
 
@@ -132,10 +173,8 @@ def _models() -> Iterator[Finding]:
         yield Finding("model demo", "in the package")
     except ModelLoadError as error:
         yield Finding("model demo", f"missing: {error}", "reinstall vlmbatch")
-    yield Finding(
-        "hub cache",
-        f"{huggingface_hub.constants.HF_HUB_CACHE}{' (HF_HUB_OFFLINE is set)' if huggingface_hub.constants.HF_HUB_OFFLINE else ''}",
-    )
+    offline = " (HF_HUB_OFFLINE is set)" if huggingface_hub.constants.HF_HUB_OFFLINE else ""
+    yield Finding("hub cache", f"{huggingface_hub.constants.HF_HUB_CACHE}{offline}")
     default = next(field.default for field in dataclasses.fields(Job) if field.name == "model")
     for name in KNOWN_MODELS:
         fetched = cached_folder(name) is not None
@@ -160,7 +199,10 @@ def _folder() -> Iterator[Finding]:
 @click.command(name="doctor")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def _doctor(as_json: bool) -> None:
-    """What this machine has: devices, memory, codecs, models; and what to do about what is missing."""
+    """Check this machine, and say how to fix what is missing.
+
+    Checks engines, devices, memory, formats and codecs, optional packages, models, and this folder.
+    """
     findings = list(look())
     if as_json:
         click.echo(json.dumps([dataclasses.asdict(finding) for finding in findings], indent=2))

@@ -1,4 +1,4 @@
-"""``finetune``: options to a FinetuneJob, and the job to a training."""
+"""``finetune``: fine-tune a model on prompts and answers."""
 
 from __future__ import annotations
 
@@ -14,12 +14,15 @@ from vlmbatch.cli.signals import catch_signals
 from vlmbatch.cli.work import add_reporting
 from vlmbatch.finetune.job import FinetuneJob
 
-HELP = """Teach a model your answers.
+HELP = """Fine-tune a model on your own prompts and answers.
 
-DATA is a .jsonl, .parquet or .csv file with a row for each answer: `image` or `video` (a path, relative to the file), `prompt` and `answer`; or `messages`, a
-chat of one turn; or an OUTPUT of vlmbatch in which you corrected `text`. OUT is a checkpoint like any other: give it as --model.
+DATA is a .jsonl, .parquet or .csv file with one row for each answer. A row has `image` or `video`
+(a path relative to DATA), `prompt` and `answer`; or `messages`, a chat of one turn. An OUTPUT of
+vlmbatch in which you corrected `text` is DATA too. OUT is a complete checkpoint: give it as
+--model.
 
-The same command again goes on after a kill. Several GPUs: torchrun --nproc-per-node 4 -m vlmbatch finetune DATA ..."""
+The same command again continues an interrupted training. Several GPUs: torchrun --nproc-per-node 4
+-m vlmbatch finetune DATA ..."""
 
 report = logging.getLogger("vlmbatch.report")
 
@@ -46,31 +49,23 @@ def _run(data: str, dry_run: bool, verbose: int, quiet: bool, **values: Any) -> 
 
 
 def _print_job(job: FinetuneJob) -> None:
-    """Prints the resolved job as YAML, with what the rows are as comments; bad rows are listed as
-    before a training.
-    """
+    """Print the resolved job as YAML after the number of rows; list bad rows as a training does."""
     import yaml
 
     from vlmbatch.checkpoint import find_checkpoint
     from vlmbatch.finetune.plan import make_plan
 
     plan = make_plan(job, find_checkpoint(job.model, job.revision), None)
+    values = {**job.to_dict(), "output": job.output_path}
     click.echo(
-        f"# {len(plan.rows)} rows to train on, {len(plan.held_out)} held out; the longest has {plan.longest} tokens"
+        f"# {len(plan.rows)} rows to train on, {len(plan.held_out)} held out; the longest has "
+        f"{plan.longest} tokens"
     )
-    click.echo(
-        yaml.safe_dump(
-            {**job.to_dict(), "output": job.output_path},
-            sort_keys=False,
-            allow_unicode=True,
-            width=120,
-        ),
-        nl=False,
-    )
+    click.echo(yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=120), nl=False)
 
 
 def _report(job: FinetuneJob, state: dict[str, Any]) -> None:
-    """The closing lines."""
+    """Say what was learned, and how to use it."""
     result = state.get("result", {})
     if "last_eval_loss" in result:
         loss, right = (
@@ -83,15 +78,12 @@ def _report(job: FinetuneJob, state: dict[str, Any]) -> None:
             *(100 * share for share in right),
         )
     if state.get("status") == "finished":
-        report.info(
-            "%s is ready: vlmbatch caption INPUT --model %s", job.output_path, job.output_path
-        )
+        out = job.output_path
+        report.info("%s is ready: vlmbatch caption INPUT --model %s", out, out)
     elif state.get("status") == "trained":
-        report.info(
-            "%s/adapter is ready; `vlmbatch models merge %s/adapter -o FOLDER` makes a checkpoint of it",
-            job.output_path,
-            job.output_path,
-        )
+        adapter = f"{job.output_path}/adapter"
+        merge = f"`vlmbatch models merge {adapter} -o FOLDER`"
+        report.info("%s is ready; %s makes a checkpoint of it", adapter, merge)
 
 
 _command = GroupedCommand("finetune", callback=_run, help=HELP, no_args_is_help=True)

@@ -1,35 +1,39 @@
-"""``models``: list, describe and fetch models."""
+"""``models``: list, describe, fetch and merge models."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import click
 
-from vlmbatch.checkpoint import DEMO, KNOWN_MODELS, find_checkpoint
+from vlmbatch.checkpoint import DEMO, KNOWN_MODELS, Checkpoint, find_checkpoint
 from vlmbatch.hub import cached_folder
+
+PHOTO_TILES = 13
+"""Tiles of a photo at full detail: 4 x 3 and the whole picture."""
 
 
 @click.group(name="models", no_args_is_help=True)
 def _models() -> None:
-    """List, describe and fetch models."""
+    """List, describe, fetch and merge models."""
 
 
 @_models.command(name="list")
 def _list() -> None:
-    """The models that are known to work, and where they are."""
+    """List the models that are known to work, and their folders."""
     from vlmbatch.engine.torch.budget import KNOWN_PARAMETERS, gib
 
-    click.echo(f"{'model':<48}{'16-bit weights':<18}where")
-    click.echo(
-        f"{DEMO:<48}{'6 MiB':<18}in the package: answers about drawn shapes only, for trying and testing"
-    )
+    rows = [
+        ("model", "16-bit weights", "where"),
+        (DEMO, "6 MiB", "in the package: answers about drawn shapes only, for trying and testing"),
+    ]
     for name in KNOWN_MODELS:
         folder = cached_folder(name)
-        click.echo(
-            f"{name:<48}{gib(2 * KNOWN_PARAMETERS[name]):<18}{folder if folder else 'not fetched'}"
-        )
+        rows.append((name, gib(2 * KNOWN_PARAMETERS[name]), str(folder or "not fetched")))
+    for name, size, where in rows:
+        click.echo(f"{name:<48}{size:<18}{where}")
     click.echo("Any SmolVLM2 checkpoint in the hub's layout works: a hub id or a folder.")
 
 
@@ -38,43 +42,8 @@ def _list() -> None:
 @click.option("--revision", metavar="REV", help="Branch, tag or commit of a hub id.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def _info(model: str, revision: str | None, as_json: bool) -> None:
-    """Shape, tiles and memory of a model, what fits on this machine, and what --quantize int8 would
-    change.
-    """
-    from vlmbatch.engine.torch.budget import CAPS, MemoryBudget, gib
-    from vlmbatch.engine.torch.cpu.int8 import can_write_digits
-    from vlmbatch.engine.torch.device import device_memory, find_device, find_dtype
-    from vlmbatch.engine.torch.shape import ModelShape
-
-    checkpoint = find_checkpoint(model, revision)
-    shape = ModelShape.from_checkpoint(checkpoint)
-    device = find_device("auto")
-    dtype = find_dtype("auto", device, shape.parameters)
-    free = device_memory(device).free
-    budget = MemoryBudget(shape, dtype.itemsize, int(free * 0.8), CAPS[device.type])
-    photo = shape.tile_tokens * 13 + 100
-    products = (
-        "exact, used where they measure faster"
-        if device.type == "cpu" and can_write_digits()
-        else f"not on this {device.type}: saves memory, no time"
-    )
-    v, t = shape.vision, shape.text
-    figures = {
-        "model": checkpoint.name,
-        "folder": str(checkpoint.folder),
-        "revision": checkpoint.revision,
-        "parameters": shape.parameters,
-        "vision": f"{v.layers} layers of {v.hidden}, tiles of {v.image_size} x {v.image_size} pixels, {shape.tile_tokens} tokens a tile",
-        "text": f"{t.layers} layers of {t.hidden}, {t.heads} heads, {t.kv_heads} key heads, {t.vocabulary} tokens, context {t.context}",
-        "device": f"{device} ({gib(free)} free), {str(dtype).removeprefix('torch.')}",
-        "weights": gib(budget.weight_bytes),
-        "weights_int8": f"{gib(shape.weight_bytes(dtype.itemsize, quantized=True))} with --quantize int8",
-        "int8_products": products,
-        "kv_bytes_per_token": shape.kv_bytes(dtype.itemsize),
-        "fits": f"{budget.sequences(photo)} sequences of a photo at full detail, {budget.tiles_at_once} tiles at once"
-        if budget.cache_bytes
-        else "no",
-    }
+    """Show the shape of a model, and how much of it fits into this machine's memory."""
+    figures = describe_model(find_checkpoint(model, revision))
     if as_json:
         click.echo(json.dumps(figures, indent=2))
         return
@@ -82,12 +51,52 @@ def _info(model: str, revision: str | None, as_json: bool) -> None:
         click.echo(f"{name:<20}{value}")
 
 
+def describe_model(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Return the shape of a model, and its use of memory on this machine."""
+    from vlmbatch.engine.torch.budget import CAPS, MemoryBudget, gib
+    from vlmbatch.engine.torch.cpu.int8 import can_write_digits
+    from vlmbatch.engine.torch.device import device_memory, find_device, find_dtype
+    from vlmbatch.engine.torch.shape import ModelShape
+
+    shape = ModelShape.from_checkpoint(checkpoint)
+    device = find_device("auto")
+    dtype = find_dtype("auto", device, shape.parameters)
+    free = device_memory(device).free
+    budget = MemoryBudget(shape, dtype.itemsize, int(free * 0.8), CAPS[device.type])
+    photos = budget.sequences(shape.tile_tokens * PHOTO_TILES + 100)
+    int8_weights = gib(shape.weight_bytes(dtype.itemsize, quantized=True))
+    has_products = device.type == "cpu" and can_write_digits()
+    v, t = shape.vision, shape.text
+    return {
+        "model": checkpoint.name,
+        "folder": str(checkpoint.folder),
+        "revision": checkpoint.revision,
+        "parameters": shape.parameters,
+        "vision": f"{v.layers} layers of {v.hidden}, tiles of {v.image_size} x {v.image_size} "
+        f"pixels, {shape.tile_tokens} tokens a tile",
+        "text": f"{t.layers} layers of {t.hidden}, {t.heads} heads, {t.kv_heads} key heads, "
+        f"{t.vocabulary} tokens, context {t.context}",
+        "device": f"{device} ({gib(free)} free), {str(dtype).removeprefix('torch.')}",
+        "weights": gib(budget.weight_bytes),
+        "weights_int8": f"{int8_weights} with --quantize int8",
+        "int8_products": "exact, used where they measure faster"
+        if has_products
+        else f"not on this {device.type}: saves memory, no time",
+        "kv_bytes_per_token": shape.kv_bytes(dtype.itemsize),
+        "fits": f"{photos} sequences of a photo at full detail, "
+        f"{budget.tiles_at_once} tiles at once"
+        if budget.cache_bytes
+        else "no",
+    }
+
+
 @_models.command(name="fetch")
 @click.argument("model")
 @click.option("--revision", metavar="REV", help="Branch, tag or commit of a hub id.")
 def _fetch(model: str, revision: str | None) -> None:
-    """Fetch a model from the hub into its cache (HF_HOME, HF_TOKEN and HF_HUB_OFFLINE are
-    honoured).
+    """Fetch a model from the hub into its cache.
+
+    HF_HOME, HF_TOKEN and HF_HUB_OFFLINE are honoured.
     """
     checkpoint = find_checkpoint(model, revision, fetch=True)
     size = sum(path.stat().st_size for path in Path(checkpoint.folder).iterdir() if path.is_file())
@@ -104,11 +113,11 @@ def _fetch(model: str, revision: str | None) -> None:
 @click.option(
     "--model",
     metavar="MODEL",
-    help="The checkpoint that the adapter belongs to. [default: the one it names]",
+    help="Checkpoint that the adapter belongs to. [default: the one that it names]",
 )
 @click.option("--revision", metavar="REV", help="Branch, tag or commit of a hub id.")
 def _merge(adapter: str, output: str, model: str | None, revision: str | None) -> None:
-    """Fold an adapter that `vlmbatch finetune` made into its checkpoint."""
+    """Merge an adapter of `vlmbatch finetune` into its checkpoint."""
     from vlmbatch.finetune.extras import require
 
     require()

@@ -1,5 +1,6 @@
-"""Command-line options from the fields of ``Job``: name, help, default and allowed values are
-stated there, once.
+"""Make command-line options of the fields of ``Job``.
+
+Name, help, default and allowed values are stated there, once.
 """
 
 from __future__ import annotations
@@ -35,20 +36,16 @@ GROUPS = (
 
 
 class GroupedCommand(click.Command):
-    """A command whose help shows its options in groups, and whose options with a number that may be
-    left out can stand before INPUT.
-    """
+    """A command with groups of options in its help, and with options of an optional number."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Gives such an option its number where what follows is none: click would take the INPUT
-        for it.
-        """
-        optional = [
-            each
+        """Insert a number that was left out: click would take the INPUT that follows for it."""
+        numbers = {
+            flag: each.flag_value
             for each in self.params
-            if isinstance(each, click.Option) and isinstance(each.type, Threshold)
-        ]
-        numbers = {flag: each.flag_value for each in optional for flag in each.opts}
+            if isinstance(each, click.Option) and each.type is THRESHOLD
+            for flag in each.opts
+        }
         followed = itertools.zip_longest(args, args[1:], fillvalue="")
         args = [
             f"{text}={numbers[text]}" if text in numbers and not _is_number(after) else text
@@ -57,7 +54,7 @@ class GroupedCommand(click.Command):
         return super().parse_args(ctx, args)
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Writes one section a group."""
+        """Write one section for each group."""
         rows: dict[str, list[tuple[str, str]]] = {}
         for parameter in self.get_params(ctx):
             record = parameter.get_help_record(ctx)
@@ -70,7 +67,7 @@ class GroupedCommand(click.Command):
 
 
 class GroupedOption(click.Option):
-    """An option that knows its group."""
+    """An option of a group."""
 
     def __init__(self, *arguments: Any, group: str = "Reporting", **settings: Any) -> None:
         super().__init__(*arguments, **settings)
@@ -78,14 +75,12 @@ class GroupedOption(click.Option):
 
 
 class OutputName(click.ParamType):  # type: ignore[type-arg]  # generic since click 8.2
-    """An OUTPUT that is there, or that an interrupted run has only its journal of: a file, or a URL
-    of a store.
-    """
+    """An existing OUTPUT: a file, a file of which there is only the journal, or a URL."""
 
     name = "output"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """The text; a folder and, but for URLs, what is not there are usage errors."""
+        """Return the text; refuse a folder, and a path that does not exist."""
         return (
             value
             if is_url(value) or os.path.exists(f"{value}.journal")
@@ -93,69 +88,42 @@ class OutputName(click.ParamType):  # type: ignore[type-arg]  # generic since cl
         )
 
 
-class NumberOrAuto(click.ParamType):  # type: ignore[type-arg]  # generic since click 8.2
-    """A whole number, or ``auto`` for None."""
+class Parsed(click.ParamType):  # type: ignore[type-arg]  # generic since click 8.2
+    """A value that a function parses; its ValueError is a usage error."""
 
-    name = "N|auto"
+    def __init__(self, name: str, parse: Callable[[str], Any], complaint: str) -> None:
+        self.name = name
+        self._parse, self._complaint = parse, complaint
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Text to int, ``auto`` left as it is."""
-        if value == "auto" or isinstance(value, int):
+        """Parse a text."""
+        if not isinstance(value, str):
             return value
         try:
-            return int(value)
+            return self._parse(value)
         except ValueError:
-            self.fail(f"{value!r} is neither a whole number nor auto", param, ctx)
+            self.fail(f"{value!r} is {self._complaint}", param, ctx)
 
 
-class Times(click.ParamType):  # type: ignore[type-arg]  # generic since click 8.2
-    """Seconds, or H:MM:SS, separated by commas."""
-
-    name = "T,T,…"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Text to a tuple of seconds."""
-        if isinstance(value, tuple):
-            return value
-        try:
-            times = tuple(parse_seconds(part) for part in value.split(",") if part.strip())
-        except ValueError:
-            times = ()
-        return times or self.fail(
-            f"{value!r} is not a list of times such as 1.5,20,1:05", param, ctx
-        )
+def _parse_times(text: str) -> tuple[float, ...]:
+    times = tuple(parse_seconds(part) for part in text.split(",") if part.strip())
+    if not times:
+        raise ValueError("no times")
+    return times
 
 
-class Time(click.ParamType):  # type: ignore[type-arg]  # generic since click 8.2
-    """Seconds, or H:MM:SS."""
-
-    name = "SECONDS"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Text to seconds."""
-        if isinstance(value, float):
-            return value
-        try:
-            return parse_seconds(value)
-        except ValueError:
-            self.fail(f"{value!r} is not a time such as 90 or 1:30", param, ctx)
+NUMBER_OR_AUTO = Parsed(
+    "N|auto",
+    lambda text: text if text == "auto" else int(text),
+    "neither a whole number nor auto",
+)
+TIME = Parsed("SECONDS", parse_seconds, "not a time such as 90 or 1:30")
+TIMES = Parsed("T,T,…", _parse_times, "not a list of times such as 1.5,20,1:05")
+THRESHOLD = Parsed("THRESHOLD", float, "not a number")
+"""Type of options whose number may be left out."""
 
 
-class Threshold(click.ParamType):  # type: ignore[type-arg]  # generic since click 8.2
-    """A number that may be left out."""
-
-    name = "THRESHOLD"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Text to a number."""
-        return (
-            float(value)
-            if _is_number(value)
-            else self.fail(f"{value!r} is not a number", param, ctx)
-        )
-
-
-def _is_number(text: Any) -> bool:
+def _is_number(text: str) -> bool:
     try:
         float(text)
     except ValueError:
@@ -166,12 +134,11 @@ def _is_number(text: Any) -> bool:
 def job_options(
     names: Iterable[str], media: Kind | None = None, of: type[Any] = Job
 ) -> Callable[[click.Command], click.Command]:
-    """Adds an option for each of these fields to a command.
+    """Return a decorator that adds an option for each of these fields to a command.
 
     Args:
         names: Fields of ``of``.
-        media: What the command is about, where some of them have other values and another help for
-            each media.
+        media: Kind of media of the command: some fields have other values and help for each kind.
         of: The dataclass of options.
     """
     fields = {field.name: field for field in dataclasses.fields(of)}
@@ -186,7 +153,7 @@ def job_options(
 
 
 def field_names(media: Kind) -> list[str]:
-    """Fields that are options of every work command of the media."""
+    """Return the fields that are options of every work command of this media."""
     skip = {"inputs", "media", "task", "questions", "questions_file"}
     other = "image" if media == "video" else "video"
     return [
@@ -198,21 +165,20 @@ def field_names(media: Kind) -> list[str]:
 
 
 def given(values: dict[str, Any]) -> dict[str, Any]:
-    """What the user gave, without what was left out."""
+    """Return the values that the user gave."""
     return {name: value for name, value in values.items() if value is not None and value != ()}
 
 
 def build_job(values: dict[str, Any]) -> Job:
-    """A job from what the user gave; a bad value is a usage error."""
+    """Make a job of the values that the user gave."""
     return Job.from_dict(given(values))
 
 
 def parse_settings(settings: Iterable[str]) -> dict[str, Any]:
-    """Values of ``--set key=value``, each value read as YAML, or taken as it stands where the key
-    takes text.
+    """Parse ``--set key=value``: as YAML, or as it stands for a key that takes text.
 
     Raises:
-        JobError: One is not of that form.
+        JobError: One has another form.
     """
     import yaml
 
@@ -229,20 +195,18 @@ def parse_settings(settings: Iterable[str]) -> dict[str, Any]:
                 takes_text=hint is str or str in get_args(hint),
                 takes_list=get_origin(hint) is tuple,
             )
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, ValueError, RecursionError) as error:
             raise JobError(f"--set {setting}: not YAML") from error
     return found
 
 
 def _read_setting(text: str, *, takes_text: bool, takes_list: bool) -> Any:
-    """What the user means: `*.png`, `yes` and `what: is it?` are texts where a text is wanted, and
-    something else, or nothing, to YAML.
-    """
+    """Parse a value. Where a key takes text, `*.png`, `yes` and `what: is it?` are texts."""
     import yaml
 
     try:
         value = yaml.safe_load(text)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError, RecursionError):
         if takes_text:
             return text
         raise
@@ -254,48 +218,48 @@ def _read_setting(text: str, *, takes_text: bool, takes_list: bool) -> Any:
 
 def _option(field: dataclasses.Field[Any], hint: Any, media: Kind | None) -> click.Option:
     metadata = field.metadata
-    long = "--" + field.name.replace("_", "-")
-    short = metadata.get("flags", ())
-    declarations = [
-        *short,
-        *([] if any(flag.startswith("--") for flag in short) else [long]),
-        field.name,
-    ]
+    flags = metadata.get("flags", ())
+    if not any(flag.startswith("--") for flag in flags):
+        flags = (*flags, "--" + field.name.replace("_", "-"))
     text = metadata["help"] if isinstance(metadata["help"], str) else metadata["help"][media]
-    settings: dict[str, Any] = {
-        "group": metadata.get("group", ""),
-        "default": None,
-        "metavar": metadata.get("metavar"),
-    }
-    plain = (
-        next(part for part in (get_args(hint) or (hint,)) if part is not type(None))
-        if get_origin(hint) not in (tuple, Literal)
-        else hint
-    )
-    if field.name == "at":
-        settings["type"] = Times()
-    elif field.name == "skip_similar":
-        settings |= {"type": Threshold(), "is_flag": False, "flag_value": DEFAULT_SKIP_SIMILAR}
-    elif field.name in ("start", "end", "window"):
-        settings["type"] = Time()
-    elif field.name in ("batch_size", "read_workers") and field.default is None:
-        settings["type"] = NumberOrAuto()
+    settings = _type_settings(field, _plain(hint), media)
+    if settings.get("type") is NUMBER_OR_AUTO:
         text += " [default: auto]"
-    elif get_origin(plain) is Literal:
-        settings["type"] = click.Choice(
-            metadata["choices"][media] if media in metadata.get("choices", ()) else get_args(plain)
-        )
-        settings["metavar"] = None
-    elif get_origin(plain) is tuple:
-        settings["multiple"] = True
-        if get_origin(get_args(plain)[0]) is Literal:
-            settings["type"] = click.Choice(get_args(get_args(plain)[0]))
-    elif plain is bool:
-        return GroupedOption(
-            [f"{long}", field.name], is_flag=True, default=None, help=text, group=settings["group"]
-        )
-    else:
-        settings["type"] = plain
-    if field.default not in (None, ()) and "[default" not in text:
+    elif field.default not in (None, (), False) and "[default" not in text:
         text += f" [default: {field.default}]"
-    return GroupedOption(declarations, help=text, **settings)
+    return GroupedOption(
+        [*flags, field.name],
+        **{"metavar": metadata.get("metavar"), "default": None, **settings},
+        group=metadata.get("group", ""),
+        help=text,
+    )
+
+
+def _plain(hint: Any) -> Any:
+    """Return a type without its ``| None``."""
+    if get_origin(hint) in (tuple, Literal):
+        return hint
+    return next(part for part in (get_args(hint) or (hint,)) if part is not type(None))
+
+
+def _type_settings(field: dataclasses.Field[Any], plain: Any, media: Kind | None) -> dict[str, Any]:
+    """Return the settings of a click option that follow from the type of a field."""
+    if field.name in _TYPES:
+        return {"type": _TYPES[field.name]}
+    if field.name == "skip_similar":
+        return {"type": THRESHOLD, "is_flag": False, "flag_value": DEFAULT_SKIP_SIMILAR}
+    if field.name in ("batch_size", "read_workers") and field.default is None:
+        return {"type": NUMBER_OR_AUTO}
+    if plain is bool:
+        return {"is_flag": True}
+    if get_origin(plain) is Literal:
+        choices = field.metadata.get("choices", {}).get(media, get_args(plain))
+        return {"type": click.Choice(choices), "metavar": None}
+    if get_origin(plain) is tuple:
+        choices = get_args(get_args(plain)[0])
+        return {"multiple": True, **({"type": click.Choice(choices)} if choices else {})}
+    return {"type": plain}
+
+
+_TYPES = {"at": TIMES, "start": TIME, "end": TIME, "window": TIME}
+"""Types of fields that are written in a form of their own."""

@@ -1,4 +1,4 @@
-"""Progress of a run: a bar on a terminal, a log line every few seconds elsewhere."""
+"""Progress of a run: a bar on a terminal, a log line every 30 seconds elsewhere."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class ProgressReporter:
     """Counts items, errors and tokens, and shows them. A context manager."""
 
     def __init__(self, *, bar: bool, lines: bool) -> None:
-        """Says how to show it: as a bar, as lines, or neither."""
+        """Show a bar, log lines, or nothing."""
         self._lines = lines and not bar
         self._guard = threading.Lock()
         self._began = time.monotonic()
@@ -32,17 +32,18 @@ class ProgressReporter:
                 unit="item",
                 dynamic_ncols=True,
                 smoothing=0.1,
-                bar_format="{desc}{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}{postfix}]",
+                bar_format="{desc}{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} "
+                "[{elapsed}<{remaining}, {rate_fmt}{postfix}]",
             )
 
     def loading(self, model: str) -> None:
-        """The model is being loaded."""
+        """Show that the model is being loaded."""
         with self._guard:
             if self._bar is not None:
                 self._bar.set_description_str(f"loading {model} ")
 
     def total(self, items: int | None) -> None:
-        """How many items there are, once that is known."""
+        """Take the number of items, once it is known."""
         with self._guard:
             self._total = items
             if self._bar is not None and items is not None:
@@ -50,7 +51,7 @@ class ProgressReporter:
                 self._bar.refresh()
 
     def item(self, *, error: bool, kept: bool, new_tokens: int) -> None:
-        """An item is done."""
+        """Count an item that is done."""
         with self._guard:
             self._done += 1
             self._kept += kept
@@ -62,9 +63,9 @@ class ProgressReporter:
                     self._bar.initial += 1
                 else:
                     self._bar.set_description_str("")
+                rate = self._tokens / max(1e-9, now - self._began)
                 self._bar.set_postfix_str(
-                    f"{self._tokens / max(1e-9, now - self._began):.0f} tokens/s, {self._errors} errors",
-                    refresh=False,
+                    f"{rate:.0f} tokens/s, {self._errors} errors", refresh=False
                 )
                 self._bar.update(1)
             elif self._lines and now - self._said >= LINE_SECONDS:
@@ -80,7 +81,10 @@ class ProgressReporter:
             if self._total is None or not rate
             else f", {(self._total - self._done) / rate:.0f} s left"
         )
-        return f"{self._done}/{total} items, {rate:.2f} items/s, {self._tokens / seconds:.0f} tokens/s, {self._errors} errors{left}"
+        return (
+            f"{self._done}/{total} items, {rate:.2f} items/s, "
+            f"{self._tokens / seconds:.0f} tokens/s, {self._errors} errors{left}"
+        )
 
     def __enter__(self) -> Self:
         return self
@@ -93,8 +97,3 @@ class ProgressReporter:
     ) -> None:
         if self._bar is not None:
             self._bar.close()
-
-
-def make_reporter(*, bar: bool, lines: bool) -> ProgressReporter:
-    """The reporter of a run."""
-    return ProgressReporter(bar=bar, lines=lines)

@@ -1,10 +1,9 @@
-"""``run``: a job from a YAML file."""
+"""``run``: run a job from a YAML file."""
 
 from __future__ import annotations
 
 import dataclasses
 import sys
-from pathlib import Path
 from typing import Any
 
 import click
@@ -13,14 +12,13 @@ from vlmbatch.cli.options import GroupedCommand, GroupedOption, job_options, par
 from vlmbatch.cli.work import add_reporting
 from vlmbatch.errors import JobError
 from vlmbatch.job import Job, job_key
+from vlmbatch.text_files import open_text
 from vlmbatch.values import check_types
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Manner:
-    """What a job file may say about one run of it, beside the job: the options of
-    ``add_reporting``.
-    """
+class RunFlags:
+    """Keys of a job file that are no options of the job: those of ``add_reporting``."""
 
     dry_run: bool = False
     verbose: int = 0
@@ -32,54 +30,61 @@ class Manner:
         check_types(self)
 
 
-def read_job_file(name: str, settings: dict[str, Any]) -> tuple[Job, Manner]:
-    """A job from a YAML file, some keys replaced, and the manner of this run.
+def read_job_file(name: str, settings: dict[str, Any]) -> tuple[Job, RunFlags]:
+    """Read a job and its flags from a YAML file.
 
     Args:
-        name: The file, or ``-`` for stdin. Paths in it count from the current folder.
-        settings: What replaces or adds keys.
+        name: The file, or ``-`` for stdin. Paths in it are relative to the current folder.
+        settings: Keys to replace or add.
 
     Raises:
-        JobError: It cannot be read, is not a mapping, or holds a bad key or value; the message
-            names the file.
+        JobError: It cannot be read, is no mapping, or has a bad key or value; the message names the
+            file.
     """
     import yaml
 
     try:
-        text = sys.stdin.read() if name == "-" else Path(name).read_text(encoding="utf-8")
+        text = sys.stdin.read() if name == "-" else _read_text(name)
         values = yaml.safe_load(text)
         _check_keys_once(yaml.compose(text, yaml.SafeLoader), name)
     except OSError as error:
         raise JobError(f"{name}: {error.strerror}") from error
     except UnicodeDecodeError as error:
-        raise JobError(f"{name}: it is not UTF-8 text") from error
-    except yaml.YAMLError as error:
+        raise JobError(f"{name}: it is not {error.encoding.upper()} text") from error
+    except RecursionError as error:
+        raise JobError(f"{name}: not YAML: nested too deeply") from error
+    except (yaml.YAMLError, ValueError) as error:
         raise JobError(f"{name}: not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
         raise JobError(f"{name}: a job file holds keys and values, such as `task: caption`")
     values = {**values, **settings}
-    manner = {
+    flags = {
         key: values.pop(key)
         for key in list(values)
         if job_key(str(key)) in ("dry_run", "verbose", "quiet")
     }
     try:
-        return Job.from_dict(values), Manner(
-            **{job_key(key): value for key, value in manner.items() if value is not None}
+        return Job.from_dict(values), RunFlags(
+            **{job_key(key): value for key, value in flags.items() if value is not None}
         )
     except JobError as error:
         raise JobError(f"{name}: {error}") from error
 
 
+def _read_text(name: str) -> str:
+    with open_text(name, errors="strict") as file:
+        return file.read()
+
+
 def _check_keys_once(node: Any, name: str) -> None:
-    """Refuses a key that stands there twice, of which YAML would silently take the last.
+    """Refuse a file with the same key twice: YAML would silently take the last one.
 
     Args:
-        node: The composed file, a mapping or not.
+        node: The composed file.
         name: The file, for the message.
 
     Raises:
-        JobError: One does; the message says where.
+        JobError: A key is there twice; the message has its line.
     """
     seen: set[str] = set()
     for key, _ in node.value if getattr(node, "id", None) == "mapping" else ():
@@ -102,12 +107,12 @@ def _callback(
     from vlmbatch.cli.execute import execute
     from vlmbatch.cli.options import given
 
-    job, manner = read_job_file(pipeline, {**parse_settings(settings), **given(values)})
+    job, flags = read_job_file(pipeline, {**parse_settings(settings), **given(values)})
     execute(
         job,
-        dry_run=dry_run or manner.dry_run,
-        verbose=max(verbose, manner.verbose),
-        quiet=quiet or manner.quiet,
+        dry_run=dry_run or flags.dry_run,
+        verbose=max(verbose, flags.verbose),
+        quiet=quiet or flags.quiet,
     )
 
 
@@ -115,8 +120,8 @@ _command = GroupedCommand(
     "run",
     callback=_callback,
     no_args_is_help=True,
-    help="A job from a YAML file: its keys are the options of the other commands, `--dry-run` prints one. "
-    "Paths count from the current folder; `pipelines/` has examples.",
+    help="Run a job from a YAML file, or from stdin (-). The keys are the options of the other "
+    "commands; their --dry-run prints such a file. Paths are relative to the current folder.",
 )
 _command.params += [
     click.Argument(["pipeline"], metavar="PIPELINE.yaml"),
@@ -124,7 +129,7 @@ _command.params += [
         ["--set", "settings"],
         multiple=True,
         metavar="KEY=VALUE",
-        help="Replace a key of the file; may be given several times.",
+        help="Replace or add a key; repeatable.",
         group="",
     ),
 ]

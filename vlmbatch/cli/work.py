@@ -1,4 +1,4 @@
-"""``caption``, ``ocr``, ``vqa`` and ``video``: options to a Job, and the Job to a run."""
+"""``caption``, ``ocr``, ``vqa`` and ``video``: make a Job of the options and run it."""
 
 from __future__ import annotations
 
@@ -10,27 +10,29 @@ from vlmbatch.cli.options import GroupedCommand, GroupedOption, build_job, field
 from vlmbatch.job import Kind
 from vlmbatch.tasks import TASKS
 
-INPUT_HELP = (
-    "INPUT is a file, a folder (with all below it), a glob, a manifest (.txt with a path a line; .csv, .tsv, .jsonl or .parquet with a column of paths, URLs "
-    "or pictures), an archive (.zip, .tar, .tar.gz, .tar.zst …), a URL (https://, s3://, gs://, hf:// …), or - for paths and URLs on stdin. Manifests and "
-    "archives are opened where they are named or matched by a glob "
-    "(a manifest: by one that ends in its suffix), and left alone inside folders; paths in a manifest count from its folder."
-)
-PAGES_HELP = " A PDF counts as a picture a page, named or found in a folder. Other files with several pictures (TIFF, GIF, WebP …) give their first: see --pages."
-INPUT_HELPS = {
-    "image": INPUT_HELP + PAGES_HELP,
-    "video": INPUT_HELP,
-}
+INPUT_HELP = """INPUT is one or more of these: a file; a folder, with all below it; a glob; a
+manifest
+(.txt with one path a line; .csv, .tsv, .jsonl or .parquet with a column of paths, URLs or
+pictures); an archive (.zip, .tar, .tar.gz, .tar.zst …); a URL (https://, s3://, gs://, hf:// …); or
+- for paths and URLs on stdin. Paths in a manifest are relative to its folder.
+
+Manifests and archives inside a folder are left alone: name them, or match them with a glob (a
+manifest with one that ends in its suffix)."""
+PAGES_HELP = """
+
+Every page of a PDF is a picture. Of other files with several pictures (TIFF, GIF,
+WebP …) the first one is taken: see --pages."""
+INPUT_HELPS = {"image": INPUT_HELP + PAGES_HELP, "video": INPUT_HELP}
 
 
 def _command(name: str, summary: str, *, media: Kind, asks: bool) -> click.Command:
-    """One work command.
+    """Make a work command.
 
     Args:
-        name: Its name; that of its task, but for ``video``.
+        name: Its name; for images also its task.
         summary: First line of its help.
         media: ``image`` or ``video``.
-        asks: Whether ``-q`` is a question here; elsewhere it is ``--quiet``.
+        asks: Whether ``-q`` is a question; else it is ``--quiet``.
     """
 
     def callback(
@@ -50,7 +52,7 @@ def _command(name: str, summary: str, *, media: Kind, asks: bool) -> click.Comma
             ["--task", "task"],
             type=click.Choice(TASKS),
             default=None,
-            help="What to do with each frame, clip or window. [default: caption]",
+            help="Task for each frame, clip or window. [default: caption]",
             group="Question",
         )
         command.params.append(task)
@@ -67,30 +69,30 @@ def _command(name: str, summary: str, *, media: Kind, asks: bool) -> click.Comma
 
 
 def add_reporting(command: click.Command, quiet_flags: tuple[str, ...] = ("-q", "--quiet")) -> None:
-    """Adds what every command that runs a job has: --dry-run, -v and -q."""
+    """Add the options of every command that runs a job: --dry-run, -v and -q."""
     command.params += [
         GroupedOption(
             ["--dry-run"],
             is_flag=True,
-            help="Print the resolved job as YAML and how many items it finds; load no model.",
+            help="Print the resolved job as YAML and the number of items; load no model.",
         ),
-        GroupedOption(["-v", "--verbose"], count=True, help="Say more; twice: say everything."),
-        GroupedOption([*quiet_flags, "quiet"], is_flag=True, help="Say nothing but errors."),
+        GroupedOption(["-v", "--verbose"], count=True, help="Log more; twice: log everything."),
+        GroupedOption([*quiet_flags, "quiet"], is_flag=True, help="Log errors only."),
     ]
 
 
 COMMANDS = {
-    "caption": _command("caption", "One caption per image.", media="image", asks=False),
-    "ocr": _command("ocr", "The text in each image.", media="image", asks=False),
+    "caption": _command("caption", "Write one caption for each image.", media="image", asks=False),
+    "ocr": _command("ocr", "Read the text in each image.", media="image", asks=False),
     "vqa": _command(
         "vqa",
-        "Each question about each image: -q TEXT as often as you like, or --questions FILE.",
+        "Ask questions about each image: -q TEXT, repeatable, or --questions FILE.",
         media="image",
         asks=True,
     ),
     "video": _command(
         "video",
-        "Captions, text or answers for sampled frames, whole clips or windows of each video.",
+        "Ask about sampled frames, whole clips or windows of each video.",
         media="video",
         asks=True,
     ),

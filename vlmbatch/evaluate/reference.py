@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from vlmbatch.errors import JobError
 from vlmbatch.evaluate.options import Columns
 from vlmbatch.evaluate.texts import clean
+from vlmbatch.text_files import delimiter_of, open_text, parse_json, repeated_name
 from vlmbatch.write.columns import clean_text
 
 ID_COLUMNS = ("id", "image", "video", "file", "path")
@@ -98,7 +99,7 @@ def read_reference(path: Path, columns: Columns, *, ignore_prompt: bool = False)
     except OSError as error:
         raise JobError(f"reference {path}: {error.strerror or error}") from error
     except UnicodeDecodeError as error:
-        raise JobError(f"reference {path}: it is not UTF-8 text") from error
+        raise JobError(f"reference {path}: it is not {error.encoding.upper()} text") from error
     if not reference.entries:
         raise JobError(
             f"reference {path}: no answers in it"
@@ -164,7 +165,7 @@ def _answers(name: str, value: Any, where: str) -> list[str]:
         return []
     if name == "answers" and isinstance(value, str) and value.lstrip().startswith("["):
         try:
-            value = json.loads(value)
+            value = parse_json(value)
         except ValueError as error:
             raise JobError(f"{where}: {name!r} is not a JSON list ({error})") from error
     found = []
@@ -180,12 +181,12 @@ def _answers(name: str, value: Any, where: str) -> list[str]:
 
 
 def _jsonl(path: Path, names: Sequence[str]) -> NumberedRows:
-    with open(path, encoding="utf-8-sig") as file:
+    with open_text(str(path), errors="strict") as file:
         for number, line in enumerate(file, 1):
             if not line.strip():
                 continue
             try:
-                row = json.loads(line)
+                row = parse_json(line)
             except ValueError as error:
                 raise JobError(f"reference {path}, line {number}: not JSON ({error})") from error
             if not isinstance(row, dict):
@@ -195,9 +196,12 @@ def _jsonl(path: Path, names: Sequence[str]) -> NumberedRows:
 
 def _csv(path: Path, names: Sequence[str]) -> NumberedRows:
     csv.field_size_limit(max(csv.field_size_limit(), 2**31 - 1))
-    with open(path, encoding="utf-8-sig", newline="") as file:
-        rows = csv.DictReader(file)
+    known = frozenset(name.lower() for name in names)
+    with open_text(str(path), errors="strict") as file:
+        rows = csv.DictReader(file, delimiter=delimiter_of(file, known))
         try:
+            if (twice := repeated_name(list(rows.fieldnames or ()))) is not None:
+                raise JobError(f"reference {path}: two columns are named {twice!r}")
             for row in rows:
                 # An empty field has no answer yet; in a row of an OUTPUT the status says whether
                 # there is a text.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
@@ -26,8 +27,8 @@ def describe(found: Evaluation, options: EvalOptions, **files: str | None) -> di
     """
     counts = found.counts
     compared = {
-        "only_in_output": _names(counts.only_here),
-        "only_in_against": _names(counts.only_there),
+        "only_in_output": dataclasses.asdict(counts.only_here),
+        "only_in_against": dataclasses.asdict(counts.only_there),
         "errors_in_against": counts.other_errors,
     }
     return {
@@ -36,9 +37,9 @@ def describe(found: Evaluation, options: EvalOptions, **files: str | None) -> di
             "output": counts.rows,
             "scored": counts.scored,
             "errors": counts.errors,
-            "extra": _names(counts.extra),
+            "extra": dataclasses.asdict(counts.extra),
             "reference": found.entries,
-            "missing": _names(found.missing),
+            "missing": dataclasses.asdict(found.missing),
             "without_answer": found.without_answer,
             "answers_per_row": list(found.answers),
             "ids_by_path_end": len(found.ids.by_path_end),
@@ -213,22 +214,10 @@ def _group(group: Group) -> dict[str, Any]:
 
 
 def _json(score: Score) -> dict[str, Any]:
-    parts = {"against": score.there, "difference": score.difference}
-    return {
-        **_figure(score.here),
-        **{name: _figure(figure) for name, figure in parts.items() if figure is not None},
+    others = {"against": score.there, "difference": score.difference}
+    return dataclasses.asdict(score.here) | {
+        name: dataclasses.asdict(figure) for name, figure in others.items() if figure is not None
     }
-
-
-def _figure(figure: Figure) -> dict[str, Any]:
-    return {
-        "value": figure.value,
-        "interval": None if figure.interval is None else list(figure.interval),
-    }
-
-
-def _names(names: Names) -> dict[str, Any]:
-    return {"count": names.count, "first": names.first}
 
 
 def _some(names: Names) -> str:

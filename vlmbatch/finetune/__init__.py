@@ -1,10 +1,9 @@
-"""Teaches a checkpoint the user's own answers: rows of pictures, prompts and answers in, a complete
-checkpoint out.
+"""Fine-tune a checkpoint on rows of pictures, prompts and answers; the result is a checkpoint.
 
-    rows.py -> check.py -> examples.py -> trainer.py -> merge.py        (wired together in run.py)
+    rows.py -> check.py -> examples.py -> trainer.py -> merge.py        (joined by run.py)
 
-transformers' Trainer does the loop and peft the adapters; what a row becomes is what ``prepare/``
-makes of it when the model answers. Importing this package loads none of them.
+transformers' Trainer runs the loop, and peft makes the adapters. ``prepare/`` prepares a row as it
+prepares a request. Importing this package loads none of them.
 """
 
 from __future__ import annotations

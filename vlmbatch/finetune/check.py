@@ -1,5 +1,6 @@
-"""Looks at every row before training starts: whether it can be read, decoded and prepared, and how
-long it is. What was found is kept beside the training.
+"""Check every row before the training: can it be read and prepared, and how long is it?
+
+The results are kept in OUT for the next start.
 """
 
 from __future__ import annotations
@@ -15,24 +16,24 @@ from pathlib import Path
 
 from vlmbatch.errors import ItemError, JobError
 from vlmbatch.finetune.examples import ExampleMaker
-from vlmbatch.finetune.rows import Row
+from vlmbatch.finetune.rows import TrainingRow
 from vlmbatch.write.atomic import replacing
 
 report = logging.getLogger("vlmbatch.report")
 
 MAX_LISTED = 50
 AT_ONCE = 256
-"""Pictures whose checks are in hand together."""
+"""Number of pictures that are checked together."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-    """What was found about a row.
+    """Result of a check.
 
     Attributes:
         tokens: Length of prompt and answer; 0 for a bad row.
         tiles: Number of tiles.
-        error: Why it is bad; empty when it is not.
+        error: The error of a bad row; else empty.
     """
 
     tokens: int = 0
@@ -41,27 +42,27 @@ class Verdict:
 
 
 def check_rows(
-    rows: Sequence[Row],
+    rows: Sequence[TrainingRow],
     maker: ExampleMaker,
     known: Mapping[str, Verdict],
     stopped: Callable[[], bool],
 ) -> dict[str, Verdict]:
-    """Looks at rows, each picture once however many rows ask about it.
+    """Check rows; a picture is loaded once for all rows about it.
 
     Args:
         rows: The rows.
-        maker: Makes the examples that training will use.
-        known: Earlier verdicts, by ``fingerprint``.
-        stopped: Whether to give up.
+        maker: Makes the examples of the training.
+        known: Earlier verdicts by ``fingerprint``.
+        stopped: Tells whether to give up.
 
     Returns:
         Verdicts by fingerprint.
 
     Raises:
-        KeyboardInterrupt: ``stopped`` said so.
+        KeyboardInterrupt: ``stopped`` returned True.
     """
     found = {}
-    unknown: dict[tuple[str, str, float | None], list[tuple[str, Row]]] = {}
+    unknown: dict[tuple[str, str, float | None], list[tuple[str, TrainingRow]]] = {}
     for row in rows:
         mark = fingerprint(row, maker)
         if mark in known:
@@ -79,38 +80,39 @@ def check_rows(
     return found
 
 
-def fingerprint(row: Row, maker: ExampleMaker) -> str:
-    """Changes when the row, its file, or what prepares it does."""
+def fingerprint(row: TrainingRow, maker: ExampleMaker) -> str:
+    """Return a key that changes with the row, its file, and the preparation."""
     try:
         status = os.stat(row.path) if row.path else None
     except (OSError, ValueError):
         status = None
     file = f"{status.st_size}.{status.st_mtime_ns}" if status else "none"
-    return f"{row.key()} {file} {maker.detail} {maker.max_pixels} {maker.checkpoint.revision} {row.error}"
+    made_by = f"{maker.detail} {maker.max_pixels} {maker.checkpoint.revision}"
+    return f"{row.key()} {file} {made_by} {row.error}"
 
 
 def sort_out(
-    rows: Sequence[Row],
+    rows: Sequence[TrainingRow],
     verdicts: Mapping[str, Verdict],
     maker: ExampleMaker,
     *,
     skip_bad: bool,
     name: str | None,
-) -> list[Row]:
-    """Lists the bad rows and gives the others.
+) -> list[TrainingRow]:
+    """Log the bad rows and return the others.
 
     Args:
         rows: Rows of one file.
-        verdicts: By fingerprint.
-        maker: What the verdicts were made with.
-        skip_bad: Whether bad rows are left out.
-        name: The file; None to list nothing.
+        verdicts: Verdicts by fingerprint.
+        maker: The maker that the verdicts were made with.
+        skip_bad: Whether to leave bad rows out.
+        name: The file; None to log nothing.
 
     Raises:
-        JobError: There are bad rows and they are not to be left out, or there are no others.
+        JobError: There are bad rows without ``skip_bad``, or no others.
     """
-    good: list[Row] = []
-    bad: list[tuple[Row, str]] = []
+    good: list[TrainingRow] = []
+    bad: list[tuple[TrainingRow, str]] = []
     for row in rows:
         error = verdicts[fingerprint(row, maker)].error
         bad.append((row, error)) if error else good.append(row)
@@ -120,7 +122,8 @@ def sort_out(
         report.warning("... and %d more", len(bad) - MAX_LISTED)
     if bad and not skip_bad:
         raise JobError(
-            f"{len(bad)} of {len(rows)} rows of {name} are bad; nothing was trained. Mend them, or leave them out with --skip-bad"
+            f"{len(bad)} of {len(rows)} rows of {name} are bad; nothing was trained. Mend them, or "
+            "leave them out with --skip-bad"
         )
     if not good:
         raise JobError(f"all {len(rows)} rows of {name} are bad; nothing was trained")
@@ -128,7 +131,7 @@ def sort_out(
 
 
 def read_verdicts(path: Path) -> dict[str, Verdict]:
-    """Verdicts by fingerprint; none when the file is not there or not whole."""
+    """Read verdicts by fingerprint; none if the file is missing or damaged."""
     try:
         with open(path, encoding="utf-8") as file:
             return {entry.pop("row"): Verdict(**entry) for entry in map(json.loads, file)}
@@ -137,7 +140,7 @@ def read_verdicts(path: Path) -> dict[str, Verdict]:
 
 
 def write_verdicts(path: Path, verdicts: Mapping[str, Verdict]) -> None:
-    """Keeps verdicts, so that the next start of the same training need not look again.
+    """Write verdicts, so that the next start of the same training does not check again.
 
     Raises:
         OutputError: The file cannot be written.
@@ -147,8 +150,8 @@ def write_verdicts(path: Path, verdicts: Mapping[str, Verdict]) -> None:
             file.write(json.dumps({"row": mark, **dataclasses.asdict(verdict)}).encode() + b"\n")
 
 
-def _look(group: Sequence[tuple[str, Row]], maker: ExampleMaker) -> dict[str, Verdict]:
-    """Verdicts of the rows about one picture or clip."""
+def _look(group: Sequence[tuple[str, TrainingRow]], maker: ExampleMaker) -> dict[str, Verdict]:
+    """Check the rows about one picture or clip."""
     try:
         pixels = maker.load(group[0][1])
     except Exception as error:
@@ -169,8 +172,8 @@ def _one_line(error: Exception) -> str:
 
 
 def _batched(
-    groups: Iterable[Sequence[tuple[str, Row]]],
-) -> Iterator[list[Sequence[tuple[str, Row]]]]:
+    groups: Iterable[Sequence[tuple[str, TrainingRow]]],
+) -> Iterator[list[Sequence[tuple[str, TrainingRow]]]]:
     iterator = iter(groups)
     while some := list(itertools.islice(iterator, AT_ONCE)):
         yield some

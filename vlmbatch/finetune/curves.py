@@ -1,4 +1,4 @@
-"""Draws what a training log says. matplotlib is loaded when a picture is drawn."""
+"""Draw the curves of a training log. matplotlib is imported when a picture is drawn."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """The whole lines of a training log, in order."""
+    """Read the complete lines of a training log."""
     entries = []
     try:
         for line in path.read_text(encoding="utf-8").splitlines():
@@ -20,15 +20,14 @@ def read_log(path: Path) -> list[dict[str, Any]]:
 
 
 def draw_curves(entries: Sequence[dict[str, Any]], path: Path) -> None:
-    """Draws loss and held-out accuracy over the updates.
+    """Draw loss and held-out accuracy over the updates.
 
     Args:
         entries: Lines of the log.
-        path: The picture.
+        path: The picture to write.
     """
-    from matplotlib.backends.backend_agg import (
-        FigureCanvasAgg,  # no display, and no state that other users of matplotlib share
-    )
+    # Without pyplot: no display is needed, and no global state is changed.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 4.5), layout="constrained")

@@ -1,5 +1,6 @@
-"""A row to what the model is trained on: the pixels and words of the engine's own request, then the
-answer. Batches are made of these.
+"""Make examples of rows, and batches of examples.
+
+An example is the request that the engine would get, followed by the answer.
 """
 
 from __future__ import annotations
@@ -7,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,7 +16,7 @@ import torch
 from vlmbatch.checkpoint import Checkpoint
 from vlmbatch.core import Conversation, Pixels, Question, UInt8Array
 from vlmbatch.errors import DecodeError, JobError, PrepareError
-from vlmbatch.finetune.rows import Row
+from vlmbatch.finetune.rows import TrainingRow
 from vlmbatch.job import Detail, Job
 from vlmbatch.prepare import Preparer
 from vlmbatch.read.pictures.decode import load_image
@@ -23,10 +24,10 @@ from vlmbatch.read.video.load import load_clip
 from vlmbatch.sample import make_sampler
 
 IGNORED = -100
-"""The label of a token that carries no loss."""
+"""Label of tokens without loss."""
 
 TIME_TOLERANCE_SECONDS = 1e-3
-"""Windows of a video are found again by their start, which tables may have rounded."""
+"""Tolerance for the start of a window, which tables may round."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -35,8 +36,8 @@ class Example:
 
     Attributes:
         tiles: uint8, (n_tiles, 3, E, E).
-        input_ids: Token ids of prefix, question and answer, the answer's end among them.
-        answer_start: Place of the answer's first token.
+        input_ids: Token ids of prefix, question and answer, with the end of the answer.
+        answer_start: Index of the answer's first token.
     """
 
     tiles: UInt8Array
@@ -49,10 +50,10 @@ class ExampleMaker:
     """Makes examples of rows, on any thread or process.
 
     Attributes:
-        checkpoint: Whose tokenizer, chat template and processor prepare them.
-        detail: How closely to look at pictures.
-        video_job: How clips are made of videos.
-        max_pixels: Pictures with more pixels are refused.
+        checkpoint: Checkpoint with tokenizer, chat template and processor.
+        detail: Detail of pictures.
+        video_job: Options that make clips of videos.
+        max_pixels: Larger pictures are bad rows.
     """
 
     checkpoint: Checkpoint
@@ -62,15 +63,15 @@ class ExampleMaker:
 
     @functools.cached_property
     def preparer(self) -> Preparer:
-        """What prepares requests for the engine."""
+        """The engine's own preparer."""
         return Preparer.from_checkpoint(self.checkpoint, self.detail)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without the preparer, which a process makes for itself."""
+        """Leave the preparer out: each process makes its own."""
         return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
 
-    def load(self, row: Row) -> Pixels:
-        """Reads the pixels of a row.
+    def load(self, row: TrainingRow) -> Pixels:
+        """Load the pixels of a row.
 
         Raises:
             ItemError: The file is missing, broken or too large, or a video has no such frame or
@@ -82,12 +83,12 @@ class ExampleMaker:
             return _load_frame(row, self.max_pixels)
         return _load_clip(row, self.video_job, self.max_pixels)
 
-    def make(self, row: Row, pixels: Pixels | None = None) -> Example:
-        """Makes the example of a row.
+    def make(self, row: TrainingRow, pixels: Pixels | None = None) -> Example:
+        """Make the example of a row.
 
         Args:
             row: The row.
-            pixels: Its pixels, when they are loaded already.
+            pixels: Its pixels, if they are loaded already.
 
         Raises:
             ItemError: It cannot be read or prepared, or is longer than the model's context.
@@ -99,13 +100,14 @@ class ExampleMaker:
         start = payload.prompt_tokens
         if start + len(answer) > preparer.context:
             raise PrepareError(
-                f"prompt and answer have {start} + {len(answer)} tokens, the model's context is {preparer.context}"
+                f"prompt and answer have {start} + {len(answer)} tokens, the model's context is "
+                f"{preparer.context}"
             )
         ids = [*payload.prefix_ids, *payload.question_ids[0], *answer]
         return Example(payload.tiles, ids, start)
 
 
-def _load_frame(row: Row, max_pixels: int) -> Pixels:
+def _load_frame(row: TrainingRow, max_pixels: int) -> Pixels:
     from vlmbatch.read.video.file import VideoFile
 
     sampler = make_sampler(Job(inputs=(row.path,), media="video", at=(row.time_seconds or 0.0,)))
@@ -116,7 +118,7 @@ def _load_frame(row: Row, max_pixels: int) -> Pixels:
     raise DecodeError(f"no frame at {row.time_seconds} s")
 
 
-def _load_clip(row: Row, job: Job, max_pixels: int) -> Pixels:
+def _load_clip(row: TrainingRow, job: Job, max_pixels: int) -> Pixels:
     from vlmbatch.read.video.file import VideoFile
 
     with VideoFile(row.path, max_pixels) as video:
@@ -134,55 +136,50 @@ def _load_clip(row: Row, job: Job, max_pixels: int) -> Pixels:
     )
 
 
-class Rows(torch.utils.data.Dataset[Example]):
-    """The examples of rows, made when they are asked for."""
+class ExampleDataset(torch.utils.data.Dataset[Example]):
+    """Examples of rows, made on access."""
 
-    def __init__(self, rows: Sequence[Row], maker: ExampleMaker) -> None:
-        """Takes rows that were checked."""
+    def __init__(self, rows: Sequence[TrainingRow], maker: ExampleMaker) -> None:
+        """Take checked rows."""
         self.rows, self.maker = rows, maker
 
     def __len__(self) -> int:
-        """Number of rows."""
+        """Return the number of rows."""
         return len(self.rows)
 
     def __getitem__(self, number: int) -> Example:
-        """The example of a row.
+        """Make the example of a row.
 
         Raises:
-            JobError: It was fine when it was checked, and is not any more.
+            JobError: The row has become bad since it was checked.
         """
         row = self.rows[number]
         try:
             return self.maker.make(row)
         except Exception as error:
             raise JobError(
-                f"{row.place}: {row.path} has changed since it was checked: {error}; the same command checks again and goes on"
+                f"{row.place}: {row.path} has changed since it was checked: {error}; the same "
+                "command checks again and goes on"
             ) from error
-
-
-class Collate(Protocol):
-    """Makes a batch of examples: tensors by the names that the trainer and the model know them by."""
-
-    def __call__(self, examples: Sequence[Example]) -> dict[str, torch.Tensor]:
-        """Makes a batch."""
 
 
 @dataclasses.dataclass(frozen=True)
 class PadRight:
-    """Puts examples side by side, shorter ones padded behind their end.
+    """Makes a batch with padding behind shorter examples.
 
     Attributes:
-        pad_id: Token id of the padding, which nothing looks at.
+        pad_id: Token id of the padding; it is masked.
     """
 
     pad_id: int
 
     def __call__(self, examples: Sequence[Example]) -> dict[str, torch.Tensor]:
-        """Makes a batch of B examples; L is the longest, N the most tiles.
+        """Make a batch of B examples; L is the longest length, N the largest number of tiles.
 
         Returns:
-            ``input_ids``, ``attention_mask`` and ``labels``, int64, (B, L), labels not shifted and
-            -100 but for the answer; ``tiles``, uint8, (B, N, 3, E, E); ``n_tiles``, int64, (B,).
+            ``input_ids``, ``attention_mask`` and ``labels``, int64, (B, L): labels are not shifted,
+            and -100 outside the answer; ``tiles``, uint8, (B, N, 3, E, E); ``n_tiles``, int64,
+            (B,).
         """
         rows, longest = len(examples), max(len(example.input_ids) for example in examples)
         input_ids = np.full((rows, longest), self.pad_id, np.int64)

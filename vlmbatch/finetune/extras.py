@@ -1,4 +1,4 @@
-"""The packages that fine-tuning needs besides vlmbatch's own, looked for before any work begins."""
+"""Check for the optional packages of fine-tuning before any work begins."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ import importlib.util
 
 from vlmbatch.errors import MissingDependencyError
 
-NEEDED = ("transformers", "peft", "accelerate")
+NEEDED = ("peft", "accelerate")
 
 
 def require(*, optimizer: str = "adamw") -> None:
-    """Checks that the packages of the extra ``finetune`` are there.
+    """Check that the packages of the extra ``finetune`` are installed.
 
     Args:
-        optimizer: ``adamw8bit`` needs bitsandbytes besides.
+        optimizer: ``adamw8bit`` also needs bitsandbytes.
 
     Raises:
-        MissingDependencyError: One is not.
+        MissingDependencyError: One is missing.
     """
     missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     if missing:
@@ -30,5 +30,5 @@ def require(*, optimizer: str = "adamw") -> None:
 
 
 def has_matplotlib() -> bool:
-    """Whether curves can be drawn."""
+    """Return whether matplotlib, which draws the curves, is installed."""
     return importlib.util.find_spec("matplotlib") is not None

@@ -1,6 +1,4 @@
-"""OUT while it is made: what it was started with, where it can go on, and that one run at a time
-writes to it.
-"""
+"""Keep the state of a training in OUT: its settings, its checkpoints, its lock."""
 
 from __future__ import annotations
 
@@ -15,12 +13,12 @@ from vlmbatch.write.atomic import reason, replacing
 from vlmbatch.write.lock import OutputLock
 
 
-class Saved(NamedTuple):
-    """Where a training can go on.
+class SavedStep(NamedTuple):
+    """State to continue a training from.
 
     Attributes:
         path: The Trainer's checkpoint.
-        step: Updates done.
+        step: Number of updates that are done.
         complete: Whether these are all.
     """
 
@@ -30,20 +28,20 @@ class Saved(NamedTuple):
 
 
 class TrainingFolder:
-    """Names and states of what is in OUT.
+    """Files of OUT.
 
     Attributes:
         path: OUT.
-        state_file: The settings, and at the end the result.
-        verdicts: What was found about every row.
-        log: A line for every loss and every measurement.
-        curves: The same as a picture.
-        checkpoints: Where an unfinished training can go on; removed at the end.
+        state_file: Settings and status, and at the end the result.
+        verdicts: Result of the check of every row.
+        log: One line for every loss and every measurement.
+        curves: Picture of the log.
+        checkpoints: The Trainer's checkpoints; removed at the end.
         adapter: The LoRA adapter.
     """
 
     def __init__(self, path: Path) -> None:
-        """Makes and checks nothing."""
+        """Name the files; touch nothing."""
         self.path = path
         self.state_file = path / "finetune.json"
         self.verdicts = path / "rows.jsonl"
@@ -53,11 +51,11 @@ class TrainingFolder:
         self.adapter = path / "adapter"
 
     def open(self, *, overwrite: bool) -> OutputLock:
-        """Makes the folder, or empties it, and holds it until the lock is released.
+        """Make or empty the folder, and lock it.
 
         Raises:
-            OutputLockedError: Another training holds it.
-            OutputError: It cannot be made, or holds something else than a training.
+            OutputLockedError: Another training has locked it.
+            OutputError: It cannot be made, or contains something else than a training.
         """
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -89,7 +87,7 @@ class TrainingFolder:
         self.path.mkdir(exist_ok=True)
 
     def state(self) -> dict[str, Any] | None:
-        """What ``finetune.json`` says; None when there is none.
+        """Read ``finetune.json``; None if it does not exist.
 
         Raises:
             OutputError: It cannot be read.
@@ -102,11 +100,8 @@ class TrainingFolder:
             raise OutputError(f"cannot read {self.state_file}: {error}") from error
         return state if isinstance(state, dict) else {}
 
-    def begin(self, identity: Mapping[str, Any], job: Mapping[str, Any]) -> bool:
-        """Notes what the training depends on, or compares it with what was noted.
-
-        Returns:
-            Whether the training is finished already.
+    def begin(self, identity: Mapping[str, Any], job: Mapping[str, Any]) -> None:
+        """Write the settings of a new training, or compare them with those of an earlier start.
 
         Raises:
             OutputError: The folder holds a training with other settings.
@@ -114,7 +109,7 @@ class TrainingFolder:
         state = self.state()
         if state is None:
             self.write_state({"status": "training", "identity": dict(identity), "job": dict(job)})
-            return False
+            return
         earlier = state.get("identity", {})
         for name, value in identity.items():
             if earlier.get(name) != value:
@@ -124,12 +119,12 @@ class TrainingFolder:
                     else f" ({earlier.get(name)!r} there, {value!r} now)"
                 )
                 raise OutputError(
-                    f"{self.path} holds a training with another {name}{change}; choose another OUT, or start anew with --overwrite"
+                    f"{self.path} holds a training with another {name}{change}; choose another "
+                    "OUT, or start anew with --overwrite"
                 )
-        return state.get("status") == "finished"
 
     def write_state(self, state: Mapping[str, Any]) -> None:
-        """Replaces ``finetune.json``.
+        """Replace ``finetune.json``.
 
         Raises:
             OutputError: It cannot be written.
@@ -137,20 +132,16 @@ class TrainingFolder:
         with replacing(self.state_file) as file:
             file.write(json.dumps(state, ensure_ascii=False, indent=2).encode() + b"\n")
 
-    def last_checkpoint(self) -> Saved | None:
-        """The latest whole checkpoint; None when there is none."""
+    def last_checkpoint(self) -> SavedStep | None:
+        """Return the latest complete checkpoint; None if there is none."""
         for path in sorted(self.checkpoints.glob("checkpoint-*"), key=_step, reverse=True):
             try:
-                state = json.loads(
-                    (path / "trainer_state.json").read_bytes()
-                )  # what the Trainer writes last
+                # The Trainer writes this file last.
+                state = json.loads((path / "trainer_state.json").read_bytes())
             except (OSError, ValueError):
                 continue
-            return Saved(
-                path,
-                int(state["global_step"]),
-                int(state["global_step"]) >= int(state["max_steps"]),
-            )
+            step = int(state["global_step"])
+            return SavedStep(path, step, step >= int(state["max_steps"]))
         return None
 
 

@@ -1,6 +1,4 @@
-"""What the user asked to be taught. Every option of ``vlmbatch finetune`` is one field here; those
-that a ``Job`` has too are taken from it.
-"""
+"""Options of a fine-tuning, each one a field; those that a ``Job`` has too are taken from it."""
 
 from __future__ import annotations
 
@@ -14,12 +12,12 @@ from vlmbatch.errors import JobError
 from vlmbatch.job import Detail, Job, option
 from vlmbatch.values import check_types
 
-Part = Literal["text", "connector", "vision"]
-DTYPE = Literal["auto", "float32", "bfloat16", "float16"]
+ModelPart = Literal["text", "connector", "vision"]
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
 DATA_SUFFIXES = (".jsonl", ".parquet", ".csv")
 MAX_SEED = 2**32 - 1
-"""NumPy's bound, which the training loop seeds too."""
+"""Largest seed of NumPy, which the training loop seeds too."""
 
 LORA_LEARNING_RATE = 1e-4
 FULL_LEARNING_RATE = 2e-5
@@ -28,15 +26,14 @@ _JOB_FIELDS = {field.name: field for field in dataclasses.fields(Job)}
 
 
 def _as_in_job(name: str, **changes: Any) -> Any:
-    """The field of ``Job`` with its default and help; ``changes`` replace parts of its metadata."""
+    """Copy a field of ``Job``; ``changes`` replace parts of its metadata."""
     field = _JOB_FIELDS[name]
     return dataclasses.field(default=field.default, metadata={**field.metadata, **changes})
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FinetuneJob:
-    """Which rows to learn from, which checkpoint to start from, how, and where the result goes.
-    Validated when it is made.
+    """A fine-tuning: data, base model, settings and output. Checked when it is made.
 
     Raises:
         JobError: A value is not allowed; the message says which are.
@@ -52,77 +49,86 @@ class FinetuneJob:
 
     eval_share: float = option(
         0.1,
-        "Share of the pictures and videos that is held out to measure what was learned.",
+        "Share of the pictures and videos to hold out for evaluation.",
         metavar="F",
         group="Data",
     )
     eval_data: str | None = option(
-        None, "Hold out these rows, instead of a share of DATA.", metavar="FILE", group="Data"
+        None,
+        "Evaluate on the rows of this file, not on a share of DATA.",
+        metavar="FILE",
+        group="Data",
     )
     skip_bad: bool = option(
         False,
-        "Leave bad rows out (missing file, empty answer, too long), instead of stopping.",
+        "Skip bad rows (missing file, empty answer, too long). Without it they stop the training.",
         group="Data",
     )
     fps: float | None = option(
-        None, "Frames a second of a video that a row names. [default: 1]", metavar="F", group="Data"
+        None,
+        "Sample videos at this many frames per second. [default: 1]",
+        metavar="F",
+        group="Data",
     )
     num_frames: int | None = option(
         None,
-        "At most N frames of a video that a row names, evenly spread.",
+        "Sample at most N frames of each video, evenly spread.",
         metavar="N",
         group="Data",
     )
     max_pixels: int = _as_in_job(
-        "max_pixels", help="Pictures with more pixels are bad rows.", group="Data"
+        "max_pixels", help="Treat larger pictures as bad rows.", group="Data"
     )
     detail: Detail = _as_in_job("detail", group="Data")
 
-    epochs: float = option(3.0, "Times that every row is seen.", metavar="F", group="Training")
+    epochs: float = option(3.0, "Number of passes over the rows.", metavar="F", group="Training")
     max_steps: int | None = option(
-        None, "Updates of the weights, instead of epochs.", metavar="N", group="Training"
+        None, "Number of weight updates, instead of --epochs.", metavar="N", group="Training"
     )
-    batch_size: int = option(
-        4, "Rows that a device computes at once.", metavar="N", group="Training"
-    )
+    batch_size: int = option(4, "Rows per batch and device.", metavar="N", group="Training")
     gradient_accumulation: int = option(
-        4, "Batches on each device that one update adds up.", metavar="N", group="Training"
+        4, "Batches per update and device.", metavar="N", group="Training"
     )
     learning_rate: float | None = option(
-        None, f"Highest learning rate; a warm-up leads to it, a cosine away. [default: {LORA_LEARNING_RATE:g}, with --full {FULL_LEARNING_RATE:g}]",
-        metavar="F", group="Training",
-    )  # fmt: skip
+        None,
+        "Peak learning rate, with linear warm-up and cosine decay. "
+        f"[default: {LORA_LEARNING_RATE:g}; {FULL_LEARNING_RATE:g} with --full]",
+        metavar="F",
+        group="Training",
+    )
     warmup_share: float = option(
-        0.05, "Share of the updates that warm up.", metavar="F", group="Training"
+        0.05, "Share of the updates for the warm-up.", metavar="F", group="Training"
     )
     weight_decay: float = option(0.0, "Weight decay.", metavar="F", group="Training")
     optimizer: Literal["adamw", "adamw8bit"] = option(
-        "adamw", "adamw8bit keeps its state in 8 bits (CUDA, needs bitsandbytes).", group="Training"
+        "adamw",
+        "adamw8bit keeps its state in 8 bits (needs CUDA and bitsandbytes).",
+        group="Training",
     )
     gradient_checkpointing: bool = option(
         False,
-        "Compute activations twice instead of keeping them: less memory, more time.",
+        "Recompute activations in the backward pass: less memory, more time.",
         group="Training",
     )
-    full: bool = option(False, "Train all weights, not an adapter.", group="Training")
-    freeze: tuple[Part, ...] = option(
-        (), "A part that stays as it is; may be given several times.", group="Training"
+    full: bool = option(False, "Train all weights, not a LoRA adapter.", group="Training")
+    freeze: tuple[ModelPart, ...] = option(
+        (), "Do not train this part of the model; repeatable.", group="Training"
     )
     seed: int = option(
         0,
-        "Seed of the order, of what is held out and of the adapter.",
+        "Seed of the order, the held-out share and the adapter's first weights.",
         metavar="N",
         group="Training",
     )
     eval_every: int | None = option(
         None,
-        "Measure every N updates. [default: ten times in a run]",
+        "Evaluate every N updates. [default: ten times in a training]",
         metavar="N",
         group="Training",
     )
     save_every: int | None = option(
         None,
-        "Save every N updates, to go on from after a kill. [default: ten times in a run]",
+        "Save a checkpoint to continue from every N updates. [default: ten times in a training]",
         metavar="N",
         group="Training",
     )
@@ -130,32 +136,32 @@ class FinetuneJob:
 
     lora_rank: int = option(16, "Rank of the adapter's matrices.", metavar="N", group="LoRA")
     lora_alpha: float = option(
-        32.0, "The adapter is scaled by alpha / rank.", metavar="F", group="LoRA"
+        32.0, "Scale of the adapter: alpha / rank.", metavar="F", group="LoRA"
     )
     lora_dropout: float = option(0.05, "Dropout in the adapter.", metavar="F", group="LoRA")
-    lora_part: tuple[Part, ...] = option(
+    lora_part: tuple[ModelPart, ...] = option(
         ("text", "connector"),
-        "A part that gets an adapter; may be given again. [default: text, connector]",
+        "Give this part of the model an adapter; repeatable. [default: text, connector]",
         group="LoRA",
     )
     no_merge: bool = option(
         False,
-        "Keep the adapter alone; `vlmbatch models merge` makes a checkpoint of it.",
+        "Write the adapter only; `vlmbatch models merge` makes a checkpoint of it.",
         group="LoRA",
     )
 
     model: str = _as_in_job("model")
     revision: str | None = _as_in_job("revision")
     device: str = _as_in_job(
-        "device", help="auto, cpu, cuda or mps; CUDA_VISIBLE_DEVICES chooses among several."
+        "device", help="auto, cpu, cuda or mps; CUDA_VISIBLE_DEVICES selects among several GPUs."
     )
-    dtype: DTYPE = _as_in_job(
+    dtype: Dtype = _as_in_job(
         "dtype",
-        help="Number format that training computes in; auto picks the fastest that the device computes in.",
+        help="Number format of the computation; auto picks the fastest of the device.",
     )
     read_workers: int | None = _as_in_job(
         "read_workers",
-        help="Processes that read and prepare beside the training; auto: by device and number of cores.",
+        help="Processes that read and prepare; auto: by device and number of cores.",
     )
     overwrite: bool = _as_in_job("overwrite", help="Start OUT anew, whatever training it holds.")
     log_format: Literal["text", "json"] = _as_in_job("log_format")
@@ -203,7 +209,8 @@ class FinetuneJob:
             raise JobError("fps and num_frames are different ways of choosing frames: give one")
         if not re.fullmatch(r"auto|cpu|cuda|mps", self.device):
             raise JobError(
-                f"device must be auto, cpu, cuda or mps, not {self.device!r}; CUDA_VISIBLE_DEVICES chooses among several"
+                f"device must be auto, cpu, cuda or mps, not {self.device!r}; CUDA_VISIBLE_DEVICES "
+                "chooses among several"
             )
 
     @property
@@ -213,30 +220,32 @@ class FinetuneJob:
 
     @property
     def peak_learning_rate(self) -> float:
-        """The highest learning rate, the default resolved."""
+        """The peak learning rate, with the default resolved."""
         if self.learning_rate is not None:
             return self.learning_rate
         return FULL_LEARNING_RATE if self.full else LORA_LEARNING_RATE
 
     @property
-    def parts(self) -> tuple[Part, ...]:
-        """The parts that are trained, or get an adapter."""
-        wanted: tuple[Part, ...] = ("text", "connector", "vision") if self.full else self.lora_part
+    def parts(self) -> tuple[ModelPart, ...]:
+        """Parts of the model that are trained or get an adapter."""
+        wanted: tuple[ModelPart, ...] = (
+            ("text", "connector", "vision") if self.full else self.lora_part
+        )
         return tuple(part for part in wanted if part not in self.freeze)
 
     @property
     def video_job(self) -> Job:
-        """How a video that a row names becomes a clip."""
+        """Options that make a clip of a video."""
         return Job(
             inputs=(self.data,), media="video", per="clip", fps=self.fps, num_frames=self.num_frames
         )
 
     def identity(self) -> dict[str, Any]:
-        """The settings that the trained weights depend on: OUT of others is not continued."""
+        """Return the settings that the trained weights depend on."""
         return {name: value for name, value in self.to_dict().items() if name not in _NEUTRAL}
 
     def to_dict(self) -> dict[str, Any]:
-        """Every setting, in order, as YAML and JSON can hold it."""
+        """Return every setting, in order, in types of YAML and JSON."""
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         return {
             name: list(value) if isinstance(value, tuple) else value
@@ -249,6 +258,4 @@ _NEUTRAL = {
     *("no_merge", "eval_every", "save_every", "log_every", "gradient_checkpointing"),
     *("device", "dtype", "read_workers", "overwrite", "log_format"),
 }
-"""Settings that may change from one start to the next of the same training. What DATA holds is
-compared by itself.
-"""
+"""Settings that may change between two starts of a training. DATA's rows are compared instead."""

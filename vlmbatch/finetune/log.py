@@ -1,6 +1,4 @@
-"""What is heard of a training: lines on the terminal, lines in a file, a picture of the curves; and
-the way to end it early.
-"""
+"""Log a training to the terminal, a file and a picture, and stop it on demand."""
 
 from __future__ import annotations
 
@@ -23,29 +21,22 @@ from vlmbatch.write.atomic import reason, replacing
 report = logging.getLogger("vlmbatch.report")
 
 _NAMES = {
-    **{
-        name: name
-        for name in (
-            "loss",
-            "learning_rate",
-            "grad_norm",
-            "eval_token_accuracy",
-            "eval_answer_accuracy",
-            "eval_answers",
-        )
-    },
+    "loss": "loss",
+    "learning_rate": "learning_rate",
+    "grad_norm": "grad_norm",
     "eval_token_loss": "eval_loss",
+    "eval_token_accuracy": "eval_token_accuracy",
+    "eval_answer_accuracy": "eval_answer_accuracy",
+    "eval_answers": "eval_answers",
 }
-"""The Trainer's names of what is kept, and the log's."""
+"""The Trainer's names of values that are logged, and the names in the log."""
 
 
 class TrainingLog(transformers.TrainerCallback):
-    """Writes and says what the Trainer logs; on the first process only."""
+    """Writes and prints what the Trainer logs; only in the first process."""
 
     def __init__(self, folder: TrainingFolder, resumed_step: int) -> None:
-        """Keeps the log's lines up to a step: what came after it was lost with a kill and is done
-        again.
-        """
+        """Keep the log up to the step that a killed training continues from."""
         self._folder = folder
         self._began = time.monotonic()
         self._entries = (
@@ -56,11 +47,6 @@ class TrainingLog(transformers.TrainerCallback):
         with replacing(folder.log) as file:
             file.write("".join(json.dumps(entry) + "\n" for entry in self._entries).encode())
 
-    @property
-    def entries(self) -> list[dict[str, Any]]:
-        """The lines so far."""
-        return self._entries
-
     def on_log(
         self,
         args: Any,
@@ -69,10 +55,10 @@ class TrainingLog(transformers.TrainerCallback):
         logs: dict[str, float] | None = None,
         **others: Any,
     ) -> None:
-        """Takes a loss or a measurement.
+        """Log a loss or a measurement.
 
         Raises:
-            EngineError: The loss is not a number any more.
+            EngineError: The loss is not finite.
         """
         kept = {_NAMES[name]: value for name, value in (logs or {}).items() if name in _NAMES}
         if not kept:
@@ -80,7 +66,8 @@ class TrainingLog(transformers.TrainerCallback):
         for name in ("loss", "eval_loss"):
             if not math.isfinite(kept.get(name, 0.0)):
                 raise EngineError(
-                    f"the {name} is {kept[name]} at update {state.global_step}: lower --learning-rate, or use --dtype float32"
+                    f"the {name} is {kept[name]} at update {state.global_step}: lower "
+                    "--learning-rate, or use --dtype float32"
                 )
         entry = {
             "step": state.global_step,
@@ -97,37 +84,37 @@ class TrainingLog(transformers.TrainerCallback):
         report.info("%s", self._line(entry, state.max_steps))
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **others: Any) -> None:
-        """Draws the curves anew."""
-        self.draw()
-
-    def on_train_end(self, args: Any, state: Any, control: Any, **others: Any) -> None:
-        """Draws the curves for the last time."""
-        self.draw()
-
-    def draw(self) -> None:
-        """Draws the curves, if there is something to draw with."""
+        """Draw the curves if matplotlib is installed."""
         if self._entries and has_matplotlib():
             draw_curves(self._entries, self._folder.curves)
+
+    on_train_end = on_evaluate
 
     def _line(self, entry: dict[str, Any], steps: int) -> str:
         place = f"update {entry['step']}/{steps}"
         if "eval_loss" in entry:
-            shares = f"{entry['eval_answer_accuracy']:.1%} of {entry['eval_answers']} answers and {entry['eval_token_accuracy']:.1%} of their tokens right"
-            return f"{place}: held out: loss {entry['eval_loss']:.4f}, {shares}"
-        return f"{place}: loss {entry['loss']:.4f}, learning rate {entry['learning_rate']:.2e}, {entry['seconds']:.0f} s"
+            return (
+                f"{place}: held out: loss {entry['eval_loss']:.4f}, "
+                f"{entry['eval_answer_accuracy']:.1%} of {entry['eval_answers']} answers and "
+                f"{entry['eval_token_accuracy']:.1%} of their tokens right"
+            )
+        return (
+            f"{place}: loss {entry['loss']:.4f}, learning rate {entry['learning_rate']:.2e}, "
+            f"{entry['seconds']:.0f} s"
+        )
 
 
 class Steering(transformers.TrainerCallback):
-    """Ends a training in order when it is asked to, and measures at its end."""
+    """Stops a training in order on demand, and evaluates at its end."""
 
     def __init__(self, *, measures: bool) -> None:
-        """Says whether anything is held out to measure."""
+        """Evaluate at the end if ``measures``, that is, if rows are held out."""
         self._measures = measures
         self.stop_wanted = False
         self.stopped = False
 
     def on_step_end(self, args: Any, state: Any, control: Any, **others: Any) -> Any:
-        """Saves and stops when any process was asked to."""
+        """Save and stop if any process was told to."""
         # Saving takes all processes, so they must agree.
         wanted = torch.tensor(float(self.stop_wanted), device=args.device)
         if float(accelerate.utils.reduce(wanted, "sum")) and state.global_step < state.max_steps:

@@ -1,6 +1,4 @@
-"""Weights in and out: a checkpoint to transformers' model and back to a complete checkpoint, with
-an adapter folded in.
-"""
+"""Write complete checkpoints and adapters, and merge an adapter into its checkpoint."""
 
 from __future__ import annotations
 
@@ -28,16 +26,15 @@ _NOT_COPIED = ("model.safetensors.index.json", "finetune.json", ADAPTER_CONFIG)
 
 
 def write_checkpoint(model: Any, base: Checkpoint, folder: Path) -> None:
-    """Writes a complete checkpoint in the hub's layout: the model's weights, everything else as the
-    base has it.
+    """Write a complete checkpoint in the hub's layout.
 
-    config.json comes last, so that a folder that has one has everything.
+    config.json is written last: a folder that has one is complete.
 
     Args:
-        model: A ``transformers.SmolVLMForConditionalGeneration``; its weights are brought to the
-            base's number format.
-        base: Where configuration, tokenizer, processor and chat template are taken from.
-        folder: Where it goes.
+        model: A ``transformers.SmolVLMForConditionalGeneration``; its weights are converted to the
+            number format of the base.
+        base: Source of configuration, tokenizer, processor and chat template.
+        folder: Folder to write.
 
     Raises:
         OutputError: It cannot be written.
@@ -61,12 +58,12 @@ def write_checkpoint(model: Any, base: Checkpoint, folder: Path) -> None:
 
 
 def save_adapter(model: Any, base: Checkpoint, folder: Path) -> None:
-    """Writes the adapter of a peft model, with the name of the checkpoint that it belongs to.
+    """Write the adapter of a peft model, with the name of its checkpoint.
 
     Args:
         model: A ``peft.PeftModel``.
-        base: The checkpoint it was made for.
-        folder: Where it goes.
+        base: The checkpoint that the adapter belongs to.
+        folder: Folder to write.
     """
     config = model.peft_config["default"]
     config.base_model_name_or_path = (
@@ -74,16 +71,16 @@ def save_adapter(model: Any, base: Checkpoint, folder: Path) -> None:
     )
     config.revision = None if base.revision.startswith("sha256:") else base.revision
     model.save_pretrained(folder, save_embedding_layers=False)
-    (folder / "README.md").unlink(missing_ok=True)  # a form that nobody has filled in
+    (folder / "README.md").unlink(missing_ok=True)  # an empty template
     for path in folder.iterdir():
         path.chmod(0o644)
 
 
 def read_adapter_config(folder: Path) -> Mapping[str, Any]:
-    """The settings of an adapter.
+    """Read the settings of an adapter.
 
     Raises:
-        ModelLoadError: The folder holds none.
+        ModelLoadError: The folder has none.
     """
     try:
         config = json.loads((folder / ADAPTER_CONFIG).read_bytes())
@@ -97,13 +94,13 @@ def read_adapter_config(folder: Path) -> Mapping[str, Any]:
 def merge_adapter(
     adapter: Path, folder: Path, model: str | None = None, revision: str | None = None
 ) -> Checkpoint:
-    """Folds an adapter into its checkpoint and writes the result as a checkpoint of its own.
+    """Merge an adapter into its checkpoint and write the result as a new checkpoint.
 
     Args:
-        adapter: The adapter's folder.
-        folder: Where the checkpoint goes.
-        model: The checkpoint; the one that the adapter names when left out.
-        revision: Its revision, when it is a hub id.
+        adapter: Folder of the adapter.
+        folder: Folder of the new checkpoint.
+        model: The checkpoint that the adapter belongs to; by default the one that it names.
+        revision: Revision of a hub id.
 
     Returns:
         The new checkpoint.
@@ -134,7 +131,8 @@ def merge_adapter(
         merged = adapted.merge_and_unload(safe_merge=True)
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         raise ModelLoadError(
-            f"the adapter {adapter} does not go with {base.name}: {' '.join(str(error).split())[:300]}"
+            f"the adapter {adapter} does not go with {base.name}: "
+            f"{' '.join(str(error).split())[:300]}"
         ) from error
     folder.mkdir(parents=True, exist_ok=True)
     write_checkpoint(merged, base, folder)

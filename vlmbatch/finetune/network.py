@@ -1,4 +1,4 @@
-"""A checkpoint as transformers' model, and what of it is trained."""
+"""Load a checkpoint as a transformers model, and select the weights to train."""
 
 from __future__ import annotations
 
@@ -21,20 +21,22 @@ PARTS = {
     "connector": ("model.connector.",),
     "vision": ("model.vision_model.",),
 }
-"""How the names of each part's weights begin."""
+"""Prefixes of the weights' names by part of the model."""
 
 ADAPTED = {
     "text": r"model\.text_model\.layers\.\d+\.(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj)",
     "connector": r"model\.connector\.modality_projection\.proj",
-    "vision": r"model\.vision_model\.encoder\.layers\.\d+\.(self_attn\.([qkv]|out)_proj|mlp\.fc[12])",
+    "vision": (
+        r"model\.vision_model\.encoder\.layers\.\d+\.(self_attn\.([qkv]|out)_proj|mlp\.fc[12])"
+    ),
 }
-"""The matrices of each part that get an adapter."""
+"""Pattern of the matrices that get an adapter, by part of the model."""
 
 _DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 
 
 def load_network(checkpoint: Checkpoint, dtype: torch.dtype) -> Any:
-    """Loads a checkpoint into a ``transformers.SmolVLMForConditionalGeneration``, on the CPU.
+    """Load a checkpoint as a ``transformers.SmolVLMForConditionalGeneration``, on the CPU.
 
     Args:
         checkpoint: The checkpoint.
@@ -61,7 +63,7 @@ def load_network(checkpoint: Checkpoint, dtype: torch.dtype) -> Any:
     model, info = loaded
     missing = set(info["missing_keys"])
     if missing == {"lm_head.weight"}:
-        # Files leave shared tensors out, whatever the flag in config.json says.
+        # Files omit a shared tensor, whatever the flag in config.json says.
         with torch.no_grad():
             model.lm_head.weight.copy_(model.get_input_embeddings().weight)
     elif missing:
@@ -71,7 +73,7 @@ def load_network(checkpoint: Checkpoint, dtype: torch.dtype) -> Any:
 
 @contextlib.contextmanager
 def quiet_peft() -> Iterator[None]:
-    """Hides that peft asks transformers for a name that transformers is about to drop."""
+    """Suppress the warning about a deprecated name of transformers that peft reads."""
     with warnings.catch_warnings():
         warnings.filterwarnings(
             "ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning
@@ -80,10 +82,10 @@ def quiet_peft() -> Iterator[None]:
 
 
 def stored_dtype(checkpoint: Checkpoint) -> torch.dtype:
-    """The number format that a checkpoint's weights are stored in.
+    """Return the number format of a checkpoint's weights.
 
     Raises:
-        ModelLoadError: They cannot be read, or are of a format that cannot be trained.
+        ModelLoadError: They cannot be read, or have a format that cannot be trained.
     """
     path = checkpoint.weight_files()[0]
     try:
@@ -93,15 +95,14 @@ def stored_dtype(checkpoint: Checkpoint) -> torch.dtype:
         raise ModelLoadError(f"{checkpoint.name}: {path.name} cannot be read: {error}") from error
     if name not in _DTYPES:
         raise ModelLoadError(
-            f"{checkpoint.name}: weights of the format {name} cannot be trained; there is {', '.join(_DTYPES)}"
+            f"{checkpoint.name}: weights of the format {name} cannot be trained; there is "
+            f"{', '.join(_DTYPES)}"
         )
     return _DTYPES[name]
 
 
 def trainable(model: Any, job: FinetuneJob) -> Any:
-    """The model with what the job trains: a ``peft.PeftModel``, or the model itself with the frozen
-    parts switched off.
-    """
+    """Return a ``peft.PeftModel``, or with --full the model with its frozen parts."""
     if job.full:
         frozen = tuple(
             prefix

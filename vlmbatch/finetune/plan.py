@@ -1,4 +1,4 @@
-"""What a training learns from: the rows of DATA that are good, and those that are held out."""
+"""Choose the rows of a training: good ones to train on, and held-out ones."""
 
 from __future__ import annotations
 
@@ -15,31 +15,31 @@ from vlmbatch.checkpoint import Checkpoint
 from vlmbatch.finetune.check import check_rows, read_verdicts, sort_out, write_verdicts
 from vlmbatch.finetune.examples import ExampleMaker
 from vlmbatch.finetune.job import FinetuneJob
-from vlmbatch.finetune.rows import Data, Row, read_data
+from vlmbatch.finetune.rows import TrainingData, TrainingRow, read_data
 
 report = logging.getLogger("vlmbatch.report")
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
-    """What a training learns from.
+class TrainingPlan:
+    """Rows of a training.
 
     Attributes:
-        maker: Makes the examples.
-        held_out_maker: Makes those that are held out.
-        rows: What is trained on.
-        held_out: What is measured on.
-        longest: Tokens of the longest row.
+        maker: Makes examples of ``rows``.
+        held_out_maker: Makes examples of ``held_out``.
+        rows: Rows to train on.
+        held_out: Rows to evaluate on.
+        longest: Number of tokens of the longest row.
     """
 
     maker: ExampleMaker
     held_out_maker: ExampleMaker
-    rows: Sequence[Row]
-    held_out: Sequence[Row]
+    rows: Sequence[TrainingRow]
+    held_out: Sequence[TrainingRow]
     longest: int
 
     def identity(self) -> dict[str, str]:
-        """What of it the trained weights depend on."""
+        """Return digests of the rows, which the trained weights depend on."""
         sides = {"rows": self.rows, "held_out": self.held_out}
         return {
             name: hashlib.sha256("".join(row.key() for row in rows).encode()).hexdigest()
@@ -54,18 +54,18 @@ def make_plan(
     stopped: Callable[[], bool] = lambda: False,
     *,
     says: bool = True,
-) -> Plan:
-    """Reads and checks the rows, and says which are held out.
+) -> TrainingPlan:
+    """Read and check the rows, and hold some out.
 
     Args:
         job: The job.
-        checkpoint: What prepares them.
-        verdict_file: Where what was found is kept for the next start; None for nowhere.
-        stopped: Whether to give up.
-        says: Whether this process keeps and tells what is found; of several, one does.
+        checkpoint: The checkpoint that prepares them.
+        verdict_file: File of the verdicts, kept for the next start; None for none.
+        stopped: Tells whether to give up.
+        says: Whether this process writes and logs the verdicts; one of several does.
 
     Raises:
-        JobError: A file cannot be read, or has bad rows that are not to be left out.
+        JobError: A file cannot be read, or has bad rows and the job does not skip them.
     """
     files = [job.data, *([job.eval_data] if job.eval_data else [])]
     data = [read_data(Path(file), job.video_job) for file in files]
@@ -87,18 +87,18 @@ def make_plan(
     rows, held_out = (
         (good[0], good[1]) if job.eval_data else split(good[0], job.eval_share, job.seed)
     )
-    return Plan(
+    return TrainingPlan(
         makers[0], makers[-1], rows, held_out, max(verdict.tokens for verdict in verdicts.values())
     )
 
 
-def split(rows: Sequence[Row], share: float, seed: int) -> tuple[list[Row], list[Row]]:
-    """Holds out a share of the pictures and videos: all rows about one are on the same side, or
-    what was trained on would be measured.
+def split(
+    rows: Sequence[TrainingRow], share: float, seed: int
+) -> tuple[list[TrainingRow], list[TrainingRow]]:
+    """Hold out a share of the pictures and videos; all rows about one are on the same side.
 
     Returns:
-        Rows to train on and rows held out; none are held out of a single picture, and at least one
-        picture otherwise.
+        Rows to train on and held-out rows: at least one picture, but none of a single picture.
     """
     files = sorted({row.path for row in rows})
     count = min(len(files) - 1, math.ceil(share * len(files)))
@@ -108,7 +108,7 @@ def split(rows: Sequence[Row], share: float, seed: int) -> tuple[list[Row], list
     ]
 
 
-def _tell(file: str, data: Data, job: FinetuneJob) -> None:
+def _tell(file: str, data: TrainingData, job: FinetuneJob) -> None:
     if data.left_out:
         report.info(
             "%s: %d rows without a text of their own are left out (status error or similar)",

@@ -1,6 +1,4 @@
-"""DATA to rows: pictures or videos with prompt and answer, chats, or an OUTPUT of vlmbatch whose
-texts were corrected.
-"""
+"""Read the rows of DATA: prompts and answers, chats, or an OUTPUT with corrected texts."""
 
 from __future__ import annotations
 
@@ -15,28 +13,31 @@ from typing import Any
 from vlmbatch.core import Media
 from vlmbatch.errors import JobError, OutputError
 from vlmbatch.job import Job
+from vlmbatch.text_files import delimiter_of, open_text, parse_json, repeated_name
 from vlmbatch.write import read_summary
 from vlmbatch.write.atomic import reason
 from vlmbatch.write.parquet import require as require_pyarrow
 
 CLIP_OPTIONS = ("fps", "every", "num_frames", "at", "start", "end", "per", "window")
+COLUMNS = frozenset(("image", "video", "prompt", "answer", "messages", "source", "text"))
+"""Columns of a .csv file; they tell its delimiter."""
+
 PATH_KEYS = ("path", "image", "video", "url")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Row:
-    """One thing to learn.
+class TrainingRow:
+    """A picture or clip with a prompt and an answer.
 
     Attributes:
-        place: Where it stands, as a user would look for it: ``line 3`` of a text file, ``row 3`` of
-            a table.
+        place: Place in DATA: ``line 3`` of a text file, ``row 3`` of a table.
         media: ``image``, ``frame`` of a video, or ``clip``.
-        path: The file.
-        prompt: What is asked.
-        answer: What is to be answered.
+        path: Path of the file.
+        prompt: The prompt.
+        answer: The answer to learn.
         time_seconds: Time of a frame, or start of a clip or window; None for a picture, and for a
             clip of the whole video.
-        error: Why it cannot be learned from, as far as the words say; empty when it can.
+        error: The error of a row that is bad whatever its file contains; else empty.
     """
 
     place: str
@@ -48,7 +49,7 @@ class Row:
     error: str = ""
 
     def key(self) -> str:
-        """Identifies what is learned, wherever the row stands."""
+        """Return a digest of the row without its place."""
         return hashlib.sha256(
             json.dumps(
                 [self.media, self.path, self.prompt, self.answer, self.time_seconds]
@@ -57,34 +58,34 @@ class Row:
 
 
 @dataclasses.dataclass(frozen=True)
-class Data:
-    """What a file holds.
+class TrainingData:
+    """Rows of a file.
 
     Attributes:
-        rows: Its rows, in order, bad ones among them.
-        video_job: How its clips are made of videos.
-        detail: The detail that an OUTPUT's texts were made with; None for other files.
-        left_out: Rows of an OUTPUT that have no text of their own: errors, and frames that were
-            skipped as similar.
+        rows: The rows in order, with the bad ones.
+        video_job: Options that make clips of its videos.
+        detail: Detail of the run that made an OUTPUT; None for other files.
+        left_out: Number of rows of an OUTPUT without a text of their own: errors, and frames that
+            were skipped as similar.
     """
 
-    rows: list[Row]
+    rows: list[TrainingRow]
     video_job: Job
     detail: str | None = None
     left_out: int = 0
 
 
-def read_data(path: Path, video_job: Job) -> Data:
-    """Reads a DATA file.
+def read_data(path: Path, video_job: Job) -> TrainingData:
+    """Read a DATA file.
 
     Args:
         path: A .jsonl, .parquet or .csv file.
-        video_job: How clips are made of the videos that rows name; an OUTPUT says it itself.
+        video_job: Options that make clips of videos; an OUTPUT has its own.
 
     Raises:
-        JobError: The file cannot be read, or holds nothing to learn from.
+        JobError: The file cannot be read, or has no row to train on.
     """
-    found: list[Row] = []
+    found: list[TrainingRow] = []
     is_output, left_out = False, 0
     for place, values in _records(path):
         if {"source", "status", "text", "prompt"} <= values.keys():
@@ -110,11 +111,11 @@ def read_data(path: Path, video_job: Job) -> Data:
                 **{name: made_by[name] for name in CLIP_OPTIONS if name in made_by},
             }
         )
-    return Data(found, clips, made_by.get("detail"), left_out)
+    return TrainingData(found, clips, made_by.get("detail"), left_out)
 
 
 def _records(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Rows as mappings, with the place of each."""
+    """Yield rows as mappings, with the place of each."""
     try:
         if path.suffix.lower() == ".parquet":
             arrow = require_pyarrow()
@@ -127,16 +128,19 @@ def _records(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
                         f"{path} is not a Parquet file ({' '.join(str(error).split())[:200]})"
                     ) from error
             return
-        with open(path, encoding="utf-8-sig", newline="") as file:
+        with open_text(str(path), errors="strict") as file:
             if path.suffix.lower() == ".csv":
-                for number, values in enumerate(csv.DictReader(file), 1):
+                rows = csv.DictReader(file, delimiter=delimiter_of(file, COLUMNS))
+                if (twice := repeated_name(list(rows.fieldnames or ()))) is not None:
+                    raise JobError(f"{path}: two columns are named {twice!r}")
+                for number, values in enumerate(rows, 1):
                     yield f"row {number}", values
                 return
             for number, line in enumerate(file, 1):
                 if line.strip():
                     yield f"line {number}", _object(line, path, number)
     except UnicodeDecodeError as error:
-        raise JobError(f"{path} is not UTF-8 text") from error
+        raise JobError(f"{path} is not {error.encoding.upper()} text") from error
     except csv.Error as error:
         raise JobError(f"{path} is not a CSV file ({error})") from error
     except OSError as error:
@@ -145,7 +149,7 @@ def _records(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
 
 def _object(line: str, path: Path, number: int) -> Mapping[str, Any]:
     try:
-        values = json.loads(line)
+        values = parse_json(line)
     except ValueError as error:
         raise JobError(f"{path}, line {number}: not JSON ({error})") from error
     if not isinstance(values, dict):
@@ -154,7 +158,7 @@ def _object(line: str, path: Path, number: int) -> Mapping[str, Any]:
 
 
 def _output_job(path: Path) -> dict[str, Any]:
-    """The job that made an OUTPUT, from its summary; empty when that is not there."""
+    """Read the job of an OUTPUT from its summary; empty if there is none."""
     try:
         job = (read_summary(path) or {}).get("job")
     except OutputError as error:
@@ -162,43 +166,49 @@ def _output_job(path: Path) -> dict[str, Any]:
     return job if isinstance(job, dict) else {}
 
 
-def _from_output(place: str, values: Mapping[str, Any], folder: Path) -> Row:
-    source = str(values["source"])
-    # A source is written as the user gave it, relative to where the run was started; an OUTPUT that
-    # was moved there with its pictures works too.
-    path = source if Path(source).is_absolute() or Path(source).exists() else str(folder / source)
-    media: Media = values.get("media") if values.get("media") in ("frame", "clip") else "image"  # type: ignore[assignment]
-    time = values.get("time_seconds")
-    seconds = None if media == "image" or time in (None, "") else float(str(time))
+def _from_output(place: str, values: Mapping[str, Any], folder: Path) -> TrainingRow:
+    media: Media = values["media"] if values.get("media") in ("frame", "clip") else "image"
+    source, time = values["source"], values.get("time_seconds")
+    if not isinstance(source, str) or not source:
+        return _bad_row(place, media, "source is not a path")
+    try:
+        seconds = None if media == "image" or time in (None, "") else float(str(time))
+    except ValueError:
+        return _bad_row(place, media, f"time_seconds is not a number: {time!r}")
+    # A source is relative to the folder in which the run was started. If it is not found there, the
+    # OUTPUT may have been moved together with its pictures.
+    path = source if _is_known(source) else str(folder / source)
     return _row(place, media, path, values.get("prompt"), values.get("text"), seconds, "text")
 
 
-def _from_values(place: str, values: Mapping[str, Any], folder: Path) -> Row:
+def _is_known(path: str) -> bool:
+    """Return whether a path is absolute or exists; False for one that no file can have."""
+    try:
+        return Path(path).is_absolute() or Path(path).exists()
+    except (OSError, ValueError):
+        return False
+
+
+def _from_values(place: str, values: Mapping[str, Any], folder: Path) -> TrainingRow:
     if values.get("messages"):
         return _from_messages(place, values, folder)
     media: Media = "clip" if values.get("video") else "image"
     path = values.get("video") or values.get("image")
-    if not isinstance(path, str):
+    if not isinstance(path, str) or not path:
         what = (
             "no path under image or video"
             if path is None or path == ""
-            else f"what stands under {'video' if media == 'clip' else 'image'} is not a path"
+            else f"the value of {'video' if media == 'clip' else 'image'} is not a path"
         )
-        return Row(
-            place,
-            media,
-            "",
-            "",
-            "",
-            error=f"{what}; there is {', '.join(map(str, values)) or 'nothing'}",
-        )
+        names = ", ".join(map(str, values)) or "nothing"
+        return _bad_row(place, media, f"{what}; there is {names}")
     return _row(
         place, media, str(folder / path), values.get("prompt"), values.get("answer"), None, "answer"
     )
 
 
-def _from_messages(place: str, values: Mapping[str, Any], folder: Path) -> Row:
-    """A chat: one turn of the user, which opens with a picture or video, and one of the assistant."""
+def _from_messages(place: str, values: Mapping[str, Any], folder: Path) -> TrainingRow:
+    """Read a chat: a turn of the user that begins with a picture or video, and an answer."""
     messages = values["messages"]
     roles = (
         [message.get("role") if isinstance(message, Mapping) else None for message in messages]
@@ -206,24 +216,17 @@ def _from_messages(place: str, values: Mapping[str, Any], folder: Path) -> Row:
         else []
     )
     if roles != ["user", "assistant"]:
-        return Row(
-            place,
-            "image",
-            "",
-            "",
-            "",
-            error=f"messages are one of the user and one of the assistant, not {', '.join(map(str, roles)) or 'none'}",
+        found = ", ".join(map(str, roles)) or "none"
+        return _bad_row(
+            place, "image", f"messages are one of the user and one of the assistant, not {found}"
         )
     asked, answered = (_parts(message.get("content")) for message in messages)
     shown = [part for part in asked if part.get("type") in ("image", "video")]
     if len(shown) != 1 or asked[0] is not shown[0]:
-        return Row(
+        return _bad_row(
             place,
             "image",
-            "",
-            "",
-            "",
-            error=f"the user's message opens with one image or video, not {len(shown)}",
+            f"the user's message opens with one image or video, not {len(shown)}",
         )
     kind = str(shown[0]["type"])
     named = values.get(f"{kind}s") or values.get(kind)
@@ -233,7 +236,7 @@ def _from_messages(place: str, values: Mapping[str, Any], folder: Path) -> Row:
     )
     media: Media = "clip" if kind == "video" else "image"
     if not isinstance(path, str):
-        return Row(place, media, "", "", "", error=f"the {kind} of the user's message has no path")
+        return _bad_row(place, media, f"the {kind} of the user's message has no path")
     return _row(
         place,
         media,
@@ -245,8 +248,12 @@ def _from_messages(place: str, values: Mapping[str, Any], folder: Path) -> Row:
     )
 
 
+def _bad_row(place: str, media: Media, error: str) -> TrainingRow:
+    return TrainingRow(place, media, "", "", "", error=error)
+
+
 def _parts(content: Any) -> list[Mapping[str, Any]]:
-    """The parts of a message; plain text is one part."""
+    """Return the parts of a message; plain text is one part."""
     if isinstance(content, str):
         return [{"type": "text", "text": content}]
     return (
@@ -268,8 +275,8 @@ def _row(
     answer: Any,
     time_seconds: float | None,
     answer_key: str,
-) -> Row:
-    """A row with its words checked."""
+) -> TrainingRow:
+    """Make a row with its words checked."""
     error = ""
     for name, text in (("prompt", prompt), (answer_key, answer)):
         if not isinstance(text, str) or not text.strip():
@@ -281,6 +288,5 @@ def _row(
                 else f"{name} is not text"
             )
     words = ["" if not isinstance(text, str) else text for text in (prompt, answer)]
-    # The prompt stays as it is: it is asked like that. White space around an answer would be
-    # learned and never seen.
-    return Row(place, media, path, words[0], words[1].strip(), time_seconds, error)
+    # The prompt is asked as it is. White space around an answer would be learned for nothing.
+    return TrainingRow(place, media, path, words[0], words[1].strip(), time_seconds, error)

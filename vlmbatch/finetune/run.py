@@ -1,6 +1,4 @@
-"""One training from rows to checkpoint: wires the parts together. The same job again goes on where
-it was killed.
-"""
+"""Run a training from rows to checkpoint. The same job again continues a killed one."""
 
 from __future__ import annotations
 
@@ -21,30 +19,30 @@ from vlmbatch.engine.torch.device import find_device, find_dtype, is_out_of_memo
 from vlmbatch.engine.torch.shape import ModelShape
 from vlmbatch.engine.torch.weights import pixel_normalization
 from vlmbatch.errors import DeviceError, OutOfMemoryError
-from vlmbatch.finetune.examples import PadRight, Rows
+from vlmbatch.finetune.examples import ExampleDataset, PadRight
 from vlmbatch.finetune.folder import TrainingFolder
 from vlmbatch.finetune.job import FinetuneJob
 from vlmbatch.finetune.log import Steering, TrainingLog
 from vlmbatch.finetune.merge import merge_adapter, save_adapter, write_checkpoint
 from vlmbatch.finetune.network import load_network, stored_dtype, trainable
-from vlmbatch.finetune.plan import Plan, make_plan
+from vlmbatch.finetune.plan import TrainingPlan, make_plan
 from vlmbatch.finetune.trainer import AnswerTrainer
 
 report = logging.getLogger("vlmbatch.report")
 
 CHECK_TIMEOUT = datetime.timedelta(hours=6)
-"""How long the other processes wait for the first one to check the rows."""
+"""Time that the other processes wait for the first one to check the rows."""
 
 MAX_READ_WORKERS = 8
 
 
 @dataclasses.dataclass(frozen=True)
-class Outcome:
-    """How a training ended.
+class TrainingOutcome:
+    """Result of a training.
 
     Attributes:
-        state: What ``finetune.json`` holds: ``status`` is ``training``, ``trained`` (the adapter is
-            there) or ``finished`` (the checkpoint is, too).
+        state: Content of ``finetune.json``: ``status`` is ``training``, ``trained`` (there is an
+            adapter) or ``finished`` (there is a checkpoint).
         interrupted: Whether it was stopped before its end.
     """
 
@@ -53,14 +51,14 @@ class Outcome:
 
 
 class Finetuning:
-    """One training. Make it, ``start`` it, ``stop`` it from anywhere."""
+    """A training: ``start`` it, and ``stop`` it from anywhere."""
 
     def __init__(self, job: FinetuneJob) -> None:
-        """Checks what can be checked before the rows are looked at.
+        """Check the checkpoint and the device.
 
         Raises:
-            ModelLoadError: The checkpoint is not there, or is no SmolVLM2.
-            DeviceError: The device is not there, or cannot train like that.
+            ModelLoadError: The checkpoint is missing, or is no SmolVLM2.
+            DeviceError: The device is missing, or does not support the options.
         """
         self.job = job
         self.checkpoint = find_checkpoint(job.model, job.revision)
@@ -84,22 +82,21 @@ class Finetuning:
         self._steering: Steering | None = None
 
     def stop(self) -> None:
-        """Ends the training soon, saved; the same job goes on from there. May be called from a
-        signal handler.
-        """
+        """Save and stop soon; the same job continues from there. Safe in a signal handler."""
         self._stop_wanted = True
         if self._steering:
             self._steering.stop_wanted = True
 
-    def start(self) -> Outcome:
-        """Does everything that is not done yet. Under torchrun or accelerate every process calls
-        it, and only the first one writes.
+    def start(self) -> TrainingOutcome:
+        """Do everything that is not done yet.
+
+        Under torchrun or accelerate every process calls this, and only the first one writes.
 
         Raises:
             JobError: There are bad rows.
             OutputError: OUT cannot be written, or holds another training.
             OutOfMemoryError: A batch does not fit.
-            EngineError: The loss is not a number any more.
+            EngineError: The loss is not finite.
         """
         processes = accelerate.PartialState(cpu=self.device.type == "cpu", timeout=CHECK_TIMEOUT)
         main = processes.is_main_process
@@ -130,14 +127,14 @@ class Finetuning:
                 report.info("%s: trained before", self.folder.path)
             if main and not interrupted:
                 self._complete()
-            return Outcome(self.folder.state() or {}, interrupted)
+            return TrainingOutcome(self.folder.state() or {}, interrupted)
         finally:
             if lock:
                 lock.release()
             processes.destroy_process_group()
 
-    def _train(self, plan: Plan, processes: accelerate.PartialState) -> bool:
-        """Trains to the end, or until it is stopped.
+    def _train(self, plan: TrainingPlan, processes: accelerate.PartialState) -> bool:
+        """Train to the end, or until ``stop``.
 
         Returns:
             Whether it was stopped.
@@ -147,8 +144,7 @@ class Finetuning:
         if main:
             self._announce(plan, found.step if found else None, processes.num_processes)
         transformers.set_seed(job.seed)
-        # An adapter is kept in float32 beside weights that nothing changes; weights that are
-        # trained are kept in float32 themselves.
+        # Weights that are trained, or an adapter, are kept in float32; frozen ones need not be.
         frozen_dtype = (
             self.dtype if self.dtype == torch.bfloat16 and not job.full else torch.float32
         )
@@ -167,14 +163,16 @@ class Finetuning:
                 processes=processes.num_processes,
             ),
             data_collator=PadRight(self.checkpoint.config["text_config"].get("pad_token_id") or 0),
-            train_dataset=Rows(plan.rows, plan.maker),
-            eval_dataset=Rows(plan.held_out, plan.held_out_maker) if plan.held_out else None,
+            train_dataset=ExampleDataset(plan.rows, plan.maker),
+            eval_dataset=ExampleDataset(plan.held_out, plan.held_out_maker)
+            if plan.held_out
+            else None,
             callbacks=callbacks,
         )
         trainer.remove_callback(transformers.PrinterCallback)
         try:
             if found and found.complete:
-                # Killed between the last update and the end; the Trainer would do one update more.
+                # Killed after the last update: the Trainer would do one update more.
                 trainer._load_from_checkpoint(str(found.path))
                 trainer.state = transformers.TrainerState.load_from_json(
                     str(found.path / "trainer_state.json")
@@ -184,9 +182,10 @@ class Finetuning:
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            hint = f"lower --batch-size ({job.batch_size}) and raise --gradient-accumulation, add --gradient-checkpointing, or use --detail native"
             raise OutOfMemoryError(
-                f"a batch of {job.batch_size} rows of up to {plan.longest} tokens does not fit: {hint}"
+                f"a batch of {job.batch_size} rows of up to {plan.longest} tokens does not fit: "
+                f"lower --batch-size ({job.batch_size}) and raise --gradient-accumulation, add "
+                "--gradient-checkpointing, or use --detail native"
             ) from error
         if self._steering.stopped:
             return True
@@ -195,9 +194,7 @@ class Finetuning:
         return False
 
     def _keep(self, trainer: AnswerTrainer) -> None:
-        """Writes what was trained, and the result; then the training's own state is not needed any
-        more.
-        """
+        """Write the trained weights and the result, and remove the Trainer's checkpoints."""
         model = trainer.accelerator.unwrap_model(trainer.model)
         if self.job.full:
             write_checkpoint(model, self.checkpoint, self.folder.path)
@@ -221,13 +218,13 @@ class Finetuning:
         shutil.rmtree(self.folder.checkpoints, ignore_errors=True)
 
     def _complete(self) -> None:
-        """Merges the adapter, unless that is done or not wanted."""
+        """Merge the adapter, unless that is done or not wanted."""
         state = self.folder.state() or {}
         if state.get("status") == "trained" and not self.job.no_merge:
             merge_adapter(self.folder.adapter, self.folder.path, self.job.model, self.job.revision)
             self.folder.write_state({**state, "status": "finished"})
 
-    def _announce(self, plan: Plan, resumed: int | None, processes: int) -> None:
+    def _announce(self, plan: TrainingPlan, resumed: int | None, processes: int) -> None:
         what = "all weights" if self.job.full else f"an adapter of rank {self.job.lora_rank}"
         parts = ", ".join(self.job.parts)
         held_out = f"{len(plan.held_out)} held out" if plan.held_out else "none held out"
@@ -247,7 +244,8 @@ class Finetuning:
         if processes == 1 and self.device.type == "cuda" and torch.cuda.device_count() > 1:
             count = torch.cuda.device_count()
             report.info(
-                "one of %d GPUs is used; `torchrun --nproc-per-node %d -m vlmbatch finetune …` uses all",
+                "one of %d GPUs is used; `torchrun --nproc-per-node %d -m vlmbatch finetune …` "
+                "uses all",
                 count,
                 count,
             )
@@ -283,7 +281,7 @@ class Finetuning:
             eval_steps=job.eval_every or 0.1,
             eval_on_start=measures and not resumed,
             save_steps=job.save_every or 0.1,
-            save_total_limit=2,  # a kill may cut the last one short
+            save_total_limit=2,  # the last one may be damaged by a kill
             logging_steps=job.log_every,
             logging_first_step=True,
             logging_nan_inf_filter=False,
@@ -297,7 +295,6 @@ class Finetuning:
             ddp_timeout=int(CHECK_TIMEOUT.total_seconds()),
         )
         _ = arguments.device
-        arguments._n_gpu = min(
-            1, arguments.n_gpu
-        )  # several GPUs are for torchrun and accelerate; one process would spread a batch over them, slowly
+        # One process would split a batch over several GPUs, slowly; torchrun is for these.
+        arguments._n_gpu = min(1, arguments.n_gpu)
         return arguments

@@ -1,6 +1,4 @@
-"""transformers' Trainer on batches of tiles and words: what goes into the model, and what is
-measured on held-out rows.
-"""
+"""transformers' Trainer for batches of tiles and tokens, with metrics of held-out rows."""
 
 from __future__ import annotations
 
@@ -11,21 +9,21 @@ import transformers
 
 from vlmbatch.finetune.examples import IGNORED
 
-# A picture of zeros is what transformers' SmolVLM takes for padding and drops; this is lost in any
-# pixel but an exact zero.
+# transformers' SmolVLM drops pictures of exact zeros as padding. This value is no exact zero, and
+# too small to matter.
 _NOT_ZERO = 1e-30
 
 
 def pixel_values(
     tiles: torch.Tensor, n_tiles: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor
 ) -> torch.Tensor:
-    """What the model sees of a batch's tiles.
+    """Normalize the tiles of a batch.
 
     Args:
         tiles: uint8, (B, N, 3, E, E); rows with fewer than N tiles are padded.
-        n_tiles: int64, (B,), tiles of each row.
-        scale: float32, (3,), of the checkpoint's normalization.
-        shift: float32, (3,).
+        n_tiles: int64, (B,): number of tiles of each row.
+        scale: float32, (3,): scale of the checkpoint's normalization.
+        shift: float32, (3,): shift of the checkpoint's normalization.
 
     Returns:
         float32, (B, N, 3, E, E), zero where there is padding and nowhere else.
@@ -37,24 +35,24 @@ def pixel_values(
 
 
 class AnswerTrainer(transformers.Trainer):
-    """Trains on answers. A subclass that has a loss of its own adds it in ``compute_loss``; what
-    else a batch holds goes to the model as it is.
+    """Trains on answers.
+
+    A subclass can add a loss in ``compute_loss``. Other tensors of a batch go to the model as they
+    are.
     """
 
     def __init__(self, normalization: tuple[torch.Tensor, torch.Tensor], **settings: Any) -> None:
-        """Takes the checkpoint's ``(scale, shift)`` of pixels, and what ``transformers.Trainer``
-        takes.
-        """
+        """Take the checkpoint's ``(scale, shift)``, and the arguments of the Trainer."""
         super().__init__(
             **settings, preprocess_logits_for_metrics=score_rows, compute_metrics=sum_scores
         )
         self.normalization = tuple(value.to(self.args.device) for value in normalization)
 
     def model_inputs(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """A batch as the model's ``forward`` takes it.
+        """Turn a batch into arguments of the model's ``forward``.
 
-        Logits are computed from the token before the first answer on: those of the pictures would
-        take a vocabulary of floats a token, for nothing.
+        Logits are computed from the token before the first answer on. Those of the pictures are
+        never used, and take the size of the vocabulary for each token.
         """
         labels = batch["labels"]
         keep = labels.shape[1] - int((labels != IGNORED).any(0).int().argmax()) + 1
@@ -78,8 +76,9 @@ class AnswerTrainer(transformers.Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Any = None,
     ) -> Any:
-        """The mean loss of the answers' tokens; with ``return_outputs`` also the logits, (B, K,
-        vocabulary), of the batch's last K places.
+        """Return the mean loss of the answers' tokens.
+
+        With ``return_outputs`` also the logits of the last K tokens: (B, K, vocabulary).
         """
         loss, outputs = super().compute_loss(
             model,
@@ -91,16 +90,15 @@ class AnswerTrainer(transformers.Trainer):
 
 
 def score_rows(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """How well answers are foretold, given the right tokens before each.
+    """Score the prediction of each answer's tokens, given the right tokens before.
 
     Args:
-        logits: (B, K, vocabulary), of the last K places.
+        logits: (B, K, vocabulary), of the last K tokens.
         labels: int64, (B, L).
 
     Returns:
-        float32, (B, 4): sum of the tokens' losses, tokens, tokens whose best guess is right, and 1
-            where all of an answer's are; then greedy decoding
-        gives the answer.
+        float32, (B, 4): sum of the tokens' losses; number of tokens; number of tokens that are the
+        most likely ones; and 1 if all are, so that greedy decoding gives the answer.
     """
     wanted = labels[:, labels.shape[1] - logits.shape[1] + 1 :]
     counted = wanted != IGNORED
@@ -115,7 +113,7 @@ def score_rows(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 
 
 def sum_scores(prediction: transformers.EvalPrediction) -> dict[str, float]:
-    """Loss a token, share of tokens right, share of answers right, over all held-out rows."""
+    """Return loss per token, token accuracy and answer accuracy over all held-out rows."""
     scores = torch.as_tensor(prediction.predictions).double()
     loss, tokens, right, whole = (float(total) for total in scores.sum(0))
     return {

@@ -49,9 +49,9 @@ class Job(
             if field.name in _TUPLES and isinstance(value := getattr(self, field.name), list):
                 object.__setattr__(self, field.name, tuple(value))
         if self.per is None:
-            object.__setattr__(self, "per", DEFAULT_PER.get(self.media, "page"))
+            object.__setattr__(self, "per", DEFAULT_PER.get(str(self.media), "page"))
         if self.max_new_tokens is None:
-            object.__setattr__(self, "max_new_tokens", MAX_NEW_TOKENS.get(self.task, 64))
+            object.__setattr__(self, "max_new_tokens", MAX_NEW_TOKENS.get(str(self.task), 64))
         check_types(self)
         self.check_inputs()
         self.check_engine()
