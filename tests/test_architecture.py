@@ -20,6 +20,7 @@ FLOOR = {"errors", "tasks", "urls", "values", "filesystems", "job", "core", "che
 STAGES = {"read", "sample", "prepare", "engine", "write"}
 ALLOWED = {
     **dict.fromkeys(STAGES, FLOOR),
+    "engine": FLOOR | {"prepare"},
     "errors": set(),
     "tasks": {"errors"},
     "urls": set(),
