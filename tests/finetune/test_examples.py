@@ -15,7 +15,7 @@ from tests.checkpoints import write_tiny_checkpoint
 from tests.engine.reference import Reference
 from tests.media import number_of, picture, write_picture, write_video
 from vlmbatch.checkpoint import find_checkpoint
-from vlmbatch.core import Conversation, Pixels, Request
+from vlmbatch.core import Conversation, Pixels, Question, Request
 from vlmbatch.engine.torch.weights import pixel_normalization
 from vlmbatch.errors import JobError, PrepareError
 from vlmbatch.finetune.examples import IGNORED, ExampleDataset, ExampleMaker, PadRight
@@ -59,7 +59,7 @@ def rows_of(folder: Path) -> list[TrainingRow]:
 
 def request_of(row: TrainingRow, maker: ExampleMaker) -> Request:
     return Preparer.from_checkpoint(maker.checkpoint).prepare(
-        Conversation(row.media, maker.load(row), "x"), [row.prompt]
+        Conversation.about(row.media, maker.load(row), "x"), [Question(row.prompt)]
     )
 
 
@@ -71,8 +71,8 @@ def test_a_batch_holds_the_engines_pixels_and_words_and_the_answer(
     assert len({int(count) for count in batch["n_tiles"]}) > 2
     tokenizer = maker.preparer.writer.tokenizer
     for number, row in enumerate(rows):
-        request = request_of(row, maker)
-        prompt = [*request.prefix_ids, *request.questions[0]]
+        payload = request_of(row, maker).payload
+        prompt = [*payload.prefix_ids, *payload.question_ids[0]]
         answer = tokenizer.encode(f" {row.answer}<end_of_utterance>", add_special_tokens=False).ids
         length = len(prompt) + len(answer)
         assert batch["input_ids"][number, :length].tolist() == prompt + answer
@@ -83,8 +83,8 @@ def test_a_batch_holds_the_engines_pixels_and_words_and_the_answer(
         assert batch["labels"][number].tolist() == [IGNORED] * len(prompt) + answer + [IGNORED] * (
             batch["input_ids"].shape[1] - length
         )
-        assert np.array_equal(batch["tiles"][number, : len(request.tiles)].numpy(), request.tiles)
-        assert not batch["tiles"][number, len(request.tiles) :].any()
+        assert np.array_equal(batch["tiles"][number, : len(payload.tiles)].numpy(), payload.tiles)
+        assert not batch["tiles"][number, len(payload.tiles) :].any()
 
 
 def test_prompt_and_answer_are_what_the_chat_template_writes(
@@ -117,7 +117,7 @@ def test_pixel_values_are_what_the_model_is_given_when_it_answers(
     batch = PadRight(PAD)([maker.make(row) for row in rows])
     values = pixel_values(batch["tiles"], batch["n_tiles"], *pixel_normalization(maker.checkpoint))
     for number, row in enumerate(rows):
-        tiles = torch.from_numpy(request_of(row, maker).tiles)
+        tiles = torch.from_numpy(request_of(row, maker).payload.tiles)
         wanted = (tiles.float() / 255 - 0.5) / 0.5
         torch.testing.assert_close(values[number, : len(tiles)], wanted, rtol=0, atol=1e-6)
         assert not values[number, len(tiles) :].any()
@@ -151,7 +151,7 @@ def test_the_best_guesses_that_the_loss_sees_are_what_generate_says(
     for row in rows_of(folder):
         request = request_of(row, maker)
         [answer] = reference.generate(request, 7 + len(row.answer))
-        prompt = [*request.prefix_ids, *request.questions[0]]
+        prompt = [*request.payload.prefix_ids, *request.payload.question_ids[0]]
         examples.append(
             dataclasses.replace(
                 maker.make(row), input_ids=[*prompt, *answer], answer_start=len(prompt)

@@ -4,7 +4,9 @@ sees them.
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import pickle
 import subprocess
 import sys
 import threading
@@ -19,9 +21,10 @@ from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImag
 
 from tests.checkpoints import build_tokenizer, write_tiny_checkpoint
 from vlmbatch.checkpoint import Checkpoint
-from vlmbatch.core import Conversation, Media, Pixels, Request
+from vlmbatch.core import Conversation, Media, Pixels, Question, Request
 from vlmbatch.errors import ModelLoadError, PrepareError
-from vlmbatch.prepare import Detail, Preparer
+from vlmbatch.job import Detail
+from vlmbatch.prepare import Payload, Preparer
 
 TILE = 32
 SEQ_LEN = 4
@@ -42,8 +45,17 @@ def preparer(folder: Path) -> Preparer:
     return load(folder)
 
 
-def load(folder: Path, detail: Detail = "full", seed: int = 0) -> Preparer:
-    return Preparer.from_checkpoint(Checkpoint(folder, "tiny", ""), detail, seed)
+def load(folder: Path, detail: Detail = "full") -> Preparer:
+    return Preparer.from_checkpoint(Checkpoint(folder, "tiny", ""), detail)
+
+
+def ask(*texts: str, seed: int = 0) -> list[Question]:
+    return [Question(text, seed=seed) for text in texts]
+
+
+def payload(preparer: Preparer, conversation: Conversation, *texts: str) -> Payload:
+    found: Payload = preparer.prepare(conversation, ask(*(texts or ("?",)))).payload
+    return found
 
 
 def edited(folder: Path, target: Path, file: str, **changes: Any) -> Path:
@@ -64,7 +76,7 @@ def noise(width: int, height: int, seed: int = 0) -> np.ndarray:
 def image(
     width: int, height: int, *, media: Media = "image", key: str = "a.png", seed: int = 0
 ) -> Conversation:
-    return Conversation(media, Pixels([noise(width, height, seed)]), key)
+    return Conversation.about(media, Pixels([noise(width, height, seed)]), key)
 
 
 def clip(frames: int, width: int = 50, height: int = 30) -> Conversation:
@@ -74,6 +86,12 @@ def clip(frames: int, width: int = 50, height: int = 30) -> Conversation:
         Pixels([noise(width, height, number) for number in range(frames)], times, 12.0),
         "a.mp4",
     )
+
+
+def pixels_of(conversation: Conversation) -> Pixels:
+    (part,) = conversation.media()
+    assert part.pixels is not None
+    return part.pixels
 
 
 def reference_tiles(pixels: np.ndarray, **options: Any) -> np.ndarray:
@@ -88,48 +106,51 @@ def reference_tiles(pixels: np.ndarray, **options: Any) -> np.ndarray:
 
 
 def assert_consistent(request: Request, preparer: Preparer) -> None:
-    assert request.tiles.dtype == np.uint8
-    assert request.tiles.shape[1:] == (3, TILE, TILE)
-    assert request.prefix_ids.count(preparer.writer.image_token_id) == len(request.tiles) * SEQ_LEN
-    assert request.prompt_tokens == len(request.prefix_ids) + max(
-        len(question) for question in request.questions
-    )
-    assert len(request.seeds) == len(request.questions)
-    assert request.prepare_seconds > 0
+    made = request.payload
+    assert made.tiles.dtype == np.uint8
+    assert made.tiles.shape[1:] == (3, TILE, TILE)
+    assert len(made.tiles) == request.tiles == len(made.tile_keys)
+    assert request.payload_bytes == made.tiles.nbytes
+    assert made.prefix_ids.count(preparer.writer.image_token_id) == request.tiles * SEQ_LEN
+    assert made.prompt_tokens == len(made.prefix_ids) + max(map(len, made.question_ids))
+    assert len(made.seeds) == len(made.question_ids) == len(request.questions)
+    assert all(part.pixels is None for part in request.conversation.media())
 
 
 @pytest.mark.parametrize("media", ["image", "frame"])
 def test_a_picture_in_full(preparer: Preparer, media: Media) -> None:
-    request = preparer.prepare(image(64, 48, media=media), ["What is it?", "Where?"])
+    request = preparer.prepare(image(64, 48, media=media), ask("What is it?", "Where?"))
     assert_consistent(request, preparer)
-    assert len(request.tiles) == preparer.full_tiles(64, 48) == 13
-    assert np.array_equal(request.tiles, reference_tiles(noise(64, 48)))
-    assert list(request.prefix_ids) == preparer.writer.image_prefix(3, 4)
-    assert [list(ids) for ids in request.questions] == [
+    assert (request.tiles, request.native_tiles) == (13, 5)
+    assert np.array_equal(request.payload.tiles, reference_tiles(noise(64, 48)))
+    assert list(request.payload.prefix_ids) == preparer.writer.image_prefix(3, 4)
+    assert [list(ids) for ids in request.payload.question_ids] == [
         preparer.writer.image_question(text) for text in ("What is it?", "Where?")
     ]
 
 
 def test_native_detail_does_not_enlarge(folder: Path) -> None:
     preparer = load(folder, "native")
-    request = preparer.prepare(image(64, 48), ["?"])
+    request = preparer.prepare(image(64, 48), ask("?"))
     assert_consistent(request, preparer)
-    assert len(request.tiles) == preparer.native_tiles(64, 48) == 5
-    assert np.array_equal(request.tiles, reference_tiles(noise(64, 48), size={"longest_edge": 64}))
-    assert list(request.prefix_ids) == preparer.writer.image_prefix(2, 2)
-    assert len(preparer.prepare(image(20, 9), ["?"]).tiles) == preparer.native_tiles(20, 9) == 1
-    assert (
-        len(preparer.prepare(image(640, 480), ["?"]).tiles) == preparer.full_tiles(640, 480) == 13
-    )
+    assert (request.tiles, request.native_tiles) == (5, None)
+    expected = reference_tiles(noise(64, 48), size={"longest_edge": 64})
+    assert np.array_equal(request.payload.tiles, expected)
+    assert list(request.payload.prefix_ids) == preparer.writer.image_prefix(2, 2)
+    assert preparer.prepare(image(20, 9), ask("?")).tiles == 1
+    assert preparer.prepare(image(640, 480), ask("?")).tiles == 13
+    full = load(folder)
+    assert full.prepare(image(20, 9), ask("?")).native_tiles == 1
+    assert full.prepare(image(640, 480), ask("?")).native_tiles == 13
 
 
 def test_low_detail_is_one_tile(folder: Path) -> None:
     preparer = load(folder, "low")
-    request = preparer.prepare(image(64, 48), ["?"])
+    request = preparer.prepare(image(64, 48), ask("?"))
     assert_consistent(request, preparer)
-    assert np.array_equal(request.tiles, reference_tiles(noise(64, 48), do_image_splitting=False))
-    assert list(request.prefix_ids) == preparer.writer.image_prefix(0, 0)
-    assert preparer.full_tiles(64, 48) == 13
+    expected = reference_tiles(noise(64, 48), do_image_splitting=False)
+    assert np.array_equal(request.payload.tiles, expected)
+    assert list(request.payload.prefix_ids) == preparer.writer.image_prefix(0, 0)
 
 
 @pytest.mark.parametrize("layout", ["folder", "saved"])
@@ -139,39 +160,43 @@ def test_a_clip_is_one_tile_a_frame_whatever_the_detail(
 ) -> None:
     preparer = load(request.getfixturevalue(layout), detail)
     conversation = clip(5)
-    made = preparer.prepare(conversation, ["What happens?", "Why?"])
-    assert_consistent(made, preparer)
+    request_made = preparer.prepare(conversation, ask("What happens?", "Why?"))
+    assert_consistent(request_made, preparer)
+    made, pixels = request_made.payload, pixels_of(conversation)
     expected = [
         reference_tiles(frame, size={"longest_edge": TILE}, do_image_splitting=False)
-        for frame in conversation.pixels.frames
+        for frame in pixels.arrays()
     ]
     assert np.array_equal(made.tiles, np.concatenate(expected))
-    assert list(made.prefix_ids) == preparer.writer.video_prefix(
-        conversation.pixels.times_seconds, 12.0
-    )
-    assert list(made.questions[1]) == preparer.writer.video_question("Why?")
+    assert list(made.prefix_ids) == preparer.writer.video_prefix(pixels.times_seconds, 12.0)
+    assert list(made.question_ids[1]) == preparer.writer.video_question("Why?")
 
 
 def test_a_clip_without_duration_lasts_until_its_last_frame(preparer: Preparer) -> None:
     pixels = Pixels([noise(8, 8), noise(8, 8, 1)], (3.0, 65.5))
-    made = preparer.prepare(Conversation.about("clip", pixels), ["?"])
+    made = payload(preparer, Conversation.about("clip", pixels))
     assert list(made.prefix_ids) == preparer.writer.video_prefix((3.0, 65.5), 65.5)
 
 
-def test_both_layouts_say_the_same(folder: Path, saved: Path) -> None:
-    one, other = (load(path).prepare(image(40, 90), ["What?"]) for path in (folder, saved))
+def assert_same(one: Payload, other: Payload) -> None:
     assert np.array_equal(one.tiles, other.tiles)
-    assert one.prefix_ids == other.prefix_ids
-    assert one.questions == other.questions
+    assert dataclasses.replace(one, tiles=other.tiles) == other
 
 
-def test_seeds_depend_on_job_item_and_question_only(folder: Path, preparer: Preparer) -> None:
-    seeds = preparer.prepare(image(40, 30), ["One?", "Two?"]).seeds
-    assert preparer.prepare(image(80, 30, seed=5), ["Two?", "One?"]).seeds == seeds[::-1]
-    assert load(folder, "low").prepare(image(40, 30), ["One?"]).seeds == seeds[:1]
+def test_both_layouts_say_the_same(folder: Path, saved: Path) -> None:
+    one, other = (payload(load(path), image(40, 90), "What?") for path in (folder, saved))
+    assert_same(one, other)
+
+
+def test_seeds_depend_on_the_questions_seed_the_item_and_the_words_only(
+    folder: Path, preparer: Preparer
+) -> None:
+    seeds = payload(preparer, image(40, 30), "One?", "Two?").seeds
+    assert payload(preparer, image(80, 30, seed=5), "Two?", "One?").seeds == seeds[::-1]
+    assert payload(load(folder, "low"), image(40, 30), "One?").seeds == seeds[:1]
     others = [
-        *preparer.prepare(image(40, 30, key="b.png"), ["One?", "Two?"]).seeds,
-        *load(folder, seed=1).prepare(image(40, 30), ["One?", "Two?"]).seeds,
+        *payload(preparer, image(40, 30, key="b.png"), "One?", "Two?").seeds,
+        *preparer.prepare(image(40, 30), ask("One?", "Two?", seed=1)).payload.seeds,
     ]
     assert len({*seeds, *others}) == 6
     assert all(0 <= seed < 1 << 63 for seed in [*seeds, *others])
@@ -183,51 +208,57 @@ def test_seeds_depend_on_job_item_and_question_only(folder: Path, preparer: Prep
 
 def test_an_item_whose_name_is_not_unicode_has_a_seed(preparer: Preparer) -> None:
     assert (
-        preparer.prepare(image(8, 8, key="caf\udce9.png"), ["?"]).seeds
-        != preparer.prepare(image(8, 8, key="cafe.png"), ["?"]).seeds
+        payload(preparer, image(8, 8, key="caf\udce9.png")).seeds
+        != payload(preparer, image(8, 8, key="cafe.png")).seeds
     )
 
 
 def test_threads_get_what_one_thread_gets(folder: Path) -> None:
     sizes = [(20 + 13 * number, 200 - 17 * number) for number in range(8)]
     jobs = [
-        (image(*size, seed=number), [f"Question {number % 3}?", "And?"])
+        (image(*size, seed=number), f"Question {number % 3}?", "And?")
         for number, size in enumerate(sizes)
     ] * 4
-    jobs += [(clip(1 + number % 4), ["What happens?"]) for number in range(8)]
-    alone = [load(folder).prepare(*job) for job in jobs]
+    jobs += [(clip(1 + number % 4), "What happens?") for number in range(8)]
+    alone = [payload(load(folder), *job) for job in jobs]
     shared, start = load(folder), threading.Barrier(8)
 
-    def work(number: int) -> list[Request]:
+    def work(number: int) -> list[Payload]:
         start.wait()
-        return [shared.prepare(*job) for job in jobs[number:] + jobs[:number]]
+        return [payload(shared, *job) for job in jobs[number:] + jobs[:number]]
 
     with ThreadPoolExecutor(8) as pool:
-        for number, requests in enumerate(pool.map(work, range(8))):
-            for expected, found in zip(alone[number:] + alone[:number], requests, strict=True):
-                assert np.array_equal(found.tiles, expected.tiles)
-                assert (found.prefix_ids, found.questions, found.seeds) == (
-                    expected.prefix_ids,
-                    expected.questions,
-                    expected.seeds,
-                )
+        for number, made in enumerate(pool.map(work, range(8))):
+            for expected, found in zip(alone[number:] + alone[:number], made, strict=True):
+                assert_same(found, expected)
+
+
+@pytest.mark.parametrize("detail", ["full", "native", "low"])
+def test_a_preparer_goes_to_another_process_and_prepares_the_same(
+    folder: Path, detail: Detail
+) -> None:
+    here = load(folder, detail)
+    payload(here, image(64, 48), "Before?")  # what it remembers stays here
+    there = pickle.loads(pickle.dumps(here))
+    for conversation in (image(64, 48), clip(3), Conversation()):
+        assert_same(payload(there, conversation, "Why?"), payload(here, conversation, "Why?"))
+    assert (there.context, there.detail) == (here.context, here.detail)
 
 
 def test_tokens_that_do_not_match_the_tiles_are_an_error(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     preparer = load(folder)
-    monkeypatch.setattr(
-        preparer, "_image_prefix", lambda rows, cols: tuple(preparer.writer.image_prefix(1, 2))
-    )
+    write = preparer.writer.image_prefix
+    monkeypatch.setattr(preparer.writer, "image_prefix", lambda rows, cols: write(1, 2))
     with pytest.raises(PrepareError, match="12 image tokens for 13 tiles"):
-        preparer.prepare(image(64, 48), ["?"])
+        preparer.prepare(image(64, 48), ask("?"))
 
 
 def test_a_prompt_that_leaves_no_room_for_an_answer_is_an_error(
     folder: Path, tmp_path: Path, preparer: Preparer
 ) -> None:
-    tokens = preparer.prepare(image(64, 48), ["?"]).prompt_tokens
+    tokens = payload(preparer, image(64, 48)).prompt_tokens
     text = json.loads((folder / "config.json").read_text())["text_config"]
     roomy = load(
         edited(
@@ -237,11 +268,11 @@ def test_a_prompt_that_leaves_no_room_for_an_answer_is_an_error(
             text_config=text | {"max_position_embeddings": tokens + 1},
         )
     )
-    assert roomy.prepare(image(64, 48), ["?"]).prompt_tokens == tokens
+    assert payload(roomy, image(64, 48)).prompt_tokens == tokens
     with pytest.raises(
         PrepareError, match=f"has {tokens + 1} tokens, the model's context is {tokens + 1}$"
     ):
-        roomy.prepare(image(64, 48), ["?", "??"])
+        roomy.prepare(image(64, 48), ask("?", "??"))
 
 
 def test_a_clip_beyond_the_context_names_the_way_out(preparer: Preparer) -> None:
@@ -249,7 +280,7 @@ def test_a_clip_beyond_the_context_names_the_way_out(preparer: Preparer) -> None
         PrepareError,
         match=r"tokens, the model's context is 2048; use fewer than 100 frames \(--num-frames\)",
     ):
-        preparer.prepare(clip(100, 8, 8), ["?"])
+        preparer.prepare(clip(100, 8, 8), ask("?"))
 
 
 def test_a_checkpoint_that_does_not_state_its_context_has_that_of_transformers_llama(
@@ -290,7 +321,7 @@ def test_what_cannot_be_prepared_is_that_items_error(
     preparer: Preparer, conversation: Conversation, questions: list[str], message: str
 ) -> None:
     with pytest.raises(PrepareError, match=message):
-        preparer.prepare(conversation, questions)
+        preparer.prepare(conversation, ask(*questions))
 
 
 def test_more_tiles_than_the_vocabulary_has_positions_for(folder: Path, tmp_path: Path) -> None:
@@ -298,7 +329,7 @@ def test_more_tiles_than_the_vocabulary_has_positions_for(folder: Path, tmp_path
         edited(folder, tmp_path, "preprocessor_config.json", size={"longest_edge": 7 * TILE})
     )
     with pytest.raises(PrepareError, match="7 x 7 tiles"):
-        preparer.prepare(image(100, 100), ["?"])
+        preparer.prepare(image(100, 100), ask("?"))
 
 
 @pytest.mark.parametrize(
@@ -316,9 +347,9 @@ def test_the_processors_settings_are_honoured(
     folder: Path, tmp_path: Path, changes: dict[str, Any]
 ) -> None:
     preparer = load(edited(folder, tmp_path, "preprocessor_config.json", **changes))
-    request = preparer.prepare(image(70, 40), ["?"])
+    request = preparer.prepare(image(70, 40), ask("?"))
     assert_consistent(request, preparer)
-    assert np.array_equal(request.tiles, reference_tiles(noise(70, 40), **changes))
+    assert np.array_equal(request.payload.tiles, reference_tiles(noise(70, 40), **changes))
 
 
 @pytest.mark.parametrize("frame_edge", [TILE, 2 * TILE])
@@ -334,24 +365,22 @@ def test_the_video_size_is_the_sampling_settings_or_the_video_processors(
     conversation = clip(2)
     expected = [
         reference_tiles(frame, size={"longest_edge": frame_edge}, do_image_splitting=False)
-        for frame in conversation.pixels.frames
+        for frame in pixels_of(conversation).arrays()
     ]
     for path in (
         edited(folder, tmp_path / "hub", "preprocessor_config.json", video_sampling=sampling),
         edited(saved, tmp_path / "saved", "processor_config.json", video_processor=clips),
     ):
-        assert np.array_equal(
-            load(path).prepare(conversation, ["?"]).tiles, np.concatenate(expected)
-        )
+        assert np.array_equal(payload(load(path), conversation).tiles, np.concatenate(expected))
 
 
 def test_a_checkpoint_that_says_nothing_about_clips_still_takes_pictures(
     saved: Path, tmp_path: Path
 ) -> None:
     preparer = load(edited(saved, tmp_path, "processor_config.json", video_processor=None))
-    assert len(preparer.prepare(image(64, 48), ["?"]).tiles) == 13
+    assert preparer.prepare(image(64, 48), ask("?")).tiles == 13
     with pytest.raises(PrepareError, match="does not say how frames of a clip are cut"):
-        preparer.prepare(clip(1), ["?"])
+        preparer.prepare(clip(1), ask("?"))
 
 
 @pytest.mark.parametrize(
@@ -402,7 +431,8 @@ def test_checkpoints_that_cannot_be_used(
 
 def test_answers_are_decoded(preparer: Preparer) -> None:
     ids = build_tokenizer().encode(" A cat.<end_of_utterance>").ids
-    assert preparer.decode(ids) == "A cat."
+    assert preparer.decode(ids) == " A cat."
+    assert preparer.token_text(ids[-1]) == "<end_of_utterance>"
 
 
 def test_preparing_loads_neither_torch_nor_transformers() -> None:

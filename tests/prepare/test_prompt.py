@@ -220,9 +220,9 @@ def test_clip_prompt_is_the_processors_chat_template(folder: Path) -> None:
     )
 
 
-def test_answers_come_back_without_special_tokens() -> None:
+def test_answers_come_back_without_special_tokens_and_with_their_white_space() -> None:
     ids = whole_ids(MERGED, " A cat 🙂.<end_of_utterance>")
-    assert MERGED.decode(ids) == "A cat 🙂."
+    assert MERGED.decode(ids) == " A cat 🙂."
 
 
 @pytest.mark.parametrize("ask", ["image_question", "video_question"])

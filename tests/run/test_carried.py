@@ -7,6 +7,7 @@ from __future__ import annotations
 import datetime
 import json
 import threading
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,12 @@ import pytest
 
 from tests.media import write_picture
 from tests.write.rows import record, store
-from vlmbatch.core import RECORD_FIELDS
+from vlmbatch.core import RECORD_FIELDS, Conversation, Item, Question, Request
 from vlmbatch.engine.scripted import ScriptedEngine
 from vlmbatch.errors import JobError, OutputError
 from vlmbatch.job import Job
-from vlmbatch.run.pipeline import Run, count_items
+from vlmbatch.run.intake import count_items
+from vlmbatch.run.pipeline import Run
 from vlmbatch.write import read_records
 from vlmbatch.write.columns import common_kind, kind_of
 
@@ -228,16 +230,38 @@ def test_items_of_a_table_of_pictures_are_counted_without_them(folder: Path) -> 
 def test_waiting_pictures_of_a_table_are_bounded_by_their_bytes(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pq.write_table(
-        pa.table({"image": [bytes([number]) * 1000 for number in range(60)]}),
-        folder / "rows.parquet",
+    count, workers, most_waiting = 60, 8, 4
+    held = (folder / "0.png").read_bytes()
+    pq.write_table(pa.table({"image": [held] * count}), folder / "rows.parquet")
+    monkeypatch.setattr("vlmbatch.run.pipeline.HELD_BYTES", most_waiting * len(held))
+    changed, listed, prepared = threading.Condition(), [0], [0]
+    ahead = []
+
+    class WaitForTheReader(ScriptedEngine):
+        def prepare(self, conversation: Conversation, questions: Sequence[Question]) -> Request:
+            with changed:
+                prepared[0] += 1
+                enough = min(count, prepared[0] + most_waiting)
+                assert changed.wait_for(lambda: listed[0] >= enough, 60)
+                ahead.append(listed[0] - prepared[0])
+            return super().prepare(conversation, questions)
+
+    running = Run(
+        job(folder, source="rows.parquet", read_workers=workers), engine=WaitForTheReader()
     )
-    monkeypatch.setattr("vlmbatch.run.pipeline.HELD_BYTES", 4000)
-    run = Run(job(folder, source="rows.parquet", read_workers=40), engine=ScriptedEngine())
-    reader = threading.Thread(target=run._reading.run, args=(run.reader,))
-    reader.start()
-    for _ in range(60):
-        assert len(run._todo) <= 4
-        assert run._todo.get() is not None
-    reader.join()
-    run.writer.close()
+    reader = running.reader
+
+    class CountItems:
+        counts = reader.counts
+
+        def __iter__(self) -> Iterator[Item]:
+            for item in reader:
+                with changed:
+                    listed[0] += 1
+                    changed.notify_all()
+                yield item
+
+    running.reader = CountItems()
+    assert running.start().exit_code == 0
+    # A worker holds one, and the reader has one in its hand.
+    assert most_waiting <= max(ahead) <= workers + most_waiting + 1

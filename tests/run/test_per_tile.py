@@ -7,18 +7,23 @@ from typing import Any
 
 import numpy as np
 import pytest
-from vlmbatch.run.rows import join_completions
 
+from tests.engine.reference import run_all
 from tests.media import picture, write_picture
 from vlmbatch.checkpoint import find_checkpoint
-from vlmbatch.core import Completion, Conversation, Pixels, Request, Timing
-from vlmbatch.engine import RequestQueue, open_engine
+from vlmbatch.core import Completion, Conversation, Pixels, Question, Request, Timing
+from vlmbatch.engine import open_engine
+from vlmbatch.engine.options import make_question
 from vlmbatch.engine.scripted import ScriptedEngine
+from vlmbatch.engine.torch.engine import TorchEngine
 from vlmbatch.errors import GenerateError, JobError
 from vlmbatch.job import Job
 from vlmbatch.prepare import Preparer
 from vlmbatch.run.pipeline import Run
+from vlmbatch.run.task import join_completions
 from vlmbatch.write import read_records
+
+READ = [Question("Read.")]
 
 
 def job(tmp_path: Path, model: Path, **values: Any) -> Job:
@@ -35,19 +40,19 @@ def job(tmp_path: Path, model: Path, **values: Any) -> Job:
 def test_tiles_are_those_of_the_whole_picture_in_reading_order(tiny: Path) -> None:
     preparer = Preparer.from_checkpoint(find_checkpoint(str(tiny)))
     page = Conversation.about("image", Pixels((picture(150, 90),)), "page.png")
-    whole = preparer.prepare(page, ["Read."])
-    parts = [preparer.prepare(part, ["Read."]) for part in preparer.cut(page)]
+    whole = preparer.prepare(page, READ).payload
+    parts = [preparer.prepare(part, READ).payload for part in preparer.cut(page)]
     assert len(parts) == len(whole.tiles) - 1 > 1
     assert np.array_equal(np.concatenate([part.tiles for part in parts]), whole.tiles[:-1])
-    alone = Preparer.from_checkpoint(find_checkpoint(str(tiny)), "low").prepare(page, ["Read."])
+    low = Preparer.from_checkpoint(find_checkpoint(str(tiny)), "low")
+    alone = low.prepare(page, READ).payload
     assert all(
-        part.prefix_ids == alone.prefix_ids and part.questions == alone.questions for part in parts
+        (part.prefix_ids, part.question_ids) == (alone.prefix_ids, alone.question_ids)
+        for part in parts
     )
     assert len({seed for part in parts for seed in part.seeds}) == len(parts)
-    low = Preparer.from_checkpoint(find_checkpoint(str(tiny)), "low")
-    assert [
-        np.array_equal(low.prepare(part, ["Read."]).tiles, alone.tiles) for part in low.cut(page)
-    ] == [True]
+    (only,) = low.cut(page)
+    assert np.array_equal(low.prepare(only, READ).payload.tiles, alone.tiles)
 
 
 def test_empty_tiles_are_not_asked_about_unless_all_are(tiny: Path) -> None:
@@ -57,8 +62,9 @@ def test_empty_tiles_are_not_asked_about_unless_all_are(tiny: Path) -> None:
     assert len(preparer.cut(Conversation.about("image", Pixels((paper,))))) == 1
     paper[:10, :10] = 0
     corner = preparer.cut(Conversation.about("image", Pixels((paper,))))
-    whole = preparer.prepare(Conversation.about("image", Pixels((paper,))), ["Read."]).tiles[:-1]
-    (tile,) = preparer.prepare(corner[0], ["Read."]).tiles
+    page = preparer.prepare(Conversation.about("image", Pixels((paper,))), READ)
+    whole = page.payload.tiles[:-1]
+    (tile,) = preparer.prepare(corner[0], READ).payload.tiles
     assert len(corner) == 1 < len(whole)
     assert (tile == 0).sum() == (whole == 0).sum() > 0
 
@@ -78,18 +84,13 @@ def test_a_row_has_the_answers_about_its_tiles_one_below_the_other(
         ("1.png", "ok", 1),
         ("bad.png", "error", 2),
     ]
-    checkpoint = find_checkpoint(str(tiny))
-    preparer = Preparer.from_checkpoint(checkpoint)
-    engine = open_engine(asked, checkpoint, preparer.prepare, preparer.decode)
+    engine = open_engine(asked)
+    assert isinstance(engine, TorchEngine)
     for number, row in enumerate(found[:2]):
-        texts = []
-        for part in preparer.cut(
-            Conversation.about("image", Pixels((picture(150, 90, number),)), f"{number}.png")
-        ):
-            queue = RequestQueue(1)
-            queue.put(engine.prepare(part, [row["prompt"]]))
-            queue.close()
-            texts += [completion.text or "" for completion in engine.run(queue)]
+        page = Conversation.about("image", Pixels((picture(150, 90, number),)), f"{number}.png")
+        asks = [make_question(row["prompt"], asked)]
+        requests = [engine.prepare(part, asks) for part in engine.cut(page)]
+        texts = [completion.text or "" for completion in run_all(engine, requests).values()]
         assert row["text"] == "\n".join(text.strip() for text in texts if text.strip())
         assert row["tiles"] == len(texts)
         assert row["new_tokens"] == 4 * len(texts)
@@ -101,7 +102,7 @@ def test_a_row_has_the_answers_about_its_tiles_one_below_the_other(
 
 
 def completion(number: int, text: str | None, **values: Any) -> Completion:
-    return Completion(Request(np.zeros((1, 3, 1, 1), np.uint8), [0], [[0]]), 0, text, **values)
+    return Completion(Request(Conversation(), READ, None), 0, text, **values)
 
 
 def test_figures_of_parts_are_joined() -> None:
@@ -167,7 +168,14 @@ def test_an_output_made_by_pages_is_not_continued_by_tiles(tmp_path: Path, tiny:
     assert "per" not in job(tmp_path, tiny, per="page").identity()
 
 
-def test_tiles_need_the_checkpoint_that_says_what_they_are(tmp_path: Path, tiny: Path) -> None:
+def test_counts_that_the_engine_cannot_tell_stay_unknown() -> None:
+    whole = join_completions(
+        [completion(0, "a", prompt_tokens=None, new_tokens=None, batch_size=None)] * 2
+    )
+    assert (whole.text, whole.prompt_tokens, whole.new_tokens) == ("a\na", None, None)
+
+
+def test_tiles_need_an_engine_that_cuts_pictures(tmp_path: Path, tiny: Path) -> None:
     write_picture(tmp_path / "pages" / "0.png")
-    with pytest.raises(JobError, match="per tile follows a checkpoint"):
+    with pytest.raises(JobError, match="the engine scripted does not cut pictures"):
         Run(job(tmp_path, tiny), engine=ScriptedEngine())

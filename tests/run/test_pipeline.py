@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,14 @@ import webvtt
 
 from tests.media import write_picture, write_video
 from vlmbatch.cli.progress import make_reporter
-from vlmbatch.core import RECORD_FIELDS
+from vlmbatch.core import RECORD_FIELDS, Completion, Item
+from vlmbatch.engine import RequestQueue
 from vlmbatch.engine.scripted import ScriptedEngine
 from vlmbatch.errors import EngineError, JobError, OutputError, TooManyErrors
 from vlmbatch.job import Job
 from vlmbatch.read import Reader, open_reader
-from vlmbatch.run.pipeline import Outcome, Run, count_items, run
+from vlmbatch.run.intake import count_items
+from vlmbatch.run.pipeline import Outcome, Run, run
 from vlmbatch.write import local_copy, read_records, read_summary
 
 
@@ -43,6 +46,16 @@ def job(folder: Path, **values: object) -> Job:
 
 def rows(job: Job) -> list[dict[str, Any]]:
     return list(read_records(Path(job.output_path)))
+
+
+class WatchedEngine(ScriptedEngine):
+    """Keeps the queue that it takes its requests from."""
+
+    source: RequestQueue
+
+    def run(self, source: RequestQueue) -> Iterator[Completion]:
+        self.source = source
+        yield from super().run(source)
 
 
 def start(job: Job, engine: ScriptedEngine | None = None) -> tuple[Outcome, ScriptedEngine]:
@@ -296,17 +309,15 @@ def test_a_number_of_errors_is_that_of_this_run(photos: Path) -> None:
 
 
 def test_a_stopped_run_keeps_what_is_finished_and_goes_on_later(photos: Path) -> None:
-    engine = ScriptedEngine(batch_size=1)
-    stopped = Run(job(photos, read_workers=1), engine=engine)
-
     def answer(key: str, question: str) -> str:
         if key == "04.png":
             stopped.stop()
-            while not stopped._requests.stopped:
+            while not engine.source.stopped:
                 threading.Event().wait(0.001)
         return key
 
-    engine._answer = answer
+    engine = WatchedEngine(answer, batch_size=1)
+    stopped = Run(job(photos, read_workers=1), engine=engine)
     outcome = stopped.start()
     assert outcome.exit_code == 130
     assert outcome.summary["interrupted"]
@@ -335,14 +346,14 @@ def test_an_engine_gets_no_further_ahead_than_the_queues_allow(tmp_path: Path) -
     for number in range(400):
         write_picture(tmp_path / "many" / f"{number:03d}.png", 8, 8)
     gate = threading.Event()
-    engine = ScriptedEngine(gate=gate)
-    running = Run(job(tmp_path / "many"), engine=engine)
+    engine = WatchedEngine(gate=gate)
+    running = Run(job(tmp_path / "many", read_workers=4), engine=engine)
     thread = threading.Thread(target=running.start)
     thread.start()
-    while len(running._requests) < 64:
+    while not hasattr(engine, "source") or len(engine.source) < 64:
         threading.Event().wait(0.01)
     threading.Event().wait(0.3)
-    assert len(engine.prepared) <= 64 + running._workers
+    assert len(engine.prepared) <= 64 + 4
     gate.set()
     thread.join()
     assert len(engine.answered) == 400
@@ -372,15 +383,29 @@ def test_items_are_counted_for_the_progress_after_the_first_answer_not_before(
 ) -> None:
     engine = ScriptedEngine()
     answers_before_counting = []
+    counting = threading.Event()
 
     def watched(job: Job, **settings: Any) -> Reader:
         if settings.get("names_only"):
             answers_before_counting.append(len(engine.answered))
+            counting.set()
         return open_reader(job, **settings)
 
-    monkeypatch.setattr("vlmbatch.run.intake.open_reader", watched)
     with make_reporter(bar=False, lines=True) as reporter:
-        assert Run(job(photos), engine=engine, reporter=reporter).start().exit_code == 3
+        running = Run(job(photos), engine=engine, reporter=reporter)
+        items = list(running.reader)
+
+        class LongListing:
+            counts = running.reader.counts
+
+            def __iter__(self) -> Iterator[Item]:
+                yield from items[:10]
+                assert counting.wait(60)
+                yield from items[10:]
+
+        running.reader = LongListing()
+        monkeypatch.setattr("vlmbatch.run.intake.open_reader", watched)
+        assert running.start().exit_code == 3
     assert len(answers_before_counting) == 1
     assert answers_before_counting[0] > 0
 

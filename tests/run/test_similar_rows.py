@@ -20,6 +20,7 @@ from vlmbatch.errors import OutputError
 from vlmbatch.job import Job
 from vlmbatch.read.video.file import VideoFile
 from vlmbatch.run.pipeline import Outcome, Run
+from vlmbatch.run.reporter import Silent
 from vlmbatch.write import read_records
 
 SHOTS = [0, 0, 0, 1, 1, 2, 0, 0]
@@ -112,13 +113,13 @@ def test_without_it_every_frame_is_asked_about(film: Path) -> None:
 
 def test_answers_that_come_late_are_waited_for_and_stdout_stays_in_order(film: Path) -> None:
     gate, out = threading.Event(), io.StringIO()
-    running = Run(job(film, output="-"), engine=ScriptedEngine(gate=gate, batch_size=8), stdout=out)
-    thread = threading.Thread(target=running.start)
-    thread.start()
-    while running._reading.found is None:
-        threading.Event().wait(0.001)
-    gate.set()
-    thread.join()
+
+    class OpenTheGate(Silent):
+        def total(self, items: int) -> None:
+            gate.set()  # the listing has ended, and nothing is answered yet
+
+    engine = ScriptedEngine(gate=gate, batch_size=8)
+    Run(job(film, output="-"), engine=engine, reporter=OpenTheGate(), stdout=out).start()
     check([json.loads(line) for line in out.getvalue().splitlines()])
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import array
+import dataclasses
 
 import pytest
 
 from tests.write.rows import record as make_record
-from vlmbatch.core import RECORD_FIELDS
 from vlmbatch.job import Job
 from vlmbatch.run.summary import RowStats, describe_run, phase_figures
 
@@ -21,22 +21,28 @@ def test_percentiles_are_ranks_of_what_was_seen() -> None:
 
 def test_items_count_once_however_many_questions_they_have() -> None:
     stats = RowStats()
-    row = {name: getattr(make_record(0), name) for name in RECORD_FIELDS} | {
-        "tiles": 13,
-        "new_tokens": 5,
-        "compute_seconds": 0.5,
-    }
+    row = dataclasses.replace(make_record(0), tiles=13, new_tokens=5, compute_seconds=0.5)
     stats.add(row, new_item=True)
     stats.add(row, new_item=False)
-    stats.add(
-        {**row, "status": "error", "error_type": "ReadError", "text": None, "new_tokens": 0},
-        new_item=True,
+    failed = dataclasses.replace(
+        row, status="error", error_type="ReadError", text=None, new_tokens=0
     )
+    stats.add(failed, new_item=True)
     found = stats.describe()
     assert (found["items"], found["rows"], found["tiles"], found["new_tokens"]) == (2, 3, 26, 10)
     assert found["errors"] == {"ReadError": 1}
     assert stats.error_items == 1
     assert found["phases"]["compute_seconds"]["total"] == pytest.approx(1.5)
+
+
+def test_phases_that_an_engine_cannot_tell_are_left_out_of_the_figures() -> None:
+    stats = RowStats()
+    row = dataclasses.replace(make_record(0), vision_seconds=None, tiles=None, new_tokens=None)
+    stats.add(dataclasses.replace(row, vision_seconds=2.0), new_item=True)
+    stats.add(row, new_item=True)
+    found = stats.describe()
+    assert found["phases"]["vision_seconds"]["p50"] == 2.0
+    assert (found["tiles"], found["new_tokens"]) == (0, 0)
 
 
 @pytest.mark.parametrize(
@@ -47,12 +53,18 @@ def test_answers_that_were_cut_off_are_counted_and_a_way_out_is_named(
     lengths: int, begin: str | None
 ) -> None:
     stats = RowStats()
-    row = {name: getattr(make_record(0), name) for name in RECORD_FIELDS}
+    row = make_record(0)
     for number in range(3):
-        stats.add({**row, "finish_reason": "length" if number < lengths else "stop"}, new_item=True)
-    stats.add({**row, "finish_reason": None, "status": "error"}, new_item=True)
+        reason = "length" if number < lengths else "stop"
+        stats.add(dataclasses.replace(row, finish_reason=reason), new_item=True)
+    stats.add(dataclasses.replace(row, finish_reason=None, status="error"), new_item=True)
     found = describe_run(
-        Job(inputs=("x",), max_new_tokens=40), stats, wall_seconds=1.0, engine={}, revision=""
+        Job(inputs=("x",), max_new_tokens=40),
+        stats,
+        wall_seconds=1.0,
+        engine={},
+        identity={},
+        revision="",
     )["cut_off"]
     assert found["answers"] == lengths
     if begin is None:
