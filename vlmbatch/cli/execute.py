@@ -22,14 +22,16 @@ from vlmbatch.urls import is_url
 logger = logging.getLogger("vlmbatch")
 
 
-def execute(job: Job, *, dry_run: bool, verbose: int, quiet: bool) -> None:
-    """Run a job, or print it, and exit with its code."""
+def execute(job: Job, *, dry_run: bool, estimate: bool, verbose: int, quiet: bool) -> None:
+    """Run a job, print it, or estimate its time, and exit with its code."""
     wants_bar = job.progress == "on" or (job.progress == "auto" and sys.stderr.isatty())
     bar = wants_bar and not quiet and job.log_format == "text"
     set_up_logging(job.log_format, verbose=verbose, quiet=quiet, bar=bar)
     try:
         if dry_run:
             print_job(job)
+        elif estimate:
+            print_estimate(job)
         else:
             _run(job, bar=bar, lines=job.progress != "off" and not quiet)
     except VlmbatchError as error:
@@ -90,3 +92,25 @@ def print_job(job: Job) -> None:
     values = {**job.to_dict(), "output": job.output_path}
     click.echo(f"# {number} item{'' if number == 1 else 's'}")
     click.echo(yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=120), nl=False)
+
+
+def print_estimate(job: Job) -> None:
+    """Print how long a job takes on this machine at each detail."""
+    from vlmbatch.cli.progress import clock
+    from vlmbatch.run.estimate import estimate_job
+
+    found = estimate_job(job)
+    if not found.items:
+        click.echo("0 items: there is nothing to do")
+        return
+    questions = "" if found.questions == 1 else f", {found.questions:.3g} questions each"
+    items = f"{found.items:,} item{'' if found.items == 1 else 's'}"
+    click.echo(f"{items}{questions}; torch on {found.device}, {found.dtype}")
+    click.echo(f"{'detail':<10}{'tiles':>12}{'time':>16}{'at most':>16}")
+    for row in found.details:
+        times = f"{clock(row.seconds):>16}{clock(row.most_seconds):>16}"
+        click.echo(f"{row.detail:<10}{row.tiles:>12,}{times}")
+    click.echo(
+        f"time: answers of {found.new_tokens:.0f} tokens; "
+        f"at most: all of them at --max-new-tokens {job.max_new_tokens}"
+    )

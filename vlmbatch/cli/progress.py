@@ -1,29 +1,38 @@
-"""Progress of a run: a bar on a terminal, a log line every 30 seconds elsewhere."""
+"""Progress of a run: a bar on a terminal, a log line every 30 seconds elsewhere.
+
+Both show what moves before the first answer, too: tiles, items in work, tokens a second. The time
+left is shown once an item was answered, as nothing tells the length of answers before.
+"""
 
 from __future__ import annotations
 
 import logging
 import threading
 import time
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Self
 
+from vlmbatch.run.reporter import Activity
+
 LINE_SECONDS = 30.0
+TICK_SECONDS = 1.0
 
 report = logging.getLogger("vlmbatch.report")
 
 
 class ProgressReporter:
-    """Counts items, errors and tokens, and shows them. A context manager."""
+    """Count items, errors and tokens, and show them. A context manager."""
 
     def __init__(self, *, bar: bool, lines: bool) -> None:
         """Show a bar, log lines, or nothing."""
         self._lines = lines and not bar
         self._guard = threading.Lock()
-        self._began = time.monotonic()
-        self._said = self._began
-        self._done = self._kept = self._errors = self._tokens = 0
+        self._ended = threading.Event()
+        self._began = self._said = time.monotonic()
+        self._done = self._kept = self._errors = 0
         self._total: int | None = None
+        self._activity: Callable[[], Activity] | None = None
         self._bar: Any = None
         if bar:
             from tqdm import tqdm
@@ -31,9 +40,7 @@ class ProgressReporter:
             self._bar = tqdm(
                 unit="item",
                 dynamic_ncols=True,
-                smoothing=0.1,
-                bar_format="{desc}{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} "
-                "[{elapsed}<{remaining}, {rate_fmt}{postfix}]",
+                bar_format="{desc}{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]",
             )
 
     def loading(self, model: str) -> None:
@@ -41,6 +48,16 @@ class ProgressReporter:
         with self._guard:
             if self._bar is not None:
                 self._bar.set_description_str(f"loading {model} ")
+
+    def started(self, activity: Callable[[], Activity]) -> None:
+        """Show the work of the engine from now on."""
+        with self._guard:
+            self._activity = activity
+            self._began = time.monotonic()
+            if self._bar is not None:
+                self._bar.set_description_str("")
+        if self._bar is not None or self._lines:
+            threading.Thread(target=self._tick, name="progress", daemon=True).start()
 
     def total(self, items: int | None) -> None:
         """Take the number of items, once it is known."""
@@ -56,35 +73,37 @@ class ProgressReporter:
             self._done += 1
             self._kept += kept
             self._errors += error
-            self._tokens += new_tokens
-            now = time.monotonic()
             if self._bar is not None:
-                if kept:
-                    self._bar.initial += 1
-                else:
-                    self._bar.set_description_str("")
-                rate = self._tokens / max(1e-9, now - self._began)
-                self._bar.set_postfix_str(
-                    f"{rate:.0f} tokens/s, {self._errors} errors", refresh=False
-                )
                 self._bar.update(1)
-            elif self._lines and now - self._said >= LINE_SECONDS:
-                self._said = now
-                report.info("%s", self._line(now))
 
-    def _line(self, now: float) -> str:
-        seconds = now - self._began
-        rate = (self._done - self._kept) / seconds
-        total = "?" if self._total is None else str(self._total)
-        left = (
-            ""
-            if self._total is None or not rate
-            else f", {(self._total - self._done) / rate:.0f} s left"
-        )
-        return (
-            f"{self._done}/{total} items, {rate:.2f} items/s, "
-            f"{self._tokens / seconds:.0f} tokens/s, {self._errors} errors{left}"
-        )
+    def _tick(self) -> None:
+        """Show what moves, once a second; log lines come every 30 seconds."""
+        while not self._ended.wait(TICK_SECONDS):
+            with self._guard:
+                now = time.monotonic()
+                if self._bar is not None:
+                    self._bar.set_postfix_str(self._work(now))
+                elif now - self._said >= LINE_SECONDS:
+                    self._said = now
+                    total = "?" if self._total is None else self._total
+                    report.info("%s/%s items, %s", self._done, total, self._work(now))
+
+    def _work(self, now: float) -> str:
+        """One line: rates, items in work, errors and the time left."""
+        assert self._activity is not None  # it is there before the first tick
+        activity = self._activity()
+        seconds = max(1e-9, now - self._began)
+        parts = [
+            *([f"{activity.tiles:,} tiles"] if activity.tiles else []),
+            f"{activity.tokens / seconds:.0f} tokens/s",
+            f"{activity.in_work} in work",
+            f"{self._errors} errors",
+        ]
+        left = time_left(activity, self._done - self._kept, self._open_items(), seconds)
+        return ", ".join([*parts, "time left ?" if left is None else f"{clock(left)} left"])
+
+    def _open_items(self) -> int | None:
+        return None if self._total is None else self._total - self._done
 
     def __enter__(self) -> Self:
         return self
@@ -95,5 +114,37 @@ class ProgressReporter:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self._bar is not None:
-            self._bar.close()
+        self._ended.set()
+        with self._guard:
+            if self._bar is not None:
+                self._bar.close()
+
+
+def time_left(activity: Activity, done: int, left: int | None, seconds: float) -> float | None:
+    """Seconds until a run ends; None while that is not known.
+
+    An item counts as done by the share of its work that is: its encoded tiles for the share that
+    encoding takes of the time, its answer for the rest.
+
+    Args:
+        activity: The work so far.
+        done: Items that this run has answered.
+        left: Items that are not done.
+        seconds: Time since the engine began.
+    """
+    if not done or left is None:
+        return None
+    encoded = float(done)
+    if activity.tiles_prepared:
+        mean_tiles = activity.tiles_prepared / activity.items_prepared
+        encoded = max(encoded, min(done + activity.in_work, activity.tiles / mean_tiles))
+    worked = activity.vision_share * encoded + (1 - activity.vision_share) * done
+    return max(0.0, done + left - worked) * seconds / worked
+
+
+def clock(seconds: float) -> str:
+    """Seconds as a person says them: ``45 s``, ``12 min``, ``3 h 05 min``."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from vlmbatch.cli.options import GroupedCommand, GroupedOption, job_options, parse_settings
-from vlmbatch.cli.work import add_reporting
+from vlmbatch.cli.work import add_estimate, add_reporting
 from vlmbatch.errors import JobError
 from vlmbatch.job import Job, job_key
 from vlmbatch.text_files import open_text
@@ -21,6 +21,7 @@ class RunFlags:
     """Keys of a job file that are no options of the job: those of ``add_reporting``."""
 
     dry_run: bool = False
+    estimate: bool = False
     verbose: int = 0
     quiet: bool = False
 
@@ -61,7 +62,7 @@ def read_job_file(name: str, settings: dict[str, Any]) -> tuple[Job, RunFlags]:
     flags = {
         key: values.pop(key)
         for key in list(values)
-        if job_key(str(key)) in ("dry_run", "verbose", "quiet")
+        if job_key(str(key)) in ("dry_run", "estimate", "verbose", "quiet")
     }
     try:
         return Job.from_dict(values), RunFlags(
@@ -100,6 +101,7 @@ def _callback(
     pipeline: str,
     settings: tuple[str, ...],
     dry_run: bool,
+    estimate: bool,
     verbose: int,
     quiet: bool,
     **values: Any,
@@ -111,6 +113,7 @@ def _callback(
     execute(
         job,
         dry_run=dry_run or flags.dry_run,
+        estimate=estimate or flags.estimate,
         verbose=max(verbose, flags.verbose),
         quiet=quiet or flags.quiet,
     )
@@ -136,6 +139,7 @@ _command.params += [
 job_options(["output", "model", "limit", "overwrite", "retry_errors", "progress", "log_format"])(
     _command
 )
+add_estimate(_command)
 add_reporting(_command)
 
 COMMANDS = {"run": _command}

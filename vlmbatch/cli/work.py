@@ -36,12 +36,18 @@ def _command(name: str, summary: str, *, media: Kind, asks: bool) -> click.Comma
     """
 
     def callback(
-        inputs: tuple[str, ...], dry_run: bool, verbose: int, quiet: bool, **values: Any
+        inputs: tuple[str, ...],
+        dry_run: bool,
+        estimate: bool,
+        verbose: int,
+        quiet: bool,
+        **values: Any,
     ) -> None:
         from vlmbatch.cli.execute import execute
 
         fixed = {"inputs": inputs, "media": media, **({} if media == "video" else {"task": name})}
-        execute(build_job({**values, **fixed}), dry_run=dry_run, verbose=verbose, quiet=quiet)
+        job = build_job({**values, **fixed})
+        execute(job, dry_run=dry_run, estimate=estimate, verbose=verbose, quiet=quiet)
 
     command = GroupedCommand(
         name, callback=callback, help=f"{summary}\n\n{INPUT_HELPS[media]}", no_args_is_help=True
@@ -64,8 +70,18 @@ def _command(name: str, summary: str, *, media: Kind, asks: bool) -> click.Comma
     if name in ("caption", "vqa"):
         names.remove("per")  # nothing to choose: a picture is asked about as a whole
     job_options([*(["questions", "questions_file"] if asks else []), *names], media)(command)
+    add_estimate(command)
     add_reporting(command, quiet_flags=("--quiet",) if asks else ("-q", "--quiet"))
     return command
+
+
+def add_estimate(command: click.Command) -> None:
+    """Add --estimate."""
+    help_text = (
+        "Print how long the job takes on this machine at each --detail: count the items and their "
+        "tiles, time a few tiles and decode steps, ask nothing."
+    )
+    command.params.append(GroupedOption(["--estimate"], is_flag=True, help=help_text))
 
 
 def add_reporting(command: click.Command, quiet_flags: tuple[str, ...] = ("-q", "--quiet")) -> None:

@@ -41,7 +41,7 @@ from vlmbatch.read import Reader, open_reader
 from vlmbatch.run.intake import Intake, check_inputs, count_ahead
 from vlmbatch.run.order import InputOrder
 from vlmbatch.run.record import RecordMaker
-from vlmbatch.run.reporter import Reporter, Silent
+from vlmbatch.run.reporter import Activity, Reporter, Silent
 from vlmbatch.run.results import Results
 from vlmbatch.run.summary import RowStats, describe_run
 from vlmbatch.run.task import Loaded, Result, Task, Ticket
@@ -162,6 +162,8 @@ class Run:
         )
         self._results = Results(job, maker, self.writer, self.reporter, self._queue)
         self._has_answered = threading.Event()
+        self._prepared_guard = threading.Lock()
+        self._prepared = self._prepared_tiles = 0
         self._totals: dict[str, int] = {}
         self._sidecar_counts: dict[str, int] | None = None
 
@@ -215,6 +217,7 @@ class Run:
             self.reporter.loading(self.plan.model)
             self.engine = self.plan.open()
         self._results.engine = self.engine
+        self.reporter.started(self._activity)
         self._threads.start_preparers(self._workers, self._prepare)
         for completion in self.engine.run(self._requests):
             self._has_answered.set()
@@ -230,6 +233,19 @@ class Run:
         self._has_answered.wait()
         if self._threads.is_well and not self._todo.ended:
             count_ahead(self.job, self._todo, self.reporter)
+
+    def _activity(self) -> Activity:
+        """The work of this run now; called from the reporter's thread."""
+        assert self.engine is not None  # the reporter asks once it is open
+        stats = self.engine.stats
+        return Activity(
+            items_prepared=self._prepared,
+            tiles_prepared=self._prepared_tiles,
+            tiles=stats.tiles + stats.tiles_reused,
+            tokens=stats.decode_tokens,
+            vision_share=stats.vision_seconds / stats.busy_seconds if stats.busy_seconds else 0.0,
+            in_work=max(0, self._prepared - self._results.items_answered),
+        )
 
     def _prepare(self) -> None:
         """Load pixels and make requests until nothing is left to do."""
@@ -261,6 +277,9 @@ class Run:
                 prepare_seconds=time.perf_counter() - begun,
             )
             ticket = Ticket(task, loaded, len(requests))
+            with self._prepared_guard:
+                self._prepared += 1
+                self._prepared_tiles += loaded.tiles or 0
             for part, request in enumerate(requests):
                 request.tag = (ticket, part)
                 if not self._requests.put(request):

@@ -2,7 +2,30 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Callable
 from typing import Protocol
+
+
+@dataclasses.dataclass(frozen=True)
+class Activity:
+    """The work of a run at a moment, also before its first answer.
+
+    Attributes:
+        items_prepared: Items that were made ready for the engine so far.
+        tiles_prepared: Their tiles.
+        tiles: Tiles that are encoded, or were equal to encoded ones.
+        tokens: Tokens that are decoded.
+        vision_share: Share of the engine's time that encoding has taken.
+        in_work: Items between preparation and their last row.
+    """
+
+    items_prepared: int
+    tiles_prepared: int
+    tiles: int
+    tokens: int
+    vision_share: float
+    in_work: int
 
 
 class Reporter(Protocol):
@@ -10,6 +33,9 @@ class Reporter(Protocol):
 
     def loading(self, model: str) -> None:
         """The model is being loaded."""
+
+    def started(self, activity: Callable[[], Activity]) -> None:
+        """The engine is open; ``activity`` may be called from any thread until the run ends."""
 
     def total(self, items: int | None) -> None:
         """Take the number of items, once that is known."""
@@ -22,6 +48,9 @@ class Silent:
     """A reporter that says nothing."""
 
     def loading(self, model: str) -> None:
+        """See ``Reporter``."""
+
+    def started(self, activity: Callable[[], Activity]) -> None:
         """See ``Reporter``."""
 
     def total(self, items: int | None) -> None:

@@ -31,6 +31,7 @@ class Results:
         stats: The rows of this run.
         full_tiles: Tiles that the pictures so far took with full detail.
         native_tiles: Tiles that they would have taken with native detail.
+        items_answered: Items that came through the engine and have all their rows.
     """
 
     def __init__(
@@ -55,7 +56,7 @@ class Results:
         self._progress: dict[int, Progress] = {}
         self.engine: Engine | None = None
         self.stats = RowStats()
-        self.native_tiles = self.full_tiles = 0
+        self.native_tiles = self.full_tiles = self.items_answered = 0
 
     def run(self) -> None:
         """Write rows as they come, commit in time, and stop a hopeless run."""
@@ -109,6 +110,7 @@ class Results:
         if progress.missing:
             return
         del self._progress[task.order]
+        self.items_answered += result.completion is not None
         self._add_tiles(result)
         self._reporter.item(error=progress.failed, kept=False, new_tokens=progress.new_tokens)
         errors, items = self.stats.error_items, self.stats.items
