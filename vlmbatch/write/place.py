@@ -40,10 +40,8 @@ def resolve_output(output: Path, name: str) -> Path:
     except FileNotFoundError:
         mode = 0
     except OSError as error:
-        too_long = error.errno == errno.ENAMETOOLONG
-        raise (JobError if too_long else OutputError)(
-            f"cannot write {name}: {reason(error)}"
-        ) from error
+        refusal = JobError if error.errno == errno.ENAMETOOLONG else OutputError
+        raise refusal(f"cannot write {name}: {reason(error)}") from error
     for is_kind, kind in _KINDS:
         if is_kind(mode):
             raise JobError(
