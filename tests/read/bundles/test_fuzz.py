@@ -75,7 +75,7 @@ def read(path: Path, messages: list[str], **options: Any) -> int | None:
         messages.append(str(refusal))
         return None
     found = list(reader)
-    assert len(found) == counted
+    assert len(found) <= counted  # a path given twice counts twice where cells are not read
     assert len({(item.id, item.questions) for item in found}) == len(found)
     for item in found:
         assert item.id.encode()

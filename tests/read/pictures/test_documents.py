@@ -162,3 +162,15 @@ def test_several_documents_in_a_table_are_several(tmp_path: Path) -> None:
     assert [item.place[0] for item in found] == [0, 0, 0, 1, 2, 2, 2]
     counted = open_reader(Job(inputs=(str(tmp_path / "t.parquet"),)), names_only=True)
     assert [item.id for item in counted] == expected
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar"])
+def test_pages_that_wait_to_be_shuffled_keep_no_copies(
+    tmp_path: Path, copies: Path, kind: str
+) -> None:
+    write = write_zip if kind == "zip" else write_tar
+    entries = [(f"{number}/d.pdf", document(tmp_path)) for number in range(4)]
+    found = items(write(tmp_path / f"a.{kind}", entries), shuffle=True)
+    gc.collect()
+    assert list(copies.iterdir()) == []
+    assert pages_of(found[:3]) == [(f"pdf#page={number}", number) for number in (1, 2, 3)]

@@ -32,6 +32,8 @@ class RemoteFile(Source):
     anew.
     """
 
+    is_near = False
+
     def __init__(self, url: str, options: InputOptions) -> None:
         self._url, self.suffix = url, suffix_of(url)
         self._max_bytes, self._allow_private = options.max_file_bytes, options.allow_private_urls

@@ -46,12 +46,14 @@ class Source(abc.ABC):
         is_held: Whether the bytes are held, in memory or in a temporary file, because they cannot
             be read again cheaply.
         needs_copy: Whether ``as_file`` makes a temporary file.
+        is_near: Whether reading the bytes again is cheap.
     """
 
     suffix = ""
     held_bytes = 0
     is_held = False
     needs_copy = True
+    is_near = True
 
     @abc.abstractmethod
     def read(self) -> bytes:

@@ -13,7 +13,7 @@ from vlmbatch.errors import DecodeError, ItemError
 from vlmbatch.job import InputOptions
 from vlmbatch.read.base import failing_load, one_line
 from vlmbatch.read.files.page_choice import PDF_MARK, SINGLE, PageChoice, is_document
-from vlmbatch.read.files.source import DiskFile, Listed, Source
+from vlmbatch.read.files.source import DiskFile, Listed, LocalFile, Source
 from vlmbatch.read.pictures import pdf
 from vlmbatch.read.pictures.decode import count_frames, load_image
 
@@ -61,11 +61,18 @@ class PagePicker:
             logger.info("%s: none of its %d pages was asked for", listed.source, total)
         for number in numbers:
             page_id = listed.id if total == 1 else f"{listed.id}#page={number}"
-            load_at = functools.partial(_load_page_at, options=self._options, number=number)
-            yield page_id, file.bind(load_at), 0
+            yield page_id, self._load_of(content, file, number), 0
 
     def _load(self, content: Source, must_be_only: bool) -> Callable[[], Pixels]:
         return functools.partial(load_page, content, self._options, 1, must_be_only)
+
+    def _load_of(self, content: Source, file: LocalFile, number: int) -> Callable[[], Pixels]:
+        """Return the ``load`` of one of several pages. All pages of a job are held at once to be
+        shuffled: then no copy of a document is kept for them that can be made anew.
+        """
+        if self._options.shuffle and content.is_near:
+            return functools.partial(load_page, content, self._options, number)
+        return file.bind(functools.partial(_load_page_at, options=self._options, number=number))
 
 
 def count_pages(content: Source, options: InputOptions) -> tuple[int, bool]:
