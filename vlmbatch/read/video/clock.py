@@ -124,7 +124,7 @@ def read_frame_times(path: str, number: int | None, clock: Clock) -> FrameTimes 
         DecodeError: It is no video.
     """
     found: dict[int, bool] = {}
-    last, duration, dts = -math.inf, 0.0, -math.inf
+    last, duration = -math.inf, 0.0
     first_key: int | None = None
     with Demuxer(path, number) as demuxer:
         if not demuxer.stream.time_base:
@@ -134,13 +134,11 @@ def read_frame_times(path: str, number: int | None, clock: Clock) -> FrameTimes 
                 first_key = packet.pts
             if not demuxer.is_frame(packet):
                 continue
-            runs_back = packet.dts is not None and packet.dts < dts and not demuxer.states_end
             # Frames before the first key frame may be decodable or not.
             early = first_key is None or packet.pts is None or packet.pts < first_key
-            if packet.pts is None or packet.pts in found or runs_back or early:
+            if packet.pts is None or packet.pts in found or demuxer.jumps.steps_back or early:
                 return None
             found[packet.pts] = packet.is_keyframe
-            dts = dts if packet.dts is None else packet.dts
             if packet.pts > last:
                 last, duration = packet.pts, clock.end(packet) - clock.seconds(packet.pts)
     times = [(clock.seconds(pts), found[pts]) for pts in sorted(found)]
@@ -148,7 +146,7 @@ def read_frame_times(path: str, number: int | None, clock: Clock) -> FrameTimes 
         tuple(time for time, _ in times),
         tuple(time for time, is_key in times if is_key),
         duration,
-        runs_on=not demuxer.num_restarts,
+        runs_on=not demuxer.jumps.num_restarts,
     )
 
 
@@ -173,4 +171,4 @@ def read_extent(path: str, number: int | None, clock: Clock) -> Extent | None:
             return None
         frames = filter(demuxer.is_frame, demuxer.packets())
         ends = [clock.end(packet) for packet in frames if packet.pts is not None]
-        return Extent(max(ends), runs_on=not demuxer.num_restarts) if ends else None
+        return Extent(max(ends), runs_on=not demuxer.jumps.num_restarts) if ends else None

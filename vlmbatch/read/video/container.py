@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from vlmbatch.errors import DecodeError, ReadError
 from vlmbatch.read.base import one_line
-from vlmbatch.read.video.restarts import continued
+from vlmbatch.read.video.restarts import Jumps, continued
 
 if TYPE_CHECKING:
     import av
@@ -37,7 +37,7 @@ class Demuxer:
         states_end: Whether the container states the end of each stream, and its times run on.
         is_joined: Whether files of this kind are often joined end to end, so that only reading them
             tells where they end.
-        num_restarts: How often times started anew in the packets so far.
+        jumps: Jumps of times in the packets so far.
 
     Raises:
         ReadError: The file cannot be opened.
@@ -54,7 +54,7 @@ class Demuxer:
         from av.format import Flags
 
         self.container = _open(path)
-        self.num_restarts = 0
+        self.jumps = Jumps()
         try:
             self.stream = _choose_stream(self.container, number)
             self.stream.thread_type = "AUTO"
@@ -87,7 +87,7 @@ class Demuxer:
         found, base = self._demuxed(note), self.stream.time_base
         if self.states_end or not base:
             return found
-        return continued(found, base, frame_seconds(self.stream), self.is_frame, self._restarted)
+        return continued(found, base, frame_seconds(self.stream), self.is_frame, self.jumps)
 
     def is_frame(self, packet: av.Packet[Any]) -> bool:
         """Return whether a packet gives a frame that is shown: an edit list may cut it away, VP8
@@ -100,9 +100,6 @@ class Demuxer:
             return True
         first = memoryview(packet)[0]
         return not first & _THEORA_HEADER if name == "theora" else bool(first & _VP8_SHOWN)
-
-    def _restarted(self) -> None:
-        self.num_restarts += 1
 
     def _demuxed(self, note: Callable[[Exception], None] | None) -> Iterator[av.Packet[Any]]:
         from av.error import FFmpegError

@@ -177,8 +177,8 @@ class Decoder:
                 raise Unsure(self._counts.broken_reason)
             if not packet.size:
                 continue
-            if packet.pts is None:
-                raise Unsure("a packet has no time")
+            if packet.pts is None or self._demuxer.jumps.steps_back:
+                raise Unsure("a packet has no time, or one that runs back")
             if packet.has_sidedata("new_extradata"):
                 raise Unsure("parameter sets that change: frames after this packet need it")
             seconds, is_frame = self._clock.seconds(packet.pts), self._demuxer.is_frame(packet)

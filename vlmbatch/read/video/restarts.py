@@ -8,6 +8,7 @@ last one before it ended. Jumps forward are gaps and stay.
 from __future__ import annotations
 
 import collections
+import dataclasses
 import itertools
 from collections.abc import Callable, Iterable, Iterator
 from fractions import Fraction
@@ -32,12 +33,25 @@ HEVC), or their fields, and one.
 """
 
 
+@dataclasses.dataclass(slots=True)
+class Jumps:
+    """Jumps of decoding times that came across so far.
+
+    Attributes:
+        num_restarts: Jumps back that were continued.
+        steps_back: Whether times went back by less, and were left as they are.
+    """
+
+    num_restarts: int = 0
+    steps_back: bool = False
+
+
 def continued(
     packets: Iterable[av.Packet[Any]],
     base: Fraction,
     step_seconds: Fraction,
     is_frame: Callable[[av.Packet[Any]], bool],
-    restarted: Callable[[], None],
+    jumps: Jumps,
 ) -> Iterator[av.Packet[Any]]:
     """Yield packets with times that run on.
 
@@ -46,7 +60,7 @@ def continued(
         base: The unit of their times, in seconds.
         step_seconds: Duration of a frame whose packet states none.
         is_frame: Whether a packet gives a frame that is shown.
-        restarted: Called where times start anew.
+        jumps: Takes note of jumps.
     """
     step, offset = round(step_seconds / base), 0
     last: int | None = None
@@ -57,10 +71,11 @@ def continued(
         counts = is_frame(packet)
         if packet.dts is not None:
             if counts and last is not None and _starts_anew(last, packet.dts, base):
-                restarted()
+                jumps.num_restarts += 1
                 ahead.extend(itertools.islice(source, _REORDERED - len(ahead)))
                 offset = end - _first_pts(packet, filter(is_frame, ahead), base)
-                end += step
+            elif counts and last is not None and packet.dts < last:
+                jumps.steps_back = True
             last = packet.dts if counts else last
             packet.dts += offset
         if packet.pts is not None:
