@@ -268,6 +268,19 @@ def test_a_command_offers_what_goes_with_it(
     assert f"'{refuses[1]}' is not" in refused.stderr
 
 
+def test_help_states_defaults_of_numbers_texts_and_automatic_values(vlmbatch: Command) -> None:
+    found = " ".join(vlmbatch("video", "--help").stdout.split())
+    for option in (
+        "--temperature T 0 is greedy. [default: 0.0]",
+        "--seed N Seed of sampling and of --shuffle. [default: 0]",
+        "--device DEVICE auto, cpu, cuda, cuda:N or mps. [default: auto]",
+        "as many as fit into memory. [default: auto]",
+    ):
+        assert option in found
+    assert "[default: False]" not in found
+    assert "[default: None]" not in found
+
+
 def test_unknown_keys_name_the_nearest_known_one(vlmbatch: Command, tmp_path: Path) -> None:
     (tmp_path / "job.yaml").write_text("inputs: x\nmax_new_token: 3\n")
     result = vlmbatch("run", "job.yaml")

@@ -23,7 +23,7 @@ from tests.checkpoints import write_tiny_checkpoint
 from tests.engine.torch.test_parity import assert_same, mixed_requests, open_tiny, wanted_answers
 from tests.finetune.data import PROMPT, read_lines, write_rows, write_scenes
 from tests.media import write_picture, write_video
-from vlmbatch.checkpoint import find_checkpoint
+from vlmbatch.checkpoint import LFS_POINTER, find_checkpoint
 from vlmbatch.errors import (
     DeviceError,
     JobError,
@@ -358,6 +358,26 @@ def test_an_adapter_is_merged_later_in_either_way(job: FinetuneJob, tmp_path: Pa
         merge_adapter(out / "adapter", tmp_path / "wrong", str(other))
     with pytest.raises(ModelLoadError, match="holds no adapter"):
         merge_adapter(tmp_path / "merged", tmp_path / "wrong")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (LFS_POINTER, r"adapter_model.safetensors is a Git LFS pointer.*`git lfs pull`"),
+        (None, "adapter_model.safetensors is missing from"),
+        (b"no weights", "does not go with"),
+    ],
+)
+def test_an_adapter_without_weights_is_named(
+    tmp_path: Path, tiny: Path, content: bytes | None, message: str
+) -> None:
+    (tmp_path / "adapter_config.json").write_text(
+        json.dumps({"peft_type": "LORA", "base_model_name_or_path": str(tiny)})
+    )
+    if content is not None:
+        (tmp_path / "adapter_model.safetensors").write_bytes(content)
+    with pytest.raises(ModelLoadError, match=message):
+        merge_adapter(tmp_path, tmp_path / "merged")
 
 
 def test_bad_rows_are_listed_and_stop_a_training_unless_they_are_skipped(

@@ -117,13 +117,14 @@ def merge_adapter(
         raise ModelLoadError(
             f"{adapter} does not say which checkpoint it belongs to: give it with --model"
         )
+    weights = Checkpoint(adapter, str(adapter), "").require("adapter_model.safetensors")
     base = find_checkpoint(name, revision or (None if model else config.get("revision")))
     network = load_network(base, torch.float32)
     try:
         with quiet_peft():
             adapted = peft.PeftModel.from_pretrained(network, str(adapter))
         strange = (
-            load_file(adapter / "adapter_model.safetensors").keys()
+            load_file(weights).keys()
             ^ peft.get_peft_model_state_dict(adapted, save_embedding_layers=False).keys()
         )
         if strange:  # peft leaves out what does not fit
