@@ -38,7 +38,7 @@ checkpoints say 8192.
 """
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class Payload:
     """Tiles and token ids of a request: what the torch engine computes with.
 
