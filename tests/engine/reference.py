@@ -4,14 +4,19 @@ a time.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
 
+from vlmbatch.checkpoint import find_checkpoint
 from vlmbatch.core import Completion, Request
 from vlmbatch.engine import Engine, RequestQueue
+from vlmbatch.engine.torch.engine import TorchEngine
+from vlmbatch.prepare import Payload, Preparer
 
 
 class Reference:
@@ -41,6 +46,30 @@ class Reference:
             )
             answers.append(out[0, ids.shape[1] :].tolist())
         return answers
+
+
+def changed(request: Request, payload: Payload | None = None, **options: Any) -> Request:
+    """The same request with another payload, or other options of all its questions."""
+    questions = [dataclasses.replace(question, **options) for question in request.questions]
+    return Request(
+        request.conversation, questions, payload or request.payload, request.payload_bytes
+    )
+
+
+def build_engine(folder: Path, engine: TorchEngine, **options: Any) -> TorchEngine:
+    """Another engine on the model that an engine has loaded: with another ``budget``,
+    ``batch_size``, ``recorder`` or ``record_after``.
+    """
+    checkpoint = find_checkpoint(str(folder))
+    return TorchEngine(
+        options.pop("network", engine.network),
+        options.pop("budget", engine.budget),
+        Preparer.from_checkpoint(checkpoint),
+        model_name=engine.model,
+        revision=engine.revision,
+        end_ids=checkpoint.end_token_ids(),
+        **options,
+    )
 
 
 def run_all(engine: Engine, requests: Sequence[Request]) -> dict[tuple[int, int], Completion]:
