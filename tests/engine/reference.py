@@ -5,10 +5,14 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+from vlmbatch.checkpoint import find_checkpoint
 from vlmbatch.core import Completion, Conversation, Question, Request
 from vlmbatch.engine import Engine, RequestQueue, open_engine
+from vlmbatch.engine.torch.engine import TorchEngine
 from vlmbatch.job import EngineOptions
+from vlmbatch.prepare import Payload, Preparer
 
 
 class Reference:
@@ -35,6 +39,30 @@ class Reference:
         )
         found = run_all(self.engine, [request])
         return [found[0, number] for number in range(len(questions))]
+
+
+def changed(request: Request, payload: Payload | None = None, **options: Any) -> Request:
+    """The same request with another payload, or other options of all its questions."""
+    questions = [dataclasses.replace(question, **options) for question in request.questions]
+    return Request(
+        request.conversation, questions, payload or request.payload, request.payload_bytes
+    )
+
+
+def build_engine(folder: Path, engine: TorchEngine, **options: Any) -> TorchEngine:
+    """Another engine on the model that an engine has loaded: with another ``budget``,
+    ``batch_size``, ``recorder`` or ``record_after``.
+    """
+    checkpoint = find_checkpoint(str(folder))
+    return TorchEngine(
+        options.pop("network", engine.network),
+        options.pop("budget", engine.budget),
+        Preparer.from_checkpoint(checkpoint),
+        model_name=engine.model,
+        revision=engine.revision,
+        end_ids=checkpoint.end_token_ids(),
+        **options,
+    )
 
 
 def run_all(engine: Engine, requests: Sequence[Request]) -> dict[tuple[int, int], Completion]:

@@ -22,10 +22,9 @@ from training.examples import IGNORED, ExampleMaker, collate
 from training.network import NEW_SHARE, TOKEN_ROWS, Trainee
 from training.optimizer import MuonWithAdamW, Schedule
 from vlmbatch.checkpoint import find_checkpoint
-from vlmbatch.core import Conversation, Pixels
+from vlmbatch.core import Conversation, Pixels, Question
 from vlmbatch.engine import open_engine
-from vlmbatch.job import Job
-from vlmbatch.prepare import Preparer
+from vlmbatch.job import EngineOptions
 
 ROOT = Path(__file__).parents[2]
 PATCHES = TILE // PATCH
@@ -61,18 +60,12 @@ def test_packed_examples_are_answered_as_the_engine_answers(maker: ExampleMaker)
     hit[batch["labels"] != IGNORED] = logits.argmax(-1) == labels
     foretold = [bool(hit[row, start:end].all()) for row, start, end, _ in spans]
 
-    preparer = Preparer.from_checkpoint(find_checkpoint("demo"))
-    engine = open_engine(
-        Job(inputs=("x",), model="demo", dtype="float32", device="cpu"),
-        find_checkpoint("demo"),
-        preparer.prepare,
-        preparer.decode,
-    )
+    engine = open_engine(EngineOptions(model="demo", dtype="float32", device="cpu"))
     requests = [
-        preparer.prepare(Conversation.about("image", Pixels([s.pixels])), [q for q, _ in a])
+        engine.prepare(Conversation.about("image", Pixels([s.pixels])), [Question(q) for q, _ in a])
         for s, a in zip(drawn, asked, strict=True)
     ]
-    found = run_all(engine, requests)  # type: ignore[arg-type]
+    found = run_all(engine, requests)
     given = [
         found[row, number].text == answer
         for row, questions in enumerate(asked)

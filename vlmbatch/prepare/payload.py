@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from vlmbatch.core import UInt8Array
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class Payload:
     """Tiles and token ids of a request: what the torch engine computes with.
 

@@ -5,32 +5,39 @@ fails; tiles that are sent ahead are the right ones.
 from __future__ import annotations
 
 import csv
+import functools
+import gc
 import logging
+import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 import torch
 
-from tests.engine.reference import TokenSpy, run_all
-from tests.engine.torch.test_parity import assert_same, mixed_requests, open_tiny, wanted_answers
+from tests.engine.reference import answers, build_engine, run_all
+from tests.engine.torch.test_parity import (
+    Asker,
+    assert_same,
+    mixed_requests,
+    open_tiny,
+    wanted_answers,
+)
 from vlmbatch.checkpoint import find_checkpoint
 from vlmbatch.core import Conversation
-from vlmbatch.engine import open_engine
 from vlmbatch.engine.torch.cache import Cache, DecodeAttention, PrefillAttention, Segment
 from vlmbatch.engine.torch.cuda.buckets import (
     BucketDecoder,
     Compute,
     CudaGraphs,
-    Record,
+    Recorder,
     Step,
     as_it_is,
     bucket_of,
 )
-from vlmbatch.engine.torch.cuda.uploads import TileUploads
+from vlmbatch.engine.torch.cuda.uploads import Tiles, TileUploads
 from vlmbatch.engine.torch.engine import TorchEngine
-from vlmbatch.job import Job
-from vlmbatch.prepare import Preparer
+from vlmbatch.engine.torch.peak_memory import measure_peak
 from vlmbatch.read.pictures.decode import load_image
 from vlmbatch.tasks import DEFAULT_PROMPTS
 
@@ -43,11 +50,18 @@ def into_a_fixed_buffer(compute: Compute) -> Compute:
     return lambda: fixed.copy_(compute())
 
 
-def in_buckets(engine: TorchEngine, record: Record = as_it_is, met_before: int = 1) -> TorchEngine:
-    engine._buckets = BucketDecoder(
-        engine.network, engine.cache, engine.stats, record, met_before=met_before
+def open_in_buckets(
+    folder: Path,
+    recorder: Recorder = as_it_is,
+    record_after: int = 1,
+    batch_size: int | None = None,
+    **settings: object,
+) -> tuple[TorchEngine, Asker]:
+    engine, preparer = open_tiny(folder, **settings)
+    fixed = build_engine(
+        folder, engine, recorder=recorder, record_after=record_after, batch_size=batch_size
     )
-    return engine
+    return fixed, preparer
 
 
 def test_buckets_are_powers_of_two_or_all_rows() -> None:
@@ -68,12 +82,14 @@ def test_buckets_are_powers_of_two_or_all_rows() -> None:
 
 
 @pytest.mark.parametrize("batch_size", [None, 1, 3], ids=["as many as fit", "one", "three"])
-@pytest.mark.parametrize("record", [as_it_is, into_a_fixed_buffer])
-def test_tokens_are_those_of_generate(tiny: Path, batch_size: int | None, record: Record) -> None:
-    engine, preparer = open_tiny(tiny, batch_size=batch_size)
+@pytest.mark.parametrize("recorder", [as_it_is, into_a_fixed_buffer])
+def test_tokens_are_those_of_generate(
+    tiny: Path, batch_size: int | None, recorder: Recorder
+) -> None:
+    engine, preparer = open_in_buckets(tiny, recorder, batch_size=batch_size)
     requests = mixed_requests(preparer)
     assert_same(
-        in_buckets(engine, record),
+        engine,
         requests,
         wanted_answers(tiny, requests),
         find_checkpoint(str(tiny)).end_token_ids(),
@@ -90,8 +106,8 @@ def test_tokens_are_those_of_generate(tiny: Path, batch_size: int | None, record
 def test_other_settings_give_the_same_tokens_too(tiny: Path, settings: dict[str, object]) -> None:
     engine, preparer = open_tiny(tiny, **settings)
     wanted = answers(engine, mixed_requests(preparer))
-    engine, preparer = open_tiny(tiny, **settings)
-    assert answers(in_buckets(engine), mixed_requests(preparer)) == wanted
+    engine, preparer = open_in_buckets(tiny, **settings)  # type: ignore[arg-type]
+    assert answers(engine, mixed_requests(preparer)) == wanted
     assert engine.stats.graphs["replayed"] > 0
 
 
@@ -102,26 +118,18 @@ def test_the_demo_model_gives_the_same_tokens() -> None:
             for row in csv.DictReader(file)
             if row["file"].startswith(("images/", "scans/"))
         ]
-    checkpoint = find_checkpoint("demo")
-    preparer = Preparer.from_checkpoint(checkpoint)
-    answers = []
-    for fixed in (False, True):
-        engine = open_engine(
-            Job(inputs=("x",), model="demo", dtype="float32", device="cpu"),
-            checkpoint,
-            preparer.prepare,
-            TokenSpy.decode,
+    demo = Path("demo")
+    engine, preparer = open_tiny(demo)
+    fixed, _ = open_in_buckets(demo)
+    requests = [
+        preparer.prepare(
+            Conversation.about("image", load_image(str(SAMPLES / name), 10**8)),
+            [DEFAULT_PROMPTS["caption"], "Why?"],
         )
-        assert isinstance(engine, TorchEngine)
-        requests = [
-            preparer.prepare(
-                Conversation.about("image", load_image(str(SAMPLES / name), 10**8)),
-                [DEFAULT_PROMPTS["caption"], "Why?"],
-            )
-            for name in names
-        ]
-        answers.append(answers(in_buckets(engine) if fixed else engine, requests))
-    assert answers[0] == answers[1]
+        for name in names
+    ]
+    assert answers(fixed, requests) == answers(engine, requests)
+    assert fixed.stats.graphs["replayed"] > 0
 
 
 @torch.inference_mode()
@@ -195,9 +203,9 @@ def test_when_recording_fails_the_ordinary_step_goes_on_with_one_warning(
         tried.append(compute)
         raise RuntimeError("operation not permitted when stream is capturing")
 
-    engine, preparer = open_tiny(tiny)
+    engine, preparer = open_in_buckets(tiny, failing)
     with caplog.at_level(logging.WARNING, "vlmbatch"):
-        assert answers(in_buckets(engine, failing), mixed_requests(preparer)) == plain
+        assert answers(engine, mixed_requests(preparer)) == plain
     assert len(tried) == len(caplog.records) == 1
     assert engine.stats.graphs["recorded"] == engine.stats.graphs["replayed"] == 0
     assert "operation not permitted" in engine.stats.graphs["notes"][0]
@@ -221,9 +229,9 @@ def test_a_recorded_step_that_gives_other_logits_is_given_up(
         recorded.append(rows)
         return (lambda: wrong(compute())) if rows == recorded[0] else compute
 
-    engine, preparer = open_tiny(tiny, batch_size=3)
+    engine, preparer = open_in_buckets(tiny, wrong_for_one_shape, batch_size=3)
     with caplog.at_level(logging.WARNING, "vlmbatch"):
-        assert answers(in_buckets(engine, wrong_for_one_shape), mixed_requests(preparer)) == plain
+        assert answers(engine, mixed_requests(preparer)) == plain
     assert engine.stats.graphs["replayed"] > 0
     assert len(caplog.records) == 1
     assert all("gave other logits" in note for note in engine.stats.graphs["notes"])
@@ -231,9 +239,16 @@ def test_a_recorded_step_that_gives_other_logits_is_given_up(
 
 @torch.inference_mode()
 def test_a_step_is_not_used_once_its_arena_has_grown(tiny: Path) -> None:
-    engine = in_buckets(open_tiny(tiny)[0])
-    cache, language, decoder = engine.cache, engine.network.language, engine._buckets
-    assert decoder is not None
+    engine = open_tiny(tiny)[0]
+    cache, language = engine.cache, engine.network.language
+    recorded: list[weakref.ref[Compute]] = []
+
+    def watched(compute: Compute) -> Compute:
+        replay = functools.partial(compute)
+        recorded.append(weakref.ref(replay))
+        return replay
+
+    decoder = BucketDecoder(engine.network, cache, engine.stats, watched, met_before=1)
     row = cache.take(60, lambda size: True)
     assert row is not None
     done = []
@@ -255,17 +270,19 @@ def test_a_step_is_not_used_once_its_arena_has_grown(tiny: Path) -> None:
     torch.testing.assert_close(decoder.logits([7], ordinary), first)
     assert len(done) == 2
     assert done[0] != done[1]
-    assert len(decoder._steps) == 1  # the old one is forgotten
+    gc.collect()
+    assert [replay() is not None for replay in recorded] == [False, True]
     cache.arenas.clear()
     decoder.forget_stale()
-    assert not decoder._steps
+    gc.collect()
+    assert [replay() is not None for replay in recorded] == [False, False]
 
 
 def test_steps_are_recorded_when_they_were_met_often_enough(
     tiny: Path, plain: dict[tuple[int, int], Sequence[int]]
 ) -> None:
-    engine, preparer = open_tiny(tiny)
-    assert answers(in_buckets(engine, met_before=5), mixed_requests(preparer)) == plain
+    engine, preparer = open_in_buckets(tiny, record_after=5)
+    assert answers(engine, mixed_requests(preparer)) == plain
     assert engine.stats.graphs == {
         "recorded": 1,
         "replayed": engine.stats.decode_steps - 5,
@@ -273,29 +290,44 @@ def test_steps_are_recorded_when_they_were_met_often_enough(
     }
 
 
+class WatchedUploads(TileUploads):
+    """Counts the calls whose tiles had been sent ahead."""
+
+    ahead: Tiles = ()
+    right = 0
+
+    def send_ahead(self, wanted: Tiles) -> None:
+        self.ahead = list(wanted)
+        super().send_ahead(wanted)
+
+    def take(self, wanted: Tiles) -> torch.Tensor:
+        self.right += self.ahead == list(wanted)
+        return super().take(wanted)
+
+
 def test_tiles_sent_ahead_are_those_that_are_asked_for(
     tiny: Path, plain: dict[tuple[int, int], Sequence[int]]
 ) -> None:
     engine, preparer = open_tiny(tiny)
     engine.scheduler.max_tiles = 5
-    engine.encoder.uploads = TileUploads(engine.network.device, ahead=True)
+    engine.encoder.uploads = uploads = WatchedUploads(engine.network.device, ahead=True)
     assert answers(engine, mixed_requests(preparer)) == plain
-    assert engine.encoder.uploads.used_ahead >= 0.8 * (engine.stats.vision_calls - 1) > 2
+    assert uploads.right >= 0.8 * (engine.stats.vision_calls - 1) > 2
 
 
 def test_a_wrong_guess_of_the_next_tiles_is_dropped(tiny: Path) -> None:
     preparer = open_tiny(tiny)[1]
-    first, second = mixed_requests(preparer)[:2]
+    first, second = (request.payload for request in mixed_requests(preparer)[:2])
     uploads = TileUploads(torch.device("cpu"), ahead=True)
     uploads.send_ahead([(first, 0), (first, 1)])
     assert torch.equal(uploads.take([(second, 0)]), torch.from_numpy(second.tiles[:1]))
-    assert uploads.used_ahead == 0
+    uploads.send_ahead([(first, 1)])
+    assert torch.equal(uploads.take([(second, 1)]), torch.from_numpy(second.tiles[1:2]))
     uploads.send_ahead([(first, 1), (second, 0)])
     found = uploads.take([(first, 1), (second, 0)])
     assert torch.equal(
         found, torch.stack([torch.from_numpy(first.tiles[1]), torch.from_numpy(second.tiles[0])])
     )
-    assert uploads.used_ahead == 1
 
 
 needs_cuda = [
@@ -352,12 +384,16 @@ class TestOnCuda:
             torch.testing.assert_close(found, step.compute()[:1], rtol=1e-4, atol=1e-4)
             row.length += 1
 
-    def test_running_out_of_memory_while_recording_is_survived(self, tiny: Path) -> None:
-        engine, preparer = open_tiny(tiny, device="cuda")
+    def test_the_peak_of_a_computation_is_what_torch_allocates(self) -> None:
+        x = torch.ones(1000, 1000, device="cuda")
+        _, peak = measure_peak(lambda: ((x + 1) * 2).sum(), x.device)
+        assert 8_000_000 <= peak <= 8_200_000  # x + 1 and its double, never three
 
+    def test_running_out_of_memory_while_recording_is_survived(self, tiny: Path) -> None:
         def failing(compute: Compute) -> Compute:
             raise torch.OutOfMemoryError("CUDA out of memory. (scripted)")
 
-        found = run_all(in_buckets(engine, failing), mixed_requests(preparer))
+        engine, preparer = open_in_buckets(tiny, failing, device="cuda")
+        found = run_all(engine, mixed_requests(preparer))
         assert all(completion.error is None for completion in found.values())
         assert len(engine.stats.graphs["notes"]) == 1

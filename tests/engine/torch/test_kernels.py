@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -185,15 +187,26 @@ def test_attention_of_rows_in_products_is_as_precise_as_torchs_own(
     assert errors[0] <= 2 * errors[1] + 1e-7
 
 
+def only_faster(
+    monkeypatch: pytest.MonkeyPatch, seconds: Mapping[Callable[..., object], float]
+) -> None:
+    """Let measuring find these seconds for ways of attention, and 1 for all others."""
+
+    def measured(calls: Sequence[functools.partial[object]]) -> list[float]:
+        ways = [(call.func, *call.args) for call in calls]
+        return [
+            next((seconds[each] for each in way if callable(each) and each in seconds), 1.0)
+            for way in ways
+        ]
+
+    monkeypatch.setattr(kernels, "fastest", measured)
+
+
 @pytest.mark.parametrize("faster", [True, False])
 def test_the_attention_of_decode_steps_is_what_measures_fastest_and_answers_stay(
     tiny: Path, monkeypatch: pytest.MonkeyPatch, faster: bool
 ) -> None:
-    monkeypatch.setattr(
-        kernels, "_fastest", lambda calls: [1.0, 0.5 if faster else 0.95, 1.0][: len(calls)]
-    )
-    monkeypatch.setattr(kernels, "_faster_attention", lambda *_: ())
-    monkeypatch.setattr(kernels, "_onednn_attends_prompt_faster", lambda _: False)
+    only_faster(monkeypatch, {attend_rows_in_products: 0.5 if faster else 0.95})
     engine, preparer = open_tiny(tiny)
     requests = mixed_requests(preparer)
     chosen = kernels.choose_kernels(engine.network.vision, engine.network.language, copies=False)
@@ -222,11 +235,7 @@ def test_the_attention_of_decode_steps_is_what_measures_fastest_and_answers_stay
 def test_the_attention_of_prompts_is_what_measures_fastest_and_answers_stay(
     tiny: Path, monkeypatch: pytest.MonkeyPatch, faster: bool
 ) -> None:
-    monkeypatch.setattr(
-        kernels, "_fastest", lambda calls: [1.0, 0.5 if faster else 0.95, 1.0][: len(calls)]
-    )
-    monkeypatch.setattr(kernels, "_faster_attention", lambda *_: ())
-    monkeypatch.setattr(kernels, "_products_attend_rows_faster", lambda _: False)
+    only_faster(monkeypatch, {attend_prompt_in_onednn: 0.5 if faster else 0.95})
     monkeypatch.setattr(attention, "BLOCK", 8)
     engine, preparer = open_tiny(tiny)
     requests = mixed_requests(preparer)
@@ -244,28 +253,28 @@ def test_the_attention_of_prompts_is_what_measures_fastest_and_answers_stay(
 @pytest.mark.parametrize(
     ("seconds", "chosen"),
     [
-        ([1.0, 0.5, 2.0], attend_in_products),
-        ([1.0, 0.5, 0.4], attend_in_onednn),
-        ([1.0, 0.95, 0.92], None),
+        ((0.5, 2.0), attend_in_products),
+        ((0.5, 0.4), attend_in_onednn),
+        ((0.95, 0.92), None),
     ],
 )
 def test_the_attention_of_tiles_is_what_measures_fastest(
     tiny: Path,
     monkeypatch: pytest.MonkeyPatch,
     dtype: str,
-    seconds: list[float],
+    seconds: tuple[float, float],
     chosen: AttendTiles | None,
 ) -> None:
-    monkeypatch.setattr(kernels, "_fastest", lambda calls: seconds[: len(calls)])
-    monkeypatch.setattr(kernels, "_products_attend_rows_faster", lambda _: False)
-    monkeypatch.setattr(kernels, "_onednn_attends_prompt_faster", lambda _: False)
+    only_faster(
+        monkeypatch, dict(zip((attend_in_products, attend_in_onednn), seconds, strict=True))
+    )
     engine, preparer = open_tiny(tiny, dtype=dtype)
     found = kernels.choose_kernels(engine.network.vision, engine.network.language, copies=False)
     assert {layer.attend for layer in engine.network.vision.layers} == {
         chosen or F.scaled_dot_product_attention
     }
     assert list(found) == ([f"vision.{chosen.__name__}"] if chosen else [])
-    tiles = torch.from_numpy(mixed_requests(preparer)[0].tiles[:3])
+    tiles = torch.from_numpy(mixed_requests(preparer)[0].payload.tiles[:3])
     with torch.inference_mode():
         features, wanted = engine.network.vision(tiles), open_tiny(tiny)[0].network.vision(tiles)
     assert (features.float() - wanted).abs().max() <= (

@@ -6,16 +6,17 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from tests.engine.torch.test_parity import open_tiny
-from vlmbatch.core import Request
+from vlmbatch.core import Conversation, Question, Request
+from vlmbatch.engine.answer_text import AnswerText
 from vlmbatch.engine.torch.budget import SHORT_TOKENS, Caps, MemoryBudget
-from vlmbatch.engine.torch.scheduler import Scheduler, Sequence
+from vlmbatch.engine.torch.scheduler import LiveSequence, Scheduler, Work
 from vlmbatch.engine.torch.shape import ModelShape
+from vlmbatch.prepare import Payload
 
 VISION_SECONDS_PER_TILE, PREFILL_SECONDS, DECODE_SECONDS = 1.0, 0.2, 0.05
 
@@ -34,7 +35,12 @@ class Played:
 
 @pytest.fixture(scope="module")
 def shape(tiny: Path) -> ModelShape:
-    return open_tiny(tiny)[0].model.shape
+    return open_tiny(tiny)[0].network.shape
+
+
+def sequence(work: Work, number: int, most_tokens: int) -> LiveSequence:
+    text = AnswerText(Question("?"), lambda tokens: "")
+    return LiveSequence(work, number, None, text, most_tokens, tokens=[0])
 
 
 def play(
@@ -71,33 +77,30 @@ def play(
         )
         if started := scheduler.next_questions():
             played.seconds += PREFILL_SECONDS
-            live = [
-                Sequence(work, number, SimpleNamespace(), None, next(lengths), [0])
-                for work, number in started
-            ]
+            live = [sequence(work, number, next(lengths)) for work, number in started]
             scheduler.start(live)
-            last_token |= {id(sequence): played.seconds for sequence in live}
+            last_token |= {id(alive): played.seconds for alive in live}
         if scheduler.live:
             played.seconds += DECODE_SECONDS
             played.live_seconds += DECODE_SECONDS
         played.most_live = max(played.most_live, len(scheduler.live))
-        for sequence in list(scheduler.live):
-            played.longest_pause = max(
-                played.longest_pause, played.seconds - last_token[id(sequence)]
-            )
-            last_token[id(sequence)] = played.seconds
-            sequence.tokens.append(0)
-            if len(sequence.tokens) >= sequence.most_tokens:
-                scheduler.live.remove(sequence)
+        for alive in list(scheduler.live):
+            pause = played.seconds - last_token[id(alive)]
+            played.longest_pause = max(played.longest_pause, pause)
+            last_token[id(alive)] = played.seconds
+            alive.tokens.append(0)
+            if len(alive.tokens) >= alive.most_tokens:
+                scheduler.live.remove(alive)
                 played.finished += 1
     return played
 
 
 def pictures(count: int, tiles: int, questions: int = 1, prefix_tokens: int = 10) -> list[Request]:
-    return [
-        Request(np.zeros((tiles, 1), np.uint8), [0] * prefix_tokens, [[1]] * questions)
-        for _ in range(count)
-    ]
+    payload = Payload(
+        np.zeros((tiles, 1), np.uint8), [0] * prefix_tokens, [[1]] * questions, [0] * questions
+    )
+    asked = [Question("?")] * questions
+    return [Request(Conversation(), asked, payload) for _ in range(count)]
 
 
 def test_decoding_goes_on_while_pictures_wait(shape: ModelShape) -> None:
@@ -174,7 +177,7 @@ def test_a_long_prompt_that_waits_or_lives_leaves_fewer_places_but_not_than_were
         assert scheduler.places == most
         waiting = scheduler.add(long)
         assert scheduler.places == fewer
-        scheduler.start([Sequence(waiting, 0, SimpleNamespace(), None, 9, [0])])
+        scheduler.start([sequence(waiting, 0, 9)])
         assert scheduler.places == fewer
         scheduler.max_sequences = 1  # as when memory ran out
         assert scheduler.places == 1

@@ -18,22 +18,18 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
 from tests.checkpoints import write_tiny_checkpoint
-from tests.engine.reference import run_all
+from tests.engine.reference import answers, run_all
 from tests.engine.torch.test_parity import assert_same, mixed_requests, open_tiny, wanted_answers
 from vlmbatch.checkpoint import find_checkpoint
 from vlmbatch.core import Conversation
-from vlmbatch.engine import open_engine
 from vlmbatch.engine.torch.budget import CAPS, MemoryBudget
 from vlmbatch.engine.torch.cpu import int8 as digits
 from vlmbatch.engine.torch.cpu import kernels
-from vlmbatch.engine.torch.engine import TorchEngine
 from vlmbatch.engine.torch.linear import Linear, QuantizedLinear, quantize
 from vlmbatch.engine.torch.model import TextLayer
 from vlmbatch.engine.torch.shape import ModelShape
 from vlmbatch.engine.torch.weights import is_quantized, load_model
 from vlmbatch.errors import OutOfMemoryError
-from vlmbatch.job import Job
-from vlmbatch.prepare import Preparer
 from vlmbatch.read.pictures.decode import load_image
 from vlmbatch.tasks import DEFAULT_PROMPTS
 from vlmbatch.write import read_records
@@ -204,12 +200,9 @@ def test_a_tied_head_is_quantized_and_the_embeddings_stay(tmp_path: Path) -> Non
 @has_digits
 def test_measuring_replaces_the_plain_matrix_and_keeps_no_copy(tiny: Path) -> None:
     engine, preparer = open_tiny(tiny, quantize="int8")
-    plain = {
-        key: completion.text
-        for key, completion in run_all(engine, mixed_requests(preparer)).items()
-    }
+    plain = answers(engine, mixed_requests(preparer))
     engine, preparer = open_tiny(tiny, quantize="int8")
-    model = engine.model
+    model = engine.network
     chosen = kernels.choose_kernels(model.vision, model.language, copies=False, measured=False)
     assert set(chosen) == {"qkv", "out", "gate_up", "down", "head"}
     places = list(kernels.places(model.vision, model.language))
@@ -218,15 +211,8 @@ def test_measuring_replaces_the_plain_matrix_and_keeps_no_copy(tiny: Path) -> No
         for place in places
     )
     assert kernels.packed_bytes(model.vision, model.language, chosen=True) == 0
-    found = {
-        key: completion.text
-        for key, completion in run_all(engine, mixed_requests(preparer)).items()
-    }
-    tokens = [
-        (a, b)
-        for key in plain
-        for a, b in zip(str(plain[key]).split(), str(found[key]).split(), strict=False)
-    ]
+    found = answers(engine, mixed_requests(preparer))
+    tokens = [pair for key in plain for pair in zip(plain[key], found[key], strict=False)]
     assert sum(a == b for a, b in tokens) >= 0.95 * len(
         tokens
     )  # a random model has near ties, and what follows one differs
@@ -280,7 +266,7 @@ def test_the_budget_counts_what_is_held(tiny: Path) -> None:
         assert (
             engine.budget.weight_bytes
             == engine.stats.memory["weight_bytes"]
-            == held_bytes(engine.model)
+            == held_bytes(engine.network)
         )
     text_bytes = 4 * (
         sum(o * i for o, i in engine.network.shape.text_layer_matrices) * 3
@@ -332,22 +318,10 @@ def test_the_demo_answers_alike_on_nearly_all_samples() -> None:
             for row in csv.DictReader(file)
             if row["file"].startswith(("images/", "scans/"))
         ]
-    checkpoint = find_checkpoint("demo")
-    preparer = Preparer.from_checkpoint(checkpoint)
     asked = [DEFAULT_PROMPTS["caption"], DEFAULT_PROMPTS["ocr"], "How many shapes are there?"]
-    answers = []
+    texts = []
     for quantize_to in ("none", "int8"):
-        job = Job.from_dict(
-            {
-                "inputs": ["x"],
-                "model": "demo",
-                "device": "cpu",
-                "dtype": "float32",
-                "quantize": quantize_to,
-            }
-        )
-        engine = open_engine(job, checkpoint, preparer.prepare, preparer.decode)
-        assert isinstance(engine, TorchEngine)
+        engine, preparer = open_tiny(Path("demo"), quantize=quantize_to, max_new_tokens=64)
         assert engine.network.quantized == (quantize_to == "int8")
         assert isinstance(engine.network.language.head, QuantizedLinear) == engine.network.quantized
         requests = [
@@ -356,10 +330,8 @@ def test_the_demo_answers_alike_on_nearly_all_samples() -> None:
             )
             for name in names
         ]
-        answers.append(
-            {key: completion.text for key, completion in run_all(engine, requests).items()}
-        )
-    equal = [answers[0][key] == text for key, text in answers[1].items()]
+        texts.append({key: done.text for key, done in run_all(engine, requests).items()})
+    equal = [texts[0][key] == text for key, text in texts[1].items()]
     assert len(equal) == 3 * len(names) >= 50
     assert sum(equal) >= len(equal) - 3
 

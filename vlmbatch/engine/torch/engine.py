@@ -86,7 +86,11 @@ class TorchEngine:
         self.scheduler = Scheduler(budget, batch_size)
         self.encoder = TileEncoder(model, budget, self.scheduler, self.stats)
         self._clock = BusyClock(self.stats)
-        self._buckets = BucketDecoder(model, self.cache, self.stats, recorder) if recorder else None
+        self._buckets = None
+        if recorder is not None:
+            self._buckets = BucketDecoder(
+                model, self.cache, self.stats, recorder, met_before=record_after
+            )
         self._steps = Steps(
             model, self.cache, budget, self.stats, self._clock, preparer.decode, self._buckets
         )

@@ -188,7 +188,7 @@ def _faster_attention(
     ways: dict[str, AttendTiles] = {"vision.attend_in_products": attend_in_products}
     if can_pack(query.device, dtype) and can_pack(query.device, torch.float32):
         ways["vision.attend_in_onednn"] = attend_in_onednn
-    own, *others = _fastest(
+    own, *others = fastest(
         [
             functools.partial(attend, query, key, value)
             for attend in (F.scaled_dot_product_attention, *ways.values())
@@ -208,7 +208,7 @@ def _onednn_attends_prompt_faster(language: LanguageModel) -> bool:
     key, value = torch.zeros(2, shape.kv_heads, 2 * PROBED_PROMPT, shape.head_dim, dtype=dtype)[
         :, :, :PROBED_PROMPT
     ].unbind()  # a row with room
-    own, products = _fastest(
+    own, products = fastest(
         [
             functools.partial(attend, query, key, value)
             for attend in (language.attend_prompt, attend_prompt_in_onednn)
@@ -242,7 +242,7 @@ def _products_attend_rows_faster(language: LanguageModel) -> bool:
         functools.partial(attend_all, language.attend_rows, turned=False),
         functools.partial(attend_all, attend_rows_in_products, turned=True),
     )
-    own, products = _fastest(ways)
+    own, products = fastest(ways)
     return own > WORTH * products
 
 
@@ -295,10 +295,10 @@ def _seconds(place: Place, ways: Sequence[Sequence[Linear]], band: int) -> list[
         ):  # of many rows, reading the matrix is not what takes time
             (linear.gelu if place.activation else linear)(x)
 
-    return _fastest([functools.partial(multiply_all, linears) for linears in ways])
+    return fastest([functools.partial(multiply_all, linears) for linears in ways])
 
 
-def _fastest(calls: Sequence[Callable[[], object]]) -> list[float]:
+def fastest(calls: Sequence[Callable[[], object]]) -> list[float]:
     """The least seconds that each call takes; they take turns, so that a busy machine is busy for
     all.
     """
