@@ -38,7 +38,6 @@ ALLOWED = {
     "text_files": set(),
     "filesystems": {"errors", "urls"},
     "core": {"errors"},
-    "text_files": set(),
     "hub": {"errors"},
     "checkpoint": {"errors", "hub", "text_files"},
     "values": {"errors"},

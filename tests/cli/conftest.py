@@ -15,9 +15,17 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from tests.media import write_picture
 from vlmbatch.cli.main import main
 
 Command = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    for number in range(4):
+        write_picture(tmp_path / "photos" / f"{number}.png", 60 + number, 40, seed=number)
+    return tmp_path / "photos"
 
 
 @pytest.fixture

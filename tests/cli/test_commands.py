@@ -10,8 +10,6 @@ import json
 import os
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -21,14 +19,6 @@ import yaml
 from tests.cli.conftest import Command
 from tests.media import numbered, write_huge_png, write_picture, write_video
 from tests.write.rows import record, store
-from vlmbatch.engine.torch.cpu import int8 as digits
-
-
-@pytest.fixture
-def photos(tmp_path: Path) -> Path:
-    for number in range(4):
-        write_picture(tmp_path / "photos" / f"{number}.png", 60 + number, 40, seed=number)
-    return tmp_path / "photos"
 
 
 def lines(path: Path) -> list[dict[str, object]]:
@@ -111,76 +101,6 @@ def test_a_dash_reads_paths_from_stdin_and_writes_rows_to_stdout(
     assert [row["status"] for row in found] == ["ok", "ok", "error", "error", "ok", "ok"]
 
 
-@pytest.mark.parametrize(
-    ("arguments", "code", "message"),
-    [
-        (["caption"], 2, "Usage"),
-        (["caption", "nowhere", "--model", "demo"], 2, "no such file or folder: nowhere"),
-        (["captoin", "photos"], 2, "did you mean 'caption'"),
-        (["caption", "photos", "--limit", "x"], 2, "--limit"),
-        (["caption", "photos", "--detail", "best"], 2, "--detail"),
-        (["caption", "photos", "-o", "x.txt"], 2, "output must end in"),
-        (["vqa", "photos"], 2, "vqa needs questions"),
-        (["video", "photos", "--fps", "1", "--every", "2"], 2, "different ways"),
-        (["video", "--skip-similar=much", "photos"], 2, "'much' is not a number"),
-        (
-            ["video", "photos", "--scenes", "--per", "window"],
-            2,
-            "scenes goes with --per frame or --per clip",
-        ),
-        (["video", "photos", "--at", ""], 2, "not a list of times"),
-        (
-            ["vqa", "photos", "--questions", "none.txt", "--dry-run"],
-            2,
-            "question file none.txt: No such file",
-        ),
-        (["caption", "photos", "--prompt", "What\udcff?"], 2, "not valid text"),
-        (["caption", "photos", "--prompt", "<image> What is it?"], 2, "may not hold <image>"),
-        (["vqa", "photos", "-q", "Why?", "--questions", "none.txt"], 2, "not from both"),
-        (["run", "none.yaml"], 2, "none.yaml: No such file"),
-        (
-            ["caption", "photos", "--model", "demo", "--revision", "v2"],
-            2,
-            "--revision goes with a hub id; demo is the model that ships inside the package",
-        ),
-        (["caption", "photos", "--model", "{tiny}", "--revision", "v2"], 2, "tiny is a folder"),
-        (
-            ["caption", "photos", "--model", "{tiny}", "--revision", "v2", "--dry-run"],
-            2,
-            "tiny is a folder",
-        ),
-        (["models", "info", "demo", "--revision", "v2"], 2, "--revision goes with a hub id"),
-        (["caption", "photos", "--model", "owner/nothing"], 1, "--model demo"),
-        (["caption", "photos", "--model", "photos"], 1, "config.json is missing"),
-        (
-            ["caption", "photos", "--model", "{tiny}", "--device", "cuda:7"],
-            1,
-            "no device cuda:7 here; there is",
-        ),
-        (["caption", "photos", "--model", "{tiny}", "--max-memory", "100K"], 1, "may take 0 MiB"),
-        (
-            ["caption", "photos", "--model", "{tiny}", "-o", "/proc/nowhere/x.jsonl"],
-            1,
-            "cannot write",
-        ),
-        (
-            ["caption", "photos", "--model", "{tiny}", "-o", "photos/0.png/x.jsonl"],
-            1,
-            "photos/0.png is no folder",
-        ),
-        (["stats", "none.jsonl"], 1, "cannot read none.jsonl"),
-    ],
-)
-def test_what_goes_wrong_is_one_line_and_an_exit_code(
-    vlmbatch: Command, photos: Path, tiny: Path, arguments: list[str], code: int, message: str
-) -> None:
-    result = vlmbatch(*(argument.format(tiny=tiny) for argument in arguments))
-    assert result.returncode == code, result.stderr
-    assert message in result.stderr
-    assert "Traceback" not in result.stderr
-    assert len([line for line in result.stderr.splitlines() if line.startswith("vlmbatch:")]) <= 1
-
-
 @pytest.mark.parametrize("options", [["--device", "cuda:7"], ["--max-memory", "100K"]])
 def test_a_run_that_could_not_begin_names_no_output(
     vlmbatch: Command, photos: Path, tiny: Path, tmp_path: Path, options: list[str]
@@ -247,119 +167,6 @@ def test_a_dry_run_prints_a_job_that_run_takes_back(
     )
     assert result.returncode == 0, result.stderr
     assert len(lines(tmp_path / "photos.vqa.jsonl")) == 2
-
-
-@pytest.mark.parametrize(
-    ("command", "offers", "refuses"),
-    [
-        ("video", ["[frame|clip|window]", "[txt|srt|vtt]"], ("--per", "tile")),
-        ("ocr", ["[page|tile]", "[txt]"], ("--per", "clip")),
-        ("caption", ["[txt]"], ("--sidecar", "srt")),
-        ("vqa", ["[txt]"], ("--sidecar", "vtt")),
-    ],
-)
-def test_a_command_offers_what_goes_with_it(
-    vlmbatch: Command, photos: Path, command: str, offers: list[str], refuses: tuple[str, str]
-) -> None:
-    found = re.findall(r"--(?:per|sidecar) +(\[.*?\])", vlmbatch(command, "--help").stdout)
-    assert found == offers
-    refused = vlmbatch(command, "photos", *refuses)
-    assert refused.returncode == 2
-    assert f"'{refuses[1]}' is not" in refused.stderr
-
-
-def test_help_states_defaults_of_numbers_texts_and_automatic_values(vlmbatch: Command) -> None:
-    found = " ".join(vlmbatch("video", "--help").stdout.split())
-    for option in (
-        "--temperature T 0 is greedy. [default: 0.0]",
-        "--seed N Seed of sampling and of --shuffle. [default: 0]",
-        "--device DEVICE auto, cpu, cuda, cuda:N or mps. [default: auto]",
-        "as many as fit into memory. [default: auto]",
-    ):
-        assert option in found
-    assert "[default: False]" not in found
-    assert "[default: None]" not in found
-
-
-def test_unknown_keys_name_the_nearest_known_one(vlmbatch: Command, tmp_path: Path) -> None:
-    (tmp_path / "job.yaml").write_text("inputs: x\nmax_new_token: 3\n")
-    result = vlmbatch("run", "job.yaml")
-    assert result.returncode == 2
-    assert "job.yaml: unknown key 'max_new_token'; did you mean 'max_new_tokens'?" in result.stderr
-
-
-@pytest.mark.parametrize(
-    ("arguments", "threshold"),
-    [
-        (["--skip-similar", "a.mp4"], 0.05),
-        (["a.mp4", "--skip-similar"], 0.05),
-        (["--skip-similar", "--fps", "2", "a.mp4"], 0.05),
-        (["--skip-similar", "0.2", "a.mp4"], 0.2),
-        (["--skip-similar=0.2", "a.mp4"], 0.2),
-    ],
-)
-def test_the_threshold_of_skip_similar_may_be_left_out_anywhere(
-    vlmbatch: Command, tmp_path: Path, arguments: list[str], threshold: float
-) -> None:
-    write_video(tmp_path / "a.mp4", 2)
-    result = vlmbatch("video", *arguments, "--dry-run")
-    assert result.returncode == 0, result.stderr
-    assert yaml.safe_load(result.stdout)["skip_similar"] == threshold
-
-
-def test_a_key_of_a_job_file_stands_there_once(
-    vlmbatch: Command, photos: Path, tmp_path: Path
-) -> None:
-    (tmp_path / "job.yaml").write_text("inputs: photos\nbatch-size: 3\nbatch_size: 4\n")
-    result = vlmbatch("run", "job.yaml", "--dry-run")
-    assert result.returncode == 2
-    assert "job.yaml, line 3: the key 'batch_size' is there already" in result.stderr
-
-
-@pytest.mark.parametrize(
-    ("setting", "key", "value"),
-    [
-        ("prompt=yes", "prompt", "yes"),
-        ("prompt=What is it: a dog?", "prompt", "What is it: a dog?"),
-        ("prompt=#1?", "prompt", "#1?"),
-        ("prompt='a: b'", "prompt", "a: b"),
-        ("prompt=null", "prompt", None),
-        ("exclude=*.jpg", "exclude", ["*.jpg"]),
-        ("exclude=[a, '*.jpg']", "exclude", ["a", "*.jpg"]),
-        ("exclude=[0-2]*", "exclude", ["[0-2]*"]),
-        ("max-errors=10", "max_errors", "10"),
-        ("output=-", "output", "-"),
-        ("shuffle=true", "shuffle", True),
-        ("limit=2", "limit", 2),
-    ],
-)
-def test_set_takes_text_as_it_stands(
-    vlmbatch: Command, photos: Path, tmp_path: Path, setting: str, key: str, value: object
-) -> None:
-    (tmp_path / "job.yaml").write_text("inputs: photos\nprompt: Why?\n")
-    result = vlmbatch("run", "job.yaml", "--dry-run", "--set", setting)
-    assert result.returncode == 0, result.stderr
-    assert yaml.safe_load(result.stdout)[key] == value
-
-
-def test_a_job_file_may_say_how_it_is_told(
-    vlmbatch: Command, photos: Path, tiny: Path, tmp_path: Path
-) -> None:
-    (tmp_path / "job.yaml").write_text(
-        f"inputs: photos\nmodel: {tiny}\nmax_new_tokens: 2\noutput: '-'\nquiet: true\n"
-    )
-    result = vlmbatch("run", "job.yaml")
-    assert (result.returncode, result.stderr, len(result.stdout.splitlines())) == (0, "", 4)
-    printed = vlmbatch("run", "job.yaml", "--set", "dry-run=true").stdout
-    assert printed.startswith("# 4 items\n")
-    assert "dry_run" not in printed
-    assert (
-        "a tile takes"
-        in vlmbatch("run", "job.yaml", "--set", "quiet=false", "--set", "verbose=2").stderr
-    )
-    refused = vlmbatch("run", "job.yaml", "--set", "quiet=loud")
-    assert refused.returncode == 2
-    assert "quiet must be true or false, not 'loud'" in refused.stderr
 
 
 def test_video_by_frames_and_as_a_clip(vlmbatch: Command, tiny: Path, tmp_path: Path) -> None:
@@ -510,103 +317,6 @@ def test_what_a_killed_run_left_is_told_to_who_asks(
     assert (
         "out.jsonl.journal holds 2 rows, and the same command goes on from there" in result.stderr
     )
-
-
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="only Linux has a full device")
-def test_a_full_disk_behind_stdout_is_one_line() -> None:
-    with open("/dev/full", "w") as full:
-        result = subprocess.run(
-            [sys.executable, "-m", "vlmbatch", "--help"],
-            stdout=full,
-            stderr=subprocess.PIPE,
-            text=True,
-            check=False,
-        )
-    assert (result.returncode, result.stderr) == (
-        1,
-        "vlmbatch: cannot write to stdout: No space left on device\n",
-    )
-
-
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        ["--help"],
-        ["caption", "a.png", "--model", "demo", "--dry-run"],
-        ["caption", "a.png", "--model", "demo", "-o", "-"],
-    ],
-)
-def test_a_closed_stdout_is_one_line(tmp_path: Path, arguments: list[str]) -> None:
-    write_picture(tmp_path / "a.png")
-    command = ["sh", "-c", 'exec "$0" "$@" >&-', sys.executable, "-m", "vlmbatch", *arguments]
-    result = subprocess.run(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, check=False)
-    assert (result.returncode, result.stderr) == (
-        1,
-        "vlmbatch: cannot write to stdout: it is closed\n",
-    )
-
-
-def test_a_terminal_that_lacks_a_character_shows_the_rest() -> None:
-    environment = {**os.environ, "PYTHONIOENCODING": "latin-1"}
-    result = subprocess.run(
-        [sys.executable, "-m", "vlmbatch", "video", "--help"],
-        capture_output=True,
-        env=environment,
-        check=False,
-    )
-    assert (result.returncode, result.stderr) == (0, b"")
-    assert b"--at T,T,\\u2026" in result.stdout
-
-
-@pytest.mark.parametrize(
-    ("exact", "products"),
-    [
-        (True, "exact, used where they measure faster"),
-        (False, "not on this cpu: saves memory, no time"),
-    ],
-)
-def test_models_info_says_what_eight_bits_change(
-    vlmbatch: Command, tiny: Path, monkeypatch: pytest.MonkeyPatch, exact: bool, products: str
-) -> None:
-    monkeypatch.setattr(digits, "can_write_digits", lambda: exact)
-    info = json.loads(vlmbatch("models", "info", tiny, "--json").stdout)
-    assert info["int8_products"] == products
-    assert info["weights_int8"].endswith("iB with --quantize int8")
-    info = json.loads(vlmbatch("models", "info", "demo", "--json").stdout)
-    assert int(info["weights_int8"].split()[0]) < int(info["weights"].split()[0])
-
-
-def test_models_and_doctor_say_what_is_there(vlmbatch: Command, tiny: Path) -> None:
-    assert "HuggingFaceTB/SmolVLM2-500M-Video-Instruct" in vlmbatch("models", "list").stdout
-    info = json.loads(vlmbatch("models", "info", tiny, "--json").stdout)
-    assert info["kv_bytes_per_token"] == 384
-    assert vlmbatch("models", "fetch", "no/such-model").returncode == 1
-    doctor = vlmbatch("doctor")
-    assert doctor.returncode == 0, doctor.stderr
-    for word in ("engine torch", "engine transformers", "device cpu", "h264", "model demo"):
-        assert word in doctor.stdout
-
-
-def test_doctor_names_a_second_build_of_opencv(
-    vlmbatch: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    before = {
-        finding["name"]: finding for finding in json.loads(vlmbatch("doctor", "--json").stdout)
-    }
-    assert before["OpenCV"]["advice"] == ""
-    for name in ("opencv-python", "opencv-contrib-python"):
-        folder = tmp_path / f"{name.replace('-', '_')}-4.12.0.88.dist-info"
-        folder.mkdir()
-        (folder / "METADATA").write_text(
-            f"Metadata-Version: 2.1\nName: {name}\nVersion: 4.12.0.88\n"
-        )
-    monkeypatch.syspath_prepend(tmp_path)
-    after = {
-        finding["name"]: finding for finding in json.loads(vlmbatch("doctor", "--json").stdout)
-    }
-    assert "opencv-python 4.12.0.88, opencv-contrib-python 4.12.0.88" in after["OpenCV"]["found"]
-    assert "they overwrite each other's files: pip uninstall -y" in after["OpenCV"]["advice"]
-    assert after["OpenCV"]["advice"].endswith("then pip install opencv-python-headless")
 
 
 def test_log_lines_can_be_json(vlmbatch: Command, photos: Path, tiny: Path) -> None:

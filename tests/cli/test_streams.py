@@ -72,3 +72,49 @@ def test_a_progress_bar_that_cannot_be_drawn_does_not_end_a_run(tmp_path: Path, 
     write_picture(tmp_path / "a.png")
     arguments = ["caption", "a.png", "--model", tiny, "--max-new-tokens", 2, "-o", "out.jsonl"]
     assert start(tmp_path, "2>/dev/full", *arguments, "--progress", "on").returncode == 0
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="only Linux has a full device")
+def test_a_full_disk_behind_stdout_is_one_line() -> None:
+    with open("/dev/full", "w") as full:
+        result = subprocess.run(
+            [sys.executable, "-m", "vlmbatch", "--help"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert (result.returncode, result.stderr) == (
+        1,
+        "vlmbatch: cannot write to stdout: No space left on device\n",
+    )
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--help"],
+        ["caption", "a.png", "--model", "demo", "--dry-run"],
+        ["caption", "a.png", "--model", "demo", "-o", "-"],
+    ],
+)
+def test_a_closed_stdout_is_one_line(tmp_path: Path, arguments: list[str]) -> None:
+    write_picture(tmp_path / "a.png")
+    command = ["sh", "-c", 'exec "$0" "$@" >&-', sys.executable, "-m", "vlmbatch", *arguments]
+    result = subprocess.run(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, check=False)
+    assert (result.returncode, result.stderr) == (
+        1,
+        "vlmbatch: cannot write to stdout: it is closed\n",
+    )
+
+
+def test_a_terminal_that_lacks_a_character_shows_the_rest() -> None:
+    environment = {**os.environ, "PYTHONIOENCODING": "latin-1"}
+    result = subprocess.run(
+        [sys.executable, "-m", "vlmbatch", "video", "--help"],
+        capture_output=True,
+        env=environment,
+        check=False,
+    )
+    assert (result.returncode, result.stderr) == (0, b"")
+    assert b"--at T,T,\\u2026" in result.stdout

@@ -1,0 +1,62 @@
+"""Commands that describe models and the machine."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.cli.conftest import Command
+from vlmbatch.engine.torch.cpu import int8 as digits
+
+
+@pytest.mark.parametrize(
+    ("exact", "products"),
+    [
+        (True, "exact, used where they measure faster"),
+        (False, "not on this cpu: saves memory, no time"),
+    ],
+)
+def test_models_info_says_what_eight_bits_change(
+    vlmbatch: Command, tiny: Path, monkeypatch: pytest.MonkeyPatch, exact: bool, products: str
+) -> None:
+    monkeypatch.setattr(digits, "can_write_digits", lambda: exact)
+    info = json.loads(vlmbatch("models", "info", tiny, "--json").stdout)
+    assert info["int8_products"] == products
+    assert info["weights_int8"].endswith("iB with --quantize int8")
+    info = json.loads(vlmbatch("models", "info", "demo", "--json").stdout)
+    assert int(info["weights_int8"].split()[0]) < int(info["weights"].split()[0])
+
+
+def test_models_and_doctor_say_what_is_there(vlmbatch: Command, tiny: Path) -> None:
+    assert "HuggingFaceTB/SmolVLM2-500M-Video-Instruct" in vlmbatch("models", "list").stdout
+    info = json.loads(vlmbatch("models", "info", tiny, "--json").stdout)
+    assert info["kv_bytes_per_token"] == 384
+    assert vlmbatch("models", "fetch", "no/such-model").returncode == 1
+    doctor = vlmbatch("doctor")
+    assert doctor.returncode == 0, doctor.stderr
+    for word in ("engine torch", "engine transformers", "device cpu", "h264", "model demo"):
+        assert word in doctor.stdout
+
+
+def test_doctor_names_a_second_build_of_opencv(
+    vlmbatch: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = {
+        finding["name"]: finding for finding in json.loads(vlmbatch("doctor", "--json").stdout)
+    }
+    assert before["OpenCV"]["advice"] == ""
+    for name in ("opencv-python", "opencv-contrib-python"):
+        folder = tmp_path / f"{name.replace('-', '_')}-4.12.0.88.dist-info"
+        folder.mkdir()
+        (folder / "METADATA").write_text(
+            f"Metadata-Version: 2.1\nName: {name}\nVersion: 4.12.0.88\n"
+        )
+    monkeypatch.syspath_prepend(tmp_path)
+    after = {
+        finding["name"]: finding for finding in json.loads(vlmbatch("doctor", "--json").stdout)
+    }
+    assert "opencv-python 4.12.0.88, opencv-contrib-python 4.12.0.88" in after["OpenCV"]["found"]
+    assert "they overwrite each other's files: pip uninstall -y" in after["OpenCV"]["advice"]
+    assert after["OpenCV"]["advice"].endswith("then pip install opencv-python-headless")
