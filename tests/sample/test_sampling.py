@@ -1,4 +1,4 @@
-"""Which frames each way of choosing takes, on frames that are only times."""
+"""The frames that each way of choosing takes, on frames that are only times."""
 
 from __future__ import annotations
 

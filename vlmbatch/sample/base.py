@@ -51,7 +51,7 @@ class Frame(Protocol):
 
 
 NextInstant = Callable[[float], float | None]
-"""Gives the first instant not before a time that is asked for; None when there is none."""
+"""Returns the first instant that is asked for, not before a time; None when there is none."""
 
 F = TypeVar("F", bound=Frame)
 F_co = TypeVar("F_co", bound=Frame, covariant=True)

@@ -1,4 +1,4 @@
-"""What is left out is never needed: on random streams with reordered frames, open groups of
+"""Packets that are left out are never needed: on random streams with reordered frames, open groups of
 pictures and irregular times.
 """
 
@@ -11,7 +11,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vlmbatch.read.video.skipping import MAX_HELD_BYTES, Sieve, Step, Unsure, leave_out, mark
+from vlmbatch.read.video.skipping import (
+    MAX_HELD_BYTES,
+    MarkedPacket,
+    Sieve,
+    Unsure,
+    leave_out,
+    mark,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,12 +29,12 @@ class Packet:
     size: int = 1000
 
 
-def stream(seed: int, groups: int, cut_leading: bool) -> list[Step]:
+def stream(seed: int, groups: int, cut_leading: bool) -> list[MarkedPacket]:
     """Packets in decoding order: key frames, each with frames shown before it (unless cut off at
     the start), then groups of P and its B-frames.
     """
     rng = random.Random(seed)
-    steps: list[Step] = []
+    steps: list[MarkedPacket] = []
     clock = 0
 
     def later() -> int:
@@ -36,7 +43,7 @@ def stream(seed: int, groups: int, cut_leading: bool) -> list[Step]:
         return clock
 
     def add(pts: int, is_key: bool = False) -> None:
-        steps.append(Step(Packet(len(steps)), pts, is_key, is_shown=True))
+        steps.append(MarkedPacket(Packet(len(steps)), pts, is_key, is_shown=True))
 
     for group in range(groups):
         leading = [later() for _ in range(rng.choice([0, 0, 2]))] if group or cut_leading else []
@@ -51,7 +58,7 @@ def stream(seed: int, groups: int, cut_leading: bool) -> list[Step]:
     return steps
 
 
-def decode(steps: list[Step], fed: list[Step]) -> set[int]:
+def decode(steps: list[MarkedPacket], fed: list[MarkedPacket]) -> set[int]:
     """Times of the frames that come out whole: those for which all was decoded since a key frame
     that is not shown after them.
     """
@@ -91,7 +98,7 @@ def test_what_is_wanted_comes_out_whole(
     asked = {pts for pts in shown if rng.random() < share and (from_start or pts >= steps[0].pts)}
     seen: list[int] = []
 
-    def wanted(step: Step, next_pts: int | None, is_first: bool) -> bool:
+    def wanted(step: MarkedPacket, next_pts: int | None, is_first: bool) -> bool:
         seen.append(step.pts)
         assert next_pts == next((pts for pts in shown if pts > step.pts), None)
         assert is_first == (from_start and step.pts <= steps[0].pts)
@@ -106,7 +113,10 @@ def test_what_is_wanted_comes_out_whole(
 
 
 def test_only_what_leads_to_a_wanted_frame_is_decoded() -> None:
-    steps = [Step(Packet(number), number, number % 10 == 0, is_shown=True) for number in range(100)]
+    steps = [
+        MarkedPacket(Packet(number), number, number % 10 == 0, is_shown=True)
+        for number in range(100)
+    ]
     fed = list(
         leave_out(
             mark(
@@ -120,7 +130,7 @@ def test_only_what_leads_to_a_wanted_frame_is_decoded() -> None:
 
 def test_packets_are_not_held_without_end() -> None:
     steps = [
-        Step(Packet(number, MAX_HELD_BYTES // 10), number, number == 0, is_shown=True)
+        MarkedPacket(Packet(number, MAX_HELD_BYTES // 10), number, number == 0, is_shown=True)
         for number in range(40)
     ]
     fed = list(leave_out(mark(steps, lambda step, next_pts, is_first: False, from_start=True)))
@@ -130,22 +140,23 @@ def test_packets_are_not_held_without_end() -> None:
 @pytest.mark.parametrize("times", [[0, 5, 5], [0, *range(100, 140), 50]])
 def test_times_that_repeat_or_run_backwards_are_not_trusted(times: list[int]) -> None:
     steps = [
-        Step(Packet(number), pts, number == 0, is_shown=True) for number, pts in enumerate(times)
+        MarkedPacket(Packet(number), pts, number == 0, is_shown=True)
+        for number, pts in enumerate(times)
     ]
     with pytest.raises(Unsure):
         list(mark(steps, lambda step, next_pts, is_first: True, from_start=True))
 
 
 def test_a_sieve_keeps_what_is_wanted_and_misses_what_is_missing() -> None:
-    def sieve(*steps: Step) -> Sieve:
+    def sieve(*steps: MarkedPacket) -> Sieve:
         made = Sieve()
         for step in steps:
             made.expect(step)
         return made
 
-    key = Step(Packet(0), 0, is_key=True, is_shown=True, fresh=True)
+    key = MarkedPacket(Packet(0), 0, is_key=True, is_shown=True, fresh=True)
     other, last = (
-        Step(Packet(number), number * 10, is_key=False, is_shown=True, wanted=number == 2)
+        MarkedPacket(Packet(number), number * 10, is_key=False, is_shown=True, wanted=number == 2)
         for number in (1, 2)
     )
     good = sieve(key, other, last)

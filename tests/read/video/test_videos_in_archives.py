@@ -39,7 +39,7 @@ def clip(tmp_path: Path) -> bytes:
 
 @pytest.fixture
 def copies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where temporary copies are made."""
+    """The folder of temporary copies."""
     (tmp_path / "copies").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "copies"))
     return tmp_path / "copies"

@@ -75,7 +75,7 @@ def _origin_seconds(container: InputContainer, stream: VideoStream) -> Fraction:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Extent:
-    """What reading a video's packets told, for those that open the file again.
+    """Facts from reading a video's packets, for those that open the file again.
 
     Attributes:
         end_seconds: End of its last frame.

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from vlmbatch.read.base import one_line
 from vlmbatch.read.video.clock import Clock, Extent
 from vlmbatch.read.video.container import SAME_SECONDS, Demuxer, drops_exactly
-from vlmbatch.read.video.skipping import Sieve, Step, Unsure, leave_out, mark
+from vlmbatch.read.video.skipping import MarkedPacket, Sieve, Unsure, leave_out, mark
 
 if TYPE_CHECKING:
     import av
@@ -34,7 +34,7 @@ _TELLS_ONCE = ("flv", "live_flv")
 TimedFrame = tuple[Fraction, "av.VideoFrame"]
 """Presentation time of a frame, in seconds, and the frame."""
 
-Wants = Callable[[Step, float, float | None, bool], tuple[bool | None, float]]
+Wants = Callable[[MarkedPacket, float, float | None, bool], tuple[bool | None, float]]
 """Takes a packet, the time of its frame, the time of the next one (None after the last), and
 whether the frame stands for what comes before it too. Returns whether the frame is asked for (None:
 unless a seek follows it), and a time before which no other one is.
@@ -43,7 +43,7 @@ unless a seek follows it), and a time before which no other one is.
 
 @dataclasses.dataclass(slots=True)
 class DecodingCounts:
-    """What decoding a video came across.
+    """Counts of decoding a video: frames, and packets that are broken.
 
     Attributes:
         num_decoded: Frames that came out of the decoder so far.
@@ -106,7 +106,7 @@ class Decoder:
             Unsure: Something is not as the packets said.
         """
 
-        def wanted(step: Step, next_pts: int | None, is_first: bool) -> bool:
+        def wanted(step: MarkedPacket, next_pts: int | None, is_first: bool) -> bool:
             seconds = self._clock.seconds(step.pts)
             next_seconds = None if next_pts is None else self._clock.seconds(next_pts)
             asked, self._due_seconds = wants(step, seconds, next_seconds, is_first)
@@ -136,7 +136,7 @@ class Decoder:
         self._counts.num_decoded += len(frames)
         return frames
 
-    def _stretch(self, steps: Iterator[Step]) -> Iterator[TimedFrame]:
+    def _stretch(self, steps: Iterator[MarkedPacket]) -> Iterator[TimedFrame]:
         """Decode packets, leave out frames that nothing refers to where the decoder can, and yield
         what is wanted.
         """
@@ -167,7 +167,7 @@ class Decoder:
         yield from kept(self._decode(None) if fed else [])
         sieve.end()
 
-    def _steps(self, after: float | None) -> Iterator[Step]:
+    def _steps(self, after: float | None) -> Iterator[MarkedPacket]:
         """Yield packets from here on; after a seek from the first key frame on. End early where the
         rest is better reached by a seek.
         """
@@ -194,7 +194,7 @@ class Decoder:
                 self._can_seek = seconds > self._read_seconds
                 after = None
             self._read_seconds = max(self._read_seconds, seconds)
-            yield Step(packet, packet.pts, packet.is_keyframe, is_frame)
+            yield MarkedPacket(packet, packet.pts, packet.is_keyframe, is_frame)
             self._target = self._seek_target()
             if self._target is not None:
                 return

@@ -1,5 +1,5 @@
-"""An open video: frames with the times that a player shows them at, upright pixels, and skipping
-that gives the same frames as decoding everything.
+"""An open video: its frames with the times at which a player shows them, decoding no more than is
+needed.
 """
 
 from __future__ import annotations
@@ -15,9 +15,7 @@ from vlmbatch.read.video.clock import Clock, Extent, FrameTimes, read_extent, re
 from vlmbatch.read.video.container import SAME_SECONDS, Demuxer
 from vlmbatch.read.video.decoder import Decoder, DecodingCounts, TimedFrame, Wants
 from vlmbatch.read.video.frame import DecodedFrame, display_size
-from vlmbatch.read.video.skipping import Step, Unsure
-
-__all__ = ["DecodedFrame", "NextInstant", "VideoFile"]
+from vlmbatch.read.video.skipping import MarkedPacket, Unsure
 
 logger = logging.getLogger(__name__)
 
@@ -27,7 +25,7 @@ files that hold few times state next to nothing.
 """
 
 NextInstant = Callable[[float], float | None]
-"""Gives the first instant not before a time that is asked for; None when there is none."""
+"""Returns the first instant that is asked for, not before a time; None when there is none."""
 
 
 class VideoFile:
@@ -36,7 +34,7 @@ class VideoFile:
 
     Attributes:
         step_seconds: Seconds from one frame to the next, at the stated frame rate.
-        counts: What decoding it came across.
+        counts: Counts of decoding it.
 
     Raises:
         ReadError: The file cannot be opened.
@@ -105,7 +103,7 @@ class VideoFile:
 
     @functools.cached_property
     def lost_from_seconds(self) -> float | None:
-        """From when on frames that an MP4 or MOV file lists lie behind its end, as after a download
+        """Time of the first frame that an MP4 or MOV file lists behind its end, as after a download
         that broke off; None when all are there.
         """
         size = self._demuxer.container.size
@@ -163,7 +161,7 @@ class VideoFile:
         """
 
         def wants(
-            step: Step, seconds: float, next_seconds: float | None, is_first: bool
+            step: MarkedPacket, seconds: float, next_seconds: float | None, is_first: bool
         ) -> tuple[bool | None, float]:
             assert next_instant is not None
             due = next_instant(-math.inf if is_first else seconds - SAME_SECONDS)
@@ -180,7 +178,7 @@ class VideoFile:
         """
 
         def wants(
-            step: Step, seconds: float, next_seconds: float | None, is_first: bool
+            step: MarkedPacket, seconds: float, next_seconds: float | None, is_first: bool
         ) -> tuple[bool | None, float]:
             return step.is_key and seconds >= start_seconds - SAME_SECONDS, start_seconds
 

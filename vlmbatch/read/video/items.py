@@ -11,7 +11,7 @@ from vlmbatch.read.files.source import Listed
 
 
 class VideoItems:
-    """Makes the Items of one video.
+    """A maker of the Items of one video.
 
     Attributes:
         count: Items made so far.

@@ -25,10 +25,10 @@ from vlmbatch.read.video.undecoded import UndecodedFrame, UndecodedVideo
 logger = logging.getLogger(__name__)
 
 IsDone = Callable[[Sequence[Item]], bool]
-"""Says whether every row about some Items is there already."""
+"""Return whether every row about some Items is there already."""
 
 _DAMAGED = DecodeError("damaged")
-"""Stands for any fault of a video, where only the identity of its row matters."""
+"""Any fault of a video, where only the identity of its row matters."""
 
 
 class VideoReader:
@@ -59,8 +59,8 @@ class VideoReader:
             job: The job.
             sampler: ``sample.make_sampler(job)``.
             stdin: Where the INPUT ``-`` reads paths from, instead of standard input.
-            is_done: Says whether every row about some Items is there. A video of which that holds
-                is not decoded; its Items are made from the packets' times.
+            is_done: Returns whether every row about some Items is there. A video whose rows are all
+                there is not decoded; its Items are made from the packets' times.
             names_only: Whether Items are only counted: the packets' times are enough.
         """
         self._listing = Listing(job, job, job.output_path, stdin)
@@ -100,7 +100,7 @@ class VideoReader:
             yield items.failed(DecodeError(f"{type(exc).__name__}: {one_line(exc)}"))
 
     def _items(self, items: VideoItems, file: LocalFile, video: VideoFile) -> Iterator[Item]:
-        """Yield the Items of an open video, and one more for what is wrong with it."""
+        """Yield the Items of an open video, and one more for a fault of it."""
         if planned := self._planned(items, file, video):
             items.count = len(planned)
             yield from planned
@@ -132,9 +132,9 @@ class VideoReader:
         return None if lost is None or (last is not None and last < lost) else cut_off(lost)
 
     def _planned(self, items: VideoItems, file: LocalFile, video: VideoFile) -> list[Item]:
-        """Return the Items of a video from its packets alone, where no pixels will be asked for, or
-        not now, and the packets tell; none otherwise. Of a file that ends early only decoding
-        tells which frames there are.
+        """Return the Items of a video from its packets alone, where no pixels are needed now and
+        the packets state their times; none otherwise. The frames of a file that ends early are
+        known once it is decoded.
         """
         is_listed = self._names_only or self._job.shuffle
         if (
@@ -145,7 +145,7 @@ class VideoReader:
             or (video.lost_from_seconds is not None and not self._names_only)
         ):
             return []
-        # A row about the video itself tells of damage, which only decoding finds again.
+        # A row about the video itself is about damage, which only decoding finds again.
         if self._is_done is not None and self._is_done([items.again().failed(_DAMAGED)]):
             return []
         undecoded = UndecodedVideo(video.packet_times, video.extent, video.step_seconds)

@@ -35,7 +35,7 @@ HEVC), or their fields, and one.
 
 @dataclasses.dataclass(slots=True)
 class Jumps:
-    """Jumps of decoding times that came across so far.
+    """Jumps of decoding times in the packets so far.
 
     Attributes:
         num_restarts: Jumps back that were continued.

@@ -26,7 +26,7 @@ class Span(Protocol):
 
 
 class Judge(Protocol):
-    """Compares the chosen frames of one video, in their order."""
+    """A comparison of the chosen frames of one video, in their order."""
 
     def is_similar(self, frame: Any) -> bool:
         """Return whether a frame resembles the last one that was kept; keep it when it does not."""
@@ -34,7 +34,7 @@ class Judge(Protocol):
 
 
 class Sampler(Protocol):
-    """Gives the spans of a video."""
+    """A choice of spans in each video."""
 
     @property
     def needs_pixels(self) -> bool:

@@ -30,7 +30,7 @@ class Unsure(Exception):
 
 
 @dataclasses.dataclass(slots=True, eq=False)
-class Step:
+class MarkedPacket:
     """A packet, and the decision about it.
 
     Attributes:
@@ -55,17 +55,19 @@ class Step:
     wanted: bool = False
     is_led_to: bool = False
     fresh: bool = False
-    key: Step | None = dataclasses.field(default=None, repr=False)
+    key: MarkedPacket | None = dataclasses.field(default=None, repr=False)
     settled: bool = False
 
 
-Wanted = Callable[[Step, int | None, bool], bool]
+IsWanted = Callable[[MarkedPacket, int | None, bool], bool]
 """Takes a frame's packet, the time of the next frame (None after the last), and whether the frame
 stands for what comes before it too. Returns whether it is asked for.
 """
 
 
-def mark(steps: Iterable[Step], wanted: Wanted, *, from_start: bool) -> Iterator[Step]:
+def mark(
+    steps: Iterable[MarkedPacket], wanted: IsWanted, *, from_start: bool
+) -> Iterator[MarkedPacket]:
     """Yield the steps in their order, each once it is decided whether its frame is wanted.
 
     Args:
@@ -77,10 +79,10 @@ def mark(steps: Iterable[Step], wanted: Wanted, *, from_start: bool) -> Iterator
     Raises:
         Unsure: Two frames have the same time, or frames are reordered further than codecs do.
     """
-    window: collections.deque[Step] = collections.deque()
+    window: collections.deque[MarkedPacket] = collections.deque()
     ahead: list[int] = []
-    by_pts: dict[int, Step] = {}
-    key: Step | None = None
+    by_pts: dict[int, MarkedPacket] = {}
+    key: MarkedPacket | None = None
     key_pts: int | None = None
     next_pts: int | None = None
 
@@ -120,13 +122,13 @@ def mark(steps: Iterable[Step], wanted: Wanted, *, from_start: bool) -> Iterator
     yield from window
 
 
-def leave_out(steps: Iterable[Step]) -> Iterator[Step]:
+def leave_out(steps: Iterable[MarkedPacket]) -> Iterator[MarkedPacket]:
     """Yield the steps that must be decoded for those that are wanted, and a few more.
 
     Args:
         steps: Packets in decoding order, marked.
     """
-    held: list[Step] = []
+    held: list[MarkedPacket] = []
     num_bytes = 0
     for step in steps:
         if step.is_key and step.is_shown and held and not step.is_led_to:
@@ -144,10 +146,10 @@ class Sieve:
 
     def __init__(self) -> None:
         self._expected: list[int] = []
-        self._steps: dict[int, Step] = {}
+        self._steps: dict[int, MarkedPacket] = {}
         self._last: int | None = None
 
-    def expect(self, step: Step) -> None:
+    def expect(self, step: MarkedPacket) -> None:
         """Take note of a packet that goes into the decoder."""
         if step.is_shown and (step.wanted or step.fresh):
             self._steps[step.pts] = step
