@@ -108,13 +108,16 @@ class FrameTimes:
         return self.times[-1] + self.last_duration_seconds if self.times else 0.0
 
 
-def read_frame_times(path: str, number: int | None, clock: Clock) -> FrameTimes | None:
+def read_frame_times(
+    path: str, number: int | None, clock: Clock, *, from_last_key: bool = False
+) -> FrameTimes | None:
     """Read the times that the packets state; decode nothing.
 
     Args:
         path: The file.
         number: Its video stream, from 0; None chooses one.
         clock: The stream's.
+        from_last_key: Whether the frames from the last key frame on suffice.
 
     Returns:
         The times; None where packets have none (AVI, raw streams), or others than decoding gives.
@@ -127,16 +130,19 @@ def read_frame_times(path: str, number: int | None, clock: Clock) -> FrameTimes 
     last, duration = -math.inf, 0.0
     first_key: int | None = None
     with Demuxer(path, number) as demuxer:
-        if not demuxer.stream.time_base:
+        if not demuxer.stream.time_base or (from_last_key and not _seek_end(demuxer, clock)):
             return None
         for packet in demuxer.packets():
             if packet.is_keyframe and first_key is None:
                 first_key = packet.pts
             if not demuxer.is_frame(packet):
                 continue
-            # Frames before the first key frame may be decodable or not.
-            early = first_key is None or packet.pts is None or packet.pts < first_key
-            if packet.pts is None or packet.pts in found or demuxer.jumps.steps_back or early:
+            if packet.pts is None or packet.pts in found or demuxer.jumps.steps_back:
+                return None
+            if first_key is None or packet.pts < first_key:
+                # Frames before the first key frame may be decodable or not.
+                if from_last_key:
+                    continue
                 return None
             found[packet.pts] = packet.is_keyframe
             if packet.pts > last:
@@ -150,25 +156,13 @@ def read_frame_times(path: str, number: int | None, clock: Clock) -> FrameTimes 
     )
 
 
-def read_extent(path: str, number: int | None, clock: Clock) -> Extent | None:
-    """Read the end of the last frame from the packets behind the last key frame.
-
-    Args:
-        path: The file.
-        number: Its video stream, from 0; None chooses one.
-        clock: The stream's.
-
-    Returns:
-        The extent; None where it takes reading all packets.
-    """
-    with Demuxer(path, number) as demuxer:
-        stated = demuxer.container.duration
-        if not stated or not demuxer.stream.time_base:
-            return None
-        try:
-            demuxer.container.seek(clock.pts(stated / MICROSECONDS), stream=demuxer.stream)
-        except (OSError, ValueError):
-            return None
-        frames = filter(demuxer.is_frame, demuxer.packets())
-        ends = [clock.end(packet) for packet in frames if packet.pts is not None]
-        return Extent(max(ends), runs_on=not demuxer.jumps.num_restarts) if ends else None
+def _seek_end(demuxer: Demuxer, clock: Clock) -> bool:
+    """Go to the last key frame; return whether the container can."""
+    stated = demuxer.container.duration
+    if not stated:
+        return False
+    try:
+        demuxer.container.seek(clock.pts(stated / MICROSECONDS), stream=demuxer.stream)
+    except (OSError, ValueError):
+        return False
+    return True

@@ -11,18 +11,13 @@ from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
 
 from vlmbatch.read.base import check_size
-from vlmbatch.read.video.clock import Clock, Extent, FrameTimes, read_extent, read_frame_times
+from vlmbatch.read.video.clock import Clock, Extent, FrameTimes, read_frame_times
 from vlmbatch.read.video.container import SAME_SECONDS, Demuxer
 from vlmbatch.read.video.decoder import Decoder, DecodingCounts, TimedFrame, Wants
 from vlmbatch.read.video.frame import DecodedFrame, display_size
 from vlmbatch.read.video.skipping import MarkedPacket, Unsure
 
 logger = logging.getLogger(__name__)
-
-_SHORT_SECONDS = 1.0
-"""A stated duration below this is checked against the packets, which are few when it is right:
-files that hold few times state next to nothing.
-"""
 
 NextInstant = Callable[[float], float | None]
 """Returns the first instant that is asked for, not before a time; None when there is none."""
@@ -89,17 +84,21 @@ class VideoFile:
     @functools.cached_property
     def extent(self) -> Extent:
         """The end of the stream, and whether its times run on."""
-        stream = self._demuxer.stream
-        if self._demuxer.states_end and stream.duration and stream.time_base:
-            end = self._clock.seconds(stream.duration + (stream.start_time or 0))
-            if end <= _SHORT_SECONDS:
-                end = max(end, self._all_times.end_seconds)
-            return Extent(end, runs_on=True)
-        if not self._demuxer.is_joined:
-            extent = read_extent(self._path, self._number, self._clock)
-            if extent is not None:
-                return extent
-        return Extent(self._all_times.end_seconds, self._all_times.runs_on)
+        demuxer, stream = self._demuxer, self._demuxer.stream
+        times: FrameTimes | None
+        if demuxer.is_joined or "packet_times" in self.__dict__:
+            times = self.packet_times
+        else:
+            times = read_frame_times(self._path, self._number, self._clock, from_last_key=True)
+        stated = 0.0
+        if demuxer.states_end and stream.duration and stream.time_base:
+            stated = self._clock.seconds(stream.duration + (stream.start_time or 0))
+        if times is None or not times.times:
+            if stated > 0:
+                return Extent(stated, runs_on=True)
+            times = self._all_times
+        is_behind = not times.times or stated > times.times[-1]
+        return Extent(stated if stated and is_behind else times.end_seconds, times.runs_on)
 
     @functools.cached_property
     def lost_from_seconds(self) -> float | None:
