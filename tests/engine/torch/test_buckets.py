@@ -91,7 +91,7 @@ def test_tokens_are_those_of_generate(
     assert_same(
         engine,
         requests,
-        wanted_answers(tiny, requests),
+        wanted_answers(tiny),
         find_checkpoint(str(tiny)).end_token_ids(),
     )
     graphs = engine.stats.graphs
@@ -349,7 +349,7 @@ class TestOnCuda:
         assert_same(
             engine,
             requests,
-            wanted_answers(tiny, requests),
+            wanted_answers(tiny),
             find_checkpoint(str(tiny)).end_token_ids(),
         )
         assert engine.stats.graphs["notes"] == []

@@ -89,7 +89,7 @@ def test_answers_through_packed_kernels_equal_generate(tiny: Path) -> None:
     assert chosen["qkv"] == list(BANDS)
     assert chosen["vision.fc1"] == [128]
     assert_same(
-        engine, requests, wanted_answers(tiny, requests), find_checkpoint(str(tiny)).end_token_ids()
+        engine, requests, wanted_answers(tiny), find_checkpoint(str(tiny)).end_token_ids()
     )
 
 
@@ -227,7 +227,7 @@ def test_the_attention_of_decode_steps_is_what_measures_fastest_and_answers_stay
     assert row.arena.values[0].stride(3) == 1
     engine.cache.attend_rows, engine.cache.turned = cache.attend_rows, cache.turned
     assert_same(
-        engine, requests, wanted_answers(tiny, requests), find_checkpoint(str(tiny)).end_token_ids()
+        engine, requests, wanted_answers(tiny), find_checkpoint(str(tiny)).end_token_ids()
     )
 
 
@@ -245,7 +245,7 @@ def test_the_attention_of_prompts_is_what_measures_fastest_and_answers_stay(
         attend_prompt_in_onednn if faster else attend_prompt
     )
     assert_same(
-        engine, requests, wanted_answers(tiny, requests), find_checkpoint(str(tiny)).end_token_ids()
+        engine, requests, wanted_answers(tiny), find_checkpoint(str(tiny)).end_token_ids()
     )
 
 

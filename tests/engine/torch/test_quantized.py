@@ -183,7 +183,7 @@ def test_answers_are_those_of_transformers_with_the_weights_that_the_8_bits_stan
     assert_same(
         engine,
         requests,
-        wanted_answers(quantized_copy(tiny, tmp_path / "copy"), requests),
+        wanted_answers(quantized_copy(tiny, tmp_path / "copy")),
         find_checkpoint(str(tiny)).end_token_ids(),
     )
 
