@@ -1,5 +1,5 @@
-"""Packets that are left out are never needed: on random streams with reordered frames, open groups of
-pictures and irregular times.
+"""Packets that are left out are never needed: random streams with reordered frames, open groups and
+irregular times.
 """
 
 from __future__ import annotations

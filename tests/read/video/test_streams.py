@@ -164,6 +164,16 @@ def test_a_video_ends_with_its_picture_whatever_the_sound(tmp_path: Path, name: 
     assert items(path, per="window", window=2.0)[-1].end_seconds == end
 
 
+def test_a_stated_end_before_the_last_frame_is_corrected(tmp_path: Path) -> None:
+    """As FFmpeg writes it for slides with B-frames."""
+    pts = [number if number < 5 else 3 * number for number in range(10)]
+    path = write_video(tmp_path / "a.mp4", 10, fps=1, pts=pts, time_base=Fraction(1))
+    for options in ({"per": "clip"}, {"per": "window", "window": 3.0}, {"every": 1}):
+        last = items(path, **options)[-1]
+        assert (last.end_seconds or 0) > 27
+        assert number_of(last.load().arrays()[-1]) == 9
+
+
 @pytest.mark.parametrize("b_frames", [0, 2])
 def test_times_of_avi_begin_with_0(tmp_path: Path, b_frames: int) -> None:
     path = write_video(tmp_path / "a.avi", 30, codec="mpeg4", b_frames=b_frames)
