@@ -253,7 +253,7 @@ def log_likelihood(bench: Bench) -> float:
     """What ``LlamaCpp.log_likelihood`` is, by our model."""
     from tokenizers import Tokenizer
 
-    model = bench.subject.engine.model
+    model = bench.subject.engine.network
     ids = torch.tensor(
         Tokenizer.from_file(str(bench.subject.checkpoint.require("tokenizer.json")))
         .encode(CHECK_TEXT)

@@ -87,7 +87,7 @@ def _peak_bytes(process: psutil.Process) -> int:
 
 def first_prepared(folder: Path, output: Path) -> dict[str, float]:
     """Until the pipeline has prepared its first picture."""
-    from vlmbatch.cli.progress import make_reporter
+    from vlmbatch.cli.progress import ProgressReporter
     from vlmbatch.engine.scripted import ScriptedEngine
     from vlmbatch.run.pipeline import Run
 
@@ -101,7 +101,7 @@ def first_prepared(folder: Path, output: Path) -> dict[str, float]:
             return super().prepare(conversation, questions)
 
     measured = Measured()
-    with make_reporter(bar=False, lines=True) as reporter:
+    with ProgressReporter(bar=False, lines=True) as reporter:
         run = Run(
             Job(inputs=(str(folder),), output=str(output)), engine=FirstOnly(), reporter=reporter
         )

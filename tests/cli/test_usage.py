@@ -186,10 +186,9 @@ def test_a_job_file_may_say_how_it_is_told(
     printed = vlmbatch("run", "job.yaml", "--set", "dry-run=true").stdout
     assert printed.startswith("# 4 items\n")
     assert "dry_run" not in printed
-    assert (
-        "a tile takes"
-        in vlmbatch("run", "job.yaml", "--set", "quiet=false", "--set", "verbose=2").stderr
-    )
+    (photos / "broken.png").write_bytes(b"no picture")
+    told = vlmbatch("run", "job.yaml", "--set", "quiet=false", "--set", "verbose=2")
+    assert "broken.png: DecodeError: " in told.stderr
     refused = vlmbatch("run", "job.yaml", "--set", "quiet=loud")
     assert refused.returncode == 2
     assert "quiet must be true or false, not 'loud'" in refused.stderr

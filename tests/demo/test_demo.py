@@ -120,8 +120,8 @@ def test_unseen_scenes_are_answered_right_nine_times_in_ten(
 
 def test_greedy_tokens_equal_transformers(preparer: Preparing, engine: Engine) -> None:
     rng = np.random.default_rng(3)
-    requests = [
-        preparer.prepare(
+    asked = [
+        (
             picture(scenes.random_scene(rng, longest=(64, 400)).pixels),
             [CAPTION, "How many shapes are there?"],
         )
@@ -130,14 +130,12 @@ def test_greedy_tokens_equal_transformers(preparer: Preparing, engine: Engine) -
     for count in (2, 5):
         clip = scenes.random_clip(rng, max_frames=count)
         pixels = Pixels(clip.frames, clip.times_seconds, clip.duration_seconds)
-        requests.append(
-            preparer.prepare(Conversation.about("clip", pixels), [DEFAULT_PROMPTS["clip"]])
-        )
-    found = run_all(engine, requests)
+        asked.append((Conversation.about("clip", pixels), [DEFAULT_PROMPTS["clip"]]))
+    found = run_all(engine, [preparer.prepare(about, texts) for about, texts in asked])
     reference = Reference(find_checkpoint("demo").folder)
-    for number, request in enumerate(requests):
-        for question, tokens in enumerate(reference.generate(request, 64)):
-            assert list(found[number, question].token_ids) == tokens
+    for number, (about, texts) in enumerate(asked):
+        for question, answer in enumerate(reference.answer(about, [Question(t) for t in texts])):
+            assert found[number, question].token_ids == answer.token_ids
 
 
 def test_swapped_colours_a_mirror_and_a_turn_change_the_caption(

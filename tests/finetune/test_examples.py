@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import transformers
 from PIL import Image
 
 from tests.checkpoints import write_tiny_checkpoint
@@ -146,11 +147,16 @@ def test_the_best_guesses_that_the_loss_sees_are_what_generate_says(
     shifted, padded or masked wrongly.
     """
     reference = Reference(maker.checkpoint.folder)
+    model = transformers.AutoModelForImageTextToText.from_pretrained(
+        maker.checkpoint.folder, dtype=torch.float32
+    ).eval()
     trainer = Forward(pixel_normalization(maker.checkpoint))
     examples = []
     for row in rows_of(folder):
         request = request_of(row, maker)
-        [answer] = reference.generate(request, 7 + len(row.answer))
+        about = Conversation.about(row.media, maker.load(row), "x")
+        question = Question(row.prompt, max_new_tokens=7 + len(row.answer))
+        answer = reference.answer(about, [question])[0].token_ids
         prompt = [*request.payload.prefix_ids, *request.payload.question_ids[0]]
         examples.append(
             dataclasses.replace(
@@ -159,11 +165,8 @@ def test_the_best_guesses_that_the_loss_sees_are_what_generate_says(
         )
     batch = PadRight(PAD)(examples)
     with torch.inference_mode():
-        together = reference.model(**trainer.model_inputs(batch))
-        alone = [
-            reference.model(**trainer.model_inputs(PadRight(PAD)([example])))
-            for example in examples
-        ]
+        together = model(**trainer.model_inputs(batch))
+        alone = [model(**trainer.model_inputs(PadRight(PAD)([example]))) for example in examples]
     scores = score_rows(together.logits, batch["labels"])
     assert (
         scores[:, 2].tolist()

@@ -16,7 +16,7 @@ import srt
 import webvtt
 
 from tests.media import write_picture, write_video
-from vlmbatch.cli.progress import make_reporter
+from vlmbatch.cli.progress import ProgressReporter
 from vlmbatch.core import RECORD_FIELDS, Completion, Item
 from vlmbatch.engine import RequestQueue
 from vlmbatch.engine.scripted import ScriptedEngine
@@ -391,7 +391,7 @@ def test_items_are_counted_for_the_progress_after_the_first_answer_not_before(
             counting.set()
         return open_reader(job, **settings)
 
-    with make_reporter(bar=False, lines=True) as reporter:
+    with ProgressReporter(bar=False, lines=True) as reporter:
         running = Run(job(photos), engine=engine, reporter=reporter)
         items = list(running.reader)
 

@@ -37,7 +37,7 @@ def resolve_output(output: Path, name: str) -> Path:
     """
     try:
         mode = output.stat().st_mode
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         mode = 0
     except OSError as error:
         refusal = JobError if error.errno == errno.ENAMETOOLONG else OutputError

@@ -88,9 +88,7 @@ def test_answers_through_packed_kernels_equal_generate(tiny: Path) -> None:
     chosen = kernels.choose_kernels(engine.network.vision, engine.network.language, measured=False)
     assert chosen["qkv"] == list(BANDS)
     assert chosen["vision.fc1"] == [128]
-    assert_same(
-        engine, requests, wanted_answers(tiny), find_checkpoint(str(tiny)).end_token_ids()
-    )
+    assert_same(engine, requests, wanted_answers(tiny), find_checkpoint(str(tiny)).end_token_ids())
 
 
 def test_packed_copies_are_part_of_the_budget_or_not_made(tiny: Path) -> None:
@@ -226,9 +224,7 @@ def test_the_attention_of_decode_steps_is_what_measures_fastest_and_answers_stay
     assert (row.arena.keys[0].stride(2) == 1) is faster  # tokens side by side
     assert row.arena.values[0].stride(3) == 1
     engine.cache.attend_rows, engine.cache.turned = cache.attend_rows, cache.turned
-    assert_same(
-        engine, requests, wanted_answers(tiny), find_checkpoint(str(tiny)).end_token_ids()
-    )
+    assert_same(engine, requests, wanted_answers(tiny), find_checkpoint(str(tiny)).end_token_ids())
 
 
 @pytest.mark.parametrize("faster", [True, False])
@@ -244,9 +240,7 @@ def test_the_attention_of_prompts_is_what_measures_fastest_and_answers_stay(
     assert engine.network.language.attend_prompt is (
         attend_prompt_in_onednn if faster else attend_prompt
     )
-    assert_same(
-        engine, requests, wanted_answers(tiny), find_checkpoint(str(tiny)).end_token_ids()
-    )
+    assert_same(engine, requests, wanted_answers(tiny), find_checkpoint(str(tiny)).end_token_ids())
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

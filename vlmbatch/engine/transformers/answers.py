@@ -159,7 +159,7 @@ class Answer:
             mean_logprob=self._logprob_sum / len(self.tokens) if self.tokens else None,
             batch_size=self.batch_size,
             timing=self.timing,
-            token_ids=self.tokens,
+            token_ids=tuple(self.tokens),
             logprobs=self._logprobs,
         )
 
