@@ -67,17 +67,17 @@ class AnswerText:
 
     def _held_back(self, text: str) -> int:
         """Characters at the end that a later token may change."""
-        if text.endswith(INCOMPLETE):
-            return len(text) - len(text.rstrip(INCOMPLETE))
-        return max(
+        whole = text.rstrip(INCOMPLETE)
+        begun = max(
             (
                 length
                 for stop in self._question.stop
-                for length in range(1, min(len(stop), len(text) + 1))
-                if text.endswith(stop[:length])
+                for length in range(1, min(len(stop), len(whole) + 1))
+                if whole.endswith(stop[:length])
             ),
             default=0,
         )
+        return len(text) - len(whole) + begun
 
     def _stream(self, text: str) -> None:
         on_text = self._question.on_text
