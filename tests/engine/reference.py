@@ -14,6 +14,9 @@ from vlmbatch.engine.torch.engine import TorchEngine
 from vlmbatch.job import EngineOptions
 from vlmbatch.prepare import Payload, Preparer
 
+Key = tuple[int, int]
+"""Number of a request, and of its question."""
+
 
 class Reference:
     """The transformers engine on a checkpoint.
@@ -65,19 +68,21 @@ def build_engine(folder: Path, engine: TorchEngine, **options: Any) -> TorchEngi
     )
 
 
-def run_all(engine: Engine, requests: Sequence[Request]) -> dict[tuple[int, int], Completion]:
+def run_all(engine: Engine, requests: Sequence[Request]) -> dict[Key, Completion]:
     """Completions of requests by (number of the request, question)."""
     queue = RequestQueue(len(requests) + 1, 1 << 62)
     for number, request in enumerate(requests):
         request.tag = number
         queue.put(request)
     queue.close()
-    return {
-        (completion.request.tag, completion.question): completion
-        for completion in engine.run(queue)
-    }
+    found: dict[Key, Completion] = {}
+    for completion in engine.run(queue):
+        key = completion.request.tag, completion.question
+        assert key not in found  # one completion a question
+        found[key] = completion
+    return found
 
 
-def answers(engine: Engine, requests: Sequence[Request]) -> dict[tuple[int, int], Sequence[int]]:
+def answers(engine: Engine, requests: Sequence[Request]) -> dict[Key, Sequence[int]]:
     """Tokens of the answers by (number of the request, question)."""
     return {key: completion.token_ids for key, completion in run_all(engine, requests).items()}

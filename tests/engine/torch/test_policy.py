@@ -25,6 +25,7 @@ VISION_SECONDS_PER_TILE, PREFILL_SECONDS, DECODE_SECONDS = 1.0, 0.2, 0.05
 class Played:
     """What a scripted run took."""
 
+    rounds: int = 0
     seconds: float = 0.0
     longest_pause: float = 0.0
     most_unplaced: int = 0
@@ -63,6 +64,8 @@ def play(
     last_token: dict[int, float] = {}
     more = True
     while more or not scheduler.is_idle:
+        assert played.rounds < 10_000  # or it would go on for ever
+        played.rounds += 1
         while more and scheduler.wants_more():
             request = next(source, None)
             more = request is not None
@@ -137,6 +140,15 @@ def test_nothing_is_encoded_that_has_no_place(shape: ModelShape) -> None:
     # Vision runs ahead by one encoder call at most: its last picture may bring more questions than
     # there are places.
     assert played.most_unplaced <= 6 + 3 - 1
+
+
+def test_text_alone_behind_a_picture_does_not_keep_it_from_being_encoded(
+    shape: ModelShape,
+) -> None:
+    words = pictures(20, tiles=0)
+    mixed = [*pictures(1, tiles=3), *words, *pictures(1, tiles=3), *words]
+    for places in (1, 4):
+        assert play(shape, mixed, [5] * len(mixed), places, tiles=4).finished == len(mixed)
 
 
 def test_one_long_answer_does_not_hold_short_ones(shape: ModelShape) -> None:

@@ -203,16 +203,15 @@ class Scheduler:
         """The tiles of the next encoder call; none when nobody waits for them or no place would be
         free for their questions.
         """
-        placed = len(self.live) + sum(len(work.pending) for work in self.waiting if work.is_encoded)
-        room, places, runs = self.tiles_at_once, self.places, []
+        placed, room, places, runs = len(self.live), self.tiles_at_once, self.places, []
         for work in self.waiting:
-            if work.is_encoded:
-                continue
-            if room == 0 or placed >= places:
-                break
-            take = min(room, len(work.payload.tiles) - work.encoded)
-            runs.append(TileRun(work, work.encoded, work.encoded + take))
-            room -= take
+            # Who waits behind a request takes no place from it: text alone needs no encoding.
+            if not work.is_encoded:
+                if room == 0 or placed >= places:
+                    break
+                take = min(room, len(work.payload.tiles) - work.encoded)
+                runs.append(TileRun(work, work.encoded, work.encoded + take))
+                room -= take
             placed += len(work.pending)
         return runs
 
