@@ -42,7 +42,7 @@ def _info(model: str, revision: str | None, as_json: bool) -> None:
     change.
     """
     from vlmbatch.engine.torch.budget import CAPS, MemoryBudget, gib
-    from vlmbatch.engine.torch.cpu.int8 import can_write_digits
+    from vlmbatch.engine.torch.cpu.int8 import can_prepack_int8
     from vlmbatch.engine.torch.device import device_memory, find_device, find_dtype
     from vlmbatch.engine.torch.shape import ModelShape
 
@@ -55,7 +55,7 @@ def _info(model: str, revision: str | None, as_json: bool) -> None:
     photo = shape.tile_tokens * 13 + 100
     products = (
         "exact, used where they measure faster"
-        if device.type == "cpu" and can_write_digits()
+        if device.type == "cpu" and can_prepack_int8()
         else f"not on this {device.type}: saves memory, no time"
     )
     v, t = shape.vision, shape.text

@@ -24,8 +24,8 @@ from vlmbatch.engine.torch.cuda.buckets import (
     CudaGraphs,
     Record,
     Step,
-    as_it_is,
     bucket_of,
+    no_recording,
 )
 from vlmbatch.engine.torch.cuda.uploads import TileUploads
 from vlmbatch.engine.torch.engine import TorchEngine
@@ -43,9 +43,11 @@ def into_a_fixed_buffer(compute: Compute) -> Compute:
     return lambda: fixed.copy_(compute())
 
 
-def in_buckets(engine: TorchEngine, record: Record = as_it_is, met_before: int = 1) -> TorchEngine:
+def in_buckets(
+    engine: TorchEngine, record: Record = no_recording, record_after: int = 1
+) -> TorchEngine:
     engine._buckets = BucketDecoder(
-        engine.network, engine.cache, engine.stats, record, met_before=met_before
+        engine.network, engine.cache, engine.stats, record, record_after=record_after
     )
     return engine
 
@@ -68,7 +70,7 @@ def test_buckets_are_powers_of_two_or_all_rows() -> None:
 
 
 @pytest.mark.parametrize("batch_size", [None, 1, 3], ids=["as many as fit", "one", "three"])
-@pytest.mark.parametrize("record", [as_it_is, into_a_fixed_buffer])
+@pytest.mark.parametrize("record", [no_recording, into_a_fixed_buffer])
 def test_tokens_are_those_of_generate(tiny: Path, batch_size: int | None, record: Record) -> None:
     engine, preparer = open_tiny(tiny, batch_size=batch_size)
     requests = mixed_requests(preparer)
@@ -143,7 +145,7 @@ def test_padding_touches_no_live_row_and_a_step_writes_what_the_ordinary_one_wri
             prefill.finish()
         arenas = list(cache.arenas.values())
         arenas[0].give_back(
-            arenas[0].rows[0]
+            arenas[0].slots[0]
         )  # two of four rows live, the third's numbers still stand there
         arenas[0].keys[0][2:] = 7.0
         before = [layer.clone() for arena in arenas for layer in arena.keys]
@@ -153,29 +155,29 @@ def test_padding_touches_no_live_row_and_a_step_writes_what_the_ordinary_one_wri
             logits = step.logits(arenas, last)
         else:
             attend = DecodeAttention(cache)
-            positions = torch.tensor([row.length for row in attend.rows])
+            positions = torch.tensor([slot.length for slot in attend.slots])
             logits = model.language.logits(
                 model.language(model.language.embed(torch.tensor(last)), positions, attend)
             )
         after = [layer for arena in arenas for layer in arena.keys]
         for number, (old, new) in enumerate(zip(before, after, strict=True)):
             arena = arenas[number // model.shape.text.layers]
-            for row in arena.rows:
+            for slot in arena.slots:
                 changed = (
-                    (old[row.number] != new[row.number])
+                    (old[slot.number] != new[slot.number])
                     .any(dim=2)
                     .any(dim=0)
                     .nonzero()
                     .flatten()
                     .tolist()
                 )
-                assert changed == [row.length]
-            assert torch.equal(old[len(arena.rows) :, :, 1:], new[len(arena.rows) :, :, 1:])
+                assert changed == [slot.length]
+            assert torch.equal(old[len(arena.slots) :, :, 1:], new[len(arena.slots) :, :, 1:])
         states.append(
             (
                 logits,
                 [
-                    layer[: len(arena.rows)]
+                    layer[: len(arena.slots)]
                     for arena in arenas
                     for layer in (*arena.keys, *arena.values)
                 ],
@@ -265,7 +267,7 @@ def test_steps_are_recorded_when_they_were_met_often_enough(
     tiny: Path, plain: dict[tuple[int, int], Sequence[int]]
 ) -> None:
     engine, preparer = open_tiny(tiny)
-    assert answers(in_buckets(engine, met_before=5), mixed_requests(preparer)) == plain
+    assert answers(in_buckets(engine, record_after=5), mixed_requests(preparer)) == plain
     assert engine.stats.graphs == {
         "recorded": 1,
         "replayed": engine.stats.decode_steps - 5,

@@ -73,10 +73,10 @@ def test_each_band_of_row_counts_uses_its_kernel(
 def test_measuring_chooses_kernels_that_exist_for_the_rows_they_meet(tiny: Path) -> None:
     model = open_tiny(tiny)[0].network
     chosen = kernels.choose_kernels(model.vision, model.language)
-    kinds = {place.kind for place in kernels.places(model.vision, model.language)}
+    kinds = {place.kind for place in kernels.matrices(model.vision, model.language)}
     assert {kind for kind in chosen if "attend" not in kind} <= kinds
     assert all(set(begins) <= set(BANDS) for begins in chosen.values())
-    for place in kernels.places(model.vision, model.language):
+    for place in kernels.matrices(model.vision, model.language):
         assert isinstance(place.linear, PackedLinear) == (place.kind in chosen)
 
 
@@ -124,7 +124,7 @@ def test_attention_in_products_is_as_precise_as_torchs_own(
     assert errors[0] <= 1.5 * errors[1] + 1e-7
 
 
-@pytest.mark.parametrize("turned", [True, False])
+@pytest.mark.parametrize("transposed", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(
     ("before", "tokens"),
@@ -132,7 +132,7 @@ def test_attention_in_products_is_as_precise_as_torchs_own(
 )
 @torch.inference_mode()
 def test_attention_of_prompts_in_products_is_as_precise_as_torchs_own(
-    dtype: torch.dtype, before: int, tokens: int, turned: bool
+    dtype: torch.dtype, before: int, tokens: int, transposed: bool
 ) -> None:
     if not can_pack(torch.device("cpu"), dtype):
         pytest.skip("no product of this number format here")
@@ -143,7 +143,7 @@ def test_attention_of_prompts_in_products_is_as_precise_as_torchs_own(
     )  # rows with room, of which nothing behind the tokens may be read
     stores[:, :, : before + tokens] = torch.randn(2, 2, before + tokens, 16, generator=generator)
     key, value = stores[:, :, : before + tokens].unbind()
-    if turned:
+    if transposed:
         key = key.transpose(1, 2).contiguous().transpose(1, 2)
     kept = query.clone()
     exact = attend_prompt(query.double(), key.double(), value.double())
@@ -154,11 +154,11 @@ def test_attention_of_prompts_in_products_is_as_precise_as_torchs_own(
     assert errors[0] <= 1.5 * errors[1] + 1e-7
 
 
-@pytest.mark.parametrize("turned", [True, False])
+@pytest.mark.parametrize("transposed", [True, False])
 @pytest.mark.parametrize("masked", [True, False])
 @torch.inference_mode()
 def test_attention_of_rows_in_products_is_as_precise_as_torchs_own(
-    tiny: Path, masked: bool, turned: bool
+    tiny: Path, masked: bool, transposed: bool
 ) -> None:
     shape = open_tiny(tiny)[0].network.shape.text
     groups, ends = shape.heads // shape.kv_heads, torch.tensor([3, 30, 17, 8, 11])
@@ -167,7 +167,7 @@ def test_attention_of_rows_in_products_is_as_precise_as_torchs_own(
     key, value = torch.randn(2, 5, shape.kv_heads, 64, 16, generator=generator)[
         :, :, :, :31
     ].unbind()
-    if turned:
+    if transposed:
         key = torch.zeros(5, shape.kv_heads, 16, 64).transpose(2, 3)[:, :, :31].copy_(key)
     mask = wide_mask(shape, ends, 31, torch.float32) if masked else None
     exact = F.scaled_dot_product_attention(
@@ -207,12 +207,15 @@ def test_the_attention_of_decode_steps_is_what_measures_fastest_and_answers_stay
         engine.network.dtype,
         engine.network.language.attend_rows,
     )
-    assert cache.turned is faster
+    assert cache.transposed_keys is faster
     row = cache.take(40, lambda size: True)
     assert row is not None
     assert (row.arena.keys[0].stride(2) == 1) is faster  # tokens side by side
     assert row.arena.values[0].stride(3) == 1
-    engine.cache.attend_rows, engine.cache.turned = cache.attend_rows, cache.turned
+    engine.cache.attend_rows, engine.cache.transposed_keys = (
+        cache.attend_rows,
+        cache.transposed_keys,
+    )
     assert_same(
         engine, requests, wanted_answers(tiny, requests), find_checkpoint(str(tiny)).end_token_ids()
     )

@@ -87,7 +87,7 @@ def play(
             )
             last_token[id(sequence)] = played.seconds
             sequence.tokens.append(0)
-            if len(sequence.tokens) >= sequence.most_tokens:
+            if len(sequence.tokens) >= sequence.max_tokens:
                 scheduler.live.remove(sequence)
                 played.finished += 1
     return played
@@ -171,12 +171,12 @@ def test_a_long_prompt_that_waits_or_lives_leaves_fewer_places_but_not_than_were
     for batch_size, most, fewer in ((None, 8, 4), (6, 6, 6), (2, 2, 2)):
         scheduler = Scheduler(MemoryBudget(shape, 4, 10**12, Caps(4, 10**6, 10**6, 8)), batch_size)
         scheduler.add(short)
-        assert scheduler.places == most
+        assert scheduler.capacity == most
         waiting = scheduler.add(long)
-        assert scheduler.places == fewer
+        assert scheduler.capacity == fewer
         scheduler.start([Sequence(waiting, 0, SimpleNamespace(), None, 9, [0])])
-        assert scheduler.places == fewer
+        assert scheduler.capacity == fewer
         scheduler.max_sequences = 1  # as when memory ran out
-        assert scheduler.places == 1
+        assert scheduler.capacity == 1
         scheduler.live.clear()
-        assert scheduler.places == 1
+        assert scheduler.capacity == 1

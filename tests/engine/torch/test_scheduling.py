@@ -19,7 +19,7 @@ from vlmbatch.checkpoint import find_checkpoint
 from vlmbatch.core import Conversation, Pixels
 from vlmbatch.engine import RequestQueue
 from vlmbatch.engine.torch.budget import CAPS, MemoryBudget
-from vlmbatch.engine.torch.cache import row_capacity
+from vlmbatch.engine.torch.cache import slot_capacity
 from vlmbatch.engine.torch.features import FeatureCache
 from vlmbatch.engine.torch.shape import ModelShape
 from vlmbatch.errors import GenerateError, OutOfMemoryError
@@ -34,7 +34,7 @@ def test_a_place_is_refilled_while_others_go_on(tiny: Path) -> None:
     def place_with_lengths(questions: Any) -> Any:
         live = place(questions)
         for sequence in live:
-            sequence.most_tokens = next(lengths)
+            sequence.max_tokens = next(lengths)
         return live
 
     engine._place = place_with_lengths  # type: ignore[method-assign]
@@ -200,7 +200,7 @@ def test_the_cache_stays_within_its_budget(
 ) -> None:
     engine, preparer = open_tiny(tiny)
     requests = mixed_requests(preparer)
-    longest = row_capacity(max(request.payload.prompt_tokens for request in requests) + 24)
+    longest = slot_capacity(max(request.payload.prompt_tokens for request in requests) + 24)
     allowed = 3 * longest * engine.network.shape.kv_bytes(4)
     engine.budget.limit = engine.budget.weight_bytes + allowed * 4 // 3 + 1
     engine.budget.tile_bytes = 1
@@ -245,7 +245,7 @@ def test_measured_tiles_cost_about_what_torch_allocates() -> None:
 
 def test_row_capacities_waste_little() -> None:
     for tokens in range(1, 9000, 7):
-        assert tokens <= row_capacity(tokens) <= max(64, tokens * 1.13 + 64)
+        assert tokens <= slot_capacity(tokens) <= max(64, tokens * 1.13 + 64)
 
 
 class _FailingVision:
@@ -322,7 +322,7 @@ def test_a_request_too_large_for_the_cache_leaves_the_limits_alone(
         for number, request in enumerate(requests)
         if request.payload.prompt_tokens < requests[largest].payload.prompt_tokens - 30
     )
-    allowed = row_capacity(others + 24) * engine.network.shape.kv_bytes(4)
+    allowed = slot_capacity(others + 24) * engine.network.shape.kv_bytes(4)
     engine.budget.limit = engine.budget.weight_bytes + allowed * 4 // 3 + 1000
     engine.budget.tile_bytes = 1
     engine.encoder.is_measured = True
@@ -384,7 +384,7 @@ def test_equal_tiles_are_encoded_once_and_answered_the_same(tiny: Path) -> None:
 
 
 def test_the_features_used_last_are_kept_within_their_room() -> None:
-    kept = FeatureCache(most_bytes=3 * 16)
+    kept = FeatureCache(max_bytes=3 * 16)
     for name in (b"a", b"b", b"c"):
         kept.put(name, torch.full((4,), float(ord(name))))
     assert kept.get(b"a") is not None
@@ -395,7 +395,7 @@ def test_the_features_used_last_are_kept_within_their_room() -> None:
         name for name in (b"a", b"b", b"c", b"d", b"", b"large") if kept.get(name) is not None
     ] == [b"a", b"c", b"d"]
     assert kept.bytes == 48
-    few = FeatureCache(most_tiles=2)
+    few = FeatureCache(max_tiles=2)
     for name in (b"a", b"b", b"c"):
         few.put(name, torch.zeros(4))
     assert [name for name in (b"a", b"b", b"c") if few.get(name) is not None] == [b"b", b"c"]
