@@ -1,8 +1,8 @@
-"""Pixels to tiles, bit for bit as the checkpoint's own image processor cuts them.
+"""Cut pixels into tiles, bit for bit like the checkpoint's own image processor.
 
-The arithmetic follows transformers' ``SmolVLMImageProcessorPil``, including where it truncates and
-where it rounds up. It stays on uint8: scaling to [-1, 1] is one multiply-add that the engine does
-on the device, for a quarter of the bytes.
+The arithmetic follows transformers' ``SmolVLMImageProcessorPil``, its truncations and roundings
+included. Tiles stay uint8: the engine scales to [-1, 1] on the device with one multiply-add, for a
+quarter of the bytes.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from vlmbatch.core import Picture, picture_size
 UInt8Array = npt.NDArray[np.uint8]
 
 MAX_EDGE = 4096
-"""Upper bound of an edge after the first resize (``MAX_IMAGE_SIZE`` in transformers' SmolVLM image
+"""Maximum edge after the first resize (``MAX_IMAGE_SIZE`` in transformers' SmolVLM image
 processors).
 """
 
 
 @dataclasses.dataclass(frozen=True)
 class TileSettings:
-    """Settings by which a picture becomes tiles, read from the checkpoint's processor files.
+    """Tile settings from the checkpoint's processor files.
 
     Attributes:
         longest_edge: The longest edge of the picture after the first resize, in pixels.
         tile_edge: E, the edge of a tile, in pixels.
         split: Whether the picture is cut into tiles; otherwise it becomes one tile.
-        resize: Whether the first resize happens at all (``do_resize``).
+        resize: Whether to do the first resize (``do_resize``).
         resample: Pillow's number of the filter (1 is Lanczos).
     """
 
@@ -43,8 +43,8 @@ class TileSettings:
     resample: int = Image.Resampling.LANCZOS
 
     def native(self, width: int, height: int) -> TileSettings:
-        """These settings with the longest edge at the picture's own, rounded up to a whole tile,
-        never above the checkpoint's.
+        """Return these settings with the longest edge of this picture, rounded up to a whole tile,
+        at most the checkpoint's.
         """
         own = math.ceil(max(width, height) / self.tile_edge) * self.tile_edge
         return dataclasses.replace(self, longest_edge=min(self.longest_edge, own))
@@ -52,13 +52,13 @@ class TileSettings:
 
 @dataclasses.dataclass(frozen=True)
 class TilePlan:
-    """Tiles that a picture of a given size becomes.
+    """Tiles of a picture of a given size.
 
     Attributes:
         resized: (width, height) after the first resize.
         fitted: (width, height) after the second resize; whole tiles.
         rows: Rows of tiles; 0 when the picture is one tile without a global view.
-        cols: Columns of tiles; 0 likewise.
+        cols: Columns of tiles; 0 when the picture is one tile without a global view.
     """
 
     resized: tuple[int, int]
@@ -68,16 +68,16 @@ class TilePlan:
 
     @property
     def n_tiles(self) -> int:
-        """Tiles, the global view included."""
+        """Number of tiles, the global view included."""
         return self.rows * self.cols + 1
 
 
 def plan_tiles(width: int, height: int, settings: TileSettings) -> TilePlan:
-    """Says how many tiles a picture takes, without touching a pixel.
+    """Plan the tiles of a picture from its size alone.
 
     Args:
         width: Width of the upright picture in pixels, at least 1.
-        height: Height likewise.
+        height: Height of the upright picture in pixels, at least 1.
         settings: The checkpoint's settings.
     """
     edge = settings.tile_edge
@@ -96,7 +96,7 @@ def plan_tiles(width: int, height: int, settings: TileSettings) -> TilePlan:
 
 
 def fit_picture(picture: Picture, settings: TileSettings) -> tuple[Image.Image, TilePlan]:
-    """Resizes a picture to whole tiles.
+    """Resize a picture to whole tiles.
 
     Args:
         picture: RGB.
@@ -116,7 +116,7 @@ def fit_picture(picture: Picture, settings: TileSettings) -> tuple[Image.Image, 
 
 
 def cut_tiles(picture: Picture, settings: TileSettings) -> tuple[UInt8Array, TilePlan]:
-    """Cuts a picture into tiles, row by row, the global view last.
+    """Cut a picture into tiles, row by row, the global view last.
 
     Args:
         picture: RGB.
@@ -137,7 +137,7 @@ def cut_tiles(picture: Picture, settings: TileSettings) -> tuple[UInt8Array, Til
 
 
 def _longest_edge_size(width: int, height: int, longest: int) -> tuple[int, int]:
-    """The size whose longest edge is exactly ``longest``; the other keeps the ratio, truncated,
+    """Return the size with ``longest`` as the longest edge; the other keeps the ratio, truncated,
     then made even.
     """
     ratio = width / height
@@ -157,8 +157,8 @@ def _longest_edge_size(width: int, height: int, longest: int) -> tuple[int, int]
 
 
 def _whole_tiles_size(width: int, height: int, edge: int) -> tuple[int, int]:
-    """The size in whole tiles: the long side is rounded up, the short side follows by ratio and is
-    rounded up too.
+    """Return the size in whole tiles: the long side is rounded up; the short side follows by ratio
+    and is rounded up too.
     """
     ratio = width / height
     if width >= height:

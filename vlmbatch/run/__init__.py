@@ -1,1 +1,1 @@
-"""One batch run: queues and threads between reading, the engine and OUTPUT."""
+"""A batch run: queues and threads between reading, the engine and OUTPUT."""
