@@ -1,15 +1,16 @@
-"""The types that cross the borders between stages, and who fills them.
+"""The types that pass between stages, and the stage that fills each.
 
 Readers and samplers make an ``Item``. A run loads it, makes a ``Conversation`` about its ``Pixels``
-and asks ``Question``s; an engine's ``prepare`` makes these a ``Request``, its ``run`` answers with
-one ``Completion`` a question. The run joins item and completion into a ``Record``, which a writer
-keeps.
+and asks ``Question``s. An engine's ``prepare`` turns these into a ``Request``; its ``run`` answers
+with one ``Completion`` a question. The run joins item and completion into a ``Record``, and a
+writer stores it.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import datetime
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, Union
 
@@ -21,8 +22,8 @@ if TYPE_CHECKING:
 
 UInt8Array = npt.NDArray[np.uint8]
 Picture: TypeAlias = Union[UInt8Array, "Image.Image"]
-"""RGB: an array, uint8, (H, W, 3), or a Pillow image of mode RGB as the decoder made it, which
-spares two copies on the way to the tiles.
+"""An RGB picture: an array, uint8, (H, W, 3), or a Pillow image of mode RGB as the decoder made it.
+The latter saves two copies before tiling.
 """
 Media = Literal["image", "frame", "clip", "tile"]
 PartKind = Literal["text", "picture", "clip", "tile"]
@@ -66,29 +67,29 @@ def picture_size(picture: Picture) -> tuple[int, int]:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Item:
-    """One thing to ask about. Made by a reader; its pixels are made by ``load`` on a worker thread,
-    at the last moment.
+    """One image, frame or clip to ask about. A reader makes it; ``load`` makes its pixels on a
+    worker thread, at the last moment.
 
     Attributes:
         id: Stable across runs: the path relative to its INPUT with ``/`` as separator,
             ``clip.mp4#t=12.000`` for a frame.
-        source: Where the bytes came from, as a user would type it.
-        place: Number of its source in input order (a listed file, a row of a table, an entry of an
-            archive), and its number within that source; both from 0. A shard keeps the places of
-            the whole job, so that the index of a row can be settled when rows are published.
-        media: ``image``, ``frame`` (one frame of a video) or ``clip`` (several in one prompt).
-        load: Gives the pixels; raises an ``ItemError`` (ReadError, DecodeError) and nothing else.
+        source: Origin of the bytes, as a user would type it.
+        place: Number of its source in input order (a listed file, a table row, an archive entry),
+            and its number within that source; both from 0. A shard keeps the places of the whole
+            job; row indices are settled from them when rows are published.
+        media: ``image``, ``frame`` (one frame of a video), ``clip`` (several in one prompt) or
+            ``tile``.
+        load: Return the pixels. Raises an ``ItemError`` (ReadError, DecodeError) and nothing else.
         time_seconds: Presentation time of a frame, or start of a clip; None for an image.
         end_seconds: Time of the next sampled frame or the video's end, or the end of a clip; None
             for an image.
-        fingerprint: Changes when the file does (size and mtime); empty when there is no file.
-        questions: What is asked about this item instead of the job's questions; empty for the
-            job's.
-        extra: Values that are carried into its rows, by column of OUTPUT.
-        held_bytes: Bytes of the file that ``load`` holds, because they cannot be read again
-            cheaply.
-        similar_to: Id of the frame that this one resembles and gets its answers from; None for what
-            is asked about.
+        fingerprint: File size and mtime; it changes when the file does. Empty when there is no
+            file.
+        questions: Questions about this item in place of the job's; empty for the job's.
+        extra: Values copied into its rows, by column of OUTPUT.
+        held_bytes: File bytes that ``load`` keeps because they cannot be read again cheaply.
+        similar_to: Id of the similar frame whose answers this one gets; None for an item that is
+            asked about.
     """
 
     id: str
@@ -107,14 +108,14 @@ class Item:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Part:
-    """A piece of a turn: words or pixels.
+    """A piece of a turn: text or pixels.
 
     Attributes:
-        kind: ``text``; ``picture``; ``clip`` (frames with time stamps in one prompt); ``tile`` (a
+        kind: ``text``; ``picture``; ``clip`` (frames with timestamps in one prompt); ``tile`` (a
             picture that is one tile already and is never resized).
-        text: The words of a text.
-        pixels: The pixels of the others: one frame, or several for a clip. None once an engine has
-            prepared them.
+        text: The text of a ``text``.
+        pixels: The pixels of the other kinds: one frame, or several for a clip. None once an engine
+            has prepared them.
     """
 
     kind: PartKind
@@ -124,11 +125,11 @@ class Part:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Turn:
-    """The words and pixels of one side.
+    """One turn of a conversation.
 
     Attributes:
         role: ``system``, ``user`` or ``assistant``.
-        parts: What it says, in order.
+        parts: Text and pixels, in order.
     """
 
     role: Role
@@ -140,9 +141,9 @@ class Conversation:
     """The part of a chat that all questions of a request share. The shortest one is a picture.
 
     Attributes:
-        turns: The turns so far. A question continues the last turn where that is the user's, and
-            opens a turn of the user's otherwise. None: the question stands alone.
-        key: Part of the seed of sampling, beside the question's own: the id of the item.
+        turns: The turns so far. A question continues the last turn if it is the user's, and opens a
+            new user turn otherwise. Without turns the question stands alone.
+        key: Part of the sampling seed, beside the question's own: the id of the item.
     """
 
     turns: tuple[Turn, ...] = ()
@@ -150,16 +151,16 @@ class Conversation:
 
     @classmethod
     def about(cls, media: Media, pixels: Pixels, key: str = "") -> Conversation:
-        """A conversation about a picture, a frame, a clip or a tile."""
+        """Make a conversation about a picture, a frame, a clip or a tile."""
         kind = _PART_OF_MEDIA[media]
         return cls((Turn("user", (Part(kind, pixels=pixels),)),), key)
 
     def media(self) -> list[Part]:
-        """The parts that are not text, in order."""
+        """Return the parts that are not text, in order."""
         return [part for turn in self.turns for part in turn.parts if part.kind != "text"]
 
     def without_pixels(self) -> Conversation:
-        """The same conversation, its pixels dropped."""
+        """Return the same conversation without pixels."""
         turns = (
             Turn(turn.role, tuple(dataclasses.replace(part, pixels=None) for part in turn.parts))
             for turn in self.turns
@@ -169,20 +170,20 @@ class Conversation:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Question:
-    """A text that continues a conversation, and how it is to be answered.
+    """A text that continues a conversation, and its generation options.
 
     Attributes:
-        text: The words.
+        text: The question.
         max_new_tokens: Longest answer, in tokens.
         temperature: 0 takes the most likely token; above 0 it divides the logits.
         top_p: Sample from the smallest set of most likely tokens that together have at least this
             probability (nucleus sampling, arXiv:1904.09751).
-        seed: Seed of sampling. The key of the conversation and the text are part of what is drawn
-            from, so that the questions of a job do not all draw the same.
-        stop: Strings that end the answer and are no part of it; they may lie across tokens.
-        logprobs: How many of the most likely tokens are reported beside each token of the answer,
-            0 for that token alone; None reports nothing.
-        ignore_eos: Go on behind the end of the utterance, as a benchmark of equal lengths wants.
+        seed: Sampling seed. ``draw_seed`` mixes in the conversation's key and the text, so that the
+            questions of a job draw differently.
+        stop: Strings that end the answer and are not part of it; they may span tokens.
+        logprobs: Number of most likely tokens to report beside each token of the answer, 0 for that
+            token alone; None reports nothing.
+        ignore_eos: Continue after the end-of-sequence token, for benchmarks of equal lengths.
         on_text: Called with each piece of the answer as it is decoded. An exception that it raises
             cancels this question.
     """
@@ -198,17 +199,30 @@ class Question:
     on_text: Callable[[str], None] | None = None
 
 
+def draw_seed(seed: int, key: str, text: str) -> int:
+    """Derive the sampling seed of a question, 63 bits: the same in every engine, run and batch.
+
+    Args:
+        seed: The question's ``seed``.
+        key: The conversation's ``key``.
+        text: The question's text.
+    """
+    # Ids of files may hold undecodable bytes.
+    data = "\0".join((str(seed), key, text)).encode("utf-8", "surrogatepass")
+    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "big") >> 1
+
+
 class Request:
-    """A conversation and its questions, made ready by an engine's ``prepare``.
+    """A conversation and its questions, as an engine's ``prepare`` returns them.
 
     Attributes:
         conversation: The conversation; its pixels are dropped once the payload holds them.
-        questions: What is asked.
-        payload: What the engine made of them; no one else looks into it.
-        payload_bytes: Its size, by which a queue is bounded.
-        tiles: Tiles that the encoder takes; None where the engine cannot tell.
-        native_tiles: Tiles that it would take with native detail; None where that is not known.
-        tag: Whatever the caller wants back with every completion.
+        questions: The questions.
+        payload: The engine's own form of them, opaque to everyone else.
+        payload_bytes: Size of the payload; it bounds a queue.
+        tiles: Tiles to encode; None where the engine cannot tell.
+        native_tiles: Tiles to encode at native detail; None where that is not known.
+        tag: A value of the caller's, returned with every completion.
         queued_at: ``time.perf_counter()`` when a queue took it.
     """
 
@@ -234,8 +248,8 @@ class Request:
         self._cancelled: set[int] = set()
 
     def cancel(self, question: int | None = None) -> None:
-        """Have the engine drop a question, or all. Callable from any thread; each cancelled
-        question still gets its completion.
+        """Cancel a question, or all. Callable from any thread; each cancelled question still gets
+        its completion.
 
         Args:
             question: Number of the question, from 0; None for all.
@@ -243,12 +257,12 @@ class Request:
         self._cancelled |= {question} if question is not None else set(range(len(self.questions)))
 
     def is_cancelled(self, question: int) -> bool:
-        """Whether a question was cancelled."""
+        """True if a question was cancelled."""
         return question in self._cancelled
 
     @property
     def has_cancelled(self) -> bool:
-        """Whether any question was cancelled."""
+        """True if any question was cancelled."""
         return bool(self._cancelled)
 
 
@@ -258,7 +272,7 @@ class Timing:
     time. None: the engine cannot tell.
 
     Attributes:
-        wait_seconds: From the queue's taking the request to its first computation.
+        wait_seconds: From entering the queue to the first computation.
         vision_seconds: Encoder calls that held a tile of the item.
         prefill_seconds: Prefill calls that held a token of the item.
         decode_seconds: From the first token to the last.
@@ -279,8 +293,8 @@ class TokenLogprob:
 
     Attributes:
         token: Its text.
-        logprob: Its log-probability under the model, whatever the temperature.
-        top: The most likely tokens at its place, each with its log-probability.
+        logprob: Its log-probability under the model, before temperature.
+        top: The most likely tokens at its position, each with its log-probability.
     """
 
     token: str
@@ -290,24 +304,23 @@ class TokenLogprob:
 
 @dataclasses.dataclass(slots=True)
 class Completion:
-    """The answer to one question of a request, or why there is none: exactly one a question.
+    """The answer to one question of a request, or its error: exactly one a question.
 
     Attributes:
         request: The request.
         question: Number of the question, from 0.
-        text: The answer, or as much of it as there was when it was cancelled; None when there is
-            an error.
-        error: Why there is no answer.
+        text: The answer, partial if it was cancelled; None if there is an error.
+        error: Reason for the missing answer.
         prompt_tokens: Tokens of the prompt; None, as below, where the engine cannot tell.
         new_tokens: Tokens of the answer, the stop token counted.
-        finish_reason: ``stop`` (end of the utterance, or a stop string), ``length``
-            (``max_new_tokens``, or the context is full) or ``cancelled``.
-        mean_logprob: Mean log-probability of the answer's tokens under the model, whatever the
+        finish_reason: ``stop`` (end of sequence, or a stop string), ``length`` (``max_new_tokens``,
+            or the context is full) or ``cancelled``.
+        mean_logprob: Mean log-probability of the answer's tokens under the model, before
             temperature.
-        batch_size: The most sequences that were decoded beside it, itself counted.
-        timing: Where the time went.
+        batch_size: Largest batch that it was decoded in.
+        timing: Seconds of its phases.
         token_ids: The tokens of the answer; empty where the engine cannot tell.
-        logprobs: A row a token, where the question wants them.
+        logprobs: One entry a token, if the question asks for them.
     """
 
     request: Request
@@ -383,7 +396,7 @@ RECORD_FIELDS: tuple[str, ...] = tuple(
 
 
 def utc_now() -> str:
-    """The time as a record states it: UTC, milliseconds, ``2026-01-31T12:00:00.000Z``."""
+    """Return the current time as a record states it: UTC, ``2026-01-31T12:00:00.000Z``."""
     return (
         datetime.datetime.now(datetime.UTC)
         .isoformat(timespec="milliseconds")

@@ -21,7 +21,7 @@ from vlmbatch.engine.torch.cpu import int8 as digits
 def test_models_info_says_what_eight_bits_change(
     vlmbatch: Command, tiny: Path, monkeypatch: pytest.MonkeyPatch, exact: bool, products: str
 ) -> None:
-    monkeypatch.setattr(digits, "can_write_digits", lambda: exact)
+    monkeypatch.setattr(digits, "can_prepack_int8", lambda: exact)
     info = json.loads(vlmbatch("models", "info", tiny, "--json").stdout)
     assert info["int8_products"] == products
     assert info["weights_int8"].endswith("iB with --quantize int8")

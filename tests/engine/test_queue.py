@@ -31,7 +31,7 @@ def test_putting_waits_for_room() -> None:
 
 
 def test_weight_bounds_it_but_lets_one_entry_in() -> None:
-    channel: Channel[bytes] = Channel(10, weight=len, most_weight=8)
+    channel: Channel[bytes] = Channel(10, weight=len, max_weight=8)
     channel.put(bytes(100))
     done = threading.Event()
     thread = threading.Thread(target=lambda: (channel.put(b"x"), done.set()))

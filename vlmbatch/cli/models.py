@@ -54,7 +54,7 @@ def _info(model: str, revision: str | None, as_json: bool) -> None:
 def describe_model(checkpoint: Checkpoint) -> dict[str, Any]:
     """Return the shape of a model, and its use of memory on this machine."""
     from vlmbatch.engine.torch.budget import CAPS, MemoryBudget, gib
-    from vlmbatch.engine.torch.cpu.int8 import can_write_digits
+    from vlmbatch.engine.torch.cpu.int8 import can_prepack_int8
     from vlmbatch.engine.torch.device import device_memory, find_device, find_dtype
     from vlmbatch.engine.torch.shape import ModelShape
 
@@ -65,7 +65,7 @@ def describe_model(checkpoint: Checkpoint) -> dict[str, Any]:
     budget = MemoryBudget(shape, dtype.itemsize, int(free * 0.8), CAPS[device.type])
     photos = budget.sequences(shape.tile_tokens * PHOTO_TILES + 100)
     int8_weights = gib(shape.weight_bytes(dtype.itemsize, quantized=True))
-    has_products = device.type == "cpu" and can_write_digits()
+    has_products = device.type == "cpu" and can_prepack_int8()
     v, t = shape.vision, shape.text
     return {
         "model": checkpoint.name,

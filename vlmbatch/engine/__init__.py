@@ -1,5 +1,5 @@
-"""Engines: requests in, completions out. One row of the table an engine; its libraries are imported
-when it is planned or opened.
+"""Engines: requests in, completions out. ``ENGINES`` has one row each; an engine's libraries are
+imported when it is planned or opened.
 """
 
 from __future__ import annotations
@@ -28,20 +28,22 @@ ENGINES = {
     "torch": "vlmbatch.engine.torch.opening",
     "transformers": "vlmbatch.engine.transformers",
 }
-"""Name to the module whose ``plan_engine(options) -> EnginePlan`` finds the model's files."""
+"""The module of each engine by name; its ``plan_engine(options) -> EnginePlan`` finds the model's
+files.
+"""
 
 
 def plan_engine(options: EngineOptions) -> EnginePlan:
     """Find the model of an engine, without loading it.
 
-    Of several engines, the first that the model and this machine have is taken, and it is said
-    which one and why.
+    Of several engines, take the first that the model and this machine support, and log the choice
+    and its reason.
 
     Args:
         options: The groups of a job that an engine is opened from.
 
     Raises:
-        JobError: An option that the engine cannot honour.
+        JobError: The engine cannot honour an option.
         ModelLoadError: There is no such model, or it is of another kind.
         MissingDependencyError: The engine needs a package that is not installed.
     """
@@ -67,10 +69,10 @@ def open_engine(options: EngineOptions) -> Engine:
         options: The groups of a job that an engine is opened from.
 
     Raises:
-        JobError: An option that the engine cannot honour.
+        JobError: The engine cannot honour an option.
         ModelLoadError: The checkpoint is missing, broken or of another kind.
         MissingDependencyError: The engine needs a package that is not installed.
-        DeviceError: The device or dtype is not there.
+        DeviceError: The device or dtype is not available.
         OutOfMemoryError: The model does not fit; nothing was loaded.
     """
     return plan_engine(options).open()

@@ -1,4 +1,4 @@
-"""The text of an answer while its tokens come: pieces for a listener, and stop strings."""
+"""The text of an answer while its tokens arrive: pieces for streaming, and stop strings."""
 
 from __future__ import annotations
 
@@ -10,27 +10,27 @@ from vlmbatch.core import Question
 logger = logging.getLogger(__name__)
 
 INCOMPLETE = "\ufffd"
-"""Stands at the end of a text whose last character still misses bytes."""
+"""Decoded in place of a last character that lacks bytes."""
 
 
 class AnswerText:
-    """Follow the text of one answer.
+    """Streams the text of one answer and watches for stop strings.
 
-    A piece that was given to the listener is never given again, so whatever may still change waits:
-    half a character, white space at the end (which the answer's text does without), and what may
-    be the beginning of a stop string.
+    A streamed piece is never sent again. So text that may still change is held back: half a
+    character, trailing white space (stripped from the answer), and a possible beginning of a stop
+    string.
 
     Attributes:
         is_stopped: Whether a stop string was found.
-        is_broken: Whether the listener raised; it is not called again.
+        is_broken: Whether ``on_text`` raised; it is not called again.
     """
 
     def __init__(self, question: Question, decode: Callable[[Sequence[int]], str]) -> None:
         """Follow the answer to a question.
 
         Args:
-            question: Gives ``on_text`` and ``stop``.
-            decode: Turns token ids into text, special tokens left out.
+            question: Its ``on_text`` and ``stop`` are used.
+            decode: Turns token ids into text without special tokens.
         """
         self._question, self._decode = question, decode
         self._streamed = 0
@@ -39,11 +39,11 @@ class AnswerText:
 
     @property
     def is_needed(self) -> bool:
-        """Whether anybody wants the text before the answer is complete."""
+        """True if the text is needed before the answer is complete."""
         return bool(self._question.stop) or self._question.on_text is not None
 
     def follow(self, tokens: Sequence[int], *, is_last: bool) -> None:
-        """Look at the answer so far.
+        """Process the answer so far.
 
         Args:
             tokens: Its tokens.
@@ -61,17 +61,19 @@ class AnswerText:
         self._stream(text.strip())
 
     def text(self, tokens: Sequence[int]) -> str:
-        """The answer: white space around it removed, up to a stop string."""
+        """Return the answer: stripped, up to a stop string."""
         text = self._decode(tokens)
         return (text if self._end is None else text[: self._end]).strip()
 
     def _held_back(self, text: str) -> int:
-        """Characters at the end that a later token may change."""
-        whole = text.rstrip(INCOMPLETE)  # what misses bytes may still become part of a stop string
+        """Count the characters at the end that a later token may change."""
+        whole = text.rstrip(
+            INCOMPLETE
+        )  # an incomplete character may still become part of a stop string
         return len(text) - min(len(one) - self._begun_stop(one) for one in (text, whole))
 
     def _begun_stop(self, text: str) -> int:
-        """Characters at the end that a stop string begins with."""
+        """Count the characters at the end that a stop string begins with."""
         return max(
             (
                 length

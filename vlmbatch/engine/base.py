@@ -1,4 +1,4 @@
-"""The contract of an engine: what each one states, takes and gives."""
+"""The contract of an engine."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ from vlmbatch.engine.queue import RequestQueue
 
 @dataclasses.dataclass
 class EngineStats:
-    """Counts and times of an engine since it was opened; the summary states them. A figure that an
-    engine cannot tell stays 0 or empty.
+    """Counts and times of an engine since it was opened, for the summary. Figures that an engine
+    cannot tell stay 0 or empty.
 
     Attributes:
-        busy_seconds: Wall time in which it was computing or scheduling, not waiting for requests.
-        vision_seconds, prefill_seconds, decode_seconds: The phases that make it up.
-        tiles, prefill_tokens, decode_tokens: What the phases worked through.
-        tiles_reused: Tiles that were not encoded, as an equal one had been.
-        vision_calls, prefill_calls, decode_steps: How many calls that took.
-        max_sequences: The most sequences that were alive at a time.
-        max_tiles: The most tiles in one encoder call.
-        oom_events: One entry for every time memory ran out: phase, size, what was done.
-        cleanups: How often caches were given back to the device.
-        cleanup_seconds: What that cost.
-        memory: What the memory budget allowed, in bytes.
+        busy_seconds: Wall time of computing and scheduling, without waiting for requests.
+        vision_seconds, prefill_seconds, decode_seconds: The phases of the busy time.
+        tiles, prefill_tokens, decode_tokens: Tiles and tokens processed by the phases.
+        tiles_reused: Tiles not encoded because an equal one had been.
+        vision_calls, prefill_calls, decode_steps: Number of calls.
+        max_sequences: Largest number of sequences alive at a time.
+        max_tiles: Largest number of tiles in one encoder call.
+        oom_events: One entry for each out-of-memory error: phase, size, action taken.
+        cleanups: Number of times that free memory was returned to the device.
+        cleanup_seconds: Wall time of the cleanups.
+        memory: The memory budget, in bytes.
         kernels: For each kind of matrix the row counts from which on a packed kernel multiplies it;
-            and what attends, unless torch does.
-        graphs: On CUDA: how many decode steps of fixed shapes were recorded and replayed, and notes
-            on those that could not be. Empty elsewhere.
-        peak_device_bytes: The most device memory that was allocated, or None on a CPU.
+            and the attention kernels other than torch's.
+        graphs: On CUDA: number of fixed-shape decode steps recorded and replayed, and notes on
+            those that could not be. Empty elsewhere.
+        peak_device_bytes: Peak allocated device memory, or None on a CPU.
     """
 
     busy_seconds: float = 0.0
@@ -67,9 +67,9 @@ class Engine(Protocol):
         model: The model that answers: a hub id, a path, or ``demo``.
         revision: Its revision; empty where there is none.
         device: The device that computes; empty where that is not known.
-        dtype: The number format that it computes in; ``+int8`` behind it where the matrices of the
-            language model are 8-bit integers.
-        stats: What it did so far.
+        dtype: The dtype that it computes in; followed by ``+int8`` if the language model's matrices
+            are 8-bit integers.
+        stats: Counts and times so far.
     """
 
     name: str
@@ -80,19 +80,19 @@ class Engine(Protocol):
     stats: EngineStats
 
     def prepare(self, conversation: Conversation, questions: Sequence[Question]) -> Request:
-        """Make pixels and words into a request, on the CPU; thread-safe.
+        """Turn pixels and text into a request, on the CPU; thread-safe.
 
         Raises:
-            PrepareError: They cannot be made into one.
+            PrepareError: They do not make a valid request.
         """
         ...
 
     def run(self, source: RequestQueue) -> Iterator[Completion]:
-        """Take requests while there is room for them and yield each answer as it finishes, until
-        the queue is closed and empty, or stopped.
+        """Take requests while there is capacity for them and yield each answer as it finishes,
+        until the queue is closed and empty, or stopped.
 
         There is exactly one completion for each question, a cancelled one included; none is owed
-        after a stop or an EngineError. What one question does wrong ends that question alone.
+        after a stop or an EngineError. A bad question ends that question alone.
 
         Raises:
             EngineError: The engine cannot go on.
@@ -100,22 +100,19 @@ class Engine(Protocol):
         ...
 
     def close(self) -> None:
-        """Give back memory. The engine cannot be used afterwards."""
+        """Free its memory. The engine cannot be used afterwards."""
         ...
 
 
 @dataclasses.dataclass(frozen=True)
 class EnginePlan:
-    """An engine that could be opened: what is known of it before its model is loaded.
+    """An engine that can be opened: its properties before the model is loaded.
 
     Attributes:
-        name, model, revision: See ``Engine``; OUTPUT's identity holds them.
-        open: Load the model.
-
-            Raises:
-                ModelLoadError: The checkpoint is broken or of another kind.
-                DeviceError: The device or dtype is not there.
-                OutOfMemoryError: The model does not fit; nothing was loaded.
+        name, model, revision: See ``Engine``; part of OUTPUT's identity.
+        open: Load the model. Raises ModelLoadError (the checkpoint is broken or of another kind),
+            DeviceError (the device or dtype is not available) or OutOfMemoryError (the model does
+            not fit; nothing was loaded).
         can_cut: Whether the engine has ``cut``.
     """
 

@@ -1,4 +1,4 @@
-"""Options of one question: taken from a job, and checked before an engine is asked."""
+"""Options of a question: taken from a job, and checked by engines."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from vlmbatch.job import GenerationOptions
 def make_question(
     text: str, options: GenerationOptions, on_text: Callable[[str], None] | None = None
 ) -> Question:
-    """A question that is answered as a job's options say."""
+    """Make a question with the generation options of a job."""
     return Question(
         text,
         max_new_tokens=options.max_new_tokens,
@@ -25,7 +25,7 @@ def make_question(
 
 
 def check_questions(questions: Sequence[Question]) -> None:
-    """Check that there are questions, and that each can be asked.
+    """Check that there are questions and that each is valid.
 
     Raises:
         PrepareError: There is none, or one is not valid text or has an option out of range.

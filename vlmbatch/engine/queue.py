@@ -1,6 +1,4 @@
-"""A bounded, closable queue between threads. Ends are closes, not sentinels in the data; a stop
-wakes everybody.
-"""
+"""A bounded queue between threads that can be closed (no sentinels) or stopped."""
 
 from __future__ import annotations
 
@@ -16,23 +14,22 @@ T = TypeVar("T")
 
 
 class Channel(Generic[T]):
-    """Many threads put, many threads get.
+    """A bounded queue for many producers and many consumers.
 
-    ``close`` says that nothing more will come: those who get drain what is left. ``stop`` drops
-    what is left.
+    After ``close``, consumers drain the remaining entries. ``stop`` drops them.
     """
 
     def __init__(
-        self, capacity: int, *, weight: Callable[[T], int] | None = None, most_weight: int = 0
+        self, capacity: int, *, weight: Callable[[T], int] | None = None, max_weight: int = 0
     ) -> None:
-        """Bounds the queue.
+        """Bound the queue.
 
         Args:
-            capacity: Entries that it holds.
+            capacity: Maximum number of entries.
             weight: Weight of an entry, such as its bytes.
-            most_weight: Weight that it holds; one entry is always let in.
+            max_weight: Maximum total weight; a single entry is always accepted.
         """
-        self._capacity, self._weigh, self._most_weight = capacity, weight, most_weight
+        self._capacity, self._weigh, self._max_weight = capacity, weight, max_weight
         self._entries: collections.deque[T] = collections.deque()
         self._weight = 0
         self._changed = threading.Condition()
@@ -44,11 +41,11 @@ class Channel(Generic[T]):
 
     @property
     def stopped(self) -> bool:
-        """Whether it was stopped."""
+        """True if it was stopped."""
         return self._stopped
 
     def put(self, entry: T) -> bool:
-        """Appends an entry, waiting for room. False when the channel was stopped meanwhile."""
+        """Append an entry, waiting for capacity. Return False if the channel is stopped."""
         weight = self._weigh(entry) if self._weigh else 0
         with self._changed:
             self._changed.wait_for(lambda: self._stopped or self._has_room(weight))
@@ -60,7 +57,7 @@ class Channel(Generic[T]):
             return True
 
     def get(self, *, wait: bool = True, timeout: float | None = None) -> T | None:
-        """The oldest entry; None when there is none in time, or there will never be one."""
+        """Return the oldest entry; None at a timeout, or if there will never be one."""
         with self._changed:
             if wait:
                 self._changed.wait_for(
@@ -75,29 +72,29 @@ class Channel(Generic[T]):
             return entry
 
     def __iter__(self) -> Iterator[T]:
-        """Entries until the channel is closed and empty, or stopped."""
+        """Yield entries until the channel is closed and empty, or stopped."""
         while (entry := self.get()) is not None:
             yield entry
 
     def wait(self) -> bool:
-        """Waits for the first entry. False when there will never be one."""
+        """Wait for the first entry. Return False if there will never be one."""
         with self._changed:
             self._changed.wait_for(lambda: self._entries or self._closed or self._stopped)
             return bool(self._entries) and not self._stopped
 
     @property
     def ended(self) -> bool:
-        """Whether nothing will ever come out again."""
+        """True if nothing will ever come out again."""
         return self._stopped or (self._closed and not self._entries)
 
     def close(self) -> None:
-        """Says that nothing more will be put."""
+        """Accept no more entries."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
 
     def stop(self) -> None:
-        """Drops what is left and wakes everybody."""
+        """Drop the remaining entries and wake all waiting threads."""
         with self._changed:
             self._stopped = True
             self._entries.clear()
@@ -107,17 +104,17 @@ class Channel(Generic[T]):
         if not self._entries:
             return True
         return len(self._entries) < self._capacity and (
-            not self._weigh or self._weight + weight <= self._most_weight
+            not self._weigh or self._weight + weight <= self._max_weight
         )
 
 
 class RequestQueue(Channel[Request]):
-    """The queue that feeds an engine, bounded by number and by the bytes of the payloads."""
+    """The queue that feeds an engine, bounded by number and by payload bytes."""
 
-    def __init__(self, capacity: int, most_bytes: int = 1 << 28) -> None:
-        """Bound the queue to ``capacity`` requests and ``most_bytes`` of payloads."""
+    def __init__(self, capacity: int, max_bytes: int = 1 << 28) -> None:
+        """Bound the queue to ``capacity`` requests and ``max_bytes`` of payloads."""
         super().__init__(
-            capacity, weight=lambda request: request.payload_bytes, most_weight=most_bytes
+            capacity, weight=lambda request: request.payload_bytes, max_weight=max_bytes
         )
 
     def put(self, request: Request) -> bool:

@@ -30,7 +30,7 @@ class ScriptedEngine:
     A word of the answer, with the white space before it, is a token.
 
     Attributes:
-        prepared: Keys of the conversations that were prepared, in order.
+        prepared: Keys of the prepared conversations, in order.
         answered: (key, question) of every answer, in order.
     """
 
@@ -54,14 +54,14 @@ class ScriptedEngine:
         """Write the script.
 
         Args:
-            answer: Gives the answer to (key, question).
-            fail: Says of which keys every question becomes a GenerateError.
-            die_after: Raise an EngineError after so many answers.
+            answer: The answer to (key, question).
+            fail: True for keys whose questions all end in a GenerateError.
+            die_after: Raise an EngineError after this many answers.
             oom_above: Batches larger than this run out of memory once; then the batch is halved.
             batch_size: Requests that are answered together, the last first.
             seconds: Busy time of an answer.
-            gate: Waits for this event before the first answer.
-            model: What it states as its model.
+            gate: An event to wait for before the first answer.
+            model: The model name that it states.
         """
         self._answer, self._fail, self._die_after = answer, fail, die_after
         self._oom_above, self._batch_size = oom_above, batch_size
@@ -105,7 +105,7 @@ class ScriptedEngine:
                     return
 
     def close(self) -> None:
-        """Nothing to give back."""
+        """Do nothing: it holds no resources."""
 
     def _complete(self, request: Request, batch_size: int) -> Iterator[Completion]:
         key = request.conversation.key
@@ -126,7 +126,7 @@ class ScriptedEngine:
             yield done
 
     def _speak(self, done: Completion, answer: str) -> None:
-        """Say an answer word by word."""
+        """Stream an answer word by word."""
         request, question = done.request, done.request.questions[done.question]
         words = re.findall(r"\s*\S+", answer)
         follower = AnswerText(question, lambda places: "".join(words[: len(places)]))

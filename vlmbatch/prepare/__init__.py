@@ -1,5 +1,5 @@
-"""What the checkpoint's own processor does: pixels to tiles, words to token ids; on uint8, in
-threads, without torch.
+"""Preprocessing as by the checkpoint's own processor: pixels to tiles, text to token ids; on uint8,
+in threads, without torch.
 """
 
 from __future__ import annotations

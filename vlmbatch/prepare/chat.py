@@ -1,4 +1,4 @@
-"""The checkpoint's chat template: turns to the text of a prompt."""
+"""The checkpoint's chat template: from turns to the text of a prompt."""
 
 from __future__ import annotations
 
@@ -17,14 +17,12 @@ VIDEO_CHAT_TEMPLATE = (
     "{% elif line['type'] == 'video' %}{{ '<video>' }}{% endif %}{% endfor %}<end_of_utterance>\n"
     "{% endfor %}{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
 )
-"""The template for a conversation with a clip: the published ones have no video, and transformers'
-SmolVLM processor then takes its own (``DEFAULT_CHAT_TEMPLATE``), which this is.
+"""The template for a conversation with a clip. The published ones have no video; transformers'
+SmolVLM processor then uses this one (``DEFAULT_CHAT_TEMPLATE``).
 """
 
 Message = tuple[str, Sequence[tuple[str, str]]]
-"""A role, and its parts as (type, text): ``text`` with its words, ``image`` or ``video``
-without.
-"""
+"""A role, and its parts as (type, text): ``text`` with its text, ``image`` or ``video`` without."""
 
 
 class ChatTemplate:
@@ -40,7 +38,7 @@ class ChatTemplate:
         self._source, self._special = source, dict(special)
 
     def render(self, messages: Sequence[Message]) -> str:
-        """The text of a conversation, up to where the assistant answers.
+        """Return the text of a conversation, up to the start of the assistant's answer.
 
         Raises:
             ModelLoadError: The template is broken.
@@ -71,11 +69,11 @@ def fill_in(text: str, markers: Sequence[str], media: Sequence[str]) -> str:
 
     Args:
         text: A rendered conversation.
-        markers: What the template writes for each medium.
-        media: What stands there instead.
+        markers: The template's marker of each medium.
+        media: The replacements.
 
     Raises:
-        PrepareError: The template dropped a medium, or words look like a marker.
+        PrepareError: The template dropped a medium, or a text looks like a marker.
     """
     pieces: list[str] = []
     for marker, medium in zip(markers, media, strict=True):

@@ -10,14 +10,14 @@ from vlmbatch.core import UInt8Array
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class Payload:
-    """Tiles and token ids of a request: what the torch engine computes with.
+    """Tiles and token ids of a request, the torch engine's input.
 
     Attributes:
         tiles: uint8, (n_tiles, 3, E, E); none for text alone.
         prefix_ids: Token ids that all questions share: the chat opening and the media.
         question_ids: For each question the token ids that follow the prefix.
-        seeds: For each question the seed that its sampling starts from.
-        tile_keys: For each tile a digest of its pixels, by which equal tiles are known.
+        seeds: For each question its sampling seed.
+        tile_keys: For each tile a digest of its pixels, to find equal tiles.
     """
 
     tiles: UInt8Array
@@ -28,5 +28,5 @@ class Payload:
 
     @property
     def prompt_tokens(self) -> int:
-        """Tokens of the longest prompt among the questions."""
+        """Number of tokens of the longest prompt."""
         return len(self.prefix_ids) + max(map(len, self.question_ids))

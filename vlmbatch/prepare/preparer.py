@@ -1,5 +1,5 @@
-"""Makes pixels and questions ready for the engine, as the checkpoint's own processor would; on
-uint8, on any number of threads, without torch.
+"""Prepare pixels and questions for the engine as the checkpoint's own processor does; on uint8, on
+any number of threads, without torch.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from vlmbatch.core import (
     Question,
     Request,
     UInt8Array,
+    draw_seed,
     picture_size,
 )
 from vlmbatch.errors import PrepareError
@@ -35,14 +36,14 @@ from vlmbatch.prepare.tiles import TileSettings, cut_tiles, fit_picture, plan_ti
 _TEMPLATE_KINDS = {"text": "text", "picture": "image", "tile": "image", "clip": "video"}
 
 DEFAULT_CONTEXT = 2048
-"""Default of transformers' Llama configuration where config.json does not say; the published
-checkpoints say 8192.
+"""Default of transformers' Llama configuration, for a config.json without it; the published
+checkpoints have 8192.
 """
 
 
 class Preparer:
-    """Turn conversations into requests. Thread-safe, and can be pickled; Pillow releases the
-    interpreter while it resizes, so threads help.
+    """Turns conversations into requests. Thread-safe and picklable; Pillow releases the GIL while
+    it resizes, so threads help.
     """
 
     def __init__(
@@ -54,15 +55,15 @@ class Preparer:
         context: int,
         detail: Detail = "full",
     ) -> None:
-        """Take what ``from_checkpoint`` reads.
+        """Set up with the values that ``from_checkpoint`` reads.
 
         Args:
             writer: Writes the prompts.
-            picture: How the checkpoint cuts pictures.
-            clip: How it cuts the frames of clips; None when it does not say.
-            context: The most tokens that prompt and answer may have together.
-            detail: ``full`` is as the checkpoint does it, ``native`` does not enlarge small
-                pictures beyond a whole tile, ``low`` is one tile.
+            picture: Tile settings of pictures.
+            clip: Tile settings of clip frames; None if the checkpoint has none.
+            context: Maximum number of tokens of prompt and answer together.
+            detail: ``full`` follows the checkpoint, ``native`` does not enlarge small pictures
+                beyond a whole tile, ``low`` is one tile.
         """
         self.writer = writer
         self.seq_len = writer.tokens.seq_len
@@ -90,10 +91,10 @@ class Preparer:
 
         Args:
             checkpoint: The checkpoint.
-            detail: How closely to look at pictures; see ``__init__``. Clips are not affected.
+            detail: Detail of pictures; see ``__init__``. Clips are not affected.
 
         Raises:
-            ModelLoadError: A file is missing, or says something that cannot be.
+            ModelLoadError: A file is missing, or has invalid settings.
         """
         picture, clip = read_tile_settings(checkpoint)
         text = checkpoint.config.get("text_config") or {}
@@ -105,11 +106,11 @@ class Preparer:
         """Cut the tiles and write the prompts of a conversation.
 
         Args:
-            conversation: What was loaded.
-            questions: What is asked about it, at least one.
+            conversation: The conversation, with pixels.
+            questions: The questions, at least one.
 
         Returns:
-            The request, its payload a ``Payload``; without a tag.
+            The request, with a ``Payload`` and without a tag.
 
         Raises:
             PrepareError: The pixels are not RGB pictures, a text holds an image token, or the
@@ -130,7 +131,9 @@ class Preparer:
                 f"{image_tokens} image tokens for {len(tiles)} tiles of {self.seq_len}: "
                 "tokenizer and processor do not match"
             )
-        seeds = [_seed(question.seed, conversation.key, question.text) for question in questions]
+        seeds = [
+            draw_seed(question.seed, conversation.key, question.text) for question in questions
+        ]
         keys = [hashlib.blake2b(tile, digest_size=16).digest() for tile in tiles]
         payload = Payload(tiles, prefix_ids, question_ids, seeds, keys)
         return Request(
@@ -143,15 +146,15 @@ class Preparer:
         )
 
     def cut(self, conversation: Conversation) -> list[Conversation]:
-        """Cut a picture into tiles that are conversations of their own, in reading order and
-        between lines and words: see page_layout.py. A tile of one colour is left out, as a model
-        that is asked to read an empty tile makes words up.
+        """Cut a picture into conversations about its tiles, in reading order and between lines and
+        words: see page_layout.py. A tile of one colour is left out, because a model invents text
+        when asked to read an empty tile.
 
         Args:
-            conversation: About one picture.
+            conversation: A conversation about one picture.
 
         Raises:
-            PrepareError: It is no RGB picture.
+            PrepareError: It is not an RGB picture.
         """
         (part,) = conversation.media()
         (picture,) = _check_pixels(part).frames
@@ -170,26 +173,26 @@ class Preparer:
         ]
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of tokens, special ones left out."""
+        """Decode tokens to text, without special tokens."""
         return self.writer.decode(ids)
 
     def token_text(self, token: int) -> str:
-        """The text of one token, special ones included."""
+        """Decode one token, also a special one."""
         return self.writer.token_text(token)
 
     def num_tiles(self, width: int, height: int, detail: Detail | None = None) -> int:
-        """Tiles of a picture of this size, at the preparer's detail or another one."""
+        """Count the tiles of a picture of this size, at the preparer's detail or another one."""
         return plan_tiles(width, height, self._settings((width, height), detail)).n_tiles
 
     def _native_tiles(self, media: Sequence[Part]) -> int | None:
-        """Tiles that pictures would take with native detail, where they have full detail."""
+        """Count the tiles of pictures at native detail, if the detail is full."""
         if self.detail != "full" or not media or any(part.kind != "picture" for part in media):
             return None
         sizes = [picture_size(_frames(part)[0]) for part in media]
         return sum(self.num_tiles(*size, "native") for size in sizes)
 
     def _settings(self, size: tuple[int, int], detail: Detail | None = None) -> TileSettings:
-        """The settings for a picture of a size (width, height)."""
+        """Return the settings for a picture of a size (width, height)."""
         detail = detail or self.detail
         if detail == "low":
             return dataclasses.replace(self._full, split=False)
@@ -198,7 +201,7 @@ class Preparer:
     def _words(
         self, conversation: Conversation, media: Sequence[Part], questions: Sequence[str]
     ) -> tuple[Sequence[int], list[Sequence[int]]]:
-        """Token ids of the prefix and of the questions, cached for the shortest conversations."""
+        """Token ids of the prefix and of the questions; the shortest conversations are cached."""
         turns = conversation.turns
         if len(turns) == 1 and len(turns[0].parts) == len(media) == 1 and turns[0].role == "user":
             part = media[0]
@@ -241,7 +244,7 @@ class Preparer:
         if len(times) != len(pixels.frames):
             raise PrepareError(f"the clip has {len(pixels.frames)} frames and {len(times)} times")
         duration = pixels.duration_seconds
-        return times, times[-1] if duration is None else duration  # as the processor does
+        return times, times[-1] if duration is None else duration  # like the processor
 
     def _tiles(self, media: Sequence[Part]) -> UInt8Array:
         """The tiles of all media, uint8 (n, 3, E, E)."""
@@ -276,15 +279,6 @@ class Preparer:
         raise PrepareError(
             f"the prompt has {prompt_tokens} tokens, the model's context is {self.context}{hint}"
         )
-
-
-def _seed(seed: int, key: str, question: str) -> int:
-    """A seed of 63 bits that depends on the question's own, the item and the text, and on nothing
-    else.
-    """
-    # Ids of files may hold undecodable bytes.
-    text = "\0".join((str(seed), key, question)).encode("utf-8", "surrogatepass")
-    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big") >> 1
 
 
 def _uncuttable(picture: Picture, error: Exception) -> PrepareError:

@@ -1,9 +1,9 @@
-"""Words around pixels: the chat template, the image tokens and the video prompt, as the
-checkpoint's own processor writes them.
+"""Text around pixels: the chat template, the image tokens and the video prompt, as by the
+checkpoint's own processor.
 
-A prompt is split right behind the last media token, because a tokenizer never merges across a
-special token: the ids of the prefix followed by the ids of a question are the ids of the whole
-text. So all questions about one picture share one prefix.
+A prompt is split right after the last media token. A tokenizer never merges across a special token,
+so the ids of the prefix followed by the ids of a question are the ids of the whole text. All
+questions about one picture share one prefix.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from vlmbatch.errors import ModelLoadError, PrepareError
 from vlmbatch.prepare.chat import ChatTemplate, Message, fill_in
 
 MAX_GRID = 6
-"""Rows and columns for which the vocabulary has position tokens (``<row_6_col_6>`` is the last
+"""Maximum rows and columns with position tokens in the vocabulary (``<row_6_col_6>`` is the last
 one).
 """
 
@@ -68,14 +68,14 @@ _TENS = (
 
 @dataclasses.dataclass(frozen=True)
 class MediaTokens:
-    """The strings that stand for pictures in a prompt.
+    """The tokens that represent pictures in a prompt.
 
     Attributes:
         image: The token that one vision embedding replaces.
         fake: The token that opens every tile and closes the picture.
         global_image: The token before the global view, or before a picture of one tile.
         end_of_utterance: The token that ends a turn.
-        seq_len: Image tokens a tile.
+        seq_len: Image tokens per tile.
     """
 
     seq_len: int
@@ -86,8 +86,8 @@ class MediaTokens:
 
 
 def image_text(rows: int, cols: int, tokens: MediaTokens) -> str:
-    """The text of a picture of rows x cols tiles and a global view; 0 x 0 is a picture of one
-    tile.
+    """Return the text of a picture of rows x cols tiles and a global view; 0 x 0 is a picture of
+    one tile.
     """
     run = tokens.image * tokens.seq_len
     whole = f"{tokens.fake}{tokens.global_image}{run}{tokens.fake}"
@@ -101,8 +101,8 @@ def image_text(rows: int, cols: int, tokens: MediaTokens) -> str:
 
 
 def video_text(times_seconds: Sequence[float], duration_seconds: float, tokens: MediaTokens) -> str:
-    """The text of a clip: how many frames, from how long a video, and each frame under its time
-    stamp.
+    """Return the text of a clip: number of frames, duration of the video, and each frame after its
+    timestamp.
 
     Args:
         times_seconds: Presentation time of each frame.
@@ -122,9 +122,7 @@ def video_text(times_seconds: Sequence[float], duration_seconds: float, tokens: 
 
 
 def number_words(number: int) -> str:
-    """A count below a million in English words, spelled as num2words spells it (``one hundred and
-    one``).
-    """
+    """Spell a number below a million in English, as num2words does (``one hundred and one``)."""
     if number < 20:
         return _ONES[number]
     if number < 100:
@@ -139,8 +137,8 @@ def number_words(number: int) -> str:
 
 
 class PromptWriter:
-    """Turn media and questions into token ids with the checkpoint's own tokenizer and chat
-    template. Thread-safe; can be pickled.
+    """Turns media and questions into token ids with the checkpoint's own tokenizer and chat
+    template. Thread-safe and picklable.
     """
 
     def __init__(
@@ -180,7 +178,7 @@ class PromptWriter:
 
     @classmethod
     def from_checkpoint(cls, checkpoint: Checkpoint) -> PromptWriter:
-        """Reads tokenizer.json, the chat template and the number of image tokens a tile from a
+        """Read tokenizer.json, the chat template and the number of image tokens per tile from a
         checkpoint's files.
         """
         try:
@@ -204,11 +202,12 @@ class PromptWriter:
         )
 
     def image_prefix(self, rows: int, cols: int) -> list[int]:
-        """Token ids of the chat opening and a picture; every question continues them."""
+        """Return token ids of the chat opening and a picture; every question continues them."""
         return self._prefix(self._head + image_text(rows, cols, self.tokens))
 
     def image_question(self, question: str) -> list[int]:
-        """Token ids of a question about a picture and of what follows it up to the answer.
+        """Return token ids of a question about a picture and of the rest of the prompt up to the
+        answer.
 
         Raises:
             PrepareError: The question holds an image token.
@@ -218,10 +217,9 @@ class PromptWriter:
     def chat(
         self, turns: Sequence[Message], media: Sequence[str], questions: Sequence[str]
     ) -> tuple[list[int], list[list[int]]]:
-        """Token ids of a whole conversation, and of each question behind it.
+        """Return token ids of a whole conversation, and of each question after it.
 
-        A question continues the last turn where that is the user's, and opens a turn of the user's
-        otherwise.
+        A question continues the last turn if it is the user's, and opens a new user turn otherwise.
 
         Args:
             turns: The turns; media without their text.
@@ -245,7 +243,7 @@ class PromptWriter:
                         f"a text may not hold the token {self.tokens.image}: it stands for pixels"
                     )
         head, _, tail = fill_in(self._chat.render(messages), markers, media).partition(_QUESTION)
-        # A tokenizer never merges across a special token, so the prefix may end behind one.
+        # A tokenizer never merges across a special token, so the prefix may end after one.
         ends = [match.end() for match in re.finditer(self._special, head)]
         cut = ends[-1] if ends else 0
         return (
@@ -254,18 +252,18 @@ class PromptWriter:
         )
 
     def video_prefix(self, times_seconds: Sequence[float], duration_seconds: float) -> list[int]:
-        """Token ids of the chat opening and a clip, up to its last media token."""
-        # The published templates have no video turn; the processor then uses its own, in which a
-        # role is followed by ": ".
+        """Return token ids of the chat opening and a clip, up to its last media token."""
+        # The published templates have no video turn; the processor then uses its own, in which ": "
+        # follows a role.
         text = "<|im_start|>User: " + video_text(times_seconds, duration_seconds, self.tokens)
         return self._prefix(text[: text.rindex(self.tokens.fake) + len(self.tokens.fake)])
 
     def video_question(self, question: str) -> list[int]:
-        """Token ids of what follows the last frame: the break, the question and the turn's end."""
+        """Return token ids after the last frame: the break, the question and the turn's end."""
         return self._question(f"{VIDEO_OUTRO}{question}{self.tokens.end_of_utterance}\nAssistant:")
 
     def answer(self, text: str) -> list[int]:
-        """Token ids of an answer as the model should give it: what the chat template writes behind
+        """Return token ids of an answer as a training target: the template's text after
         ``Assistant:``, up to the end of the turn.
 
         Raises:
@@ -274,12 +272,12 @@ class PromptWriter:
         return self._question(f" {text}{self.tokens.end_of_utterance}")
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of an answer, special tokens left out; white space around it stays."""
+        """Decode an answer without special tokens; white space around it is kept."""
         text: str = self.tokenizer.decode(list(ids), skip_special_tokens=True)
         return text
 
     def token_text(self, token: int) -> str:
-        """The text of one token, special ones included."""
+        """Decode one token, also a special one."""
         text: str = self.tokenizer.decode([token], skip_special_tokens=False)
         return text
 
@@ -289,7 +287,10 @@ class PromptWriter:
     def _question(self, text: str) -> list[int]:
         try:
             ids = list(self.tokenizer.encode(text, add_special_tokens=False).ids)
-        except (TypeError, UnicodeEncodeError) as error:  # half a character, as JSON can hold
+        except (
+            TypeError,
+            UnicodeEncodeError,
+        ) as error:  # half a surrogate pair, which JSON can hold
             raise PrepareError(f"a question is not valid text: {text!r}") from error
         if self.image_token_id in ids:
             raise PrepareError(

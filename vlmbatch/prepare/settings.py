@@ -1,4 +1,4 @@
-"""Read how a checkpoint cuts pictures and clips from its processor files."""
+"""Read tile settings of pictures and clips from a checkpoint's processor files."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from vlmbatch.prepare.tiles import TileSettings
 
 
 def read_tile_settings(checkpoint: Checkpoint) -> tuple[TileSettings, TileSettings | None]:
-    """Return the settings for pictures, and those for frames of clips; None where the checkpoint
-    does not say.
+    """Return the settings for pictures, and those for frames of clips, or None if the checkpoint
+    has none.
 
     Raises:
-        ModelLoadError: A file is missing, or says something that cannot be.
+        ModelLoadError: A file is missing, or has invalid settings.
     """
     vision = checkpoint.config.get("vision_config") or {}
     sizes = {
@@ -57,7 +57,7 @@ def _tile_settings(
 
 
 def _clip_settings(settings: Mapping[str, Any], name: str) -> TileSettings | None:
-    """Settings for frames of a clip, or None when the checkpoint does not say."""
+    """Return the settings for frames of a clip, or None if the checkpoint has none."""
     if not settings:
         return None
     sampling = settings.get("video_sampling") or {}

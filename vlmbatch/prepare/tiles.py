@@ -18,7 +18,7 @@ from vlmbatch.core import Picture, picture_size
 UInt8Array = npt.NDArray[np.uint8]
 
 MAX_EDGE = 4096
-"""Upper bound of an edge after the first resize (``MAX_IMAGE_SIZE`` in transformers' SmolVLM image
+"""Maximum edge after the first resize (``MAX_IMAGE_SIZE`` in transformers' SmolVLM image
 processors).
 """
 
@@ -31,7 +31,7 @@ class TileSettings:
         longest_edge: The longest edge of the picture after the first resize, in pixels.
         tile_edge: E, the edge of a tile, in pixels.
         split: Whether the picture is cut into tiles; otherwise it becomes one tile.
-        resize: Whether the first resize happens at all (``do_resize``).
+        resize: Whether to do the first resize (``do_resize``).
         resample: Pillow's number of the filter (1 is Lanczos).
     """
 
@@ -57,7 +57,7 @@ class TilePlan:
         resized: (width, height) after the first resize.
         fitted: (width, height) after the second resize; whole tiles.
         rows: Rows of tiles; 0 when the picture is one tile without a global view.
-        cols: Columns of tiles; 0 likewise.
+        cols: Columns of tiles; 0 when the picture is one tile without a global view.
     """
 
     resized: tuple[int, int]
@@ -67,7 +67,7 @@ class TilePlan:
 
     @property
     def n_tiles(self) -> int:
-        """Tiles, the global view included."""
+        """Number of tiles, the global view included."""
         return self.rows * self.cols + 1
 
 
@@ -76,7 +76,7 @@ def plan_tiles(width: int, height: int, settings: TileSettings) -> TilePlan:
 
     Args:
         width: Width of the upright picture in pixels, at least 1.
-        height: Height likewise.
+        height: Height of the upright picture in pixels, at least 1.
         settings: The checkpoint's settings.
     """
     edge = settings.tile_edge

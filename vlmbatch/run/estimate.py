@@ -1,10 +1,9 @@
-"""Estimate how long a job takes on this machine at each detail: its items are counted, a sample of
-them is prepared, and a few tiles, prompts and decode steps are timed. Nothing is asked.
+"""Estimate the duration of a job on this machine at each detail: count its items, prepare a sample
+of them, and time a few tiles, prompts and decode steps. No question is answered.
 
-The time is that of the engine's phases, for all items, and of what reading and preparing takes of
-the cores. It stands and falls with the length of the answers, which only asking would tell: that is
-the mean of earlier rows in OUTPUT where there are some, otherwise ``TYPICAL_TOKENS``, and the time
-with every answer at its limit is given beside it.
+The time is that of the engine's phases for all items, and of reading and preparing. It depends on
+the length of the answers: the mean of earlier rows in OUTPUT if there are any, otherwise
+``TYPICAL_TOKENS``. The time with every answer at its limit is given beside it.
 """
 
 from __future__ import annotations
@@ -37,12 +36,13 @@ if TYPE_CHECKING:
 
 DETAILS: tuple[Detail, ...] = ("full", "native", "low")
 TYPICAL_TOKENS = {"caption": 20, "ocr": 100, "vqa": 8}
-"""Tokens of an answer where no earlier row tells: a sentence, some lines of text, a few words."""
+"""Tokens of an answer without earlier rows: a sentence, some lines of text, a few words."""
 SHORT_TOKENS = 512
-"""Prompts up to so many tokens have more places; see engine/torch/budget.py."""
+"""Maximum length of a short prompt, of which more are decoded together; see engine/torch/budget.py.
+"""
 SAMPLED_PICTURES, SAMPLED_FRAMES = 24, 6
 TIMED_TOKENS = 2048
-"""Prompt tokens that are prefilled at most for each timing."""
+"""Maximum number of prompt tokens in each prefill timing."""
 TIMED_STEPS = 8
 
 
@@ -52,8 +52,8 @@ class DetailEstimate:
 
     Attributes:
         detail: The detail.
-        tiles: Tiles of all items that the encoder takes, equal ones once.
-        seconds: Time with answers of the expected length, the model's loading included.
+        tiles: Tiles to encode for all items, equal ones once.
+        seconds: Time with answers of the expected length, model loading included.
         most_seconds: Time with every answer at its limit.
     """
 
@@ -68,11 +68,11 @@ class Estimate:
     """The estimates of a job.
 
     Attributes:
-        items: Items that the job finds.
+        items: Number of items.
         questions: Questions about each, on average.
         new_tokens: Expected tokens of an answer.
-        device, dtype: What computes.
-        details: One estimate a detail.
+        device, dtype: Device and dtype of the engine.
+        details: One estimate for each detail.
     """
 
     items: int
@@ -88,7 +88,7 @@ class Sample:
     """Means over a sample of items at one detail.
 
     Attributes:
-        tiles: Tiles that differ.
+        tiles: Number of distinct tiles.
         prefix_tokens, question_tokens: Tokens of the prompts, all questions together.
         host_seconds: Time to read and prepare on one core.
     """
@@ -104,27 +104,27 @@ class Speed:
     """Times of the engine for prompts of one length.
 
     Attributes:
-        prefill_seconds: For a token.
-        step_seconds: For a decode step of one sequence, and for each sequence more.
+        prefill_seconds: Per token.
+        step_seconds: For a decode step of one sequence, and for each further sequence.
     """
 
     prefill_seconds: float
     step_seconds: tuple[float, float]
 
     def step(self, sequences: float) -> float:
-        """Seconds of a decode step of so many sequences."""
+        """Seconds of a decode step of this many sequences."""
         first, more = self.step_seconds
         return first + more * (sequences - 1)
 
 
 def estimate_job(job: Job) -> Estimate:
-    """Estimate how long a job takes.
+    """Estimate the duration of a job.
 
     Args:
-        job: The job. Its engine must be torch, and its INPUTs such that they can be read twice.
+        job: The job. Its engine must be torch, and its INPUTs readable twice.
 
     Raises:
-        JobError: The job is none of that, or what a run would refuse.
+        JobError: It is not such a job, or a run would refuse it.
         EngineError: The model cannot be loaded.
     """
     check_inputs(job)
@@ -164,8 +164,8 @@ def estimate_job(job: Job) -> Estimate:
 
 
 def _sample_items(job: Job, count: int) -> list[Item]:
-    """Some of the items that can be loaded: pictures from all over the job, the first frames of
-    videos, which would have to be decoded up to later ones.
+    """Sample items that can be loaded: pictures from all over the job, but the first frames of
+    videos, because later ones need decoding up to them.
     """
     reader = open_reader(job, sampler=make_sampler(job) if job.media == "video" else None)
     wanted = SAMPLED_FRAMES if job.media == "video" else SAMPLED_PICTURES
@@ -220,7 +220,7 @@ def _conversations(items: Sequence[Item]) -> Iterator[tuple[Item, Conversation]]
 
 
 def _expected_tokens(job: Job) -> float:
-    """Tokens of an answer: the mean of this task's rows in OUTPUT, or what is typical."""
+    """Tokens of an answer: the mean of this task's rows in OUTPUT, or the typical number."""
     counts = []
     path = Path(job.output_path)
     if job.output_path != "-" and path.is_file():
@@ -242,7 +242,7 @@ def _tile_seconds(engine: TorchEngine, job: Job, items: Sequence[Item]) -> float
     payload: Payload = preparer.prepare(media, [Question("?")]).payload
     tile = payload.tiles[:1]
     prefix = preparer.prepare(Conversation.about("tile", _tile_pixels(tile)), [Question("?")])
-    for count in (1, 2 * at_once):  # the first call loads and allocates what later ones have
+    for count in (1, 2 * at_once):  # warm-up: loading and allocation
         before = dataclasses.replace(engine.stats)
         requests = [_with_tile(prefix, tile, number) for number in range(count)]
         _run(engine, requests)
@@ -256,14 +256,14 @@ def _tile_pixels(tile: Any) -> Pixels:
 
 
 def _with_tile(request: Request, tile: Any, number: int) -> Request:
-    """The same request about a tile that no other request has."""
+    """Copy a request, with a unique tile."""
     changed = tile ^ np.uint8(number % 251 + 1)
     payload = dataclasses.replace(request.payload, tiles=changed, tile_keys=())
     return _request(request, payload, 1)
 
 
 def _speed(engine: TorchEngine, length: int) -> Speed:
-    """Time prompts of a length and decode steps behind them."""
+    """Time prompts of a length and decode steps after them."""
     preparer_request = engine.prepare(Conversation(), [Question("a" * 8)])
     ids = [*preparer_request.payload.question_ids[0]]
     prefix = preparer_request.payload.prefix_ids
@@ -322,16 +322,15 @@ def _total(
     decode = asked * (new_tokens - 1) * speed.step(together) / together
     compute = count * (vision + prefill + decode)
     host = count * sample.host_seconds / max(1, os.cpu_count() or 1)
-    # A processor that computes shares its cores with the readers; a GPU does not wait for them
-    # unless they are slower than it is.
+    # A CPU engine shares its cores with the readers; a GPU waits for them only if they are slower.
     return compute + host if engine.device == "cpu" else max(compute, host)
 
 
 def _together(
     engine: TorchEngine, sample: Sample, count: int, asked: float, new_tokens: float, length: int
 ) -> float:
-    """Sequences that are decoded together: as many as there are places and questions, and no more
-    than live at a time, as each encoder call starts some while each step ends some.
+    """Number of sequences decoded together: limited by capacity and questions, and by the number
+    alive at a time, as each encoder call starts some while each step ends some.
     """
     budget = engine.budget
     places = engine.scheduler.max_sequences

@@ -1,4 +1,4 @@
-"""The way in: items are listed, those that are done are sorted out, and the rest is queued."""
+"""Intake: list the items, skip the finished ones, and queue the rest."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ logger = logging.getLogger(__name__)
 
 
 class Intake:
-    """The work of the reader thread, and what it has found.
+    """The work of the reader thread, and its counts.
 
     Attributes:
-        found: Items in all; None until the listing has ended.
+        found: Number of items; None until the listing has ended.
         rows_asked: Rows that this run is to make; known with ``found``.
-        unasked: Items that nothing is asked about.
-        kept: Items, rows and error rows that were there before.
+        unasked: Items without a question.
+        kept: Items, rows and error rows from earlier runs.
     """
 
     def __init__(
@@ -43,16 +43,16 @@ class Intake:
         results: Channel[Result],
         order: InputOrder,
     ) -> None:
-        """Take what is worked with.
+        """Set up with a run's parts.
 
         Args:
             job: The job.
-            questions: What is asked.
-            writer: Knows which rows are done.
-            reporter: Hears of items that are done.
-            todo: Takes what is to be loaded.
-            results: Takes what needs no loading.
-            order: Notes the places of the items.
+            questions: The questions.
+            writer: Knows the finished rows.
+            reporter: Is told of finished items.
+            todo: Receives tasks to load.
+            results: Receives results that need no loading.
+            order: Records the places of the items.
         """
         self._job, self._questions, self._writer, self._reporter = job, questions, writer, reporter
         self._todo, self._results, self._order = todo, results, order
@@ -63,7 +63,7 @@ class Intake:
         self.kept = {"items": 0, "rows": 0, "errors": 0}
 
     def run(self, reader: Reader) -> None:
-        """List the items, sort out those that are done, and queue the rest."""
+        """List the items, skip the finished ones, and queue the rest."""
         order = count = 0
         for item in self._items(reader):
             if self._todo.stopped:
@@ -83,7 +83,7 @@ class Intake:
         self._todo.close()
 
     def is_done(self, items: Sequence[Item]) -> bool:
-        """Whether every row about these items is there, so that their pixels are not needed."""
+        """True if all rows of these items exist, so that their pixels are not needed."""
         if not self._resumes or self._job.retry_errors:
             return False
         return all(
@@ -93,7 +93,7 @@ class Intake:
         )
 
     def _task(self, item: Item, order: int) -> Task | None:
-        """The task of an item; None where nothing is asked, or all of it is done."""
+        """Make the task of an item; None if nothing is asked or all of it is done."""
         asked = self._questions.of(item)
         if not asked:
             self.unasked += 1
@@ -124,8 +124,8 @@ class Intake:
         return Task(item, tuple(todo), order, original)
 
     def _send(self, task: Task) -> bool:
-        """Send a task to be loaded, or straight to the writer when its answers are another's.
-        False when the run is to end.
+        """Queue a task for loading, or send it to the writer if its answers are another item's.
+        Return False if the run is to end.
         """
         if not task.is_similar:
             return self._todo.put(task)
@@ -133,7 +133,7 @@ class Intake:
         return all(self._results.put(Result(task, position)) for position in range(len(task.asked)))
 
     def _items(self, reader: Reader) -> Iterator[Item]:
-        """Items of the job, shuffled and limited as it says."""
+        """Yield the items of the job, shuffled and limited."""
         limit = self._job.limit
         if self._job.shuffle:
             items = list(self._numbered(reader))
@@ -146,22 +146,22 @@ class Intake:
                 return
 
     def _numbered(self, reader: Reader) -> Iterator[Item]:
-        """Items in input order, each with its place noted."""
+        """Yield the items in input order and record the place of each."""
         for item in reader:
             self._order.add(item.place)
             yield item
 
 
 def count_ahead(job: Job, todo: Channel[Task], reporter: Reporter) -> None:
-    """List the items once more, ahead of the work and without it, so that the time left is known.
+    """Count the items in a second listing ahead of the work, for the remaining time.
 
     Args:
         job: The job.
-        todo: The queue of the reader, which knows better once it has ended.
-        reporter: Hears of the total.
+        todo: The queue of the reader, whose own count counts once it has ended.
+        reporter: Is told the total.
     """
     if job.media == "video" or any(is_url(text) or is_stream(text) for text in job.inputs):
-        return  # counting would decode, unpack or fetch twice, or eat what is to be read
+        return  # counting would decode, unpack or fetch twice, or consume the input
     count = 0
     try:
         for count, _ in enumerate(open_reader(job, names_only=True), 1):
@@ -169,17 +169,17 @@ def count_ahead(job: Job, todo: Channel[Task], reporter: Reporter) -> None:
                 return
             if count == job.limit:
                 break
-    except Exception:  # the reader will meet it too, and there it counts
+    except Exception:  # the reader will meet this error too, and report it
         logger.debug("counting failed", exc_info=True)
         return
     reporter.total(count)
 
 
 def count_items(job: Job, *, stdin: BinaryIO | None = None) -> int:
-    """Count the items that a job finds; load no picture and no model.
+    """Count the items of a job; load no picture and no model.
 
     Raises:
-        JobError: An INPUT or the question file is not there, or cannot be understood.
+        JobError: An INPUT or the question file is missing or invalid.
     """
     check_inputs(job)
     questions = read_questions(job)
@@ -191,17 +191,17 @@ def count_items(job: Job, *, stdin: BinaryIO | None = None) -> int:
         count += 1
         if count == job.limit:
             break
-    # What rows of a table ask may stand where nobody looks who only counts.
+    # Questions in table rows may be unknown when only counting.
     if job.question_column is None and count != job.limit:
         questions.check()
     return count
 
 
 def check_inputs(job: Job) -> None:
-    """Refuse a job without an INPUT.
+    """Check that a job has an INPUT.
 
     Raises:
-        JobError: There is none.
+        JobError: It has none.
     """
     if not job.inputs:
         raise JobError(

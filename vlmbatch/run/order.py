@@ -1,4 +1,4 @@
-"""From the places of items to their index in input order."""
+"""Convert places of items to their index in input order."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import array
 
 
 class InputOrder:
-    """Count the items of each source, so that places become indexes. Eight bytes a source.
+    """Counts the items of each source, to turn places into indices. Eight bytes per source.
 
-    One thread adds; any thread may ask for the index of a place that was added.
+    One thread adds; any thread may ask for the index of an added place.
     """
 
     def __init__(self) -> None:
@@ -16,11 +16,11 @@ class InputOrder:
         self._count = 0
 
     def add(self, place: tuple[int, int]) -> None:
-        """Note an item. Items come in input order, also where they are taken in another one."""
+        """Record an item. Items must come in input order, whatever the order of processing."""
         while len(self._starts) <= place[0]:  # sources without an item have a start, too
             self._starts.append(self._count)
         self._count += 1
 
     def index(self, place: tuple[int, int]) -> int:
-        """The position of an item among all items, from 0."""
+        """Return the index of an item among all items, from 0."""
         return self._starts[place[0]] + place[1]

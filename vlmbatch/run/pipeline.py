@@ -1,13 +1,13 @@
-"""One batch run: the stages wired together by bounded queues and threads, and the one policy for
-errors. Nothing here knows about pictures or words.
+"""A batch run: stages connected by bounded queues and threads, and the one policy for errors.
+Nothing here knows about pixels or text.
 
     reader thread -> todo -> prepare threads -> requests -> engine -> results -> writer thread
 
-The engine runs on the calling thread. The first and the last thread's work, and what they count, is
-in ``intake.py`` and ``results.py``. Every queue is bounded, so a slow stage slows those before it
-and memory stays flat. An error of one item becomes its error rows wherever it happens. Any other
-exception in a thread stops the run and is raised in the calling thread, after everything that was
-finished is committed.
+The engine runs on the calling thread. The first and the last thread's work and counts are in
+``intake.py`` and ``results.py``. Every queue is bounded, so a slow stage slows those before it and
+memory stays flat. An error of one item becomes its error rows wherever it happens. Any other
+exception in a thread stops the run; it is raised in the calling thread after everything finished is
+committed.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ logger = logging.getLogger(__name__)
 MAX_READ_WORKERS = 8
 REQUESTS_AHEAD = 64
 HELD_BYTES = 64 << 20
-"""Bytes of pictures out of archives and tables that wait to be decoded."""
+"""Maximum bytes of queued pictures from archives and tables."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,9 +62,9 @@ class Outcome:
     """The end of a run.
 
     Attributes:
-        summary: What OUTPUT.summary.json holds.
-        interrupted: Whether it was stopped before its end.
-        error: What ended it, if anything did.
+        summary: The contents of OUTPUT.summary.json.
+        interrupted: Whether it was stopped early.
+        error: The error that ended it, if any.
     """
 
     summary: dict[str, Any]
@@ -73,7 +73,7 @@ class Outcome:
 
     @property
     def exit_code(self) -> int:
-        """The exit code of a command: see the table of exit codes in the documentation."""
+        """Exit code of a command: see the table of exit codes in the documentation."""
         if self.error is not None:
             return getattr(self.error, "exit_code", 1)
         if self.interrupted:
@@ -97,15 +97,15 @@ class Run:
 
         Args:
             job: The job.
-            engine: Answers instead of the engine that the job names.
-            reporter: Hears how it goes.
-            stdin: Where the INPUT ``-`` reads paths from.
-            stdout: Where the OUTPUT ``-`` writes.
+            engine: An open engine, in place of the one that the job names.
+            reporter: Is told of the progress.
+            stdin: Source of paths for the INPUT ``-``.
+            stdout: Target of the OUTPUT ``-``.
 
         Raises:
-            JobError: An INPUT or the question file is not there, or the engine cannot honour an
+            JobError: An INPUT or the question file is missing, or the engine cannot honour an
                 option.
-            ModelLoadError: The checkpoint is not there.
+            ModelLoadError: The checkpoint is missing.
             OutputError: OUTPUT cannot be written, or was made with other settings.
         """
         check_inputs(job)
@@ -115,7 +115,8 @@ class Run:
             job,
             stdin=stdin,
             sampler=make_sampler(job) if job.media == "video" else None,
-            # The reader is made before OUTPUT is opened, and asks only once it is iterated.
+            # The reader is made before OUTPUT is opened, and calls ``is_done`` only once it is
+            # iterated.
             is_done=lambda items: self._intake.is_done(items),
         )
         self.engine = engine
@@ -138,11 +139,11 @@ class Run:
         self._workers = job.read_workers or (
             2 if job.is_clip else min(MAX_READ_WORKERS, max(2, os.cpu_count() or 2))
         )
-        # Frames and clips wait as decoded pictures, entries of a stream as bytes, files as paths.
+        # Queued frames and clips are decoded pictures, entries of a stream bytes, files paths.
         self._todo: Channel[Task] = Channel(
             2 if job.is_clip else 2 * self._workers,
             weight=lambda task: task.item.held_bytes,
-            most_weight=HELD_BYTES,
+            max_weight=HELD_BYTES,
         )
         self._requests = RequestQueue(REQUESTS_AHEAD)
         self._queue: Channel[Result] = Channel(4 * REQUESTS_AHEAD)
@@ -173,13 +174,13 @@ class Run:
         return self._results.stats
 
     def stop(self) -> None:
-        """End the run soon: what is finished is committed, what is in hand is dropped. May be
-        called from a signal handler.
+        """End the run soon: commit finished rows, drop the rest. May be called from a signal
+        handler.
         """
         self._threads.stop()
 
     def start(self) -> Outcome:
-        """Do the work, on this thread and a few others, and write the summary."""
+        """Run to the end, on this thread and a few others, and write the summary."""
         began = time.perf_counter()
         started_at = utc_now()
         threads = self._threads
@@ -212,7 +213,7 @@ class Run:
         return self._outcome(began, started_at)
 
     def _compute(self) -> None:
-        """Open the engine, start the threads that feed it, and hand its answers on."""
+        """Open the engine, start the threads that feed it, and forward its answers."""
         if self.engine is None:
             self.reporter.loading(self.plan.model)
             self.engine = self.plan.open()
@@ -229,7 +230,7 @@ class Run:
             raise EngineError("the engine ended before its requests did")
 
     def _count(self) -> None:
-        """Count the items once the first answer is there, which a long listing would hold up."""
+        """Count the items once the first answer has arrived; a long listing would delay it."""
         self._has_answered.wait()
         if self._threads.is_well and not self._todo.ended:
             count_ahead(self.job, self._todo, self.reporter)
@@ -248,7 +249,7 @@ class Run:
         )
 
     def _prepare(self) -> None:
-        """Load pixels and make requests until nothing is left to do."""
+        """Load pixels and make requests until no work is left."""
         for task in self._todo:
             loaded = Loaded()
             try:
@@ -286,7 +287,7 @@ class Run:
                     return
 
     def _make_requests(self, task: Task, conversation: Conversation) -> list[Request]:
-        """The request of an item, or one for each of its tiles."""
+        """Make the request of an item, or one for each of its tiles."""
         engine: Any = self.engine
         questions = [make_question(question, self.job) for _, question in task.asked]
         if self.job.per != "tile":
@@ -294,7 +295,7 @@ class Run:
         return [engine.prepare(tile, questions) for tile in engine.cut(conversation)]
 
     def _close(self) -> None:
-        """Commit and close; a failure here is the run's failure, unless there was one before."""
+        """Commit and close. A failure here is the run's failure, unless there was one before."""
         is_well = self._threads.is_well
         close_writer = functools.partial(self.writer.close, finished=is_well)
         for close in (
@@ -314,7 +315,7 @@ class Run:
 
     def _write_sidecars(self) -> None:
         """Write the sidecars of this run's items from all their rows in OUTPUT, earlier runs' too.
-        Of a run that did not come to its end there are none.
+        A run that did not finish writes none.
         """
         if self._sidecars is None or not self._threads.is_well:
             return
@@ -362,12 +363,12 @@ class Run:
 def run(
     job: Job, *, engine: Engine | None = None, reporter: Reporter | None = None
 ) -> dict[str, Any]:
-    """Run a job to its end and give its summary.
+    """Run a job to its end and return its summary.
 
     Args:
         job: The job.
-        engine: Answers instead of the engine that the job names.
-        reporter: Hears how it goes.
+        engine: An open engine, in place of the one that the job names.
+        reporter: Is told of the progress.
 
     Raises:
         VlmbatchError: The run could not go on; everything finished is committed. Errors of single
@@ -380,14 +381,14 @@ def run(
 
 
 def _plan_of(engine: Engine) -> EnginePlan:
-    """The plan of an engine that is open already."""
+    """Make the plan of an engine that is already open."""
     return EnginePlan(
         engine.name, engine.model, engine.revision, lambda: engine, hasattr(engine, "cut")
     )
 
 
 def _guarded(kind: type[ItemError], call: Callable[[], Any]) -> Any:
-    """Call; an exception that nobody foresaw is an error of this item, not the end of the run."""
+    """Call; an unexpected exception becomes an error of this item, not the end of the run."""
     try:
         return call()
     except ItemError:

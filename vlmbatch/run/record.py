@@ -1,4 +1,4 @@
-"""From the result of a question to its row: the join of item, what was loaded, and completion."""
+"""Make rows: join item, loaded facts and completion."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from vlmbatch.tasks import Task, parse_answer
 
 @dataclasses.dataclass(frozen=True)
 class RecordMaker:
-    """Make the records of a run.
+    """Makes the records of a run.
 
     Attributes:
         task: The task.
-        model, revision: The model that answers, as it is known before it is loaded.
+        model, revision: The model that answers, known before it is loaded.
         kept_columns: Carried columns, each with its name in OUTPUT.
         run_id: Id of the run.
-        order: The items in input order, by which a place becomes an index.
+        order: The items in input order, to turn a place into an index.
     """
 
     task: Task
@@ -33,11 +33,11 @@ class RecordMaker:
     order: InputOrder
 
     def record(self, result: Result, engine: Engine | None) -> Record:
-        """The row of a result.
+        """Make the row of a result.
 
         Args:
-            result: What became of a question.
-            engine: What answered; None when nothing came that far.
+            result: The result of a question.
+            engine: The engine that answered; None if no request reached it.
         """
         item, loaded, done = result.task.item, result.loaded, result.completion
         error = result.error if done is None else done.error
@@ -85,10 +85,9 @@ class RecordMaker:
         )
 
     def similar(self, result: Result, original: Record) -> Record:
-        """The row of an item that resembles another: that one's answer, with nothing spent on it.
+        """Make the row of an item similar to another, with that one's answer and no costs.
 
-        Where the other one's row is an error so is this one, and both are done again with
-        ``--retry-errors``.
+        If the other row is an error, so is this one; both are retried with ``--retry-errors``.
         """
         item = result.task.item
         counts = ("tiles", "prompt_tokens", "new_tokens", "batch_size")

@@ -29,23 +29,23 @@ class Activity:
 
 
 class Reporter(Protocol):
-    """Hears how a run goes; the command line shows it."""
+    """Receives the progress of a run; the command line shows it."""
 
     def loading(self, model: str) -> None:
-        """The model is being loaded."""
+        """Note that the model is being loaded."""
 
     def started(self, activity: Callable[[], Activity]) -> None:
         """The engine is open; ``activity`` may be called from any thread until the run ends."""
 
     def total(self, items: int | None) -> None:
-        """Take the number of items, once that is known."""
+        """Set the number of items, once it is known."""
 
     def item(self, *, error: bool, kept: bool, new_tokens: int) -> None:
-        """An item is done: answered, failed, or kept from an earlier run."""
+        """Note a finished item: answered, failed, or kept from an earlier run."""
 
 
 class Silent:
-    """A reporter that says nothing."""
+    """A reporter without output."""
 
     def loading(self, model: str) -> None:
         """See ``Reporter``."""

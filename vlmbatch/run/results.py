@@ -1,6 +1,4 @@
-"""The way out: results become rows, frames that resemble others get their answers, and a hopeless
-run is stopped.
-"""
+"""Results: make rows of them, give similar frames their answers, and stop a hopeless run."""
 
 from __future__ import annotations
 
@@ -24,10 +22,10 @@ TICK_SECONDS = 1.0
 
 
 class Results:
-    """The work of the writer thread, and what it has counted.
+    """The work of the writer thread, and its counts.
 
     Attributes:
-        engine: What the answers come from, once there is one.
+        engine: The engine that answers, once it is open.
         stats: The rows of this run.
         full_tiles: Tiles that the pictures so far took with full detail.
         native_tiles: Tiles that they would have taken with native detail.
@@ -42,14 +40,14 @@ class Results:
         reporter: Reporter,
         results: Channel[Result],
     ) -> None:
-        """Take what is worked with.
+        """Set up with a run's parts.
 
         Args:
-            options: Say how many errors are tolerated.
+            options: The error limit.
             maker: Makes the rows.
-            writer: Takes them.
-            reporter: Hears of items that are finished.
-            results: What has become of questions, in any order.
+            writer: Writes them.
+            reporter: Is told of finished items.
+            results: Results of questions, in any order.
         """
         self._options, self._maker, self._writer = options, maker, writer
         self._reporter, self._results = reporter, results
@@ -59,7 +57,7 @@ class Results:
         self.native_tiles = self.full_tiles = self.items_answered = 0
 
     def run(self) -> None:
-        """Write rows as they come, commit in time, and stop a hopeless run."""
+        """Write rows as they come, commit regularly, and stop a hopeless run."""
         while not self._results.ended:
             result = self._results.get(timeout=TICK_SECONDS)
             if result is None:
@@ -75,20 +73,17 @@ class Results:
                     self._finish(waiting, self._maker.similar(waiting, record))
 
     def check_share(self, kept_items: int, kept_errors: int) -> None:
-        """Judge a run that has come to its end by the share of its items that are errors, those
-        that were done before it counted in.
+        """Check the share of error items of a finished run, items from earlier runs included.
 
         Raises:
-            TooManyErrors: It is too large.
+            TooManyErrors: It is above the limit.
         """
         errors, items = self.stats.error_items + kept_errors, self.stats.items + kept_items
         if self.stats.error_items and errors > self._options.error_limit(items, is_all=True):
             raise self._too_many(errors, items)
 
     def _record(self, result: Result) -> Record | None:
-        """The row of a result; None when it resembles an item that is not answered yet, and waits
-        for it.
-        """
+        """Make the row of a result; None if it waits for the answer of a similar item."""
         original = result.task.original
         if original is None or not result.task.is_similar:
             return self._maker.record(result, self.engine)
@@ -103,7 +98,7 @@ class Results:
         return self._maker.similar(result, found)
 
     def _finish(self, result: Result, record: Record) -> None:
-        """Write a row, and report its item when it was the last one."""
+        """Write a row, and report its item after the last one."""
         task = result.task
         progress = self._progress.setdefault(task.order, Progress(len(task.asked)))
         self._write_row(result, record, progress)

@@ -31,17 +31,17 @@ VERSIONS_OF = ("vlmbatch", "torch", "numpy", "pillow", "av", "tokenizers", "safe
 
 @dataclasses.dataclass
 class RowStats:
-    """Adds up rows; keeps four bytes a phase and row for the percentiles.
+    """Sums over rows; it keeps four bytes per phase and row for the percentiles.
 
     Attributes:
-        rows: Rows seen.
-        items: Items among them: rows with another id or index than the row before count as new.
+        rows: Number of rows.
+        items: Number of items: a row with another id or index than the row before starts a new one.
         status: Rows by status.
         errors: Error rows by class name.
         finish: Rows by finish reason.
-        error_items, similar_items: Items whose first row says so.
+        error_items, similar_items: Items whose first row has this status.
         new_tokens, prompt_tokens, tiles: Sums.
-        batch_sizes: Rows by the batch they were in.
+        batch_sizes: Rows by batch size.
     """
 
     rows: int = 0
@@ -63,7 +63,7 @@ class RowStats:
         """Add a row.
 
         Args:
-            record: A ``Record``, or what has its fields.
+            record: A ``Record``, or an object with its fields.
             new_item: Whether it is the first of its item; the others share its tiles.
         """
         self.rows += 1
@@ -91,7 +91,7 @@ class RowStats:
         self.add(types.SimpleNamespace(**row), new_item=new_item)
 
     def describe(self) -> dict[str, Any]:
-        """The figures as plain JSON values."""
+        """Return the figures as plain JSON values."""
         return {
             "items": self.items,
             "rows": self.rows,
@@ -117,15 +117,15 @@ def describe_run(
     revision: str,
     **facts: Any,
 ) -> dict[str, Any]:
-    """The contents of OUTPUT.summary.json, as plain JSON values.
+    """Return the contents of OUTPUT.summary.json as plain JSON values.
 
     Args:
         job: The resolved job.
         stats: The rows of the run.
-        wall_seconds: From start to end, the model's loading included.
+        wall_seconds: From start to end, model loading included.
         engine: The engine's own figures.
-        revision: Of the checkpoint.
-        facts: Whatever else is known about the run, by name.
+        revision: Revision of the checkpoint.
+        facts: Further facts about the run, by name.
     """
     return {
         **facts,
@@ -144,7 +144,7 @@ def describe_run(
 
 
 def cut_off(stats: RowStats, job: Job) -> dict[str, Any]:
-    """Number of answers that ended at their limit, and the option that would let them end.
+    """Count the answers that ended at their limit, and name the option that raises it.
 
     Args:
         stats: The rows of the run.
@@ -176,7 +176,7 @@ def phase_figures(values: array.array[float]) -> dict[str, float]:
 
 
 def peak_host_bytes() -> int | None:
-    """The most memory this process had resident so far; None where the system does not say."""
+    """Peak resident memory of this process; None where the system does not report it."""
     try:
         import resource
     except ImportError:
@@ -186,7 +186,7 @@ def peak_host_bytes() -> int | None:
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that make the result."""
+    """Versions of Python and of the packages that affect the result."""
     found = {"python": platform.python_version(), "platform": platform.platform()}
     for name in VERSIONS_OF:
         try:

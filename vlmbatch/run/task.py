@@ -1,7 +1,7 @@
-"""An item on its way through a run: what is asked, what was loaded, and how far its rows are.
+"""An item in a run: its questions, its loaded facts, and the state of its rows.
 
-Each type is filled once, by one thread: the reader makes a ``Task``, a worker what was ``Loaded``,
-the engine's thread joins completions to a ``Result``, and the writer keeps ``Progress``.
+Each type is filled once, by one thread: the reader makes a ``Task``, a worker ``Loaded``, the
+engine's thread joins completions to a ``Result``, and the writer keeps ``Progress``.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from vlmbatch.errors import ReadError
 
 @dataclasses.dataclass(eq=False)
 class Original:
-    """An item that frames after it may resemble: its answers are theirs too.
+    """An item whose answers later, similar frames get too.
 
     Attributes:
         id: Its id.
-        asked: What is asked about it.
-        pending: The part of that which this run answers; the rest is in OUTPUT already.
+        asked: Its questions.
+        pending: Those of them that this run answers; the rest is in OUTPUT already.
         records: Its rows of this run, by question.
         waiting: Results that wait for one of them, by question.
     """
@@ -32,7 +32,7 @@ class Original:
     waiting: dict[str, list[Result]] = dataclasses.field(default_factory=dict)
 
     def answered(self, record: Record) -> Iterator[Result]:
-        """Take one of its rows, and yield the results that waited for it."""
+        """Add one of its rows, and yield the results that waited for it."""
         self.records[record.prompt] = record
         yield from self.waiting.pop(record.prompt, ())
 
@@ -43,9 +43,9 @@ class Task:
 
     Attributes:
         item: The item.
-        asked: (number among the item's questions, question) of what is not done yet.
-        order: Number of its first row among this run's rows; a task is known by it.
-        original: Itself as others may resemble it, or the one that it resembles.
+        asked: (number among the item's questions, question) of the unfinished questions.
+        order: Number of its first row among this run's rows, which identifies a task.
+        original: The ``Original`` of the item, or of the one that it is similar to.
     """
 
     item: Item
@@ -55,25 +55,23 @@ class Task:
 
     @property
     def is_similar(self) -> bool:
-        """Whether its answers are those of another item."""
+        """True if its answers are those of another item."""
         return self.original is not None and self.original.id != self.item.id
 
     def without_pixels(self) -> Task:
-        """The same task; its item, which may hold a decoded frame or the bytes of a file, lets go
-        of them.
-        """
+        """Return the same task without the decoded frame or file bytes that its item may hold."""
         return dataclasses.replace(self, item=dataclasses.replace(self.item, load=_already_loaded))
 
 
 @dataclasses.dataclass(frozen=True)
 class Loaded:
-    """Facts about an item that was loaded and prepared.
+    """Facts about a loaded and prepared item.
 
     Attributes:
-        size: Width and height in pixels; None where nothing could be loaded.
-        tiles: Tiles that the encoder takes; None where the engine cannot tell.
-        native_tiles: Tiles that it would take with native detail; None where that is not known.
-        read_seconds, prepare_seconds: How long that took.
+        size: Width and height in pixels; None if nothing could be loaded.
+        tiles: Tiles to encode; None where the engine cannot tell.
+        native_tiles: Tiles to encode at native detail; None where that is not known.
+        read_seconds, prepare_seconds: Duration of loading and preparing.
     """
 
     size: tuple[int, int] | None = None
@@ -85,9 +83,7 @@ class Loaded:
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """The end of one question: a completion, an error, or neither for an item that resembles
-    another.
-    """
+    """End of one question: a completion, an error, or neither if the item is similar to another."""
 
     task: Task
     position: int
@@ -106,7 +102,7 @@ class Progress:
     """State of the rows of a task.
 
     Attributes:
-        missing: Rows that are not written yet.
+        missing: Number of rows that are not written yet.
         failed: Whether one of its rows is an error.
         new_tokens: Tokens of its answers.
     """
@@ -118,12 +114,12 @@ class Progress:
 
 @dataclasses.dataclass(eq=False)
 class Ticket:
-    """The tag of a request: one for all requests that an item was made into.
+    """The tag of a request, shared by all requests of an item.
 
     Attributes:
         task: The task.
-        loaded: What was loaded.
-        parts: How many requests there are; each question has an answer to each.
+        loaded: Facts about the loaded item.
+        parts: Number of requests; each question has an answer to each.
     """
 
     task: Task
@@ -132,7 +128,7 @@ class Ticket:
     _answers: dict[int, dict[int, Completion]] = dataclasses.field(default_factory=dict)
 
     def join(self, part: int, completion: Completion) -> Result | None:
-        """Take the answer about a part of the item; give the result when it was the last one."""
+        """Add the answer about a part of the item; return the result after the last one."""
         question = completion.question
         answers = self._answers.setdefault(question, {})
         answers[part] = completion
@@ -148,12 +144,12 @@ class Ticket:
 
 
 def join_completions(parts: Sequence[Completion]) -> Completion:
-    """One answer of those about the parts of an item: their texts one below the other, an error
-    when one of them is.
+    """Join the completions about the parts of an item: texts one below the other, an error if there
+    is one.
 
     Tokens and shares of the busy time are added up. The parts go through the phases side by side,
-    so of these the longest counts, and of the waiting the shortest. ``finish_reason`` is ``length``
-    when any part was cut off; ``mean_logprob`` is the mean over all tokens.
+    so the longest phase counts, and the shortest wait. ``finish_reason`` is ``length`` if any part
+    was cut off; ``mean_logprob`` is the mean over all tokens.
 
     Args:
         parts: In reading order, at least one.
@@ -201,5 +197,5 @@ def _sum(counts: Iterator[int | None]) -> int | None:
 
 
 def _already_loaded() -> Pixels:
-    """The ``load`` of an item whose pixels nobody needs any more."""
+    """Replacement for ``load`` of an item whose pixels are no longer needed."""
     raise ReadError("its pixels were loaded before")

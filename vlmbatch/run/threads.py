@@ -1,7 +1,6 @@
-"""The threads of a run: started, watched and ended in order. What they do is the pipeline's
-business.
+"""Start, watch and join the threads of a run. Their work is the pipeline's business.
 
-Any exception in one of them stops the stages, and is the run's failure; what is finished by then is
+Any exception in one of them stops the stages and fails the run; everything finished by then is
 still written.
 """
 
@@ -17,31 +16,29 @@ logger = logging.getLogger(__name__)
 READER, WRITER, STOPPER = "reader", "writer", "stopper"
 
 READER_GRACE_SECONDS = 2.0
-"""Seconds that a run that is ending waits for its reader, which may wait for a line on stdin that
-never comes.
-"""
+"""Seconds to wait for the reader at the end of a run; it may be blocked on stdin."""
 
 
 class Queue(Protocol):
     """A queue between two stages."""
 
     def close(self) -> None:
-        """Says that nothing more will come."""
+        """Accept no more entries."""
 
     def stop(self) -> None:
-        """Drops what is left and wakes everybody."""
+        """Drop the remaining entries and wake all waiting threads."""
 
 
 class StageThreads:
-    """The threads of a run, and how it came to its end.
+    """The threads of a run, and its end state.
 
     Args:
-        todo: What is read.
-        requests: What is prepared.
-        results: What is to be written.
+        todo: Tasks to load.
+        requests: Prepared requests.
+        results: Results to write.
 
     Attributes:
-        failure: The first exception; None while there was none.
+        failure: The first exception, or None.
         interrupted: Whether ``stop`` was called.
         ending: Whether everything but the writer has ended.
     """
@@ -56,11 +53,11 @@ class StageThreads:
 
     @property
     def is_well(self) -> bool:
-        """Whether the run has neither failed nor been interrupted."""
+        """True if the run has neither failed nor been interrupted."""
         return self.failure is None and not self.interrupted
 
     def start(self, name: str, work: Callable[[], None]) -> threading.Thread:
-        """Starts a thread whose exceptions end the run."""
+        """Start a thread whose exceptions end the run."""
 
         def guarded() -> None:
             try:
@@ -74,8 +71,8 @@ class StageThreads:
         return thread
 
     def start_stopper(self) -> None:
-        """Starts what stops the stages for ``stop``, which may run in a signal handler and must not
-        wait for a lock.
+        """Start the thread that stops the stages for ``stop``, which may run in a signal handler
+        and must not wait for a lock.
         """
 
         def stop_when_wanted() -> None:
@@ -86,7 +83,7 @@ class StageThreads:
         self.start(STOPPER, stop_when_wanted)
 
     def start_preparers(self, count: int, work: Callable[[], None]) -> None:
-        """Starts threads that make requests, which are closed when the last of them has ended."""
+        """Start the threads that make requests; the last one to end closes the queue."""
         preparers = [self.start(f"prepare-{number}", work) for number in range(count)]
 
         def close_requests() -> None:
@@ -96,13 +93,13 @@ class StageThreads:
         self.start("closer", close_requests)
 
     def stop(self) -> None:
-        """Ends the run soon. May be called from a signal handler."""
+        """End the run soon. May be called from a signal handler."""
         self.interrupted = True
         self._stop_wanted.set()
 
     def fail(self, error: BaseException) -> None:
-        """Notes the first failure and stops every stage; the writer still takes what is finished,
-        unless it is what failed.
+        """Record the first failure and stop every stage. The writer still writes finished rows,
+        unless it failed itself.
         """
         is_writer = threading.current_thread().name == WRITER
         if self.ending and not is_writer:  # the writer has the last rows still to write
@@ -115,8 +112,8 @@ class StageThreads:
         self._stop_stages()
 
     def end(self) -> bool:
-        """Waits for the stages one after the other, the writer last; says whether the run came to
-        its end by itself.
+        """Join the stages one after the other, the writer last. Return True if the run came to its
+        end by itself.
         """
         is_well = self.is_well
         self._todo.close() if is_well else self._todo.stop()

@@ -32,8 +32,8 @@ from vlmbatch.engine.torch.cuda.buckets import (
     CudaGraphs,
     Recorder,
     Step,
-    as_it_is,
     bucket_of,
+    no_recording,
 )
 from vlmbatch.engine.torch.cuda.uploads import Tiles, TileUploads
 from vlmbatch.engine.torch.engine import TorchEngine
@@ -52,7 +52,7 @@ def into_a_fixed_buffer(compute: Compute) -> Compute:
 
 def open_in_buckets(
     folder: Path,
-    recorder: Recorder = as_it_is,
+    recorder: Recorder = no_recording,
     record_after: int = 1,
     batch_size: int | None = None,
     **settings: object,
@@ -82,7 +82,7 @@ def test_buckets_are_powers_of_two_or_all_rows() -> None:
 
 
 @pytest.mark.parametrize("batch_size", [None, 1, 3], ids=["as many as fit", "one", "three"])
-@pytest.mark.parametrize("recorder", [as_it_is, into_a_fixed_buffer])
+@pytest.mark.parametrize("recorder", [no_recording, into_a_fixed_buffer])
 def test_tokens_are_those_of_generate(
     tiny: Path, batch_size: int | None, recorder: Recorder
 ) -> None:
@@ -151,7 +151,7 @@ def test_padding_touches_no_live_row_and_a_step_writes_what_the_ordinary_one_wri
             prefill.finish()
         arenas = list(cache.arenas.values())
         arenas[0].give_back(
-            arenas[0].rows[0]
+            arenas[0].slots[0]
         )  # two of four rows live, the third's numbers still stand there
         arenas[0].keys[0][2:] = 7.0
         before = [layer.clone() for arena in arenas for layer in arena.keys]
@@ -161,14 +161,14 @@ def test_padding_touches_no_live_row_and_a_step_writes_what_the_ordinary_one_wri
             logits = step.logits(arenas, last)
         else:
             attend = DecodeAttention(cache)
-            positions = torch.tensor([row.length for row in attend.rows])
+            positions = torch.tensor([row.length for row in attend.slots])
             logits = model.language.logits(
                 model.language(model.language.embed(torch.tensor(last)), positions, attend)
             )
         after = [layer for arena in arenas for layer in arena.keys]
         for number, (old, new) in enumerate(zip(before, after, strict=True)):
             arena = arenas[number // model.shape.text.layers]
-            for row in arena.rows:
+            for row in arena.slots:
                 changed = (
                     (old[row.number] != new[row.number])
                     .any(dim=2)
@@ -178,12 +178,12 @@ def test_padding_touches_no_live_row_and_a_step_writes_what_the_ordinary_one_wri
                     .tolist()
                 )
                 assert changed == [row.length]
-            assert torch.equal(old[len(arena.rows) :, :, 1:], new[len(arena.rows) :, :, 1:])
+            assert torch.equal(old[len(arena.slots) :, :, 1:], new[len(arena.slots) :, :, 1:])
         states.append(
             (
                 logits,
                 [
-                    layer[: len(arena.rows)]
+                    layer[: len(arena.slots)]
                     for arena in arenas
                     for layer in (*arena.keys, *arena.values)
                 ],
@@ -248,7 +248,7 @@ def test_a_step_is_not_used_once_its_arena_has_grown(tiny: Path) -> None:
         recorded.append(weakref.ref(replay))
         return replay
 
-    decoder = BucketDecoder(engine.network, cache, engine.stats, watched, met_before=1)
+    decoder = BucketDecoder(engine.network, cache, engine.stats, watched, record_after=1)
     row = cache.take(60, lambda size: True)
     assert row is not None
     done = []

@@ -75,10 +75,10 @@ def test_each_band_of_row_counts_uses_its_kernel(
 def test_measuring_chooses_kernels_that_exist_for_the_rows_they_meet(tiny: Path) -> None:
     model = open_tiny(tiny)[0].network
     chosen = kernels.choose_kernels(model.vision, model.language)
-    kinds = {place.kind for place in kernels.places(model.vision, model.language)}
+    kinds = {place.kind for place in kernels.matrices(model.vision, model.language)}
     assert {kind for kind in chosen if "attend" not in kind} <= kinds
     assert all(set(begins) <= set(BANDS) for begins in chosen.values())
-    for place in kernels.places(model.vision, model.language):
+    for place in kernels.matrices(model.vision, model.language):
         assert isinstance(place.linear, PackedLinear) == (place.kind in chosen)
 
 
@@ -218,12 +218,15 @@ def test_the_attention_of_decode_steps_is_what_measures_fastest_and_answers_stay
         engine.network.dtype,
         engine.network.language.attend_rows,
     )
-    assert cache.turned is faster
+    assert cache.transposed_keys is faster
     row = cache.take(40, lambda size: True)
     assert row is not None
     assert (row.arena.keys[0].stride(2) == 1) is faster  # tokens side by side
     assert row.arena.values[0].stride(3) == 1
-    engine.cache.attend_rows, engine.cache.turned = cache.attend_rows, cache.turned
+    engine.cache.attend_rows, engine.cache.transposed_keys = (
+        cache.attend_rows,
+        cache.transposed_keys,
+    )
     assert_same(engine, requests, wanted_answers(tiny), find_checkpoint(str(tiny)).end_token_ids())
 
 

@@ -39,9 +39,9 @@ def shape(tiny: Path) -> ModelShape:
     return open_tiny(tiny)[0].network.shape
 
 
-def sequence(work: Work, number: int, most_tokens: int) -> LiveSequence:
+def sequence(work: Work, number: int, max_tokens: int) -> LiveSequence:
     text = AnswerText(Question("?"), lambda tokens: "")
-    return LiveSequence(work, number, None, text, most_tokens, tokens=[0])
+    return LiveSequence(work, number, None, text, max_tokens, tokens=[0])
 
 
 def play(
@@ -92,7 +92,7 @@ def play(
             played.longest_pause = max(played.longest_pause, pause)
             last_token[id(alive)] = played.seconds
             alive.tokens.append(0)
-            if len(alive.tokens) >= alive.most_tokens:
+            if len(alive.tokens) >= alive.max_tokens:
                 scheduler.live.remove(alive)
                 played.finished += 1
     return played
@@ -186,12 +186,12 @@ def test_a_long_prompt_that_waits_or_lives_leaves_fewer_places_but_not_than_were
     for batch_size, most, fewer in ((None, 8, 4), (6, 6, 6), (2, 2, 2)):
         scheduler = Scheduler(MemoryBudget(shape, 4, 10**12, Caps(4, 10**6, 10**6, 8)), batch_size)
         scheduler.add(short)
-        assert scheduler.places == most
+        assert scheduler.capacity == most
         waiting = scheduler.add(long)
-        assert scheduler.places == fewer
+        assert scheduler.capacity == fewer
         scheduler.start([sequence(waiting, 0, 9)])
-        assert scheduler.places == fewer
+        assert scheduler.capacity == fewer
         scheduler.max_sequences = 1  # as when memory ran out
-        assert scheduler.places == 1
+        assert scheduler.capacity == 1
         scheduler.live.clear()
-        assert scheduler.places == 1
+        assert scheduler.capacity == 1

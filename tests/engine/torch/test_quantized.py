@@ -38,7 +38,7 @@ from vlmbatch.write.summary import read_summary
 SAMPLES = Path(__file__).parents[3] / "sample_data"
 CPU = torch.device("cpu")
 has_digits = pytest.mark.skipif(
-    not digits.can_write_digits(), reason="no exact product of 8-bit numbers on this processor"
+    not digits.can_prepack_int8(), reason="no exact product of 8-bit numbers on this processor"
 )
 
 
@@ -103,7 +103,7 @@ def test_the_product_of_digits_is_that_of_the_weights(
     outputs: int, inputs: int, dtype: torch.dtype
 ) -> None:
     linear = random_quantized(outputs, inputs)
-    product = digits.write_digits(linear)
+    product = digits.prepack_int8(linear)
     x = (
         torch.randn(9, inputs, generator=torch.Generator().manual_seed(1))
         * torch.logspace(-6, 6, 9)[:, None]
@@ -137,7 +137,7 @@ def test_the_layout_can_be_undone_for_many_rows(
         return real(two, *arguments)  # type: ignore[arg-type]
 
     monkeypatch.setattr(digits, "_eight_bit", spy)
-    product = digits.write_digits(linear, (True, True, True, False))
+    product = digits.prepack_int8(linear, (True, True, True, False))
     for rows in (1, 31, 127, 128, 300):
         x = torch.randn(rows, 40, dtype=dtype)
         torch.testing.assert_close(
@@ -152,7 +152,7 @@ def test_the_layout_can_be_undone_for_many_rows(
 @has_digits
 @torch.inference_mode()
 def test_digits_hide_no_number_that_is_not_finite() -> None:
-    product = digits.write_digits(random_quantized(16, 8))
+    product = digits.prepack_int8(random_quantized(16, 8))
     x = torch.ones(3, 8)
     x[0, 3], x[1, 5] = float("nan"), float("inf")
     assert product(x).isfinite().all(dim=1).tolist() == [False, False, True]
@@ -205,9 +205,9 @@ def test_measuring_replaces_the_plain_matrix_and_keeps_no_copy(tiny: Path) -> No
     model = engine.network
     chosen = kernels.choose_kernels(model.vision, model.language, copies=False, measured=False)
     assert set(chosen) == {"qkv", "out", "gate_up", "down", "head"}
-    places = list(kernels.places(model.vision, model.language))
+    places = list(kernels.matrices(model.vision, model.language))
     assert all(
-        isinstance(place.linear, digits.DigitLinear) != place.kind.startswith("vision.")
+        isinstance(place.linear, digits.Int8Linear) != place.kind.startswith("vision.")
         for place in places
     )
     assert kernels.packed_bytes(model.vision, model.language, chosen=True) == 0
@@ -221,10 +221,10 @@ def test_measuring_replaces_the_plain_matrix_and_keeps_no_copy(tiny: Path) -> No
 def test_measured_kernels_of_a_quantized_model_are_known_kinds(tiny: Path) -> None:
     model = open_tiny(tiny, quantize="int8")[0].network
     chosen = kernels.choose_kernels(model.vision, model.language)
-    for place in kernels.places(model.vision, model.language):
+    for place in kernels.matrices(model.vision, model.language):
         if not place.kind.startswith("vision."):
             assert isinstance(
-                place.linear, digits.DigitLinear if place.kind in chosen else QuantizedLinear
+                place.linear, digits.Int8Linear if place.kind in chosen else QuantizedLinear
             )
 
 

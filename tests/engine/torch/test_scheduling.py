@@ -20,7 +20,7 @@ from vlmbatch.checkpoint import find_checkpoint
 from vlmbatch.core import Conversation, Pixels, Request
 from vlmbatch.engine import RequestQueue
 from vlmbatch.engine.torch.budget import CAPS, MemoryBudget
-from vlmbatch.engine.torch.cache import row_capacity
+from vlmbatch.engine.torch.cache import slot_capacity
 from vlmbatch.engine.torch.engine import TorchEngine
 from vlmbatch.engine.torch.features import FeatureCache
 from vlmbatch.engine.torch.sampling import Draw, sample
@@ -246,7 +246,7 @@ def test_the_cache_stays_within_its_budget(
         changed(request, on_text=lambda text: seen.append(engine.cache.allocated_bytes))
         for request in mixed_requests(preparer)
     ]
-    longest = row_capacity(max(request.payload.prompt_tokens for request in requests) + 24)
+    longest = slot_capacity(max(request.payload.prompt_tokens for request in requests) + 24)
     budget = budget_of_rows(opened, 3 * longest)
     engine = build_engine(tiny, opened, budget=budget)
     assert answers(engine, requests) == plain
@@ -278,7 +278,7 @@ def test_the_shape_counts_the_weights_that_are_there(tiny: Path) -> None:
 
 def test_row_capacities_waste_little() -> None:
     for tokens in range(1, 9000, 7):
-        assert tokens <= row_capacity(tokens) <= max(64, tokens * 1.13 + 64)
+        assert tokens <= slot_capacity(tokens) <= max(64, tokens * 1.13 + 64)
 
 
 class _FailingVision:
@@ -383,7 +383,7 @@ def test_a_request_too_large_for_the_cache_leaves_the_limits_alone(
         for number, request in enumerate(requests)
         if request.payload.prompt_tokens < requests[largest].payload.prompt_tokens - 30
     )
-    budget = budget_of_rows(opened, row_capacity(others + 24))
+    budget = budget_of_rows(opened, slot_capacity(others + 24))
     engine = build_engine(tiny, opened, budget=budget)
     found = run_all(engine, requests)
     assert found.keys() == plain.keys()
@@ -444,7 +444,7 @@ def test_equal_tiles_are_encoded_once_and_answered_the_same(tiny: Path) -> None:
 
 
 def test_the_features_used_last_are_kept_within_their_room() -> None:
-    kept = FeatureCache(most_bytes=3 * 16)
+    kept = FeatureCache(max_bytes=3 * 16)
     for name in (b"a", b"b", b"c"):
         kept.put(name, torch.full((4,), float(ord(name))))
     assert kept.get(b"a") is not None
@@ -455,7 +455,7 @@ def test_the_features_used_last_are_kept_within_their_room() -> None:
         name for name in (b"a", b"b", b"c", b"d", b"", b"large") if kept.get(name) is not None
     ] == [b"a", b"c", b"d"]
     assert kept.bytes == 48
-    few = FeatureCache(most_tiles=2)
+    few = FeatureCache(max_tiles=2)
     for name in (b"a", b"b", b"c"):
         few.put(name, torch.zeros(4))
     assert [name for name in (b"a", b"b", b"c") if few.get(name) is not None] == [b"b", b"c"]

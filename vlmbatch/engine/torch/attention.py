@@ -1,14 +1,15 @@
-"""Attention of a prompt's tokens, and, on a CPU, other ways to attend than torch's own: patches of
-a tile to each other, tokens of a prompt and of decode steps to what came before them.
+"""Interfaces of attention; attention of a prompt; CPU alternatives to torch's attention, for the
+patches of a tile, for prompts and for decode steps.
 
-torch multiplies in blocks, by MKL. With a thousand patches a tile, oneDNN's product is on some
-processors more than twice as fast; the scores of one head are a few megabytes, which stay in the
-caches between the product that makes them, the softmax and the product that uses them. With a few
-queries a key head, as in a decode step, most of the time of torch's own is not spent on products at
-all.
+torch multiplies in blocks, by MKL. With a thousand patches a tile, oneDNN's product is more than
+twice as fast on some processors; the scores of one head are a few megabytes, which stay in cache
+between the first product, the softmax and the second product. In a decode step, with a few queries
+per key head, products are the smaller part of the time of torch's attention.
 """
 
 from __future__ import annotations
+
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -17,18 +18,58 @@ from torch import Tensor
 from vlmbatch.engine.torch.cpu.onednn import multiply
 
 BLOCK = 256
-"""Tokens of a prompt that attend at a time: few enough that little is multiplied only to be hidden,
-many enough for a product to be fast.
+"""Tokens of a prompt that attend at a time: few enough to multiply little that is masked, many
+enough for a fast product.
 """
-FEW = 64
-"""Queries of a key head that torch's own product of all heads multiplies fastest, in float32."""
+MAX_BATCHED_QUERIES = 64
+"""Maximum queries per key head for which torch's batched product is the fastest, in float32."""
+
+
+class Attend(Protocol):
+    """Attention of one layer, over the caller's KV cache."""
+
+    def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Map rotated queries (N, heads, D), keys and values (N, kv_heads, D) of N tokens to (N,
+        heads * D).
+        """
+        ...
+
+
+class AttendTiles(Protocol):
+    """Attention of all patches of a tile to each other."""
+
+    def __call__(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Map queries, keys and values to the output, all (n, heads, patches, D)."""
+        ...
+
+
+class AttendPrompt(Protocol):
+    """Causal attention of the last tokens of one sequence over the whole sequence."""
+
+    def __call__(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Map queries (heads, tokens, D), keys and values (kv_heads, all tokens, D) to (tokens,
+        heads, D).
+        """
+        ...
+
+
+class AttendRows(Protocol):
+    """Attention of one new token of each of many sequences over their cached keys and values."""
+
+    def __call__(
+        self, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None
+    ) -> Tensor:
+        """Map queries (rows, kv_heads, queries per key head, D), keys and values (rows, kv_heads,
+        tokens, D) and an additive mask to the shape of the queries.
+        """
+        ...
 
 
 def attend_in_products(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """Attention (n, heads, patches, D) by torch's products: scores and softmax in float32, weights
-    in the number format.
+    in the value's dtype.
 
-    That is how precise torch's own attention is in bfloat16, which multiplies it in smaller blocks.
+    This is as precise as torch's own bfloat16 attention, which multiplies in smaller blocks.
     """
     count, heads, patches, dim = query.shape
     result = query.new_empty(count, patches, heads, dim)
@@ -44,10 +85,10 @@ def attend_in_products(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 
 
 def attend_in_onednn(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """The same by oneDNN's products, in which keys and values take the place of a weight."""
+    """The same attention by oneDNN's products, with keys and values in the place of a weight."""
     count, heads, patches, dim = query.shape
     result = value.new_empty(count, patches, heads, dim)
-    for tile in range(count):  # so that what is laid out anew stays in the caches
+    for tile in range(count):  # one tile at a time, so that copies stay in cache
         queries = torch.mul(
             query[tile].float(),
             dim**-0.5,
@@ -56,7 +97,7 @@ def attend_in_onednn(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         keys, values = (
             key[tile].float().contiguous(),
             value[tile].contiguous(),
-        )  # other strides would take oneDNN a thousand times as long
+        )  # with other strides oneDNN takes a thousand times as long
         for head in range(heads):
             weights = torch.softmax(multiply(queries[head], keys[head]), dim=-1).to(value.dtype)
             result[tile, :, head] = multiply(weights, values[head].t())
@@ -64,13 +105,12 @@ def attend_in_onednn(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 
 
 def attend_prompt(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """Attention of the last tokens of a sequence, each to itself and to all before it, by torch's
-    own.
+    """Causal attention of the last tokens of a sequence over the whole sequence, by torch.
 
     Args:
         query: (heads, tokens, D).
         key: (kv_heads, all tokens, D).
-        value: Likewise.
+        value: (kv_heads, all tokens, D).
 
     Returns:
         (tokens, heads, D).
@@ -89,15 +129,15 @@ def attend_prompt(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 
 
 def attend_prompt_in_onednn(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """The same by oneDNN's products, block by block, as precise as ``attend_in_onednn``.
+    """The same attention by oneDNN's products, in blocks, as precise as ``attend_in_onednn``.
 
-    Queries that share a key head are rows of one product; what lies behind a block is not
-    multiplied. Short sequences are left to torch, and so are a few
-    tokens behind many: for these oneDNN would have to lay out the keys anew.
+    Queries that share a key head are rows of one product; tokens after a block are not multiplied.
+    torch computes short sequences, and a few tokens after many: oneDNN would have to reorder the
+    keys for these.
     """
     (heads, tokens, dim), (kv_heads, end, _) = query.shape, key.shape
     groups = heads // kv_heads
-    if groups * tokens <= FEW and query.dtype == torch.float32:
+    if groups * tokens <= MAX_BATCHED_QUERIES and query.dtype == torch.float32:
         return _attend_few(query, key, value)
     if end < BLOCK:
         return attend_prompt(query, key, value)
@@ -125,7 +165,7 @@ def attend_prompt_in_onednn(query: Tensor, key: Tensor, value: Tensor) -> Tensor
 
 
 def _attend_few(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """The same for a few tokens in float32, seen as one row of a decode step."""
+    """The same attention for a few tokens in float32, as one row of a decode step."""
     (heads, tokens, dim), (kv_heads, end, _) = query.shape, key.shape
     hidden = torch.full((tokens, end), -torch.inf).triu_(end - tokens + 1)
     mask = hidden.repeat(heads // kv_heads, 1).expand(1, kv_heads, -1, -1)
@@ -141,12 +181,12 @@ def attend_rows_in_products(
     """Attention of decode steps in float32, in one product for all rows.
 
     Args:
-        query: (rows, kv_heads, queries a key head, D).
-        key: (rows, kv_heads, tokens, D), of which rows and heads can be seen as one dimension; read
-            fastest where the tokens lie side by side in memory (``turned`` in cache.py): MKL
+        query: (rows, kv_heads, queries per key head, D).
+        key: (rows, kv_heads, tokens, D); rows and heads must be viewable as one dimension. Fastest
+            if transposed in memory, tokens contiguous (``transposed_keys`` in cache.py): MKL
             multiplies few rows with such a matrix in half the time.
-        value: Likewise, but with D side by side.
-        attn_mask: What is added to the scores, (rows, kv_heads, queries a key head, tokens).
+        value: (rows, kv_heads, tokens, D), with D contiguous.
+        attn_mask: Added to the scores, (rows, kv_heads, queries per key head, tokens).
     """
     rows, heads, queries, dim = query.shape
     scores = torch.bmm(

@@ -1,8 +1,8 @@
-"""The memory budget: what fits, from the checkpoint's shapes and the free memory of the device.
+"""The memory budget, from the checkpoint's shapes and the free memory of the device.
 
 The limit is the smaller of ``--max-memory`` and ``--memory-fraction`` of the free memory. Weights
-come off first, a quarter of the rest is kept for activations, and keys and values may have what is
-left.
+are subtracted first; a quarter of the rest is reserved for activations; the KV cache gets the
+remainder.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from vlmbatch.errors import OutOfMemoryError
 
 GIB = 1 << 30
 KNOWN_PARAMETERS = dict(zip(KNOWN_MODELS, (256_500_000, 507_500_000, 2_247_000_000), strict=True))
-"""Weights of the published checkpoints, counted on their shapes."""
+"""Number of weights of the published checkpoints, counted from their shapes."""
 
 WORKSPACE_SHARE = 0.25
 PACKED_SHARE = 0.25
@@ -25,13 +25,13 @@ LARGEST_PICTURE_TILES = 17
 
 @dataclasses.dataclass(frozen=True)
 class Caps:
-    """Limits of one call on a kind of device, above which it does not get faster.
+    """Limits of one call by kind of device; larger calls are not faster.
 
     Attributes:
-        sequences: Sequences that are decoded together.
+        sequences: Sequences decoded together.
         patches: Patches in one encoder call.
         prefill_tokens: Tokens in one prefill.
-        short_sequences: Sequences that are decoded together when all prompts are short.
+        short_sequences: Sequences decoded together if all prompts are short.
     """
 
     sequences: int
@@ -45,26 +45,27 @@ CAPS = {
     "cuda": Caps(256, 65536, 16384, 256),
     "mps": Caps(64, 16384, 4096, 64),
 }
-"""By device. On two cores an encoder call of four 512-pixel tiles is as fast a tile as a larger
-one. Decoding gains little above 32 sequences of a thousand tokens, whose keys take longer to read
-than the weights do; of short ones, 64 were 1.05 to 1.7 times as fast as 32."""
+"""Caps by device type. On two cores an encoder call of four 512-pixel tiles is as fast per tile as
+a larger one. Decoding gains little above 32 sequences of a thousand tokens, whose keys take longer
+to read than the weights; of short sequences, 64 were 1.05 to 1.7 times as fast as 32.
+"""
 SHORT_TOKENS = 512
-"""A prompt is short up to so many tokens."""
+"""Maximum length of a short prompt, in tokens."""
 
 
 @dataclasses.dataclass
 class MemoryBudget:
-    """Bytes, and who may have them.
+    """Bytes by use.
 
     Attributes:
         shape: The model's sizes.
-        itemsize: Bytes of a number of the format that is computed in.
-        limit: Bytes that the engine may take in all.
-        caps: What the device takes at once.
-        tile_bytes: Peak activation bytes of a tile: an estimate, until the first encoder call has
+        itemsize: Bytes per element of the model's dtype.
+        limit: Total bytes that the engine may use.
+        caps: Limits of one call.
+        tile_bytes: Peak activation bytes of a tile; an estimate until the first encoder call has
             been measured.
-        packed_bytes: Bytes of second copies of weights (packed.py); 0 without them.
-        quantized: Whether the matrices of the language model are 8-bit whole numbers.
+        packed_bytes: Bytes of packed copies of weights (cpu/onednn.py); 0 without them.
+        quantized: Whether the matrices of the language model are 8-bit integers.
     """
 
     shape: ModelShape
@@ -80,24 +81,24 @@ class MemoryBudget:
 
     @property
     def weight_bytes(self) -> int:
-        """Bytes of the weights, second copies for faster kernels included."""
+        """Bytes of the weights, packed copies included."""
         return self.shape.weight_bytes(self.itemsize, quantized=self.quantized) + self.packed_bytes
 
     @property
     def workspace_bytes(self) -> int:
-        """Bytes kept for activations: a quarter of what the weights leave, at least what one tile
-        needs.
+        """Bytes reserved for activations: a quarter of what the weights leave, and at least one
+        tile's.
         """
         return max(int(WORKSPACE_SHARE * (self.limit - self.weight_bytes)), self.tile_bytes)
 
     @property
     def cache_bytes(self) -> int:
-        """Bytes that keys and values may have."""
+        """Bytes available to the KV cache."""
         return max(0, self.limit - self.weight_bytes - self.workspace_bytes)
 
     @property
     def tiles_at_once(self) -> int:
-        """Tiles in one encoder call."""
+        """Maximum number of tiles in one encoder call."""
         return max(
             1,
             min(
@@ -108,14 +109,14 @@ class MemoryBudget:
 
     @property
     def prefill_tokens(self) -> int:
-        """Tokens in one prefill; a longer prompt is prefilled alone."""
+        """Maximum number of tokens in one prefill; a longer prompt is prefilled alone."""
         text = self.shape.text
         token_bytes = (6 * text.hidden + 3 * text.mlp) * self.itemsize
         return max(1, min(self.caps.prefill_tokens, self.workspace_bytes // token_bytes))
 
     def reserve_packed(self, size: int) -> bool:
-        """Sets memory aside for second copies of weights, where they take at most a quarter of what
-        is left; says whether it did.
+        """Reserve memory for packed copies of weights if they fit in a quarter of the remaining
+        memory. Return True if they do.
         """
         if size > PACKED_SHARE * (self.limit - self.weight_bytes):
             return False
@@ -123,13 +124,13 @@ class MemoryBudget:
         return True
 
     def sequences(self, tokens: int) -> int:
-        """Number of sequences of so many tokens that fit, within the device's cap."""
+        """Number of sequences of this length that fit, within the device's cap."""
         return min(
             self.caps.sequences, self.cache_bytes // (tokens * self.shape.kv_bytes(self.itemsize))
         )
 
     def check(self, model: str, max_new_tokens: int) -> None:
-        """Refuses a model that cannot answer even one request, before a weight is read.
+        """Reject a model that cannot answer even one request, before loading weights.
 
         Raises:
             OutOfMemoryError: With the sizes, and what would fit.
@@ -166,7 +167,7 @@ class MemoryBudget:
         return " ".join(ways) or "free some memory, or raise --max-memory or --memory-fraction"
 
     def describe(self) -> dict[str, int]:
-        """The figures, for the summary."""
+        """Return the figures for the summary."""
         return {
             "limit_bytes": self.limit,
             "weight_bytes": self.weight_bytes,
@@ -179,5 +180,5 @@ class MemoryBudget:
 
 
 def gib(size: int) -> str:
-    """Bytes in GiB or MiB, as a message states them."""
+    """Format bytes in GiB or MiB for messages."""
     return f"{size / GIB:.1f} GiB" if size >= GIB else f"{size / (1 << 20):.0f} MiB"

@@ -1,9 +1,8 @@
-"""Keys and values: arenas of equally long rows, one row a sequence, and attention over them.
+"""KV cache: arenas of equally long slots, one slot a sequence, and attention over them.
 
-Rows are grouped by capacity, so that a short answer beside a long clip costs neither memory nor
-attention for the clip's length. Live rows stand side by side at the front of their arena; a row
-that is given back is filled by the last one. So a decode step attends over one view per arena,
-without copying.
+Slots are grouped by capacity, so a short answer beside a long clip costs neither memory nor
+attention for the clip's length. Live slots are contiguous at the front of their arena; the last one
+moves into a freed slot. So a decode step attends over one view per arena, without copying.
 """
 
 from __future__ import annotations
@@ -16,29 +15,33 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vlmbatch.engine.torch.attention import attend_prompt, attend_rows_in_products
-from vlmbatch.engine.torch.model import AttendPrompt, AttendRows
+from vlmbatch.engine.torch.attention import (
+    AttendPrompt,
+    AttendRows,
+    attend_prompt,
+    attend_rows_in_products,
+)
 from vlmbatch.engine.torch.shape import TextShape
 
 _serials = itertools.count()
 
 
-def row_capacity(tokens: int) -> int:
-    """The capacity of a row for so many tokens: multiples of 64, from 512 on in steps of an eighth
-    of the power of two below.
+def slot_capacity(tokens: int) -> int:
+    """Round a number of tokens up to a slot's capacity: multiples of 64, above 512 in steps of an
+    eighth of the power of two below.
     """
     step = 64 if tokens <= 512 else 1 << ((tokens - 1).bit_length() - 4)
     return -(-tokens // step) * step
 
 
 @dataclasses.dataclass(eq=False, slots=True)
-class Row:
+class Slot:
     """A sequence's place in an arena.
 
     Attributes:
         arena: The arena.
-        number: Its row there; changes when another row is given back.
-        length: Tokens that it holds.
+        number: Its index there; changes when another slot is freed.
+        length: Number of tokens stored.
     """
 
     arena: Arena
@@ -47,12 +50,11 @@ class Row:
 
 
 class Arena:
-    """Rows of one capacity, layer by layer: keys and values (rows, kv_heads, capacity, D).
+    """Slots of one capacity, layer by layer: keys and values (slots, kv_heads, capacity, D).
 
     Attributes:
-        turned: Whether tokens, and not the numbers of one token, lie side by side in the memory of
-            keys.
-        serial: Names the tensors: another one when they have been replaced.
+        transposed_keys: Whether keys are transposed in memory: tokens contiguous, not D.
+        serial: Version of the tensors; it changes when they are reallocated.
     """
 
     def __init__(
@@ -62,24 +64,24 @@ class Arena:
         device: torch.device,
         dtype: torch.dtype,
         *,
-        turned: bool = False,
+        transposed_keys: bool = False,
     ) -> None:
-        self.shape, self.capacity, self.device, self.dtype, self.turned = (
+        self.shape, self.capacity, self.device, self.dtype, self.transposed_keys = (
             shape,
             capacity,
             device,
             dtype,
-            turned,
+            transposed_keys,
         )
-        self.rows: list[Row] = []
+        self.slots: list[Slot] = []
         self.allocated = 0
         self.keys: list[Tensor] = []
         self.values: list[Tensor] = []
         self.serial = next(_serials)
 
     @property
-    def row_bytes(self) -> int:
-        """Bytes of a row over all layers."""
+    def slot_bytes(self) -> int:
+        """Bytes of a slot over all layers."""
         return (
             2
             * self.shape.layers
@@ -89,64 +91,68 @@ class Arena:
             * self.dtype.itemsize
         )
 
-    def grow(self, rows: int) -> None:
-        """Makes room for so many rows, one layer after the other, so that only one layer is there
-        twice meanwhile.
+    def grow(self, count: int) -> None:
+        """Reallocate for ``count`` slots, one layer at a time, so that only one layer is held
+        twice.
         """
         self.serial = next(_serials)
         try:
             for store in (self.keys, self.values):
                 for layer in range(self.shape.layers):
-                    fresh = self._zeros(rows, turned=self.turned and store is self.keys)
+                    fresh = self._zeros(
+                        count, transposed=self.transposed_keys and store is self.keys
+                    )
                     if layer < len(store):
-                        fresh[: len(self.rows)] = store[layer][: len(self.rows)]
+                        fresh[: len(self.slots)] = store[layer][: len(self.slots)]
                         store[layer] = fresh
                     else:
                         store.append(fresh)
         finally:
-            # Out of memory half-way: some layers have more rows than others, which harms nothing.
+            # If memory runs out midway, some layers have more slots than others. That is harmless.
             full = len(self.keys) == len(self.values) == self.shape.layers
             self.allocated = min(len(layer) for layer in (*self.keys, *self.values)) if full else 0
 
-    def _zeros(self, rows: int, *, turned: bool) -> Tensor:
+    def _zeros(self, count: int, *, transposed: bool) -> Tensor:
         head = (
-            (self.shape.head_dim, self.capacity) if turned else (self.capacity, self.shape.head_dim)
+            (self.shape.head_dim, self.capacity)
+            if transposed
+            else (self.capacity, self.shape.head_dim)
         )
         fresh = torch.zeros(
-            (rows, self.shape.kv_heads, *head), device=self.device, dtype=self.dtype
+            (count, self.shape.kv_heads, *head), device=self.device, dtype=self.dtype
         )
-        return fresh.transpose(2, 3) if turned else fresh
+        return fresh.transpose(2, 3) if transposed else fresh
 
-    def take(self) -> Row:
-        """A free row. There must be one."""
-        row = Row(self, len(self.rows))
-        self.rows.append(row)
-        return row
+    def take(self) -> Slot:
+        """Take a free slot. There must be one."""
+        slot = Slot(self, len(self.slots))
+        self.slots.append(slot)
+        return slot
 
-    def give_back(self, row: Row) -> None:
-        """Frees a row; the last live one moves into its place."""
-        last = self.rows.pop()
-        if last is row:
+    def give_back(self, slot: Slot) -> None:
+        """Free a slot; the last live one moves into its place."""
+        last = self.slots.pop()
+        if last is slot:
             return
         for store in (self.keys, self.values):
             for layer in store:
-                layer[row.number, :, : last.length] = layer[last.number, :, : last.length]
-        last.number = row.number
-        self.rows[row.number] = last
+                layer[slot.number, :, : last.length] = layer[last.number, :, : last.length]
+        last.number = slot.number
+        self.slots[slot.number] = last
 
-    def copy_prefix(self, source: Sequence[tuple[Tensor, Tensor]], row: Row, tokens: int) -> None:
-        """Writes keys and values of a prefix, a pair (kv_heads, tokens, D) a layer, to the front of
-        a row.
+    def copy_prefix(self, source: Sequence[tuple[Tensor, Tensor]], slot: Slot, tokens: int) -> None:
+        """Copy keys and values of a prefix, a pair (kv_heads, tokens, D) per layer, to the front of
+        a slot.
         """
         for layer, (keys, values) in enumerate(source):
-            self.keys[layer][row.number, :, :tokens] = keys
-            self.values[layer][row.number, :, :tokens] = values
-        row.length = tokens
+            self.keys[layer][slot.number, :, :tokens] = keys
+            self.values[layer][slot.number, :, :tokens] = values
+        slot.length = tokens
 
-    def prefix(self, row: Row, tokens: int) -> list[tuple[Tensor, Tensor]]:
-        """Views of the first tokens of a row, a pair (kv_heads, tokens, D) a layer."""
+    def prefix(self, slot: Slot, tokens: int) -> list[tuple[Tensor, Tensor]]:
+        """Return views of the first tokens of a slot, a pair (kv_heads, tokens, D) per layer."""
         return [
-            (k[row.number, :, :tokens], v[row.number, :, :tokens])
+            (k[slot.number, :, :tokens], v[slot.number, :, :tokens])
             for k, v in zip(self.keys, self.values, strict=True)
         ]
 
@@ -163,36 +169,35 @@ class Cache:
     ) -> None:
         self.shape, self.device, self.dtype = shape, device, dtype
         self.attend_rows = attend_rows
-        self.turned = attend_rows is attend_rows_in_products
+        self.transposed_keys = attend_rows is attend_rows_in_products
         self.arenas: dict[int, Arena] = {}
 
     @property
-    def rows(self) -> int:
-        """Live rows."""
-        return sum(len(arena.rows) for arena in self.arenas.values())
-
-    @property
     def allocated_bytes(self) -> int:
-        """Bytes of all rows, live or not."""
-        return sum(arena.allocated * arena.row_bytes for arena in self.arenas.values())
+        """Bytes of all slots, live or not."""
+        return sum(arena.allocated * arena.slot_bytes for arena in self.arenas.values())
 
-    def take(self, tokens: int, has_room: Callable[[int], bool]) -> Row | None:
-        """A row for so many tokens, or None when memory has no room for it.
+    def take(self, tokens: int, has_room: Callable[[int], bool]) -> Slot | None:
+        """Take a slot, or return None if memory has no room for it.
 
         Args:
-            tokens: What the row must hold at most.
-            has_room: Says whether the cache may grow by so many bytes.
+            tokens: Maximum number of tokens.
+            has_room: True if the cache may grow by this many bytes.
         """
-        capacity = row_capacity(min(tokens, self.shape.context))
+        capacity = slot_capacity(min(tokens, self.shape.context))
         arena = self.arenas.get(capacity) or Arena(
-            self.shape, capacity, self.device, self.dtype, turned=self.turned
+            self.shape, capacity, self.device, self.dtype, transposed_keys=self.transposed_keys
         )
-        if len(arena.rows) == arena.allocated:
-            # Doubling keeps copying linear; where there is no room for that, one row will do. Empty
-            # arenas go first.
+        if len(arena.slots) == arena.allocated:
+            # Doubling keeps copying linear; without room for that, add one slot. Free empty arenas
+            # first.
             steps = dict.fromkeys((max(4, arena.allocated), 1))
             grow = next(
-                (rows for rows in steps if self._fits(rows * arena.row_bytes, capacity, has_room)),
+                (
+                    count
+                    for count in steps
+                    if self._fits(count * arena.slot_bytes, capacity, has_room)
+                ),
                 None,
             )
             if grow is None:
@@ -202,13 +207,13 @@ class Cache:
         return arena.take()
 
     def release_empty(self, keep: int | None = None) -> int:
-        """Drops arenas without live rows, but for one capacity; returns the bytes."""
+        """Free arenas without live slots, except for one capacity. Return the bytes freed."""
         empty = [
             capacity
             for capacity, arena in self.arenas.items()
-            if not arena.rows and capacity != keep
+            if not arena.slots and capacity != keep
         ]
-        return sum(arena.allocated * arena.row_bytes for arena in map(self.arenas.pop, empty))
+        return sum(arena.allocated * arena.slot_bytes for arena in map(self.arenas.pop, empty))
 
     def _fits(self, grow_bytes: int, capacity: int, has_room: Callable[[int], bool]) -> bool:
         return has_room(grow_bytes) or (
@@ -218,15 +223,15 @@ class Cache:
 
 @dataclasses.dataclass(frozen=True)
 class Segment:
-    """Tokens of one sequence in a prefill: which row, and how many."""
+    """Tokens of one sequence in a prefill: its slot and their number."""
 
-    row: Row
+    slot: Slot
     tokens: int
 
 
 class PrefillAttention:
-    """Attention of whole segments, each over its own row: what the row holds already, and causally
-    over the segment itself.
+    """Attention of segments, each over its own slot: all stored tokens, and causal within the
+    segment.
     """
 
     def __init__(self, segments: Sequence[Segment], attend: AttendPrompt = attend_prompt) -> None:
@@ -246,9 +251,9 @@ class PrefillAttention:
     def _attend(
         self, segment: Segment, layer: int, query: Tensor, key: Tensor, value: Tensor
     ) -> Tensor:
-        row, tokens = segment.row, segment.tokens
-        begin, end = row.length, row.length + tokens
-        keys, values = row.arena.keys[layer][row.number], row.arena.values[layer][row.number]
+        slot, tokens = segment.slot, segment.tokens
+        begin, end = slot.length, slot.length + tokens
+        keys, values = slot.arena.keys[layer][slot.number], slot.arena.values[layer][slot.number]
         keys[:, begin:end] = key.transpose(0, 1)
         values[:, begin:end] = value.transpose(0, 1)
         return self.attend(query.transpose(0, 1), keys[:, :end], values[:, :end]).reshape(
@@ -256,22 +261,22 @@ class PrefillAttention:
         )
 
     def finish(self) -> None:
-        """Counts the tokens into their rows, after the last layer."""
+        """Add the tokens to their slots' lengths, after the last layer."""
         for segment in self.segments:
-            segment.row.length += segment.tokens
+            segment.slot.length += segment.tokens
 
 
-Part = tuple[Arena, int, Tensor, Tensor, int, Tensor | None]
-"""Of a decode step: an arena, its rows that take part, their numbers and the places of their new
-tokens (rows,), the longest row, and the mask.
+DecodeGroup = tuple[Arena, int, Tensor, Tensor, int, Tensor | None]
+"""One arena in a decode step: the arena, number of live slots, their indices and the positions of
+their new tokens (slots,), the longest length, and the mask.
 """
 
 
 def wide_mask(shape: TextShape, ends: Tensor, longest: int, dtype: torch.dtype) -> Tensor:
-    """Mask that is added to each row's scores for ``longest`` places, (rows, kv_heads, queries a
-    key head, longest).
+    """Additive mask over ``longest`` positions, (slots, kv_heads, queries per key head, longest).
 
-    It is 0 up to the place of the row's new token, ``ends`` (rows,), and minus infinity behind it.
+    It is 0 up to the position of the slot's new token, ``ends`` (slots,), and minus infinity after
+    it.
     """
     hidden = torch.arange(longest, device=ends.device) > ends[:, None]
     mask = torch.zeros(hidden.shape, dtype=dtype, device=ends.device).masked_fill_(
@@ -283,43 +288,45 @@ def wide_mask(shape: TextShape, ends: Tensor, longest: int, dtype: torch.dtype) 
 
 
 class DecodeAttention:
-    """Attention of one new token for every live row, arena by arena.
+    """Attention of one new token for every live slot, arena by arena.
 
-    Queries that share a key head stand side by side as rows of one query matrix, so keys are never
-    repeated. Tokens must come in the order of ``rows``.
+    Queries that share a key head are rows of one query matrix, so keys are never repeated. Tokens
+    must come in the order of ``slots``.
     """
 
     def __init__(self, cache: Cache) -> None:
         self.attend_rows = cache.attend_rows
-        self.parts: list[Part] = []
-        self.rows: list[Row] = []
+        self.groups: list[DecodeGroup] = []
+        self.slots: list[Slot] = []
         for arena in cache.arenas.values():
-            count = len(arena.rows)
+            count = len(arena.slots)
             if not count:
                 continue
-            lengths = [row.length for row in arena.rows]
+            lengths = [slot.length for slot in arena.slots]
             longest = max(lengths) + 1
             ends = torch.tensor(lengths, device=cache.device)
             mask = None
             if min(lengths) + 1 < longest:
                 mask = wide_mask(cache.shape, ends, longest, cache.dtype)
-            self.parts.append(
+            self.groups.append(
                 (arena, count, torch.arange(count, device=cache.device), ends, longest, mask)
             )
-            self.rows += arena.rows
+            self.slots += arena.slots
 
     def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """See ``Attend``."""
-        if len(self.parts) == 1:  # most often; the tokens need not be divided
-            return self._attend(self.parts[0], layer, query, key, value)
-        counts = [part[1] for part in self.parts]
+        if len(self.groups) == 1:  # the common case, without a split
+            return self._attend(self.groups[0], layer, query, key, value)
+        counts = [group[1] for group in self.groups]
         divided = zip(
-            self.parts, query.split(counts), key.split(counts), value.split(counts), strict=True
+            self.groups, query.split(counts), key.split(counts), value.split(counts), strict=True
         )
-        return torch.cat([self._attend(part, layer, q, k, v) for part, q, k, v in divided])
+        return torch.cat([self._attend(group, layer, q, k, v) for group, q, k, v in divided])
 
-    def _attend(self, part: Part, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        arena, count, numbers, ends, longest, mask = part
+    def _attend(
+        self, group: DecodeGroup, layer: int, query: Tensor, key: Tensor, value: Tensor
+    ) -> Tensor:
+        arena, count, numbers, ends, longest, mask = group
         keys, values = arena.keys[layer], arena.values[layer]
         keys[numbers, :, ends] = key
         values[numbers, :, ends] = value
@@ -328,6 +335,6 @@ class DecodeAttention:
         return self.attend_rows(q, k, v, attn_mask=mask).reshape(count, -1)
 
     def finish(self) -> None:
-        """Counts the token into every row, after the last layer."""
-        for row in self.rows:
-            row.length += 1
+        """Add the token to every slot's length, after the last layer."""
+        for slot in self.slots:
+            slot.length += 1

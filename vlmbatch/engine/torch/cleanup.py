@@ -1,5 +1,5 @@
-"""Gives memory back when fragmentation or pressure warrants it: looking is cheap, cleaning is not,
-so it is not done after every item.
+"""Return free memory when fragmentation or memory pressure warrants it. Checking is cheap and
+cleaning is not.
 """
 
 from __future__ import annotations
@@ -21,29 +21,28 @@ GROWTH_BYTES = 1 << 29
 
 
 class Cleaner:
-    """Looks at memory every so many steps and cleans up when one of these holds.
+    """Checks memory every few steps and cleans up on one of two conditions.
 
-    On a GPU: less than a tenth of its memory is free while the allocator holds a fifth of it that
-    nobody uses (fragmentation). On a CPU: the process has grown by more than half a gibibyte beyond
-    its caches since the last time; the C library's allocator keeps freed blocks and has to be asked
-    to return them.
+    On a GPU: less than a tenth of its memory is free while the allocator holds an unused fifth
+    (fragmentation). On a CPU: the process has grown by more than half a gibibyte beyond its caches
+    since the last time; the C library's allocator keeps freed blocks until asked to return them.
     """
 
     def __init__(self, cache: Cache, stats: EngineStats) -> None:
-        """Watches the memory of a cache's device and books what cleaning costs."""
+        """Watch the memory of a cache's device and record the cost of cleaning."""
         self._cache, self._stats = cache, stats
         self._process = psutil.Process()
         self._steps = 0
         self._settled = 0
 
     def step(self) -> None:
-        """Counts a step of the engine; looks, and cleans, when it is time."""
+        """Count a step of the engine; check and clean when it is time."""
         self._steps += 1
         if self._steps % LOOK_EVERY_STEPS == 0 and self.is_warranted():
             self.clean()
 
     def is_warranted(self) -> bool:
-        """Whether cleaning would give back much."""
+        """True if cleaning would free much memory."""
         device = self._cache.device
         if device.type == "cuda":
             memory = devices.device_memory(device)
@@ -56,7 +55,7 @@ class Cleaner:
         return bool(resident > self._settled + GROWTH_BYTES)
 
     def clean(self) -> None:
-        """Drops empty arenas, collects garbage and gives free memory back."""
+        """Drop empty arenas, collect garbage and return free memory."""
         started = time.perf_counter()
         self._cache.release_empty()
         gc.collect()

@@ -1,4 +1,4 @@
-"""The engine's busy time: laps that are booked to phases and to requests."""
+"""The engine's busy time, split by phase and request."""
 
 from __future__ import annotations
 
@@ -10,22 +10,23 @@ from vlmbatch.engine.torch.scheduler import Work
 
 
 class BusyClock:
-    """Book wall time as busy and to a phase; time in which the caller works is left out."""
+    """Measures busy wall time by phase, without the time in which the caller works."""
 
     def __init__(self, stats: EngineStats) -> None:
         self._stats = stats
         self._mark = time.perf_counter()
 
     def restart(self) -> None:
-        """Begin a lap now."""
+        """Start a lap now."""
         self._mark = time.perf_counter()
 
     def skip(self, seconds: float) -> None:
-        """Leave so much out of the current lap."""
+        """Exclude these seconds from the current lap."""
         self._mark += seconds
 
     def lap(self, phase: str, works: Sequence[Work] = ()) -> float:
-        """Seconds since the last lap, booked to a phase, and spread over requests when it failed.
+        """Return the seconds since the last lap and add them to a phase. A failed phase is shared
+        out over its requests.
 
         Args:
             phase: ``vision``, ``prefill`` or ``decode``.

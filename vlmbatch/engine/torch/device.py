@@ -1,4 +1,4 @@
-"""Devices: which one computes, in which number format, and how much memory it has free."""
+"""Devices: choice of device and dtype, and free memory."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import torch
 from vlmbatch.errors import DeviceError
 
 SMALL_MODEL_PARAMETERS = 20_000_000
-"""Below this the matrices are too small for 16-bit units to pay: float32 is as fast, and the same
-on every processor.
+"""Below this number of weights, matrices are too small for 16-bit units to pay off: float32 is as
+fast, and the same on every processor.
 """
 
 OUT_OF_MEMORY_SIGNS = (
@@ -24,13 +24,12 @@ OUT_OF_MEMORY_SIGNS = (
     "CUBLAS_STATUS_ALLOC_FAILED",
     "CUDNN_STATUS_ALLOC_FAILED",
 )
-"""Parts of the messages by which CUDA, MPS, the CPU allocator and the libraries below them say that
-memory ran out.
+"""Parts of the out-of-memory messages of CUDA, MPS, the CPU allocator and the libraries below them.
 """
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
-"""glibc's mallopt(3): from which size on free memory at the end of the heap is returned, and how
-many blocks may be mapped on their own.
+"""glibc's mallopt(3) parameters: the size from which on free memory at the end of the heap is
+returned, and the maximum number of separately mapped blocks.
 """
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -38,17 +37,17 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 @dataclasses.dataclass(frozen=True)
 class Memory:
-    """Bytes of a device: what it has in all and what is free now."""
+    """Total and free bytes of a device."""
 
     total: int
     free: int
 
 
 def find_device(name: str) -> torch.device:
-    """The device of ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
+    """Return the device of ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
 
     Raises:
-        DeviceError: It is not there; the message says what is.
+        DeviceError: It is not available; the message lists what is.
     """
     if name == "auto":
         return torch.device(
@@ -69,7 +68,7 @@ def find_device(name: str) -> torch.device:
 
 
 def device_names() -> list[str]:
-    """The devices of this machine, as ``--device`` takes them."""
+    """List the devices of this machine, as ``--device`` takes them."""
     names = (
         [f"cuda:{index}" for index in range(torch.cuda.device_count())]
         if torch.cuda.is_available()
@@ -79,8 +78,7 @@ def device_names() -> list[str]:
 
 
 def find_dtype(name: str, device: torch.device, parameters: int) -> torch.dtype:
-    """The number format of ``auto`` or a named one: the fastest that the device computes in without
-    emulating it.
+    """Return a dtype by name, or for ``auto`` the fastest that the device supports natively.
 
     Args:
         name: ``auto``, ``float32``, ``bfloat16`` or ``float16``.
@@ -88,7 +86,7 @@ def find_dtype(name: str, device: torch.device, parameters: int) -> torch.dtype:
         parameters: Number of weights of the model.
 
     Raises:
-        DeviceError: The device does not compute in it.
+        DeviceError: The device does not support it.
     """
     if name != "auto":
         if (
@@ -115,7 +113,7 @@ def find_dtype(name: str, device: torch.device, parameters: int) -> torch.dtype:
 
 
 def cpu_has_bfloat16() -> bool:
-    """Whether the processor multiplies bfloat16 matrices itself (AMX or AVX-512 BF16); elsewhere
+    """True if the processor multiplies bfloat16 matrices itself (AMX or AVX-512 BF16); elsewhere
     float32 is faster.
     """
     checks = [
@@ -126,8 +124,8 @@ def cpu_has_bfloat16() -> bool:
 
 
 def device_memory(device: torch.device) -> Memory:
-    """Memory of a device: CUDA's own figures, MPS's recommended maximum, on a CPU the smaller of
-    the cgroup's room and what is available.
+    """Memory of a device: CUDA's figures, MPS's recommended maximum, or on a CPU the smaller of the
+    cgroup's free memory and the system's.
     """
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
@@ -145,12 +143,11 @@ def device_memory(device: torch.device) -> Memory:
 def cgroup_memory(
     root: Path = Path("/sys/fs/cgroup"), membership: Path = Path("/proc/self/cgroup")
 ) -> Memory | None:
-    """The memory limit of this process's control group and what is left of it; None when there is
-    no limit.
+    """Memory limit of this process's cgroup and the free part of it; None without a limit.
 
     Args:
-        root: Where the control groups are mounted.
-        membership: The file that says which group this process is in.
+        root: Mount point of the cgroups.
+        membership: File that names the cgroup of this process.
     """
     candidates = [
         (root, "memory.max", "memory.current"),
@@ -173,7 +170,7 @@ def cgroup_memory(
                     if folder.is_relative_to(base)
                 ]
     except (OSError, ValueError):
-        pass  # not Linux, or no control groups: the candidates at the root are tried
+        pass  # not Linux, or no cgroups: the candidates at the root are tried
     found: Memory | None = None
     for folder, limit_file, used_file in candidates:
         try:
@@ -188,7 +185,9 @@ def cgroup_memory(
 
 
 def _inactive_file_bytes(folder: Path) -> int:
-    """Cached file pages that the kernel drops before it runs out; the group's usage counts them."""
+    """Cached file pages, which the cgroup counts as used but the kernel drops under memory
+    pressure.
+    """
     try:
         for line in (folder / "memory.stat").read_text().splitlines():
             name, value = line.split()
@@ -200,7 +199,7 @@ def _inactive_file_bytes(folder: Path) -> int:
 
 
 def synchronize(device: torch.device) -> None:
-    """Waits until the device has done what it was given, so that a clock reads true."""
+    """Wait until the device is idle, for correct timing."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     elif device.type == "mps":
@@ -208,9 +207,7 @@ def synchronize(device: torch.device) -> None:
 
 
 def empty_cache(device: torch.device) -> None:
-    """Gives memory that the allocator holds but nobody uses back to the device, or to the
-    system.
-    """
+    """Return unused memory of the allocator to the device, or to the system."""
     if device.type == "cuda":
         torch.cuda.empty_cache()
     elif device.type == "mps":
@@ -218,17 +215,16 @@ def empty_cache(device: torch.device) -> None:
     elif sys.platform == "linux":
         trim = getattr(
             ctypes.CDLL(None), "malloc_trim", None
-        )  # glibc has it; others have no need of it
+        )  # only glibc has it, and only glibc needs it
         if trim is not None:
             trim(0)
 
 
 def keep_freed_memory() -> None:
-    """Has the C library keep large blocks that are freed for the next allocation, instead of
-    handing them back to the system each time.
+    """Make the C library reuse large freed blocks instead of returning each to the system.
 
-    Fresh pages from the system are zeroed one by one as they are touched, which took a tenth of the
-    vision encoder's time. ``empty_cache`` still returns what is free. Only glibc has the switches.
+    The system zeroes fresh pages one by one on first access, which took a tenth of the vision
+    encoder's time. ``empty_cache`` still returns free memory. Only glibc has these options.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:
@@ -237,7 +233,7 @@ def keep_freed_memory() -> None:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an exception says that memory ran out, in any of the ways torch says it."""
+    """True if an exception is one of torch's out-of-memory errors."""
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
     text = str(error)

@@ -1,5 +1,5 @@
-"""Tiles to features: equal ones are encoded once, those of the next call are sent ahead, and the
-first call tells what a tile costs.
+"""Encode tiles to features: equal tiles once, uploads ahead of the next call, and the cost of a
+tile measured in the first call.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ class TileEncoder:
     def __init__(
         self, model: Model, budget: MemoryBudget, scheduler: Scheduler, stats: EngineStats
     ) -> None:
-        """Takes the model, what is told of a tile's cost, who knows how many tiles go at once, and
-        where calls and tiles are counted.
+        """Take the model; the budget, which receives the measured cost of a tile; the scheduler,
+        for the size of a call; and the statistics to update.
         """
         self._model, self._budget, self._scheduler, self._stats = model, budget, scheduler, stats
         self.is_measured = model.device.type != "cuda"
@@ -42,11 +42,11 @@ class TileEncoder:
 
     @property
     def is_ahead(self) -> bool:
-        """Whether tiles are sent before they are asked for."""
+        """True if tiles are sent before they are asked for."""
         return self.uploads.is_ahead
 
     def features(self, wanted: list[tuple[Payload, int]]) -> list[torch.Tensor]:
-        """Features (tile_tokens, hidden) of tiles; equal tiles are encoded once."""
+        """Return features (tile_tokens, hidden) of tiles; equal tiles are encoded once."""
         found, fresh, chosen = self._sort(wanted)
         if not chosen:
             self._stats.tiles_reused += len(wanted)
@@ -70,24 +70,24 @@ class TileEncoder:
         ]
 
     def send_ahead(self, wanted: list[tuple[Payload, int]]) -> None:
-        """Has the tiles of what is likely to be the next call sent while the device is busy."""
+        """Upload the tiles of the likely next call while the device is busy."""
         self.uploads.send_ahead(self._sort(wanted)[2])
 
     def clear(self) -> None:
-        """Forgets features, and tiles that were sent."""
+        """Drop cached features and tiles sent ahead."""
         self._kept.clear()
         self.uploads.clear()
 
     def _sort(
         self, wanted: list[tuple[Payload, int]]
     ) -> tuple[list[torch.Tensor | None], dict[bytes | int, int], list[tuple[Payload, int]]]:
-        """Features of the tiles that are known, None for the others; of these those that must be
-        encoded, and where each key (or place) stands among them.
+        """Look tiles up in the cache: features, or None for a miss; the first index of each new key
+        (or position) among the tiles to encode; and these tiles.
         """
         found: list[torch.Tensor | None] = []
         fresh: dict[
             bytes | int, int
-        ] = {}  # key, or place where there is none, to the place among the tiles to encode
+        ] = {}  # key, or position if it has none, to the index among the tiles to encode
         chosen: list[tuple[Payload, int]] = []
         for place, (payload, number) in enumerate(wanted):
             key = payload.tile_keys[number] if payload.tile_keys else b""
@@ -98,7 +98,7 @@ class TileEncoder:
         return found, fresh, chosen
 
     def _encode_measured(self, tiles: torch.Tensor) -> torch.Tensor:
-        """The first call: its first tile alone, to learn what a tile costs, then the others."""
+        """Encode the first call: its first tile alone, to measure its cost, then the others."""
         first, self._budget.tile_bytes = measure_peak(
             lambda: self._model.vision(tiles[:1]), self._model.device
         )

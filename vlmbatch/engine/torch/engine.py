@@ -1,14 +1,13 @@
 """The torch engine: SmolVLM2 with continuous batching.
 
-One step encodes tiles of whoever is next (encoding.py), prefills whoever is encoded, and decodes
-one token for everybody alive (step.py); scheduler.py says who, cache.py holds keys and values,
-budget.py says how much fits. When memory runs out, the step that failed is halved and the limit
-remembered (recovery.py).
+A step encodes tiles of the next requests (encoding.py), prefills the encoded ones, and decodes one
+token for every live sequence (step.py). scheduler.py chooses, cache.py holds keys and values,
+budget.py bounds both. When memory runs out, the failed step is halved and the limit kept
+(recovery.py).
 """
 
 from __future__ import annotations
 
-import collections
 import logging
 import math
 import time
@@ -33,11 +32,12 @@ from vlmbatch.engine.torch.budget import MemoryBudget, gib
 from vlmbatch.engine.torch.cache import Cache
 from vlmbatch.engine.torch.cleanup import Cleaner
 from vlmbatch.engine.torch.clock import BusyClock
-from vlmbatch.engine.torch.cuda.buckets import MET_BEFORE, BucketDecoder, Recorder
+from vlmbatch.engine.torch.cuda.buckets import RECORD_AFTER, BucketDecoder, Recorder
 from vlmbatch.engine.torch.encoding import TileEncoder
 from vlmbatch.engine.torch.recovery import Recovery
 from vlmbatch.engine.torch.scheduler import LiveSequence, Scheduler, TileRun, Work
 from vlmbatch.engine.torch.step import Steps, release
+from vlmbatch.engine.torch.validation import are_words, find_fault
 from vlmbatch.engine.torch.weights import Model
 from vlmbatch.errors import EngineError, GenerateError
 from vlmbatch.prepare import Payload, Preparer
@@ -61,20 +61,21 @@ class TorchEngine:
         end_ids: frozenset[int],
         batch_size: int | None = None,
         recorder: Recorder | None = None,
-        record_after: int = MET_BEFORE,
+        record_after: int = RECORD_AFTER,
     ) -> None:
-        """Take what is computed with.
+        """Set up an engine around a loaded model.
 
         Args:
             model: The loaded model.
-            budget: What fits.
-            preparer: Makes conversations into requests, and tokens into text.
+            budget: The memory budget.
+            preparer: Makes requests of conversations, and text of tokens.
             model_name, revision: See ``Engine``.
             end_ids: Tokens that end an answer.
-            batch_size: The most sequences alive, or None for what fits.
-            recorder: What makes decode steps of fixed shapes fast (cuda/buckets.py), or None for
-                steps of the shapes that come.
-            record_after: How often a combination of shapes is met before it is recorded.
+            batch_size: Maximum number of live sequences, or None for as many as fit.
+            recorder: Records decode steps of fixed shapes (cuda/buckets.py); None for ordinary
+                steps.
+            record_after: Number of times that a combination of shapes must occur before it is
+                recorded.
         """
         self.network, self._preparer, self._end_ids = model, preparer, end_ids
         self.model, self.revision = model_name, revision
@@ -86,11 +87,11 @@ class TorchEngine:
         self.scheduler = Scheduler(budget, batch_size)
         self.encoder = TileEncoder(model, budget, self.scheduler, self.stats)
         self._clock = BusyClock(self.stats)
-        self._buckets = None
-        if recorder is not None:
-            self._buckets = BucketDecoder(
-                model, self.cache, self.stats, recorder, met_before=record_after
-            )
+        self._buckets = (
+            BucketDecoder(model, self.cache, self.stats, recorder, record_after=record_after)
+            if recorder
+            else None
+        )
         self._steps = Steps(
             model, self.cache, budget, self.stats, self._clock, preparer.decode, self._buckets
         )
@@ -129,7 +130,7 @@ class TorchEngine:
             self._clear()
 
     def _pull(self, source: RequestQueue) -> bool:
-        """Take requests while there is use for them; False when there is nothing left to do."""
+        """Take requests while there is use for them. Return False when no work is left."""
         while self.scheduler.wants_more():
             request = source.get(wait=False)
             if request is None and self._is_idle:
@@ -138,7 +139,7 @@ class TorchEngine:
             if request is None:
                 break
             self._take(request)
-            if self._done:  # a request that cannot be computed is answered at once
+            if self._done:  # an invalid request is answered at once
                 break
         return not self._is_idle
 
@@ -147,44 +148,19 @@ class TorchEngine:
         return self.scheduler.is_idle and not self._done
 
     def _take(self, request: Request) -> None:
-        """Accept a request, or answer with an error what cannot be computed."""
-        fault = self._fault(request)
+        """Accept a request, or answer an invalid one with an error."""
+        fault = find_fault(request, self.network.shape)
         if fault is not None:
             for number in range(len(request.questions)):
                 self._done.append(Completion(request, number, error=GenerateError(fault)))
             return
         work = self.scheduler.add(request)
         for number, ids in enumerate(request.payload.question_ids):
-            if not ids or not self._are_words(ids):
+            if not are_words(ids, self.network.shape):
                 self._complete(work, number, GenerateError("its token ids are not words"))
 
-    def _fault(self, request: Request) -> str | None:
-        """The reason why a request cannot be computed, found before it can harm the others."""
-        payload, shape = request.payload, self.network.shape
-        if not isinstance(payload, Payload) or not request.questions:
-            return "the request was not prepared by this engine"
-        edge = shape.vision.image_size
-        if payload.tiles.shape[1:] != (3, edge, edge) or payload.tiles.dtype != "uint8":
-            return f"tiles are uint8 (n, 3, {edge}, {edge}), not {payload.tiles.shape}"
-        asked = len(request.questions)
-        if len(payload.question_ids) != asked or len(payload.seeds) not in (0, asked):
-            return f"{len(payload.question_ids)} prompts for {asked} questions"
-        counts = collections.Counter(payload.prefix_ids)
-        if (found := counts[shape.image_token_id]) != len(payload.tiles) * shape.tile_tokens:
-            return f"{found} image tokens for {len(payload.tiles)} tiles of {shape.tile_tokens}"
-        if counts and not 0 <= min(counts) <= max(counts) < shape.text.vocabulary:
-            return "its token ids are not in the vocabulary"
-        if payload.prompt_tokens >= shape.text.context:
-            return f"{payload.prompt_tokens} tokens; the context is {shape.text.context}"
-        return None
-
-    def _are_words(self, ids: Sequence[int]) -> bool:
-        shape = self.network.shape
-        within = 0 <= min(ids) <= max(ids) < shape.text.vocabulary
-        return within and shape.image_token_id not in ids
-
     def _step(self) -> None:
-        """One encoder call, one prefill, one decode step, as far as there is anything to do."""
+        """Do one encoder call, one prefill and one decode step, if there is work for them."""
         self._drop_cancelled()
         scheduler = self.scheduler
         if not self._recovery.holding and (runs := scheduler.next_tiles()):
@@ -201,7 +177,8 @@ class TorchEngine:
         self._cleaner.step()
 
     def _guard(self, phase: str, call: Callable[[], None], works: list[Work], size: int) -> None:
-        """Run a phase; when memory runs out, whoever cannot be helped becomes an error.
+        """Run a phase; if memory runs out, fail the requests that cannot be computed in smaller
+        steps.
 
         Raises:
             EngineError: The phase failed in another way; the device cannot be trusted any more.
@@ -214,7 +191,7 @@ class TorchEngine:
             message = " ".join(str(error).split())
             if not devices.is_out_of_memory(error):
                 raise EngineError(f"{phase} failed: {type(error).__name__}: {message}") from error
-        # Behind the except block, where the error keeps no activations alive.
+        # Outside the except block, so that the error keeps no activations alive.
         self.encoder.clear()
         if self._buckets:
             self._buckets.clear()
@@ -246,7 +223,7 @@ class TorchEngine:
             run.work.shared_seconds += seconds * (run.end - run.begin) / begin
 
     def _start(self, questions: list[tuple[Work, int]]) -> None:
-        """Find places for questions and prefill them."""
+        """Take slots for questions and prefill them."""
         for work, _ in questions:
             work.started()
         live = self._steps.place(questions)
@@ -275,7 +252,7 @@ class TorchEngine:
             self._after_token(sequence)
 
     def _after_token(self, sequence: LiveSequence) -> None:
-        """Stream the newest text and finish the sequence when it has come to its end."""
+        """Stream the newest text; finish the sequence at its end."""
         if not math.isfinite(sequence.logprob):
             self._finish(
                 sequence,
@@ -286,7 +263,7 @@ class TorchEngine:
             )
             return
         stop = sequence.tokens[-1] in self._end_ids and not sequence.asked.ignore_eos
-        is_last = stop or len(sequence.tokens) >= sequence.most_tokens
+        is_last = stop or len(sequence.tokens) >= sequence.max_tokens
         if sequence.text.is_needed:
             sequence.text.follow(self._words(sequence), is_last=is_last)
         if sequence.text.is_broken:
@@ -297,7 +274,7 @@ class TorchEngine:
             self._finish(sequence, "length")
 
     def _words(self, sequence: LiveSequence) -> list[int]:
-        """The tokens of an answer without those that end it."""
+        """The tokens of an answer without end tokens."""
         return [token for token in sequence.tokens if token not in self._end_ids]
 
     def _finish(
@@ -370,7 +347,7 @@ class TorchEngine:
                     self._complete(work, number, reason="cancelled")
 
     def _clear(self) -> None:
-        """Drop what is in hand and give memory back."""
+        """Drop all requests and free memory."""
         self._done.clear()
         self.scheduler.live.clear()
         self.scheduler.waiting.clear()
@@ -384,7 +361,7 @@ class TorchEngine:
         try:
             self._cleaner.clean()
         except RuntimeError as error:
-            # A device that failed refuses this too, and its first error is the one to tell.
+            # A failed device refuses this too; its first error is the one to report.
             logger.debug("cleaning up failed: %s", error)
         self._is_clear = True
 

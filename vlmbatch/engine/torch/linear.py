@@ -1,6 +1,4 @@
-"""Matrices: in the model's own number format, and as 8-bit whole numbers with a scale for each
-output.
-"""
+"""Matrices: in the model's dtype, and as int8 with a scale per output."""
 
 from __future__ import annotations
 
@@ -11,11 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 LEVELS = 127
-"""Whole numbers on either side of zero; -128 is left out, so that the scale is the same on both."""
+"""Largest int8 value used; -128 is left out, so that the range is symmetric."""
 CPU_BLOCK, BLOCK = 1 << 20, 1 << 24
-"""Weights that are turned back into numbers of the model's format at a time: on a CPU so many that
-they stay in its caches.
-"""
+"""Number of weights dequantized at a time: on a CPU few enough to stay in its caches."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,22 +22,21 @@ class Linear:
     bias: Tensor | None = None
 
     def __call__(self, x: Tensor) -> Tensor:
-        """(…, in) to (…, out)."""
+        """Multiply: (…, in) to (…, out)."""
         return F.linear(x, self.weight, self.bias)
 
     def gelu(self, x: Tensor) -> Tensor:
-        """The product behind a GELU, in its approximation by a hyperbolic tangent."""
+        """Multiply and apply GELU in its tanh approximation."""
         return F.gelu(self(x), approximate="tanh")
 
 
 @dataclasses.dataclass(frozen=True)
 class QuantizedLinear(Linear):
-    """A matrix of 8-bit whole numbers, int8 (out, in): output ``i`` is ``scale[i] * weight[i]``
-    times the input.
+    """A matrix of int8 (out, in): output ``i`` is ``scale[i] * weight[i]`` times the input.
 
-    Every product turns the matrix back block by block, into the number format of its input. That
-    works on every device and is exact in float32; it saves memory, and on a GPU no time. digits.py
-    has a product that reads the 8-bit numbers themselves.
+    Every product dequantizes the matrix block by block into the input's dtype. That works on every
+    device and is exact in float32; it saves memory, and on a GPU no time. cpu/int8.py has a product
+    that reads int8 directly.
 
     Attributes:
         scale: Float32 (out,).
@@ -62,21 +57,20 @@ class QuantizedLinear(Linear):
         return result if self.bias is None else result.add_(self.bias)
 
     def dequantized(self, part: slice, dtype: torch.dtype) -> Tensor:
-        """Some rows of the matrix that it stands for, (rows, in)."""
+        """Dequantize some rows of the matrix, (rows, in)."""
         return torch.mul(self.weight[part], self.scale[part, None]).to(dtype)
 
 
 def quantize(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Rounds a matrix to 8-bit whole numbers, symmetrically, with one scale for each output
-    channel.
+    """Round a matrix to int8, symmetrically, with one scale per output channel.
 
-    No weight moves by more than half a step, which is 1/254 of the largest one in its row.
+    The error of a weight is at most half a step, 1/254 of its row's maximum.
 
     Args:
-        weight: (out, in), of any number format.
+        weight: (out, in), of any dtype.
 
     Returns:
-        int8 (out, in) and float32 (out,), whose product it is.
+        int8 (out, in) and float32 (out,), whose product is close to the matrix.
     """
     exact = weight.float()
     scale = exact.abs().amax(dim=1) / LEVELS

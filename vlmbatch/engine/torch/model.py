@@ -1,64 +1,59 @@
 """SmolVLM2 in plain torch: vision encoder, connector, language model.
 
-The language model takes tokens of many sequences side by side, without padding: only attention
-knows where one sequence ends, and it is handed in by the caller (see cache.py). Query, key and
-value projections are one matrix, and so are gate and up. Numerically it follows transformers'
-modules: norms, rotation and softmax are computed where and in the precision that they compute them.
+The language model takes tokens of many sequences side by side, without padding. Only attention
+knows where a sequence ends; the caller passes it in (see cache.py). Query, key and value
+projections are one matrix, and so are gate and up. Norms, rotary embedding and softmax follow
+transformers' modules in order and precision.
 """
 
 from __future__ import annotations
 
 import functools
-from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vlmbatch.engine.torch.attention import attend_prompt
+from vlmbatch.engine.torch.attention import (
+    Attend,
+    AttendPrompt,
+    AttendRows,
+    AttendTiles,
+    attend_prompt,
+)
 from vlmbatch.engine.torch.linear import Linear, QuantizedLinear
 from vlmbatch.engine.torch.shape import ModelShape, TextShape, VisionShape
 
-
-class Attend(Protocol):
-    """Attention of one layer, over whatever the caller keeps in its cache."""
-
-    def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """Takes rotated queries (N, heads, D), keys and values (N, kv_heads, D) of N tokens; gives
-        (N, heads * D).
-        """
-        ...
-
-
 WIDENED_BYTES = 16 << 20
-"""Of the MLP's inner activations of all tiles that a CPU encodes side by side. With four times as
-much, products of the 256M shape reached 295 instead of 430 GFLOP/s on an AMD EPYC: what they write
-goes to memory and comes back."""
+"""Bytes of the MLP's inner activations for the tiles that a CPU encodes side by side. With four
+times as much, products of the 256M shape reached 295 instead of 430 GFLOP/s on an AMD EPYC: their
+output left the caches.
+"""
 SCALE = "weight_scale"
 """Suffix of the name of a quantized weight's scales."""
 
 
 class Weights:
-    """The tensors of a checkpoint by name. Those that are stacked into one matrix are taken out."""
+    """The tensors of a checkpoint by name. Tensors that are stacked into one matrix are removed."""
 
     def __init__(self, tensors: dict[str, Tensor], prefix: str = "") -> None:
         self.tensors, self.prefix = tensors, prefix
 
     def under(self, prefix: str) -> Weights:
-        """Those whose names begin with a prefix."""
+        """Restrict to the names with a prefix."""
         return Weights(self.tensors, f"{self.prefix}{prefix}.")
 
     def __call__(self, name: str) -> Tensor:
-        """The tensor of a name."""
+        """Return a tensor by name."""
         return self.tensors[self.prefix + name]
 
     def linear(self, *names: str, bias: bool = False) -> Linear:
-        """One or several matrices stacked along their outputs. Those of 8-bit numbers have their
-        scales beside them, see ``SCALE``.
+        """Stack one or several matrices along their outputs. int8 matrices come with their scales,
+        see ``SCALE``.
         """
         take = (
             self.tensors.pop if len(names) > 1 else self.tensors.__getitem__
-        )  # stacked, they need not be kept twice
+        )  # free the originals of a stacked matrix
         weights = [take(f"{self.prefix}{name}.weight") for name in names]
         biases = [take(f"{self.prefix}{name}.bias") for name in names] if bias else None
         weight, stacked = _stack(weights), _stack(biases) if biases else None
@@ -78,39 +73,9 @@ def _stack(parts: list[Tensor]) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
-class AttendTiles(Protocol):
-    """Attention of all patches of a tile to each other."""
-
-    def __call__(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """Takes and gives (n, heads, patches, D)."""
-        ...
-
-
-class AttendPrompt(Protocol):
-    """Attention of the last tokens of one sequence, each to itself and to all before it."""
-
-    def __call__(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """Takes queries (heads, tokens, D), keys and values (kv_heads, all tokens, D); gives
-        (tokens, heads, D).
-        """
-        ...
-
-
-class AttendRows(Protocol):
-    """Attention of one new token of each of many sequences over their caches."""
-
-    def __call__(
-        self, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None
-    ) -> Tensor:
-        """Takes queries (rows, kv_heads, queries a key head, D), keys and values (rows, kv_heads,
-        tokens, D) and what is added to the scores; gives queries.
-        """
-        ...
-
-
 class VisionEncoder:
-    """SigLIP over square tiles, and the connector: every ``scale_factor``² patches become one token
-    of the language model.
+    """SigLIP over square tiles, and the connector, which joins ``scale_factor``² patches into one
+    token of the language model.
     """
 
     def __init__(
@@ -121,7 +86,7 @@ class VisionEncoder:
         shift: Tensor,
         attend: AttendTiles = F.scaled_dot_product_attention,
     ) -> None:
-        """Takes the weights under ``model.`` and the pixel normalization ``x * scale + shift`` by
+        """Take the weights under ``model.`` and the pixel normalization ``x * scale + shift`` by
         channel, each (3,) float32.
         """
         self.shape, self.scale_factor = shape.vision, shape.scale_factor
@@ -143,13 +108,13 @@ class VisionEncoder:
         self.projection = weights.linear("connector.modality_projection.proj")
 
     def __call__(self, tiles: Tensor) -> Tensor:
-        """Encodes tiles, uint8 (n, 3, E, E), to features (n, tile_tokens, text hidden)."""
+        """Encode tiles, uint8 (n, 3, E, E), to features (n, tile_tokens, text hidden)."""
         parts = [self.project(self.hidden(part)) for part in tiles.split(self._together(tiles))]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def _together(self, tiles: Tensor) -> int:
-        """Number of tiles that go through the layers side by side: on a CPU as many as leave the
-        activations of the MLP in its caches.
+        """Number of tiles to encode side by side: on a CPU, as many as keep the MLP's activations
+        in cache.
         """
         if tiles.device.type != "cpu":
             return len(tiles)
@@ -158,21 +123,21 @@ class VisionEncoder:
         )
 
     def hidden(self, tiles: Tensor) -> Tensor:
-        """Hidden states of the patches behind the last norm, (n, patches, hidden)."""
+        """Hidden states of the patches after the last norm, (n, patches, hidden)."""
         x = self.patch(self._patches(tiles)) + self.position
         for layer in self.layers:
             x = layer(x)
         return F.layer_norm(x, x.shape[-1:], *self.norm, eps=self.shape.norm_eps)
 
     def project(self, x: Tensor) -> Tensor:
-        """Joins patches and takes them to the language model: (n, patches, hidden) to (n,
+        """Join patches and project them to the language model: (n, patches, hidden) to (n,
         tile_tokens, text hidden).
         """
         return self.projection(_pixel_shuffle(x, self.shape.grid, self.scale_factor))
 
     def _patches(self, tiles: Tensor) -> Tensor:
-        """Normalized patches (n, patches, 3 * p * p) in the model's dtype: a convolution whose
-        stride is its kernel is a matrix product.
+        """Normalized patches (n, patches, 3 * p * p) in the model's dtype. A convolution with
+        stride = kernel size is a matrix product.
         """
         n, grid, p = tiles.shape[0], self.shape.grid, self.shape.patch_size
         x = tiles[:, :, : grid * p, : grid * p].to(torch.float32)
@@ -204,7 +169,7 @@ class VisionLayer:
         self.fc2 = weights.linear("mlp.fc2", bias=True)
 
     def __call__(self, x: Tensor) -> Tensor:
-        """(n, patches, hidden) to the same."""
+        """Map (n, patches, hidden) to the same shape."""
         n, patches, hidden = x.shape
         qkv = self.qkv(F.layer_norm(x, (hidden,), *self.norm1, eps=self.eps))
         query, key, value = qkv.view(n, patches, 3, self.heads, hidden // self.heads).permute(
@@ -219,7 +184,7 @@ class LanguageModel:
     """Llama over tokens of many sequences side by side."""
 
     def __init__(self, shape: ModelShape, weights: Weights) -> None:
-        """Takes all weights of the checkpoint."""
+        """Take all weights of the checkpoint."""
         text = weights.under("model.text_model")
         self.shape = shape.text
         self.embedding = text("embed_tokens.weight")
@@ -239,7 +204,7 @@ class LanguageModel:
         return F.embedding(ids, self.embedding)
 
     def __call__(self, x: Tensor, positions: Tensor, attend: Attend) -> Tensor:
-        """Hidden states (N, hidden) behind the last layer, before the last norm.
+        """Hidden states (N, hidden) after the last layer, before the final norm.
 
         Args:
             x: Embeddings (N, hidden).
@@ -269,7 +234,7 @@ class TextLayer:
         self.down = weights.linear("mlp.down_proj")
 
     def __call__(self, number: int, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
-        """(N, hidden) to the same; cos and sin are (N, 1, head_dim)."""
+        """Map (N, hidden) to the same shape; cos and sin are (N, 1, head_dim)."""
         shape = self.shape
         qkv = self.qkv(rms_norm(x, self.input_norm, shape.norm_eps)).view(
             len(x), -1, shape.head_dim
@@ -282,10 +247,10 @@ class TextLayer:
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """Root-mean-square norm as LlamaRMSNorm computes it: in float32, rounded to x's dtype before
-    the weight is multiplied in.
+    """RMS norm as in LlamaRMSNorm: in float32, rounded to x's dtype before the multiplication with
+    the weight.
     """
-    if torch.is_grad_enabled():  # the square root that is squared again has no gradient at zero
+    if torch.is_grad_enabled():  # sqrt(x)**2, used below, has no gradient at zero
         return (
             F.rms_norm(x, x.shape[-1:], weight, eps)
             if x.dtype == torch.float32
@@ -305,8 +270,8 @@ def _constant(value: float, device: torch.device) -> Tensor:
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary position embedding of (N, heads, D), the halves of D paired as in Llama; ``sin`` is
-    negative in the first half, see ``rotary_table``.
+    """Apply the rotary embedding to (N, heads, D), with the halves of D paired as in Llama; ``sin``
+    is negated in the first half, see ``rotary_table``.
     """
     return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, dims=-1), sin)
 
@@ -314,11 +279,11 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 def rotary_table(
     shape: TextShape, device: torch.device, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
-    """Cosines and sines (context, head_dim): frequencies theta^(-2i/D), computed in float32
+    """Cosines and sines (context, head_dim) with frequencies theta^(-2i/D), computed in float32
     (RoFormer, arXiv:2104.09864).
 
-    A pair (a, b) turns to (a cos - b sin, b cos + a sin): the sines of the first half carry the
-    minus.
+    A pair (a, b) rotates to (a cos - b sin, b cos + a sin): the sines of the first half are
+    negated.
     """
     exponents = torch.arange(0, shape.head_dim, 2, dtype=torch.float32) / shape.head_dim
     angles = torch.arange(shape.context, dtype=torch.float32)[:, None] * (
@@ -333,8 +298,8 @@ def rotary_table(
 def position_ids(shape: VisionShape) -> Tensor:
     """Position numbers of a tile's patches, int64 (patches,).
 
-    transformers finds them by sorting fractions into buckets in float32; where that rounds, a patch
-    shares its neighbour's position (at 27 patches an edge, for one). The checkpoints were trained
+    transformers computes them with ``bucketize`` on float32 fractions. Rounding makes some patches
+    share a neighbour's position (at 27 patches per edge, for one). The checkpoints were trained
     with it, so the same arithmetic is done here.
     """
     grid = shape.grid
@@ -345,8 +310,8 @@ def position_ids(shape: VisionShape) -> Tensor:
 
 
 def _pixel_shuffle(x: Tensor, grid: int, factor: int) -> Tensor:
-    """Joins squares of factor x factor patches: (n, grid², hidden) to (n, (grid / factor)², hidden
-    * factor²).
+    """Join squares of factor x factor patches: (n, grid², hidden) to (n, (grid / factor)², hidden *
+    factor²).
     """
     n, _, hidden = x.shape
     side = grid // factor

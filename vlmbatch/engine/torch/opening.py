@@ -1,4 +1,6 @@
-"""Open the torch engine: find the checkpoint, see what fits, load the weights, choose kernels."""
+"""Open the torch engine: find the checkpoint, check the memory budget, load the weights, choose
+kernels.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,7 @@ def plan_engine(options: EngineOptions) -> EnginePlan:
     """Find a SmolVLM2 checkpoint and read its small files; torch is not loaded yet.
 
     Raises:
-        ModelLoadError: It is not there, or of another kind.
+        ModelLoadError: It is missing, or of another kind.
     """
     checkpoint = find_checkpoint(options.model, options.revision)
     preparer = Preparer.from_checkpoint(checkpoint, options.detail)
@@ -71,8 +73,8 @@ def _open(options: EngineOptions, checkpoint: Checkpoint, preparer: Preparer) ->
             f"{checkpoint.name} did not fit while it was loaded ({message})"
         ) from error
     kernels = {}
-    # A model as small as the demo gains little, and without a choice it answers alike on every
-    # machine, to the last bit of its confidence.
+    # A model as small as the demo gains little; without the choice its output is bit-identical on
+    # every machine.
     if shape.parameters >= SMALL_MODEL_PARAMETERS and device.type == "cpu":
         copies = can_pack(device, dtype) and budget.reserve_packed(
             packed_bytes(model.vision, model.language)

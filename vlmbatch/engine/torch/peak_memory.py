@@ -1,4 +1,4 @@
-"""Measure the peak memory of a computation, where the device's allocator counts it: on CUDA."""
+"""Measure the peak memory of a computation on CUDA, whose allocator counts it."""
 
 from __future__ import annotations
 
@@ -11,9 +11,7 @@ Value = TypeVar("Value")
 
 
 def measure_peak(call: Callable[[], Value], device: torch.device) -> tuple[Value, int]:
-    """Run a computation on a CUDA device and give its result and the bytes that it held at its
-    peak.
-    """
+    """Run a computation on a CUDA device; return its result and its peak memory in bytes."""
     torch.cuda.reset_peak_memory_stats(device)
     before = torch.cuda.memory_allocated(device)
     result = call()

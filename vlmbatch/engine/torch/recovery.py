@@ -1,5 +1,5 @@
-"""When memory runs out: free the caches, halve what failed, go on with the same requests, remember
-the limit.
+"""Recover from out-of-memory errors: free the caches, halve the failed step, go on with the same
+requests, keep the limit.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ class Recovery:
     """Lowers the scheduler's limits after an out-of-memory error.
 
     Attributes:
-        holding: Nothing new is started until those alive have finished and freed their memory.
+        holding: Whether new work waits until the live sequences have finished and freed their
+            memory.
     """
 
     def __init__(
@@ -29,20 +30,20 @@ class Recovery:
         self.holding = False
 
     def released(self) -> None:
-        """Says that nobody is alive any more."""
+        """Allow new work again: no sequence is alive."""
         self.holding = False
 
     def handle(self, phase: str, size: int, works: list[Work], message: str) -> list[Work]:
-        """Makes the next try smaller.
+        """Make the next try smaller.
 
         Args:
             phase: ``vision``, ``prefill`` or ``decode``.
-            size: Tiles, or sequences, of the try that failed.
+            size: Tiles, or sequences, of the failed try.
             works: The requests of that try; none for a decode step.
-            message: What the allocator said.
+            message: The allocator's message.
 
         Returns:
-            Requests that failed although nothing else was in memory: there is no smaller try.
+            Requests that failed with nothing else in memory: there is no smaller try.
         """
         self._cleaner.clean()
         action, hopeless = self._shrink(phase, size, works)
@@ -67,14 +68,14 @@ class Recovery:
             scheduler.max_sequences = keep
             victims = scheduler.live[keep:]
             for sequence in victims:
-                sequence.row.arena.give_back(sequence.row)
+                sequence.slot.arena.give_back(sequence.slot)
             scheduler.preempt(victims)
             self.cache.release_empty()
             return f"at most {keep} sequences from now on; {len(victims)} wait for a place", []
         if phase == "decode":
             victims = list(scheduler.live)
             for sequence in victims:
-                sequence.row.arena.give_back(sequence.row)
+                sequence.slot.arena.give_back(sequence.slot)
             scheduler.preempt(victims)
             return "its request is given up", [sequence.work for sequence in victims]
         if scheduler.live:

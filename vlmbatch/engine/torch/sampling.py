@@ -1,5 +1,5 @@
-"""From logits to the next token: greedy or sampled, each sequence from its own seed, so that the
-other sequences of a batch change nothing.
+"""Choose next tokens from logits: greedy or sampled, with a seed per sequence, so that the rest of
+the batch changes nothing.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ class Draw:
         temperature: Divides the logits; above 0.
         top_p: Sample from the smallest set of most likely tokens with at least this probability
             (nucleus sampling, arXiv:1904.09751).
-        generator: A CPU generator of its own.
+        generator: The sequence's own CPU generator.
     """
 
     temperature: float
@@ -32,24 +32,24 @@ def choose_tokens(logits: Tensor, draws: Sequence[Draw | None]) -> tuple[list[in
 
     Args:
         logits: Float32, (n, vocabulary).
-        draws: How each sequence samples; None takes the most likely token.
+        draws: Sampling options of each sequence; None takes the most likely token.
 
     Returns:
-        The tokens, and the log-probabilities under the model, temperature left out: float32, (n,
+        The tokens, and the log-probabilities under the model, before temperature: float32, (n,
         vocabulary), not finite where the logits are not.
     """
     tokens = logits.argmax(dim=-1).tolist()
     for place, draw in enumerate(draws):
-        # A row that is not finite cannot be drawn from; its log-probability tells.
+        # A row that is not finite cannot be sampled; its log-probability shows it to the caller.
         if draw is not None and bool(logits[place].isfinite().all()):
             tokens[place] = int(sample(logits[place], draw))
     return tokens, torch.log_softmax(logits, dim=-1)
 
 
 def sample(logits: Tensor, draw: Draw) -> Tensor:
-    """Draw one token, int64 (), from float32 logits (vocabulary,)."""
+    """Sample one token, int64 (), from float32 logits (vocabulary,)."""
     scaled = logits.cpu().double() / draw.temperature
-    if not scaled.isfinite().all():  # a temperature next to nothing
+    if not scaled.isfinite().all():  # a temperature close to 0
         return scaled.argmax()
     probabilities = torch.softmax(scaled, dim=-1)
     if draw.top_p < 1:

@@ -1,12 +1,11 @@
-"""The scheduler: which requests run next. Bookkeeping only: no tensor is touched here.
+"""The scheduler: chooses the requests of each step. It touches no tensor.
 
-Policy. Requests are served in the order they came. A step of the engine is at most one encoder
-call, then one prefill, then one decode step for everybody who is alive. So neither side starves:
-while pictures wait, decoding goes on at one token per encoder call, and its batch grows by itself
-to the size at which answers are finished as fast as pictures are encoded; while the places are
-full, nothing is encoded that could not be placed, and decoding has the machine for itself until a
-place is free, which is refilled at once. There are more places while all prompts in hand are short:
-how many is worth it differs (budget.py).
+Policy: first come, first served. An engine step is at most one encoder call, then one prefill, then
+one decode step for all live sequences, so no phase starves. While images wait, decoding goes on at
+one token per encoder call, and its batch grows to the size at which answers finish as fast as
+images are encoded. At full capacity nothing more is encoded; decoding has the machine to itself
+until a sequence finishes, which is replaced at once. The capacity is larger while all prompts are
+short (budget.py).
 """
 
 from __future__ import annotations
@@ -24,22 +23,22 @@ from vlmbatch.prepare import Payload
 
 @dataclasses.dataclass(eq=False, slots=True)
 class Work:
-    """A request in hand.
+    """A request in progress.
 
     Attributes:
         request: The request.
         payload: Its tiles and token ids.
-        pending: Numbers of the questions that no sequence answers yet.
-        unanswered: Questions without a completion.
+        pending: Numbers of the questions without a live sequence.
+        unanswered: Number of questions without a completion.
         is_short: Whether its prompts are short, see ``budget.SHORT_TOKENS``.
-        preempted: Sequences that lost their place, by question; they go on where they were.
-        features: Features of the tiles encoded so far, one tensor a tile.
-        encoded: Tiles among them.
-        prefix: Keys and values of the prefix, for questions that start later; None while there are
+        preempted: Preempted sequences, by question; they resume with their tokens.
+        features: Features of the tiles encoded so far, one tensor per tile.
+        encoded: Number of tiles encoded so far.
+        prefix: Keys and values of the prefix, for questions that start later; None if there are
             none or it is not computed.
-        wait_seconds, vision_seconds, prefill_seconds: Phases of the request as a whole.
-        shared_seconds: Its share of the busy time that is common to its questions.
-        settled_seconds: The part of it that answered questions have taken.
+        wait_seconds, vision_seconds, prefill_seconds: Phases of the whole request.
+        shared_seconds: Its share of the busy time, common to its questions.
+        settled_seconds: The part of it that is booked to answered questions.
     """
 
     request: Request
@@ -59,19 +58,17 @@ class Work:
 
     @property
     def is_encoded(self) -> bool:
-        """Whether every tile has its features."""
+        """True if every tile has its features."""
         return self.encoded == len(self.payload.tiles)
 
     def prompt_ids(self, question: int) -> list[int]:
-        """Token ids behind the prefix: the question, and the tokens of an answer that lost its
-        place.
-        """
+        """Token ids after the prefix: the question, and the tokens of a preempted answer."""
         begun = self.preempted.get(question)
         return [*self.payload.question_ids[question], *(begun.tokens if begun else ())]
 
     def settle(self) -> float:
-        """Close a question: give its part of the shared seconds that no other question has taken,
-        and free what none needs any more.
+        """Close a question. Return its part of the shared seconds not yet booked, and free tensors
+        after the last question.
         """
         share = (self.shared_seconds - self.settled_seconds) / self.unanswered
         self.settled_seconds += share
@@ -81,7 +78,7 @@ class Work:
         return share
 
     def started(self) -> None:
-        """Note that its first computation begins."""
+        """Note the start of its first computation."""
         if self.wait_seconds is None:
             self.wait_seconds = time.perf_counter() - self.request.queued_at
 
@@ -93,25 +90,25 @@ class LiveSequence:
     Attributes:
         work: Its request.
         question: Number of the question.
-        draw: How it samples; None for the most likely token.
-        text: Follows its text.
-        row: Its keys and values; None while it has no place.
-        most_tokens: Longest answer that the context has room for.
+        draw: Sampling options; None for the most likely token.
+        text: The text of the answer so far.
+        slot: Its slot of the KV cache; None if it has none.
+        max_tokens: Longest answer that the question and the context allow.
         tokens: The answer so far.
         logprob: Sum of the log-probabilities of its tokens.
-        logprobs: Log-probability of each token, and the most likely tokens with theirs, where the
-            question wants them.
-        batch_size: The most sequences alive beside it, itself counted.
+        logprobs: Log-probability of each token, and the most likely tokens with theirs, if the
+            question asks for them.
+        batch_size: Largest number of live sequences beside it, itself counted.
         prefill_seconds, compute_seconds: Its own phases and share of the busy time.
-        first_token_at: When its first token was there.
+        first_token_at: Time of its first token.
     """
 
     work: Work
     question: int
     draw: Any
     text: AnswerText
-    most_tokens: int
-    row: Any = None
+    max_tokens: int
+    slot: Any = None
     tokens: list[int] = dataclasses.field(default_factory=list)
     logprob: float = 0.0
     logprobs: list[tuple[float, list[tuple[int, float]]]] = dataclasses.field(default_factory=list)
@@ -136,16 +133,16 @@ class TileRun:
 
 
 class Scheduler:
-    """Requests in hand and what may be done with them now.
+    """Requests in progress and their next steps.
 
     Attributes:
-        waiting: Requests with questions that no sequence answers yet, oldest first.
+        waiting: Requests with pending questions, oldest first.
         live: Sequences being answered.
-        max_sequences: How many may be alive, if their prompts are short; lowered when memory runs
-            out.
-        max_long_sequences: How many may be alive where a prompt is long.
-        max_tiles: How many tiles an encoder call takes; likewise.
-        max_prefill_tokens: How many tokens a prefill takes; likewise.
+        max_sequences: Maximum number of live sequences if their prompts are short; lowered when
+            memory runs out.
+        max_long_sequences: Maximum number of live sequences if a prompt is long.
+        max_tiles: Maximum number of tiles in an encoder call; lowered when memory runs out.
+        max_prefill_tokens: Maximum number of tokens in a prefill; lowered when memory runs out.
     """
 
     def __init__(self, budget: MemoryBudget, batch_size: int | None) -> None:
@@ -159,13 +156,15 @@ class Scheduler:
 
     @property
     def tiles_at_once(self) -> int:
-        """Tiles in one encoder call: what the budget allows, and what memory has shown to hold."""
+        """Maximum number of tiles in one encoder call, by the budget and by out-of-memory errors so
+        far.
+        """
         allowed = self.budget.tiles_at_once
         return allowed if self.max_tiles is None else min(allowed, self.max_tiles)
 
     @property
-    def places(self) -> int:
-        """Number of sequences that may be alive, with those that wait now."""
+    def capacity(self) -> int:
+        """Maximum number of live sequences, with the requests that wait now."""
         if all(work.is_short for work in self.waiting) and all(
             sequence.work.is_short for sequence in self.live
         ):
@@ -174,11 +173,11 @@ class Scheduler:
 
     @property
     def is_idle(self) -> bool:
-        """Whether there is nothing in hand."""
+        """True if no request is in progress."""
         return not self.waiting and not self.live
 
     def add(self, request: Request) -> Work:
-        """Takes a request."""
+        """Add a request to the waiting ones."""
         count, payload = len(request.questions), request.payload
         is_short = payload.prompt_tokens <= SHORT_TOKENS
         work = Work(request, payload, collections.deque(range(count)), count, is_short)
@@ -186,28 +185,28 @@ class Scheduler:
         return work
 
     def wants_more(self) -> bool:
-        """Whether another request should be taken: until an encoder call is full, and every place
-        has somebody waiting for it.
+        """True if another request should be taken: until an encoder call is full, and a question
+        waits for every free slot.
         """
-        places = self.places
-        if len(self.live) >= places:
+        capacity = self.capacity
+        if len(self.live) >= capacity:
             return not self.waiting
         unencoded = sum(len(work.payload.tiles) - work.encoded for work in self.waiting)
         pending = sum(len(work.pending) for work in self.waiting)
         return (
             unencoded < 2 * self.tiles_at_once
-            and pending < places - len(self.live) + self.tiles_at_once
+            and pending < capacity - len(self.live) + self.tiles_at_once
         )
 
     def next_tiles(self) -> list[TileRun]:
-        """The tiles of the next encoder call; none when nobody waits for them or no place would be
-        free for their questions.
+        """Tiles of the next encoder call; none if no request needs one or its questions would find
+        no capacity.
         """
-        placed, room, places, runs = len(self.live), self.tiles_at_once, self.places, []
+        placed, room, capacity, runs = len(self.live), self.tiles_at_once, self.capacity, []
         for work in self.waiting:
-            # Who waits behind a request takes no place from it: text alone needs no encoding.
+            # Later requests take no capacity from it: text alone needs no encoding.
             if not work.is_encoded:
-                if room == 0 or placed >= places:
+                if room == 0 or placed >= capacity:
                     break
                 take = min(room, len(work.payload.tiles) - work.encoded)
                 runs.append(TileRun(work, work.encoded, work.encoded + take))
@@ -216,11 +215,9 @@ class Scheduler:
         return runs
 
     def next_questions(self) -> list[tuple[Work, int]]:
-        """Questions that can be prefilled together now, in order; a prompt longer than a prefill
-        goes alone.
-        """
+        """Questions to prefill together now, in order; an overlong prompt goes alone."""
         found: list[tuple[Work, int]] = []
-        tokens, places = 0, self.places
+        tokens, capacity = 0, self.capacity
         for work in self.waiting:
             if not work.is_encoded:
                 break
@@ -228,7 +225,7 @@ class Scheduler:
             for question in work.pending:
                 tokens += prefix + len(work.prompt_ids(question))
                 prefix = 0
-                if len(self.live) + len(found) >= places or (
+                if len(self.live) + len(found) >= capacity or (
                     found and tokens > self.max_prefill_tokens
                 ):
                     return found
@@ -236,7 +233,7 @@ class Scheduler:
         return found
 
     def start(self, sequences: list[LiveSequence]) -> None:
-        """Takes sequences from the waiting to the living."""
+        """Move sequences from waiting to live."""
         for sequence in sequences:
             sequence.work.pending.remove(sequence.question)
             sequence.work.preempted.pop(sequence.question, None)
@@ -246,12 +243,12 @@ class Scheduler:
         self.waiting = collections.deque(work for work in self.waiting if work.pending)
 
     def preempt(self, sequences: list[LiveSequence]) -> None:
-        """Put living sequences back to the front of the waiting; they keep their tokens, and go on
-        with them once they have a place again.
+        """Move live sequences back to the front of the waiting ones; they keep their tokens and
+        resume once there is capacity.
         """
         for sequence in reversed(sequences):
             self.live.remove(sequence)
-            sequence.row = None
+            sequence.slot = None
             sequence.work.preempted[sequence.question] = sequence
             sequence.work.pending.appendleft(sequence.question)
             if sequence.work in self.waiting:
@@ -259,6 +256,6 @@ class Scheduler:
             self.waiting.appendleft(sequence.work)
 
     def drop(self, work: Work) -> None:
-        """Forgets a request that is waiting."""
+        """Remove a waiting request."""
         if work in self.waiting:
             self.waiting.remove(work)

@@ -1,5 +1,5 @@
-"""The shape of a checkpoint: what config.json says, and the sizes that follow from it, known before
-a weight is read.
+"""The shape of a checkpoint: the sizes in config.json and those that follow, known before weights
+are loaded.
 """
 
 from __future__ import annotations
@@ -26,14 +26,12 @@ class VisionShape:
 
     @property
     def grid(self) -> int:
-        """Patches along an edge; pixels that do not fill a patch are left out, as the convolution
-        does it.
-        """
+        """Patches per edge; pixels that do not fill a patch are dropped, as by the convolution."""
         return self.image_size // self.patch_size
 
     @property
     def patches(self) -> int:
-        """Patches a tile."""
+        """Patches per tile."""
         return self.grid**2
 
 
@@ -73,7 +71,7 @@ class ModelShape:
 
     @property
     def tile_tokens(self) -> int:
-        """Tokens a tile."""
+        """Tokens per tile."""
         return self.vision.patches // self.scale_factor**2
 
     @property
@@ -116,10 +114,9 @@ class ModelShape:
         """Bytes of the weights.
 
         Args:
-            itemsize: Bytes of a number of the model's format.
-            quantized: Whether the matrices of the language model are 8-bit whole numbers with a
-                float32 scale for each output. A head that is tied to the embeddings has a matrix of
-                its own then.
+            itemsize: Bytes per element of the model's dtype.
+            quantized: Whether the matrices of the language model are int8 with a float32 scale per
+                output. A head that is tied to the embeddings then has its own matrix.
         """
         if not quantized:
             return self.parameters * itemsize
@@ -133,13 +130,13 @@ class ModelShape:
         return whole * itemsize + sum(outputs * (inputs + 4) for outputs, inputs in matrices)
 
     def kv_bytes(self, itemsize: int) -> int:
-        """Bytes of keys and values a token; ``itemsize`` is the number format's bytes."""
+        """Bytes of keys and values per token; ``itemsize`` as above."""
         return 2 * self.text.layers * self.text.kv_heads * self.text.head_dim * itemsize
 
     def tile_bytes(self, itemsize: int) -> int:
-        """Estimated peak activation bytes of encoding one tile: residual, norm, MLP before and
-        after the activation, float32 input; and a quarter more, as what torch allocated was 0.3 to
-        1.1 times the estimate (256M and demo model, float32 and bfloat16).
+        """Estimate the peak activation bytes of encoding one tile: residual, norm, MLP before and
+        after the activation, float32 input; plus a quarter, as torch allocated 0.3 to 1.1 times the
+        estimate (256M and demo model, float32 and bfloat16).
         """
         v = self.vision
         counted = v.patches * (4 * v.hidden + 2 * v.mlp) * itemsize + 3 * v.image_size**2 * 5
@@ -147,11 +144,11 @@ class ModelShape:
 
     @classmethod
     def from_checkpoint(cls, checkpoint: Checkpoint) -> ModelShape:
-        """Reads config.json; keys that it leaves out have the defaults of transformers'
-        configuration classes.
+        """Read config.json; missing keys have the defaults of transformers' configuration classes.
 
         Raises:
-            ModelLoadError: A key is missing or the checkpoint uses something that SmolVLM2 has not.
+            ModelLoadError: A key is missing, or the checkpoint uses something that SmolVLM2 does
+                not have.
         """
         config = checkpoint.config
         try:

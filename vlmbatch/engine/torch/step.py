@@ -1,4 +1,4 @@
-"""Prefill and decode: what a step of the engine computes for the sequences that it is given."""
+"""Prefill and decode steps."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from vlmbatch.engine.torch.weights import Model
 
 
 class Steps:
-    """Find places for questions, prefill their prompts, and decode a token for each."""
+    """Takes slots for questions, prefills their prompts, and decodes a token for each."""
 
     def __init__(
         self,
@@ -32,31 +32,31 @@ class Steps:
         decode: Callable[[Sequence[int]], str],
         buckets: BucketDecoder | None,
     ) -> None:
-        """Take what is computed with.
+        """Set up with an engine's parts.
 
         Args:
             model: The loaded model.
-            cache: Keys and values.
-            budget: What fits.
-            stats: Where calls and tokens are counted.
-            clock: Where time is booked.
+            cache: The KV cache.
+            budget: The memory budget.
+            stats: Counts calls and tokens.
+            clock: Measures busy time.
             decode: Turns token ids into text.
-            buckets: Decode steps of fixed shapes, or None for steps of the shapes that come.
+            buckets: Decode steps of fixed shapes, or None for ordinary steps.
         """
         self._model, self._cache, self._budget = model, cache, budget
         self._stats, self._clock, self._decode, self._buckets = stats, clock, decode, buckets
 
     def place(self, questions: Sequence[tuple[Work, int]]) -> list[LiveSequence]:
-        """Give each question a row of the cache, in order, as far as memory has room."""
+        """Take a slot for each question, in order, until memory runs out."""
         live: list[LiveSequence] = []
         try:
             for work, number in questions:
                 sequence = work.preempted.get(number) or self._begin(work, number)
                 prompt = len(work.payload.prefix_ids) + len(work.payload.question_ids[number])
-                row = self._cache.take(prompt + sequence.most_tokens, self._has_room)
-                if row is None:
+                slot = self._cache.take(prompt + sequence.max_tokens, self._has_room)
+                if slot is None:
                     break
-                sequence.row = row
+                sequence.slot = slot
                 live.append(sequence)
         except BaseException:
             release(live)
@@ -64,9 +64,7 @@ class Steps:
         return live
 
     def start(self, live: list[LiveSequence]) -> None:
-        """Prefill sequences that have a place: first those that bring their prefix along, then
-        those that continue one.
-        """
+        """Prefill sequences with a slot: first prefix by prefix, then those that share one."""
         try:
             first = {id(s.work): s for s in reversed(live) if s.work.prefix is None}
             leaders = [s for s in live if first.get(id(s.work)) is s]
@@ -81,19 +79,19 @@ class Steps:
             raise
 
     def decode(self, alive: Sequence[LiveSequence]) -> list[LiveSequence]:
-        """One more token for every living sequence.
+        """Decode one more token for every live sequence.
 
         Returns:
-            The sequences in the order of the cache's rows.
+            The sequences in the order of the cache's slots.
         """
-        by_row = {sequence.row: sequence for sequence in alive}
+        by_slot = {sequence.slot: sequence for sequence in alive}
         attend = DecodeAttention(self._cache)
-        live = [by_row[row] for row in attend.rows]
+        live = [by_slot[slot] for slot in attend.slots]
         language, device = self._model.language, self._model.device
         last = [sequence.tokens[-1] for sequence in live]
 
         def ordinary() -> Tensor:
-            positions = torch.tensor([row.length for row in attend.rows], device=device)
+            positions = torch.tensor([slot.length for slot in attend.slots], device=device)
             embeds = language.embed(torch.tensor(last, device=device))
             return language.logits(language(embeds, positions, attend))
 
@@ -115,14 +113,14 @@ class Steps:
             seed = payload.seeds[number] if payload.seeds else question.seed
             generator = torch.Generator().manual_seed(seed)
             draw = Draw(question.temperature, question.top_p, generator)
-        most_tokens = min(question.max_new_tokens, self._model.shape.text.context - prompt)
-        return LiveSequence(work, number, draw, AnswerText(question, self._decode), most_tokens)
+        max_tokens = min(question.max_new_tokens, self._model.shape.text.context - prompt)
+        return LiveSequence(work, number, draw, AnswerText(question, self._decode), max_tokens)
 
     def _has_room(self, grow_bytes: int) -> bool:
         return self._cache.allocated_bytes + grow_bytes <= self._budget.cache_bytes
 
     def _prefill(self, sequences: list[LiveSequence], *, with_prefix: bool) -> None:
-        """Run prompts through the language model side by side and take the next token of each
+        """Run prompts through the language model side by side and choose the next token of each
         answer.
         """
         language, device = self._model.language, self._model.device
@@ -133,10 +131,10 @@ class Steps:
             if prefix:
                 embeds.append(self._prefix_embeds(sequence.work))
             embeds.append(language.embed(torch.tensor(question, device=device)))
-            start = sequence.row.length
+            start = sequence.slot.length
             tokens = prefix + len(question)
             positions.append(torch.arange(start, start + tokens, device=device))
-            segments.append(Segment(sequence.row, tokens))
+            segments.append(Segment(sequence.slot, tokens))
             shared.append(prefix)
         attend = PrefillAttention(segments, language.attend_prompt)
         hidden = language(torch.cat(embeds), torch.cat(positions), attend)
@@ -156,7 +154,7 @@ class Steps:
         self._stats.prefill_calls += 1
 
     def _prefix_embeds(self, work: Work) -> Tensor:
-        """Embeddings (tokens, hidden) of a prefix, the vision features in the places of the image
+        """Embeddings (tokens, hidden) of a prefix, with vision features in place of the image
         tokens.
         """
         ids = torch.tensor(work.payload.prefix_ids, device=self._model.device)
@@ -172,36 +170,36 @@ class Steps:
         live: Sequence[LiveSequence],
         followers: Sequence[LiveSequence],
     ) -> None:
-        """Copy a prefix to those who continue it now, and keep it for questions that start
+        """Copy a prefix to the sequences that continue it now, and keep it for questions that start
         later.
         """
         for leader in first.values():
             work = leader.work
             if len(work.pending) > sum(s.work is work for s in live):
                 tokens = len(work.payload.prefix_ids)
-                prefix = leader.row.arena.prefix(leader.row, tokens)
+                prefix = leader.slot.arena.prefix(leader.slot, tokens)
                 work.prefix = [(k.clone(), v.clone()) for k, v in prefix]
         for sequence in followers:
             leader_now = first.get(id(sequence.work))
             tokens = len(sequence.work.payload.prefix_ids)
             source = (
-                leader_now.row.arena.prefix(leader_now.row, tokens)
+                leader_now.slot.arena.prefix(leader_now.slot, tokens)
                 if leader_now
                 else sequence.work.prefix
             )
             assert source is not None  # a follower without a leader continues a kept prefix
-            sequence.row.arena.copy_prefix(source, sequence.row, tokens)
+            sequence.slot.arena.copy_prefix(source, sequence.slot, tokens)
 
 
 def release(sequences: Sequence[LiveSequence]) -> None:
-    """Give the rows of sequences back."""
+    """Free the slots of sequences."""
     for sequence in sequences:
-        sequence.row.arena.give_back(sequence.row)
-        sequence.row = None
+        sequence.slot.arena.give_back(sequence.slot)
+        sequence.slot = None
 
 
 def take_tokens(sequences: Sequence[LiveSequence], logits: Tensor) -> None:
-    """Choose the next token of every sequence and note it.
+    """Choose the next token of every sequence and append it.
 
     Args:
         sequences: The sequences.
@@ -216,8 +214,7 @@ def take_tokens(sequences: Sequence[LiveSequence], logits: Tensor) -> None:
         for place, sequence in enumerate(sequences)
         if (count := sequence.asked.logprobs) is not None
     }
-    # The loop comes after everything that can run out of memory, so that a step counts whole or
-    # not at all.
+    # After everything that can run out of memory, so that a step counts whole or not at all.
     for place, (sequence, token, logprob) in enumerate(zip(sequences, tokens, chosen, strict=True)):
         sequence.tokens.append(token)
         sequence.logprob += logprob

@@ -1,5 +1,5 @@
-"""Reads a checkpoint's safetensors into torch, tensor by tensor, checked against the shape that
-config.json promises; quantizes on the way, if asked to.
+"""Load a checkpoint's safetensors into torch, tensor by tensor, check them against config.json, and
+quantize if asked to.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from vlmbatch.errors import ModelLoadError
 logger = logging.getLogger(__name__)
 
 VISION, TEXT = "model.vision_model", "model.text_model"
-"""Prefixes of the names of the encoder's and the language model's tensors."""
+"""Name prefixes of the tensors of the encoder and of the language model."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,9 +31,9 @@ class Model:
         shape: Its sizes.
         vision: Vision encoder and connector.
         language: The language model.
-        device: Where the weights are.
-        dtype: The number format that it computes in.
-        quantized: Whether the matrices of the language model are 8-bit whole numbers.
+        device: Device of the weights.
+        dtype: The dtype that it computes in.
+        quantized: Whether the matrices of the language model are int8.
     """
 
     shape: ModelShape
@@ -52,19 +52,18 @@ def load_model(
     *,
     quantized: bool = False,
 ) -> Model:
-    """Reads the weights and moves them to a device in a number format.
+    """Load the weights onto a device in a dtype.
 
     Args:
-        checkpoint: Where they are.
-        shape: What config.json says.
-        device: Where they go.
-        dtype: The number format that is computed in.
-        quantized: Whether the matrices of the language model become 8-bit whole numbers
-            (linear.py). Each is quantized as it is read, so that no more than one is there in two
-            forms.
+        checkpoint: The checkpoint.
+        shape: The sizes of its config.json.
+        device: The device.
+        dtype: The dtype to compute in.
+        quantized: Whether to quantize the matrices of the language model to int8 (linear.py). Each
+            is quantized as it is read, so that only one is held in both forms.
 
     Raises:
-        ModelLoadError: A file is broken, or a tensor is missing or of another shape than
+        ModelLoadError: A file is broken, or a tensor is missing or has another shape than
             config.json says.
     """
     expected = tensor_shapes(shape)
@@ -99,7 +98,7 @@ def load_model(
             )
     if (
         quantized and shape.tied
-    ):  # the embeddings stay as they are; the head reads all of its matrix for every token
+    ):  # the embeddings stay as they are; the head reads its whole matrix for every token
         _put_quantized(tensors, "lm_head.weight", tensors[f"{TEXT}.embed_tokens.weight"], device)
     scale, shift = pixel_normalization(checkpoint)
     weights = Weights(tensors)
@@ -108,11 +107,11 @@ def load_model(
 
 
 def is_quantized(name: str) -> bool:
-    """Whether quantizing is for a tensor: for the matrices that a decode step reads, those of the
-    language model's layers and the head.
+    """True for tensors to quantize: the matrices that a decode step reads, those of the language
+    model's layers and the head.
 
-    Embeddings are looked up, norms are small, and the vision encoder multiplies each weight by a
-    thousand patches: reading it is not what takes the time.
+    Embeddings are looked up, norms are small, and the vision encoder multiplies each weight with a
+    thousand patches, so reading weights takes little of its time.
     """
     return name == "lm_head.weight" or (
         name.startswith(f"{TEXT}.layers.") and name.endswith("_proj.weight")
@@ -123,7 +122,7 @@ def _put_quantized(
     tensors: dict[str, torch.Tensor], name: str, tensor: torch.Tensor, device: torch.device
 ) -> None:
     if tensor.ndim != 2:
-        tensors[name] = tensor  # the check of shapes says what is wrong
+        tensors[name] = tensor  # the check of shapes reports the error
         return
     weight, scale = quantize(tensor)
     tensors[name], tensors[f"{name.removesuffix('weight')}{SCALE}"] = (
@@ -133,9 +132,7 @@ def _put_quantized(
 
 
 def pixel_normalization(checkpoint: Checkpoint) -> tuple[torch.Tensor, torch.Tensor]:
-    """Scale and shift by channel, each float32 (3,), that turn uint8 pixels into what the encoder
-    was trained on.
-    """
+    """Scale and shift by channel, each float32 (3,), to normalize uint8 pixels for the encoder."""
     settings = checkpoint.image_processor()
     ones = torch.ones(3, dtype=torch.float64)
     rescale = (

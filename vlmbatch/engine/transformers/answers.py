@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -11,7 +10,14 @@ from collections.abc import Callable, Sequence
 import torch
 from transformers import TemperatureLogitsWarper, TopPLogitsWarper
 
-from vlmbatch.core import Completion, FinishReason, Request, Timing, TokenLogprob
+from vlmbatch.core import (
+    Completion,
+    FinishReason,
+    Request,
+    Timing,
+    TokenLogprob,
+    draw_seed,
+)
 from vlmbatch.engine.answer_text import AnswerText
 from vlmbatch.engine.transformers.processing import Payload, Tensors
 from vlmbatch.errors import GenerateError
@@ -77,7 +83,9 @@ class Answer:
         self._first_token_at = 0.0
         self._generator: torch.Generator | None = None
         if self.question.temperature > 0:
-            self._generator = torch.Generator().manual_seed(self._seed())
+            self._generator = torch.Generator().manual_seed(
+                draw_seed(self.question.seed, request.conversation.key, self.question.text)
+            )
 
     @property
     def prompt_tokens(self) -> int:
@@ -166,10 +174,3 @@ class Answer:
     def _words(self, tokens: Sequence[int]) -> str:
         ends = self._vocabulary.end_ids
         return self._vocabulary.decode([token for token in tokens if token not in ends])
-
-    def _seed(self) -> int:
-        """A seed of 63 bits from the question's own, the conversation's key and the text."""
-        key = self.request.conversation.key
-        text = "\0".join((str(self.question.seed), key, self.question.text))
-        digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8)
-        return int.from_bytes(digest.digest(), "big") >> 1

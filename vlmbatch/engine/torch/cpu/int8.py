@@ -1,9 +1,8 @@
-"""Products of 8-bit matrices as they are, by oneDNN's product of 8-bit numbers, where the processor
-has one that is exact (AVX-512 VNNI, AMX).
+"""Products of int8 matrices by oneDNN's 8-bit kernel, where the processor has an exact one (AVX-512
+VNNI, AMX).
 
-torch's own ``_weight_int8pack_mm`` was measured too: in float32 it multiplies number by number and
-is many times slower than turning the matrix back, in bfloat16 it is about as fast as the packed
-product.
+torch's ``_weight_int8pack_mm`` was measured too: in float32 it is scalar and many times slower than
+dequantizing, in bfloat16 about as fast as the packed product.
 """
 
 from __future__ import annotations
@@ -22,37 +21,34 @@ from vlmbatch.engine.torch.linear import Linear, QuantizedLinear
 
 logger = logging.getLogger(__name__)
 
-DIGIT, LEVELS = 256, 127.0
-"""Steps of a digit; the largest input of a row comes to this many steps of the first digit on
-either side of its middle.
+STEPS, LEVELS = 256, 127.0
+"""Values of an 8-bit part; the largest input of a row is scaled to this many steps of the high part
+on either side of ``MIDDLE``.
 """
 MIDDLE = 128.0
-HALF = 0.5 / DIGIT
-"""Half a step of the second digit: cutting off behind it rounds."""
-SMALLEST = 1e-30
-"""Stands for the largest number of a row of zeros."""
-DROPPED = 0.5 / DIGIT
-"""Mean loss of cutting off behind the second digit, in steps of the first."""
+HALF = 0.5 / STEPS
+"""Half a step of the low part: truncation then rounds."""
+MIN_ROW_MAX = 1e-30
+"""Used as the maximum of a row of zeros."""
 
 
 @dataclasses.dataclass(frozen=True)
-class DigitLinear(Linear):
-    """A matrix of 8-bit numbers in oneDNN's layout, multiplied with inputs of two 8-bit digits.
+class Int8Linear(Linear):
+    """An int8 matrix in oneDNN's layout, multiplied with inputs split into two 8-bit parts.
 
-    Each row of the input is scaled to its own largest number and written as two digits, which the
-    8-bit product takes as two rows. So inputs are whole numbers of 16 bits, rounded by at most a
-    65,024th of the row's largest number, which is far below what 8 bits do to the weights. Sums of
-    whole numbers are exact: a row's result does not depend on the rows beside it. The layout takes
-    the place of the plain matrix; there is no second copy. Where many rows are faster multiplied in
-    the model's own format, the layout is undone and the matrix turned back.
+    Each row of the input is scaled by its own maximum and split into a high and a low part, two
+    rows of the 8-bit product. So inputs are 16-bit integers, rounded by at most 1/65,024 of the
+    row's maximum, far below the rounding of the weights. Integer sums are exact: a row's result
+    does not depend on the other rows. The layout replaces the plain matrix; there is no second
+    copy. Where many rows are faster in the model's dtype, the matrix is unpacked and dequantized.
 
     Attributes:
         weight: The matrix in oneDNN's layout.
         scale: Float32 (out,).
-        offset: What the digits' middle adds to an output, with its sign turned; float32 (out,).
+        offset: Correction for ``MIDDLE`` in each output; float32 (out,).
         zeros: int64 (out,), the zero points of the weights.
         inputs, outputs: The sizes.
-        bands: For each of ``BANDS`` whether digits are used.
+        bands: For each of ``BANDS`` whether the 8-bit product is used.
     """
 
     scale: Tensor = dataclasses.field(kw_only=True)
@@ -69,17 +65,17 @@ class DigitLinear(Linear):
         flat = x.reshape(-1, self.inputs).float()
         rows, (middle, levels) = len(flat), _constants()
         largest = torch.linalg.vector_norm(flat, math.inf, dim=-1, keepdim=True)
-        steps = torch.div(
-            levels, largest.clamp_min_(SMALLEST)
-        )  # numbers that are not finite go on from here
-        y = torch.addcmul(middle, flat, steps)
-        digits = torch.empty((2, rows, self.inputs), dtype=torch.uint8)
-        first, second = digits.unbind()
+        factor = torch.div(
+            levels, largest.clamp_min_(MIN_ROW_MAX)
+        )  # non-finite inputs stay non-finite from here on
+        y = torch.addcmul(middle, flat, factor)
+        parts = torch.empty((2, rows, self.inputs), dtype=torch.uint8)
+        first, second = parts.unbind()
         first.copy_(y)
-        second.copy_(y.sub_(first).mul_(DIGIT))
-        sums = _eight_bit(digits.view(2 * rows, self.inputs), self)
+        second.copy_(y.sub_(first).mul_(STEPS))
+        sums = _eight_bit(parts.view(2 * rows, self.inputs), self)
         high, low = sums.view(2, rows, self.outputs).unbind()
-        result = high.add_(low, alpha=1 / DIGIT).div_(steps).to(x.dtype)
+        result = high.add_(low, alpha=1 / STEPS).div_(factor).to(x.dtype)
         return result.view(*x.shape[:-1], self.outputs)
 
 
@@ -88,10 +84,12 @@ def _constants() -> tuple[Tensor, Tensor]:
     return torch.tensor(MIDDLE + HALF), torch.tensor(LEVELS)
 
 
-def _eight_bit(digits: Tensor, linear: DigitLinear) -> Tensor:
-    """Float32 (rows, out): uint8 digits (rows, in) times the matrix, scaled, with the offset."""
+def _eight_bit(parts: Tensor, linear: Int8Linear) -> Tensor:
+    """Multiply uint8 parts (rows, in) with the matrix to float32 (rows, out), scaled, offset
+    included.
+    """
     result: Tensor = torch.ops.onednn.qlinear_pointwise(
-        digits,
+        parts,
         1.0,
         0,
         linear.weight,
@@ -108,16 +106,16 @@ def _eight_bit(digits: Tensor, linear: DigitLinear) -> Tensor:
     return result
 
 
-def write_digits(
+def prepack_int8(
     linear: QuantizedLinear, bands: Sequence[bool] = (True,) * len(BANDS)
-) -> DigitLinear:
-    """The same matrix in the layout of the 8-bit product. There is none with a bias."""
+) -> Int8Linear:
+    """Convert a matrix to the layout of the 8-bit product. It must have no bias."""
     outputs, inputs = linear.weight.shape
     packed = torch.ops.onednn.qlinear_prepack(linear.weight, [2, inputs])
-    # Both digits' rows get the offset, the second one's counts a 256th.
-    offset = linear.weight.sum(dim=1) * linear.scale * (-MIDDLE / (1 + 1 / DIGIT))
+    # The rows of both parts get the offset; the low one's counts 1/256.
+    offset = linear.weight.sum(dim=1) * linear.scale * (-MIDDLE / (1 + 1 / STEPS))
     zeros = torch.zeros(outputs, dtype=torch.int64)
-    return DigitLinear(
+    return Int8Linear(
         packed,
         scale=linear.scale,
         offset=offset,
@@ -129,9 +127,9 @@ def write_digits(
 
 
 @functools.cache
-def can_write_digits() -> bool:
-    """Whether there is an 8-bit product here and it is exact: older processors add pairs of
-    products in 16 bits, which overflow.
+def can_prepack_int8() -> bool:
+    """True if there is an exact 8-bit product here. Older processors add pairs of products in 16
+    bits, which overflow.
     """
     if not torch.backends.mkldnn.is_available() or not hasattr(
         torch.ops.onednn, "qlinear_pointwise"
@@ -141,11 +139,11 @@ def can_write_digits() -> bool:
         with torch.inference_mode():
             weight = torch.full((32, 64), 127, dtype=torch.int8)
             weight[::2] = -127
-            linear = write_digits(QuantizedLinear(weight, scale=torch.ones(32)))
+            linear = prepack_int8(QuantizedLinear(weight, scale=torch.ones(32)))
             largest = torch.full((2, 64), 255, dtype=torch.uint8)
             return torch.equal(
                 _eight_bit(largest, linear), (255 * weight.sum(dim=1) + linear.offset).expand(2, -1)
             )
-    except RuntimeError as error:  # this processor, or this build, has none
+    except RuntimeError as error:  # not supported by this processor or build
         logger.debug("no product of 8-bit numbers: %s", error)
         return False

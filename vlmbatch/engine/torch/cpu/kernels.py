@@ -1,9 +1,9 @@
-"""Choice of the fastest kernels on this CPU, measured once when a model is loaded.
+"""Choose the fastest kernels for this CPU, measured once when a model is loaded.
 
-Matrix products are torch's own or oneDNN's from a packed copy (packed.py), of 8-bit numbers also
-digit by digit (digits.py); the attention of a tile's patches, of prompts and of decode steps is
-torch's own or done in products (attention.py). Which is ahead, and from how many rows on, differs
-between processors.
+A matrix product is torch's or oneDNN's with a packed copy (onednn.py); an int8 matrix is
+dequantized or multiplied as 8-bit parts (int8.py). Attention of tiles, of prompts and of decode
+steps is torch's or written as products (attention.py). The fastest kernel, and the row count from
+which it is the fastest, differ between processors.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ import torch
 import torch.nn.functional as F
 
 from vlmbatch.engine.torch.attention import (
+    AttendRows,
+    AttendTiles,
     attend_in_onednn,
     attend_in_products,
     attend_prompt_in_onednn,
     attend_rows_in_products,
 )
-from vlmbatch.engine.torch.cpu.int8 import can_write_digits, write_digits
+from vlmbatch.engine.torch.cpu.int8 import can_prepack_int8, prepack_int8
 from vlmbatch.engine.torch.cpu.onednn import BANDS, PackedLinear, can_pack, pack
 from vlmbatch.engine.torch.linear import Linear, QuantizedLinear
 from vlmbatch.engine.torch.model import (
-    AttendRows,
-    AttendTiles,
     LanguageModel,
     TextLayer,
     VisionEncoder,
@@ -43,28 +43,26 @@ PROBED_ROWS = (16, 256)
 """Number of sequences, and tokens of each, with which attention of decode steps is measured."""
 PROBED_PROMPT = 512
 """Number of tokens with which a prompt's attention is measured."""
-FEW = 2
-"""Bands that decoding lives in."""
+DECODE_BANDS = 2
+"""Number of bands that decoding uses."""
 UNCACHED_BYTES = 64 << 20
-"""Matrices of one kind are measured one after the other, so many as are more than the caches hold:
-in a decode step each comes from memory.
+"""Minimum bytes of matrices in a measurement: more than the caches hold, as a decode step reads
+each from memory.
 """
-WORTH = 1.1
-"""Another way than torch's own must be this much faster to be chosen, so that noise decides nothing
-that matters.
-"""
-ROUNDS = 3
-"""At least, for each way."""
-LEAST_SECONDS = 0.01
-"""Each way is measured for at least so long: what takes microseconds must not be judged in a moment
-when the machine was busy.
+MIN_SPEEDUP = 1.1
+"""Minimum speedup over torch's kernel, so that noise decides nothing that matters."""
+MIN_ROUNDS = 3
+"""Minimum number of runs of each kernel."""
+MIN_SECONDS = 0.01
+"""Minimum time of a measurement: kernels of microseconds must not be judged in one busy moment of
+the machine.
 """
 
 
 @dataclasses.dataclass(frozen=True)
-class Place:
-    """A matrix of the model: what holds it, under which name, what kind it is, the bands of row
-    counts that it meets, and the number format of its inputs.
+class Matrix:
+    """A matrix of the model: its owner and attribute, its kind, the bands of row counts that it
+    meets, and the dtype of its inputs.
     """
 
     owner: Any
@@ -81,33 +79,33 @@ class Place:
         return found
 
 
-def places(vision: VisionEncoder, language: LanguageModel) -> Iterator[Place]:
-    """Every matrix of the model, with the bands of row counts that it meets."""
+def matrices(vision: VisionEncoder, language: LanguageModel) -> Iterator[Matrix]:
+    """Yield every matrix of the model, with the bands of row counts that it meets."""
     decode, many = tuple(range(len(BANDS))), (len(BANDS) - 1,)
     dtype = language.embedding.dtype
     yield from (
-        Place(vision, name, f"vision.{name}", many, dtype) for name in ("patch", "projection")
+        Matrix(vision, name, f"vision.{name}", many, dtype) for name in ("patch", "projection")
     )
     for layer in vision.layers:
         assert isinstance(layer, VisionLayer)
         yield from (
-            Place(layer, name, f"vision.{name}", many, dtype, name == "fc1")
+            Matrix(layer, name, f"vision.{name}", many, dtype, name == "fc1")
             for name in ("qkv", "out", "fc1", "fc2")
         )
     for text_layer in language.layers:
         assert isinstance(text_layer, TextLayer)
         yield from (
-            Place(text_layer, name, name, decode, dtype)
+            Matrix(text_layer, name, name, decode, dtype)
             for name in ("qkv", "out", "gate_up", "down")
         )
-    yield Place(language, "head", "head", decode[:-1], dtype)
+    yield Matrix(language, "head", "head", decode[:-1], dtype)
 
 
 def packed_bytes(vision: VisionEncoder, language: LanguageModel, *, chosen: bool = False) -> int:
-    """Bytes of the packed copies of all matrices, or only of those that have one. 8-bit numbers
+    """Bytes of the packed copies of all matrices, or only of those that have one. int8 matrices
     have no second copy.
     """
-    linears = [place.linear for place in places(vision, language)]
+    linears = [matrix.linear for matrix in matrices(vision, language)]
     return sum(
         linear.weight.nbytes
         for linear in linears
@@ -118,19 +116,17 @@ def packed_bytes(vision: VisionEncoder, language: LanguageModel, *, chosen: bool
 def choose_kernels(
     vision: VisionEncoder, language: LanguageModel, *, copies: bool = True, measured: bool = True
 ) -> dict[str, list[int]]:
-    """Gives every matrix the kernels that are fastest for it, by measuring one of each kind.
+    """Choose the fastest kernels for every matrix, by measuring one of each kind.
 
     Args:
         vision: The vision encoder; its layers are changed.
-        language: Likewise.
-        copies: Whether there may be second copies of weights. Matrices of 8-bit numbers need none.
-        measured: Whether to measure. Otherwise the packed kernel is used throughout, which is for
-            tests.
+        language: The language model; its layers are changed.
+        copies: Whether packed copies of weights are allowed. int8 matrices need none.
+        measured: Whether to measure. Otherwise the packed kernel is used throughout, for tests.
 
     Returns:
-        For each kind of matrix the row counts from which bands begin that use the packed kernel;
-        and the names of what does the attention of tiles, of prompts and of decode steps, where
-        that is not torch's own.
+        For each kind of matrix the first row counts of the bands that use the packed kernel; and
+        the names of the attention kernels other than torch's.
     """
     chosen: dict[str, tuple[bool, ...]] = {}
     with torch.inference_mode():
@@ -145,25 +141,25 @@ def choose_kernels(
             language.attend_rows = attend_rows_in_products
             chosen["attend_rows_in_products"] = (True,) * len(BANDS)
         for kind, alike in itertools.groupby(
-            sorted(places(vision, language), key=lambda place: place.kind),
-            key=lambda place: place.kind,
+            sorted(matrices(vision, language), key=lambda matrix: matrix.kind),
+            key=lambda matrix: matrix.kind,
         ):
             group = list(alike)
             is_quantized = isinstance(group[0].linear, QuantizedLinear)
-            if not (can_write_digits() if is_quantized else copies):
+            if not (can_prepack_int8() if is_quantized else copies):
                 continue
-            measure = _measure_digits if is_quantized else _measure
+            measure = _measure_int8 if is_quantized else _measure
             chosen[kind] = bands = (
                 measure(group)
                 if measured
                 else tuple(band in group[0].bands for band in range(len(BANDS)))
             )
-            for place in group if any(bands) else ():
-                linear = place.linear
+            for matrix in group if any(bands) else ():
+                linear = matrix.linear
                 setattr(
-                    place.owner,
-                    place.name,
-                    write_digits(linear, bands)
+                    matrix.owner,
+                    matrix.name,
+                    prepack_int8(linear, bands)
                     if isinstance(linear, QuantizedLinear)
                     else pack(linear, bands),
                 )
@@ -177,14 +173,14 @@ def choose_kernels(
 def _faster_attention(
     vision: VisionEncoder, dtype: torch.dtype
 ) -> Iterator[tuple[str, AttendTiles]]:
-    """The fastest attention for a tile, with its name in summaries; None where that is torch's
-    own.
+    """Yield the fastest attention for a tile, with its name in summaries; nothing if that is
+    torch's.
     """
     shape = vision.shape
     stacked = torch.zeros(
         1, shape.patches, 3, shape.heads, shape.hidden // shape.heads, dtype=dtype
     )
-    query, key, value = stacked.permute(2, 0, 3, 1, 4)  # laid out as a layer has them
+    query, key, value = stacked.permute(2, 0, 3, 1, 4)  # strides as in a layer
     ways: dict[str, AttendTiles] = {"vision.attend_in_products": attend_in_products}
     if can_pack(query.device, dtype) and can_pack(query.device, torch.float32):
         ways["vision.attend_in_onednn"] = attend_in_onednn
@@ -195,31 +191,31 @@ def _faster_attention(
         ]
     )
     seconds, name = min(zip(others, ways, strict=True))
-    if own > WORTH * seconds:
+    if own > MIN_SPEEDUP * seconds:
         yield name, ways[name]
 
 
 def _onednn_attends_prompt_faster(language: LanguageModel) -> bool:
-    """Whether oneDNN's products are worth it in the attention of a prompt."""
+    """True if oneDNN's products are worth it in the attention of a prompt."""
     shape, dtype = language.shape, language.embedding.dtype
     if not (can_pack(torch.device("cpu"), dtype) and can_pack(torch.device("cpu"), torch.float32)):
         return False
     query = torch.zeros(PROBED_PROMPT, shape.heads, shape.head_dim, dtype=dtype).transpose(0, 1)
     key, value = torch.zeros(2, shape.kv_heads, 2 * PROBED_PROMPT, shape.head_dim, dtype=dtype)[
         :, :, :PROBED_PROMPT
-    ].unbind()  # a row with room
+    ].unbind()  # a slot with spare capacity
     own, products = fastest(
         [
             functools.partial(attend, query, key, value)
             for attend in (language.attend_prompt, attend_prompt_in_onednn)
         ]
     )
-    return own > WORTH * products
+    return own > MIN_SPEEDUP * products
 
 
 def _products_attend_rows_faster(language: LanguageModel) -> bool:
-    """Whether one product for all rows is worth it. In bfloat16 it would round scores, which
-    torch's own does not do, and was the slower.
+    """True if one product for all rows is worth it. In bfloat16 it would round scores, unlike
+    torch's kernel, and was slower.
     """
     shape, dtype = language.shape, language.embedding.dtype
     if dtype != torch.float32:
@@ -233,83 +229,83 @@ def _products_attend_rows_faster(language: LanguageModel) -> bool:
         max(1, UNCACHED_BYTES // (2 * math.prod(size) * dtype.itemsize)), 2, *size, dtype=dtype
     )
 
-    def attend_all(attend: AttendRows, *, turned: bool) -> None:
-        for keys, value in stores:  # of rows with room, as a cache has them
-            key = keys.view(*size[:2], size[3], size[2]).transpose(2, 3) if turned else keys
+    def attend_all(attend: AttendRows, *, transposed: bool) -> None:
+        for keys, value in stores:  # slots with spare capacity, as in a cache
+            key = keys.view(*size[:2], size[3], size[2]).transpose(2, 3) if transposed else keys
             attend(query, key[:, :, :tokens], value[:, :, :tokens])
 
     ways = (
-        functools.partial(attend_all, language.attend_rows, turned=False),
-        functools.partial(attend_all, attend_rows_in_products, turned=True),
+        functools.partial(attend_all, language.attend_rows, transposed=False),
+        functools.partial(attend_all, attend_rows_in_products, transposed=True),
     )
     own, products = fastest(ways)
-    return own > WORTH * products
+    return own > MIN_SPEEDUP * products
 
 
-def _measure(alike: Sequence[Place]) -> tuple[bool, ...]:
-    """For each band whether the packed kernel is worth it; False where matrices of this kind meet
-    no such row count.
+def _measure(alike: Sequence[Matrix]) -> tuple[bool, ...]:
+    """For each band, decide whether the packed kernel is worth it; False for bands that this kind
+    of matrix does not meet.
     """
     plain = _uncached(alike)
     ways: list[Sequence[Linear]] = [plain, [pack(linear) for linear in plain]]
     found = []
     for band in range(len(BANDS)):
         slow, fast = _seconds(alike[0], ways, band) if band in alike[0].bands else (0.0, 0.0)
-        found.append(slow > WORTH * fast)
+        found.append(slow > MIN_SPEEDUP * fast)
     return tuple(found)
 
 
-def _measure_digits(alike: Sequence[Place]) -> tuple[bool, ...]:
-    """For each band whether digits are worth it; False for all where the plain matrix, which is not
-    kept beside the other layout, decodes faster.
+def _measure_int8(alike: Sequence[Matrix]) -> tuple[bool, ...]:
+    """For each band, decide whether the 8-bit product is worth it; False for all if dequantizing,
+    whose layout would be dropped, decodes faster.
     """
     plain = _uncached(alike)
     quantized = [linear for linear in plain if isinstance(linear, QuantizedLinear)]
     ways: list[Sequence[Linear]] = [
         plain,
-        [write_digits(linear) for linear in quantized],
-        [write_digits(linear, (False,) * len(BANDS)) for linear in quantized],
+        [prepack_int8(linear) for linear in quantized],
+        [prepack_int8(linear, (False,) * len(BANDS)) for linear in quantized],
     ]
     bands, gain = [False] * len(BANDS), 1.0
     for band in alike[0].bands:
         slow, fast, other = _seconds(alike[0], ways, band)
         bands[band] = fast < other
-        if band < FEW:
+        if band < DECODE_BANDS:
             gain *= slow / min(fast, other)
     return tuple(chosen and gain > 1 for chosen in bands)
 
 
-def _uncached(alike: Sequence[Place]) -> list[Linear]:
-    """So many matrices of a kind that the caches cannot hold them."""
-    return [place.linear for place in alike[: -(-UNCACHED_BYTES // alike[0].linear.weight.nbytes)]]
+def _uncached(alike: Sequence[Matrix]) -> list[Linear]:
+    """Take enough matrices of a kind to exceed the caches."""
+    return [
+        matrix.linear for matrix in alike[: -(-UNCACHED_BYTES // alike[0].linear.weight.nbytes)]
+    ]
 
 
-def _seconds(place: Place, ways: Sequence[Sequence[Linear]], band: int) -> list[float]:
-    """The least seconds that each way takes for the rows that stand for a band."""
+def _seconds(matrix: Matrix, ways: Sequence[Sequence[Linear]], band: int) -> list[float]:
+    """Minimum seconds of each kernel for the row count that represents a band."""
     rows = PROBES[band]
-    x = torch.zeros(rows, place.linear.weight.shape[1], dtype=place.dtype)
+    x = torch.zeros(rows, matrix.linear.weight.shape[1], dtype=matrix.dtype)
 
     def multiply_all(linears: Sequence[Linear]) -> None:
         for linear in (
             linears if rows < BANDS[-1] else linears[:1]
-        ):  # of many rows, reading the matrix is not what takes time
-            (linear.gelu if place.activation else linear)(x)
+        ):  # with many rows, reading the matrix takes little of the time
+            (linear.gelu if matrix.activation else linear)(x)
 
     return fastest([functools.partial(multiply_all, linears) for linears in ways])
 
 
 def fastest(calls: Sequence[Callable[[], object]]) -> list[float]:
-    """The least seconds that each call takes; they take turns, so that a busy machine is busy for
-    all.
-    """
-    for call in calls:  # warms caches
+    """Minimum seconds of each call; the calls take turns, so that a busy machine slows all."""
+    for call in calls:  # warm-up
         call()
     best = [float("inf")] * len(calls)
-    number, ends = 0, time.perf_counter() + LEAST_SECONDS * len(calls)
-    while number < ROUNDS or time.perf_counter() < ends:
-        for place, call in enumerate(calls):
+    number, ends = 0, time.perf_counter() + MIN_SECONDS * len(calls)
+    while number < MIN_ROUNDS or time.perf_counter() < ends:
+        for index, call in enumerate(calls):
             begun = time.perf_counter()
             call()
-            best[place] = min(best[place], time.perf_counter() - begun)
+            best[index] = min(best[index], time.perf_counter() - begun)
         number += 1
     return best

@@ -1,9 +1,8 @@
-"""Matrix products by oneDNN, from weights in the layout that its kernel reads.
+"""Matrix products by oneDNN, from weights packed in its layout.
 
-torch's own product (MKL's, where there is MKL) lays a weight out anew in every call. With a
-thousand rows that is nothing; with the few rows of a decode step it is most of the time. oneDNN
-keeps a second copy of the weight in its own layout, and can apply the GELU behind a product before
-the result leaves the cache.
+torch's product (by MKL, if available) reorders a weight in every call. With a thousand rows that is
+negligible; with the few rows of a decode step it is most of the time. oneDNN keeps a packed second
+copy of the weight, and can apply the GELU of a product before the result leaves the cache.
 """
 
 from __future__ import annotations
@@ -21,17 +20,17 @@ from vlmbatch.engine.torch.linear import Linear
 logger = logging.getLogger(__name__)
 
 BANDS = (1, 2, 32, 128)
-"""Least row count of each band: one sequence, a few, many, and prefill or vision."""
+"""Minimum row count of each band: one sequence, a few, many, and prefill or vision."""
 ROWS_AHEAD = 8
-"""For how many rows a weight is laid out; the layout serves any number."""
+"""Row count that a weight is packed for; the layout works for any number."""
 
 
 @dataclasses.dataclass(frozen=True)
 class PackedLinear(Linear):
-    """A matrix with a second copy in oneDNN's layout.
+    """A matrix with a packed copy.
 
     Attributes:
-        packed: The copy.
+        packed: The copy, in oneDNN's layout.
         bands: For each of ``BANDS`` whether the packed kernel is used.
     """
 
@@ -59,7 +58,7 @@ class PackedLinear(Linear):
 
 
 def band_of(x: Tensor) -> int:
-    """The band that the rows of (…, in) fall into."""
+    """Return the band of the row count of (…, in)."""
     rows = x.numel() // x.shape[-1]
     return sum(rows >= begin for begin in BANDS[1:])
 
@@ -71,15 +70,15 @@ def multiply(
     activation: str = "none",
     algorithm: str = "",
 ) -> Tensor:
-    """(…, in) times a weight (out, in), as it is or in oneDNN's layout; what is as it is, is laid
-    out for this call.
+    """Multiply (…, in) with a weight (out, in), plain or packed; a plain one is packed for this
+    call.
     """
     result: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, activation, [], algorithm)
     return result
 
 
 def can_pack(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether there is a packed kernel for this number format here."""
+    """True if there is a packed kernel for this device and dtype."""
     if (
         device.type != "cpu"
         or not torch.backends.mkldnn.is_available()
@@ -89,13 +88,13 @@ def can_pack(device: torch.device, dtype: torch.dtype) -> bool:
     try:
         with torch.inference_mode():
             pack(Linear(torch.zeros(32, 32, dtype=dtype)))(torch.zeros(2, 32, dtype=dtype))
-    except RuntimeError as error:  # this processor, or this build, has none
+    except RuntimeError as error:  # not supported by this processor or build
         logger.debug("no packed kernels for %s: %s", dtype, error)
         return False
     return True
 
 
 def pack(linear: Linear, bands: Sequence[bool] = (True,) * len(BANDS)) -> PackedLinear:
-    """The same matrix with a packed copy."""
+    """Add a packed copy to a matrix."""
     packed = torch.ops.mkldnn._reorder_linear_weight(linear.weight, ROWS_AHEAD)
     return PackedLinear(linear.weight, linear.bias, packed=packed, bands=tuple(bands))

@@ -1,6 +1,4 @@
-"""Tiles on their way to the device, as the bytes they are; on CUDA from pinned memory, the next
-call's while this one is computed.
-"""
+"""Upload tiles to the device as uint8; on CUDA from pinned memory, ahead of the next call."""
 
 from __future__ import annotations
 
@@ -13,7 +11,7 @@ from torch import Tensor
 from vlmbatch.prepare import Payload
 
 Tiles = Sequence[tuple[Payload, int]]
-"""Tiles: a payload, and the number of the tile in it."""
+"""Tiles, each as a payload and its index there."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,20 +29,18 @@ class TileUploads:
     """
 
     def __init__(self, device: torch.device, *, ahead: bool | None = None) -> None:
-        """``ahead`` is ``is_ahead``; where it is not given, CUDA does."""
+        """Set ``is_ahead`` to ``ahead``; by default True on CUDA."""
         self._device = device
         self.is_ahead = device.type == "cuda" if ahead is None else ahead
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._sent: _Sent | None = None
 
     def send_ahead(self, wanted: Tiles) -> None:
-        """Begins to send what is likely to be asked for next; a guess that proves wrong costs the
-        copy.
-        """
+        """Start sending the likely next tiles; a wrong guess costs the copy."""
         self._sent = self._send(wanted) if self.is_ahead and wanted else None
 
     def take(self, wanted: Tiles) -> Tensor:
-        """Tiles on the device, uint8 (n, 3, E, E)."""
+        """Return tiles on the device, uint8 (n, 3, E, E)."""
         sent, self._sent = self._sent, None
         if sent is None or sent.wanted != list(wanted):
             sent = self._send(wanted)
@@ -55,7 +51,7 @@ class TileUploads:
         return sent.tiles
 
     def clear(self) -> None:
-        """Drops what was sent and not asked for."""
+        """Drop tiles that were sent ahead."""
         self._sent = None
 
     def _send(self, wanted: Tiles) -> _Sent:
