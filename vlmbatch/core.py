@@ -22,9 +22,7 @@ if TYPE_CHECKING:
 
 UInt8Array = npt.NDArray[np.uint8]
 Picture: TypeAlias = Union[UInt8Array, "Image.Image"]
-"""An RGB picture: an array, uint8, (H, W, 3), or a Pillow image of mode RGB as the decoder made it.
-The latter saves two copies before tiling.
-"""
+"""RGB: an array, uint8, (H, W, 3), or a Pillow image as the decoder made it, which saves copies."""
 Media = Literal["image", "frame", "clip", "tile"]
 PartKind = Literal["text", "picture", "clip", "tile"]
 Role = Literal["system", "user", "assistant"]
@@ -396,9 +394,6 @@ RECORD_FIELDS: tuple[str, ...] = tuple(
 
 
 def utc_now() -> str:
-    """Return the current time as a record states it: UTC, ``2026-01-31T12:00:00.000Z``."""
-    return (
-        datetime.datetime.now(datetime.UTC)
-        .isoformat(timespec="milliseconds")
-        .replace("+00:00", "Z")
-    )
+    """Return the time as records have it: UTC, ``2026-01-31T12:00:00.000Z``."""
+    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
+    return now.replace("+00:00", "Z")

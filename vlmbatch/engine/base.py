@@ -121,3 +121,9 @@ class EnginePlan:
     revision: str
     open: Callable[[], Engine]
     can_cut: bool = False
+
+    @classmethod
+    def of(cls, engine: Engine) -> EnginePlan:
+        """Return the plan of an engine that is open."""
+        can_cut = hasattr(engine, "cut")
+        return cls(engine.name, engine.model, engine.revision, lambda: engine, can_cut)

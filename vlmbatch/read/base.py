@@ -1,4 +1,4 @@
-"""What a reader is: INPUTs in, a lazy stream of Items out."""
+"""The contract of a reader: INPUTs in, a lazy stream of Items out."""
 
 from __future__ import annotations
 

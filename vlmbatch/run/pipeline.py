@@ -120,7 +120,7 @@ class Run:
             is_done=lambda items: self._intake.is_done(items),
         )
         self.engine = engine
-        self.plan = _plan_of(engine) if engine else plan_engine(job)
+        self.plan = EnginePlan.of(engine) if engine else plan_engine(job)
         if job.per == "tile" and not self.plan.can_cut:
             raise JobError(
                 f"the engine {self.plan.name} does not cut pictures: leave out --per tile"
@@ -378,13 +378,6 @@ def run(
     if outcome.error is not None:
         raise outcome.error
     return outcome.summary
-
-
-def _plan_of(engine: Engine) -> EnginePlan:
-    """Make the plan of an engine that is already open."""
-    return EnginePlan(
-        engine.name, engine.model, engine.revision, lambda: engine, hasattr(engine, "cut")
-    )
 
 
 def _guarded(kind: type[ItemError], call: Callable[[], Any]) -> Any:

@@ -35,9 +35,9 @@ from vlmbatch.engine.torch.cuda.buckets import (
     bucket_of,
     no_recording,
 )
+from vlmbatch.engine.torch.cuda.peak_memory import measure_peak
 from vlmbatch.engine.torch.cuda.uploads import Tiles, TileUploads
 from vlmbatch.engine.torch.engine import TorchEngine
-from vlmbatch.engine.torch.peak_memory import measure_peak
 from vlmbatch.read.pictures.decode import load_image
 from vlmbatch.tasks import DEFAULT_PROMPTS
 

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from tests.engine.reference import Key, Reference, changed, run_all
 from tests.engine.torch.test_parity import MAX_NEW_TOKENS, mixed_requests, open_tiny
@@ -36,14 +35,11 @@ def test_text_alone_is_answered_as_transformers_answers_it(
     assert (words.tiles, words.payload_bytes) == (0, 0)
     found = run_all(engine, [*requests, words, words_only(engine)])
     assert {key: found[key].token_ids for key in plain} == plain
-    reference = Reference(tiny).model
+    reference = Reference(tiny)
     for number, request in ((len(requests), words), (len(requests) + 1, words_only(engine))):
-        for question, ids in enumerate(request.payload.question_ids):
-            prompt = torch.tensor([[*request.payload.prefix_ids, *ids]])
-            wanted = reference.generate(
-                input_ids=prompt, max_new_tokens=MAX_NEW_TOKENS, do_sample=False, pad_token_id=0
-            )[0, prompt.shape[1] :]
-            assert list(found[number, question].token_ids) == wanted.tolist()
+        wanted = reference.answer(request.conversation, request.questions)
+        for question, answer in enumerate(wanted):
+            assert found[number, question].token_ids == answer.token_ids
 
 
 def words_only(engine: TorchEngine) -> Request:

@@ -20,7 +20,7 @@ from vlmbatch.checkpoint import find_checkpoint
 from vlmbatch.core import Conversation, Pixels, Request
 from vlmbatch.engine import RequestQueue
 from vlmbatch.engine.torch.budget import CAPS, MemoryBudget
-from vlmbatch.engine.torch.cache import slot_capacity
+from vlmbatch.engine.torch.cache import DecodeAttention, slot_capacity
 from vlmbatch.engine.torch.engine import TorchEngine
 from vlmbatch.engine.torch.features import FeatureCache
 from vlmbatch.engine.torch.sampling import Draw, sample
@@ -309,7 +309,7 @@ class _FailingLanguage:
         return getattr(self.language, name)
 
     def __call__(self, x: torch.Tensor, positions: torch.Tensor, attend: Any) -> torch.Tensor:
-        decoding = hasattr(attend, "parts")
+        decoding = isinstance(attend, DecodeAttention)
         self.steps_left -= decoding
         if self.phase == "decode" and decoding and len(x) > 3 and self.steps_left < 0:
             raise RuntimeError(
@@ -331,7 +331,7 @@ class _PoisonedLanguage:
         return getattr(self.language, name)
 
     def __call__(self, x: torch.Tensor, positions: torch.Tensor, attend: Any) -> torch.Tensor:
-        is_decode = hasattr(attend, "parts")
+        is_decode = isinstance(attend, DecodeAttention)
         self.is_poisoned = positions >= self.place if is_decode else torch.zeros(0, dtype=bool)
         return self.language(x, positions, attend)
 

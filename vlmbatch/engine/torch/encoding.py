@@ -10,9 +10,9 @@ import torch
 
 from vlmbatch.engine.base import EngineStats
 from vlmbatch.engine.torch.budget import MemoryBudget
+from vlmbatch.engine.torch.cuda.peak_memory import measure_peak
 from vlmbatch.engine.torch.cuda.uploads import TileUploads
 from vlmbatch.engine.torch.features import FeatureCache
-from vlmbatch.engine.torch.peak_memory import measure_peak
 from vlmbatch.engine.torch.scheduler import Scheduler
 from vlmbatch.engine.torch.weights import Model
 from vlmbatch.prepare import Payload

@@ -116,7 +116,7 @@ class TransformersEngine:
         return sorted(answers, key=lambda answer: -answer.prompt_tokens)
 
     def _room_for(self, answers: Sequence[Answer]) -> int:
-        """How many of the answers, from the first on, go into the next batch."""
+        """Return the number of answers, from the first on, that go into the next batch."""
         count = 1 if answers[0].is_alone else min(self._most, len(answers))
         while count > 1 and not self._is_fixed:
             batch = answers[:count]

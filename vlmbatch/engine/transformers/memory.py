@@ -1,4 +1,4 @@
-"""How many prompts fit into one batch: an estimate from the configuration, not a measurement.
+"""Prompts that fit into one batch: an estimate from the configuration, not a measurement.
 
 On CUDA a wrong estimate ends in an exception and a smaller batch. A CPU gives no such sign, the
 system ends the process: so the estimate is on the careful side.

@@ -22,7 +22,7 @@ _PROCESSORS: Any = processing_auto
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Payload:
-    """What the model takes.
+    """Inputs of the model.
 
     Attributes:
         media: Pixels and what belongs to them, as the processor gives them for one prompt.

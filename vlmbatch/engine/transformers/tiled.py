@@ -160,7 +160,7 @@ class TiledProcessor:
 
 
 def _clip_settings(checkpoint: Checkpoint) -> dict[str, Any] | None:
-    """How frames of clips differ from pictures; None where the checkpoint does not say."""
+    """Settings of clips that differ from pictures; None where the checkpoint does not say."""
     settings = checkpoint.video_processor()
     size = settings.get("video_sampling", {}).get("video_size") or settings.get("size")
     if not size:

@@ -51,7 +51,7 @@ _OUTPUT_COLUMNS = {"id", "source", "media", "task", "prompt", "status", "run_id"
 
 _LONGEST_PATH = 4096
 _BASE64_STARTS = ("/9j/", "iVBORw0KGgo", "R0lGOD", "UklGR", "JVBERi0")
-"""How JPEG, PNG, GIF, WebP and PDF begin in base64."""
+"""First characters of JPEG, PNG, GIF, WebP and PDF in base64."""
 
 
 class Manifest:

@@ -1,4 +1,4 @@
-"""Which pages of a document, or frames of an animation, are asked for."""
+"""The choice of pages of a document, or of frames of an animation."""
 
 from __future__ import annotations
 

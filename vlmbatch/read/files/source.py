@@ -29,7 +29,7 @@ class LocalFile(Protocol):
 
     @property
     def path(self) -> str:
-        """Where it is, for as long as this object is there."""
+        """Its path, valid for as long as this object is there."""
         ...
 
     def bind(self, load: Callable[[str], Pixels]) -> Callable[[], Pixels]:

@@ -144,7 +144,7 @@ def _scaled(values: npt.NDArray[Any]) -> UInt8Array:
 
 
 def _raw_mode(image: Image.Image) -> str:
-    """How the pixels of a PNG file are stored, in Pillow's words; "" for other formats."""
+    """Return Pillow's name for the storage of a PNG file's pixels; "" for other formats."""
     tiles = getattr(image, "tile", None)
     return str(tiles[0].args) if image.format == "PNG" and tiles else ""
 
