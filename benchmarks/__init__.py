@@ -1,1 +1,1 @@
-"""Measurements that the README's numbers come from."""
+"""The measurements behind the README's numbers."""

@@ -1,5 +1,4 @@
-"""Writes a checkpoint in a published model's true shapes with random weights into a folder of your
-choice.
+"""Write a checkpoint with random weights in a published model's true shapes into a folder.
 
 python -m benchmarks.checkpoint 256m build/256m
 """

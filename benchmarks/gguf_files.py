@@ -1,8 +1,8 @@
-"""A checkpoint's weights as the two GGUF files that llama.cpp takes: the language model, and the
-vision encoder with its connector.
+"""Convert a checkpoint's weights to the two GGUF files that llama.cpp takes: the language model,
+and the vision encoder with its connector.
 
-Names, order and number formats are those of llama.cpp's own ``convert_hf_to_gguf.py``, which does
-not know the tokenizer of random weights.
+Names, order and dtypes are those of llama.cpp's own ``convert_hf_to_gguf.py``, which does not know
+the tokenizer of random weights.
 """
 
 from __future__ import annotations
@@ -53,18 +53,17 @@ VISION_LAYER_NAMES = {
     "mlp.fc2": "ffn_down",
 }
 NORMAL, CONTROL, UNUSED = 1, 3, 5
-"""Kinds of tokens, as GGUF numbers them."""
+"""Token types in GGUF."""
 TWO_LINES = "ĊĊ"
-"""Two ends of lines in one token, in byte-level spelling: llama.cpp looks for it in the vocabulary,
-to put it before a picture's overview.
+"""Two newlines in one token, in byte-level spelling; llama.cpp puts it before a picture's overview.
 """
 
 
 def import_gguf() -> Any:
-    """The gguf package, where it is installed.
+    """Import the gguf package.
 
     Raises:
-        MissingDependencyError: With what to install.
+        MissingDependencyError: It is not installed; the message says how to install it.
     """
     try:
         import gguf
@@ -76,16 +75,15 @@ def import_gguf() -> Any:
 
 
 def interleaved(weight: torch.Tensor, heads: int) -> torch.Tensor:
-    """A query or key matrix (heads * D, in) with each head's outputs in the order in which
-    llama.cpp rotates Llama's.
+    """Reorder a query or key matrix (heads * D, in) for llama.cpp's rotary embedding of Llama.
 
-    Checkpoints rotate output ``i`` with ``i + D / 2``, llama.cpp the outputs that are neighbours.
+    Checkpoints rotate output ``i`` with ``i + D / 2``, llama.cpp neighbouring outputs.
     """
     return weight.unflatten(0, (heads, 2, -1)).transpose(1, 2).reshape(weight.shape)
 
 
 def text_tensors(checkpoint: Checkpoint, shape: ModelShape) -> Iterator[tuple[str, torch.Tensor]]:
-    """Name and tensor of the language model, one after the other."""
+    """Yield name and tensor of the language model."""
     for name, tensor in _renamed(
         checkpoint, TEXT_NAMES, f"{TEXT}.layers.", TEXT_LAYER_NAMES, "blk."
     ):
@@ -98,7 +96,7 @@ def text_tensors(checkpoint: Checkpoint, shape: ModelShape) -> Iterator[tuple[st
 
 
 def vision_tensors(checkpoint: Checkpoint) -> Iterator[tuple[str, torch.Tensor]]:
-    """Name and tensor of the vision encoder and the connector, one after the other."""
+    """Yield name and tensor of the vision encoder and the connector."""
     return _renamed(
         checkpoint, VISION_NAMES, f"{VISION}.encoder.layers.", VISION_LAYER_NAMES, "v.blk."
     )
@@ -123,13 +121,13 @@ def _renamed(
 
 
 def write_text(checkpoint: Checkpoint, path: Path, dtype: torch.dtype) -> None:
-    """Writes the language model with the checkpoint's tokenizer, padded to the size of the
-    vocabulary with tokens that are not used.
+    """Write the language model with the checkpoint's tokenizer, padded with unused tokens to the
+    size of the vocabulary.
 
     Args:
-        checkpoint: Where the weights are.
+        checkpoint: The checkpoint.
         path: The file.
-        dtype: Of the matrices, float32 or bfloat16; norms are float32.
+        dtype: Dtype of the matrices, float32 or bfloat16; norms are float32.
 
     Raises:
         MissingDependencyError: gguf is not installed.
@@ -162,12 +160,12 @@ def write_text(checkpoint: Checkpoint, path: Path, dtype: torch.dtype) -> None:
 
 
 def vocabulary(checkpoint: Checkpoint, size: int) -> tuple[list[str], list[int], list[str]]:
-    """Tokens and their kinds by id, and the merges, of a byte-level BPE in tokenizer.json; ids that
-    it has not are unused tokens, the last one ``TWO_LINES``.
+    """Tokens and their types by id, and the merges, of the byte-level BPE in tokenizer.json.
+    Missing ids are unused tokens, the last one ``TWO_LINES``.
 
     Args:
-        checkpoint: With the tokenizer.
-        size: How many tokens there have to be.
+        checkpoint: The checkpoint, with its tokenizer.
+        size: Number of tokens.
     """
     tokenizer = checkpoint.read_json("tokenizer.json", required=True)
     tokens, kinds = [f"<unused_{number}>" for number in range(size)], [UNUSED] * size
@@ -191,12 +189,12 @@ def vocabulary(checkpoint: Checkpoint, size: int) -> tuple[list[str], list[int],
 
 
 def write_vision(checkpoint: Checkpoint, path: Path, dtype: torch.dtype) -> None:
-    """Writes the vision encoder and the connector.
+    """Write the vision encoder and the connector.
 
     Args:
-        checkpoint: Where the weights are.
+        checkpoint: The checkpoint.
         path: The file.
-        dtype: Of the matrices, float32 or bfloat16; norms, biases and embeddings are float32.
+        dtype: Dtype of the matrices, float32 or bfloat16; norms, biases and embeddings are float32.
 
     Raises:
         MissingDependencyError: gguf is not installed.

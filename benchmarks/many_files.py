@@ -1,14 +1,14 @@
-"""A folder of a million pictures: how soon the first one is prepared, what memory a path takes, and
-how quickly a run finds out what is done already.
+"""Measure a folder of a million pictures: time until the first is prepared, memory per path, and
+time until a run knows all finished rows.
 
     python -m benchmarks.many_files
     python -m benchmarks.many_files --files 100000 --json
 
-The files are links to a few small pictures, all in one folder, which is the hardest case: a folder
-is sorted before its first file is known. Every figure is measured in a process of its own, and as
-wall time and CPU time: on a busy machine only the second means something. The first picture is
-prepared by the pipeline as the command line runs it, progress included, with an engine that answers
-nothing. ``bytes`` is what the process grows by at most, a path or row.
+The files are links to a few small pictures in one folder. That is the hardest case: a folder is
+sorted before its first file is known. Every figure is measured in a fresh process, as wall time and
+CPU time; on a busy machine only the CPU time is meaningful. The pipeline prepares the first picture
+as on the command line, progress included, with an engine that answers nothing. ``bytes`` is the
+peak growth of the process per path or row.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ from vlmbatch.job import Job
 from vlmbatch.write.store import CommitPolicy, OutputStore
 
 LINKS_A_FILE = 50_000
-"""ext4 takes 65,000 links to a file."""
+"""ext4 allows 65,000 links to a file."""
 
 PROMPT = "Describe this image in one sentence."
 NEVER = CommitPolicy(rows=1 << 14, seconds=1e9, publish_seconds=1e9)
 
 
 def make_folder(folder: Path, count: int) -> None:
-    """Makes so many picture files, in an order that is not that of their names."""
+    """Make this many picture files, in an order other than that of their names."""
     folder.mkdir()
     for number in range(count):
         path = folder / f"IMG_{number * 7_919 % count:08d}.png"
@@ -54,7 +54,7 @@ def make_folder(folder: Path, count: int) -> None:
 
 
 class Measured:
-    """Seconds and bytes from when it is made until ``stop``."""
+    """Seconds and bytes between construction and ``stop``."""
 
     def __init__(self) -> None:
         self._process = psutil.Process()
@@ -65,7 +65,7 @@ class Measured:
         )
 
     def stop(self) -> dict[str, float]:
-        """The figures so far."""
+        """Return the figures so far."""
         peak = _peak_bytes(self._process)
         return {
             "wall_seconds": time.perf_counter() - self._begun,
@@ -75,9 +75,7 @@ class Measured:
 
 
 def _peak_bytes(process: psutil.Process) -> int:
-    """The most memory that the process has had, where the system says it; elsewhere what it has
-    now.
-    """
+    """Peak memory of the process, where the system reports it; elsewhere its current memory."""
     try:
         lines = Path("/proc/self/status").read_text().splitlines()
     except OSError:
@@ -86,7 +84,7 @@ def _peak_bytes(process: psutil.Process) -> int:
 
 
 def first_prepared(folder: Path, output: Path) -> dict[str, float]:
-    """Until the pipeline has prepared its first picture."""
+    """Measure until the pipeline has prepared its first picture."""
     from vlmbatch.cli.progress import ProgressReporter
     from vlmbatch.engine.scripted import ScriptedEngine
     from vlmbatch.run.pipeline import Run
@@ -110,7 +108,7 @@ def first_prepared(folder: Path, output: Path) -> dict[str, float]:
 
 
 def listing(folder: Path, shuffle: bool) -> dict[str, float]:
-    """Until the last Item; with ``shuffle`` they are all held, as the run then does."""
+    """Measure until the last Item; ``shuffle`` holds them all in memory, as a run does."""
     from vlmbatch.read import open_reader
 
     reader = open_reader(Job(inputs=(str(folder),), output="x.jsonl", shuffle=shuffle))
@@ -125,7 +123,7 @@ def open_store(output: Path) -> OutputStore:
 
 
 def write_rows(output: Path, count: int, killed: bool) -> None:
-    """Leaves what a run over so many pictures leaves, or one that was killed before its end."""
+    """Write the rows of a run over this many pictures, finished or killed before its end."""
     rows = open_store(output)
     for number in range(count):
         rows.write(_record(number), f"{1000 + number}:1700000000000000000")
@@ -143,7 +141,7 @@ def _record(number: int) -> Record:
 
 
 def resumed(output: Path, count: int) -> dict[str, float]:
-    """Until it is known of every row that it is done, and where it now stands."""
+    """Measure until every row is known to be done, with its position."""
     measured = Measured()
     rows = open_store(output)
     for number in range(count):
@@ -163,13 +161,13 @@ def resumed(output: Path, count: int) -> dict[str, float]:
 
 
 def alone(call: Callable[[], Any]) -> Any:
-    """What a call gives in a process of its own."""
+    """Return the result of a call in a fresh process."""
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         return pool.submit(call).result()
 
 
 def measure(count: int, folder: Path) -> list[dict[str, Any]]:
-    """One row a figure."""
+    """Return one row per figure."""
     pictures, output = folder / "pictures", folder / "out.jsonl"
     make_folder(pictures, count)
     rows = [
@@ -215,7 +213,7 @@ def measure(count: int, folder: Path) -> list[dict[str, Any]]:
 
 
 def main() -> None:
-    """Prints a table, or JSON."""
+    """Print a table, or JSON."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

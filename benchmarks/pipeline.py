@@ -1,8 +1,8 @@
-"""Wall time against the engine's busy time, and memory against the number of items, in fresh
+"""Compare wall time with the engine's busy time, and memory with the number of items, in fresh
 processes.
 
-python -m benchmarks.pipeline          # the demo model; 1,000 and 10,000 pictures of one tile
-python -m benchmarks.pipeline --model FOLDER --items 40
+    python -m benchmarks.pipeline          # demo model; 1,000 and 10,000 pictures of one tile
+    python -m benchmarks.pipeline --model FOLDER --items 40
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from PIL import Image
 
 
 def draw(folder: Path, count: int) -> None:
-    """Writes small pictures of coloured blocks."""
+    """Write small pictures of coloured blocks."""
     rng = np.random.default_rng(0)
     folder.mkdir()
     for number in range(count):
@@ -30,7 +30,7 @@ def draw(folder: Path, count: int) -> None:
 
 
 def run(folder: Path, model: str, items: int, new_tokens: int, output: Path) -> dict[str, float]:
-    """Captions so many pictures in a process of its own and reads its summary."""
+    """Caption this many pictures in a fresh process and read its summary."""
     command = [
         sys.executable,
         "-m",

@@ -1,9 +1,9 @@
-"""What ``--quantize int8`` changes: answers of the demo model about drawn scenes, logits of random
-weights in a published shape, and their speed.
+"""Effects of ``--quantize int8``: answers of the demo model about drawn scenes, logits of random
+weights in a published shape, and speed.
 
-python -m benchmarks.quantized --scenes 300
-python -m benchmarks.quantized --shape 256m
-python -m benchmarks.quantized --shape 256m --speed
+    python -m benchmarks.quantized --scenes 300
+    python -m benchmarks.quantized --shape 256m
+    python -m benchmarks.quantized --shape 256m --speed
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ PROMPT_TOKENS, NEW_TOKENS = 48, 48
 
 
 def open_both(model: str, dtype: str) -> list[TorchEngine]:
-    """An engine without and one with 8-bit weights; the one without loads first."""
+    """Open an engine without and one with int8 weights; the one without loads first."""
     jobs = [
         Job.from_dict({"model": model, "device": "cpu", "dtype": dtype, "quantize": quantize})
         for quantize in ("none", "int8")
@@ -39,7 +39,7 @@ def open_both(model: str, dtype: str) -> list[TorchEngine]:
 
 
 def answers_about_scenes(count: int, seed: int) -> None:
-    """Asks the demo model for a caption and three answers about each scene, twice."""
+    """Ask the demo model for a caption and three answers about each scene, twice."""
     rng = np.random.default_rng(seed)
     drawn = [scenes.random_scene(rng, longest=(64, 1024)) for _ in range(count)]
     asked = [
@@ -83,8 +83,8 @@ def answers_about_scenes(count: int, seed: int) -> None:
 
 @torch.inference_mode()
 def logits_of_random_weights(shape: str, dtype: str, sequences: int) -> None:
-    """Lets the plain weights choose tokens, and compares what both think of each: the most likely
-    token, and the log-probability of the chosen one.
+    """Let the plain weights choose tokens, and compare both models on each: the most likely token,
+    and the log-probability of the chosen one.
     """
     plain, small = open_both(str(cached_checkpoint(shape)), dtype)
     print("8-bit products:", plain.stats.kernels, small.stats.kernels)
@@ -131,8 +131,8 @@ def logits_of_random_weights(shape: str, dtype: str, sequences: int) -> None:
 
 @torch.inference_mode()
 def speed(shape: str, dtype: str) -> None:
-    """Times decode steps and prefills with and without 8-bit weights; they take turns, and the
-    least of each counts.
+    """Time decode steps and prefills with and without int8 weights, in turns; the minimum of each
+    counts.
     """
     engines = open_both(str(cached_checkpoint(shape)), dtype)
     for sequences in (1, 4, 16, 64):

@@ -15,7 +15,7 @@ from pathlib import Path
 
 
 def count_statements(source: str) -> int:
-    """Statements of a module's source, docstrings and imports left out."""
+    """Count the statements of a module's source, without docstrings and imports."""
     return sum(
         isinstance(node, ast.stmt)
         and not isinstance(node, ast.Import | ast.ImportFrom)

@@ -1,16 +1,16 @@
-"""Sampling a video on one core: ours against a plain loop of OpenCV and against PyAV decoding
-everything; all three take the same frames as RGB.
+"""Compare video sampling on one core: ours, a plain OpenCV loop, and PyAV decoding everything. All
+three take the same frames as RGB.
 
     python -m benchmarks.video                    # writes a video of 1920 x 1080 first
     python -m benchmarks.video --seconds 300 --key-every 2 --rounds 2
     python -m benchmarks.video --video FILE
 
-The video that is written is H.264 (x264, veryfast), with B-frames and a key frame every 10 seconds.
+The video that is written is H.264 (x264, veryfast), with B-frames and a keyframe every 10 seconds.
 
-Ours is the reader as the pipeline uses it, the conversion of the sampled frames included. OpenCV's
-loop reads every frame and keeps what is needed; PyAV's decodes every frame and converts what is
-needed. The sides take turns, each with one decoding thread, on one core; their processor time is
-compared, which on one core is the wall time of a machine that does nothing else.
+Ours is the pipeline's reader, with the conversion of the sampled frames. OpenCV's loop reads every
+frame and keeps the sampled ones; PyAV's decodes every frame and converts the sampled ones. The
+sides take turns, each with one decoding thread, on one core. Their CPU times are compared; on one
+core of an idle machine these are the wall times.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ WAYS: dict[str, dict[str, Any]] = {"--fps 1": {"fps": 1.0}, "--num-frames 16": {
 
 
 def write_moving_video(path: Path, seconds: int, key_every_seconds: float = 10.0) -> None:
-    """Writes a camera that pans over a textured field, with things that move across it."""
+    """Draw a camera that pans over a textured field, with objects that move across it."""
     rng = np.random.default_rng(0)
     coarse = rng.integers(0, 256, (HEIGHT // 24, (WIDTH + 800) // 24, 3), dtype=np.uint8)
     field = cv2.resize(coarse, (WIDTH + 800, HEIGHT), interpolation=cv2.INTER_CUBIC)
@@ -72,13 +72,13 @@ def write_moving_video(path: Path, seconds: int, key_every_seconds: float = 10.0
 
 
 def ours(path: Path, way: dict[str, Any]) -> list[np.ndarray]:
-    """The pictures that the pipeline would load."""
+    """Load the pictures as the pipeline does."""
     job = Job(inputs=(str(path),), media="video", **way)
     return [item.load().frames[0] for item in open_reader(job, sampler=make_sampler(job))]
 
 
 def with_opencv(path: Path, wanted: set[int]) -> list[np.ndarray]:
-    """Reads every frame, and keeps what is needed."""
+    """Read every frame, and keep the sampled ones."""
     capture = cv2.VideoCapture(str(path), cv2.CAP_FFMPEG, [cv2.CAP_PROP_N_THREADS, 1])
     found = []
     number = 0
@@ -92,7 +92,7 @@ def with_opencv(path: Path, wanted: set[int]) -> list[np.ndarray]:
 
 
 def with_pyav(path: Path, wanted: set[int]) -> list[np.ndarray]:
-    """Decodes every frame, and converts what is needed."""
+    """Decode every frame, and convert the sampled ones."""
     with av.open(str(path)) as container:
         container.streams.video[0].codec_context.thread_count = 1
         return [
@@ -103,7 +103,7 @@ def with_pyav(path: Path, wanted: set[int]) -> list[np.ndarray]:
 
 
 def numbers_of(path: Path, way: dict[str, Any]) -> set[int]:
-    """Numbers of the frames that a way takes, worked out from the time stamps."""
+    """Compute the numbers of the sampled frames from their timestamps."""
     with av.open(str(path)) as container:
         times = sorted(
             float(packet.pts * packet.time_base)
@@ -122,7 +122,7 @@ def numbers_of(path: Path, way: dict[str, Any]) -> set[int]:
 
 
 def measure(path: Path, rounds: int) -> list[dict[str, Any]]:
-    """One row a way of sampling: median frames of the video a second of each side, and our ratios
+    """Return one row per sampling method: median video frames a second of each side, and our ratios
     with their spread.
     """
     rows = []
@@ -174,7 +174,7 @@ def _timed(call: Callable[[], list[np.ndarray]]) -> tuple[list[np.ndarray], floa
 
 
 def main() -> None:
-    """Prints a table, or JSON."""
+    """Print a table, or JSON."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

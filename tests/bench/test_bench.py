@@ -18,7 +18,7 @@ from tests.checkpoints import write_tiny_checkpoint
 from vlmbatch.bench import checkpoint as checkpoints
 from vlmbatch.bench import flops, phases, pictures, shapes, workloads
 from vlmbatch.bench.bench import Bench
-from vlmbatch.bench.rows import Row, number, spread, summarize
+from vlmbatch.bench.rows import Measurement, number, spread, summarize
 from vlmbatch.bench.run import Settings, open_bench, run
 from vlmbatch.bench.sizes import NAMES, PHASE_NAMES, QUICK_NAMES, WORKLOAD_NAMES, Sizes
 from vlmbatch.bench.subject import Outcome, Subject
@@ -62,7 +62,7 @@ def subject_for(tiny: Path) -> Subject:
 
 
 @pytest.fixture(scope="module")
-def rows(tiny: Path) -> list[Row]:
+def rows(tiny: Path) -> list[Measurement]:
     """Every row there is, workloads compared with transformers."""
     settings = settings_for(tiny, compare="transformers")
     with pytest.MonkeyPatch.context() as patch:
@@ -70,7 +70,7 @@ def rows(tiny: Path) -> list[Row]:
         return list(run(open_bench(settings, SIZES), settings.names()))
 
 
-def test_every_name_has_rows_with_figures(rows: list[Row]) -> None:
+def test_every_name_has_rows_with_figures(rows: list[Measurement]) -> None:
     assert list(dict.fromkeys(row.name for row in rows)) == list(NAMES)
     assert (tuple(phases.PHASES), tuple(workloads.WORKLOADS)) == (PHASE_NAMES, WORKLOAD_NAMES)
     assert set(QUICK_NAMES) < set(NAMES)
@@ -82,7 +82,9 @@ def test_every_name_has_rows_with_figures(rows: list[Row]) -> None:
     assert json.loads(json.dumps([dataclasses.asdict(row) for row in rows]))
 
 
-def test_transformers_gives_the_same_tokens_one_at_a_time_and_padded(rows: list[Row]) -> None:
+def test_transformers_gives_the_same_tokens_one_at_a_time_and_padded(
+    rows: list[Measurement],
+) -> None:
     compared = [row for row in rows if "equal" in row.details]
     assert len(compared) == 2 * len(WORKLOAD_NAMES)
     assert "over generate, batches of 2" in compared[1].what
@@ -102,7 +104,7 @@ def test_transformers_gives_the_same_tokens_one_at_a_time_and_padded(rows: list[
 
 
 def test_reading_and_decoding_are_compared_as_well(
-    rows: list[Row], tiny: Path, tmp_path: Path
+    rows: list[Measurement], tiny: Path, tmp_path: Path
 ) -> None:
     compared = {
         row.what.strip(): row
@@ -127,7 +129,7 @@ def test_reading_and_decoding_are_compared_as_well(
     bench.subject.close()
 
 
-def test_workloads_are_what_their_rows_say(rows: list[Row]) -> None:
+def test_workloads_are_what_their_rows_say(rows: list[Measurement]) -> None:
     details = {
         row.name: row.details
         for row in rows

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import gguf_files, llama_cpp
-from benchmarks.llama_cpp import LlamaCpp, ToolError
+from benchmarks import gguf_files, llama_cpp, llama_tools
+from benchmarks.llama_tools import LlamaCpp, ToolError
 from tests.checkpoints import write_tiny_checkpoint
 from vlmbatch.bench.bench import Bench
 from vlmbatch.bench.run import Settings, open_bench
@@ -35,7 +35,11 @@ SIZES = Sizes(
     decode_sequences=(1, 3),
     decode_tokens=3,
 )
-BATCHED = '\nggml: ready\n{"pp": 91, "tg": 32, "pl": 4, "t_pp": 0.5, "speed_pp": 182.0, "t_tg": 1.0, "speed_tg": 128.0}\nllama_perf: 1 ms\n'
+BATCHED = """
+ggml: ready
+{"pp": 91, "tg": 32, "pl": 4, "t_pp": 0.5, "speed_pp": 182.0, "t_tg": 1.0, "speed_tg": 128.0}
+llama_perf: 1 ms
+"""
 ENCODED = """encoding mtmd batch, n_chunks = 1 (done = 1, total = 5)
 mtmd batch encoding done in 800 ms
 image decoded (batch 1/1) in 90 ms
@@ -124,22 +128,22 @@ def test_the_vocabulary_is_the_checkpoints_and_as_large_as_it_has_to_be(tiny: Pa
 
 
 def test_figures_are_read_from_what_the_tools_write() -> None:
-    assert llama_cpp.batch_figures(BATCHED)["speed_tg"] == 128.0
-    assert llama_cpp.tile_rate(ENCODED) == pytest.approx(3 / 2.4)
+    assert llama_tools.batch_figures(BATCHED)["speed_tg"] == 128.0
+    assert llama_tools.tile_rate(ENCODED) == pytest.approx(3 / 2.4)
     assert (
-        llama_cpp.first_perplexity(
+        llama_tools.first_perplexity(
             "perplexity: 0.10 seconds per pass\n[1]49280.1250,\nFinal estimate"
         )
         == 49280.125
     )
     assert (
-        llama_cpp.version_of("load: ready\nversion: 4321 (0c1e570)\nbuilt with GNU")
+        llama_tools.version_of("load: ready\nversion: 4321 (0c1e570)\nbuilt with GNU")
         == "4321 (0c1e570)"
     )
 
 
 @pytest.mark.parametrize(
-    "read", [llama_cpp.batch_figures, llama_cpp.tile_rate, llama_cpp.first_perplexity]
+    "read", [llama_tools.batch_figures, llama_tools.tile_rate, llama_tools.first_perplexity]
 )
 def test_a_tool_that_measures_nothing_is_an_error(read: object) -> None:
     with pytest.raises(ToolError, match="nothing: no room"):
@@ -192,13 +196,13 @@ def test_our_probability_is_that_of_the_reference(tiny: Path) -> None:
 
     bench = open_bench(Settings(Job(device="cpu", dtype="float32"), model=str(tiny)), SIZES)
     ids = torch.tensor(
-        Tokenizer.from_file(str(tiny / "tokenizer.json")).encode(llama_cpp.CHECK_TEXT).ids
+        Tokenizer.from_file(str(tiny / "tokenizer.json")).encode(llama_tools.CHECK_TEXT).ids
     )
-    assert len(ids) >= 2 * llama_cpp.CHECK_TOKENS  # llama-perplexity takes no less
+    assert len(ids) >= 2 * llama_tools.CHECK_TOKENS  # llama-perplexity takes no less
     model = transformers.SmolVLMForConditionalGeneration.from_pretrained(
         tiny, dtype=torch.float32
     ).eval()
-    ids, half = ids[: llama_cpp.CHECK_TOKENS], llama_cpp.CHECK_TOKENS // 2
+    ids, half = ids[: llama_tools.CHECK_TOKENS], llama_tools.CHECK_TOKENS // 2
     with torch.inference_mode():
         chances = (
             model(input_ids=ids[None])

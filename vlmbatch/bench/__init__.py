@@ -1,3 +1,3 @@
-"""What a machine does with a model, beside the machine's own limits and, where it is asked for,
-beside transformers. Imports nothing before it is used.
+"""Benchmark a model on a machine, beside the machine's own limits and, if asked for, beside
+transformers. Imports are lazy.
 """

@@ -1,6 +1,4 @@
-"""What the measurements share: the subject, the sizes, and what is measured once and used by
-several.
-"""
+"""State shared by the measurements: the subject, the sizes, and shared figures."""
 
 from __future__ import annotations
 
@@ -28,7 +26,7 @@ PROMPT = "Describe this image in one sentence."
 
 
 class Comparison(Protocol):
-    """Another implementation, which phases are compared with.
+    """Another implementation to compare phases with.
 
     Attributes:
         version: Its version.
@@ -41,7 +39,7 @@ class Comparison(Protocol):
         ...
 
     def decode_rate(self, sequences: int, prompt_tokens: int, new_tokens: int) -> float:
-        """Tokens a second of decoding alone."""
+        """Decode alone; return tokens a second."""
         ...
 
 
@@ -50,9 +48,9 @@ class Bench:
     """One run of the benchmark.
 
     Attributes:
-        subject: What is measured.
-        sizes: How much work that is.
-        reference: What it is compared with, or None.
+        subject: The model and device to measure.
+        sizes: Amount of work.
+        reference: Implementation to compare with, or None.
     """
 
     subject: Subject
@@ -62,17 +60,17 @@ class Bench:
 
     @functools.cached_property
     def gemm(self) -> Ceiling:
-        """The ceiling of computing."""
+        """The compute ceiling."""
         return gemm_ceiling(self.subject.shape, self.subject.device, self.subject.dtype, self.sizes)
 
     @functools.cached_property
     def copy(self) -> Ceiling:
-        """The ceiling of moving data."""
+        """The memory bandwidth ceiling."""
         return copy_ceiling(self.subject.device, self.sizes)
 
     def warm(self, requests: list[Request], max_new_tokens: int) -> None:
-        """Has what is allocated, compiled or tuned at first use done before anything is measured: a
-        GPU does the work once, a CPU one small request.
+        """Warm up: allocation, compilation and tuning at first use. A GPU does the whole work once,
+        a CPU one small request.
         """
         if self.subject.device.type != "cpu":
             self.subject.run(requests, max_new_tokens)
@@ -81,11 +79,11 @@ class Bench:
             self._warm = True
 
     def repeat(self, call: Callable[[], Outcome]) -> list[Outcome]:
-        """As many rounds of a piece of work as the sizes say."""
+        """Repeat a piece of work for as many rounds as the sizes say."""
         return [call() for _ in range(self.sizes.rounds)]
 
     def describe(self) -> dict[str, Any]:
-        """Machine, versions and model, for the head of the table and for JSON."""
+        """Describe machine, versions and model, for the head of the table and for JSON."""
         subject, device = self.subject, self.subject.device
         return {
             "vlmbatch": vlmbatch.__version__,
@@ -106,7 +104,7 @@ class Bench:
 
 
 def device_name(device: torch.device) -> str:
-    """The card's or processor's name, as its maker calls it."""
+    """Vendor's name of the GPU or processor."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     if sys.platform == "linux":
@@ -119,7 +117,7 @@ def device_name(device: torch.device) -> str:
 
 
 def timed(call: Callable[[], object]) -> float:
-    """Wall seconds of a call."""
+    """Measure the wall seconds of a call."""
     started = time.perf_counter()
     call()
     return time.perf_counter() - started

@@ -1,5 +1,5 @@
-"""What the device itself can do: matrix products in the model's sizes and number format, and copies
-in memory. Measured, not read off a data sheet.
+"""Ceilings of the device: matrix products in the model's sizes and dtype, and memory copies.
+Measured, not taken from a data sheet.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ class Ceiling:
 
     Attributes:
         per_second: Operations, or bytes, a second.
-        what: What reached it.
-        all: Every measurement, by what it was.
+        what: Name of the best measurement.
+        all: Every measurement, by name.
     """
 
     per_second: float
@@ -37,8 +37,8 @@ class Ceiling:
 def gemm_ceiling(
     shape: ModelShape, device: torch.device, dtype: torch.dtype, sizes: Sizes
 ) -> Ceiling:
-    """Floating-point operations a second on matrices as large as the model's own: the best of them,
-    and of ``F.linear`` and oneDNN's packed product.
+    """Measure floating-point operations a second on matrices as large as the model's own: the best
+    size, by ``F.linear`` or oneDNN's packed product.
 
     On some processors (AMD's, with MKL) the packed product is the faster by half.
     """
@@ -60,8 +60,8 @@ def gemm_ceiling(
 
 
 def copy_ceiling(device: torch.device, sizes: Sizes) -> Ceiling:
-    """Bytes a second of copying a block within the device's memory, read and written bytes
-    counted.
+    """Measure bytes a second of copying a block within the device's memory, bytes read and written
+    added.
     """
     source = torch.ones(sizes.copy_bytes, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
@@ -85,8 +85,8 @@ def _products(shape: ModelShape) -> list[tuple[int, int]]:
 
 
 def _fastest(call: Callable[[], object], device: torch.device, seconds: float) -> float:
-    """Seconds of one call: the best of at least five rounds, each long enough that neither the
-    clock nor the launch of a kernel counts.
+    """Measure the seconds of one call: the best of at least five rounds, each long enough to hide
+    the clock's resolution and kernel launches.
     """
     with torch.inference_mode():
         call()

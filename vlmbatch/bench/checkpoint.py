@@ -1,5 +1,5 @@
-"""Checkpoints in a published model's true shapes with random weights: speed depends on shapes, not
-on what was learned.
+"""Checkpoints with random weights in a published model's true shapes: speed depends on shapes, not
+on weights.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ COPIED = (
 
 
 def open_checkpoint(shape: str, model: str | None, revision: str | None = None) -> Checkpoint:
-    """The checkpoint that is measured.
+    """Open the checkpoint to measure.
 
     Args:
-        shape: A row of ``SHAPES``; used when there is no model.
+        shape: A row of ``SHAPES``; used without a model.
         model: A folder, a hub id, or ``demo``.
         revision: Branch, tag or commit of a hub id.
 
@@ -50,12 +50,11 @@ def open_checkpoint(shape: str, model: str | None, revision: str | None = None) 
 
 
 def cached_checkpoint(name: str, root: Path | None = None) -> Path:
-    """The folder of a random checkpoint, written when it is not there yet.
+    """Return the folder of a random checkpoint; write it if it is missing.
 
     Args:
         name: A row of ``SHAPES``.
-        root: Where it is kept; a folder of this user's among the system's temporary files, unless
-            another is named.
+        root: Parent folder; by default a folder of this user's in the system's temporary folder.
 
     Raises:
         OutputError: It cannot be written; the message names TMPDIR.
@@ -96,13 +95,13 @@ def cached_checkpoint(name: str, root: Path | None = None) -> Path:
 
 
 def write_checkpoint(name: str, folder: Path, seed: int = 0) -> Path:
-    """Writes weights (bfloat16, normal, 0.02) and files; tokenizer and template are the demo
-    model's, whose ids all lie in the vocabulary.
+    """Write weights (bfloat16, normal, 0.02) and files. Tokenizer and template are the demo
+    model's; its ids are all in the vocabulary.
 
     Args:
         name: A row of ``SHAPES``.
-        folder: Where; made if it is not there.
-        seed: Of the weights.
+        folder: Target folder; created if missing.
+        seed: Seed of the weights.
 
     Returns:
         The folder.
@@ -123,7 +122,7 @@ def write_checkpoint(name: str, folder: Path, seed: int = 0) -> Path:
 
 
 def write_settings(name: str, folder: Path) -> None:
-    """Writes every file of a random checkpoint but the weights."""
+    """Write every file of a random checkpoint except the weights."""
     folder.mkdir(parents=True, exist_ok=True)
     demo = find_checkpoint(DEMO)
     settings = SHAPES[name]

@@ -1,8 +1,8 @@
-"""The same work through the transformers engine: one request at a time, or in batches padded on the
-left.
+"""Run the same work through the transformers engine: one request at a time, or in left-padded
+batches.
 
-Each side prepares the same conversations and questions with its own processor, outside the clock;
-so what is compared is the computing. Sides take turns in one process.
+Each side prepares the same conversations and questions with its own processor, outside the clock,
+so only computing is compared. Sides take turns in one process.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from PIL import Image
 
 from vlmbatch.bench import workloads
 from vlmbatch.bench.bench import Bench
-from vlmbatch.bench.rows import Row, spread, summarize
+from vlmbatch.bench.rows import Measurement, spread, summarize
 from vlmbatch.bench.subject import Outcome, Subject, again
 from vlmbatch.bench.workloads import Work, speed
 from vlmbatch.core import Conversation, Pixels, Question, Request
@@ -32,15 +32,15 @@ from vlmbatch.errors import GenerateError
 from vlmbatch.job import Detail
 
 LARGEST_BATCH = 1 << 20
-"""Sequences that the engine may put together: as many as it is given at a time."""
+"""Maximum batch size of the engine: all requests it is given at a time."""
 
 
 class Reference:
-    """The transformers engine on the subject's device and in its number format.
+    """The transformers engine on the subject's device and in its dtype.
 
     Attributes:
         version: transformers' version.
-        device: Where it computes.
+        device: The device that computes.
     """
 
     def __init__(self, subject: Subject) -> None:
@@ -66,7 +66,7 @@ class Reference:
         self._processors: dict[Detail, TiledProcessor] = {}
 
     def processor(self, detail: Detail) -> TiledProcessor:
-        """What makes conversations into tensors at a detail; the model is the same for all."""
+        """Return the processor for a detail; the model is shared."""
         if detail not in self._processors:
             checkpoint = self._subject.checkpoint
             self._processors[detail] = TiledProcessor(checkpoint, self._config, detail)
@@ -79,7 +79,7 @@ class Reference:
         return self.processor("full")(Conversation.about("image", pixels), [""]).tiles or 0
 
     def requests(self, work: Work) -> list[Request]:
-        """A request a question, as plain code asks; the tag is that of our side's answer."""
+        """Make one request per question, as plain code does; tagged like our side's answer."""
         process, found = self.processor(work.detail), []
         conversations = self._subject.conversations(work.pictures)
         for number, (about, ours) in enumerate(zip(conversations, work.requests, strict=True)):
@@ -94,7 +94,7 @@ class Reference:
         return found
 
     def run(self, requests: Sequence[Request], size: int) -> Outcome:
-        """Answer all requests in batches of a size, in their order.
+        """Answer all requests in batches of this size, in order.
 
         Raises:
             GenerateError: A request was answered with an error.
@@ -111,11 +111,11 @@ class Reference:
         return outcome
 
     def fits(self, requests: Sequence[Request], size: int) -> Outcome | None:
-        """The outcome of a batch size; None where memory has no room for it."""
+        """Run a batch size; None if it runs out of memory."""
         before = len(self._engine.stats.oom_events)
         try:
             if self.device.type != "cpu":
-                # What is allocated and tuned at first use is not what is asked for.
+                # Warm-up, which must not count as the batch's own memory.
                 self.run(requests[:size], size)
             outcome = self.run(requests, size)
         finally:
@@ -123,7 +123,7 @@ class Reference:
         return outcome if len(self._engine.stats.oom_events) == before else None
 
     def decode_rate(self, sequences: int, prompt_tokens: int, new_tokens: int) -> float:
-        """Tokens a second of decoding alone, for prompts of words only."""
+        """Decode alone, for text-only prompts; return tokens a second."""
         words = min(1000, self._subject.shape.text.vocabulary)
         ids = torch.arange(sequences * prompt_tokens).view(sequences, prompt_tokens) % words
         ids[ids == self._config.image_token_id] = 0
@@ -139,9 +139,9 @@ class Reference:
         return (stats.decode_tokens - tokens) / (stats.decode_seconds - seconds)
 
 
-def compare(bench: Bench, reference: Reference, work: Work) -> Iterator[Row]:
-    """Yield our row, and one for each way of theirs: the ratio of speeds in items a second, and how
-    many answers are equal token for token.
+def compare(bench: Bench, reference: Reference, work: Work) -> Iterator[Measurement]:
+    """Yield our row, and one per batching of the reference: the ratio of speeds in items a second,
+    and the number of answers that are equal token for token.
     """
     requests = reference.requests(work)
     # As long on average as all of them, where lengths differ.
@@ -156,7 +156,7 @@ def compare(bench: Bench, reference: Reference, work: Work) -> Iterator[Row]:
     if tried:
         best = min(tried, key=lambda size: tried[size].seconds)
         ways[f"batches of {best}"] = (requests, best)
-        # Of one round, that was it.
+        # In a comparison of one round, the first run is the measurement.
         theirs[f"batches of {best}"] = [tried[best]] if bench.sizes.rounds == 1 else []
     if not tried or reference.device.type != "cpu":
         reference.run(requests[:1], 1)
@@ -177,8 +177,8 @@ def _ratio(
     ours: Sequence[Outcome],
     theirs: Sequence[Outcome],
     tried_seconds: dict[int, float],
-) -> Row:
-    """The row of one way of theirs."""
+) -> Measurement:
+    """Make the row of one batching of the reference."""
     rates = [len(outcome.answers) / outcome.seconds for outcome in theirs]
     ratios = [work.answers / mine.seconds / rate for mine, rate in zip(ours, rates, strict=True)]
     found = theirs[-1].answers
@@ -192,11 +192,11 @@ def _ratio(
     }
     note = " ".join(filter(None, (spread(ratios), f"{equal} of {len(found)} answers equal")))
     what = f"  over generate, {way}"
-    return Row(work.name, what, statistics.median(ratios), "x", note, details)
+    return Measurement(work.name, what, statistics.median(ratios), "x", note, details)
 
 
 def _closed(requests: Sequence[Request]) -> RequestQueue:
-    """A queue of requests, to which nothing is added."""
+    """Make a closed queue of requests."""
     queue = RequestQueue(len(requests) + 1, 1 << 62)
     for request in requests:
         queue.put(request)

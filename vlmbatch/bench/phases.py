@@ -1,5 +1,5 @@
-"""The phases of an answer, each alone: reading and preparing, the vision encoder, prefill,
-decoding; how long the first word takes, and memory.
+"""The phases of an answer, each alone: reading and preparing, the vision encoder, prefill and
+decoding; time to first token, and memory.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import torch
 from vlmbatch.bench import flops
 from vlmbatch.bench.bench import PROMPT, Bench, timed
 from vlmbatch.bench.pictures import photo, photos, write_jpeg
-from vlmbatch.bench.rows import Row, share, spread, summarize
+from vlmbatch.bench.rows import Measurement, share, spread, summarize
 from vlmbatch.bench.subject import Outcome, used_bytes
 from vlmbatch.core import Conversation, Question, Request
 from vlmbatch.engine.torch.device import empty_cache
@@ -30,10 +30,10 @@ MAX_PIXELS = 200_000_000
 SAMPLE_SECONDS = 0.005
 
 
-def gemm(bench: Bench) -> Iterator[Row]:
-    """The most that matrix products of the model's sizes reach."""
+def gemm(bench: Bench) -> Iterator[Measurement]:
+    """Measure the ceiling of matrix products in the model's sizes."""
     ceiling = bench.gemm
-    yield Row(
+    yield Measurement(
         "gemm",
         ceiling.what,
         ceiling.per_second / 1e9,
@@ -43,15 +43,15 @@ def gemm(bench: Bench) -> Iterator[Row]:
     )
 
 
-def copy(bench: Bench) -> Iterator[Row]:
-    """The most that copying in the device's memory reaches."""
-    yield Row(
+def copy(bench: Bench) -> Iterator[Measurement]:
+    """Measure the ceiling of copies in the device's memory."""
+    yield Measurement(
         "copy", bench.copy.what, bench.copy.per_second / 1e9, "GB/s", "the ceiling of moving data"
     )
 
 
-def vision(bench: Bench) -> Iterator[Row]:
-    """The vision encoder, on tiles that all differ."""
+def vision(bench: Bench) -> Iterator[Measurement]:
+    """Measure the vision encoder on distinct tiles."""
     subject = bench.subject
     requests = subject.requests(photos(bench.sizes.tiles), [PROMPT], "low")
     bench.warm(requests, 1)
@@ -68,7 +68,7 @@ def vision(bench: Bench) -> Iterator[Row]:
         "calls": calls,
     }
     what = f"{len(requests)} tiles in {calls} call{'' if calls == 1 else 's'}"
-    yield Row(
+    yield Measurement(
         "vision",
         what,
         1 / rate,
@@ -78,8 +78,8 @@ def vision(bench: Bench) -> Iterator[Row]:
     )
 
 
-def prefill(bench: Bench) -> Iterator[Row]:
-    """Prompts of one tile and many words, whose vision part is not counted."""
+def prefill(bench: Bench) -> Iterator[Measurement]:
+    """Measure prefill of prompts with one tile and many words; the vision part is not counted."""
     subject, sizes = bench.subject, bench.sizes
     tokens = min(sizes.prompt_tokens, subject.shape.text.context - 8)
     requests = [
@@ -105,11 +105,11 @@ def prefill(bench: Bench) -> Iterator[Row]:
         f"{len(requests)} prompt{'' if len(requests) == 1 else 's'} of "
         f"{requests[0].payload.prompt_tokens} tokens"
     )
-    yield Row("prefill", what, rate, "tokens/s", note, details)
+    yield Measurement("prefill", what, rate, "tokens/s", note, details)
 
 
 def _lengthen(request: Request, tokens: int) -> Request:
-    """The request with its question repeated until the prompt has so many tokens."""
+    """Repeat the question of a request until the prompt has this many tokens."""
     payload = request.payload
     question = list(payload.question_ids[0])
     room = max(len(question), tokens - len(payload.prefix_ids))
@@ -124,11 +124,11 @@ def _lengthen(request: Request, tokens: int) -> Request:
     )
 
 
-def decode(bench: Bench) -> Iterator[Row]:
-    """Decoding alone: questions about one tile, so that all of them start together and nothing is
+def decode(bench: Bench) -> Iterator[Measurement]:
+    """Measure decoding alone: questions about one tile, so that all start together and nothing is
     encoded meanwhile.
 
-    Where there is a reference, it continues as many prompts of as many tokens.
+    A reference continues as many prompts of as many tokens.
     """
     subject, sizes = bench.subject, bench.sizes
     weights = flops.step_weight_bytes(
@@ -171,15 +171,15 @@ def decode(bench: Bench) -> Iterator[Row]:
             if together == 1
             else share(computed, bench.gemm.per_second, "gemm")
         )
-        yield Row("decode", what, rate, "tokens/s", note, details)
+        yield Measurement("decode", what, rate, "tokens/s", note, details)
         if theirs:
             yield _ratio(
                 "decode", f"generate, {count} sequence{'' if count == 1 else 's'}", rates, theirs
             )
 
 
-def first_token(bench: Bench) -> Iterator[Row]:
-    """From a prepared request to its first token, with nothing else to do."""
+def first_token(bench: Bench) -> Iterator[Measurement]:
+    """Measure the time to first token of a prepared request on an idle engine."""
     subject = bench.subject
     kinds: dict[Detail, str] = {"low": "a frame of one tile", "full": "a photo at full detail"}
     for detail, name in kinds.items():
@@ -199,20 +199,20 @@ def first_token(bench: Bench) -> Iterator[Row]:
             f"{name} ({requests[0].tiles} tile{'' if requests[0].tiles == 1 else 's'}, "
             f"{requests[0].payload.prompt_tokens} tokens)"
         )
-        yield Row("first-token", what, statistics.median(seconds), "s", spread(seconds), details)
+        yield Measurement(
+            "first-token", what, statistics.median(seconds), "s", spread(seconds), details
+        )
 
 
-def memory(bench: Bench) -> Iterator[Row]:
-    """The peak of photos at full detail beside what the budget says of weights, tiles, keys and
-    values.
+def memory(bench: Bench) -> Iterator[Measurement]:
+    """Measure the peak memory of photos at full detail, beside the budget of weights, tiles, keys
+    and values.
     """
     subject, new_tokens = bench.subject, 16
     engine = subject.engine
     requests = subject.requests(photos(bench.sizes.photos), [PROMPT], "full")
-    subject.run(requests[:1], 1)  # on CUDA the first encoder call tells what a tile takes
-    empty_cache(
-        subject.device
-    )  # what earlier rows left free would count as the baseline, and not as taken
+    subject.run(requests[:1], 1)  # on CUDA the first encoder call measures the memory of a tile
+    empty_cache(subject.device)  # memory freed by earlier rows would be part of the baseline
     baseline = used_bytes(subject.device)
     peak, outcome = peak_bytes(lambda: subject.run(requests, new_tokens), subject.device)
     figures = engine.stats.memory
@@ -236,12 +236,12 @@ def memory(bench: Bench) -> Iterator[Row]:
         f"{100 * taken / predicted:.0f} % of the {predicted / 1e6:,.0f} MB predicted; the "
         f"limit is {figures['limit_bytes'] / 1e6:,.0f} MB"
     )
-    yield Row("memory", what, taken / 1e6, "MB", note, details)
+    yield Measurement("memory", what, taken / 1e6, "MB", note, details)
 
 
 def peak_bytes(call: Callable[[], Outcome], device: torch.device) -> tuple[int, Outcome]:
-    """The most memory in use while a call runs, in bytes: CUDA's own count, elsewhere looked at
-    every few milliseconds.
+    """Peak memory during a call, in bytes: CUDA's own count, elsewhere polled every few
+    milliseconds.
     """
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
@@ -264,9 +264,9 @@ def peak_bytes(call: Callable[[], Outcome], device: torch.device) -> tuple[int, 
     return max(highest, used_bytes(device)), outcome
 
 
-def reading(bench: Bench) -> Iterator[Row]:
-    """JPEG files to requests on one thread, as each reading worker does it, and, where there is a
-    reference, by its processor, in turns.
+def reading(bench: Bench) -> Iterator[Measurement]:
+    """Measure reading JPEG files into requests on one thread, as a reading worker does; in turns
+    with the reference's processor, if there is one.
     """
     preparer = bench.subject.preparer("full")
     with tempfile.TemporaryDirectory() as folder:
@@ -293,7 +293,7 @@ def reading(bench: Bench) -> Iterator[Row]:
                 "cores": psutil.cpu_count(),
             }
             what = f"JPEG of {width} x {height}, {path.stat().st_size / 1e6:.1f} MB"
-            yield Row("reading", what, rate, "images/s", "a core", details)
+            yield Measurement("reading", what, rate, "images/s", "a core", details)
             if theirs:
                 yield _ratio(
                     "reading",
@@ -303,14 +303,16 @@ def reading(bench: Bench) -> Iterator[Row]:
                 )
 
 
-def _ratio(name: str, over: str, ours: Sequence[float], theirs: Sequence[float]) -> Row:
-    """The row of a comparison, of rates that were measured in turns."""
+def _ratio(name: str, over: str, ours: Sequence[float], theirs: Sequence[float]) -> Measurement:
+    """Make the row of a comparison of rates measured in turns."""
     ratios = [mine / their for mine, their in zip(ours, theirs, strict=True)]
     details = {"ratio": summarize(ratios), "per_second": summarize(theirs)}
-    return Row(name, f"  over {over}", statistics.median(ratios), "x", spread(ratios), details)
+    return Measurement(
+        name, f"  over {over}", statistics.median(ratios), "x", spread(ratios), details
+    )
 
 
-PHASES: dict[str, Callable[[Bench], Iterator[Row]]] = {
+PHASES: dict[str, Callable[[Bench], Iterator[Measurement]]] = {
     "gemm": gemm,
     "copy": copy,
     "reading": reading,
@@ -320,4 +322,4 @@ PHASES: dict[str, Callable[[Bench], Iterator[Row]]] = {
     "first-token": first_token,
     "memory": memory,
 }
-"""By name."""
+"""The phases by name."""

@@ -1,5 +1,5 @@
-"""Pictures that the benchmark draws itself: photos, scans and icons without content, each different
-and the same on every machine.
+"""Pictures that the benchmark draws: photos, scans and icons, each different and the same on every
+machine.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ SCAN_SIZE = (1240, 1754)
 
 
 def photo(number: int, width: int, height: int) -> Image.Image:
-    """Soft shapes under fine grain, RGB: as a JPEG about as large as a photo of that size."""
+    """Draw soft shapes under fine grain, RGB; a JPEG of it is about as large as a photo's."""
     rng = np.random.default_rng(number)
     coarse = Image.fromarray(rng.integers(0, 256, (12, 16, 3), dtype=np.uint8)).resize(
         (width, height), Image.Resampling.BICUBIC
@@ -29,12 +29,12 @@ def photo(number: int, width: int, height: int) -> Image.Image:
 
 
 def photos(count: int, sizes: tuple[tuple[int, int], ...] = PHOTO_SIZES) -> list[Image.Image]:
-    """So many photos of these sizes in turn."""
+    """Draw this many photos, in turns of these sizes."""
     return [photo(number, *sizes[number % len(sizes)]) for number in range(count)]
 
 
 def scan(number: int) -> Image.Image:
-    """A page, RGB: the same letterhead on every one, a few lines of marks, and white below."""
+    """Draw a page, RGB: the same letterhead on every one, a few lines of marks, and white below."""
     width, height = SCAN_SIZE
     page = Image.new("RGB", SCAN_SIZE, "white")
     draw = ImageDraw.Draw(page)
@@ -52,7 +52,7 @@ def scan(number: int) -> Image.Image:
 
 
 def small_sizes(tile_edge: int) -> tuple[tuple[int, int], ...]:
-    """Sizes of pictures that fit into one tile, as thumbnails and icons do."""
+    """Sizes of pictures that fit into one tile, such as thumbnails and icons."""
     return tuple(
         (max(8, tile_edge * wide // 8), max(8, tile_edge * high // 8))
         for wide, high in ((1, 1), (4, 3), (2, 2), (3, 4))
@@ -60,6 +60,6 @@ def small_sizes(tile_edge: int) -> tuple[tuple[int, int], ...]:
 
 
 def write_jpeg(path: Path, width: int, height: int) -> Path:
-    """Writes a photo as a JPEG file of quality 90."""
+    """Write a photo as a JPEG file of quality 90."""
     photo(0, width, height).save(path, "JPEG", quality=90)
     return path

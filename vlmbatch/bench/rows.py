@@ -1,4 +1,4 @@
-"""A line of the table, and how numbers are written in it."""
+"""A row of the table, and the format of its numbers."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from typing import Any
 
 
 @dataclasses.dataclass(frozen=True)
-class Row:
+class Measurement:
     """One measurement.
 
     Attributes:
-        name: What ``--only`` calls it.
+        name: Its name for ``--only``.
         what: The work, in words.
-        value: The figure; None when it could not be had.
+        value: The figure; None if it is missing.
         unit: Its unit.
-        note: Share of a ceiling, spread, or why there is no figure.
+        note: Share of a ceiling, spread, or the reason for a missing figure.
         details: Plain values behind it, for JSON.
-        failed: Whether an error stands in the place of the figure.
+        failed: Whether it failed with an error.
     """
 
     name: str
@@ -31,13 +31,13 @@ class Row:
     failed: bool = False
 
     def line(self) -> str:
-        """The row as a line of the table."""
+        """Format the row as a line of the table."""
         figure = f"{number(self.value)} {self.unit}" if self.value is not None else "-"
         return f"{self.name:<12} {self.what:<50} {figure:>20}  {self.note}".rstrip()
 
 
 def number(value: float) -> str:
-    """Three significant digits, without an exponent: ``1,230``, ``12.3``, ``0.123``."""
+    """Format three significant digits, without an exponent: ``1,230``, ``12.3``, ``0.123``."""
     if value == 0:
         return "0"
     digits = 2
@@ -53,17 +53,17 @@ def number(value: float) -> str:
 
 
 def share(part: float, whole: float, name: str) -> str:
-    """A note such as ``63 % of gemm``."""
+    """Format a share of a ceiling, such as ``63 % of gemm``."""
     return f"{100 * part / whole:.0f} % of {name}"
 
 
 def spread(values: Sequence[float]) -> str:
-    """The least and the most: ``(1.79 to 1.83)``; nothing for one value."""
+    """Format minimum and maximum: ``(1.79 to 1.83)``; empty for one value."""
     return f"({number(min(values))} to {number(max(values))})" if len(values) > 1 else ""
 
 
 def summarize(values: Sequence[float]) -> dict[str, float]:
-    """Median, least and most, for JSON."""
+    """Return median, minimum and maximum, for JSON."""
     return {
         "median": statistics.median(values),
         "least": min(values),

@@ -1,4 +1,4 @@
-"""The benchmark from its settings to its rows."""
+"""Run the benchmark: from settings to rows."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from vlmbatch.bench import workloads
 from vlmbatch.bench.bench import Bench
 from vlmbatch.bench.checkpoint import open_checkpoint
 from vlmbatch.bench.phases import PHASES
-from vlmbatch.bench.rows import Row
+from vlmbatch.bench.rows import Measurement
 from vlmbatch.bench.sizes import NAMES, QUICK_NAMES, Sizes, choose_sizes
 from vlmbatch.bench.subject import Subject
 from vlmbatch.engine.torch.device import is_out_of_memory
@@ -20,16 +20,16 @@ from vlmbatch.job import EngineOptions
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """What to measure.
+    """Settings of the benchmark.
 
     Attributes:
-        job: Model, device, number format and memory; without a model there are random weights.
+        job: Model, device, dtype and memory; random weights are used without a model.
         shape: The random weights' shape.
-        model: A real checkpoint instead.
-        only: What is measured; everything when empty.
-        quick: Little of it.
-        rounds: How often each side does a piece of work; None leaves it to the device.
-        compare: Whether transformers reads, decodes and does the workloads, too.
+        model: A real checkpoint in place of random weights.
+        only: Names to measure; empty for everything.
+        quick: Whether to measure less.
+        rounds: Repetitions of each piece of work; None for the device's default.
+        compare: Whether to measure transformers, too.
     """
 
     job: EngineOptions
@@ -41,7 +41,7 @@ class Settings:
     rounds: int | None = None
 
     def names(self) -> list[str]:
-        """What is measured, in the order of the table.
+        """List the measurements, in the order of the table.
 
         Raises:
             JobError: A name is unknown.
@@ -56,14 +56,14 @@ class Settings:
 
 
 def open_bench(settings: Settings, sizes: Sizes | None = None) -> Bench:
-    """Finds checkpoint, device and, where it is asked for, transformers.
+    """Find checkpoint, device and, if asked for, transformers.
 
     Args:
-        settings: What to measure.
-        sizes: How much of it; follows from the device, unless it is given.
+        settings: The settings.
+        sizes: Amount of work; by default that of the device.
 
     Raises:
-        EngineError: The model or the device is not there.
+        EngineError: The model or the device is not available.
         JobError: A name is unknown.
     """
     settings.names()
@@ -76,20 +76,19 @@ def open_bench(settings: Settings, sizes: Sizes | None = None) -> Bench:
     if settings.compare:
         from vlmbatch.bench.compare import Reference  # transformers takes seconds to import
 
-        # Before the engine is opened, which takes its share of what memory is free then.
+        # Before the engine is opened, which reserves a share of the free memory.
         bench.reference = Reference(subject)
     return bench
 
 
 def run(
     bench: Bench, names: Sequence[str], starting: Callable[[str], None] = lambda name: None
-) -> Iterator[Row]:
-    """Measures, and gives each row as soon as it is known. What memory has no room for is a row
-    that says so.
+) -> Iterator[Measurement]:
+    """Measure, and yield each row as soon as it is known. Out of memory becomes a row that says so.
 
     Args:
-        bench: From ``open_bench``.
-        names: What to measure.
+        bench: The result of ``open_bench``.
+        names: The measurements.
         starting: Called with each name before it is measured.
 
     Raises:
@@ -103,7 +102,7 @@ def run(
             except (ItemError, RuntimeError, MemoryError) as error:
                 if not isinstance(error, ItemError) and not is_out_of_memory(error):
                     raise
-                yield Row(
+                yield Measurement(
                     name,
                     "failed",
                     None,
@@ -116,8 +115,8 @@ def run(
         bench.subject.close()
 
 
-def _measure(bench: Bench, name: str) -> Iterator[Row]:
-    """A phase or a workload, compared where there is a reference."""
+def _measure(bench: Bench, name: str) -> Iterator[Measurement]:
+    """Measure a phase or a workload, compared with the reference if there is one."""
     if name in PHASES:
         return PHASES[name](bench)
     work = workloads.make(bench, name)

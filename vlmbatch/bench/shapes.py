@@ -1,5 +1,5 @@
-"""The published SmolVLM2 checkpoints' sizes, from their config.json, by the names that ``--shape``
-takes.
+"""Sizes of the published SmolVLM2 checkpoints, from their config.json, by the names that
+``--shape`` takes.
 """
 
 from __future__ import annotations
@@ -61,4 +61,4 @@ SHAPES: dict[str, dict[str, Any]] = {
         "longest_edge": 1536,
     },
 }
-"""By name: the language model, the vision encoder, and how pictures are cut."""
+"""By name: the language model, the vision encoder, and tile settings."""

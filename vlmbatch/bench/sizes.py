@@ -1,5 +1,5 @@
-"""How much work each measurement does: enough for the device to show its speed, little enough to
-wait for.
+"""Amount of work of each measurement: enough for the device's full speed, little enough to wait
+for.
 """
 
 from __future__ import annotations
@@ -9,10 +9,10 @@ import dataclasses
 PHASE_NAMES = ("gemm", "copy", "reading", "vision", "prefill", "decode", "first-token", "memory")
 WORKLOAD_NAMES = ("photos", "frames", "questions", "lengths", "scans", "small")
 NAMES = (*PHASE_NAMES, *WORKLOAD_NAMES)
-"""Everything that can be measured, in the order of the table."""
+"""All measurements, in the order of the table."""
 
 QUICK_NAMES = ("gemm", "copy", "vision", "prefill", "decode", "first-token", "reading", "frames")
-"""What ``--quick`` measures when nothing is picked with ``--only``."""
+"""The measurements of ``--quick`` without ``--only``."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,19 +20,19 @@ class Sizes:
     """Counts, by measurement.
 
     Attributes:
-        rounds: How often a workload is repeated.
-        ceiling_seconds: How long each matrix product, copy and picture file is repeated.
-        copy_bytes: Bytes that are copied at once; far more than the caches hold.
+        rounds: Repetitions of a workload.
+        ceiling_seconds: Duration of each matrix product, copy and picture file.
+        copy_bytes: Bytes per copy; far more than the caches hold.
         gemm_rows: Rows of the activations in the matrix products.
         tiles: Tiles of the vision measurement.
         prompts: Prompts of the prefill measurement.
         prompt_tokens: Tokens of each.
-        decode_sequences: How many sequences are decoded together.
+        decode_sequences: Sequences decoded together.
         decode_tokens: Tokens of each.
         photos, frames, questions, lengths, scans, small: Items of the workloads.
         files: Width and height of the picture files.
-        batches: Batch sizes that transformers may choose from.
-        singles: Items that transformers answers one at a time; its time is in proportion to their
+        batches: Batch sizes of transformers to choose from.
+        singles: Items that transformers answers one at a time; its time is proportional to their
             number.
     """
 
@@ -70,7 +70,7 @@ LARGE = Sizes(
     small=512,
     batches=(8, 32, 128),
 )
-"""For devices that do so much at once that less would only show how long it takes to start."""
+"""For devices so parallel that less work would only measure their start-up."""
 
 QUICK = Sizes(
     rounds=1,
@@ -93,9 +93,7 @@ QUICK = Sizes(
 
 
 def choose_sizes(device: str, *, quick: bool, rounds: int | None = None) -> Sizes:
-    """The sizes for a kind of device (``cpu``, ``cuda``, ``mps``); ``rounds`` instead of their
-    own.
-    """
+    """Return the sizes for a kind of device (``cpu``, ``cuda``, ``mps``); ``rounds`` overrides."""
     sizes = _sizes_for(device, quick)
     return dataclasses.replace(sizes, rounds=rounds or sizes.rounds)
 

@@ -1,4 +1,4 @@
-"""What is measured: a checkpoint in the engine on a device, and how work is put through it."""
+"""The subject of a benchmark: a checkpoint in the engine on a device, and running work on it."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ Key = tuple[int, int]
 
 @dataclasses.dataclass
 class Outcome:
-    """What a run gave.
+    """The outcome of a run.
 
     Attributes:
         seconds: From the first request's arrival to the last answer.
         answers: The tokens of each answer.
-        batch_size: The most sequences that were decoded together.
-        stats: What the engine counted meanwhile.
+        batch_size: Largest number of sequences decoded together.
+        stats: The engine's counts in this run.
     """
 
     seconds: float = 0.0
@@ -42,35 +42,35 @@ class Outcome:
 
     @property
     def new_tokens(self) -> int:
-        """Tokens of all answers."""
+        """Total tokens of all answers."""
         return sum(map(len, self.answers.values()))
 
 
 class Subject:
-    """A checkpoint on a device. The engine is opened when it is needed first.
+    """A checkpoint on a device. The engine is opened on first use.
 
-    Answers run to their limits, so that the same work is the same work with any weights.
+    Answers run to their limits, so that the work does not depend on the weights.
 
     Attributes:
-        name: What it is called: the shape of random weights, or a model.
+        name: The shape of random weights, or a model.
         checkpoint: The checkpoint.
         shape: Its sizes.
-        device: Where it computes.
-        dtype: In which number format.
-        quantize: How the language model's matrices are kept, as ``Job`` has it.
+        device: The device that computes.
+        dtype: The dtype that it computes in.
+        quantize: Quantization of the language model's matrices, as in ``Job``.
         baseline_bytes: Memory in use before the engine was opened.
     """
 
     def __init__(self, options: EngineOptions, checkpoint: Checkpoint, name: str) -> None:
-        """Find device and number format; load nothing.
+        """Find device and dtype; load nothing.
 
         Args:
-            options: Device, number format and memory.
-            checkpoint: The checkpoint; ``options.model`` is not looked at.
-            name: What it is called.
+            options: Device, dtype and memory.
+            checkpoint: The checkpoint; ``options.model`` is ignored.
+            name: Its name.
 
         Raises:
-            DeviceError: The device or number format is not there.
+            DeviceError: The device or dtype is not available.
             ModelLoadError: The checkpoint is of another kind.
         """
         self.name = name
@@ -96,13 +96,13 @@ class Subject:
         return engine
 
     def preparer(self, detail: Detail) -> Preparer:
-        """What makes requests at a detail."""
+        """Return the preparer for a detail."""
         if detail not in self._preparers:
             self._preparers[detail] = Preparer.from_checkpoint(self.checkpoint, detail)
         return self._preparers[detail]
 
     def conversations(self, pictures: Sequence[Picture]) -> list[Conversation]:
-        """A conversation a picture."""
+        """Make one conversation per picture."""
         return [
             Conversation.about("image", Pixels([picture]), str(number))
             for number, picture in enumerate(pictures)
@@ -111,7 +111,7 @@ class Subject:
     def requests(
         self, pictures: Sequence[Picture], questions: Sequence[str], detail: Detail
     ) -> list[Request]:
-        """A request a picture, with all questions."""
+        """Make one request per picture, with all questions."""
         asked = [Question(text) for text in questions]
         prepare = self.preparer(detail).prepare
         return [prepare(about, asked) for about in self.conversations(pictures)]
@@ -123,12 +123,12 @@ class Subject:
         *,
         limits: Sequence[int] | None = None,
     ) -> Outcome:
-        """Put all requests into the queue and wait for the answers.
+        """Queue all requests and wait for the answers.
 
         Args:
             requests: The work. It can be used again.
             max_new_tokens: Length of every answer.
-            limits: Length of each request's answers, where they differ.
+            limits: Length of each request's answers, if they differ.
 
         Raises:
             GenerateError: A request was answered with an error.
@@ -156,18 +156,18 @@ class Subject:
         return outcome
 
     def first_token_seconds(self, request: Request, rounds: int) -> list[float]:
-        """Seconds from a request's arrival to its first token, each time with nothing else to do;
-        one round more is done before the first that counts.
+        """Measure the seconds from a request's arrival to its first token on an idle engine, after
+        one warm-up round.
 
         Args:
-            request: With one question.
-            rounds: How many times.
+            request: A request with one question.
+            rounds: Number of measurements.
 
         Raises:
             GenerateError: The request was answered with an error.
             EngineError: The engine cannot go on.
         """
-        # Without keys an engine cannot know the tiles again.
+        # Without keys an engine cannot recognize the tiles.
         payload = dataclasses.replace(request.payload, tile_keys=())
         plain = Request(request.conversation, request.questions, payload, request.payload_bytes)
         found: list[float] = []
@@ -187,13 +187,13 @@ class Subject:
         return found[1:]
 
     def close(self) -> None:
-        """Gives the engine's memory back."""
+        """Free the engine's memory."""
         if "engine" in self.__dict__:
             self.engine.close()
 
 
 def again(request: Request, max_new_tokens: int, tag: int) -> Request:
-    """The same work once more, its answers of this length."""
+    """Copy the work, with answers of this length."""
     questions = [
         dataclasses.replace(question, max_new_tokens=max_new_tokens, ignore_eos=True)
         for question in request.questions
@@ -209,9 +209,7 @@ def again(request: Request, max_new_tokens: int, tag: int) -> Request:
 
 
 def _difference(before: EngineStats, after: EngineStats) -> EngineStats:
-    """What was added to the counts and times between two states of the same statistics; the rest as
-    it is now.
-    """
+    """Subtract two states of the same counts and times; other fields as in the later one."""
     found = dataclasses.replace(after)
     for field in dataclasses.fields(EngineStats):
         value = getattr(after, field.name)
@@ -221,7 +219,7 @@ def _difference(before: EngineStats, after: EngineStats) -> EngineStats:
 
 
 def used_bytes(device: torch.device) -> int:
-    """Memory that this process has on a device now; on a CPU all of its resident memory."""
+    """Memory of this process on a device; on a CPU all of its resident memory."""
     if device.type == "cuda":
         return torch.cuda.memory_allocated(device)
     if device.type == "mps":

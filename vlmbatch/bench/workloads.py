@@ -1,5 +1,5 @@
-"""Whole workloads, from prepared requests to the last answer: what a folder of photos, a video,
-questions, scans or thumbnails come to in items a second.
+"""Whole workloads, from prepared requests to the last answer: items a second for a folder of
+photos, a video, questions, scans or thumbnails.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from vlmbatch.bench.bench import PROMPT, Bench
 from vlmbatch.bench.pictures import photo, photos, scan, small_sizes
-from vlmbatch.bench.rows import Row, number, spread, summarize
+from vlmbatch.bench.rows import Measurement, number, spread, summarize
 from vlmbatch.bench.subject import Outcome
 from vlmbatch.core import Picture, Request
 from vlmbatch.job import Detail
@@ -24,14 +24,14 @@ class Work:
     """A workload.
 
     Attributes:
-        name: What ``--only`` calls it.
+        name: Its name for ``--only``.
         what: The work, in words.
-        pictures: What is asked about.
-        detail: How closely it is looked at.
-        requests: The prepared requests, one a picture.
+        pictures: The pictures.
+        detail: Their detail.
+        requests: The prepared requests, one per picture.
         max_new_tokens: Length of every answer, or of the longest.
-        limits: Length of each request's answer, where they differ.
-        unit: What is counted.
+        limits: Length of each request's answer, if they differ.
+        unit: Unit of counting.
     """
 
     name: str
@@ -45,11 +45,11 @@ class Work:
 
     @property
     def answers(self) -> int:
-        """Answers in all."""
+        """Total number of answers."""
         return sum(len(request.questions) for request in self.requests)
 
     def run(self, bench: Bench) -> Outcome:
-        """Does the work once."""
+        """Do the work once."""
         return bench.subject.run(self.requests, self.max_new_tokens, limits=self.limits)
 
 
@@ -141,23 +141,23 @@ WORKLOADS: dict[str, Callable[[Bench], Work]] = {
     "scans": _scans,
     "small": _small,
 }
-"""By name; each makes its pictures and requests when it is called."""
+"""The workloads by name; each makes its pictures and requests when called."""
 
 
 def make(bench: Bench, name: str) -> Work:
-    """Prepare a workload, and have what is done at first use done."""
+    """Prepare a workload and warm up."""
     work = WORKLOADS[name](bench)
     bench.warm(work.requests, work.max_new_tokens)
     return work
 
 
-def measure(bench: Bench, work: Work) -> Iterator[Row]:
-    """One workload in items a second."""
+def measure(bench: Bench, work: Work) -> Iterator[Measurement]:
+    """Measure one workload in items a second."""
     yield speed(work, bench.repeat(lambda: work.run(bench)))
 
 
-def speed(work: Work, outcomes: Sequence[Outcome]) -> Row:
-    """The row of our side."""
+def speed(work: Work, outcomes: Sequence[Outcome]) -> Measurement:
+    """Make the row of our side."""
     rates = [work.answers / outcome.seconds for outcome in outcomes]
     tokens = [outcome.new_tokens / outcome.seconds for outcome in outcomes]
     stats = outcomes[-1].stats
@@ -176,7 +176,7 @@ def speed(work: Work, outcomes: Sequence[Outcome]) -> Row:
         },
     }
     note = " ".join(filter(None, (spread(rates), f"{number(statistics.median(tokens))} tokens/s")))
-    return Row(work.name, work.what, statistics.median(rates), work.unit, note, details)
+    return Measurement(work.name, work.what, statistics.median(rates), work.unit, note, details)
 
 
 def _tiles(requests: Sequence[Request]) -> str:

@@ -17,7 +17,7 @@ class EngineOptions(ResourceOptions, GenerationOptions, ModelOptions):
         """Check the values of these groups.
 
         Raises:
-            JobError: One is not allowed.
+            JobError: A value is not allowed.
         """
         self.check_model()
         self.check_generation()

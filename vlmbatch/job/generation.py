@@ -1,4 +1,4 @@
-"""Generation options: how answers are made, and how closely pictures are looked at."""
+"""Generation options: sampling, answer length and detail of pictures."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class GenerationOptions:
     )
 
     def generation_identity(self) -> dict[str, Any]:
-        """The settings of generation that an answer depends on."""
+        """Return the generation settings that an answer depends on."""
         names = ["max_new_tokens", "temperature"]
         if self.temperature > 0:
             names += ["top_p", "seed"]
@@ -51,7 +51,7 @@ class GenerationOptions:
         """Check the values of this group.
 
         Raises:
-            JobError: One is not allowed.
+            JobError: A value is not allowed.
         """
         check_at_least(self, max_new_tokens=1, seed=0)
         if self.seed > MAX_SEED:

@@ -1,4 +1,4 @@
-"""Input options: which files are read, and limits for files from strangers."""
+"""Input options: files to read, and limits for untrusted files."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ class InputOptions:
         """Check the values of this group.
 
         Raises:
-            JobError: One is not allowed.
+            JobError: A value is not allowed.
         """
         check_at_least(self, limit=1, max_pixels=1, max_pages=1)
         if self.max_file_bytes < 1:

@@ -1,9 +1,9 @@
 """The job: one frozen object that the commands and the YAML files both build.
 
 Every option is a field of one group (inputs, video, questions, model, generation, resources,
-output, reporting): its default and its help text are stated there and nowhere else, and the group
-checks its values. ``Job`` is all groups together, so a function that reads one group takes any
-object of that group's type. What holds between groups is checked here.
+output, reporting), with its default and help text stated only there, and the group checks its
+values. ``Job`` inherits from all groups, so a function that reads one group takes a Job. Rules
+between groups are checked here.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class Job(
         self._check_media()
 
     def _check_media(self) -> None:
-        """Check what holds between the groups."""
+        """Check the rules between the groups."""
         if self.media != "video":
             for field in dataclasses.fields(VideoOptions):
                 if getattr(self, field.name) != field.default:
@@ -86,12 +86,12 @@ class Job(
 
     @property
     def is_clip(self) -> bool:
-        """Whether several frames share one prompt."""
+        """True if several frames share one prompt."""
         return self.media == "video" and self.per != "frame"
 
     @property
     def instruction(self) -> str | None:
-        """The prompt of every item when there are no questions; None for vqa."""
+        """Prompt of every item if there are no questions; None for vqa."""
         return self.prompt or tasks.default_prompt(self.task, clip=self.is_clip)
 
     @property
@@ -102,10 +102,10 @@ class Job(
         return f"{_input_name(self.inputs[0] if self.inputs else '-')}.{self.task}.jsonl"
 
     def identity(self) -> dict[str, Any]:
-        """The settings that an answer depends on: output made with others is not continued.
+        """Settings that an answer depends on: output made with others is not continued.
 
-        Settings of generation stand under their task, so that several tasks share one OUTPUT. The
-        engine that runs adds its name and the revision.
+        Generation settings are grouped by task, so that several tasks share one OUTPUT. The engine
+        that runs adds its name and the revision.
         """
         found: dict[str, Any] = {"model": self.model, "detail": self.detail}
         if self.quantize != "none":
@@ -137,11 +137,10 @@ class Job(
         return found
 
     def to_dict(self, *, credentials: bool = True) -> dict[str, Any]:
-        """Every setting that applies, in order, as YAML and JSON can hold it.
+        """Return every setting that applies, in order, as YAML and JSON values.
 
         Args:
-            credentials: Whether URLs keep passwords and signatures; files beside OUTPUT have them
-                removed.
+            credentials: Whether URLs keep passwords and signatures; False for files beside OUTPUT.
         """
         values: dict[str, Any] = {}
         for field in dataclasses.fields(self):
@@ -156,7 +155,7 @@ class Job(
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Job:
-        """Build a job from a mapping, such as a YAML file holds.
+        """Build a job from a mapping, such as a YAML file's.
 
         Raises:
             JobError: An unknown key (the nearest known one is named) or a value that is not
@@ -182,12 +181,12 @@ _TEXTS = ("max_errors", "max_memory", "max_file_size", "pages")
 
 
 def job_key(text: str) -> str:
-    """The field that a key of a job file means."""
+    """Return the field for a key of a job file."""
     return ALIASES.get(text, text).replace("-", "_")
 
 
 def _plain_value(key: str, value: Any) -> Any:
-    """The value of a field from what YAML or the command line gives for it."""
+    """Convert a value of YAML or the command line to the field's type."""
     if isinstance(value, Sequence) and not isinstance(value, str | bytes):
         value = tuple(value)
     elif key in _TUPLES and value is not None:
@@ -216,8 +215,8 @@ def _plain_value(key: str, value: Any) -> Any:
 
 
 def _input_name(text: str) -> str:
-    """The name that an OUTPUT gets from its INPUT: of the file or folder, or of the folder that a
-    glob starts in.
+    """Derive the name for OUTPUT from an INPUT: its file or folder, or the folder that a glob
+    starts in.
     """
     if text == "-":
         return "stdin"

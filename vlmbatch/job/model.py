@@ -1,4 +1,4 @@
-"""Model options: which model answers, in which engine, on which device."""
+"""Model options: model, engine and device."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class ModelOptions:
         """Check the values of this group.
 
         Raises:
-            JobError: One is not allowed.
+            JobError: A value is not allowed.
         """
         if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", self.device):
             raise JobError(f"device must be auto, cpu, cuda, cuda:N or mps, not {self.device!r}")

@@ -12,7 +12,7 @@ Kind = Literal["image", "video"]
 
 
 def option(default: Any, text: str | Mapping[str, str], **metadata: Any) -> Any:
-    """A field with its help text.
+    """Make a field with a help text.
 
     Args:
         default: The default value.
@@ -25,14 +25,14 @@ def option(default: Any, text: str | Mapping[str, str], **metadata: Any) -> Any:
 
 
 def check_at_least(options: Any, **lowest: int) -> None:
-    """Refuse whole numbers that are too small.
+    """Check that numbers are not too small.
 
     Args:
-        options: A group of options; None stands for "not given" and is allowed.
-        lowest: The least value of each field.
+        options: A group of options; None means "not given" and is allowed.
+        lowest: The minimum of each field.
 
     Raises:
-        JobError: One is smaller; the message names it.
+        JobError: A value is smaller; the message names it.
     """
     for name, least in lowest.items():
         value = getattr(options, name)

@@ -1,4 +1,4 @@
-"""Output options: where records go, what is done again, and when a run gives up."""
+"""Output options: where records go, what to redo, and when to give up."""
 
 from __future__ import annotations
 
@@ -67,14 +67,13 @@ class OutputOptions:
     )
 
     def error_limit(self, done: int, *, is_all: bool = False) -> float:
-        """Number of error items that are tolerated.
+        """Maximum number of error items before the run stops.
 
-        While more items come, a percentage is judged from 20 items on, so that one early error
-        does not end a run.
+        During a run a percentage applies from 20 items on, so that one early error does not end it.
 
         Args:
-            done: Items that are done.
-            is_all: Whether no more come; then only a percentage is judged.
+            done: Number of finished items.
+            is_all: Whether no more come; then only a percentage is checked.
         """
         if self.max_errors is None:
             return float("inf")
@@ -88,7 +87,7 @@ class OutputOptions:
         """Check the values of this group.
 
         Raises:
-            JobError: One is not allowed, or not beside another.
+            JobError: A value, or a combination, is not allowed.
         """
         url = self.output if self.output is not None and is_url(self.output) else None
         if url is not None and not can_be_written(url):

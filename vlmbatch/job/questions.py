@@ -1,4 +1,4 @@
-"""Question options: the task, and what is asked about each item."""
+"""Question options: the task, and the questions about each item."""
 
 from __future__ import annotations
 
@@ -66,10 +66,10 @@ class QuestionOptions:
 
         Args:
             media: The kind of media.
-            inputs: The INPUTs; rows of a table may ask questions themselves.
+            inputs: The INPUTs; table rows may hold questions.
 
         Raises:
-            JobError: One is not allowed, or not beside another.
+            JobError: A value, or a combination, is not allowed.
         """
         allowed = PER_BY_MEDIA[media]
         if self.per not in allowed:
@@ -113,7 +113,7 @@ class QuestionOptions:
 
 
 def check_question(text: str) -> None:
-    """Refuse a question that no engine can be asked.
+    """Check that a question can be asked.
 
     Raises:
         JobError: It is empty, holds an image token, or is not valid text.
@@ -128,5 +128,5 @@ def check_question(text: str) -> None:
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        # Bytes on the command line that are no characters in the locale's encoding.
+        # Command-line bytes that are invalid in the locale's encoding.
         raise JobError(f"a question or prompt is not valid text: {text!r}") from error

@@ -44,7 +44,7 @@ class ResourceOptions:
         """Check the values of this group.
 
         Raises:
-            JobError: One is not allowed.
+            JobError: A value is not allowed.
         """
         check_at_least(self, batch_size=1, read_workers=1)
         if not 0 < self.memory_fraction <= 1:

@@ -1,4 +1,4 @@
-"""Video options: which frames are sampled, from which stream and stretch."""
+"""Video options: which frames are sampled, from which stream and time range."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from vlmbatch.job.option import check_at_least, option
 DEFAULT_FPS = 1.0
 DEFAULT_WINDOW_SECONDS = 30.0
 DEFAULT_SKIP_SIMILAR = 0.05
-"""A field of 1/256 of the frame that changes by 13 of 255 levels: above what compression does to a
-still picture, below a line of text that is replaced.
+"""A field of 1/256 of the frame that changes by 13 of 255 levels: above the compression noise of a
+still picture, below a replaced line of text.
 """
 WAYS_OF_SAMPLING = ("fps", "every", "num_frames", "at", "keyframes", "scenes")
 
@@ -77,12 +77,12 @@ class VideoOptions:
 
     @property
     def ways_of_sampling(self) -> list[str]:
-        """The options that choose frames and were given: at most one."""
+        """The options given that choose frames: at most one."""
         return [name for name in WAYS_OF_SAMPLING if getattr(self, name) not in (None, (), False)]
 
     @property
     def sampling_fps(self) -> float | None:
-        """Frames to sample a second; None when frames are chosen in another way."""
+        """Frames to sample per second; None if frames are chosen in another way."""
         if any(way != "fps" for way in self.ways_of_sampling):
             return None
         return DEFAULT_FPS if self.fps is None else self.fps
@@ -91,7 +91,7 @@ class VideoOptions:
         """Check the values of this group.
 
         Raises:
-            JobError: One is not allowed, or not beside another.
+            JobError: A value, or a combination, is not allowed.
         """
         check_at_least(self, every=1, num_frames=1, stream=0)
         for name in ("fps", "window"):
