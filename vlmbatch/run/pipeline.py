@@ -16,23 +16,17 @@ import dataclasses
 import datetime
 import functools
 import logging
-import os
 import threading
 import time
 import uuid
-from collections.abc import Callable
 from typing import Any, BinaryIO, TextIO
 
-from vlmbatch.core import Conversation, Pixels, Request, picture_size, utc_now
+from vlmbatch.core import utc_now
 from vlmbatch.engine import Engine, EnginePlan, RequestQueue, plan_engine
-from vlmbatch.engine.options import make_question
 from vlmbatch.engine.queue import Channel
 from vlmbatch.errors import (
-    DecodeError,
     EngineError,
-    ItemError,
     JobError,
-    PrepareError,
     TooManyErrors,
 )
 from vlmbatch.job import Job
@@ -40,18 +34,18 @@ from vlmbatch.questions import Questions, read_questions
 from vlmbatch.read import Reader, open_reader
 from vlmbatch.run.intake import Intake, check_inputs, count_ahead
 from vlmbatch.run.order import InputOrder
+from vlmbatch.run.preparation import Preparation, num_workers
 from vlmbatch.run.record import RecordMaker
 from vlmbatch.run.reporter import Activity, Reporter, Silent
 from vlmbatch.run.results import Results
 from vlmbatch.run.summary import RowStats, describe_run
-from vlmbatch.run.task import Loaded, Result, Task, Ticket
+from vlmbatch.run.task import Result, Task
 from vlmbatch.run.threads import READER, WRITER, StageThreads
 from vlmbatch.sample import make_sampler
 from vlmbatch.write import Writer, open_output, open_sidecars, read_seen
 
 logger = logging.getLogger(__name__)
 
-MAX_READ_WORKERS = 8
 REQUESTS_AHEAD = 64
 HELD_BYTES = 64 << 20
 """Maximum bytes of queued pictures from archives and tables."""
@@ -131,14 +125,20 @@ class Run:
             "model": self.plan.model,
             "revision": self.plan.revision,
         }
-        self.writer: Writer = open_output(job, self.identity, stream=stdout)
+        now = datetime.datetime.now(datetime.UTC)
+        self.run_id = f"{now:%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:6]}"
+        self.writer: Writer = open_output(job, self.identity, stream=stdout, run_id=self.run_id)
         self._sidecars = open_sidecars(job, self.writer.path)
         self.reporter = reporter or Silent()
-        self.run_id = f"{datetime.datetime.now(datetime.UTC):%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:6]}"
-        # A worker that loads a clip holds all its frames as pictures: two keep an engine busy.
-        self._workers = job.read_workers or (
-            2 if job.is_clip else min(MAX_READ_WORKERS, max(2, os.cpu_count() or 2))
-        )
+        self._has_answered = threading.Event()
+        self._totals: dict[str, int] = {}
+        self._sidecar_counts: dict[str, int] | None = None
+        self._connect()
+
+    def _connect(self) -> None:
+        """Make the queues and what works between them."""
+        job, plan, order = self.job, self.plan, InputOrder()
+        self._workers = num_workers(job, is_clip=job.is_clip)
         # Queued frames and clips are decoded pictures, entries of a stream bytes, files paths.
         self._todo: Channel[Task] = Channel(
             2 if job.is_clip else 2 * self._workers,
@@ -148,25 +148,14 @@ class Run:
         self._requests = RequestQueue(REQUESTS_AHEAD)
         self._queue: Channel[Result] = Channel(4 * REQUESTS_AHEAD)
         self._threads = StageThreads(self._todo, self._requests, self._queue)
-        order = InputOrder()
         self._intake = Intake(
-            job,
-            self.questions,
-            self.writer,
-            self.reporter,
-            self._todo,
-            self._queue,
-            order,
+            job, self.questions, self.writer, self.reporter, self._todo, self._queue, order
         )
+        self._preparation = Preparation(job, self._todo, self._requests, self._queue)
         maker = RecordMaker(
-            job.task, self.plan.model, self.plan.revision, job.kept_columns, self.run_id, order
+            job.task, plan.model, plan.revision, job.kept_columns, self.run_id, order
         )
         self._results = Results(job, maker, self.writer, self.reporter, self._queue)
-        self._has_answered = threading.Event()
-        self._prepared_guard = threading.Lock()
-        self._prepared = self._prepared_tiles = 0
-        self._totals: dict[str, int] = {}
-        self._sidecar_counts: dict[str, int] | None = None
 
     @property
     def stats(self) -> RowStats:
@@ -219,7 +208,8 @@ class Run:
             self.engine = self.plan.open()
         self._results.engine = self.engine
         self.reporter.started(self._activity)
-        self._threads.start_preparers(self._workers, self._prepare)
+        prepare = functools.partial(self._preparation.run, self.engine)
+        self._threads.start_preparers(self._workers, prepare)
         for completion in self.engine.run(self._requests):
             self._has_answered.set()
             ticket, part = completion.request.tag
@@ -240,59 +230,13 @@ class Run:
         assert self.engine is not None  # the reporter asks once it is open
         stats = self.engine.stats
         return Activity(
-            items_prepared=self._prepared,
-            tiles_prepared=self._prepared_tiles,
+            items_prepared=self._preparation.items,
+            tiles_prepared=self._preparation.tiles,
             tiles=stats.tiles + stats.tiles_reused,
             tokens=stats.decode_tokens,
             vision_share=stats.vision_seconds / stats.busy_seconds if stats.busy_seconds else 0.0,
-            in_work=max(0, self._prepared - self._results.items_answered),
+            in_work=max(0, self._preparation.items - self._results.items_answered),
         )
-
-    def _prepare(self) -> None:
-        """Load pixels and make requests until no work is left."""
-        for task in self._todo:
-            loaded = Loaded()
-            try:
-                begun = time.perf_counter()
-                try:
-                    pixels: Pixels = _guarded(DecodeError, task.item.load)
-                finally:
-                    loaded = Loaded(read_seconds=time.perf_counter() - begun)
-                    task = task.without_pixels()
-                loaded = dataclasses.replace(loaded, size=picture_size(pixels.frames[0]))
-                conversation = Conversation.about(task.item.media, pixels, task.item.id)
-                del pixels
-                begun = time.perf_counter()
-                make = functools.partial(self._make_requests, task, conversation)
-                del conversation
-                requests: list[Request] = _guarded(PrepareError, make)
-                del make
-            except ItemError as error:
-                for position in range(len(task.asked)):
-                    self._queue.put(Result(task, position, loaded, error=error))
-                continue
-            loaded = dataclasses.replace(
-                loaded,
-                tiles=_total([request.tiles for request in requests]),
-                native_tiles=requests[0].native_tiles if len(requests) == 1 else None,
-                prepare_seconds=time.perf_counter() - begun,
-            )
-            ticket = Ticket(task, loaded, len(requests))
-            with self._prepared_guard:
-                self._prepared += 1
-                self._prepared_tiles += loaded.tiles or 0
-            for part, request in enumerate(requests):
-                request.tag = (ticket, part)
-                if not self._requests.put(request):
-                    return
-
-    def _make_requests(self, task: Task, conversation: Conversation) -> list[Request]:
-        """Make the request of an item, or one for each of its tiles."""
-        engine: Any = self.engine
-        questions = [make_question(question, self.job) for _, question in task.asked]
-        if self.job.per != "tile":
-            return [engine.prepare(conversation, questions)]
-        return [engine.prepare(tile, questions) for tile in engine.cut(conversation)]
 
     def _close(self) -> None:
         """Commit and close. A failure here is the run's failure, unless there was one before."""
@@ -378,19 +322,3 @@ def run(
     if outcome.error is not None:
         raise outcome.error
     return outcome.summary
-
-
-def _guarded(kind: type[ItemError], call: Callable[[], Any]) -> Any:
-    """Call; an unexpected exception becomes an error of this item, not the end of the run."""
-    try:
-        return call()
-    except ItemError:
-        raise
-    except Exception as error:
-        logger.debug("unexpected error", exc_info=True)
-        raise kind(f"{type(error).__name__}: {' '.join(str(error).split())}") from error
-
-
-def _total(counts: list[int | None]) -> int | None:
-    known = [count for count in counts if count is not None]
-    return sum(known) if len(known) == len(counts) else None

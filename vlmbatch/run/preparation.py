@@ -1,0 +1,123 @@
+"""The worker threads: load pixels and turn items into requests."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from vlmbatch.core import Conversation, Pixels, Request, picture_size
+from vlmbatch.engine import Engine, RequestQueue
+from vlmbatch.engine.options import make_question
+from vlmbatch.engine.queue import Channel
+from vlmbatch.errors import DecodeError, ItemError, PrepareError
+from vlmbatch.job import Job, ResourceOptions
+from vlmbatch.run.task import Loaded, Result, Task, Ticket
+
+logger = logging.getLogger(__name__)
+
+MAX_READ_WORKERS = 8
+
+
+def num_workers(options: ResourceOptions, *, is_clip: bool) -> int:
+    """Return the number of worker threads.
+
+    A worker that loads a clip holds all its frames as pictures: two keep an engine busy.
+    """
+    if options.read_workers:
+        return options.read_workers
+    return 2 if is_clip else min(MAX_READ_WORKERS, max(2, os.cpu_count() or 2))
+
+
+class Preparation:
+    """The work of the worker threads.
+
+    Attributes:
+        items: Items that were made ready so far.
+        tiles: Their tiles.
+    """
+
+    def __init__(
+        self,
+        job: Job,
+        todo: Channel[Task],
+        requests: RequestQueue,
+        results: Channel[Result],
+    ) -> None:
+        """Take the queues.
+
+        Args:
+            job: The job.
+            todo: Gives what is to be loaded.
+            requests: Takes the requests.
+            results: Takes the errors of items.
+        """
+        self._job, self._todo, self._requests, self._results = job, todo, requests, results
+        self._guard = threading.Lock()
+        self.items = self.tiles = 0
+
+    def run(self, engine: Engine) -> None:
+        """Load pixels and make requests until no work is left."""
+        for task in self._todo:
+            loaded = Loaded()
+            try:
+                begun = time.perf_counter()
+                try:
+                    pixels: Pixels = _guarded(DecodeError, task.item.load)
+                finally:
+                    loaded = Loaded(read_seconds=time.perf_counter() - begun)
+                    task = task.without_pixels()
+                loaded = dataclasses.replace(loaded, size=picture_size(pixels.frames[0]))
+                conversation = Conversation.about(task.item.media, pixels, task.item.id)
+                del pixels
+                begun = time.perf_counter()
+                make = functools.partial(self._make_requests, engine, task, conversation)
+                del conversation
+                requests: list[Request] = _guarded(PrepareError, make)
+                del make
+            except ItemError as error:
+                for position in range(len(task.asked)):
+                    self._results.put(Result(task, position, loaded, error=error))
+                continue
+            loaded = dataclasses.replace(
+                loaded,
+                tiles=_total([request.tiles for request in requests]),
+                native_tiles=requests[0].native_tiles if len(requests) == 1 else None,
+                prepare_seconds=time.perf_counter() - begun,
+            )
+            ticket = Ticket(task, loaded, len(requests))
+            with self._guard:
+                self.items += 1
+                self.tiles += loaded.tiles or 0
+            for part, request in enumerate(requests):
+                request.tag = (ticket, part)
+                if not self._requests.put(request):
+                    return
+
+    def _make_requests(self, engine: Any, task: Task, conversation: Conversation) -> list[Request]:
+        """Make the request of an item, or one for each of its tiles."""
+        questions = [make_question(question, self._job) for _, question in task.asked]
+        if self._job.per != "tile":
+            return [engine.prepare(conversation, questions)]
+        return [engine.prepare(tile, questions) for tile in engine.cut(conversation)]
+
+
+def _guarded(kind: type[ItemError], call: Callable[[], Any]) -> Any:
+    """Call; an unexpected exception becomes an error of this item, not the end of the run."""
+    try:
+        return call()
+    except ItemError:
+        raise
+    except Exception as error:
+        logger.debug("unexpected error", exc_info=True)
+        raise kind(f"{type(error).__name__}: {' '.join(str(error).split())}") from error
+
+
+def _total(counts: list[int | None]) -> int | None:
+    known = [count for count in counts if count is not None]
+    return sum(known) if len(known) == len(counts) else None
