@@ -193,7 +193,11 @@ def test_the_table_covers_every_kind_of_media() -> None:
 
 
 def test_image_jobs_do_not_load_pyav_and_the_table_loads_no_decoder() -> None:
-    code = "import sys, vlmbatch.read, vlmbatch.sample; assert not {'PIL', 'av'} & set(sys.modules); import vlmbatch.read.pictures.decode; assert 'av' not in sys.modules"
+    code = (
+        "import sys, vlmbatch.read, vlmbatch.sample; "
+        "assert not {'PIL', 'av'} & set(sys.modules); "
+        "import vlmbatch.read.pictures.decode; assert 'av' not in sys.modules"
+    )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

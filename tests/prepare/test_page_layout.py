@@ -21,7 +21,7 @@ LINE, GAP, SPACE = 8, 6, 6
 
 
 class Page:
-    """Draws words as blocks that each have a colour of their own, with hair gaps between letters."""
+    """Words as blocks that each have a colour of their own, with hair gaps between letters."""
 
     def __init__(self, height: int, width: int, paper: int = 250) -> None:
         self.pixels: UInt8Array = np.full((height, width, 3), paper, np.uint8)
