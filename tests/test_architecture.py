@@ -111,13 +111,21 @@ def test_heavy_libraries_stay_at_home(path: Path) -> None:
 def loaded_by(*command: str) -> set[str]:
     """Modules that a command has loaded when it ends."""
     code = (
-        "import sys, atexit; atexit.register(lambda: print('\\n'.join(sys.modules), file=sys.stderr)); "
-        + command[0]
+        "import sys, atexit; "
+        "atexit.register(lambda: print('\\n'.join(sys.modules), file=sys.stderr)); " + command[0]
     )
     result = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     )
     return set(result.stderr.split())
+
+
+def command_line(*arguments: str) -> str:
+    """Code that does what a command line does."""
+    return (
+        f"import sys; sys.argv = {list(arguments)}; from vlmbatch.cli.main import main\n"
+        "try: main()\nexcept SystemExit: pass"
+    )
 
 
 def test_help_and_import_load_nothing_heavy() -> None:
@@ -141,8 +149,7 @@ def test_help_and_import_load_nothing_heavy() -> None:
     assert not loaded_by("import vlmbatch; vlmbatch.JobError") & heavy
     for command in ("caption", "video", "run", "eval", "finetune", "bench", None):
         arguments = [*([command] if command else []), "--help"]
-        code = f"import sys; sys.argv = ['vlmbatch', *{arguments}]; from vlmbatch.cli.main import main\ntry: main()\nexcept SystemExit: pass"
-        assert not loaded_by(code) & heavy, arguments
+        assert not loaded_by(command_line("vlmbatch", *arguments)) & heavy, arguments
 
 
 def test_a_plain_run_loads_no_compiler_no_tables_and_no_videos(tmp_path: Path) -> None:
@@ -177,9 +184,7 @@ def test_a_plain_run_loads_no_compiler_no_tables_and_no_videos(tmp_path: Path) -
     output = tmp_path / "out.jsonl"
     picture = PACKAGE.parent / "sample_data" / "images" / "circle.png"
     arguments = ["vlmbatch", "caption", str(picture), "--model", "demo", "-o", str(output)]
-    loaded = loaded_by(
-        f"import sys; sys.argv = {arguments}; from vlmbatch.cli.main import main\ntry: main()\nexcept SystemExit: pass"
-    )
+    loaded = loaded_by(command_line(*arguments))
     assert json.loads(output.read_text(encoding="utf-8"))["status"] == "ok"
     assert "torch" in loaded
     assert not loaded & heavy

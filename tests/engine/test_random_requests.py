@@ -1,5 +1,5 @@
-"""300 random requests in one run: each answer is that of the request alone, whatever the others want
-and whatever becomes of them.
+"""300 random requests in one run: each answer is that of the request alone, whatever the others
+want and whatever becomes of them.
 """
 
 from __future__ import annotations

@@ -65,7 +65,7 @@ def _cuts(content: bytes, dice: random.Random) -> Iterator[tuple[str, bytes]]:
 
 
 def _lies(content: bytes, dice: random.Random) -> Iterator[tuple[str, bytes]]:
-    """Overwrites what may be a size: words of the header, and those beside the beginning of a part."""
+    """Overwrite what may be a size: words of the header, and those beside the begin of a part."""
     header = dice.sample(range(4, min(HEADER_BYTES, len(content) - 4)), min(10, len(content) - 8))
     parts = [place + dice.choice((-4, 2, 4, 8)) for place in boundaries(content, 10, dice)]
     for place in (*header, *parts):

@@ -99,7 +99,8 @@ def test_memory_threads_and_files_do_not_grow_over_a_long_run(tmp_path: Path) ->
         for column in (1, 2, 3)
     )
     print(
-        f"\n{growth / 2**20:+.1f} MiB, {threads:+d} threads, {files:+d} open files from item {warm[0][0]:,} to {late[-1][0]:,}"
+        f"\n{growth / 2**20:+.1f} MiB, {threads:+d} threads, {files:+d} open files "
+        f"from item {warm[0][0]:,} to {late[-1][0]:,}"
     )
     assert growth < MOST_GROWTH_BYTES
     assert threads <= 0

@@ -58,7 +58,7 @@ def payload(preparer: Preparer, conversation: Conversation, *texts: str) -> Payl
 
 
 def edited(folder: Path, target: Path, file: str, **changes: Any) -> Path:
-    """A copy of a checkpoint's small files with keys of one of them changed; None takes a key out."""
+    """A copy of a checkpoint's small files, keys of one changed; None takes a key out."""
     for path in [*folder.glob("*.json"), *folder.glob("*.jinja")]:
         (target / path.name).write_bytes(path.read_bytes())
     settings = json.loads((target / file).read_text()) | changes
@@ -436,7 +436,10 @@ def test_answers_are_decoded(preparer: Preparer) -> None:
 
 
 def test_preparing_loads_neither_torch_nor_transformers() -> None:
-    code = "import sys, vlmbatch.prepare; print([name for name in ('torch', 'transformers') if name in sys.modules])"
+    code = (
+        "import sys, vlmbatch.prepare; "
+        "print([name for name in ('torch', 'transformers') if name in sys.modules])"
+    )
     assert (
         subprocess.run(
             [sys.executable, "-c", code], capture_output=True, text=True, check=True

@@ -167,7 +167,8 @@ def test_any_question_continues_a_clip(question: str, writer: PromptWriter, fram
 @pytest.mark.parametrize("writer", WRITERS)
 @pytest.mark.parametrize("question", QUESTIONS)
 def test_clip_and_awkward_questions(writer: PromptWriter, question: str) -> None:
-    text = f"<|im_start|>User: {reference_video([0.0, 1.0], 2.0)}{question}<end_of_utterance>\nAssistant:"
+    video = reference_video([0.0, 1.0], 2.0)
+    text = f"<|im_start|>User: {video}{question}<end_of_utterance>\nAssistant:"
     assert writer.video_prefix([0.0, 1.0], 2.0) + writer.video_question(question) == whole_ids(
         writer, text
     )

@@ -146,7 +146,8 @@ def test_questions_about_an_item_are_rows_side_by_side(photos: Path) -> None:
 def test_a_question_file_asks_each_item_its_own(photos: Path) -> None:
     file = photos.parent / "questions.jsonl"
     file.write_text(
-        '{"id": "01.png", "question": "A?"}\n{"id": "01.png", "question": "B?"}\n"Everybody?"\n{"image": "02.png", "prompt": "C?"}\n'
+        '{"id": "01.png", "question": "A?"}\n{"id": "01.png", "question": "B?"}\n'
+        '"Everybody?"\n{"image": "02.png", "prompt": "C?"}\n'
     )
     start(job(photos, task="vqa", questions_file=str(file), limit=3))
     found = [
@@ -208,7 +209,10 @@ def test_a_question_file_about_other_things_is_a_usage_error_and_takes_no_row_aw
     wrong = about(photos, "photos/01.png", "photos/02.png")
     outcome, _ = start(wrong)
     assert outcome.exit_code == 2
-    message = "questions.jsonl: no item has any of its 2 ids: it asks about 'photos/01.png', and an item here is '00.png'"
+    message = (
+        "questions.jsonl: no item has any of its 2 ids: it asks about 'photos/01.png', "
+        "and an item here is '00.png'"
+    )
     assert str(outcome.error).endswith(message)
     assert [row["id"] for row in rows(wrong)] == ["01.png"]
     with pytest.raises(JobError, match="no item has any of its 2 ids"):

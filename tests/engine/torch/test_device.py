@@ -60,7 +60,8 @@ def test_out_of_memory_is_known_in_all_its_forms() -> None:
     assert devices.is_out_of_memory(RuntimeError("MPS backend out of memory (…)"))
     assert devices.is_out_of_memory(
         RuntimeError(
-            "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"
+            "[enforce fail] DefaultCPUAllocator: can't allocate memory: "
+            "you tried to allocate 9 bytes"
         )
     )
     assert not devices.is_out_of_memory(RuntimeError("shape mismatch"))

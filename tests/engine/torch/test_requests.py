@@ -1,4 +1,4 @@
-"""What one request brings, or does wrong, is that request's own: the others are answered as ever."""
+"""What one request brings, or does wrong, is its own: the others are answered as ever."""
 
 from __future__ import annotations
 

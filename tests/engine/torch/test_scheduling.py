@@ -313,7 +313,8 @@ class _FailingLanguage:
         self.steps_left -= decoding
         if self.phase == "decode" and decoding and len(x) > 3 and self.steps_left < 0:
             raise RuntimeError(
-                "[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes."
+                "[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory: "
+                "you tried to allocate 1 bytes."
             )
         if self.phase == "prefill" and not decoding and len(attend.segments) > 2:
             raise torch.OutOfMemoryError("CUDA out of memory. (scripted)")

@@ -38,12 +38,14 @@ def choose_tokens(logits: Tensor, draws: Sequence[Draw | None]) -> tuple[list[in
         The tokens, and the log-probabilities under the model, before temperature: float32, (n,
         vocabulary), not finite where the logits are not.
     """
+    # Draws come last: a step that runs out of memory is done again from the same generators.
+    logprobs = torch.log_softmax(logits, dim=-1)
     tokens = logits.argmax(dim=-1).tolist()
     for place, draw in enumerate(draws):
         # A row that is not finite cannot be sampled; its log-probability shows it to the caller.
         if draw is not None and bool(logits[place].isfinite().all()):
             tokens[place] = int(sample(logits[place], draw))
-    return tokens, torch.log_softmax(logits, dim=-1)
+    return tokens, logprobs
 
 
 def sample(logits: Tensor, draw: Draw) -> Tensor:
