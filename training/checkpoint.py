@@ -38,10 +38,11 @@ def train_tokenizer() -> tokenizers.Tokenizer:
     vocabulary: a few first, the media tokens last.
     """
     rng = np.random.default_rng(7)
-    corpus = [
+    intro = (
         "You are provided the following series of two three four five six seven eight nine ten "
         "frames from a video.\n\nFrame from:"
-    ] * 50
+    )
+    corpus = [intro] * 50
     corpus += ["User:\nAssistant: User: You"] * 5000
     for _ in range(4000):
         scene = scenes.random_scene(rng, longest=(64, 66), reading=0.05)

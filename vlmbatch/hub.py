@@ -9,8 +9,8 @@ from vlmbatch.errors import ModelLoadError
 
 FILES = ("*.json", "*.jinja", "*.safetensors")
 VOCABULARIES = ("*.model", "merges.txt", "vocab.txt")
-"""Files that are fetched: no pickled weights, no ONNX copies, no pictures; vocabularies are those of
-families that have no tokenizer.json.
+"""Files that are fetched: no pickled weights, no ONNX copies, no pictures. The vocabularies are for
+families without a tokenizer.json.
 """
 
 

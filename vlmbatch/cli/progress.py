@@ -40,7 +40,8 @@ class ProgressReporter:
             self._bar = tqdm(
                 unit="item",
                 dynamic_ncols=True,
-                bar_format="{desc}{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]",
+                bar_format="{desc}{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} "
+                "[{elapsed}{postfix}]",
             )
 
     def loading(self, model: str) -> None:
