@@ -5,6 +5,7 @@ real files with a scripted engine.
 from __future__ import annotations
 
 import json
+import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,8 +16,9 @@ import pytest
 import srt
 import webvtt
 
+import vlmbatch
 from tests.media import write_picture, write_video
-from vlmbatch.cli.progress import ProgressReporter
+from vlmbatch.cli.progress import ProgressReporter, time_left
 from vlmbatch.core import RECORD_FIELDS, Completion, Item
 from vlmbatch.engine import RequestQueue
 from vlmbatch.engine.scripted import ScriptedEngine
@@ -25,6 +27,7 @@ from vlmbatch.job import Job
 from vlmbatch.read import Reader, open_reader
 from vlmbatch.run.intake import count_items
 from vlmbatch.run.pipeline import Outcome, Run, run
+from vlmbatch.run.reporter import Activity
 from vlmbatch.write import local_copy, read_records, read_summary
 
 
@@ -584,3 +587,31 @@ def test_sidecars_have_the_answers_to_the_questions_that_the_rows_of_a_manifest_
     assert (
         photos / "02.txt"
     ).read_text() == "02.png: Where?\n"  # what was asked before stays in OUTPUT only
+
+
+def test_a_limit_ends_a_run_over_a_pipe_that_stays_open(tmp_path: Path) -> None:
+    picture = write_picture(tmp_path / "a.png")
+    reading, writing = os.pipe()
+    os.write(writing, f"{picture}\n".encode())
+    job = Job(inputs=("-",), limit=1, output=str(tmp_path / "out.jsonl"))
+    with open(reading, "rb") as stdin:
+        outcome = Run(job, engine=ScriptedEngine(), stdin=stdin).start()
+    os.close(writing)
+    assert (outcome.exit_code, outcome.summary["items"]) == (0, 1)
+
+
+def test_a_run_can_be_called_by_the_name_of_its_package(tmp_path: Path) -> None:
+    picture = write_picture(tmp_path / "a.png")
+    for number in range(2):
+        job = Job(inputs=[str(picture)], output=str(tmp_path / f"{number}.jsonl"))
+        assert vlmbatch.run(job, engine=ScriptedEngine())["status"] == {"ok": 1}
+
+
+def test_time_left_counts_tiles_of_items_in_work() -> None:
+    work = Activity(
+        items_prepared=4, tiles_prepared=40, tiles=30, tokens=9, vision_share=0.5, in_work=3
+    )
+    assert time_left(work, 0, 9, 10.0) is None  # nothing tells how long answers are
+    assert time_left(work, 1, None, 10.0) is None
+    # Three items are encoded, one is answered: two of ten are done.
+    assert time_left(work, 1, 9, 10.0) == pytest.approx(40.0)
