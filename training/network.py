@@ -23,10 +23,8 @@ from vlmbatch.finetune.examples import IGNORED
 HALF = torch.bfloat16 if cpu_has_bfloat16() else torch.float32
 MATRICES = ("_proj.weight", "fc1.weight", "fc2.weight", "modality_projection.proj.weight")
 """How the names of hidden matrices end."""
-TOKEN_ROWS = ("embed_tokens.weight", "lm_head.weight")
-"""How the names of matrices with one row a token end."""
-NEW_SHARE = 0.1
-"""Share of what was drawn in the row of a token that a trained checkpoint does not have."""
+TOKEN_ROWS = {"model.text_model.embed_tokens.weight": 0.0, "lm_head.weight": 0.1}
+"""Matrices with one row a token, and how much of a new token's row stays as it was drawn."""
 EMPTY_WEIGHT = 0.1
 """Of a patch that shows nothing, in the head's loss."""
 
@@ -55,21 +53,21 @@ class Trainee(nn.Module):
         """Takes the weights of a trained checkpoint of the same shapes; its vocabulary may differ.
 
         Each token keeps its rows, whatever its number. A token that the checkpoint does not have
-        begins at the mean of the rows that spell it there, plus a little of what was drawn for it:
-        equal rows of lm_head would stay equal, as tokens that no answer holds get equal gradients.
+        begins at the mean of the rows that spell it there. In lm_head a little of what was drawn
+        is added: equal rows would stay equal, as tokens in no answer get equal gradients.
         """
         tensors = load_file(folder / "model.safetensors")
         spelled = spelled_before(self.tokenizer, _tokenizer(folder))
         with torch.no_grad():
             for name, weight in self.named().items():
-                if not name.endswith(TOKEN_ROWS):
+                if name not in TOKEN_ROWS:
                     weight.copy_(tensors[name])
                     continue
                 for row, ids in zip(weight, spelled, strict=True):
                     if isinstance(ids, int):
                         row.copy_(tensors[name][ids])
                     else:
-                        row.mul_(NEW_SHARE).add_(tensors[name][ids].float().mean(0))
+                        row.mul_(TOKEN_ROWS[name]).add_(tensors[name][ids].float().mean(0))
 
     def named(self) -> dict[str, torch.Tensor]:
         """The checkpoint's weights by name."""
