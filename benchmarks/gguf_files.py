@@ -54,9 +54,6 @@ VISION_LAYER_NAMES = {
 }
 NORMAL, CONTROL, UNUSED = 1, 3, 5
 """Token types in GGUF."""
-TWO_LINES = "ĊĊ"
-"""Two newlines in one token, in byte-level spelling; llama.cpp puts it before a picture's overview.
-"""
 
 
 def import_gguf() -> Any:
@@ -160,8 +157,8 @@ def write_text(checkpoint: Checkpoint, path: Path, dtype: torch.dtype) -> None:
 
 
 def vocabulary(checkpoint: Checkpoint, size: int) -> tuple[list[str], list[int], list[str]]:
-    """Tokens and their types by id, and the merges, of the byte-level BPE in tokenizer.json.
-    Missing ids are unused tokens, the last one ``TWO_LINES``.
+    """Return tokens and their kinds by id, and the merges, of a byte-level BPE in tokenizer.json.
+    Ids that it does not have are unused tokens.
 
     Args:
         checkpoint: The checkpoint, with its tokenizer.
@@ -176,8 +173,6 @@ def vocabulary(checkpoint: Checkpoint, size: int) -> tuple[list[str], list[int],
             added["content"],
             CONTROL if added["special"] else NORMAL,
         )
-    if kinds[-1] == UNUSED and TWO_LINES not in tokens:
-        tokens[-1], kinds[-1] = TWO_LINES, NORMAL
     return (
         tokens,
         kinds,

@@ -115,16 +115,21 @@ def test_every_weight_is_in_one_of_the_files(tmp_path: Path, tie: bool) -> None:
 def test_the_vocabulary_is_the_checkpoints_and_as_large_as_it_has_to_be(tiny: Path) -> None:
     checkpoint = find_checkpoint(str(tiny))
     size = ModelShape.from_checkpoint(checkpoint).text.vocabulary
-    tokens, kinds, _ = gguf_files.vocabulary(checkpoint, size + 3)
-    assert tokens[-3:] == [f"<unused_{size}>", f"<unused_{size + 1}>", gguf_files.TWO_LINES]
-    assert kinds[-4:] == [
-        gguf_files.CONTROL,
-        gguf_files.UNUSED,
-        gguf_files.UNUSED,
-        gguf_files.NORMAL,
-    ]
+    tokens, kinds, _ = gguf_files.vocabulary(checkpoint, size + 2)
+    assert tokens[-2:] == [f"<unused_{size}>", f"<unused_{size + 1}>"]
+    assert kinds[-3:] == [gguf_files.CONTROL, gguf_files.UNUSED, gguf_files.UNUSED]
     assert tokens[checkpoint.config["image_token_id"]] == "<image>"
-    assert len(set(tokens)) == size + 3
+    assert len(set(tokens)) == size + 2
+
+
+@pytest.mark.parametrize("name", ["demo", "tiny"])
+def test_the_vocabulary_has_what_llama_cpp_puts_before_an_overview(tiny: Path, name: str) -> None:
+    """Without that token its tool aborts; random weights have the demo's vocabulary."""
+    checkpoint = find_checkpoint("demo" if name == "demo" else str(tiny))
+    size = ModelShape.from_checkpoint(checkpoint).text.vocabulary
+    tokens, kinds, merges = gguf_files.vocabulary(checkpoint, size)
+    assert kinds[tokens.index("ĊĊ")] == gguf_files.NORMAL
+    assert "Ċ Ċ" in merges
 
 
 def test_figures_are_read_from_what_the_tools_write() -> None:

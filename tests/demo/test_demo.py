@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import yaml
 from PIL import Image
+from safetensors.torch import load_file
 
 from tests.engine.reference import Reference, changed, run_all
 from training import scenes
@@ -23,6 +24,7 @@ from vlmbatch.core import Conversation, Pixels, Question, Request
 from vlmbatch.engine import Engine, open_engine
 from vlmbatch.job import Detail, EngineOptions, Job
 from vlmbatch.prepare import Preparer
+from vlmbatch.prepare.prompt import PromptWriter
 from vlmbatch.read.pictures.decode import load_image
 from vlmbatch.run.pipeline import Run
 from vlmbatch.tasks import DEFAULT_PROMPTS
@@ -280,6 +282,27 @@ def test_readmes_first_command_answers(tmp_path: Path) -> None:
         for row in read_records(tmp_path / "images.caption.jsonl")
     }
     assert found == {name: text for name, text in contents().items() if name.startswith("images/")}
+
+
+def test_two_ends_of_lines_are_one_token_before_an_overview() -> None:
+    prompt = PromptWriter.from_checkpoint(find_checkpoint("demo"))
+    (two,) = prompt.tokenizer.encode("\n\n").ids
+    assert prompt.tokenizer.id_to_token(two) == "ĊĊ"  # in byte-level spelling, as published
+    prefix = prompt.image_prefix(3, 4)  # a picture of 13 tiles
+    assert prefix.count(two) == 1
+    opening = [prompt.tokens.fake, prompt.tokens.global_image]
+    after = prefix[prefix.index(two) + 1 :][: len(opening)]
+    assert [prompt.tokenizer.id_to_token(number) for number in after] == opening
+    assert two not in prompt.image_prefix(0, 0)
+
+
+@pytest.mark.parametrize("name", ["model.text_model.embed_tokens.weight", "lm_head.weight"])
+def test_two_ends_of_lines_mean_something_of_their_own(name: str) -> None:
+    checkpoint = find_checkpoint("demo")
+    (two,) = PromptWriter.from_checkpoint(checkpoint).tokenizer.encode("\n\n").ids
+    rows = load_file(checkpoint.require("model.safetensors"))[name].float()
+    assert (rows == rows[two]).all(1).nonzero().flatten().tolist() == [two]
+    assert rows[two].norm() > 0.5 * rows.norm(dim=1).median()
 
 
 def test_the_checkpoint_is_small_and_says_what_it_is() -> None:
