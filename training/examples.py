@@ -15,32 +15,19 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image
 
 from training import scenes
-from training.checkpoint import PATCH, TILE
 from training.optimizer import Schedule
+from training.patches import IntArray, patch_labels
 from vlmbatch.checkpoint import Checkpoint
 from vlmbatch.finetune.examples import IGNORED
 from vlmbatch.prepare.prompt import PromptWriter
 from vlmbatch.prepare.tiles import TilePlan, TileSettings, cut_tiles
 
-PATCHES = TILE // PATCH  # along an edge of a tile
 PAD = 2
 LIGHT_SHARE = 0.6
 """Share of the mixture's steps in which most pictures are at native detail: a third of the work of
 full detail.
-"""
-LONGEST_WORD = 6
-MOST_SHAPES = 3
-PATCH_CLASSES = (
-    1 + MOST_SHAPES * len(scenes.SHAPES),
-    1 + MOST_SHAPES * len(scenes.COLORS),
-    1 + LONGEST_WORD * len(scenes.CHARACTERS),
-    1 + LONGEST_WORD * len(scenes.CHARACTERS),
-)
-"""A character and its place are one class, not two: so the encoder learns to say "B, second" where
-a sum over patches keeps it readable.
 """
 READING = 0.6
 """Share of words and numbers among the pictures."""
@@ -56,7 +43,6 @@ drawn before.
 """
 KEPT = 20_000
 """Examples that are kept for that."""
-IntArray = npt.NDArray[np.int64]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,8 +53,8 @@ class Example:
         tiles: uint8, (n_tiles, 3, E, E).
         patches: What each patch shows, int64, (n_tiles, PATCHES², 4): shape, colour, and the
             characters in its left and in its right half, each as one class with its place in
-            reading order among what the tile shows (``PATCH_CLASSES``); 0 for none, -100 for not
-            asked.
+            reading order among what the tile shows (``patches.PATCH_CLASSES``); 0 for none,
+            -100 for not asked.
         prefix: Token ids up to the last media token.
         asked: For each question its token ids and those of its answer.
         kinds: For each question its kind, for scoring.
@@ -149,7 +135,7 @@ class ExampleMaker:
         prefix = self.prompt.image_prefix(plan.rows, plan.cols)
         return Example(
             tiles,
-            _patch_labels(scene.labels, scene.things, plan, scene.pages),
+            patch_labels(scene.labels, scene.things, plan, scene.pages),
             prefix,
             ids,
             [k for k, _, _ in asked],
@@ -166,7 +152,7 @@ class ExampleMaker:
         prefix = self.prompt.video_prefix(clip.times_seconds, clip.duration_seconds)
         patches = np.concatenate(
             [
-                _patch_labels(label, clip.things, TilePlan((0, 0), (0, 0), 0, 0))
+                patch_labels(label, clip.things, TilePlan((0, 0), (0, 0), 0, 0))
                 for label in clip.labels
             ]
         )
@@ -358,50 +344,3 @@ def question_kind(question: str, answer: str) -> str:
     return (
         "relation" if question.startswith("What is") and not question.endswith("word?") else "text"
     )
-
-
-def _patch_labels(
-    labels: npt.NDArray[np.uint8],
-    things: Sequence[scenes.Thing],
-    plan: TilePlan,
-    pages: bool = False,
-) -> IntArray:
-    """What each patch of each tile shows, see ``Example.patches``. The whole of a page is too small
-    to be read, so nothing is asked there.
-    """
-    image, wide = Image.fromarray(labels), 2 * PATCHES
-    whole = np.asarray(image.resize((wide, PATCHES), Image.Resampling.NEAREST))[None]
-    tiles = whole
-    if plan.rows:
-        grid = np.asarray(
-            image.resize((plan.cols * wide, plan.rows * PATCHES), Image.Resampling.NEAREST)
-        )
-        cut = (
-            grid.reshape(plan.rows, PATCHES, plan.cols, wide)
-            .transpose(0, 2, 1, 3)
-            .reshape(-1, PATCHES, wide)
-        )
-        tiles = np.concatenate([cut, whole])
-    asked = np.stack([_tile_labels(tile, things) for tile in tiles])
-    if pages:
-        asked[-1] = IGNORED
-    return asked
-
-
-def _tile_labels(tile: npt.NDArray[np.uint8], things: Sequence[scenes.Thing]) -> IntArray:
-    """The classes of one tile's patches, (PATCHES², 4), from things at two places of each patch,
-    (PATCHES, 2 * PATCHES).
-    """
-    table = np.zeros((len(things), 3), np.int64)
-    for place, number in enumerate(n for n in np.unique(tile) if n):
-        shape, color, character = things[number]
-        if shape:
-            table[number] = (
-                1 + place * len(scenes.SHAPES) + shape - 1,
-                1 + place * len(scenes.COLORS) + color - 1,
-                0,
-            )
-        elif place < LONGEST_WORD:
-            table[number, 2] = 1 + place * len(scenes.CHARACTERS) + character - 1
-    found = table[tile]
-    return np.concatenate([found[:, ::2], found[:, 1::2, 2:]], axis=-1).reshape(-1, 4)

@@ -33,86 +33,88 @@ PALE, GREY, CREAM, DARK, BLUE = (
 EXIF_ORIENTATION = 0x0112
 
 
+def _one(
+    kind: str,
+    color: str,
+    x: float,
+    y: float,
+    size: tuple[int, int],
+    background: tuple[int, int, int],
+    radius: float = 0.15,
+) -> Scene:
+    return shape_scene(
+        [Shape(kind, color, x * size[0], y * size[1], radius * min(size), 5)],
+        "above",
+        size,
+        background,
+    )
+
+
+def _row(
+    looks: list[tuple[str, str]],
+    size: tuple[int, int],
+    background: tuple[int, int, int],
+    radius: float = 0.18,
+) -> Scene:
+    step = size[0] / len(looks)
+    shapes = [
+        Shape(
+            kind,
+            color,
+            step * (i + 0.5),
+            size[1] * (0.48 + 0.04 * (i % 2)),
+            radius * min(size),
+            4 * i,
+        )
+        for i, (color, kind) in enumerate(looks)
+    ]
+    return shape_scene(shapes, "to the left of", size, background)
+
+
+def _column(
+    looks: list[tuple[str, str]],
+    size: tuple[int, int],
+    background: tuple[int, int, int],
+    radius: float = 0.16,
+) -> Scene:
+    step = size[1] / len(looks)
+    shapes = [
+        Shape(
+            kind,
+            color,
+            size[0] * (0.5 + 0.03 * (i % 2)),
+            step * (i + 0.5),
+            radius * min(size),
+            6 * i,
+        )
+        for i, (color, kind) in enumerate(looks)
+    ]
+    return shape_scene(shapes, "above", size, background)
+
+
 def pictures() -> dict[str, Scene]:
     """The pictures of shapes by file name."""
-
-    def one(
-        kind: str,
-        color: str,
-        x: float,
-        y: float,
-        size: tuple[int, int],
-        background: tuple[int, int, int],
-        radius: float = 0.15,
-    ) -> Scene:
-        return shape_scene(
-            [Shape(kind, color, x * size[0], y * size[1], radius * min(size), 5)],
-            "above",
-            size,
-            background,
-        )
-
-    def row(
-        looks: list[tuple[str, str]],
-        size: tuple[int, int],
-        background: tuple[int, int, int],
-        radius: float = 0.18,
-    ) -> Scene:
-        step = size[0] / len(looks)
-        shapes = [
-            Shape(
-                kind,
-                color,
-                step * (i + 0.5),
-                size[1] * (0.48 + 0.04 * (i % 2)),
-                radius * min(size),
-                4 * i,
-            )
-            for i, (color, kind) in enumerate(looks)
-        ]
-        return shape_scene(shapes, "to the left of", size, background)
-
-    def column(
-        looks: list[tuple[str, str]],
-        size: tuple[int, int],
-        background: tuple[int, int, int],
-        radius: float = 0.16,
-    ) -> Scene:
-        step = size[1] / len(looks)
-        shapes = [
-            Shape(
-                kind,
-                color,
-                size[0] * (0.5 + 0.03 * (i % 2)),
-                step * (i + 0.5),
-                radius * min(size),
-                6 * i,
-            )
-            for i, (color, kind) in enumerate(looks)
-        ]
-        return shape_scene(shapes, "above", size, background)
-
     return {
-        "circle.png": one("circle", "red", 0.5, 0.5, (256, 256), PALE, 0.3),
-        "corner-star.png": one("star", "yellow", 0.83, 0.17, (320, 320), DARK),
-        "left-triangle.jpg": one("triangle", "green", 0.17, 0.5, (400, 300), CREAM),
-        "small-square.png": one("square", "purple", 0.5, 0.83, (96, 96), GREY),
-        "circle-and-square.png": row(
+        "circle.png": _one("circle", "red", 0.5, 0.5, (256, 256), PALE, 0.3),
+        "corner-star.png": _one("star", "yellow", 0.83, 0.17, (320, 320), DARK),
+        "left-triangle.jpg": _one("triangle", "green", 0.17, 0.5, (400, 300), CREAM),
+        "small-square.png": _one("square", "purple", 0.5, 0.83, (96, 96), GREY),
+        "circle-and-square.png": _row(
             [("red", "circle"), ("blue", "square")], (480, 320), PALE, 0.22
         ),
-        "star-and-triangle.jpg": row(
+        "star-and-triangle.jpg": _row(
             [("white", "star"), ("orange", "triangle")], (320, 200), DARK, 0.25
         ),
-        "stack-of-two.png": column(
+        "stack-of-two.png": _column(
             [("black", "square"), ("green", "circle")], (240, 320), BLUE, 0.22
         ),
-        "stack-of-three.png": column(
+        "stack-of-three.png": _column(
             [("purple", "triangle"), ("red", "square"), ("blue", "star")], (360, 480), CREAM
         ),
-        "row-of-three.jpg": row(
+        "row-of-three.jpg": _row(
             [("green", "star"), ("yellow", "circle"), ("purple", "square")], (640, 400), GREY, 0.2
         ),
-        "large.jpg": row([("blue", "triangle"), ("black", "circle")], (1024, 768), PALE, 0.2),
+        "large.jpg": _row([("blue", "triangle"), ("black", "circle")], (1024, 768), PALE, 0.2),
     }
 
 

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from torch import nn
 
-from training.examples import PATCH_CLASSES
+from training.patches import PATCH_CLASSES
 from vlmbatch.checkpoint import find_checkpoint
 from vlmbatch.engine.torch.device import cpu_has_bfloat16
 from vlmbatch.engine.torch.model import LanguageModel, VisionEncoder, Weights
