@@ -48,7 +48,8 @@ def test_what_is_no_job_file_is_one_line(vlmbatch: Command, tmp_path: Path, text
 def test_any_values_are_a_job_or_an_error(tmp_path: Path, values: dict[str, object]) -> None:
     (tmp_path / "job.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
     with contextlib.suppress(JobError):
-        read_job_file(str(tmp_path / "job.yaml"), {})
+        job, _ = read_job_file(str(tmp_path / "job.yaml"), {})
+        assert isinstance(job, Job)
 
 
 @given(text=YAML_TEXT)
@@ -56,10 +57,11 @@ def test_any_values_are_a_job_or_an_error(tmp_path: Path, values: dict[str, obje
 def test_any_text_is_a_job_or_an_error(tmp_path: Path, text: str) -> None:
     (tmp_path / "job.yaml").write_text(f"inputs: a\n{text}", encoding="utf-8")
     with contextlib.suppress(JobError):
-        read_job_file(str(tmp_path / "job.yaml"), {})
+        job, _ = read_job_file(str(tmp_path / "job.yaml"), {})
+        assert isinstance(job, Job)
 
 
 @given(key=FIELDS, text=YAML_TEXT)
 def test_any_setting_is_taken_or_an_error(key: str, text: str) -> None:
     with contextlib.suppress(JobError):
-        Job.from_dict(parse_settings([f"{key}={text}"]))
+        assert isinstance(Job.from_dict(parse_settings([f"{key}={text}"])), Job)
