@@ -45,9 +45,10 @@ ALLOWED = {
     "questions": FLOOR,
     "evaluate": FLOOR | {"write"},
     "run": FLOOR | STAGES | {"questions"},
+    "serve": FLOOR | STAGES | {"questions", "run"},
     "finetune": FLOOR | STAGES,
     "bench": FLOOR | {"read", "prepare", "engine"},
-    "cli": FLOOR | STAGES | {"evaluate", "run", "finetune", "bench", "__version__"},
+    "cli": FLOOR | STAGES | {"evaluate", "run", "serve", "finetune", "bench", "__version__"},
     "__main__": {"cli"},
     "__init__": FLOOR | {"run"},
 }
@@ -63,6 +64,9 @@ HOMES = {
     "peft": {"finetune"},
     "accelerate": {"finetune"},
     "matplotlib": {"finetune"},
+    "starlette": {"serve"},
+    "uvicorn": {"serve"},
+    "prometheus_client": {"serve"},
 }
 
 
@@ -192,6 +196,11 @@ def test_a_plain_run_loads_no_compiler_no_tables_and_no_videos(tmp_path: Path) -
 
 def test_loading_the_public_names_does_not_load_torch() -> None:
     assert "torch" not in loaded_by("import vlmbatch; vlmbatch.Job; vlmbatch.Record; vlmbatch.run")
+
+
+def test_the_dispatcher_loads_no_server_and_no_engine() -> None:
+    heavy = {"torch", "starlette", "uvicorn", "prometheus_client"}
+    assert not loaded_by("import vlmbatch.serve.dispatcher") & heavy
 
 
 def test_every_public_name_is_there_and_every_error_is_public() -> None:

@@ -66,3 +66,16 @@ def test_a_stop_wakes_those_who_wait_and_drops_the_rest() -> None:
 def test_getting_gives_up_in_time() -> None:
     assert Channel(1).get(timeout=0.01) is None
     assert Channel(1).get(wait=False) is None
+
+
+def test_an_entry_that_waits_can_be_removed_and_makes_room() -> None:
+    channel: Channel[bytes] = Channel(10, weight=len, max_weight=8)
+    channel.put(b"12345678")
+    done = threading.Event()
+    thread = threading.Thread(target=lambda: (channel.put(b"x"), done.set()))
+    thread.start()
+    assert channel.remove(b"12345678")
+    assert done.wait(5)
+    thread.join()
+    assert not channel.remove(b"12345678")
+    assert channel.get() == b"x"

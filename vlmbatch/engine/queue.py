@@ -71,6 +71,17 @@ class Channel(Generic[T]):
             self._changed.notify_all()
             return entry
 
+    def remove(self, entry: T) -> bool:
+        """Remove an entry that waits. Return False if it is not there."""
+        with self._changed:
+            if entry not in self._entries:
+                return False
+            self._entries.remove(entry)
+            if self._weigh:
+                self._weight -= self._weigh(entry)
+            self._changed.notify_all()
+            return True
+
     def __iter__(self) -> Iterator[T]:
         """Yield entries until the channel is closed and empty, or stopped."""
         while (entry := self.get()) is not None:

@@ -1,0 +1,1 @@
+"""A server: requests of many clients to one engine."""
