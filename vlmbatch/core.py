@@ -29,13 +29,6 @@ Role = Literal["system", "user", "assistant"]
 Status = Literal["ok", "error", "similar"]
 FinishReason = Literal["stop", "length", "cancelled"]
 
-_PART_OF_MEDIA: Mapping[Media, PartKind] = {
-    "image": "picture",
-    "frame": "picture",
-    "clip": "clip",
-    "tile": "tile",
-}
-
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Pixels:
@@ -150,7 +143,7 @@ class Conversation:
     @classmethod
     def about(cls, media: Media, pixels: Pixels, key: str = "") -> Conversation:
         """Make a conversation about a picture, a frame, a clip or a tile."""
-        kind = _PART_OF_MEDIA[media]
+        kind: PartKind = media if media in ("clip", "tile") else "picture"
         return cls((Turn("user", (Part(kind, pixels=pixels),)),), key)
 
     def media(self) -> list[Part]:
@@ -310,6 +303,8 @@ class Completion:
         text: The answer, partial if it was cancelled; None if there is an error.
         error: Reason for the missing answer.
         prompt_tokens: Tokens of the prompt; None, as below, where the engine cannot tell.
+        cached_tokens: Tokens of the prompt that were kept from an earlier request.
+        image_tokens: Tokens of the prompt that stand for pictures.
         new_tokens: Tokens of the answer, the stop token counted.
         finish_reason: ``stop`` (end of sequence, or a stop string), ``length`` (``max_new_tokens``,
             or the context is full) or ``cancelled``.
@@ -326,6 +321,8 @@ class Completion:
     text: str | None = None
     error: Exception | None = None
     prompt_tokens: int | None = 0
+    cached_tokens: int | None = 0
+    image_tokens: int | None = 0
     new_tokens: int | None = 0
     finish_reason: FinishReason | None = None
     mean_logprob: float | None = None

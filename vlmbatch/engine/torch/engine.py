@@ -312,6 +312,7 @@ class TorchEngine:
         if error is None:
             done.text = ""
             done.prompt_tokens = len(payload.prefix_ids) + len(payload.question_ids[number])
+            done.image_tokens = len(payload.tiles) * self.network.shape.tile_tokens
         if error is None and sequence is not None:
             self._fill(done, sequence)
         self._done.append(done)

@@ -162,6 +162,7 @@ class Answer:
             self.number,
             text=self._text.text(self.tokens),
             prompt_tokens=self.prompt_tokens,
+            image_tokens=None,
             new_tokens=len(self.tokens),
             finish_reason=self.reason,
             mean_logprob=self._logprob_sum / len(self.tokens) if self.tokens else None,
