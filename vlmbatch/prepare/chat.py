@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import datetime
 import functools
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar, NoReturn
 
 from vlmbatch.errors import ModelLoadError, PrepareError
 
@@ -41,7 +42,8 @@ class ChatTemplate:
         """Return the text of a conversation, up to the start of the assistant's answer.
 
         Raises:
-            ModelLoadError: The template is broken.
+            ModelLoadError: The template is no Jinja template.
+            PrepareError: The template refuses the conversation.
         """
         values = [
             {
@@ -60,7 +62,7 @@ class ChatTemplate:
                 messages=values, add_generation_prompt=True, **self._special
             )
         except Exception as error:  # a template may raise anything
-            raise ModelLoadError(f"the checkpoint's chat template is broken: {error}") from error
+            raise PrepareError(f"the chat template refuses the conversation: {error}") from error
         return text
 
 
@@ -89,14 +91,44 @@ def fill_in(text: str, markers: Sequence[str], media: Sequence[str]) -> str:
 
 @functools.lru_cache(maxsize=8)
 def _compile(source: str) -> Any:
-    import jinja2
+    """Compile a template in the environment that transformers gives it."""
+    import jinja2.ext
     import jinja2.sandbox
 
-    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
-    environment.filters["tojson"] = lambda value, **options: json.dumps(
-        value, ensure_ascii=False, **options
+    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
+        trim_blocks=True,
+        lstrip_blocks=True,
+        extensions=[_generation_tag(), jinja2.ext.loopcontrols],
     )
+    environment.filters["tojson"] = lambda value, **options: json.dumps(
+        value, **{"ensure_ascii": False, **options}
+    )
+    environment.globals["raise_exception"] = _refuse
+    environment.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
     try:
         return environment.from_string(source)
     except Exception as error:  # jinja2 raises errors of its own
         raise ModelLoadError(f"the checkpoint's chat template is broken: {error}") from error
+
+
+def _generation_tag() -> Any:
+    """Make the extension for ``{% generation %}``, which marks answers in training; a prompt has
+    the text inside it.
+    """
+    import jinja2.ext
+    import jinja2.nodes
+
+    class Generation(jinja2.ext.Extension):
+        tags: ClassVar[set[str]] = {"generation"}
+
+        def parse(self, parser: Any) -> Any:
+            line = next(parser.stream).lineno
+            body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+            return jinja2.nodes.Scope(body).set_lineno(line)
+
+    return Generation
+
+
+def _refuse(message: str) -> NoReturn:
+    """What a template calls ``raise_exception``."""
+    raise PrepareError(message)

@@ -203,7 +203,8 @@ class Preparer:
     ) -> tuple[Sequence[int], list[Sequence[int]]]:
         """Token ids of the prefix and of the questions; the shortest conversations are cached."""
         turns = conversation.turns
-        if len(turns) == 1 and len(turns[0].parts) == len(media) == 1 and turns[0].role == "user":
+        is_short = len(turns) == 1 and len(turns[0].parts) == len(media) == 1
+        if is_short and turns[0].role == "user" and self.writer.splits:
             part = media[0]
             if part.kind == "clip":
                 prefix: Sequence[int] = tuple(self.writer.video_prefix(*self._times(part)))

@@ -1,16 +1,16 @@
 """Text around pixels: the chat template, the image tokens and the video prompt, as by the
 checkpoint's own processor.
 
-A prompt is split right after the last media token. A tokenizer never merges across a special token,
-so the ids of the prefix followed by the ids of a question are the ids of the whole text. All
-questions about one picture share one prefix.
+A prompt is split right after the last media token, and all questions about one picture share one
+prefix. Most tokenizers never merge across a special token: the ids of the prefix followed by the
+ids of a question are the ids of the whole text. ``PromptWriter`` tries whether this one does so
+before it relies on it.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import datetime
-import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -37,6 +37,12 @@ VIDEO_OUTRO = "\n\n"
 VIDEO_MARKER = "<video>"
 
 _QUESTION = "\x00question\x00"
+_TRIED = ("a", " a", "a ", "\n\n7", "")
+"""Questions that must continue a picture and a clip as if the whole were tokenized at once."""
+
+_SPECIAL = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
+"""The tokens of tokenizer_config.json that templates may name, as ``bos_token``."""
+
 _ONES = (
     *("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"),
     *(
@@ -139,6 +145,10 @@ def number_words(number: int) -> str:
 class PromptWriter:
     """Turns media and questions into token ids with the checkpoint's own tokenizer and chat
     template. Thread-safe and picklable.
+
+    Attributes:
+        splits: Whether ``image_prefix`` and ``image_question``, ``video_prefix`` and
+            ``video_question`` make up the ids of a whole prompt. ``chat`` always does.
     """
 
     def __init__(
@@ -165,16 +175,11 @@ class PromptWriter:
         self.image_token_id = self._single_id(tokens.image)
         for token in (tokens.fake, tokens.global_image, tokens.end_of_utterance):
             self._single_id(token)
-        self._chat = ChatTemplate(template, special or {})
-        text = self._chat.render([("user", [("image", ""), ("text", _QUESTION)])])
-        self._head, image, rest = text.partition(tokens.image)
-        between, question, self._tail = rest.partition(_QUESTION)
-        if not image or not question or between:
-            raise ModelLoadError(
-                "the checkpoint's chat template does not put a question right behind its picture"
-            )
-        contents = (token.content for token in tokenizer.get_added_tokens_decoder().values())
-        self._special = "|".join(map(re.escape, sorted(contents, key=len, reverse=True)))
+        self._special = special or {}
+        self._chat = ChatTemplate(template, self._special)
+        self._added = frozenset(tokenizer.get_added_tokens_decoder())
+        self._head, self._tail = self._around_question()
+        self.splits = self._splits()
 
     @classmethod
     def from_checkpoint(cls, checkpoint: Checkpoint) -> PromptWriter:
@@ -194,7 +199,7 @@ class PromptWriter:
         config = checkpoint.tokenizer_config()
         special = {
             name: _token_text(config[name])
-            for name in ("bos_token", "eos_token", "pad_token")
+            for name in (f"{kind}_token" for kind in _SPECIAL)
             if config.get(name)
         }
         return cls(
@@ -229,27 +234,21 @@ class PromptWriter:
         Raises:
             PrepareError: A text holds an image token.
         """
-        last = (
-            [("user", list(turns[-1][1]))] if turns and turns[-1][0] == "user" else [("user", [])]
-        )
-        last[0][1].append(("text", _QUESTION))
-        messages = [*(turns[:-1] if turns and turns[-1][0] == "user" else turns), *last]
-        marker = {"image": self.tokens.image, "video": VIDEO_MARKER}
-        markers = [marker[kind] for _, parts in messages for kind, _ in parts if kind != "text"]
-        for _, parts in messages:
-            for _, text in parts:
-                if self.tokens.image in text:
-                    raise PrepareError(
-                        f"a text may not hold the token {self.tokens.image}: it stands for pixels"
-                    )
-        head, _, tail = fill_in(self._chat.render(messages), markers, media).partition(_QUESTION)
-        # A tokenizer never merges across a special token, so the prefix may end after one.
-        ends = [match.end() for match in re.finditer(self._special, head)]
-        cut = ends[-1] if ends else 0
-        return (
-            self._prefix(head[:cut]),
-            [self._question(head[cut:] + question + tail) for question in questions],
-        )
+        for text in (*questions, *(text for _, parts in turns for _, text in parts)):
+            if self.tokens.image in text:
+                raise PrepareError(
+                    f"a text may not hold the token {self.tokens.image}: it stands for pixels"
+                )
+        probe, *found = [
+            self._encode(self._written(turns, media, question))
+            for question in (_QUESTION, *questions)
+        ]
+        shared = min(_same(probe, ids) for ids in found)
+        cut = next((end for end in range(shared, 0, -1) if probe[end - 1] in self._added), 0)
+        for ids in found:
+            if self.image_token_id in ids[cut:]:
+                raise PrepareError("the chat template puts a picture behind the question")
+        return probe[:cut], [ids[cut:] for ids in found]
 
     def video_prefix(self, times_seconds: Sequence[float], duration_seconds: float) -> list[int]:
         """Return token ids of the chat opening and a clip, up to its last media token."""
@@ -281,23 +280,69 @@ class PromptWriter:
         text: str = self.tokenizer.decode([token], skip_special_tokens=False)
         return text
 
+    def _written(self, turns: Sequence[Message], media: Sequence[str], question: str) -> str:
+        """The text of a conversation and a question."""
+        *before, last = turns if turns and turns[-1][0] == "user" else [*turns, ("user", ())]
+        messages = [*before, ("user", [*last[1], ("text", question)])]
+        marker = {"image": self.tokens.image, "video": VIDEO_MARKER}
+        markers = [marker[kind] for _, parts in messages for kind, _ in parts if kind != "text"]
+        return fill_in(self._chat.render(messages), markers, media)
+
+    def _around_question(self) -> tuple[str, str]:
+        """The text before a picture, and the text after a question about it."""
+        try:
+            text = self._chat.render([("user", [("image", ""), ("text", _QUESTION)])])
+        except PrepareError as error:
+            raise ModelLoadError(f"the checkpoint's chat template is broken: {error}") from error
+        head, image, rest = text.partition(self.tokens.image)
+        _, question, tail = rest.partition(_QUESTION)
+        if not image or not question:
+            raise ModelLoadError(
+                "the checkpoint's chat template does not put a question behind its picture"
+            )
+        return head, tail
+
+    def _splits(self) -> bool:
+        """Try whether questions continue a picture and a clip."""
+        picture, clip = image_text(0, 0, self.tokens), video_text([0.0], 1.0, self.tokens)
+        prefix, clip_prefix = self.image_prefix(0, 0), self.video_prefix([0.0], 1.0)
+        return all(
+            prefix + self.image_question(text) == self._whole("image", picture, text)
+            and clip_prefix + self.video_question(text) == self._whole("video", clip, text)
+            for text in _TRIED
+        )
+
+    def _whole(self, kind: str, medium: str, question: str) -> list[int]:
+        """Token ids of a question about one picture or clip, tokenized at once."""
+        return self._encode(self._written([("user", [(kind, "")])], [medium], question))
+
+    def _encode(self, text: str) -> list[int]:
+        """Token ids of a prompt. As in transformers, the tokenizer adds tokens of its own unless
+        the template has begun with them.
+        """
+        bos = self._special.get("bos_token")
+        return self._ids(text, adds_tokens=not (bos and text.startswith(bos)))
+
     def _prefix(self, text: str) -> list[int]:
-        return list(self.tokenizer.encode(text, add_special_tokens=False).ids)
+        return self._ids(text)
 
     def _question(self, text: str) -> list[int]:
-        try:
-            ids = list(self.tokenizer.encode(text, add_special_tokens=False).ids)
-        except (
-            TypeError,
-            UnicodeEncodeError,
-        ) as error:  # half a surrogate pair, which JSON can hold
-            raise PrepareError(f"a question is not valid text: {text!r}") from error
+        ids = self._ids(text)
         if self.image_token_id in ids:
             raise PrepareError(
                 f"a question or answer may not hold the token {self.tokens.image}: it stands for "
                 "pixels"
             )
         return ids
+
+    def _ids(self, text: str, *, adds_tokens: bool = False) -> list[int]:
+        try:
+            return list(self.tokenizer.encode(text, add_special_tokens=adds_tokens).ids)
+        except (
+            TypeError,
+            UnicodeEncodeError,
+        ) as error:  # half a surrogate pair, which JSON can hold
+            raise PrepareError(f"a text is not valid text: {text[:200]!r}") from error
 
     def _single_id(self, token: str) -> int:
         found = self.tokenizer.token_to_id(token)
@@ -310,3 +355,9 @@ class PromptWriter:
 
 def _token_text(token: Any) -> str:
     return str(token["content"]) if isinstance(token, dict) else str(token)
+
+
+def _same(one: Sequence[int], other: Sequence[int]) -> int:
+    """Number of ids that two prompts begin with alike; the other keeps at least one to follow."""
+    most = min(len(one), len(other) - 1)
+    return next((place for place in range(most) if one[place] != other[place]), most)
