@@ -4,29 +4,35 @@ write them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import random
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
-import transformers
+import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
-from transformers.models.smolvlm import processing_smolvlm as reference
-from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
+from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-from tests.checkpoints import build_tokenizer, write_tiny_checkpoint
+from tests.chats import SEQ_LEN, Oracle, clip, picture, random_chat, text, tile, user
+from tests.checkpoints import (
+    CHAT_TEMPLATE,
+    FIRST_TOKENS,
+    LAST_TOKENS,
+    build_tokenizer,
+    write_tiny_checkpoint,
+)
 from vlmbatch.checkpoint import Checkpoint
 from vlmbatch.core import Conversation, Part, Pixels, Question, Turn
 from vlmbatch.errors import ModelLoadError, PrepareError
 from vlmbatch.prepare import Payload, Preparer
 from vlmbatch.prepare.chat import ChatTemplate, fill_in
 
-TILE, SEQ_LEN = 32, 4
 CORPUS = ["User: What is this?\n\nAssistant: 12\n\n  User:\n\n", "System: Be short.\n"] * 20
+CHATS = 12
+"""Random chats of each tokenizer and template."""
 QUESTIONS = ["What?", " padded ", "\n\n7", "", "🙂 <end_of_utterance>", "é\n"]
 
 
@@ -46,137 +52,11 @@ def oracle(folder: Path) -> Oracle:
     return Oracle(folder)
 
 
-def noise(width: int, height: int, seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
-
-
-def text(words: str) -> Part:
-    return Part("text", text=words)
-
-
-def is_text(part: Part) -> bool:
-    return part.kind == "text"
-
-
-def picture(width: int = 64, height: int = 48, seed: int = 0) -> Part:
-    return Part("picture", pixels=Pixels([noise(width, height, seed)]))
-
-
-def tile(seed: int = 0) -> Part:
-    return Part("tile", pixels=Pixels([noise(TILE, TILE, seed)]))
-
-
-def clip(frames: int = 3) -> Part:
-    times = tuple(30.5 * number for number in range(frames))
-    return Part("clip", pixels=Pixels([noise(40, 30, seed) for seed in range(frames)], times, 99.0))
-
-
-class Oracle:
-    """Token ids and tiles as transformers makes them."""
-
-    def __init__(self, folder: Path) -> None:
-        self.tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-        self.template = Checkpoint(folder, "tiny", "").chat_template()
-
-    def ids(self, turns: Sequence[Turn], question: str) -> list[int]:
-        """Ids of the whole conversation, up to where the assistant answers."""
-        turns = list(turns)
-        last = turns.pop() if turns and turns[-1].role == "user" else Turn("user", ())
-        turns.append(Turn("user", (*last.parts, text(question))))
-        parts = [part for turn in turns for part in turn.parts if not is_text(part)]
-        kinds = {"text": "text", "picture": "image", "tile": "image", "clip": "video"}
-        messages = [
-            {
-                "role": turn.role,
-                "content": [
-                    {"type": kinds[part.kind], **({"text": part.text} if is_text(part) else {})}
-                    for part in turn.parts
-                ],
-            }
-            for turn in turns
-        ]
-        has_clip = any(part.kind == "clip" for part in parts)
-        written = self.tokenizer.apply_chat_template(
-            messages,
-            chat_template=reference.DEFAULT_CHAT_TEMPLATE if has_clip else self.template,
-            add_generation_prompt=True,
-            tokenize=False,
-        )
-        for part in parts:
-            marker = "<video>" if part.kind == "clip" else "<image>"
-            before, found, after = written.partition(marker)
-            assert found
-            written = before + self.media(part).replace("<image>", "\x01") + after
-        written = written.replace("\x01", "<image>")
-        return list(self.tokenizer(written, add_special_tokens=False)["input_ids"])
-
-    def media(self, part: Part) -> str:
-        """The text of a picture or clip."""
-        assert part.pixels is not None
-        if part.kind == "clip":
-            times = list(part.pixels.times_seconds)
-            processor = SimpleNamespace(
-                image_seq_len=SEQ_LEN,
-                image_token="<image>",
-                fake_image_token="<fake_token_around_image>",
-                global_image_token="<global-img>",
-            )
-            metadata = SimpleNamespace(
-                fps=1.0, timestamps=times, duration=part.pixels.duration_seconds
-            )
-            inputs: dict[str, Any] = {
-                "pixel_values": np.empty((1, len(times), 0)),
-                "video_metadata": [metadata],
-            }
-            written: str = reference.SmolVLMProcessor.replace_video_token(processor, inputs, 0)
-            return written
-        grid = (0, 0)
-        if part.kind == "picture":
-            found = self.process(part, return_row_col_info=True)
-            grid = found["rows"][0][0], found["cols"][0][0]
-        prompt: str = reference.get_image_prompt_string(
-            *grid,
-            SEQ_LEN,
-            fake_token_around_image="<fake_token_around_image>",
-            image_token="<image>",
-            global_image_token="<global-img>",
-        )
-        return prompt
-
-    def process(self, part: Part, **options: Any) -> Any:
-        assert part.pixels is not None
-        small = part.kind == "clip"
-        processor = SmolVLMImageProcessorPil(
-            size={"longest_edge": TILE if small else 4 * TILE},
-            max_image_size={"longest_edge": TILE},
-            do_image_splitting=not small,
-        )
-        frames = [[Image.fromarray(frame)] for frame in part.pixels.arrays()]
-        return processor(frames, do_rescale=False, do_normalize=False, do_pad=False, **options)
-
-    def tiles(self, turns: Sequence[Turn]) -> np.ndarray:
-        """The tiles of all pictures and clips."""
-        found = []
-        for part in (part for turn in turns for part in turn.parts if part.kind != "text"):
-            assert part.pixels is not None
-            if part.kind == "tile":
-                found += [frame.transpose(2, 0, 1) for frame in part.pixels.arrays()]
-                continue
-            found += [
-                np.asarray(each) for frame in self.process(part)["pixel_values"] for each in frame
-            ]
-        return np.stack(found) if found else np.zeros((0, 3, TILE, TILE), np.uint8)
-
-
 def prepare(preparer: Preparer, turns: Sequence[Turn], *questions: str) -> Payload:
     request = preparer.prepare(Conversation(tuple(turns)), [Question(each) for each in questions])
     payload: Payload = request.payload
     assert request.tiles == len(payload.tiles)
     return payload
-
-
-def user(*parts: Part) -> Turn:
-    return Turn("user", parts)
 
 
 SYSTEM = Turn("system", (text("Be short."),))
@@ -283,3 +163,89 @@ def test_a_template_that_drops_or_breaks() -> None:
         ChatTemplate("{{ raise_it() }}", {}).render([("user", [("text", "a")])])
     with pytest.raises(ModelLoadError, match="broken"):
         ChatTemplate("{% if %}", {}).render([("user", [("text", "a")])])
+
+
+def stripping_tokenizer() -> tokenizers.Tokenizer:
+    """Its special tokens take the white space beside them, and its texts are composed (NFC)."""
+    tokenizer = build_tokenizer(CORPUS, merges=60)
+    tokenizer.normalizer = normalizers.NFC()
+    tokenizer.add_special_tokens(
+        [
+            tokenizers.AddedToken("<fake_token_around_image>", rstrip=True, normalized=False),
+            tokenizers.AddedToken("<end_of_utterance>", lstrip=True, rstrip=True, normalized=False),
+        ]
+    )
+    return tokenizer
+
+
+def word_tokenizer() -> tokenizers.Tokenizer:
+    """One that joins spaces to words, marks the first one, and begins and ends prompts itself."""
+    tokenizer = tokenizers.Tokenizer(models.BPE(byte_fallback=True, unk_token="<|endoftext|>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
+    tokenizer.decoder = decoders.Metaspace()
+    trainer = trainers.BpeTrainer(
+        vocab_size=400, special_tokens=[*FIRST_TOKENS, *(f"<0x{byte:02X}>" for byte in range(256))]
+    )
+    tokenizer.train_from_iterator(CORPUS, trainer)
+    tokenizer.add_special_tokens(list(LAST_TOKENS))
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<|im_start|> $A <|im_end|>",
+        special_tokens=[(name, tokenizer.token_to_id(name)) for name in FIRST_TOKENS[1:3]],
+    )
+    return tokenizer
+
+
+TOKENIZERS: dict[str, Callable[[], tokenizers.Tokenizer]] = {
+    "bytes": build_tokenizer,
+    "merges": lambda: build_tokenizer(CORPUS, merges=100),
+    "stripping": stripping_tokenizer,
+    "words": word_tokenizer,
+}
+PARTS = (
+    "{% for p in m['content'] %}{{ '<image>' if p['type'] == 'image' else p['text'] }}{% endfor %}"
+)
+TEMPLATES = {
+    "published": CHAT_TEMPLATE,
+    "with a system turn of its own": (
+        "{{ bos_token }}{% if messages[0]['role'] != 'system' %}System: Help.\n\n{% endif %}"
+        "{% for m in messages %}{{ m['role'] }}\n" + PARTS + "<end_of_utterance>\n{% endfor %}"
+        "{% if add_generation_prompt %}{{ 'assistant\n' }}{% endif %}"
+    ),
+    "with roles as tokens": (
+        "{%- for m in messages -%}{{- '<repo_name>' + m['role'] + '<file_sep>' -}}"
+        "{%- for p in m['content'] -%}{%- if p['type'] == 'text' -%}{{- p['text'] -}}"
+        "{%- elif p['type'] == 'image' -%}{{- '<image>' -}}{%- endif -%}{%- endfor -%}"
+        "{{- '<end_of_utterance>\n' -}}{%- endfor -%}"
+        "{%- if add_generation_prompt -%}{{- '<repo_name>assistant<file_sep>' -}}{%- endif -%}"
+    ),
+    "that strips texts": (
+        "{% for m in messages %}{% if m['role'] == 'tool' %}{{ raise_exception('no tools') }}"
+        "{% break %}{% endif %}[{{ m['role'] | upper }}]{% for p in m['content'] %}"
+        "{% if p['type'] == 'image' %}\n<image>\n{% else %}{% generation %}{{ p['text'] | trim }}"
+        "{% endgeneration %}{% endif %}{% endfor %}{{ eos_token }}{% endfor %}[ASSISTANT] "
+    ),
+}
+
+
+@pytest.mark.parametrize("template", TEMPLATES.values(), ids=TEMPLATES)
+@pytest.mark.parametrize("make", TOKENIZERS.values(), ids=TOKENIZERS)
+def test_random_chats_are_written_as_transformers_writes_them(
+    make: Callable[[], tokenizers.Tokenizer], template: str, tmp_path: Path
+) -> None:
+    write_tiny_checkpoint(tmp_path, tokenizer=make())
+    (tmp_path / "chat_template.jinja").write_text(template, encoding="utf-8")
+    preparer = Preparer.from_checkpoint(Checkpoint(tmp_path, "tiny", ""))
+    oracle = Oracle(tmp_path)
+    rng = random.Random(0)
+    for number in range(CHATS):
+        chat, question = random_chat(rng, ("picture", "clip", "both")[number % 3])
+        made = prepare(preparer, chat.turns, question.text)
+        expected = oracle.ids(chat.turns, question.text)
+        assert [*made.prefix_ids, *made.question_ids[0]] == expected, (chat, question)
+        assert np.array_equal(made.tiles, oracle.tiles(chat.turns))
+
+
+def test_a_template_may_refuse_a_conversation() -> None:
+    template = ChatTemplate("{{ raise_exception('roles must alternate') }}", {})
+    with pytest.raises(PrepareError, match="refuses the conversation: roles must alternate"):
+        template.render([("user", [("text", "a")])])

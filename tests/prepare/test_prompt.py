@@ -71,6 +71,10 @@ WRITERS = [
 ]
 
 
+WORDS = st.text().filter(lambda text: TOKENS.image not in text)
+"""Any question that is allowed: hypothesis also draws texts that it finds in the code."""
+
+
 def whole_ids(writer: PromptWriter, text: str) -> list[int]:
     return writer.tokenizer.encode(text, add_special_tokens=False).ids
 
@@ -146,14 +150,14 @@ def test_prefix_and_question_are_the_whole_prompt(
 
 
 @settings(max_examples=300, deadline=None)
-@given(st.text(), st.sampled_from([BYTES, MERGED]))
+@given(WORDS, st.sampled_from([BYTES, MERGED]))
 def test_any_question_continues_a_picture(question: str, writer: PromptWriter) -> None:
     text = f"<|im_start|>User:{image_text(2, 3, TOKENS)}{question}<end_of_utterance>\nAssistant:"
     assert writer.image_prefix(2, 3) + writer.image_question(question) == whole_ids(writer, text)
 
 
 @settings(max_examples=300, deadline=None)
-@given(st.text(), st.sampled_from([BYTES, MERGED]), st.integers(1, 5))
+@given(WORDS, st.sampled_from([BYTES, MERGED]), st.integers(1, 5))
 def test_any_question_continues_a_clip(question: str, writer: PromptWriter, frames: int) -> None:
     times = [1.5 * number for number in range(frames)]
     text = (

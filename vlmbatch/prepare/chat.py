@@ -6,7 +6,7 @@ import datetime
 import functools
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, NoReturn
+from typing import Any
 
 from vlmbatch.errors import ModelLoadError, PrepareError
 
@@ -38,11 +38,15 @@ class ChatTemplate:
         """
         self._source, self._special = source, dict(special)
 
-    def render(self, messages: Sequence[Message]) -> str:
-        """Return the text of a conversation, up to the start of the assistant's answer.
+    def render(self, messages: Sequence[Message], *, opens_answer: bool = True) -> str:
+        """Return the text of a conversation.
+
+        Args:
+            messages: The conversation.
+            opens_answer: Whether the start of the assistant's next turn follows.
 
         Raises:
-            ModelLoadError: The template is no Jinja template.
+            ModelLoadError: The template cannot be compiled.
             PrepareError: The template refuses the conversation.
         """
         values = [
@@ -59,7 +63,11 @@ class ChatTemplate:
         template = _compile(VIDEO_CHAT_TEMPLATE if has_video else self._source)
         try:
             text: str = template.render(
-                messages=values, add_generation_prompt=True, **self._special
+                messages=values,
+                tools=None,
+                documents=None,
+                add_generation_prompt=opens_answer,
+                **self._special,
             )
         except Exception as error:  # a template may raise anything
             raise PrepareError(f"the chat template refuses the conversation: {error}") from error
@@ -91,44 +99,31 @@ def fill_in(text: str, markers: Sequence[str], media: Sequence[str]) -> str:
 
 @functools.lru_cache(maxsize=8)
 def _compile(source: str) -> Any:
-    """Compile a template in the environment that transformers gives it."""
+    """Compile a template with what transformers gives to chat templates."""
     import jinja2.ext
     import jinja2.sandbox
 
+    class Generation(jinja2.ext.Extension):
+        """``{% generation %}`` marks the assistant's words for training; they are rendered."""
+
+        tags = {"generation"}  # noqa: RUF012 (so declared by jinja2)
+
+        def parse(self, parser: jinja2.parser.Parser) -> list[jinja2.nodes.Node]:
+            next(parser.stream)
+            return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+    def raise_exception(message: str) -> None:
+        raise jinja2.exceptions.TemplateError(message)
+
     environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
-        trim_blocks=True,
-        lstrip_blocks=True,
-        extensions=[_generation_tag(), jinja2.ext.loopcontrols],
+        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, jinja2.ext.loopcontrols]
     )
     environment.filters["tojson"] = lambda value, **options: json.dumps(
-        value, **{"ensure_ascii": False, **options}
+        value, **({"ensure_ascii": False} | options)
     )
-    environment.globals["raise_exception"] = _refuse
+    environment.globals["raise_exception"] = raise_exception
     environment.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
     try:
         return environment.from_string(source)
     except Exception as error:  # jinja2 raises errors of its own
         raise ModelLoadError(f"the checkpoint's chat template is broken: {error}") from error
-
-
-def _generation_tag() -> Any:
-    """Make the extension for ``{% generation %}``, which marks answers in training; a prompt has
-    the text inside it.
-    """
-    import jinja2.ext
-    import jinja2.nodes
-
-    class Generation(jinja2.ext.Extension):
-        tags: ClassVar[set[str]] = {"generation"}
-
-        def parse(self, parser: Any) -> Any:
-            line = next(parser.stream).lineno
-            body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-            return jinja2.nodes.Scope(body).set_lineno(line)
-
-    return Generation
-
-
-def _refuse(message: str) -> NoReturn:
-    """What a template calls ``raise_exception``."""
-    raise PrepareError(message)
