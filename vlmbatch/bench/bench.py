@@ -18,7 +18,7 @@ import vlmbatch
 from vlmbatch.bench.ceilings import Ceiling, copy_ceiling, gemm_ceiling
 from vlmbatch.bench.pictures import photo
 from vlmbatch.bench.sizes import Sizes
-from vlmbatch.bench.subject import Outcome, Subject
+from vlmbatch.bench.subject import Subject
 from vlmbatch.core import Request
 from vlmbatch.engine.torch.device import device_memory
 
@@ -77,10 +77,6 @@ class Bench:
         elif not self._warm:
             self.subject.run(self.subject.requests([photo(0, 64, 64)], [PROMPT], "low"), 2)
             self._warm = True
-
-    def repeat(self, call: Callable[[], Outcome]) -> list[Outcome]:
-        """Repeat a piece of work for as many rounds as the sizes say."""
-        return [call() for _ in range(self.sizes.rounds)]
 
     def describe(self) -> dict[str, Any]:
         """Describe machine, versions and model, for the head of the table and for JSON."""

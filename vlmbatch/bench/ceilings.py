@@ -6,17 +6,18 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import time
 from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
+from torch.utils.benchmark import Timer
 
 from vlmbatch.bench.sizes import Sizes
 from vlmbatch.engine.torch.cpu.onednn import can_pack, pack
-from vlmbatch.engine.torch.device import synchronize
 from vlmbatch.engine.torch.linear import Linear
 from vlmbatch.engine.torch.shape import ModelShape
+
+ROUNDS = 5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,13 +48,11 @@ def gemm_ceiling(
     for inputs, outputs in _products(shape):
         x = torch.randn(sizes.gemm_rows, inputs, device=device).to(dtype)
         weight = torch.randn(outputs, inputs, device=device).to(dtype)
-        seconds = _fastest(functools.partial(F.linear, x, weight), device, sizes.ceiling_seconds)
+        seconds = _fastest(functools.partial(F.linear, x, weight), sizes.ceiling_seconds)
         what = f"{sizes.gemm_rows} x {inputs} x {outputs}"
         found[what] = 2 * sizes.gemm_rows * inputs * outputs / seconds
         if packs:
-            seconds = _fastest(
-                functools.partial(pack(Linear(weight)), x), device, sizes.ceiling_seconds
-            )
+            seconds = _fastest(functools.partial(pack(Linear(weight)), x), sizes.ceiling_seconds)
             found[f"{what}, packed"] = 2 * sizes.gemm_rows * inputs * outputs / seconds
     best = max(found, key=lambda what: found[what])
     return Ceiling(found[best], best, found)
@@ -65,7 +64,7 @@ def copy_ceiling(device: torch.device, sizes: Sizes) -> Ceiling:
     """
     source = torch.ones(sizes.copy_bytes, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
-    seconds = _fastest(lambda: target.copy_(source), device, sizes.ceiling_seconds)
+    seconds = _fastest(lambda: target.copy_(source), sizes.ceiling_seconds)
     what = f"{sizes.copy_bytes >> 20} MiB, read and written"
     return Ceiling(2 * sizes.copy_bytes / seconds, what, {what: 2 * sizes.copy_bytes / seconds})
 
@@ -84,25 +83,11 @@ def _products(shape: ModelShape) -> list[tuple[int, int]]:
     ]
 
 
-def _fastest(call: Callable[[], object], device: torch.device, seconds: float) -> float:
+def _fastest(call: Callable[[], object], seconds: float) -> float:
     """Measure the seconds of one call: the best of at least five rounds, each long enough to hide
     the clock's resolution and kernel launches.
     """
+    timer = Timer("call()", globals={"call": call}, num_threads=torch.get_num_threads())
     with torch.inference_mode():
-        call()
-        synchronize(device)
-        calls = max(1, int(0.01 / max(1e-7, _timed(call, device, 1))))
-        best, ends, rounds = float("inf"), time.perf_counter() + seconds, 0
-        while rounds < 5 or time.perf_counter() < ends:
-            best = min(best, _timed(call, device, calls) / calls)
-            rounds += 1
-    return best
-
-
-def _timed(call: Callable[[], object], device: torch.device, calls: int) -> float:
-    synchronize(device)
-    started = time.perf_counter()
-    for _ in range(calls):
-        call()
-    synchronize(device)
-    return time.perf_counter() - started
+        rounds = [timer.blocked_autorange(min_run_time=seconds / ROUNDS) for _ in range(ROUNDS)]
+    return min(min(measured.times) for measured in rounds)

@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from vlmbatch.bench.shapes import SHAPES
-from vlmbatch.checkpoint import DEMO, Checkpoint, find_checkpoint
+from vlmbatch.checkpoint import DEMO, find_checkpoint
 from vlmbatch.engine.torch.shape import ModelShape
 from vlmbatch.engine.torch.weights import tensor_shapes
 from vlmbatch.errors import OutputError
@@ -30,25 +30,6 @@ COPIED = (
 )
 
 
-def open_checkpoint(shape: str, model: str | None, revision: str | None = None) -> Checkpoint:
-    """Open the checkpoint to measure.
-
-    Args:
-        shape: A row of ``SHAPES``; used without a model.
-        model: A folder, a hub id, or ``demo``.
-        revision: Branch, tag or commit of a hub id.
-
-    Raises:
-        ModelLoadError: There is no such model.
-        OutputError: The random weights cannot be written.
-    """
-    return (
-        find_checkpoint(model, revision)
-        if model
-        else find_checkpoint(str(cached_checkpoint(shape)))
-    )
-
-
 def cached_checkpoint(name: str, root: Path | None = None) -> Path:
     """Return the folder of a random checkpoint; write it if it is missing.
 
@@ -59,8 +40,7 @@ def cached_checkpoint(name: str, root: Path | None = None) -> Path:
     Raises:
         OutputError: It cannot be written; the message names TMPDIR.
     """
-    owner = os.getuid() if hasattr(os, "getuid") else "bench"
-    root = root or Path(tempfile.gettempdir()) / f"vlmbatch-bench-{owner}"
+    root = root or Path(tempfile.gettempdir()) / f"vlmbatch-bench-{os.getuid()}"
     demo = find_checkpoint(DEMO)
     copied = [(demo.folder / file).read_text(encoding="utf-8") for file in COPIED]
     digest = hashlib.sha256(

@@ -8,6 +8,7 @@ so only computing is compared. Sides take turns in one process.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import statistics
 import time
 from collections.abc import Iterator, Sequence
@@ -21,15 +22,15 @@ from PIL import Image
 from vlmbatch.bench import workloads
 from vlmbatch.bench.bench import Bench
 from vlmbatch.bench.rows import Measurement, spread, summarize
-from vlmbatch.bench.subject import Outcome, Subject, again
+from vlmbatch.bench.subject import Outcome, Subject
 from vlmbatch.bench.workloads import Work, speed
 from vlmbatch.core import Conversation, Pixels, Question, Request
-from vlmbatch.engine import RequestQueue, open_engine
+from vlmbatch.engine import open_engine
+from vlmbatch.engine.timing import again, closed_queue
 from vlmbatch.engine.torch.device import empty_cache, synchronize
 from vlmbatch.engine.transformers.processing import Payload
 from vlmbatch.engine.transformers.tiled import TiledProcessor
 from vlmbatch.errors import GenerateError
-from vlmbatch.job import Detail
 
 LARGEST_BATCH = 1 << 20
 """Maximum batch size of the engine: all requests it is given at a time."""
@@ -41,6 +42,7 @@ class Reference:
     Attributes:
         version: transformers' version.
         device: The device that computes.
+        processor: Returns the processor for a detail.
     """
 
     def __init__(self, subject: Subject) -> None:
@@ -63,14 +65,9 @@ class Reference:
         )
         self._subject = subject
         self._config = transformers.AutoConfig.from_pretrained(subject.checkpoint.folder)
-        self._processors: dict[Detail, TiledProcessor] = {}
-
-    def processor(self, detail: Detail) -> TiledProcessor:
-        """Return the processor for a detail; the model is shared."""
-        if detail not in self._processors:
-            checkpoint = self._subject.checkpoint
-            self._processors[detail] = TiledProcessor(checkpoint, self._config, detail)
-        return self._processors[detail]
+        self.processor = functools.cache(
+            functools.partial(TiledProcessor, subject.checkpoint, self._config)
+        )
 
     def prepare(self, path: Path) -> int:
         """Read a picture file and prepare it at full detail; return the number of tiles."""
@@ -88,9 +85,7 @@ class Reference:
             for place, question in enumerate(ours.questions):
                 one = Payload(payload.media, [payload.prompts[place]], payload.tiles)
                 plain = Request(about.without_pixels(), [question], one, one.media_bytes)
-                asked = again(plain, limit, 0)
-                asked.tag = (number, place)
-                found.append(asked)
+                found.append(again(plain, limit, (number, place)))
         return found
 
     def run(self, requests: Sequence[Request], size: int) -> Outcome:
@@ -103,7 +98,7 @@ class Reference:
         synchronize(self.device)
         started = time.perf_counter()
         for begin in range(0, len(requests), size):
-            for done in self._engine.run(_closed(requests[begin : begin + size])):
+            for done in self._engine.run(closed_queue(requests[begin : begin + size])):
                 if done.error is not None:
                     raise GenerateError(str(done.error)) from done.error
                 outcome.answers[done.request.tag] = tuple(done.token_ids)
@@ -130,7 +125,7 @@ class Reference:
         payloads = [Payload({}, [{"input_ids": row[None]}], None) for row in ids]
         question = Question("")
         requests = [
-            again(Request(Conversation(), [question], payload), 1 + new_tokens, 0)
+            again(Request(Conversation(), [question], payload), 1 + new_tokens)
             for payload in payloads
         ]
         stats = self._engine.stats
@@ -193,12 +188,3 @@ def _ratio(
     note = " ".join(filter(None, (spread(ratios), f"{equal} of {len(found)} answers equal")))
     what = f"  over generate, {way}"
     return Measurement(work.name, what, statistics.median(ratios), "x", note, details)
-
-
-def _closed(requests: Sequence[Request]) -> RequestQueue:
-    """Make a closed queue of requests."""
-    queue = RequestQueue(len(requests) + 1, 1 << 62)
-    for request in requests:
-        queue.put(request)
-    queue.close()
-    return queue

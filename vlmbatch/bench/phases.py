@@ -4,7 +4,6 @@ decoding; time to first token, and memory.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import statistics
 import tempfile
@@ -22,6 +21,7 @@ from vlmbatch.bench.pictures import photo, photos, write_jpeg
 from vlmbatch.bench.rows import Measurement, share, spread, summarize
 from vlmbatch.bench.subject import Outcome, used_bytes
 from vlmbatch.core import Conversation, Question, Request
+from vlmbatch.engine.timing import lengthen
 from vlmbatch.engine.torch.device import empty_cache
 from vlmbatch.job import Detail
 from vlmbatch.read.pictures.decode import load_image
@@ -55,7 +55,7 @@ def vision(bench: Bench) -> Iterator[Measurement]:
     subject = bench.subject
     requests = subject.requests(photos(bench.sizes.tiles), [PROMPT], "low")
     bench.warm(requests, 1)
-    outcomes = bench.repeat(lambda: subject.run(requests, 1))
+    outcomes = [subject.run(requests, 1) for _ in range(bench.sizes.rounds)]
     rates = [outcome.stats.tiles / outcome.stats.vision_seconds for outcome in outcomes]
     rate = statistics.median(rates)
     operations = flops.tile_flops(subject.shape)
@@ -83,11 +83,11 @@ def prefill(bench: Bench) -> Iterator[Measurement]:
     subject, sizes = bench.subject, bench.sizes
     tokens = min(sizes.prompt_tokens, subject.shape.text.context - 8)
     requests = [
-        _lengthen(request, tokens)
+        lengthen(request, tokens)
         for request in subject.requests(photos(sizes.prompts), [PROMPT], "low")
     ]
     bench.warm(requests, 1)
-    outcomes = bench.repeat(lambda: subject.run(requests, 1))
+    outcomes = [subject.run(requests, 1) for _ in range(bench.sizes.rounds)]
     rates = [outcome.stats.prefill_tokens / outcome.stats.prefill_seconds for outcome in outcomes]
     rate = statistics.median(rates)
     operations = sum(
@@ -106,22 +106,6 @@ def prefill(bench: Bench) -> Iterator[Measurement]:
         f"{requests[0].payload.prompt_tokens} tokens"
     )
     yield Measurement("prefill", what, rate, "tokens/s", note, details)
-
-
-def _lengthen(request: Request, tokens: int) -> Request:
-    """Repeat the question of a request until the prompt has this many tokens."""
-    payload = request.payload
-    question = list(payload.question_ids[0])
-    room = max(len(question), tokens - len(payload.prefix_ids))
-    ids = (question * (room // len(question) + 1))[:room]
-    longer = dataclasses.replace(payload, question_ids=[ids])
-    return Request(
-        request.conversation,
-        request.questions,
-        longer,
-        request.payload_bytes,
-        tiles=request.tiles,
-    )
 
 
 def decode(bench: Bench) -> Iterator[Measurement]:

@@ -8,11 +8,12 @@ from typing import Literal
 
 from vlmbatch.bench import workloads
 from vlmbatch.bench.bench import Bench
-from vlmbatch.bench.checkpoint import open_checkpoint
+from vlmbatch.bench.checkpoint import cached_checkpoint
 from vlmbatch.bench.phases import PHASES
 from vlmbatch.bench.rows import Measurement
 from vlmbatch.bench.sizes import NAMES, QUICK_NAMES, Sizes, choose_sizes
 from vlmbatch.bench.subject import Subject
+from vlmbatch.checkpoint import find_checkpoint
 from vlmbatch.engine.torch.device import is_out_of_memory
 from vlmbatch.errors import ItemError, JobError
 from vlmbatch.job import EngineOptions
@@ -67,7 +68,8 @@ def open_bench(settings: Settings, sizes: Sizes | None = None) -> Bench:
         JobError: A name is unknown.
     """
     settings.names()
-    checkpoint = open_checkpoint(settings.shape, settings.model, settings.job.revision)
+    model = settings.model or str(cached_checkpoint(settings.shape))
+    checkpoint = find_checkpoint(model, settings.job.revision)
     subject = Subject(settings.job, checkpoint, settings.model or settings.shape)
     bench = Bench(
         subject,

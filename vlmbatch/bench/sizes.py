@@ -92,28 +92,24 @@ QUICK = Sizes(
 )
 
 
+LARGE_QUICK = dataclasses.replace(
+    LARGE,
+    rounds=1,
+    ceiling_seconds=0.2,
+    tiles=128,
+    prompts=16,
+    photos=16,
+    frames=128,
+    lengths=64,
+    scans=16,
+    small=128,
+    batches=(32,),
+    singles=4,
+)
+
+
 def choose_sizes(device: str, *, quick: bool, rounds: int | None = None) -> Sizes:
     """Return the sizes for a kind of device (``cpu``, ``cuda``, ``mps``); ``rounds`` overrides."""
-    sizes = _sizes_for(device, quick)
+    whole, less = (Sizes(), QUICK) if device == "cpu" else (LARGE, LARGE_QUICK)
+    sizes = less if quick else whole
     return dataclasses.replace(sizes, rounds=rounds or sizes.rounds)
-
-
-def _sizes_for(device: str, quick: bool) -> Sizes:
-    if device == "cpu":
-        return QUICK if quick else Sizes()
-    if not quick:
-        return LARGE
-    return dataclasses.replace(
-        LARGE,
-        rounds=1,
-        ceiling_seconds=0.2,
-        tiles=128,
-        prompts=16,
-        photos=16,
-        frames=128,
-        lengths=64,
-        scans=16,
-        small=128,
-        batches=(32,),
-        singles=4,
-    )

@@ -13,6 +13,7 @@ import torch
 from vlmbatch.checkpoint import Checkpoint
 from vlmbatch.core import Conversation, Picture, Pixels, Question, Request
 from vlmbatch.engine import EngineStats, RequestQueue, open_engine
+from vlmbatch.engine.timing import again, closed_queue, difference, with_payload
 from vlmbatch.engine.torch.device import find_device, find_dtype, synchronize
 from vlmbatch.engine.torch.engine import TorchEngine
 from vlmbatch.engine.torch.shape import ModelShape
@@ -58,7 +59,7 @@ class Subject:
         device: The device that computes.
         dtype: The dtype that it computes in.
         quantize: Quantization of the language model's matrices, as in ``Job``.
-        baseline_bytes: Memory in use before the engine was opened.
+        preparer: Returns the preparer for a detail.
     """
 
     def __init__(self, options: EngineOptions, checkpoint: Checkpoint, name: str) -> None:
@@ -79,9 +80,10 @@ class Subject:
         self.device = find_device(options.device)
         self.dtype = find_dtype(options.dtype, self.device, self.shape.parameters)
         self.quantize = options.quantize
-        self.baseline_bytes = 0
         self.options = dataclasses.replace(options, model=str(checkpoint.folder), revision=None)
-        self._preparers: dict[Detail, Preparer] = {}
+        self.preparer = functools.cache(
+            functools.partial(Preparer.from_checkpoint, self.checkpoint)
+        )
 
     @functools.cached_property
     def engine(self) -> TorchEngine:
@@ -90,16 +92,9 @@ class Subject:
         Raises:
             EngineError: It cannot be opened.
         """
-        self.baseline_bytes = used_bytes(self.device)
         engine = open_engine(self.options)
         assert isinstance(engine, TorchEngine)
         return engine
-
-    def preparer(self, detail: Detail) -> Preparer:
-        """Return the preparer for a detail."""
-        if detail not in self._preparers:
-            self._preparers[detail] = Preparer.from_checkpoint(self.checkpoint, detail)
-        return self._preparers[detail]
 
     def conversations(self, pictures: Sequence[Picture]) -> list[Conversation]:
         """Make one conversation per picture."""
@@ -137,22 +132,19 @@ class Subject:
         engine = self.engine
         before = dataclasses.replace(engine.stats)
         outcome = Outcome()
-        queue = RequestQueue(len(requests) + 1, 1 << 62)
+        lengths = limits or [max_new_tokens] * len(requests)
+        asked = [again(*work) for work in zip(requests, lengths, range(len(requests)), strict=True)]
         synchronize(self.device)
         started = time.perf_counter()
-        for number, request in enumerate(requests):
-            limit = limits[number] if limits else max_new_tokens
-            queue.put(again(request, limit, number))
-        queue.close()
         failure: Exception | None = None
-        for done in engine.run(queue):
+        for done in engine.run(closed_queue(asked)):
             failure = failure or done.error
             outcome.answers[done.request.tag, done.question] = tuple(done.token_ids)
             outcome.batch_size = max(outcome.batch_size, done.batch_size or 0)
             outcome.seconds = time.perf_counter() - started
         if failure is not None:
             raise GenerateError(str(failure)) from failure
-        outcome.stats = _difference(before, engine.stats)
+        outcome.stats = difference(before, engine.stats)
         return outcome
 
     def first_token_seconds(self, request: Request, rounds: int) -> list[float]:
@@ -168,11 +160,10 @@ class Subject:
             EngineError: The engine cannot go on.
         """
         # Without keys an engine cannot recognize the tiles.
-        payload = dataclasses.replace(request.payload, tile_keys=())
-        plain = Request(request.conversation, request.questions, payload, request.payload_bytes)
+        plain = again(with_payload(request, tile_keys=()), 1)
         found: list[float] = []
         queue = RequestQueue(1, 1 << 62)
-        queue.put(again(plain, 1, 0))
+        queue.put(again(plain, 1))
         arrived = time.perf_counter()
         for done in self.engine.run(queue):
             found.append(time.perf_counter() - arrived)
@@ -183,39 +174,13 @@ class Subject:
                 queue.close()
             else:
                 arrived = time.perf_counter()
-                queue.put(again(plain, 1, 0))
+                queue.put(again(plain, 1))
         return found[1:]
 
     def close(self) -> None:
         """Free the engine's memory."""
         if "engine" in self.__dict__:
             self.engine.close()
-
-
-def again(request: Request, max_new_tokens: int, tag: int) -> Request:
-    """Copy the work, with answers of this length."""
-    questions = [
-        dataclasses.replace(question, max_new_tokens=max_new_tokens, ignore_eos=True)
-        for question in request.questions
-    ]
-    return Request(
-        request.conversation,
-        questions,
-        request.payload,
-        request.payload_bytes,
-        tiles=request.tiles,
-        tag=tag,
-    )
-
-
-def _difference(before: EngineStats, after: EngineStats) -> EngineStats:
-    """Subtract two states of the same counts and times; other fields as in the later one."""
-    found = dataclasses.replace(after)
-    for field in dataclasses.fields(EngineStats):
-        value = getattr(after, field.name)
-        if isinstance(value, int | float) and not field.name.startswith(("max_", "peak_")):
-            setattr(found, field.name, value - getattr(before, field.name))
-    return found
 
 
 def used_bytes(device: torch.device) -> int:

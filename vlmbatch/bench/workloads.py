@@ -53,84 +53,58 @@ class Work:
         return bench.subject.run(self.requests, self.max_new_tokens, limits=self.limits)
 
 
+def _work(
+    bench: Bench,
+    name: str,
+    what: str,
+    pictures: Sequence[Picture],
+    detail: Detail,
+    max_new_tokens: int,
+    questions: Sequence[str] = (PROMPT,),
+) -> Work:
+    """Prepare the requests of a workload, and fill their ``{count}`` and ``{tiles}`` in."""
+    requests = bench.subject.requests(pictures, questions, detail)
+    what = what.format(count=len(requests), tiles=_tiles(requests))
+    return Work(name, what, pictures, detail, requests, max_new_tokens)
+
+
 def _photos(bench: Bench) -> Work:
-    pictures = photos(bench.sizes.photos)
-    requests = bench.subject.requests(pictures, [PROMPT], "full")
-    return Work(
-        "photos",
-        f"{len(requests)} photos at full detail ({_tiles(requests)}), 48 tokens",
-        pictures,
-        "full",
-        requests,
-        48,
-    )
+    what = "{count} photos at full detail ({tiles}), 48 tokens"
+    return _work(bench, "photos", what, photos(bench.sizes.photos), "full", 48)
 
 
 def _frames(bench: Bench) -> Work:
     pictures = photos(bench.sizes.frames, ((640, 360),))
-    requests = bench.subject.requests(pictures, [PROMPT], "low")
-    what = f"{len(requests)} video frames of 1 tile, 32 tokens"
-    return Work("frames", what, pictures, "low", requests, 32)
+    return _work(bench, "frames", "{count} video frames of 1 tile, 32 tokens", pictures, "low", 32)
 
 
 def _questions(bench: Bench) -> Work:
     asked = [f"What is in part {part} of the picture?" for part in range(bench.sizes.questions)]
-    pictures = [photo(0, 640, 480)]
-    requests = bench.subject.requests(pictures, asked, "full")
-    return Work(
-        "questions",
-        f"{len(asked)} questions about a photo of {requests[0].tiles} tiles, 32 tokens",
-        pictures,
-        "full",
-        requests,
-        32,
-        unit="answers/s",
-    )
+    what = f"{len(asked)} questions about a photo of {{tiles}}, 32 tokens"
+    work = _work(bench, "questions", what, [photo(0, 640, 480)], "full", 32, asked)
+    return dataclasses.replace(work, unit="answers/s")
 
 
 def _lengths(bench: Bench) -> Work:
     count = bench.sizes.lengths
-    pictures = photos(count, ((640, 360),))
-    requests = bench.subject.requests(pictures, [PROMPT], "low")
     limits = tuple(LENGTHS[place % len(LENGTHS)] for place in range(count))
-    return Work(
-        "lengths",
-        f"{count} frames of 1 tile, {min(limits)} to {max(limits)} tokens",
-        pictures,
-        "low",
-        requests,
-        max(limits),
-        limits,
-    )
+    what = f"{{count}} frames of 1 tile, {min(limits)} to {max(limits)} tokens"
+    work = _work(bench, "lengths", what, photos(count, ((640, 360),)), "low", max(limits))
+    return dataclasses.replace(work, limits=limits)
 
 
 def _scans(bench: Bench) -> Work:
     pictures = [scan(page) for page in range(bench.sizes.scans)]
-    requests = bench.subject.requests(pictures, [PROMPT], "full")
-    different = len({tile.tobytes() for request in requests for tile in request.payload.tiles})
-    tiles = sum((request.tiles or 0) for request in requests)
-    return Work(
-        "scans",
-        f"{len(requests)} scans, {different} of {tiles} tiles differ, 48 tokens",
-        pictures,
-        "full",
-        requests,
-        48,
-    )
+    work = _work(bench, "scans", "", pictures, "full", 48)
+    tiles = [tile.tobytes() for request in work.requests for tile in request.payload.tiles]
+    different = f"{len(set(tiles))} of {len(tiles)} tiles differ"
+    return dataclasses.replace(work, what=f"{len(pictures)} scans, {different}, 48 tokens")
 
 
 def _small(bench: Bench) -> Work:
     sizes = small_sizes(bench.subject.shape.vision.image_size)
-    pictures = photos(bench.sizes.small, sizes)
-    requests = bench.subject.requests(pictures, [PROMPT], "native")
-    return Work(
-        "small",
-        f"{len(requests)} thumbnails, native detail ({_tiles(requests)}), 32 tokens",
-        pictures,
-        "native",
-        requests,
-        32,
-    )
+    what = "{count} thumbnails, native detail ({tiles}), 32 tokens"
+    return _work(bench, "small", what, photos(bench.sizes.small, sizes), "native", 32)
 
 
 WORKLOADS: dict[str, Callable[[Bench], Work]] = {
@@ -153,7 +127,7 @@ def make(bench: Bench, name: str) -> Work:
 
 def measure(bench: Bench, work: Work) -> Iterator[Measurement]:
     """Measure one workload in items a second."""
-    yield speed(work, bench.repeat(lambda: work.run(bench)))
+    yield speed(work, [work.run(bench) for _ in range(bench.sizes.rounds)])
 
 
 def speed(work: Work, outcomes: Sequence[Outcome]) -> Measurement:

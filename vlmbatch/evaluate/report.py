@@ -98,23 +98,21 @@ def _notes(found: Evaluation, against: str | None) -> Iterator[str]:
     counts, missing, extra = found.counts, found.missing, found.counts.extra
     here, there = counts.only_here, counts.only_there
     yield from _id_notes(found.ids)
-    if counts.errors:
-        yield f"{_count(counts.errors, 'error row')} among these, each a wrong answer"
-    if counts.other_errors:
-        errors = _count(counts.other_errors, "error row")
-        yield f"{errors} among these in {against}, each a wrong answer"
-    if missing.count:
-        entries = _count(found.entries, "right answer")
-        yield f"{missing.count} of {entries} not in OUTPUT: {_some(missing)}"
-    if extra.count:
-        rows = _count(counts.rows, "row")
-        yield f"{extra.count} of {rows} of OUTPUT not in the reference: {_some(extra)}"
-    if here.count:
-        yield f"{_count(here.count, 'row')} not in {against}: {_some(here)}"
-    if there.count:
-        yield f"{_count(there.count, 'row')} of {against} not in OUTPUT: {_some(there)}"
-    if found.without_answer:
-        yield f"{_count(found.without_answer, 'row')} of the reference without an answer"
+    wrong, wrong_there = (
+        _count(number, "error row") for number in (counts.errors, counts.other_errors)
+    )
+    entries, rows = _count(found.entries, "right answer"), _count(counts.rows, "row")
+    without = _count(found.without_answer, "row")
+    notes = (
+        (counts.errors, f"{wrong} among these, each a wrong answer"),
+        (counts.other_errors, f"{wrong_there} among these in {against}, each a wrong answer"),
+        (missing.count, f"{missing.count} of {entries} not in OUTPUT: {_some(missing)}"),
+        (extra.count, f"{extra.count} of {rows} of OUTPUT not in the reference: {_some(extra)}"),
+        (here.count, f"{_count(here.count, 'row')} not in {against}: {_some(here)}"),
+        (there.count, f"{_count(there.count, 'row')} of {against} not in OUTPUT: {_some(there)}"),
+        (found.without_answer, f"{without} of the reference without an answer"),
+    )
+    yield from (note for count, note in notes if count)
     for name, reason in found.left_out.items():
         yield f"{name} left out: {reason}"
 
@@ -190,19 +188,16 @@ def _worst_lines(row: WorstRow) -> Iterator[str]:
 
 def _worst(row: WorstRow) -> dict[str, Any]:
     pair = row.pair
-    found = {
+    compared = {} if row.other is None else {"against_score": row.other, "against_text": pair.other}
+    return {
         "id": pair.id,
         "task": pair.task,
         "prompt": pair.prompt,
         "score": row.score,
         "text": pair.text,
         "answers": pair.answers,
+        **compared,
     }
-    return (
-        found
-        if row.other is None
-        else {**found, "against_score": row.other, "against_text": pair.other}
-    )
 
 
 def _group(group: Group) -> dict[str, Any]:

@@ -86,13 +86,15 @@ class Tally:
     def __init__(
         self, measures: Mapping[str, Measure], options: EvalOptions, *, paired: bool
     ) -> None:
-        self.measures, self.options, self.paired = measures, options, paired
+        self.measures, self.options = measures, options
         self.worst_by = options.worst_by or next(name for name in RANKED_BY if name in measures)
         self.questions: dict[tuple[str, str], int] = {}
         self._question_of = array.array("q")
         self._errors = array.array("b")
-        self._here = {name: array.array("d") for name in measures}
-        self._there = {name: array.array("d") for name in measures}
+        self._num_sides = 2 if paired else 1
+        self._numbers = {
+            name: [array.array("d") for _ in range(self._num_sides)] for name in measures
+        }
         self._worst: list[tuple[float, int, WorstRow]] = []
 
     def add(self, pair: Pair) -> None:
@@ -101,21 +103,15 @@ class Tally:
             self.questions.setdefault((pair.task, pair.prompt), len(self.questions))
         )
         self._errors.append(pair.text is None)
+        texts = (pair.text, pair.other)[: self._num_sides]
         for name, measure in self.measures.items():
-            here = measure.row(pair.text, pair.answers)
-            there = measure.row(pair.other, pair.answers) if self.paired else None
-            self._here[name].extend(here)
-            if there is not None:
-                self._there[name].extend(there)
+            rows = [measure.row(text, pair.answers) for text in texts]
+            for numbers, row in zip(self._numbers[name], rows, strict=True):
+                numbers.extend(row)
             if name == self.worst_by:
-                self._rank(
-                    measure.rank(here),
-                    None if there is None else measure.rank(there),
-                    measure.best,
-                    pair,
-                )
+                self._rank(pair, measure.best, *map(measure.rank, rows))
 
-    def _rank(self, here: float, there: float | None, best: float, pair: Pair) -> None:
+    def _rank(self, pair: Pair, best: float, here: float, there: float | None = None) -> None:
         """Keep a row if it is among the worst, but never one that is right or not behind."""
         behind = (best if there is None else there) - here
         if behind <= 0 or not self.options.worst:
@@ -136,36 +132,24 @@ class Tally:
         """Score all rows, the rows of each task, and those of the most frequent questions."""
         question_of = np.asarray(self._question_of)
         errors = np.asarray(self._errors).astype(bool)
-        here = [
-            np.asarray(self._here[name]).reshape(-1, measure.columns)
-            for name, measure in self.measures.items()
-        ]
-        there = (
+        numbers = np.concatenate(
             [
-                np.asarray(self._there[name]).reshape(-1, measure.columns)
+                np.asarray(side).reshape(-1, measure.columns)
                 for name, measure in self.measures.items()
-            ]
-            if self.paired
-            else []
+                for side in self._numbers[name]
+            ],
+            axis=1,
         )
-        numbers = np.concatenate([*here, *there], axis=1)
-        task_of = {question: task for (task, _), question in self.questions.items()}
         overall = self._group(numbers, errors)
-        tasks: dict[str, Group] = {}
-        for task in dict.fromkeys(task_of.values()):
-            chosen = np.isin(
-                question_of, [question for question, name in task_of.items() if name == task]
-            )
-            tasks[task] = overall if chosen.all() else self._group(numbers[chosen], errors[chosen])
-        frequent = collections.Counter(self._question_of).most_common(self.options.max_questions)
+
+        def group(chosen: npt.NDArray[np.bool_]) -> Group:
+            return overall if chosen.all() else self._group(numbers[chosen], errors[chosen])
+
         keys = list(self.questions)
-        questions = {}
-        for question, count in frequent:
-            chosen = question_of == question
-            whole = tasks[task_of[question]]
-            questions[keys[question]] = (
-                whole if whole.rows == count else self._group(numbers[chosen], errors[chosen])
-            )
+        task_of = np.array([task for task, _ in keys], dtype=object)[question_of]
+        tasks = {task: group(task_of == task) for task in dict.fromkeys(task for task, _ in keys)}
+        frequent = collections.Counter(self._question_of).most_common(self.options.max_questions)
+        questions = {keys[number]: group(question_of == number) for number, _ in frequent}
         return overall, tasks, questions
 
     def _group(self, numbers: FloatArray, errors: npt.NDArray[np.bool_]) -> Group:
@@ -176,23 +160,16 @@ class Tally:
             if rows > 1
             else numbers[:0]
         )
-        scores, start, there = {}, 0, numbers.shape[1] // 2
+        scores, start = {}, 0
         for name, measure in self.measures.items():
-            stop = start + measure.columns
-            value, values = (measure.combine(sums[:, start:stop], rows) for sums in (total, drawn))
-            if self.paired:
-                other, others = (
-                    measure.combine(sums[:, there + start : there + stop], rows)
-                    for sums in (total, drawn)
-                )
-                scores[name] = Score(
-                    _figure(value, values),
-                    _figure(other, others),
-                    _figure(value - other, values - others),
-                )
-            else:
-                scores[name] = Score(_figure(value, values))
-            start = stop
+            sides = []
+            for _ in range(self._num_sides):
+                columns = slice(start, start + measure.columns)
+                sides.append([measure.combine(sums[:, columns], rows) for sums in (total, drawn)])
+                start += measure.columns
+            if len(sides) == 2:
+                sides.append([here - there for here, there in zip(*sides, strict=True)])
+            scores[name] = Score(*(_figure(*side) for side in sides))
         return Group(rows, int(errors.sum()), scores)
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Callable, Iterator
-from typing import NoReturn, Protocol
+from collections.abc import Callable, Iterable, Iterator
+from typing import BinaryIO, NoReturn, Protocol
 
 from vlmbatch.core import Item, Pixels
-from vlmbatch.errors import DecodeError, ItemError
+from vlmbatch.errors import DecodeError, ItemError, ReadError
 from vlmbatch.errors import one_line as one_line
 
 
@@ -64,6 +64,30 @@ def check_size(width: int, height: int, max_pixels: int) -> None:
             f"{width} x {height} = {width * height:,} pixels "
             f"are more than --max-pixels {max_pixels:,}"
         )
+
+
+def check_file_size(size: int, max_bytes: float) -> None:
+    """Refuse a file before it is read.
+
+    Raises:
+        ReadError: It has more bytes than ``max_bytes``.
+    """
+    if size > max_bytes:
+        raise ReadError(f"{size:,} bytes are more than --max-file-size allows ({max_bytes:,})")
+
+
+def copy_within(blocks: Iterable[bytes], sink: BinaryIO, max_bytes: int) -> None:
+    """Write blocks whose sum need not have been stated.
+
+    Raises:
+        ReadError: They have more bytes than ``max_bytes``.
+    """
+    total = 0
+    for block in blocks:
+        total += len(block)
+        if total > max_bytes:
+            raise ReadError(f"more bytes than --max-file-size allows ({max_bytes:,})")
+        sink.write(block)
 
 
 def digest(data: bytes) -> str:

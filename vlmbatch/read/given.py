@@ -7,12 +7,13 @@ import sys
 from collections.abc import Iterator
 from typing import BinaryIO
 
-from vlmbatch.errors import JobError, MissingDependencyError
+from vlmbatch.errors import JobError, MissingDependencyError, VlmbatchError
 from vlmbatch.job import Kind
 from vlmbatch.read.base import one_line
 from vlmbatch.read.bundles.kinds import bundle_kind
 from vlmbatch.read.extras import missing_for
-from vlmbatch.read.fetch.remote import RemoteInput
+from vlmbatch.read.fetch.remote import Web
+from vlmbatch.read.fetch.stores import Stores
 from vlmbatch.read.files.kinds import (
     is_text_named_video,
     other_media,
@@ -21,8 +22,8 @@ from vlmbatch.read.files.kinds import (
     shown,
     suffix_of,
 )
-from vlmbatch.read.files.walk import Begun, Glob, WalkedFile, is_glob, walk
-from vlmbatch.urls import is_url, url_host, url_name
+from vlmbatch.read.files.walk import Begun, Disk, Glob, WalkedFile, is_glob, walk
+from vlmbatch.urls import is_url, is_web, url_host, url_name, without_credentials
 
 
 class GivenInput:
@@ -40,27 +41,47 @@ class GivenInput:
     """
 
     def __init__(self, text: str, media: Kind, *, allow_private: bool = False) -> None:
-        self.text, self._media = text, media
+        self.text, self._media, self._root = text, media, text
+        self.kind, self.name = "stdin", "stdin"
         self.glob: Glob | None = None
-        self._files: Begun | None = None
-        self._remote: RemoteInput | None = None
+        self._begun: Begun | None = None
         if text == "-":
-            self.kind = self.name = "stdin"
-        elif is_url(text):
-            self._remote = RemoteInput(text, allow_private=allow_private)
-            self.kind, self.glob = self._remote.kind, self._remote.glob
-            self.name = url_name(text) if self.kind == "folder" else url_host(text)
-            if self.kind == "file":
-                self._check_file()
-        elif os.path.isdir(text):
-            self.kind, self.name = "folder", os.path.basename(os.path.abspath(text))
-            self._check_folder()
-        elif os.path.exists(text):
-            self.kind = "file" if bundle_kind(text) is None else "bundle"
-            self.name = os.path.basename(os.path.dirname(os.path.abspath(text)))
+            return
+        make = Web if is_web(text) else Stores
+        self._place = make(allow_private=allow_private) if is_url(text) else Disk()
+        try:
+            self._look()
+        except VlmbatchError:
+            raise
+        except Exception as exc:  # a store's own errors, too
+            what = "cannot look at" if is_url(text) else "cannot list the folder"
+            shown = printable(without_credentials(self._root))
+            raise JobError(f"{what} {shown}: {one_line(exc)}") from exc
+
+    def _look(self) -> None:
+        """Find out what it is."""
+        text, shown = self.text, printable(without_credentials(self.text))
+        kind = self._place.kind_of(text)
+        if kind is None and not is_glob(text):
+            raise JobError(f"no such file or folder: {shown}")
+        self.kind = kind or "glob"
+        if kind == "file":
             self._check_file()
+            self._root = os.path.dirname(text)
+            if not is_url(text) and bundle_kind(text) is not None:
+                self.kind = "bundle"
+        elif kind is None:
+            self.glob = Glob.parse(text)
+            self._root = self.glob.root
+            if is_url(text) and not is_url(self._root):
+                raise JobError(f"a bucket cannot be a pattern: {shown}")
+            self._begun = Begun(self._walked)
+            if self._begun.is_empty:
+                raise JobError(f"no file matches {shown}")
+        if is_url(text):
+            self.name = url_name(text) if kind == "folder" else url_host(text)
         else:
-            self._begin_glob()
+            self.name = os.path.basename(os.path.abspath(self._root))
 
     def _check_file(self) -> None:
         """Refuse a file that was named and cannot be of the job."""
@@ -71,23 +92,9 @@ class GivenInput:
         if is_text_named_video(self.text):
             raise JobError(f"{printable(self.text)} is text, not a video")
 
-    def _check_folder(self) -> None:
-        try:
-            os.scandir(self.text).close()
-        except OSError as exc:
-            raise _not_listed(self.text, exc) from exc
-
-    def _begin_glob(self) -> None:
-        if not is_glob(self.text):
-            raise JobError(f"no such file or folder: {printable(self.text)}")
-        self.kind, self.glob = "glob", Glob.parse(self.text)
-        self.name = os.path.basename(os.path.abspath(self.glob.root))
-        try:
-            self._files = Begun(self.glob.files)
-        except OSError as exc:
-            raise _not_listed(self.glob.root, exc) from exc
-        if self._files.is_empty:
-            raise JobError(f"no file matches {printable(self.text)}")
+    def _walked(self) -> Iterator[WalkedFile]:
+        """Yield the files below the folder, or those that the pattern matches."""
+        return walk(self._root, self._place.lister(self._root, self.glob), self.glob)
 
     def files(self, stdin: BinaryIO | None) -> Iterator[WalkedFile]:
         """Yield its files; a folder that cannot be listed comes with an error.
@@ -102,15 +109,13 @@ class GivenInput:
             yield WalkedFile(self.text, self.name, f"{what}: {one_line(exc)}")
 
     def _listed(self, stdin: BinaryIO | None) -> Iterator[WalkedFile]:
-        if self._remote is not None:
-            yield from self._remote.files()
-        elif self.kind in ("folder", "glob"):
-            yield from self._files if self._files is not None else walk(self.text)
+        if self.kind in ("folder", "glob"):
+            yield from self._begun or self._walked()
         elif self.kind == "stdin":
             for path in read_paths(stdin or sys.stdin.buffer):
                 yield WalkedFile(path, shown(path))
         else:
-            yield WalkedFile(self.text, os.path.basename(self.text))
+            yield self._place.file(self.text)
 
     def opens(self, file: WalkedFile) -> bool:
         """Return whether a manifest or archive is opened: one that the user named, not one that
@@ -123,7 +128,3 @@ class GivenInput:
             return True
         # Notes and tables lie about everywhere; an archive is nothing else.
         return kind == "archive" and self.glob.names(file.relative)
-
-
-def _not_listed(folder: str, error: OSError) -> JobError:
-    return JobError(f"cannot list the folder {printable(folder)}: {one_line(error)}")

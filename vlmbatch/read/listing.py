@@ -15,7 +15,9 @@ from vlmbatch.core import RECORD_FIELDS
 from vlmbatch.errors import JobError
 from vlmbatch.job import InputOptions, QuestionOptions
 from vlmbatch.read.base import Counts
-from vlmbatch.read.bundles.opening import open_bundle
+from vlmbatch.read.bundles.archive import Archive
+from vlmbatch.read.bundles.kinds import bundle_kind
+from vlmbatch.read.bundles.manifest import Manifest
 from vlmbatch.read.extras import missing_for
 from vlmbatch.read.fetch.remote import source_of
 from vlmbatch.read.files.kinds import (
@@ -128,6 +130,12 @@ class Listing:
         return os.path.realpath(path) == os.path.realpath(self._output_path)
 
     def _open(self, path: str, name: str) -> Iterable[Candidate]:
+        """Return the content of a manifest or archive, in its order.
+
+        Raises:
+            JobError: The columns of a manifest cannot be understood.
+        """
+        open_bundle = Manifest if bundle_kind(path) == "manifest" else Archive
         return open_bundle(
             path, printable(name), self._options, self._asked, self.counts, self._names_only
         )

@@ -12,7 +12,7 @@ import dataclasses
 import os
 import random
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,8 @@ import numpy as np
 
 from vlmbatch.checkpoint import find_checkpoint
 from vlmbatch.core import Conversation, Item, Pixels, Question, Request
-from vlmbatch.engine import RequestQueue, open_engine
+from vlmbatch.engine import EngineStats, open_engine
+from vlmbatch.engine.timing import again, closed_queue, difference, lengthen, with_payload
 from vlmbatch.errors import ItemError, JobError, OutputError
 from vlmbatch.job import Detail, Job
 from vlmbatch.prepare import Payload, Preparer
@@ -105,16 +106,13 @@ class Speed:
 
     Attributes:
         prefill_seconds: Per token.
-        step_seconds: For a decode step of one sequence, and for each further sequence.
+        step_seconds: For a decode step of one sequence.
+        more_seconds: For each further sequence in it.
     """
 
     prefill_seconds: float
-    step_seconds: tuple[float, float]
-
-    def step(self, sequences: float) -> float:
-        """Seconds of a decode step of this many sequences."""
-        first, more = self.step_seconds
-        return first + more * (sequences - 1)
+    step_seconds: float
+    more_seconds: float
 
 
 def estimate_job(job: Job) -> Estimate:
@@ -148,7 +146,7 @@ def estimate_job(job: Job) -> Estimate:
     assert isinstance(engine, TorchEngine)
     loading = time.perf_counter() - begun
     try:
-        tile_seconds = _tile_seconds(engine, job, items)
+        tile_seconds = _tile_seconds(engine, job)
         found = []
         for detail, sample in samples.items():
             length = round(sample.prefix_tokens + sample.question_tokens / max(1.0, asked))
@@ -168,17 +166,11 @@ def _sample_items(job: Job, count: int) -> list[Item]:
     videos, because later ones need decoding up to them.
     """
     reader = open_reader(job, sampler=make_sampler(job) if job.media == "video" else None)
-    wanted = SAMPLED_FRAMES if job.media == "video" else SAMPLED_PICTURES
-    if job.media == "video" or any(is_stream(text) for text in job.inputs):
-        return [item for item, _ in zip(reader, range(min(wanted, count)), strict=False)]
-    chosen = set(random.Random(0).sample(range(count), min(wanted, count)))
-    found = []
-    for number, item in enumerate(reader):
-        if number in chosen:
-            found.append(item)
-            if len(found) == len(chosen):
-                break
-    return found
+    wanted = min(count, SAMPLED_FRAMES if job.media == "video" else SAMPLED_PICTURES)
+    is_in_order = job.media == "video" or any(is_stream(text) for text in job.inputs)
+    chosen = set(range(wanted) if is_in_order else random.Random(0).sample(range(count), wanted))
+    numbered = zip(range(max(chosen) + 1), reader, strict=False)
+    return [item for number, item in numbered if number in chosen]
 
 
 def _prepare(job: Job, items: Sequence[Item], questions: Questions, detail: Detail) -> Sample:
@@ -191,12 +183,13 @@ def _prepare(job: Job, items: Sequence[Item], questions: Questions, detail: Deta
     keys: set[bytes] = set()
     prefix = question = prepared = 0
     begun = time.perf_counter()
-    for item, conversation in _conversations(items):
+    for item in items:
         asked = [Question(text) for text in questions.of(item)]
         if not asked:
             continue
-        parts = preparer.cut(conversation) if job.per == "tile" else [conversation]
         try:
+            conversation = Conversation.about(item.media, item.load(), item.id)
+            parts = preparer.cut(conversation) if job.per == "tile" else [conversation]
             payloads: list[Payload] = [preparer.prepare(part, asked).payload for part in parts]
         except ItemError:
             continue
@@ -209,14 +202,6 @@ def _prepare(job: Job, items: Sequence[Item], questions: Questions, detail: Deta
         raise JobError("none of the items that were tried can be read and prepared")
     seconds = time.perf_counter() - begun
     return Sample(len(keys) / prepared, prefix / prepared, question / prepared, seconds / prepared)
-
-
-def _conversations(items: Sequence[Item]) -> Iterator[tuple[Item, Conversation]]:
-    for item in items:
-        try:
-            yield item, Conversation.about(item.media, item.load(), item.id)
-        except ItemError:
-            continue
 
 
 def _expected_tokens(job: Job) -> float:
@@ -234,75 +219,39 @@ def _expected_tokens(job: Job) -> float:
     return float(min(typical, job.max_new_tokens))
 
 
-def _tile_seconds(engine: TorchEngine, job: Job, items: Sequence[Item]) -> float:
+def _tile_seconds(engine: TorchEngine, job: Job) -> float:
     """Seconds of a tile, in encoder calls as large as a run's."""
-    at_once = engine.stats.memory["tiles_at_once"]
     preparer = Preparer.from_checkpoint(find_checkpoint(job.model, job.revision), "low")
-    media = next(conversation for _, conversation in _conversations(items))
-    payload: Payload = preparer.prepare(media, [Question("?")]).payload
-    tile = payload.tiles[:1]
-    prefix = preparer.prepare(Conversation.about("tile", _tile_pixels(tile)), [Question("?")])
-    for count in (1, 2 * at_once):  # warm-up: loading and allocation
-        before = dataclasses.replace(engine.stats)
-        requests = [_with_tile(prefix, tile, number) for number in range(count)]
-        _run(engine, requests)
-        tiles = engine.stats.tiles - before.tiles
-        seconds = (engine.stats.vision_seconds - before.vision_seconds) / max(1, tiles)
-    return seconds
-
-
-def _tile_pixels(tile: Any) -> Pixels:
-    return Pixels((np.ascontiguousarray(tile[0].transpose(1, 2, 0)),))
-
-
-def _with_tile(request: Request, tile: Any, number: int) -> Request:
-    """Copy a request, with a unique tile."""
-    changed = tile ^ np.uint8(number % 251 + 1)
-    payload = dataclasses.replace(request.payload, tiles=changed, tile_keys=())
-    return _request(request, payload, 1)
+    picture = Pixels((np.zeros((64, 64, 3), np.uint8),))
+    request = preparer.prepare(Conversation.about("image", picture), [Question("?")])
+    tile: Any = request.payload.tiles
+    for count in (1, 2 * engine.stats.memory["tiles_at_once"]):  # warm-up: loading and allocation
+        different = [
+            with_payload(request, tiles=tile ^ np.uint8(number % 251 + 1), tile_keys=())
+            for number in range(count)
+        ]
+        spent = _spent(engine, different, 1)
+    return spent.vision_seconds / max(1, spent.tiles)
 
 
 def _speed(engine: TorchEngine, length: int) -> Speed:
     """Time prompts of a length and decode steps after them."""
-    preparer_request = engine.prepare(Conversation(), [Question("a" * 8)])
-    ids = [*preparer_request.payload.question_ids[0]]
-    prefix = preparer_request.payload.prefix_ids
-    length = max(length - len(prefix), len(ids))
-    asked = (ids * (length // len(ids) + 1))[:length]
-    payload = dataclasses.replace(preparer_request.payload, question_ids=[asked])
-    many = max(2, min(8, TIMED_TOKENS // length))
-    steps = {}
-    prefill = 0.0
-    for count in (1, many):
-        before = dataclasses.replace(engine.stats)
-        requests = [_request(preparer_request, payload, TIMED_STEPS + 1) for _ in range(count)]
-        _run(engine, requests)
-        after = engine.stats
-        tokens = after.prefill_tokens - before.prefill_tokens
-        prefill = (after.prefill_seconds - before.prefill_seconds) / tokens
-        steps[count] = (after.decode_seconds - before.decode_seconds) / (
-            after.decode_steps - before.decode_steps
-        )
-    more = max(0.0, (steps[many] - steps[1]) / (many - 1))
-    return Speed(prefill, (steps[1], more))
+    request = lengthen(engine.prepare(Conversation(), [Question("a" * 8)]), length)
+    count = max(2, min(8, TIMED_TOKENS // request.payload.prompt_tokens))
+    alone = _spent(engine, [request], TIMED_STEPS + 1)
+    together = _spent(engine, [request] * count, TIMED_STEPS + 1)
+    step = alone.decode_seconds / alone.decode_steps
+    more = (together.decode_seconds / together.decode_steps - step) / (count - 1)
+    return Speed(together.prefill_seconds / together.prefill_tokens, step, max(0.0, more))
 
 
-def _request(like: Request, payload: Payload, new_tokens: int) -> Request:
-    questions = [
-        dataclasses.replace(question, max_new_tokens=new_tokens, ignore_eos=True)
-        for question in like.questions
-    ]
-    return Request(like.conversation, questions, payload, payload.tiles.nbytes)
-
-
-def _run(engine: TorchEngine, requests: Sequence[Request]) -> None:
-    queue = RequestQueue(len(requests) + 1, 1 << 62)
-    for request in requests:
-        queue.put(request)
-    queue.close()
-    for done in engine.run(queue):
+def _spent(engine: TorchEngine, requests: Sequence[Request], new_tokens: int) -> EngineStats:
+    """Answer requests; return what that took."""
+    before = dataclasses.replace(engine.stats)
+    for done in engine.run(closed_queue([again(request, new_tokens) for request in requests])):
         if done.error is not None:
             raise done.error
+    return difference(before, engine.stats)
 
 
 def _total(
@@ -319,7 +268,8 @@ def _total(
     vision = sample.tiles * tile_seconds
     prefill = (sample.prefix_tokens + sample.question_tokens) * speed.prefill_seconds
     together = _together(engine, sample, count, asked, new_tokens, length)
-    decode = asked * (new_tokens - 1) * speed.step(together) / together
+    step = speed.step_seconds + speed.more_seconds * (together - 1)
+    decode = asked * (new_tokens - 1) * step / together
     compute = count * (vision + prefill + decode)
     host = count * sample.host_seconds / max(1, os.cpu_count() or 1)
     # A CPU engine shares its cores with the readers; a GPU waits for them only if they are slower.

@@ -149,16 +149,7 @@ def test_a_server_that_drips_is_given_up(
     clock = iter([0.0, 61.0])
     monkeypatch.setattr(web.time, "monotonic", lambda: next(clock))
     with pytest.raises(ReadError, match="too slow: 5 bytes in 61 s"):
-        web._copy(_response(b"hello"), _Nowhere(), 1000)
-
-
-def _response(body: bytes) -> web.httpx2.Response:
-    return web.httpx2.Response(200, content=body)
-
-
-class _Nowhere:
-    def write(self, data: bytes) -> int:
-        return len(data)
+        list(web.steady([b"hello"]))
 
 
 def test_redirects_are_followed_but_not_round_and_round(server: WebServer) -> None:

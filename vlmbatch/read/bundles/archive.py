@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from typing import Any, Literal
 
 from vlmbatch.errors import ReadError
-from vlmbatch.job import InputOptions
+from vlmbatch.job import InputOptions, QuestionOptions
 from vlmbatch.read.base import Counts
 from vlmbatch.read.bundles.columns import carried, questions_of, with_columns
 from vlmbatch.read.bundles.limits import Limits, Member, suffix_in
@@ -39,7 +39,7 @@ class Archive:
         path: str,
         name: str,
         options: InputOptions,
-        question_column: str | None,
+        asked: QuestionOptions,
         counts: Counts,
         names_only: bool = False,
     ) -> None:
@@ -49,16 +49,16 @@ class Archive:
             path: The file.
             name: Its name in ids.
             options: Media, limits, pages and kept columns.
-            question_column: Key of a sample's questions.
+            asked: Names the key of a sample's questions.
             counts: Counts entries of the other media, and folders of systems.
             names_only: Whether entries are only counted: those of a stream are then skipped.
         """
         self._path, self._name, self._options, self._counts = path, name, options, counts
-        self._question_column, self._names_only = question_column, names_only
+        self._question_column, self._names_only = asked.question_column, names_only
         self._pages = PageChoice(options.pages)
         self._copied: tuple[str, int] = "", 0
         self._system_folders: set[str] = set()
-        has_columns = bool(options.keep or question_column) and not names_only
+        has_columns = bool(options.keep or asked.question_column) and not names_only
         self._sidecars = SIDECARS if has_columns else ()
 
     def __iter__(self) -> Iterator[Candidate]:

@@ -114,16 +114,7 @@ class Manifest:
         self._reads_bytes = not self._names_only or self._holds_documents(columns)
         left_out = None if self._reads_bytes else self._content
         for number, cells in enumerate(self._table.rows(columns, left_out)):
-            label = f"#row={number}"
-            try:
-                if isinstance(cells, ReadError):
-                    raise cells
-                yield self._candidate(cells, label)
-            except ReadError as exc:
-                yield self._failed({}, label, exc)
-            except Exception as exc:  # nobody foresaw it, but it is this row's, not the run's
-                logger.debug("unexpected error", exc_info=True)
-                yield self._failed({}, label, f"{type(exc).__name__}: {one_line(exc)}")
+            yield self._candidate(cells, f"#row={number}")
 
     def _holds_documents(self, columns: set[str]) -> bool:
         """Return whether bytes have to be read where things are only counted: all of them where
@@ -138,26 +129,35 @@ class Manifest:
         self._reads_bytes = True
         first = next(self._table.rows(columns, None), None)
         try:
-            return isinstance(first, dict) and self._pages.counts_of(self._content_of(first, "")[1])
+            return isinstance(first, dict) and self._pages.counts_of(self._content_of(first)[1])
         except ReadError:
             return False
 
-    def _candidate(self, cells: Cells, label: str) -> Candidate:
-        item_id = id_text(cell_of(cells, self._id))
-        if self._is_output and cells.get("media") in ("frame", "clip"):
-            item_id = item_id.partition("#t=")[0]
+    def _candidate(self, cells: Cells | ReadError, label: str) -> Candidate:
+        """Return a row. One that cannot be asked about is unreadable, with what is known of it."""
+        item_id = written = fingerprint = ""
         questions: tuple[str, ...] = ()
+        row = {} if isinstance(cells, ReadError) else cells
+        content: Source
         try:
-            questions = questions_of(cell_of(cells, self._question_of(cells)))
-            written, content, fingerprint = self._content_of(cells, label)
+            if isinstance(cells, ReadError):
+                raise cells
+            item_id = id_text(cell_of(row, self._id))
+            if self._is_output and row.get("media") in ("frame", "clip"):
+                item_id = item_id.partition("#t=")[0]
+            questions = questions_of(cell_of(row, self._question_of(row)))
+            written, content, fingerprint = self._content_of(row)
         except ReadError as exc:
-            return self._failed(cells, label, exc, item_id, questions)
+            content = Unreadable(str(exc))
+        except Exception as exc:  # nobody foresaw it, but it is this row's, not the run's
+            logger.debug("unexpected error", exc_info=True)
+            content = Unreadable(f"{type(exc).__name__}: {one_line(exc)}")
         is_file = bool(written) and not content.is_held
         source = printable(self._path) + label
         if is_file:
             source = printable(without_credentials(self._full(written)))
         name = printable(item_id or shown(written) or f"{self._name}{label}")
-        extra = carried(cells, self._options.kept_columns, self._counts)
+        extra = carried(row, self._options.kept_columns, self._counts)
         repeats = ""
         if self._is_output:  # of the rows about an item one is taken
             repeats = f"id:{name}"
@@ -169,25 +169,6 @@ class Manifest:
             with_columns(listed, name, extra, questions), printable(written) or name, label, repeats
         )
 
-    def _failed(
-        self,
-        cells: Cells,
-        label: str,
-        reason: ReadError | str,
-        item_id: str = "",
-        questions: tuple[str, ...] = (),
-    ) -> Candidate:
-        """Return a row that cannot be asked about."""
-        name = printable(item_id or f"{self._name}{label}")
-        extra = carried(cells, self._options.kept_columns, self._counts)
-        listed = Listed("", printable(self._path) + label, Unreadable(str(reason)))
-        return Candidate(
-            with_columns(listed, name, extra, questions),
-            name,
-            label,
-            f"id:{name}" if self._is_output else "",
-        )
-
     def _question_of(self, cells: Cells) -> str | None:
         """Return the column of a row's question: a line of a .jsonl file need not have the keys of
         the others.
@@ -197,7 +178,7 @@ class Manifest:
             return first_named(QUESTION_NAMES, tuple(cells))
         return self._question
 
-    def _content_of(self, cells: Cells, label: str) -> tuple[str, Source, str]:
+    def _content_of(self, cells: Cells) -> tuple[str, Source, str]:
         """Return the path or URL that a row names, its bytes, and their fingerprint.
 
         Raises:

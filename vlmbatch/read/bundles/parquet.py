@@ -39,7 +39,7 @@ def open_parquet(path: str) -> Table:
             leaves.append(f"{without_bytes}.path" if without_bytes in has_path else without_bytes)
         return _rows(path, leaves)
 
-    return Table(schema.names, rows, has_path)
+    return Table(tuple(schema.names), rows, tuple(has_path))
 
 
 def _rows(path: str, leaves: Sequence[str]) -> Rows:

@@ -51,7 +51,7 @@ def open_table(path: str, names: frozenset[str]) -> Table:
             raise JobError(f"two columns are named {name!r}; rename one of them")
     except (OSError, JobError) as exc:
         raise JobError(f"manifest {printable(path)}: {one_line(exc)}") from exc
-    return Table(table.columns, _ending_well(table.rows), table.picture_columns)
+    return table._replace(rows=_ending_well(table.rows))
 
 
 def _open_paths(path: str) -> Table:
@@ -137,7 +137,7 @@ def _open_csv(path: str, names: frozenset[str], preferred: str) -> Table:
     header = [] if isinstance(first, ReadError) else [name.strip() for name in first]
     if not any(header):
         raise JobError("no header row with the names of its columns")
-    return Table([name for name in header if name], rows)
+    return Table(tuple(name for name in header if name), rows)
 
 
 def _open_jsonl(path: str) -> Table:
@@ -161,7 +161,7 @@ def _open_jsonl(path: str) -> Table:
             columns.update(dict.fromkeys(row))
     if not columns:
         raise JobError("no line of it is a JSON object")
-    return Table(columns, rows)
+    return Table(tuple(columns), rows)
 
 
 def _ending_well(rows: ReadRows) -> ReadRows:

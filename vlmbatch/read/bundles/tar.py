@@ -11,7 +11,7 @@ import hashlib
 import os
 import tarfile
 from collections.abc import Callable, Iterator
-from typing import IO, Any, BinaryIO, Self
+from typing import IO, Any, BinaryIO
 
 from vlmbatch.errors import ReadError
 from vlmbatch.read.base import one_line
@@ -25,8 +25,7 @@ from vlmbatch.read.bundles.limits import (
 )
 from vlmbatch.read.bundles.tar_links import TarHeader, TarIndex, TarSlice, Unpack
 from vlmbatch.read.files.kinds import printable
-from vlmbatch.read.files.source import DiskFile, HeldBytes, LocalFile, Source, Unreadable
-from vlmbatch.read.files.temporary import TemporaryFile
+from vlmbatch.read.files.source import DiskFile, HeldBytes, Source, Unreadable
 
 _BLOCK_BYTES = 1 << 16
 """Unpacked bytes of a compressed tar that are asked for at once."""
@@ -34,21 +33,10 @@ _BLOCK_BYTES = 1 << 16
 _NOT_TAKEN = Unreadable("not read, as entries are only counted")
 
 
-class HeldFile(Source):
+class HeldFile(DiskFile):
     """A temporary file that was made as an entry came by, and cannot be made again."""
 
     is_held = True
-
-    def __init__(self, file: TemporaryFile, suffix: str) -> None:
-        self._file, self.suffix = file, suffix
-
-    def read(self) -> bytes:
-        """Read the file."""
-        return DiskFile(self._file.path).read()
-
-    def as_file(self) -> LocalFile:
-        """Return the file."""
-        return self._file
 
 
 def tar_members(path: str, limits: Limits, how: HowToTake) -> Iterator[Member]:
@@ -74,7 +62,7 @@ def tar_members(path: str, limits: Limits, how: HowToTake) -> Iterator[Member]:
             )
     except ReadError:
         raise
-    except Exception as exc:  # TarError, OSError, EOFError, zlib.error, LZMAError, ArrowException …
+    except Exception as exc:  # TarError, OSError, _StreamError …
         raise ReadError(one_line(exc)) from exc
 
 
@@ -116,7 +104,7 @@ def _streamed(
     opened: Any = _Unpacked(unpack(file), file, limits)  # has as much of a file as tarfile needs
     with (
         contextlib.closing(TarIndex(path, unpack)) as index,
-        opened as stream,
+        contextlib.closing(opened) as stream,
         tarfile.open(fileobj=stream, mode="r|", bufsize=_BLOCK_BYTES, tarinfo=TarHeader) as tar,
     ):
         for info in _entries(tar):
@@ -131,8 +119,6 @@ def _streamed(
                         if _is_link(info)
                         else _held(tar, info, wanted == "file", digest)
                     )
-            except _StreamError as exc:
-                raise exc.error from exc
             except ReadError as exc:
                 content = Unreadable(str(exc))
             yield Member(info.name, content, digest.hexdigest())
@@ -149,7 +135,7 @@ def _held(
     suffix = suffix_in(info.name)
     blocks = _stream_blocks(extracted, digest)
     if as_file:
-        return HeldFile(TemporaryFile(suffix, lambda file: file.writelines(blocks)), suffix)
+        return HeldFile.copied(suffix, lambda file: file.writelines(blocks))
     return HeldBytes(b"".join(blocks), suffix)
 
 
@@ -166,21 +152,13 @@ def _behind(
 
 
 class _StreamError(Exception):
-    """The stream cannot be read any further, which is not an error of the copy."""
-
-    def __init__(self, error: Exception) -> None:
-        super().__init__(str(error))
-        self.error = error
+    """The stream cannot be read any further, which is an error neither of an entry nor of its
+    copy.
+    """
 
 
 def _stream_blocks(stream: IO[bytes], digest: hashlib.blake2b) -> Iterator[bytes]:
-    while True:
-        try:
-            block = stream.read(COPY_BYTES)
-        except Exception as exc:
-            raise _StreamError(exc) from exc
-        if not block:
-            return
+    while block := stream.read(COPY_BYTES):
         digest.update(block)
         yield block
 
@@ -232,23 +210,25 @@ class _Unpacked:
         given before it is raised.
 
         Raises:
-            ReadError: The entry in hand unpacks to too many times its size.
+            _StreamError: The entry in hand unpacks to too many times its size, or the bytes are
+                damaged.
         """
-        data: bytes = self._inner.read1(size)
+        try:
+            data: bytes = self._inner.read1(size)
+        except Exception as exc:  # OSError, EOFError, zlib.error, LZMAError, ArrowException …
+            raise _StreamError(one_line(exc)) from exc
         self._unpacked_bytes += len(data)
         unpacked = self._unpacked_bytes - self._since[0]
         packed = self._packed.tell() - self._since[1]
         if unpacked > self._limits.max_ratio * (packed + 2 * BUFFER_BYTES):
-            raise ReadError(
+            raise _StreamError(
                 "an entry unpacks to more than --max-compression-ratio "
                 f"{self._limits.max_ratio:g} times its size; the rest is not read"
             )
         return data
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *error: object) -> None:
+    def close(self) -> None:
+        """Close the decompressor."""
         self._inner.close()
 
 

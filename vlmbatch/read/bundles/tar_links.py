@@ -61,10 +61,6 @@ class TarSlice(Source):
         self._path, self._start, self._size, self._keep = path, start, size, keep
         self.suffix = suffix
 
-    def read(self) -> bytes:
-        """Read the entry."""
-        return b"".join(self.blocks())
-
     def blocks(self) -> Iterator[bytes]:
         """Read the entry in blocks."""
         try:
@@ -103,8 +99,7 @@ class TarIndex:
         self._indexed_to = 0
         self._is_whole = False
         self._copy: TemporaryFile | None = None
-        self._packed: BinaryIO | None = None
-        self._stream: Any = None
+        self._opened = contextlib.ExitStack()
 
     def find(self, info: tarfile.TarInfo) -> tuple[int, int]:
         """Return start and size of the file that a link leads to.
@@ -133,9 +128,7 @@ class TarIndex:
 
     def close(self) -> None:
         """Close the file that is unpacked."""
-        for file in (self._stream, self._packed):
-            if file is not None:
-                file.close()
+        self._opened.close()
 
     def _step(self, name: str, offset: int) -> _Place | str:
         """Return an entry, or the name behind the first link in a path.
@@ -187,8 +180,8 @@ class TarIndex:
         assert self._unpack is not None
         if self._copy is None:
             self._copy = TemporaryFile(".tar", lambda file: None)
-            self._packed = open(self._path, "rb")
-            self._stream = self._unpack(self._packed)
+            packed = self._opened.enter_context(open(self._path, "rb"))
+            self._stream = self._opened.enter_context(contextlib.closing(self._unpack(packed)))
         try:
             with open(self._copy.path, "ab") as sink:
                 while (left := end - sink.tell()) > 0:

@@ -26,10 +26,6 @@ class ZipEntry(Source):
     def __init__(self, archive: zipfile.ZipFile, info: zipfile.ZipInfo, name: str) -> None:
         self._archive, self._info, self.suffix = archive, info, suffix_in(name)
 
-    def read(self) -> bytes:
-        """Unpack the entry."""
-        return b"".join(self.blocks())
-
     def blocks(self) -> Iterator[bytes]:
         """Unpack the entry in blocks."""
         try:

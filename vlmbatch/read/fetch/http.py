@@ -16,14 +16,14 @@ import random
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, BinaryIO
 
 import httpcore2
 import httpx2
 
 from vlmbatch.errors import ReadError
-from vlmbatch.read.base import one_line
+from vlmbatch.read.base import check_file_size, copy_within, one_line
 from vlmbatch.urls import without_credentials
 
 logger = logging.getLogger(__name__)
@@ -45,18 +45,7 @@ MAX_CONNECTIONS = 32
 KEEP_SECONDS = 5.0
 _CHUNK_BYTES = 1 << 16
 _SLOW_AFTER_SECONDS = 60.0
-_ERRORS = (
-    httpx2.HTTPError,
-    httpcore2.NetworkError,
-    httpcore2.TimeoutException,
-    httpcore2.ProtocolError,
-)
-_FINAL = (
-    httpx2.TooManyRedirects,
-    httpx2.UnsupportedProtocol,
-    httpcore2.UnsupportedProtocol,
-    httpx2.DecodingError,
-)
+_FINAL = (httpx2.TooManyRedirects, httpx2.UnsupportedProtocol, httpx2.DecodingError)
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 
 wait = time.sleep
@@ -84,7 +73,9 @@ def fetch(url: str, sink: BinaryIO, max_bytes: int, *, allow_private: bool) -> N
         try:
             with client.stream("GET", url) as response:
                 if response.status_code == httpx2.codes.OK:
-                    _copy(response, sink, max_bytes)
+                    stated = response.headers.get("content-length", "")
+                    check_file_size(int(stated) if stated.isdigit() else 0, max_bytes)
+                    copy_within(steady(response.iter_bytes(_CHUNK_BYTES)), sink, max_bytes)
                     return
                 reason, pause = (
                     f"HTTP {response.status_code} {response.reason_phrase}".strip(),
@@ -97,7 +88,7 @@ def fetch(url: str, sink: BinaryIO, max_bytes: int, *, allow_private: bool) -> N
                     raise ReadError(reason)
         except _FINAL as exc:
             raise ReadError(one_line(exc)) from exc
-        except _ERRORS as exc:
+        except httpx2.HTTPError as exc:
             reason, pause = (
                 f"{_WORDS.get(type(exc).__name__, 'connection failed')}: {one_line(exc)}",
                 None,
@@ -126,28 +117,22 @@ def fingerprint(url: str, *, allow_private: bool) -> str:
     """
     try:
         response = _client(allow_private).head(url, timeout=HEAD_SECONDS)
-    except (ReadError, httpx2.InvalidURL, ValueError, OSError, *_ERRORS) as exc:
+    except (ReadError, httpx2.HTTPError, httpx2.InvalidURL, ValueError, OSError) as exc:
         logger.debug("%s: no HEAD: %s", without_credentials(url), one_line(exc))
         return ""
     found = [response.headers.get(name, "") for name in ("etag", "last-modified", "content-length")]
     return "|".join(found) if response.status_code == httpx2.codes.OK and any(found) else ""
 
 
-def _copy(response: httpx2.Response, sink: BinaryIO, max_bytes: int) -> None:
-    stated = response.headers.get("content-length", "")
-    if stated.isdigit() and int(stated) > max_bytes:
-        raise ReadError(
-            f"{int(stated):,} bytes are more than --max-file-size allows ({max_bytes:,})"
-        )
+def steady(chunks: Iterable[bytes]) -> Iterator[bytes]:
+    """Yield the chunks of a download as long as they come fast enough; raises ``ReadError``."""
     begun, total = time.monotonic(), 0
-    for chunk in response.iter_bytes(_CHUNK_BYTES):
+    for chunk in chunks:
         total += len(chunk)
-        if total > max_bytes:
-            raise ReadError(f"more bytes than --max-file-size allows ({max_bytes:,})")
-        sink.write(chunk)
         seconds = time.monotonic() - begun
         if seconds > _SLOW_AFTER_SECONDS and total < MIN_BYTES_PER_SECOND * seconds:
             raise ReadError(f"too slow: {total:,} bytes in {seconds:.0f} s")
+        yield chunk
 
 
 def _pause(response: httpx2.Response) -> float | None:
@@ -227,52 +212,18 @@ class _CheckedBackend(httpcore2.SyncBackend):
         raise failure
 
 
-class _CheckedTransport(httpx2.BaseTransport):
-    """httpx2 on a pool of httpcore2 whose connections are checked."""
+class _CheckedTransport(httpx2.HTTPTransport):
+    """A transport whose connections are checked."""
 
     def __init__(self) -> None:
+        super().__init__()
+        # httpx2 takes no network of ours: its pool is replaced by one that does.
         self._pool = httpcore2.ConnectionPool(
             ssl_context=httpx2.create_ssl_context(),
             max_connections=MAX_CONNECTIONS,
             keepalive_expiry=KEEP_SECONDS,
             network_backend=_CheckedBackend(),
         )
-
-    def handle_request(self, request: httpx2.Request) -> httpx2.Response:
-        """Send a request."""
-        url = httpcore2.URL(
-            scheme=request.url.raw_scheme,
-            host=request.url.raw_host,
-            port=request.url.port,
-            target=request.url.raw_path,
-        )
-        answer = self._pool.handle_request(
-            httpcore2.Request(
-                request.method, url, headers=request.headers.raw, extensions=request.extensions
-            )
-        )
-        assert isinstance(answer.stream, Iterable)
-        return httpx2.Response(
-            answer.status,
-            headers=answer.headers,
-            stream=_Body(answer.stream, answer.close),
-            extensions=answer.extensions,
-        )
-
-    def close(self) -> None:
-        """Close the connections."""
-        self._pool.close()
-
-
-class _Body(httpx2.SyncByteStream):
-    def __init__(self, stream: Iterable[bytes], close: Callable[[], None]) -> None:
-        self._stream, self._close = stream, close
-
-    def __iter__(self) -> Iterator[bytes]:
-        return iter(self._stream)
-
-    def close(self) -> None:
-        self._close()
 
 
 _guard = threading.Lock()

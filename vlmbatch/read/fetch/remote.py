@@ -9,16 +9,15 @@ Items, is a temporary file until nothing needs it any more.
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
-from typing import BinaryIO
+from typing import BinaryIO, Literal
 
 from vlmbatch.errors import MissingDependencyError, ReadError
 from vlmbatch.job import InputOptions
 from vlmbatch.read.extras import need_remote
+from vlmbatch.read.fetch.stores import Stores, fetch
 from vlmbatch.read.files.kinds import suffix_of
-from vlmbatch.read.files.source import DiskFile, LocalFile, Source
-from vlmbatch.read.files.temporary import TemporaryFile
-from vlmbatch.read.files.walk import Glob, WalkedFile
+from vlmbatch.read.files.source import DiskFile, Source
+from vlmbatch.read.files.walk import WalkedFile
 from vlmbatch.urls import is_url, is_web, url_name
 
 
@@ -44,15 +43,13 @@ class RemoteFile(Source):
         self._fetch(sink)
         return sink.getvalue()
 
-    def as_file(self) -> LocalFile:
+    def as_file(self) -> DiskFile:
         """Fetch the bytes into a temporary file."""
-        return TemporaryFile(self.suffix, self._fetch)
+        return DiskFile.copied(self.suffix, self._fetch)
 
     def _fetch(self, sink: BinaryIO) -> None:
         if not is_web(self._url):
-            from vlmbatch.read.fetch import stores
-
-            stores.fetch(self._url, sink, self._max_bytes, allow_private=self._allow_private)
+            fetch(self._url, sink, self._max_bytes, allow_private=self._allow_private)
             return
         try:
             need_remote("web URLs")
@@ -63,40 +60,21 @@ class RemoteFile(Source):
         web.fetch(self._url, sink, self._max_bytes, allow_private=self._allow_private)
 
 
-class RemoteInput:
-    """An INPUT that is a URL. A folder or glob of a file system is listed one folder at a time.
+class Web(Stores):
+    """The files of web servers. A server is asked nothing before a file's turn."""
 
-    Attributes:
-        kind: ``file``, ``folder`` or ``glob``.
-        glob: The pattern, when it is one.
+    def kind_of(self, url: str) -> Literal["file"]:
+        """Return that a URL is a file.
 
-    Raises:
-        JobError: It is not there (``http`` and ``https`` are not asked yet), or its scheme is not
-            known.
-        MissingDependencyError: It needs a package that is not installed.
-    """
+        Raises:
+            MissingDependencyError: A package is not installed.
+        """
+        need_remote("web URLs")
+        return "file"
 
-    def __init__(self, url: str, *, allow_private: bool) -> None:
-        self._url, self._allow_private = url, allow_private
-        self.kind = "file"
-        self.glob: Glob | None = None
-        if is_web(url):
-            need_remote("web URLs")
-            return
-        from vlmbatch.read.fetch.stores import StoreInput
-
-        self._store = StoreInput(url, allow_private=allow_private)
-        self.kind, self.glob = self._store.kind, self._store.glob
-
-    def files(self) -> Iterator[WalkedFile]:
-        """Yield the files."""
-        if not is_web(self._url):
-            yield from self._store.files()
-            return
+    def file(self, url: str) -> WalkedFile:
+        """Return a file that was named."""
         from vlmbatch.read.fetch import http as web
 
-        yield WalkedFile(
-            self._url,
-            url_name(self._url),
-            fingerprint=web.fingerprint(self._url, allow_private=self._allow_private),
-        )
+        fingerprint = web.fingerprint(url, allow_private=self._allow_private)
+        return WalkedFile(url, url_name(url), fingerprint=fingerprint)

@@ -6,38 +6,24 @@ A picture, a document or a video may be a file, a URL, an entry of an archive or
 
 from __future__ import annotations
 
-import abc
 import dataclasses
-import functools
 import io
+import math
 import os
 import types
 from collections.abc import Callable, Iterator, Mapping
-from typing import IO, Any, NoReturn, Protocol
+from typing import IO, Any, BinaryIO, NoReturn, Self
 
 from vlmbatch.core import Pixels
-from vlmbatch.errors import DecodeError, ReadError
-from vlmbatch.read.base import one_line
+from vlmbatch.errors import DecodeError, ItemError, ReadError
+from vlmbatch.read.base import check_file_size, one_line
 from vlmbatch.read.files.temporary import TemporaryFile
 
 _NOTHING: Mapping[str, Any] = types.MappingProxyType({})
 HEAD_BYTES = 512
 
 
-class LocalFile(Protocol):
-    """A file that the operating system opens."""
-
-    @property
-    def path(self) -> str:
-        """Its path, valid for as long as this object is there."""
-        ...
-
-    def bind(self, load: Callable[[str], Pixels]) -> Callable[[], Pixels]:
-        """Return a ``load`` of the file at a path; the file stays for as long as it exists."""
-        ...
-
-
-class Source(abc.ABC):
+class Source:
     """The bytes of one picture, document or video. Made without reading them; for any thread.
 
     Attributes:
@@ -55,13 +41,13 @@ class Source(abc.ABC):
     needs_copy = True
     is_near = True
 
-    @abc.abstractmethod
     def read(self) -> bytes:
-        """Return all bytes.
+        """Return all bytes. Every source has its own way, here or in ``blocks``.
 
         Raises:
             ReadError: They cannot be had.
         """
+        return b"".join(self.blocks())
 
     def head(self) -> bytes:
         """Return some of the first bytes where that costs nothing; else none."""
@@ -71,7 +57,7 @@ class Source(abc.ABC):
         """Yield the bytes in blocks; raises ``ReadError``."""
         yield self.read()
 
-    def open(self, max_bytes: int) -> IO[bytes]:
+    def open(self, max_bytes: float = math.inf) -> IO[bytes]:
         """Return the bytes as an open file that can be sought in.
 
         Raises:
@@ -80,23 +66,33 @@ class Source(abc.ABC):
         """
         return _checked(io.BytesIO(self.read()), max_bytes)
 
-    def as_file(self) -> LocalFile:
+    def as_file(self) -> DiskFile:
         """Return a file with these bytes; a temporary one where they are none.
 
         Raises:
             ReadError: They cannot be had, or the disk has no room for them.
         """
-        return TemporaryFile(self.suffix, lambda file: file.writelines(self.blocks()))
+        return DiskFile.copied(self.suffix, lambda file: file.writelines(self.blocks()))
 
 
 class DiskFile(Source):
-    """A file that the operating system opens, and itself as a ``LocalFile``."""
+    """A file that the operating system opens.
+
+    Attributes:
+        path: Its path; that of a temporary file is valid for as long as this object exists.
+    """
 
     needs_copy = False
 
-    def __init__(self, path: str) -> None:
-        self.path = path
+    def __init__(self, path: str, kept: TemporaryFile | None = None) -> None:
+        self.path, self._kept = path, kept
         self.suffix = os.path.splitext(path)[1].lower()
+
+    @classmethod
+    def copied(cls, suffix: str, fill: Callable[[BinaryIO], object]) -> Self:
+        """Make a temporary file; see ``TemporaryFile``."""
+        copy = TemporaryFile(suffix, fill)
+        return cls(copy.path, copy)
 
     def read(self) -> bytes:
         """Return all bytes."""
@@ -111,17 +107,17 @@ class DiskFile(Source):
         except (OSError, ReadError):
             return b""
 
-    def open(self, max_bytes: int) -> IO[bytes]:
+    def open(self, max_bytes: float = math.inf) -> IO[bytes]:
         """Open the file."""
         return _checked(self._opened(), max_bytes)
 
-    def as_file(self) -> LocalFile:
+    def as_file(self) -> DiskFile:
         """Return this file."""
         return self
 
     def bind(self, load: Callable[[str], Pixels]) -> Callable[[], Pixels]:
-        """Return a ``load`` of the file."""
-        return functools.partial(load, self.path)
+        """Return a ``load`` of the file at a path; the file stays for as long as it exists."""
+        return lambda: load(self.path)
 
     def _opened(self) -> IO[bytes]:
         try:
@@ -164,18 +160,14 @@ class Unreadable(Source):
         raise ReadError(self.reason)
 
 
-def _checked(file: IO[bytes], max_bytes: int) -> IO[bytes]:
+def _checked(file: IO[bytes], max_bytes: float) -> IO[bytes]:
+    size = file.seek(0, os.SEEK_END)
+    file.seek(0)
     try:
-        size = file.seek(0, os.SEEK_END)
-        file.seek(0)
         if size == 0:
             raise DecodeError("empty file")
-        if size > max_bytes:
-            raise ReadError(f"{size:,} bytes are more than --max-file-size allows ({max_bytes:,})")
-    except OSError as exc:
-        file.close()
-        raise ReadError(one_line(exc)) from exc
-    except BaseException:
+        check_file_size(size, max_bytes)
+    except ItemError:
         file.close()
         raise
     return file

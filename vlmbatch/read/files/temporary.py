@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import functools
+import glob
 import logging
 import os
 import re
@@ -22,14 +22,13 @@ import weakref
 from collections.abc import Callable
 from typing import BinaryIO
 
-from vlmbatch.core import Pixels
 from vlmbatch.errors import ReadError
 from vlmbatch.read.base import one_line
 
 logger = logging.getLogger(__name__)
 
 _PLAIN = re.compile(r"\.[A-Za-z0-9-]{1,15}")
-_LOCKED = "vlmbatch-copies-"
+_PREFIX = "vlmbatch-copies-"
 _LOCK = "lock"
 
 
@@ -48,16 +47,12 @@ class TemporaryFile:
         ReadError: The disk has no room for it.
     """
 
-    def __init__(self, suffix: str, fill: Callable[[BinaryIO], None]) -> None:
+    def __init__(self, suffix: str, fill: Callable[[BinaryIO], object]) -> None:
         try:
-            folder = _enter()
-            try:
-                handle, self.path = tempfile.mkstemp(
-                    suffix if _PLAIN.fullmatch(suffix) else "", "copy-", folder.path
-                )
-            except BaseException:
-                _leave(folder)
-                raise
+            folder = _folder()
+            handle, self.path = tempfile.mkstemp(
+                suffix if _PLAIN.fullmatch(suffix) else "", "copy-", folder.path
+            )
             remove = weakref.finalize(self, _remove, self.path, folder)
             try:
                 with open(handle, "wb") as file:
@@ -68,106 +63,65 @@ class TemporaryFile:
         except OSError as exc:
             raise ReadError(f"no room for a copy: {one_line(exc)}") from exc
 
-    def bind(self, load: Callable[[str], Pixels]) -> Callable[[], Pixels]:
-        """Return a ``load`` of the file at a path; the file stays for as long as it exists."""
-        return functools.partial(_load, self, load)
-
-
-def _load(kept: TemporaryFile, load: Callable[[str], Pixels]) -> Pixels:
-    return load(kept.path)
-
 
 def _remove(path: str, folder: _Folder) -> None:
+    """Remove a copy. It was the reason to keep the folder, which goes with the last one."""
     with contextlib.suppress(FileNotFoundError):
         os.unlink(path)
-    _leave(folder)
 
 
 class _Folder:
-    """The folder of a process for its copies.
+    """The folder of a process for its copies, which goes when nothing refers to this object any
+    more.
 
     Attributes:
         path: The folder.
-        num_copies: How many files are in it, or about to be.
     """
 
-    def __init__(self, root: str) -> None:
-        self.num_copies = 0
-        self.path = tempfile.mkdtemp("", "vlmbatch-", root)
-        try:
-            self._handle = os.open(os.path.join(self.path, _LOCK), os.O_RDWR | os.O_CREAT, 0o600)
-        except OSError:
-            os.rmdir(self.path)
-            raise
+    def __init__(self) -> None:
+        self.path = tempfile.mkdtemp(prefix=_PREFIX)
+        fresh = os.path.join(self.path, "unlocked")
+        handle = os.open(fresh, os.O_RDWR | os.O_CREAT, 0o600)
+        weakref.finalize(self, _remove_folder, self.path, handle)
         # It takes the name that others look for once it is locked. Where there are no locks it
-        # keeps the other, and nobody else removes it.
+        # keeps the other, and nobody else removes the folder.
         with contextlib.suppress(OSError):
-            fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            locked = os.path.join(
-                root, _LOCKED + os.path.basename(self.path).removeprefix("vlmbatch-")
-            )
-            os.rename(self.path, locked)
-            self.path = locked
-
-    def remove(self) -> None:
-        """Remove it while the lock is still held, then let go."""
-        with contextlib.suppress(OSError):
-            os.unlink(os.path.join(self.path, _LOCK))
-            os.rmdir(self.path)
-        os.close(self._handle)
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.rename(fresh, os.path.join(self.path, _LOCK))
 
 
-_guard = threading.RLock()
-_folders: dict[tuple[str, int], _Folder] = {}
-_is_entering = False
+def _remove_folder(path: str, lock: int) -> None:
+    """Remove a folder while its lock is still held, then let go."""
+    shutil.rmtree(path, ignore_errors=True)
+    os.close(lock)
 
 
-def _enter() -> _Folder:
-    """Return the folder for one more copy."""
-    global _is_entering
+_guard = threading.Lock()
+_folders: weakref.WeakValueDictionary[tuple[str, int], _Folder] = weakref.WeakValueDictionary()
+
+
+def _folder() -> _Folder:
+    """Return the folder of this process."""
     place = tempfile.gettempdir(), os.getpid()
     with _guard:
-        # a copy may go at any moment, also on this thread while it is here: its folder stays then
-        _is_entering = True
-        try:
-            folder = _folders.get(place)
-            if folder is None:
-                folder = _folders[place] = _Folder(place[0])
-            folder.num_copies += 1
-            return folder
-        finally:
-            _is_entering = False
-
-
-def _leave(folder: _Folder) -> None:
-    """Count a copy less; with the last one the folder goes."""
-    with _guard:
-        folder.num_copies -= 1
-        if folder.num_copies == 0 and not _is_entering:
-            for place in [place for place, other in _folders.items() if other is folder]:
-                del _folders[place]
-            folder.remove()
+        folder = _folders.get(place)
+        if folder is None:
+            folder = _folders[place] = _Folder()
+        return folder
 
 
 def remove_leftovers() -> None:
     """Remove the copies of processes of this user that are gone."""
-    root = tempfile.gettempdir()
-    with contextlib.suppress(OSError), os.scandir(root) as entries:
-        for entry in entries:
-            if entry.name.startswith(_LOCKED):
-                with contextlib.suppress(OSError):
-                    _remove_if_left(entry.path)
+    for path in glob.glob(os.path.join(glob.escape(tempfile.gettempdir()), f"{_PREFIX}*")):
+        with contextlib.suppress(OSError):
+            _remove_if_left(path)
 
 
 def _remove_if_left(path: str) -> None:
     status = os.lstat(path)
     if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid():
         return
-    try:
-        handle = os.open(os.path.join(path, _LOCK), os.O_RDWR | os.O_NOFOLLOW)
-    except FileNotFoundError:
-        os.rmdir(path)  # it was about to go: the lock goes last but for the folder
-        return
+    handle = os.open(os.path.join(path, _LOCK), os.O_RDWR | os.O_NOFOLLOW)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         shutil.rmtree(path, ignore_errors=True)

@@ -8,8 +8,9 @@ import dataclasses
 import itertools
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from fnmatch import fnmatch
+from typing import Literal, NamedTuple
 
 from vlmbatch.read.base import one_line
 from vlmbatch.read.files.kinds import is_system_folder
@@ -22,7 +23,7 @@ class WalkedFile:
     """A file below a folder.
 
     Attributes:
-        path: What the operating system opens.
+        path: What the operating system opens, or a URL.
         relative: Path below the folder, ``/`` as separator.
         error: Why a folder could not be listed; None for a file.
         fingerprint: Changes with the file, where the listing says so.
@@ -34,6 +35,26 @@ class WalkedFile:
     error: str | None = None
     fingerprint: str = ""
     is_left_alone: bool = False
+
+
+class Entry(NamedTuple):
+    """A file or folder in a folder.
+
+    Attributes:
+        name: Its name.
+        is_folder: Whether it is a folder.
+        fingerprint: As in ``WalkedFile``.
+    """
+
+    name: str
+    is_folder: bool
+    fingerprint: str = ""
+
+
+ListFolder = Callable[[str, str], Iterable[Entry]]
+"""Lists a folder, by its path and by its path below the root; sorted by name. Raises what the file
+system does.
+"""
 
 
 class Begun:
@@ -66,75 +87,109 @@ class Begun:
         yield from self._list_files() if begun is None else begun
 
 
-def walk(
-    root: str,
-    enters: Callable[[str], bool] = lambda relative: True,
-    hidden: bool = False,
-    system: bool = False,
-    *,
-    own_places: bool = True,
-    once: bool = True,
-) -> Iterator[WalkedFile]:
-    """Yield the files below a folder, sorted by name in each folder.
+def walk(root: str, list_folder: ListFolder, glob: Glob | None = None) -> Iterator[WalkedFile]:
+    """Yield the files below a folder, or those that a glob matches, sorted by name in each folder.
 
-    Links are followed, and a folder is listed once: at its own place where that is below the root
-    too, or else where the first link to it stands. So a link neither hides its folder nor renames
-    the files in it, and a loop of links ends. At any moment only the names of the folders from the
-    root to the current one are held.
+    At any moment only the names of the folders from the root to the current one are held.
 
     Args:
         root: The folder; empty for the current one.
-        enters: Says for a relative path whether that folder is to be listed.
-        hidden: Whether names that start with a dot are taken.
-        system: Whether folders that a system keeps for itself are listed.
-        own_places: Whether a folder below the root is listed at its own place; else where the walk
-            comes first, which matters when the place of a file decides whether it is wanted.
-        once: Whether a folder is listed once. Otherwise it is listed wherever a link leads to it
-            from outside: for a walk that ends at some depth.
+        list_folder: Lists a folder of its file system.
+        glob: Says which files and folders are wanted; None takes all that are not hidden.
     """
-    listed: set[tuple[int, int]] = set()
-    stack: list[tuple[str, str, Iterator[str], set[str], tuple[int, int]]] = []
-    real_root = os.path.realpath(root)
-
-    def push(folder: str, prefix: str) -> None:
-        status = os.stat(folder or ".")
-        identity = (status.st_dev, status.st_ino)
-        if identity not in (listed if once else [above[-1] for above in stack]):
-            listed.add(identity)
-            names, folders = _names(folder)
-            stack.append((folder, prefix, iter(names), folders, identity))
-
-    push(root, "")
+    hidden = glob is not None and glob.hidden
+    system = glob is not None and glob.system
+    stack = [(root, "", iter(list_folder(root, "")))]
     while stack:
-        folder, prefix, names, folders, _ = stack[-1]
-        name = next(names, "")
-        if not name:
+        folder, prefix, entries = stack[-1]
+        entry = next(entries, None)
+        if entry is None:
             stack.pop()
             continue
-        path, relative = os.path.join(folder, name), prefix + name
-        if name in folders and not system and is_system_folder(name):
+        path, relative = os.path.join(folder, entry.name), prefix + entry.name
+        if entry.is_folder and not system and is_system_folder(entry.name):
             yield WalkedFile(path, relative, is_left_alone=True)
-        elif name.startswith(".") and not hidden:
+        elif entry.name.startswith(".") and not hidden:
             continue
-        elif name not in folders:
-            yield WalkedFile(path, relative)
-        elif enters(relative) and not (
-            own_places and os.path.islink(path) and _is_met(path, real_root, hidden, system)
-        ):
+        elif not entry.is_folder:
+            if glob is None or glob.matches(relative):
+                yield WalkedFile(path, relative, fingerprint=entry.fingerprint)
+        elif glob is None or glob.enters(relative):
             try:
-                push(path, relative + "/")
-            except OSError as exc:
-                yield WalkedFile(path, relative, f"folder not listed: {one_line(exc)}")
+                stack.append((path, f"{relative}/", iter(list_folder(path, relative))))
+            except Exception as exc:  # stores have errors of their own
+                if glob is None or glob.matches(relative):
+                    yield WalkedFile(path, relative, f"folder not listed: {one_line(exc)}")
 
 
-def _is_met(link: str, real_root: str, hidden: bool, system: bool) -> bool:
-    """Return whether a walk meets the folder behind a link at its own place."""
-    inside = os.path.relpath(os.path.realpath(link), real_root).split(os.sep)
-    return (
-        inside[0] != os.pardir
-        and (hidden or not any(name.startswith(".") for name in inside))
-        and (system or not any(map(is_system_folder, inside)))
-    )
+class Disk:
+    """The files of this machine."""
+
+    def kind_of(self, path: str) -> Literal["file", "folder"] | None:
+        """Return what a path is; None when nothing is there.
+
+        Raises:
+            OSError: It is a folder that cannot be listed.
+        """
+        if os.path.isdir(path):
+            os.scandir(path).close()
+            return "folder"
+        return "file" if os.path.exists(path) else None
+
+    def file(self, path: str) -> WalkedFile:
+        """Return a file that was named."""
+        return WalkedFile(path, os.path.basename(path))
+
+    def lister(self, root: str, glob: Glob | None) -> ListFolder:
+        """Return what lists folders for one walk.
+
+        Links are followed, and a folder is listed once: at its own place where that is below the
+        root too, or else where the first link to it stands. So a link neither hides its folder nor
+        renames the files in it, and a loop of links ends. With a glob the place of a file decides
+        whether it is wanted: there a folder is listed where the walk comes first, and without a
+        ``**`` wherever a link leads to it from outside.
+        """
+        listed: set[tuple[int, int]] = set()
+        real_root = os.path.realpath(root)
+        own_places = glob is None or glob.parts[:-1] == ("**",)
+        once = glob is None or "**" in glob.parts
+        hidden = glob is not None and glob.hidden
+        system = glob is not None and glob.system
+
+        def is_met(link: str) -> bool:
+            """Return whether the walk meets the folder behind a link at its own place."""
+            inside = os.path.relpath(os.path.realpath(link), real_root).split(os.sep)
+            return (
+                inside[0] != os.pardir
+                and (hidden or not any(name.startswith(".") for name in inside))
+                and (system or not any(map(is_system_folder, inside)))
+            )
+
+        def list_folder(path: str, relative: str) -> Iterable[Entry]:
+            if not relative:
+                if glob is not None and not os.path.isdir(path or "."):
+                    return ()  # a pattern that begins nowhere matches nothing
+            elif own_places and os.path.islink(path) and is_met(path):
+                return ()
+            if once:
+                status = os.stat(path or ".")
+                identity = status.st_dev, status.st_ino
+                if identity in listed:
+                    return ()
+                listed.add(identity)
+            elif _is_loop(root, relative):
+                return ()
+            names, folders = _names(path)
+            return (Entry(name, name in folders) for name in names)
+
+        return list_folder
+
+
+def _is_loop(root: str, relative: str) -> bool:
+    """Return whether a folder is one of those above it."""
+    names = relative.split("/") if relative else []
+    above = [os.path.join(root, *names[:count]) or "." for count in range(len(names))]
+    return any(os.path.samefile(os.path.join(root, relative), folder) for folder in above)
 
 
 def _names(folder: str) -> tuple[list[str], set[str]]:
@@ -186,21 +241,6 @@ class Glob:
         if first and not root:
             root = "/"
         return cls(root, tuple(part for part in components[first:] if part))
-
-    def files(self) -> Iterator[WalkedFile]:
-        """Yield the files that match; nothing when the folder before the first wildcard is none."""
-        if not os.path.isdir(self.root or "."):
-            return
-        for file in walk(
-            self.root,
-            self.enters,
-            self.hidden,
-            self.system,
-            own_places=self.parts[:-1] == ("**",),
-            once="**" in self.parts,
-        ):
-            if file.is_left_alone or self.matches(file.relative):
-                yield file
 
     @property
     def hidden(self) -> bool:

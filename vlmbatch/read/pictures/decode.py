@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import io
 import logging
-import os
 import struct
 from typing import IO
 
@@ -14,6 +12,7 @@ from vlmbatch.core import Pixels
 from vlmbatch.errors import DecodeError, ItemError, ReadError
 from vlmbatch.read.base import check_size, one_line
 from vlmbatch.read.extras import is_there
+from vlmbatch.read.files.source import DiskFile
 from vlmbatch.read.pictures.colours import decode_rgb
 from vlmbatch.read.pictures.gif import seek_frame
 
@@ -63,32 +62,6 @@ _UPRIGHT = {
 """Transposition for each EXIF orientation; 1 is upright (Exif 2.32, 4.6.4)."""
 
 
-def open_checked(source: str | bytes, max_file_bytes: int | None = None) -> IO[bytes]:
-    """Open a file, or bytes as one; without ``max_file_bytes`` of any size.
-
-    Raises:
-        ReadError: It cannot be opened, or has more bytes than ``max_file_bytes``.
-        DecodeError: It is empty.
-    """
-    try:
-        file = io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb")
-        try:
-            size = file.seek(0, os.SEEK_END)
-            file.seek(0)
-            if size == 0:
-                raise DecodeError("empty file")
-            if max_file_bytes is not None and size > max_file_bytes:
-                raise ReadError(
-                    f"{size:,} bytes are more than --max-file-size allows ({max_file_bytes:,})"
-                )
-        except BaseException:
-            file.close()
-            raise
-    except (OSError, ValueError) as exc:
-        raise ReadError(one_line(exc)) from exc
-    return file
-
-
 def load_image(source: str | IO[bytes], max_pixels: int, number: int = 1) -> Pixels:
     """Read a picture upright, as RGB on white; see ``colours``.
 
@@ -106,7 +79,7 @@ def load_image(source: str | IO[bytes], max_pixels: int, number: int = 1) -> Pix
     """
     try:
         if isinstance(source, str):
-            with open_checked(source) as file:
+            with DiskFile(source).open() as file:
                 return load_image(file, max_pixels, number)
         with _identify(source, max_pixels) as image:
             _go_to(image, number, max_pixels)

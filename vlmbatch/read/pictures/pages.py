@@ -13,7 +13,7 @@ from vlmbatch.errors import DecodeError, ItemError
 from vlmbatch.job import InputOptions
 from vlmbatch.read.base import failing_load, one_line
 from vlmbatch.read.files.page_choice import PDF_MARK, SINGLE, PageChoice, is_document
-from vlmbatch.read.files.source import DiskFile, Listed, LocalFile, Source
+from vlmbatch.read.files.source import DiskFile, Listed, Source
 from vlmbatch.read.pictures import pdf
 from vlmbatch.read.pictures.decode import count_frames, load_image
 
@@ -47,7 +47,7 @@ class PagePicker:
             return
         try:
             file = content.as_file()
-            total, is_pdf = count_pages(DiskFile(file.path), self._options)
+            total, is_pdf = count_pages(file, self._options)
         except ItemError as exc:
             yield listed.id, failing_load(type(exc), str(exc)), 0
             return
@@ -66,13 +66,14 @@ class PagePicker:
     def _load(self, content: Source, must_be_only: bool) -> Callable[[], Pixels]:
         return functools.partial(load_page, content, self._options, 1, must_be_only)
 
-    def _load_of(self, content: Source, file: LocalFile, number: int) -> Callable[[], Pixels]:
+    def _load_of(self, content: Source, file: DiskFile, number: int) -> Callable[[], Pixels]:
         """Return the ``load`` of one of several pages. All pages of a job are held at once to be
         shuffled: then no copy of a document is kept for them that can be made anew.
         """
-        if self._options.shuffle and content.is_near:
-            return functools.partial(load_page, content, self._options, number)
-        return file.bind(functools.partial(_load_page_at, options=self._options, number=number))
+        is_made_anew = self._options.shuffle and content.is_near
+        return functools.partial(
+            load_page, content if is_made_anew else file, self._options, number
+        )
 
 
 def count_pages(content: Source, options: InputOptions) -> tuple[int, bool]:
@@ -126,7 +127,3 @@ def load_page(
             )
         file.seek(0)
         return pdf.load_page(file, number, dpi=options.dpi, max_pixels=options.max_pixels)
-
-
-def _load_page_at(path: str, options: InputOptions, number: int) -> Pixels:
-    return load_page(DiskFile(path), options, number)

@@ -13,7 +13,7 @@ from vlmbatch.core import Item, Pixels
 from vlmbatch.errors import DecodeError, ItemError, JobError
 from vlmbatch.job import Job, VideoOptions
 from vlmbatch.read.base import Counts, one_line
-from vlmbatch.read.files.source import Listed, LocalFile
+from vlmbatch.read.files.source import DiskFile, Listed
 from vlmbatch.read.listing import Listing
 from vlmbatch.read.video.file import VideoFile
 from vlmbatch.read.video.frame import DecodedFrame
@@ -99,7 +99,7 @@ class VideoReader:
             logger.debug("unexpected error", exc_info=True)
             yield items.failed(DecodeError(f"{type(exc).__name__}: {one_line(exc)}"))
 
-    def _items(self, items: VideoItems, file: LocalFile, video: VideoFile) -> Iterator[Item]:
+    def _items(self, items: VideoItems, file: DiskFile, video: VideoFile) -> Iterator[Item]:
         """Yield the Items of an open video, and one more for a fault of it."""
         if planned := self._planned(items, file, video):
             items.count = len(planned)
@@ -131,7 +131,7 @@ class VideoReader:
         last = max(self._options.at) if self._options.at else self._options.end
         return None if lost is None or (last is not None and last < lost) else cut_off(lost)
 
-    def _planned(self, items: VideoItems, file: LocalFile, video: VideoFile) -> list[Item]:
+    def _planned(self, items: VideoItems, file: DiskFile, video: VideoFile) -> list[Item]:
         """Return the Items of a video from its packets alone, where no pixels are needed now and
         the packets state their times; none otherwise. The frames of a file that ends early are
         known once it is decoded.
@@ -156,7 +156,7 @@ class VideoReader:
     def _frames(
         self,
         items: VideoItems,
-        file: LocalFile,
+        file: DiskFile,
         video: VideoFile | UndecodedVideo,
         judge: Judge | None,
     ) -> Iterator[Item]:
@@ -188,7 +188,7 @@ class VideoReader:
                 end = pending.time_seconds + pending.duration_seconds
             yield item(end)
 
-    def _clips(self, items: VideoItems, file: LocalFile, video: VideoFile) -> Iterator[Item]:
+    def _clips(self, items: VideoItems, file: DiskFile, video: VideoFile) -> Iterator[Item]:
         for span in self._sampler(video):
             start, end = span.start_seconds, span.end_seconds
             mark = f"#t={start:.3f}-{end:.3f}" if self._job.per == "window" else ""
@@ -198,7 +198,7 @@ class VideoReader:
 
     def _bind(
         self,
-        file: LocalFile,
+        file: DiskFile,
         load: Callable[..., Pixels],
         video: VideoFile | UndecodedVideo,
         **asked: Any,

@@ -192,7 +192,6 @@ class Staging:
         fresh = StagingState(self.remote.shown)
         try:
             values = json.loads(self._state_path.read_bytes())
-            values.pop("has_new_rows", None)  # of earlier versions
             if values["staged"] is not None:
                 values["staged"] = tuple(values["staged"])
             return StagingState(**values)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -64,15 +65,11 @@ class SidecarRecord:
             source: The file.
             paths: The best one and the second best; then come numbers.
         """
+        stem, suffix = os.path.splitext(paths[1])
+        numbered = (stem + f".{number}".encode() + suffix for number in itertools.count(2))
         path = next((path for path in paths if self._owner(path) == name), None) or next(
-            (path for path in paths if self._owner(path) is None), None
+            path for path in itertools.chain(paths, numbered) if self._owner(path) in (None, name)
         )
-        number = 1
-        while path is None:
-            number += 1
-            stem, suffix = os.path.splitext(paths[1])
-            candidate = stem + f".{number}".encode() + suffix
-            path = candidate if self._owner(candidate) in (None, name) else None
         found = self._written.get(path)
         if found is None or found.id != name:
             self._written[path] = WrittenSidecar(name, source, found.digest if found else "")
