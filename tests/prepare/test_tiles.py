@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from transformers.models.smolvlm import image_processing_pil_smolvlm as reference
 
+from tests.prepare.compiled import compiled_resizer
 from vlmbatch.prepare.tiles import TileSettings, cut_tiles, plan_tiles
 
 SMALL = TileSettings(longest_edge=256, tile_edge=64)
@@ -85,11 +86,12 @@ def assert_equal_tiles(pixels: np.ndarray, own: TileSettings) -> None:
     expected, rows, cols = reference_tiles(
         pixels, own.longest_edge, own.tile_edge, split=own.split, resample=own.resample
     )
-    found, plan = cut_tiles(pixels, own)
-    assert (plan.rows, plan.cols) == (rows, cols)
-    assert found.dtype == expected.dtype == np.uint8
-    assert found.shape == expected.shape == (plan.n_tiles, 3, own.tile_edge, own.tile_edge)
-    assert np.array_equal(found, expected)
+    for compiled in (None, compiled_resizer()):
+        found, plan = cut_tiles(pixels, own, compiled)
+        assert (plan.rows, plan.cols) == (rows, cols)
+        assert found.dtype == expected.dtype == np.uint8
+        assert found.shape == expected.shape == (plan.n_tiles, 3, own.tile_edge, own.tile_edge)
+        assert np.array_equal(found, expected)
 
 
 def reference_sizes(

@@ -24,6 +24,7 @@ from vlmbatch.core import Conversation, Question, Request
 from vlmbatch.engine.timing import lengthen
 from vlmbatch.engine.torch.device import empty_cache
 from vlmbatch.job import Detail
+from vlmbatch.prepare.compiled import shared_resizer
 from vlmbatch.read.pictures.decode import load_image
 
 MAX_PIXELS = 200_000_000
@@ -252,6 +253,7 @@ def reading(bench: Bench) -> Iterator[Measurement]:
     """Measure reading JPEG files into requests on one thread, as a reading worker does; in turns
     with the reference's processor, if there is one.
     """
+    shared_resizer().compile_now()
     preparer = bench.subject.preparer("full")
     with tempfile.TemporaryDirectory() as folder:
         for width, height in bench.sizes.files:

@@ -27,6 +27,7 @@ from vlmbatch.core import (
 )
 from vlmbatch.errors import PrepareError
 from vlmbatch.job import Detail
+from vlmbatch.prepare.compiled import shared_resizer
 from vlmbatch.prepare.page_layout import lay_out
 from vlmbatch.prepare.payload import Payload
 from vlmbatch.prepare.prompt import MAX_GRID, PromptWriter, image_text, video_text
@@ -71,6 +72,7 @@ class Preparer:
         self.detail = detail
         self._full = picture
         self._clip = clip
+        self._compiled = shared_resizer()
         self._image_prefix = functools.lru_cache(maxsize=MAX_GRID**2 + 1)(
             lambda rows, cols: tuple(writer.image_prefix(rows, cols))
         )
@@ -262,13 +264,14 @@ class Preparer:
             return [tile[np.newaxis]]
         try:
             if part.kind == "picture":
-                return [cut_tiles(frames[0], self._settings(picture_size(frames[0])))[0]]
+                settings = self._settings(picture_size(frames[0]))
+                return [cut_tiles(frames[0], settings, self._compiled)[0]]
             if self._clip is None:
                 raise PrepareError(
                     "the checkpoint does not say how frames of a clip are cut; ask about single "
                     "frames (--per frame)"
                 )
-            return [cut_tiles(frame, self._clip)[0] for frame in frames]
+            return [cut_tiles(frame, self._clip, self._compiled)[0] for frame in frames]
         except (ValueError, OSError, MemoryError) as error:
             raise _uncuttable(frames[0], error) from error
 

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import time
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image
 
-from vlmbatch.core import Picture, picture_size
-
-UInt8Array = npt.NDArray[np.uint8]
+from vlmbatch.core import Picture, UInt8Array, picture_size
+from vlmbatch.prepare.compiled import CompiledResizer
+from vlmbatch.prepare.resize import Resizer
 
 MAX_EDGE = 4096
 """Maximum edge after the first resize (``MAX_IMAGE_SIZE`` in transformers' SmolVLM image
@@ -114,25 +114,59 @@ def fit_picture(picture: Picture, settings: TileSettings) -> tuple[Image.Image, 
     return image, plan
 
 
-def cut_tiles(picture: Picture, settings: TileSettings) -> tuple[UInt8Array, TilePlan]:
+def cut_tiles(
+    picture: Picture, settings: TileSettings, compiled: CompiledResizer | None = None
+) -> tuple[UInt8Array, TilePlan]:
     """Cut a picture into tiles, row by row, the global view last.
 
     Args:
         picture: RGB.
         settings: The checkpoint's settings.
+        compiled: What resizes as soon as it can; until then, and by default, Pillow.
 
     Returns:
         Tiles, uint8, (n_tiles, 3, E, E), and their plan.
     """
-    image, plan = fit_picture(picture, settings)
+    plan = plan_tiles(*picture_size(picture), settings)
     edge = settings.tile_edge
     tiles = np.empty((plan.n_tiles, 3, edge, edge), np.uint8)
+    if compiled is None or settings.resample != Image.Resampling.LANCZOS:
+        _fill(tiles, picture, settings)
+        return tiles, plan
+    resizer = compiled.get()
+    if resizer is None:
+        started = time.thread_time()
+        _fill(tiles, picture, settings)
+        compiled.add_pillow_seconds(time.thread_time() - started)
+    else:
+        _fill_fast(tiles, picture, plan, resizer)
+    return tiles, plan
+
+
+def _fill(tiles: UInt8Array, picture: Picture, settings: TileSettings) -> None:
+    """Fill in the tiles with Pillow."""
+    image, plan = fit_picture(picture, settings)
+    edge = settings.tile_edge
     if plan.rows:
         grid = np.asarray(image).reshape(plan.rows, edge, plan.cols, edge, 3)
         tiles[:-1].reshape(plan.rows, plan.cols, 3, edge, edge)[:] = grid.transpose(0, 2, 4, 1, 3)
         image = image.resize((edge, edge), Image.Resampling(settings.resample))
     tiles[-1] = np.asarray(image).transpose(2, 0, 1)
-    return tiles, plan
+
+
+def _fill_fast(tiles: UInt8Array, picture: Picture, plan: TilePlan, resizer: Resizer) -> None:
+    """Fill in the tiles with the compiled routine, which writes them where they belong."""
+    overview = tiles[np.newaxis, -1:]
+    grid = tiles[:-1].reshape(plan.rows, plan.cols, *tiles.shape[1:]) if plan.rows else overview
+    if plan.resized in (plan.fitted, picture_size(picture)):
+        resizer.picture(picture, grid)
+    else:
+        width, height = plan.resized
+        resized = np.empty((1, 1, 3, height, width), np.uint8)
+        resizer.picture(picture, resized)
+        resizer.grid(resized, grid)
+    if plan.rows:
+        resizer.grid(grid, overview)
 
 
 def _longest_edge_size(width: int, height: int, longest: int) -> tuple[int, int]:
