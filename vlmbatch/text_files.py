@@ -6,6 +6,7 @@ import codecs
 import csv
 import itertools
 import json
+from collections.abc import Iterator
 from typing import IO, Any
 
 _MARKS = (
@@ -100,6 +101,51 @@ def repeated_name(header: list[str]) -> str | None:
             return name
         seen.add(name)
     return None
+
+
+def read_rows(path: str, names: frozenset[str]) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield the rows of a .csv or .jsonl file, each with the number of its line.
+
+    Args:
+        path: The file; one that does not end in .csv has a JSON object a line.
+        names: As in ``delimiter_of``.
+
+    Raises:
+        OSError: The file cannot be opened.
+        ValueError: It cannot be understood; the message names the line where one is to blame.
+    """
+    with open_text(path, errors="strict") as file:
+        try:
+            if path.lower().endswith(".csv"):
+                yield from _csv_rows(file, names)
+                return
+            for number, line in enumerate(file, 1):
+                if line.strip():
+                    yield number, _json_row(line, number)
+        except UnicodeDecodeError as exc:
+            raise ValueError(f"it is not {exc.encoding.upper()} text") from exc
+
+
+def _csv_rows(file: IO[str], names: frozenset[str]) -> Iterator[tuple[int, dict[str, Any]]]:
+    csv.field_size_limit(max(csv.field_size_limit(), LARGEST_FIELD))
+    rows = csv.DictReader(file, delimiter=delimiter_of(file, names))
+    try:
+        if name := repeated_name(list(rows.fieldnames or ())):
+            raise ValueError(f"two columns are named {name!r}")
+        for row in rows:
+            yield rows.line_num, row
+    except csv.Error as exc:
+        raise ValueError(f"line {rows.line_num}: {exc}") from exc
+
+
+def _json_row(line: str, number: int) -> dict[str, Any]:
+    try:
+        row = parse_json(line)
+    except ValueError as exc:
+        raise ValueError(f"line {number}: not JSON ({exc})") from exc
+    if not isinstance(row, dict):
+        raise ValueError(f"line {number}: not an object")
+    return row
 
 
 def parse_json(text: str) -> Any:

@@ -5,7 +5,6 @@ A row has an id, one or more answers, and a question if several were asked.
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import itertools
 import json
@@ -16,7 +15,7 @@ from typing import Any, NamedTuple
 from vlmbatch.errors import JobError
 from vlmbatch.evaluate.options import Columns
 from vlmbatch.evaluate.texts import clean
-from vlmbatch.text_files import delimiter_of, open_text, parse_json, repeated_name
+from vlmbatch.text_files import parse_json, read_rows
 from vlmbatch.write.columns import clean_text
 
 ID_COLUMNS = ("id", "image", "video", "file", "path")
@@ -81,7 +80,7 @@ def read_reference(path: Path, columns: Columns, *, ignore_prompt: bool = False)
         JobError: It cannot be read or understood; the message names the line or the columns.
         MissingDependencyError: A .parquet file, and pyarrow is not installed.
     """
-    rows = {".jsonl": _jsonl, ".csv": _csv, ".parquet": _parquet}.get(path.suffix.lower())
+    rows = {".jsonl": _text, ".csv": _text, ".parquet": _parquet}.get(path.suffix.lower())
     if rows is None:
         raise JobError(f"reference {path}: write it as .jsonl, .csv or .parquet")
     wanted = ColumnNames(
@@ -98,8 +97,10 @@ def read_reference(path: Path, columns: Columns, *, ignore_prompt: bool = False)
             _add(reference, row, wanted, f"reference {path}, {unit} {number}")
     except OSError as error:
         raise JobError(f"reference {path}: {error.strerror or error}") from error
-    except UnicodeDecodeError as error:
-        raise JobError(f"reference {path}: it is not {error.encoding.upper()} text") from error
+    except JobError:
+        raise
+    except ValueError as error:
+        raise JobError(f"reference {path}: {error}") from error
     if not reference.entries:
         raise JobError(
             f"reference {path}: no answers in it"
@@ -180,41 +181,17 @@ def _answers(name: str, value: Any, where: str) -> list[str]:
     return found
 
 
-def _jsonl(path: Path, names: Sequence[str]) -> NumberedRows:
-    with open_text(str(path), errors="strict") as file:
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            try:
-                row = parse_json(line)
-            except ValueError as error:
-                raise JobError(f"reference {path}, line {number}: not JSON ({error})") from error
-            if not isinstance(row, dict):
-                raise JobError(f"reference {path}, line {number}: not an object")
-            yield number, row
-
-
-def _csv(path: Path, names: Sequence[str]) -> NumberedRows:
-    csv.field_size_limit(max(csv.field_size_limit(), 2**31 - 1))
-    known = frozenset(name.lower() for name in names)
-    with open_text(str(path), errors="strict") as file:
-        rows = csv.DictReader(file, delimiter=delimiter_of(file, known))
-        try:
-            if (twice := repeated_name(list(rows.fieldnames or ()))) is not None:
-                raise JobError(f"reference {path}: two columns are named {twice!r}")
-            for row in rows:
-                # An empty field has no answer yet; in a row of an OUTPUT the status says whether
-                # there is a text.
-                said = row.get("status") in ("ok", "similar")
-                yield (
-                    rows.line_num,
-                    {
-                        name: None if value == "" and not (said and name == "text") else value
-                        for name, value in row.items()
-                    },
-                )
-        except csv.Error as error:
-            raise JobError(f"reference {path}, line {rows.line_num}: {error}") from error
+def _text(path: Path, names: Sequence[str]) -> NumberedRows:
+    for number, row in read_rows(str(path), frozenset(name.lower() for name in names)):
+        if path.suffix.lower() == ".csv":
+            # An empty field has no answer yet; in a row of an OUTPUT the status says whether there
+            # is a text.
+            said = row.get("status") in ("ok", "similar")
+            row = {
+                name: None if value == "" and not (said and name == "text") else value
+                for name, value in row.items()
+            }
+        yield number, row
 
 
 def _parquet(path: Path, names: Sequence[str]) -> NumberedRows:

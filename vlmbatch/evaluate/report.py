@@ -38,10 +38,10 @@ def describe(found: Evaluation, options: EvalOptions, **files: str | None) -> di
             "scored": counts.scored,
             "errors": counts.errors,
             "extra": dataclasses.asdict(counts.extra),
-            "reference": found.entries,
+            "reference": len(found.reference.entries),
             "missing": dataclasses.asdict(found.missing),
-            "without_answer": found.without_answer,
-            "answers_per_row": list(found.answers),
+            "without_answer": found.reference.without_answer,
+            "answers_per_row": list(found.reference.answers_per_row),
             "ids_by_path_end": len(found.ids.by_path_end),
             **(compared if files.get("against") else {}),
         },
@@ -101,8 +101,8 @@ def _notes(found: Evaluation, against: str | None) -> Iterator[str]:
     wrong, wrong_there = (
         _count(number, "error row") for number in (counts.errors, counts.other_errors)
     )
-    entries, rows = _count(found.entries, "right answer"), _count(counts.rows, "row")
-    without = _count(found.without_answer, "row")
+    entries, rows = _count(len(found.reference.entries), "right answer"), _count(counts.rows, "row")
+    without = _count(found.reference.without_answer, "row")
     notes = (
         (counts.errors, f"{wrong} among these, each a wrong answer"),
         (counts.other_errors, f"{wrong_there} among these in {against}, each a wrong answer"),
@@ -110,7 +110,7 @@ def _notes(found: Evaluation, against: str | None) -> Iterator[str]:
         (extra.count, f"{extra.count} of {rows} of OUTPUT not in the reference: {_some(extra)}"),
         (here.count, f"{_count(here.count, 'row')} not in {against}: {_some(here)}"),
         (there.count, f"{_count(there.count, 'row')} of {against} not in OUTPUT: {_some(there)}"),
-        (found.without_answer, f"{without} of the reference without an answer"),
+        (found.reference.without_answer, f"{without} of the reference without an answer"),
     )
     yield from (note for count, note in notes if count)
     for name, reason in found.left_out.items():

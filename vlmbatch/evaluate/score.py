@@ -37,9 +37,7 @@ class Evaluation:
         counts: Numbers of rows with and without a partner.
         ids: Translation of OUTPUT's ids to the reference's.
         missing: Entries of the reference that OUTPUT does not answer.
-        entries: Number of entries of the reference.
-        without_answer: Number of rows of the reference without an answer.
-        answers: The fewest and the most right answers of an entry.
+        reference: The right answers.
         overall: Scores of all rows.
         tasks: Scores by task.
         questions: Scores by task and prompt, the most frequent first.
@@ -52,9 +50,7 @@ class Evaluation:
     counts: JoinCounts
     ids: IdMatch
     missing: Names
-    entries: int
-    without_answer: int
-    answers: tuple[int, int]
+    reference: Reference
     overall: Group
     tasks: Mapping[str, Group]
     questions: Mapping[tuple[str, str], Group]
@@ -66,7 +62,8 @@ class Evaluation:
     @property
     def coverage(self) -> float:
         """Share of the reference that OUTPUT answers."""
-        return (self.entries - self.missing.count) / self.entries
+        entries = len(self.reference.entries)
+        return (entries - self.missing.count) / entries
 
     def below(self, limits: Mapping[str, float]) -> list[str]:
         """Describe the limits that are not held.
@@ -144,9 +141,7 @@ def evaluate(
         counts=counts,
         ids=ids,
         missing=missing,
-        entries=len(reference.entries),
-        without_answer=reference.without_answer,
-        answers=reference.answers_per_row,
+        reference=reference,
         overall=overall,
         tasks=tasks,
         questions=questions,

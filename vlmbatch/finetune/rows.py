@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import hashlib
 import json
@@ -13,7 +12,7 @@ from typing import Any
 from vlmbatch.core import Media
 from vlmbatch.errors import JobError, OutputError
 from vlmbatch.job import Job
-from vlmbatch.text_files import delimiter_of, open_text, parse_json, repeated_name
+from vlmbatch.text_files import read_rows
 from vlmbatch.write import read_summary
 from vlmbatch.write.atomic import reason
 from vlmbatch.write.parquet import require as require_pyarrow
@@ -128,33 +127,14 @@ def _records(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
                         f"{path} is not a Parquet file ({' '.join(str(error).split())[:200]})"
                     ) from error
             return
-        with open_text(str(path), errors="strict") as file:
-            if path.suffix.lower() == ".csv":
-                rows = csv.DictReader(file, delimiter=delimiter_of(file, COLUMNS))
-                if (twice := repeated_name(list(rows.fieldnames or ()))) is not None:
-                    raise JobError(f"{path}: two columns are named {twice!r}")
-                for number, values in enumerate(rows, 1):
-                    yield f"row {number}", values
-                return
-            for number, line in enumerate(file, 1):
-                if line.strip():
-                    yield f"line {number}", _object(line, path, number)
-    except UnicodeDecodeError as error:
-        raise JobError(f"{path} is not {error.encoding.upper()} text") from error
-    except csv.Error as error:
-        raise JobError(f"{path} is not a CSV file ({error})") from error
+        for number, row in read_rows(str(path), COLUMNS):
+            yield f"line {number}", row
+    except JobError:
+        raise
+    except ValueError as error:
+        raise JobError(f"{path}: {error}") from error
     except OSError as error:
         raise JobError(f"cannot read {path}: {reason(error)}") from error
-
-
-def _object(line: str, path: Path, number: int) -> Mapping[str, Any]:
-    try:
-        values = parse_json(line)
-    except ValueError as error:
-        raise JobError(f"{path}, line {number}: not JSON ({error})") from error
-    if not isinstance(values, dict):
-        raise JobError(f"{path}, line {number}: not an object")
-    return values
 
 
 def _output_job(path: Path) -> dict[str, Any]:

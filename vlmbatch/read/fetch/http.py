@@ -8,7 +8,6 @@ address changes between two look-ups.
 
 from __future__ import annotations
 
-import datetime
 import email.utils
 import ipaddress
 import logging
@@ -70,6 +69,7 @@ def fetch(url: str, sink: BinaryIO, max_bytes: int, *, allow_private: bool) -> N
     for attempt in range(1, MAX_ATTEMPTS + 1):
         sink.seek(0)
         sink.truncate()
+        pause = None
         try:
             with client.stream("GET", url) as response:
                 if response.status_code == httpx2.codes.OK:
@@ -77,10 +77,8 @@ def fetch(url: str, sink: BinaryIO, max_bytes: int, *, allow_private: bool) -> N
                     check_file_size(int(stated) if stated.isdigit() else 0, max_bytes)
                     copy_within(steady(response.iter_bytes(_CHUNK_BYTES)), sink, max_bytes)
                     return
-                reason, pause = (
-                    f"HTTP {response.status_code} {response.reason_phrase}".strip(),
-                    _pause(response),
-                )
+                reason = f"HTTP {response.status_code} {response.reason_phrase}".strip()
+                pause = _pause(response)
                 if (
                     response.status_code != httpx2.codes.TOO_MANY_REQUESTS
                     and not response.is_server_error
@@ -89,10 +87,7 @@ def fetch(url: str, sink: BinaryIO, max_bytes: int, *, allow_private: bool) -> N
         except _FINAL as exc:
             raise ReadError(one_line(exc)) from exc
         except httpx2.HTTPError as exc:
-            reason, pause = (
-                f"{_WORDS.get(type(exc).__name__, 'connection failed')}: {one_line(exc)}",
-                None,
-            )
+            reason = f"{_WORDS.get(type(exc).__name__, 'connection failed')}: {one_line(exc)}"
         except (httpx2.InvalidURL, ValueError, OSError) as exc:
             raise ReadError(one_line(exc)) from exc
         if attempt == MAX_ATTEMPTS:
@@ -144,9 +139,7 @@ def _pause(response: httpx2.Response) -> float | None:
         then = email.utils.parsedate_to_datetime(text)
     except ValueError:
         return None
-    if then.tzinfo is None:
-        then = then.replace(tzinfo=datetime.UTC)
-    return max(0.0, (then - datetime.datetime.now(datetime.UTC)).total_seconds())
+    return max(0.0, then.timestamp() - time.time())
 
 
 def public_addresses(host: str, port: int) -> list[str]:

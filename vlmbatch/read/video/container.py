@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
-from vlmbatch.errors import DecodeError, ReadError
+from vlmbatch.errors import DecodeError
 from vlmbatch.read.base import one_line
+from vlmbatch.read.files.source import DiskFile
 from vlmbatch.read.video.restarts import Jumps, continued
 
 if TYPE_CHECKING:
@@ -128,14 +128,7 @@ class Demuxer:
 def _open(path: str) -> InputContainer:
     import av
 
-    try:
-        size = os.stat(path).st_size
-        with open(path, "rb") as file:
-            file.read(1)
-    except (OSError, ValueError) as exc:
-        raise ReadError(one_line(exc)) from exc
-    if size == 0:
-        raise DecodeError("empty file")
+    DiskFile(path).open().close()
     try:
         # `file:` and the whitelist: a name is never taken for a URL, and a playlist that is named
         # like a video reaches no network.

@@ -133,7 +133,11 @@ class Sidecars:
                 continue
             if path != paths[0]:
                 counts["renamed"] += 1
-                self._say_renamed(counts["renamed"], name, paths[0], path)
+                if counts["renamed"] <= SHOWN:
+                    logger.warning(
+                        "%s: another one has the sidecar %s; its own is %s",
+                        *(name, os.fsdecode(paths[0]), os.fsdecode(path)),
+                    )
             try:
                 outcome = self._put(record, path, content)
             except OSError as error:
@@ -190,16 +194,6 @@ class Sidecars:
             _replace(path, content)
         record.note(path, content)
         return "unchanged" if there == content else "written"
-
-    @staticmethod
-    def _say_renamed(count: int, name: str, wanted: bytes, path: bytes) -> None:
-        if count <= SHOWN:
-            logger.warning(
-                "%s: another one has the sidecar %s; its own is %s",
-                name,
-                os.fsdecode(wanted),
-                os.fsdecode(path),
-            )
 
 
 def _replace(path: bytes, content: bytes) -> None:
