@@ -3,7 +3,7 @@
     cmake -S llama.cpp -B build/llama -DCMAKE_BUILD_TYPE=Release -DGGML_NATIVE=ON \\
         -DBUILD_SHARED_LIBS=OFF -DLLAMA_OPENSSL=OFF -DLLAMA_BUILD_SERVER=OFF
     cmake --build build/llama -j 2 --target llama-batched-bench llama-mtmd-cli llama-perplexity
-    pip install gguf
+    pip install 'vlmbatch[llama]'
     python -m benchmarks.llama_cpp --bin build/llama/bin
 
 The phases of ``vlmbatch bench`` (decode, prefill, vision) are measured, one round of ours after one
@@ -31,7 +31,6 @@ from typing import Any
 
 import torch
 
-from benchmarks.gguf_files import import_gguf, write_text, write_vision
 from benchmarks.llama_tools import CHECK_TEXT, CHECK_TOKENS, VISION_SIZE, LlamaCpp
 from vlmbatch.bench.bench import Bench
 from vlmbatch.bench.phases import PHASES
@@ -39,6 +38,8 @@ from vlmbatch.bench.pictures import photo
 from vlmbatch.bench.rows import Measurement, number, summarize
 from vlmbatch.bench.run import Settings, open_bench
 from vlmbatch.bench.shapes import SHAPES
+from vlmbatch.convert import ConvertOptions, convert
+from vlmbatch.convert.gguf.library import import_gguf
 from vlmbatch.engine.torch.cache import Cache, PrefillAttention, Segment
 from vlmbatch.errors import VlmbatchError
 from vlmbatch.job import Job
@@ -179,10 +180,12 @@ def compare(options: argparse.Namespace, folder: Path) -> None:
             quick=options.quick,
         )
     )
-    files = [folder / f"{options.shape}-{options.dtype}-{part}.gguf" for part in ("text", "vision")]
+    checkpoint = bench.subject.checkpoint
+    text, vision, *_ = convert(checkpoint, "gguf", ConvertOptions(folder, options.dtype)).files
     llama = LlamaCpp(
         options.bin,
-        *files,
+        text,
+        vision,
         folder / "picture.png",
         torch.get_num_threads(),
         shlex.split(options.options),
@@ -197,8 +200,6 @@ def compare(options: argparse.Namespace, folder: Path) -> None:
     print(f"llama.cpp {llama.version()}", file=say)
     edge = bench.subject.shape.vision.image_size
     photo(0, VISION_SIZE * edge, edge).save(llama.picture)
-    for path, write in zip(files, (write_text, write_vision), strict=True):
-        write(bench.subject.checkpoint, path, dtype)
     if llama.has("llama-perplexity"):
         print(
             f"mean log-probability of the same tokens: ours {log_likelihood(bench):.6f}, "

@@ -48,12 +48,15 @@ ALLOWED = {
     "serve": FLOOR | STAGES | {"questions", "run"},
     "finetune": FLOOR | STAGES,
     "bench": FLOOR | {"read", "prepare", "engine"},
-    "cli": FLOOR | STAGES | {"evaluate", "run", "serve", "finetune", "bench", "__version__"},
+    "convert": FLOOR | {"engine"},
+    "cli": FLOOR
+    | STAGES
+    | {"evaluate", "run", "serve", "finetune", "bench", "convert", "__version__"},
     "__main__": {"cli"},
     "__init__": FLOOR | {"run"},
 }
 HOMES = {
-    "torch": {"engine", "finetune", "bench", "cli/doctor.py"},
+    "torch": {"engine", "finetune", "bench", "convert", "cli/doctor.py"},
     "pyarrow": {"write", "read"},
     "av": {"read", "sample", "cli/doctor.py"},
     "scenedetect": {"sample"},
@@ -67,6 +70,7 @@ HOMES = {
     "starlette": {"serve"},
     "uvicorn": {"serve"},
     "prometheus_client": {"serve"},
+    "gguf": {"convert"},
 }
 
 

@@ -27,7 +27,7 @@ COMMANDS = {
     "eval": ("vlmbatch.cli.eval", "Score the answers of an OUTPUT against a reference file."),
     "export": ("vlmbatch.cli.export", "Convert an OUTPUT to another table, texts or subtitles."),
     "finetune": ("vlmbatch.cli.finetune", "Fine-tune a model on your own prompts and answers."),
-    "models": ("vlmbatch.cli.models", "List, describe, fetch and merge models."),
+    "models": ("vlmbatch.cli.models", "List, describe, fetch, merge and convert models."),
     "doctor": ("vlmbatch.cli.doctor", "Check this machine, and say how to fix what is missing."),
     "bench": ("vlmbatch.cli.bench", "Measure the speed of this machine against its own limits."),
 }

@@ -1,4 +1,4 @@
-"""``models``: list, describe, fetch and merge models."""
+"""``models``: list, describe, fetch, merge and convert models."""
 
 from __future__ import annotations
 
@@ -9,15 +9,17 @@ from typing import Any
 import click
 
 from vlmbatch.checkpoint import DEMO, KNOWN_MODELS, Checkpoint, find_checkpoint
+from vlmbatch.convert import TARGETS
 from vlmbatch.hub import cached_folder
 
 PHOTO_TILES = 13
 """Tiles of a photo at full detail: 4 x 3 and the whole picture."""
+MEGABYTE = 10**6
 
 
 @click.group(name="models", no_args_is_help=True)
 def _models() -> None:
-    """List, describe, fetch and merge models."""
+    """List, describe, fetch, merge and convert models."""
 
 
 @_models.command(name="list")
@@ -125,6 +127,52 @@ def _merge(adapter: str, output: str, model: str | None, revision: str | None) -
 
     checkpoint = merge_adapter(Path(adapter), Path(output), model, revision)
     click.echo(f"{checkpoint.folder} is ready: vlmbatch caption INPUT --model {output}")
+
+
+@_models.command(name="convert")
+@click.argument("model")
+@click.option(
+    "--to",
+    "target",
+    required=True,
+    type=click.Choice(list(TARGETS)),
+    help="gguf: for llama.cpp, with Modelfiles for Ollama.",
+)
+@click.option(
+    "-o", "--output", required=True, metavar="FOLDER", help="Folder for the files; made if missing."
+)
+@click.option(
+    "--type",
+    "kind",
+    metavar="TYPE",
+    help="Number format of the weights. gguf: f32, f16, bf16, q8_0, q5_0 or q4_0; with "
+    "--llama-quantize also q4_k_m or q5_k_m. [default: f16]",
+)
+@click.option(
+    "--llama-quantize", metavar="PATH", help="gguf: llama.cpp's llama-quantize, for K-quants."
+)
+@click.option("--revision", metavar="REV", help="Branch, tag or commit of a hub id.")
+def _convert(
+    model: str,
+    target: str,
+    output: str,
+    kind: str | None,
+    llama_quantize: str | None,
+    revision: str | None,
+) -> None:
+    """Convert a checkpoint for another program.
+
+    The files are read back before they take their names.
+    """
+    from vlmbatch.convert import ConvertOptions, convert
+
+    options = ConvertOptions(Path(output), kind and kind.lower(), llama_quantize)
+    converted = convert(find_checkpoint(model, revision), target, options)
+    for path in converted.files:
+        size = path.stat().st_size
+        click.echo(f"{path}: {size / MEGABYTE:.1f} MB" if size > MEGABYTE / 10 else str(path))
+    for note in converted.notes:
+        click.echo(note)
 
 
 COMMANDS = {"models": _models}

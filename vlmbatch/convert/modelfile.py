@@ -1,0 +1,126 @@
+"""Modelfiles for Ollama: how it packs and asks a converted model."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from pathlib import Path
+
+from vlmbatch.checkpoint import Checkpoint
+from vlmbatch.engine.torch.shape import ModelShape
+from vlmbatch.tasks import TASKS, Task
+
+SYSTEMS: dict[Task, str] = {
+    "caption": "Describe the picture in one or two sentences.",
+    "ocr": "Read the text in the picture. Answer with the text alone, line by line.",
+    "vqa": "Answer the question about the picture. Be brief.",
+}
+"""The SYSTEM line of each task."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Level:
+    """A trade of room for speed.
+
+    Attributes:
+        context_share: Part of the model's context that is set aside: pictures, questions and
+            answers of one conversation. It decides most of the memory beside the weights.
+        new_tokens: Longest answer; that of OCR is ``OCR_TOKENS`` at least.
+    """
+
+    context_share: float
+    new_tokens: int
+
+
+LEVELS = {
+    "quality": Level(1.0, 1024),
+    "balance": Level(0.5, 256),
+    "speed": Level(0.25, 64),
+}
+OCR_TOKENS = 512
+MIN_CONTEXT = 2048
+"""A photo at full detail takes 1,100 to 1,400 tokens."""
+DEFAULT: tuple[Task, str] = ("vqa", "balance")
+"""The variant that is named ``Modelfile``."""
+TEMPLATE = (
+    "<|im_start|>{{ range .Messages }}"
+    '{{ if eq .Role "system" }}System: {{ .Content }}'
+    '{{ else if eq .Role "user" }}User:{{ .Content }}'
+    "{{ else }}Assistant: {{ .Content }}{{ end }}<end_of_utterance>\n"
+    "{{ end }}Assistant:"
+)
+"""The published chat template in Ollama's language. A picture comes first, after ``User:``."""
+
+
+def write_modelfiles(
+    folder: Path, text: str, vision: str, checkpoint: Checkpoint, shape: ModelShape
+) -> tuple[list[Path], list[str]]:
+    """Write ``Modelfile`` and a variant for each task and level.
+
+    Args:
+        folder: Folder of the GGUF files.
+        text: Name of the language model's file.
+        vision: Name of the vision encoder's file.
+        checkpoint: The checkpoint.
+        shape: Its sizes.
+
+    Returns:
+        The files, and the two commands that make and ask a model of Ollama.
+    """
+    stops = _stops(checkpoint)
+    written = []
+    for task in TASKS:
+        for level in LEVELS:
+            content = modelfile(text, vision, stops, shape.text.context, task, level)
+            names = [f"Modelfile.{task}-{level}"]
+            if (task, level) == DEFAULT:
+                names.insert(0, "Modelfile")
+            for name in names:
+                temporary = folder / f".{name}.tmp"
+                temporary.write_text(content, encoding="utf-8")
+                temporary.replace(folder / name)
+                written.append(folder / name)
+    written.sort(key=lambda path: path.name)
+    model = re.sub(r"[^a-z0-9._-]+", "-", Path(text).stem.lower())
+    commands = [
+        f"ollama create {model} -f {folder / 'Modelfile'}",
+        f'ollama run {model} "What is in this picture? ./photo.jpg"',
+    ]
+    return written, commands
+
+
+def modelfile(
+    text: str, vision: str, stops: list[str], context: int, task: Task, level: str
+) -> str:
+    """Return the content of a Modelfile.
+
+    Args:
+        text: The language model's file, relative to the Modelfile.
+        vision: The vision encoder's file.
+        stops: Texts that end an answer.
+        context: The model's context, in tokens.
+        task: What it is for.
+        level: A key of ``LEVELS``.
+    """
+    chosen = LEVELS[level]
+    num_ctx = min(context, max(MIN_CONTEXT, int(context * chosen.context_share)))
+    new_tokens = max(chosen.new_tokens, OCR_TOKENS if task == "ocr" else 0)
+    lines = [
+        f"# {task}, {level}",
+        f"FROM ./{text}",
+        f"FROM ./{vision}",
+        f'TEMPLATE """{TEMPLATE}"""',
+        f'SYSTEM """{SYSTEMS[task]}"""',
+        *(f'PARAMETER stop "{stop}"' for stop in stops),
+        "PARAMETER temperature 0",
+        f"PARAMETER num_ctx {num_ctx}",
+        f"PARAMETER num_predict {min(new_tokens, num_ctx // 2)}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _stops(checkpoint: Checkpoint) -> list[str]:
+    """Return the texts of the tokens that end an answer."""
+    added = checkpoint.read_json("tokenizer.json", required=True)["added_tokens"]
+    ends = checkpoint.end_token_ids()
+    return [token["content"] for token in added if token["id"] in ends]
