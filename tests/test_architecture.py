@@ -53,7 +53,8 @@ ALLOWED = {
     | STAGES
     | {"evaluate", "run", "serve", "finetune", "bench", "convert", "__version__"},
     "__main__": {"cli"},
-    "__init__": FLOOR | {"run"},
+    "model": FLOOR | STAGES | {"run", "serve"},
+    "__init__": FLOOR | {"model", "run", "write"},
 }
 HOMES = {
     "torch": {"engine", "finetune", "bench", "convert", "cli/doctor.py"},
@@ -62,7 +63,7 @@ HOMES = {
     "scenedetect": {"sample"},
     "cv2": {"sample", "prepare", "read/pictures/colours.py"},
     "click": {"cli"},
-    "tqdm": {"cli"},
+    "tqdm": {"run/progress.py"},
     "transformers": {"engine/transformers", "finetune", "bench/compare.py"},
     "peft": {"finetune"},
     "accelerate": {"finetune"},
@@ -155,6 +156,8 @@ def test_help_and_import_load_nothing_heavy() -> None:
         "cv2",
     }
     assert not loaded_by("import vlmbatch; vlmbatch.JobError") & heavy
+    named = "import vlmbatch; [getattr(vlmbatch, name) for name in vlmbatch.__all__]"
+    assert not loaded_by(named) & {"torch", "transformers", "pyarrow", "av", "cv2", "tqdm"}
     for command in ("caption", "video", "run", "eval", "finetune", "bench", None):
         arguments = [*([command] if command else []), "--help"]
         assert not loaded_by(command_line("vlmbatch", *arguments)) & heavy, arguments

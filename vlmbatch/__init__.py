@@ -1,9 +1,15 @@
 """vlmbatch: captions, text and answers from folders of pictures and hours of video, with SmolVLM2.
 
     import vlmbatch
-    summary = vlmbatch.run(vlmbatch.Job(inputs=("photos/",), task="caption", output="photos.jsonl"))
+    summary = vlmbatch.run(vlmbatch.Job(inputs=["photos/"], task="caption", output="photos.jsonl"))
+    table = vlmbatch.read("photos.jsonl")
 
-Importing this package loads neither torch nor pyarrow; the work does, when it begins.
+    with vlmbatch.Model("demo") as model:
+        for record in model.ask("photos/", "What is this?"):
+            print(record.id, record.text)
+
+Importing this package loads neither torch nor transformers nor pyarrow; the work does, when it
+begins.
 """
 
 from __future__ import annotations
@@ -31,7 +37,9 @@ from vlmbatch.errors import (
 if TYPE_CHECKING:
     from vlmbatch.core import Record
     from vlmbatch.job import Job
+    from vlmbatch.model import Model, Reply, ReplyStream
     from vlmbatch.run.pipeline import run
+    from vlmbatch.write.table import read
 
 __version__ = "0.1.0"
 
@@ -44,6 +52,7 @@ __all__ = [
     "Job",
     "JobError",
     "MissingDependencyError",
+    "Model",
     "ModelLoadError",
     "OutOfMemoryError",
     "OutputError",
@@ -51,13 +60,24 @@ __all__ = [
     "PrepareError",
     "ReadError",
     "Record",
+    "Reply",
+    "ReplyStream",
     "TooManyErrors",
     "VlmbatchError",
     "__version__",
+    "read",
     "run",
 ]
 
-_LAZY = {"Job": "vlmbatch.job", "Record": "vlmbatch.core", "run": "vlmbatch.run.pipeline"}
+_LAZY = {
+    "Job": "vlmbatch.job",
+    "Model": "vlmbatch.model",
+    "Record": "vlmbatch.core",
+    "Reply": "vlmbatch.model",
+    "ReplyStream": "vlmbatch.model",
+    "read": "vlmbatch.write.table",
+    "run": "vlmbatch.run.pipeline",
+}
 
 
 def __getattr__(name: str) -> Any:
@@ -67,3 +87,7 @@ def __getattr__(name: str) -> Any:
 
         return getattr(importlib.import_module(_LAZY[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import collections.abc
 import dataclasses
 import re
 import typing
 from typing import Any, Literal, get_args, get_origin
 
 from vlmbatch.errors import JobError
+
+LIST_TYPES = (tuple, collections.abc.Sequence)
+"""Origins of the types of fields that hold several values. All of them hold tuples; ``Sequence``
+lets type checkers accept lists.
+"""
 
 
 def parse_size(text: str) -> int:
@@ -78,7 +84,7 @@ def check_types(job: Any) -> None:
         if value is None and type(None) in allowed:
             continue
         plain = next(hint for hint in allowed if hint is not type(None))
-        if get_origin(plain) is tuple:
+        if get_origin(plain) in LIST_TYPES:
             if not isinstance(value, tuple):
                 raise JobError(f"{field.name} must be a list, not {value!r}")
             object.__setattr__(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 import yaml
@@ -206,3 +207,16 @@ def test_identity_holds_what_an_answer_depends_on_and_no_more() -> None:
     assert (
         Job.from_dict({**hot, "seed": 1}).identity() != Job.from_dict({**hot, "seed": 2}).identity()
     )
+
+
+def test_python_programs_write_lists_paths_and_single_entries(tmp_path: Path) -> None:
+    job = Job(inputs=["photos", tmp_path], task="vqa", questions=["a?", "b?"])
+    assert (job.inputs, job.questions) == (("photos", str(tmp_path)), ("a?", "b?"))
+    job = Job(inputs=tmp_path, task="vqa", questions="a?", output=tmp_path / "out.csv")
+    assert (job.inputs, job.questions) == ((str(tmp_path),), ("a?",))
+    assert job.output == str(tmp_path / "out.csv")
+    assert Job(inputs="photos", exclude="*.gif").exclude == ("*.gif",)
+    with pytest.raises(JobError, match="inputs must be text, not 3"):
+        Job(inputs=[3])  # type: ignore[list-item]
+    with pytest.raises(JobError, match="inputs must be a list, not 3"):
+        Job(inputs=3)  # type: ignore[arg-type]

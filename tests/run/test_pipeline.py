@@ -16,7 +16,6 @@ import pytest
 import vlmbatch
 from tests.media import write_picture, write_video
 from tests.run.jobs import job, rows, start
-from vlmbatch.cli.progress import ProgressReporter, time_left
 from vlmbatch.core import RECORD_FIELDS, Completion, Item
 from vlmbatch.engine import RequestQueue
 from vlmbatch.engine.scripted import ScriptedEngine
@@ -25,6 +24,7 @@ from vlmbatch.job import Job
 from vlmbatch.read import Reader, open_reader
 from vlmbatch.run.intake import count_items
 from vlmbatch.run.pipeline import Run, run
+from vlmbatch.run.progress import ProgressReporter, time_left
 from vlmbatch.run.reporter import Activity
 
 

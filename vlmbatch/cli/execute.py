@@ -13,7 +13,6 @@ import click
 
 from vlmbatch.cli.closing import say_summary
 from vlmbatch.cli.logs import set_up_logging
-from vlmbatch.cli.progress import ProgressReporter
 from vlmbatch.cli.signals import catch_signals
 from vlmbatch.errors import OutputError, VlmbatchError
 from vlmbatch.job import Job, ReportingOptions
@@ -41,6 +40,7 @@ def execute(job: Job, *, dry_run: bool, estimate: bool, verbose: int, quiet: boo
 
 def _run(job: Job, *, bar: bool, lines: bool) -> None:
     from vlmbatch.run.pipeline import Run
+    from vlmbatch.run.progress import ProgressReporter
     from vlmbatch.write import default_staging_root
 
     cache = os.environ.get("XDG_CACHE_HOME")
@@ -96,8 +96,8 @@ def print_job(job: Job) -> None:
 
 def print_estimate(job: Job) -> None:
     """Print how long a job takes on this machine at each detail."""
-    from vlmbatch.cli.progress import clock
     from vlmbatch.run.estimate import estimate_job
+    from vlmbatch.run.progress import clock
 
     found = estimate_job(job)
     if not found.items:

@@ -17,7 +17,7 @@ import click
 from vlmbatch.errors import JobError
 from vlmbatch.job import DEFAULT_SKIP_SIMILAR, Job, Kind, job_key
 from vlmbatch.urls import is_url
-from vlmbatch.values import parse_seconds
+from vlmbatch.values import LIST_TYPES, parse_seconds
 
 GROUPS = (
     "",
@@ -193,7 +193,7 @@ def parse_settings(settings: Iterable[str]) -> dict[str, Any]:
             found[key] = _read_setting(
                 text,
                 takes_text=hint is str or str in get_args(hint),
-                takes_list=get_origin(hint) is tuple,
+                takes_list=get_origin(hint) in LIST_TYPES,
             )
         except (yaml.YAMLError, ValueError, RecursionError) as error:
             raise JobError(f"--set {setting}: not YAML") from error
@@ -237,7 +237,7 @@ def _option(field: dataclasses.Field[Any], hint: Any, media: Kind | None) -> cli
 
 def _plain(hint: Any) -> Any:
     """Return a type without its ``| None``."""
-    if get_origin(hint) in (tuple, Literal):
+    if get_origin(hint) in (*LIST_TYPES, Literal):
         return hint
     return next(part for part in (get_args(hint) or (hint,)) if part is not type(None))
 
@@ -255,7 +255,7 @@ def _type_settings(field: dataclasses.Field[Any], plain: Any, media: Kind | None
     if get_origin(plain) is Literal:
         choices = field.metadata.get("choices", {}).get(media, get_args(plain))
         return {"type": click.Choice(choices), "metavar": None}
-    if get_origin(plain) is tuple:
+    if get_origin(plain) in LIST_TYPES:
         choices = get_args(get_args(plain)[0])
         return {"multiple": True, **({"type": click.Choice(choices)} if choices else {})}
     return {"type": plain}

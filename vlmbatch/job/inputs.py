@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 from vlmbatch.errors import JobError
 from vlmbatch.job.option import Kind, check_at_least, option
@@ -17,16 +18,16 @@ TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
 class InputOptions:
     """Options of reading. See the help text of each field."""
 
-    inputs: tuple[str, ...] = ()
+    inputs: Sequence[str] = ()
     media: Kind = "image"
     limit: int | None = option(None, "Stop after this many items.", metavar="N", group="Items")
     shuffle: bool = option(
         False, "Take the items in random order (OUTPUT stays in input order).", group="Items"
     )
-    include: tuple[str, ...] = option(
+    include: Sequence[str] = option(
         (), "Only items whose path matches; repeatable.", metavar="GLOB", group="Items"
     )
-    exclude: tuple[str, ...] = option(
+    exclude: Sequence[str] = option(
         (), "Skip items whose path matches; repeatable.", metavar="GLOB", group="Items"
     )
     path_column: str | None = option(
@@ -42,7 +43,7 @@ class InputOptions:
         metavar="COL",
         group="Items",
     )
-    keep: tuple[str, ...] = option(
+    keep: Sequence[str] = option(
         (),
         "Copy a column of a manifest, or a key of the .json beside an archive entry, to OUTPUT; "
         "COL=NAME renames it; repeatable.",

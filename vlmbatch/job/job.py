@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -40,14 +41,18 @@ class Job(
 ):
     """A job: inputs, questions, model and output. Checked when it is made.
 
+        Job(inputs=["photos", "more/last.jpg"], task="vqa", questions="What is it?", model="demo")
+
+    Lists may be lists, tuples or a single entry; paths may be ``pathlib.Path``.
+
     Raises:
         JobError: A value is not allowed; the message says which are.
     """
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
-            if field.name in _TUPLES and isinstance(value := getattr(self, field.name), list):
-                object.__setattr__(self, field.name, tuple(value))
+            value = getattr(self, field.name)
+            object.__setattr__(self, field.name, _as_given(field.name, value))
         if self.per is None:
             object.__setattr__(self, "per", DEFAULT_PER.get(str(self.media), "page"))
         if self.max_new_tokens is None:
@@ -178,6 +183,19 @@ _TUPLES = {
     field.name for field in dataclasses.fields(Job) if field.default == () or field.name == "inputs"
 }
 _TEXTS = ("max_errors", "max_memory", "max_file_size", "pages")
+
+
+def _as_given(key: str, value: Any) -> Any:
+    """A value as Python programs may write it: a path, a list, or one entry of a list."""
+    if isinstance(value, os.PathLike):
+        value = os.fspath(value)
+    if key in _TUPLES and isinstance(value, str):
+        return (value,)
+    if key in _TUPLES and isinstance(value, list | tuple):
+        return tuple(
+            os.fspath(entry) if isinstance(entry, os.PathLike) else entry for entry in value
+        )
+    return value
 
 
 def job_key(text: str) -> str:

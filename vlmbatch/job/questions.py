@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Literal
 
 from vlmbatch import tasks
@@ -28,7 +29,7 @@ class QuestionOptions:
     prompt: str | None = option(
         None, "The instruction, instead of the task's own.", metavar="TEXT", group="Question"
     )
-    questions: tuple[str, ...] = option(
+    questions: Sequence[str] = option(
         (),
         "A question about each item; repeatable.",
         flags=("-q", "--question"),
@@ -61,7 +62,7 @@ class QuestionOptions:
         group="Question",
     )
 
-    def check_questions(self, media: Kind, inputs: tuple[str, ...]) -> None:
+    def check_questions(self, media: Kind, inputs: Sequence[str]) -> None:
         """Check the values of this group.
 
         Args:
@@ -95,7 +96,7 @@ class QuestionOptions:
         if self.question_column:
             raise JobError(f"question_column goes with the task vqa, not with {self.task}")
 
-    def _check_vqa(self, inputs: tuple[str, ...]) -> None:
+    def _check_vqa(self, inputs: Sequence[str]) -> None:
         if self.prompt is not None:
             raise JobError("vqa takes questions, not a prompt: use -q TEXT or --questions FILE")
         if self.questions and self.questions_file:

@@ -70,16 +70,25 @@ def write_rows(
     """Write rows, a row group at a time."""
     arrow = require()
     layout = schema(job, extra)
-    rows = iter(rows)
     with arrow.parquet.ParquetWriter(file, layout, compression="zstd") as writer:
-        while group := list(itertools.islice(rows, ROWS_PER_GROUP)):
-            columns = {name: [row[name] for row in group] for name in RECORD_FIELDS}
-            columns["created_at"] = [_milliseconds(stamp) for stamp in columns["created_at"]]
-            for name, kind in (extra or {}).items():
-                values = [row.get(name) for row in group]
-                columns[name] = [as_text(value) for value in values] if kind == "string" else values
-            arrays = [arrow.array(columns[field.name], field.type) for field in layout]
-            writer.write_table(arrow.Table.from_arrays(arrays, schema=layout))
+        for group in tables(rows, layout):
+            writer.write_table(group)
+
+
+def tables(rows: Iterable[Row], layout: Any) -> Iterator[Any]:
+    """Yield rows as ``pyarrow.Table`` of a schema, a row group at a time."""
+    arrow = require()
+    rows = iter(rows)
+    while group := list(itertools.islice(rows, ROWS_PER_GROUP)):
+        arrays = []
+        for field in layout:
+            values: list[Any] = [row.get(field.name) for row in group]
+            if field.name == "created_at":
+                values = [_milliseconds(stamp) for stamp in values]
+            elif field.name not in COLUMNS and arrow.types.is_string(field.type):
+                values = [as_text(value) for value in values]
+            arrays.append(arrow.array(values, field.type))
+        yield arrow.Table.from_arrays(arrays, schema=layout)
 
 
 def read_rows(file: BinaryIO, columns: Sequence[str] | None = None) -> Iterator[Row]:

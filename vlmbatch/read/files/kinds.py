@@ -6,7 +6,7 @@ import codecs
 import functools
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from fnmatch import fnmatchcase
 from typing import BinaryIO
 
@@ -165,7 +165,7 @@ def file_status(path: str) -> tuple[str, str | None]:
     return f"{status.st_size}:{status.st_mtime_ns}", None
 
 
-def matches_any(name: str, patterns: tuple[str, ...]) -> bool:
+def matches_any(name: str, patterns: Sequence[str]) -> bool:
     """Return whether an id matches a glob: as a whole, by its base name, or by a folder that it is
     in. ``*`` spans folders here, as in ``.gitignore``'s ``**``.
     """

@@ -160,10 +160,29 @@ def _identify(file: IO[bytes], max_pixels: int) -> Image.Image:
         raise _translated(exc, "not a picture") from exc
 
 
-def _decode(image: Image.Image) -> Image.Image:
+def upright_copy(image: Image.Image, max_pixels: int) -> Image.Image:
+    """Return a copy of a caller's picture, as ``load_image`` would have made it.
+
+    Args:
+        image: It stays as it is, but that Pillow decodes it if it is not decoded yet.
+        max_pixels: Refuse larger pictures before decoding.
+
+    Raises:
+        ReadError: Its file cannot be read.
+        DecodeError: It is damaged, or too large.
+    """
+    check_size(*image.size, max_pixels)
+    try:
+        copy = image.copy()
+    except Exception as exc:
+        raise _translated(exc, f"broken {image.format or 'picture'}") from exc
+    return _decode(copy, _orientation(image))
+
+
+def _decode(image: Image.Image, orientation: int | None = None) -> Image.Image:
     try:
         rgb = decode_rgb(image)
-        upright = _UPRIGHT.get(_orientation(image))
+        upright = _UPRIGHT.get(_orientation(image) if orientation is None else orientation)
         if upright is not None:
             rgb = rgb.transpose(upright)
         rgb.info.clear()  # neither profiles nor comments travel on

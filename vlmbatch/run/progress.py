@@ -1,4 +1,4 @@
-"""Progress of a run: a bar on a terminal, a log line every 30 seconds elsewhere.
+"""Progress of a run: a bar on a terminal or in a notebook, a log line every 30 seconds elsewhere.
 
 Both show what moves before the first answer, too: tiles, items in work, tokens a second. The time
 left is shown once an item was answered, as nothing tells the length of answers before.
@@ -7,8 +7,10 @@ left is shown once an item was answered, as nothing tells the length of answers 
 from __future__ import annotations
 
 import logging
+import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Self
@@ -35,9 +37,7 @@ class ProgressReporter:
         self._activity: Callable[[], Activity] | None = None
         self._bar: Any = None
         if bar:
-            from tqdm import tqdm
-
-            self._bar = tqdm(
+            self._bar = _bar_class()(
                 unit="item",
                 dynamic_ncols=True,
                 bar_format="{desc}{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} "
@@ -64,7 +64,12 @@ class ProgressReporter:
         """Take the number of items, once it is known."""
         with self._guard:
             self._total = items
-            if self._bar is not None and items is not None:
+            if self._bar is None or items is None:
+                return
+            if hasattr(self._bar, "container"):  # a widget takes its length with ``reset`` only
+                self._bar.reset(total=items)
+                self._bar.update(self._done)
+            else:
                 self._bar.total = items
                 self._bar.refresh()
 
@@ -119,6 +124,20 @@ class ProgressReporter:
         with self._guard:
             if self._bar is not None:
                 self._bar.close()
+
+
+def is_watched() -> bool:
+    """True on a terminal and in a notebook, where somebody looks at a bar."""
+    is_terminal = sys.stderr is not None and sys.stderr.isatty()
+    return is_terminal or "ipykernel.zmqshell" in sys.modules
+
+
+def _bar_class() -> Any:
+    """tqdm's bar: a widget in a notebook that has ipywidgets, a line of text elsewhere."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about a notebook without ipywidgets
+        from tqdm.auto import tqdm
+    return tqdm
 
 
 def time_left(activity: Activity, done: int, left: int | None, seconds: float) -> float | None:

@@ -1,0 +1,131 @@
+"""Options of a loaded model and of its answers, as keywords. Their defaults are those of a job."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal, TypedDict
+
+from vlmbatch.errors import JobError
+from vlmbatch.job import Detail, EngineOptions
+from vlmbatch.values import check_types
+
+
+class AnswerSettings(TypedDict, total=False):
+    """How an answer is generated.
+
+    Attributes:
+        max_new_tokens: Longest answer, in tokens.
+        temperature: 0 is greedy.
+        top_p: With a temperature: sample from the most likely tokens that together have this
+            probability.
+        seed: Seed of sampling.
+        stop: A string, or several, that end the answer and are not part of it.
+    """
+
+    max_new_tokens: int
+    temperature: float
+    top_p: float
+    seed: int
+    stop: str | Sequence[str]
+
+
+class ModelSettings(TypedDict, total=False):
+    """How a model is opened, and the settings of its answers where a call gives none.
+
+    Attributes:
+        revision: Branch, tag or commit of a hub id.
+        engine: ``torch`` or ``transformers``, or a list such as ``torch,transformers``, of which
+            the first that opens is taken.
+        device: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
+        dtype: ``auto``, ``float32``, ``bfloat16`` or ``float16``.
+        quantize: ``none`` or ``int8``.
+        detail: ``full`` as the checkpoint's processor does it, ``native`` does not enlarge small
+            pictures, ``low`` is one tile.
+        max_memory: Memory limit for weights and batches, such as ``6GiB``.
+        memory_fraction: Share of the free memory that may be used.
+        batch_size: Sequences decoded together.
+        read_workers: Threads that read and prepare.
+        max_new_tokens, temperature, top_p, seed: See ``AnswerSettings``.
+    """
+
+    revision: str | None
+    engine: str
+    device: str
+    dtype: Literal["auto", "float32", "bfloat16", "float16"]
+    quantize: Literal["none", "int8"]
+    detail: Detail
+    max_memory: str | None
+    memory_fraction: float
+    batch_size: int | None
+    read_workers: int | None
+    max_new_tokens: int
+    temperature: float
+    top_p: float
+    seed: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Answering:
+    """Checked options of the answers of one call.
+
+    Attributes:
+        options: Those that a job has, too.
+        stop: Strings that end an answer.
+    """
+
+    options: EngineOptions
+    stop: tuple[str, ...] = ()
+
+
+def engine_options(model: str, settings: Mapping[str, Any]) -> EngineOptions:
+    """Check the options that a model is opened with.
+
+    Raises:
+        JobError: One is not known, or its value is not allowed.
+    """
+    _check_names(settings, ModelSettings.__annotations__)
+    return _checked(EngineOptions(**{"max_new_tokens": 1, **settings, "model": model}))
+
+
+def answering(
+    base: EngineOptions, settings: Mapping[str, Any], default_max_new_tokens: int | None
+) -> Answering:
+    """Check the options of a call.
+
+    Args:
+        base: The model's, for what the call does not give.
+        settings: The call's.
+        default_max_new_tokens: Of this kind of call; None for the model's.
+
+    Raises:
+        JobError: One is not known, or its value is not allowed.
+    """
+    _check_names(settings, AnswerSettings.__annotations__)
+    values = dict(settings)
+    if default_max_new_tokens is not None:
+        values.setdefault("max_new_tokens", default_max_new_tokens)
+    stop = values.pop("stop", ())
+    stops = (stop,) if isinstance(stop, str) else tuple(stop) if _is_list(stop) else ("",)
+    if not all(isinstance(text, str) and text for text in stops):
+        raise JobError(f"stop must be a text or several, none of them empty, not {stop!r}")
+    return Answering(_checked(dataclasses.replace(base, **values)), stops)
+
+
+def _checked(options: EngineOptions) -> EngineOptions:
+    check_types(options)
+    options.check_engine()
+    return options
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, list | tuple)
+
+
+def _check_names(settings: Mapping[str, Any], known: Iterable[str]) -> None:
+    for name in settings:
+        if name not in known:
+            close = difflib.get_close_matches(name, known, 1)
+            hint = f"; did you mean {close[0]}?" if close else f"; there are {', '.join(known)}"
+            raise JobError(f"no option is called {name}{hint}")
