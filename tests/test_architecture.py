@@ -63,7 +63,7 @@ HOMES = {
     "scenedetect": {"sample"},
     "cv2": {"sample", "prepare", "read/pictures/colours.py"},
     "click": {"cli"},
-    "tqdm": {"run/progress.py"},
+    "tqdm": {"run/progress.py", "cli/logs.py"},
     "transformers": {"engine/transformers", "finetune", "bench/compare.py"},
     "peft": {"finetune"},
     "accelerate": {"finetune"},

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from vlmbatch.job import Job
     from vlmbatch.model import Model, Reply, ReplyStream
     from vlmbatch.run.pipeline import run
-    from vlmbatch.write.table import read
+    from vlmbatch.write.records import read
 
 __version__ = "0.1.0"
 
@@ -75,7 +75,7 @@ _LAZY = {
     "Record": "vlmbatch.core",
     "Reply": "vlmbatch.model",
     "ReplyStream": "vlmbatch.model",
-    "read": "vlmbatch.write.table",
+    "read": "vlmbatch.write.records",
     "run": "vlmbatch.run.pipeline",
 }
 

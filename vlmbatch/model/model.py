@@ -213,6 +213,6 @@ class Model:
 
 
 def _close(dispatcher: Dispatcher, engine: Engine) -> None:
-    """What a model does when it is closed or no longer used."""
+    """Free a model that is closed or no longer used."""
     dispatcher.close()
     engine.close()

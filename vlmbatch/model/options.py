@@ -13,7 +13,7 @@ from vlmbatch.values import check_types
 
 
 class AnswerSettings(TypedDict, total=False):
-    """How an answer is generated.
+    """Options of an answer.
 
     Attributes:
         max_new_tokens: Longest answer, in tokens.
@@ -32,7 +32,7 @@ class AnswerSettings(TypedDict, total=False):
 
 
 class ModelSettings(TypedDict, total=False):
-    """How a model is opened, and the settings of its answers where a call gives none.
+    """Options of a loaded model, and of its answers where a call gives none.
 
     Attributes:
         revision: Branch, tag or commit of a hub id.

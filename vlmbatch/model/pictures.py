@@ -1,4 +1,4 @@
-"""What Python programs hand over as pictures and clips: paths, URLs, Pillow images, arrays, bytes.
+"""Load pictures and clips that Python programs give: paths, URLs, Pillow images, arrays, bytes.
 
 Paths and URLs go through the readers of a job, with their formats, limits and address guard.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import binascii
 import dataclasses
+import io
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -162,10 +163,11 @@ def _raises(error: ItemError) -> Callable[[], Pixels]:
 
 
 def _load_bytes(data: bytes) -> Pixels:
-    from vlmbatch.read.pictures.decode import load_image, open_checked
+    from vlmbatch.read.pictures.decode import load_image
 
-    with open_checked(data) as file:
-        return load_image(file, _LIMITS.max_pixels)
+    if not data:
+        raise DecodeError("empty file")
+    return load_image(io.BytesIO(data), _LIMITS.max_pixels)
 
 
 def _load_pillow(image: Image.Image) -> Pixels:

@@ -91,7 +91,7 @@ def open_reader(
 
 
 class _CallablePackage(types.ModuleType):
-    """The package, which reads an OUTPUT when it is called: see ``write.table.read``."""
+    """The package, which reads an OUTPUT when it is called: see ``write.records.read``."""
 
     def __call__(self, *arguments: Any, **options: Any) -> Any:
         import vlmbatch

@@ -1,25 +1,35 @@
-"""Reading an OUTPUT: its rows in order, or those of one picture or video after the other."""
+"""Reading an OUTPUT: its rows in order, those of one picture or video after the other, or all as a
+table.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import itertools
+import os
 import re
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
+from vlmbatch.core import RECORD_FIELDS
 from vlmbatch.errors import OutputError
+from vlmbatch.urls import without_credentials
 from vlmbatch.write.atomic import reason
 from vlmbatch.write.base import Writer
-from vlmbatch.write.columns import Row
+from vlmbatch.write.columns import Row, carried_kinds
 from vlmbatch.write.formats import find_format
 from vlmbatch.write.journal import why_not_there
+from vlmbatch.write.parquet import require, schema, tables
 from vlmbatch.write.previous_output import PreviousOutput
+from vlmbatch.write.remote.file import local_copy
 from vlmbatch.write.row_index import Int64Array, short_digest
+
+if TYPE_CHECKING:
+    import pyarrow
 
 FileRows: TypeAlias = tuple[str, list[Row]]
 """Id of a picture or video, and rows about it."""
@@ -56,6 +66,38 @@ def read_records(path: Path, columns: Sequence[str] | None = None) -> Iterator[R
                 raise OutputError(f"cannot read {path}: {reason(error)}") from error
 
     return rows()
+
+
+def read(output: str | os.PathLike[str], columns: Sequence[str] | None = None) -> pyarrow.Table:
+    """Return the rows of an OUTPUT, finished or not, in order; from JSONL, Parquet and CSV alike.
+
+        table = vlmbatch.read("photos.jsonl")
+        print(table.num_rows, table["text"].to_pylist())
+        frame = vlmbatch.read("photos.jsonl", ["id", "text"]).to_pandas()
+
+    Args:
+        output: The file, or its URL in a store.
+        columns: Only these, in this order.
+
+    Raises:
+        OutputError: It is not there, was not written by vlmbatch, or has no such column.
+        MissingDependencyError: pyarrow, or what opens the URL, is not installed.
+    """
+    arrow = require()
+    with local_copy(os.fspath(output), allow_private=True) as path:
+        kinds = carried_kinds(read_records(path))
+        names = [*RECORD_FIELDS, *kinds]
+        wanted = names if columns is None else [columns] if isinstance(columns, str) else columns
+        for name in wanted:
+            if name not in names:
+                shown = without_credentials(os.fspath(output))
+                raise OutputError(f"{shown} has no column {name!r}; it has {', '.join(names)}")
+        whole = schema(extra=kinds)
+        layout = arrow.schema([whole.field(name) for name in wanted])
+        # A carried column may be missing from a row.
+        kept = None if set(wanted) & kinds.keys() else list(wanted)
+        found = list(tables(read_records(path, kept), layout))
+        return arrow.concat_tables(found) if found else layout.empty_table()
 
 
 def read_by_file(
