@@ -85,9 +85,9 @@ def _peak_bytes(process: psutil.Process) -> int:
 
 def first_prepared(folder: Path, output: Path) -> dict[str, float]:
     """Measure until the pipeline has prepared its first picture."""
-    from vlmbatch.run.progress import ProgressReporter
     from vlmbatch.engine.scripted import ScriptedEngine
     from vlmbatch.run.pipeline import Run
+    from vlmbatch.run.progress import ProgressReporter
 
     found: dict[str, float] = {}
 
