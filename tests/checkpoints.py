@@ -1,11 +1,11 @@
-"""Tiny random SmolVLM2 checkpoints in the hub's file layouts, made in a fraction of a second and
-without a network.
+"""Tiny random SmolVLM2 and Idefics3 checkpoints in the hub's file layouts, made in a fraction of a
+second and without a network.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -23,6 +23,20 @@ CHAT_TEMPLATE = (
     "{% endfor %}{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
 )
 """The published template, character for character."""
+
+GRANITE_DOCLING_TEMPLATE = (
+    "{%- for message in messages -%}\n"
+    "{{- '<|start_of_role|>' + message['role'] + '<|end_of_role|>' -}}\n"
+    "{%- if message['content'] is string -%}\n{{- message['content'] -}}\n{%- else -%}\n"
+    "{%- for part in message['content'] -%}\n"
+    "{%- if part['type'] == 'text' -%}\n{{- part['text'] -}}\n"
+    "{%- elif part['type'] == 'image' -%}\n{{- '<image>' -}}\n{%- endif -%}\n"
+    "{%- endfor -%}\n{%- endif -%}\n{{- '<|end_of_text|>\n' -}}\n{%- endfor -%}\n"
+    "{%- if add_generation_prompt -%}\n{{- '<|start_of_role|>assistant' -}}\n"
+    "{%- if controls -%}{{- ' ' + controls | tojson() -}}{%- endif -%}\n"
+    "{{- '<|end_of_role|>' -}}\n{%- endif -%}\n"
+)
+"""The template of granite-docling-258M, character for character."""
 
 FIRST_TOKENS = [
     "<|endoftext|>",
@@ -54,8 +68,16 @@ LAST_TOKENS = (
 )
 """The media tokens that close it."""
 
+GRANITE_TOKENS = ("<|start_of_role|>", "<|end_of_role|>", "<|end_of_text|>", *LAST_TOKENS[:-1])
+"""Special tokens of granite-docling-258M, which has no ``<end_of_utterance>``."""
 
-def build_tokenizer(corpus: Iterable[str] = ("\n\n",), merges: int = 1) -> tokenizers.Tokenizer:
+LITERAL_TOKENS = ("<fake_token_around_image>", "<image>", "<end_of_utterance>")
+"""Those of SmolVLM-Instruct, in whose vocabulary the names of tiles are ordinary text."""
+
+
+def build_tokenizer(
+    corpus: Iterable[str] = ("\n\n",), merges: int = 1, last: Iterable[str] = LAST_TOKENS
+) -> tokenizers.Tokenizer:
     """A byte-level BPE with the published pre-tokenizer and special tokens.
 
     Without arguments every byte is a token, and so are two ends of lines, as in the published
@@ -64,6 +86,7 @@ def build_tokenizer(corpus: Iterable[str] = ("\n\n",), merges: int = 1) -> token
     Args:
         corpus: What the merges are learned from.
         merges: How many tokens of more than one byte there may be.
+        last: Special tokens that close the vocabulary.
     """
     tokenizer = tokenizers.Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -84,7 +107,7 @@ def build_tokenizer(corpus: Iterable[str] = ("\n\n",), merges: int = 1) -> token
             show_progress=False,
         ),
     )
-    tokenizer.add_special_tokens(list(LAST_TOKENS))
+    tokenizer.add_special_tokens(list(last))
     return tokenizer
 
 
@@ -103,6 +126,14 @@ def write_tiny_checkpoint(
     context: int = 2048,
     scale: float = 0.3,
     tokenizer: tokenizers.Tokenizer | None = None,
+    model_type: Literal["smolvlm", "idefics3"] = "smolvlm",
+    granite: Mapping[str, float] | None = None,
+    template: str = CHAT_TEMPLATE,
+    ends: Sequence[str] = ("<end_of_utterance>",),
+    starts: str = "<|im_start|>",
+    longest_edge: int | None = None,
+    text: Mapping[str, int] | None = None,
+    vision: Mapping[str, int] | None = None,
 ) -> Path:
     """Writes every file of a random checkpoint.
 
@@ -114,7 +145,7 @@ def write_tiny_checkpoint(
         shards: Several safetensors files and an index instead of one file.
         layout: ``hub`` as the published repositories are laid out, ``saved`` as transformers 5
             saves a processor.
-        tile: Edge of a tile in pixels. Pictures get a longest edge of four tiles.
+        tile: Edge of a tile in pixels.
         patch: Edge of a patch in pixels.
         scale_factor: As many patches in each direction become one image token: (tile / patch /
             scale_factor)² tokens a tile.
@@ -123,6 +154,13 @@ def write_tiny_checkpoint(
         scale: Standard deviation of the embeddings and the head; the matrices between keep the size
             of what passes through them. Wide enough for greedy answers to follow the picture.
         tokenizer: Another one than ``build_tokenizer()``.
+        model_type: The family.
+        granite: Multipliers of a Granite language model; Llama without them.
+        template: The chat template.
+        ends: Tokens that end an answer; the first one is the tokenizer's.
+        starts: The tokenizer's ``bos_token``.
+        longest_edge: Of a picture after the first resize; four tiles if it is left out.
+        text, vision: Other sizes of the language model and of the encoder, as in config.json.
 
     Returns:
         The folder.
@@ -138,45 +176,61 @@ def write_tiny_checkpoint(
         scale_factor=scale_factor,
         text_layers=text_layers,
         context=context,
+        model_type=model_type,
+        granite=granite,
+        ends=ends,
+        starts=starts,
+        text=text or {},
+        vision=vision or {},
     )
     _write_weights(folder, config, layout, seed=seed, dtype=dtype, shards=shards, scale=scale)
     seq_len = (tile // patch // scale_factor) ** 2
-    pictures = _image_settings(tile)
+    family = "SmolVLM" if model_type == "smolvlm" else "Idefics3"
+    pictures = _image_settings(family, tile, longest_edge or 4 * tile)
     sampling = {"fps": 1, "max_frames": 64, "video_size": {"longest_edge": tile}}
     if layout == "hub":
+        video = {"video_sampling": sampling} if model_type == "smolvlm" else {}
         _write_json(
             folder / "preprocessor_config.json",
-            pictures | {"processor_class": "SmolVLMProcessor", "video_sampling": sampling},
+            pictures | {"processor_class": f"{family}Processor"} | video,
         )
         _write_json(
             folder / "processor_config.json",
-            {"processor_class": "SmolVLMProcessor", "image_seq_len": seq_len},
+            {"processor_class": f"{family}Processor", "image_seq_len": seq_len},
         )
-        _write_json(folder / "chat_template.json", {"chat_template": CHAT_TEMPLATE})
+        _write_json(folder / "chat_template.json", {"chat_template": template})
     else:
-        clips = {
-            key: value
-            for key, value in pictures.items()
-            if key not in ("image_processor_type", "do_image_splitting")
-        }
-        clips |= {
-            "do_sample_frames": False,
-            "fps": 1,
-            "num_frames": 64,
-            "size": {"longest_edge": tile},
-            "video_processor_type": "SmolVLMVideoProcessor",
-            "video_sampling": sampling,
-        }
-        whole = {
+        whole: dict[str, Any] = {
             "image_processor": pictures,
             "image_seq_len": seq_len,
-            "processor_class": "SmolVLMProcessor",
-            "video_processor": clips,
+            "processor_class": f"{family}Processor",
         }
+        if model_type == "smolvlm":
+            whole["video_processor"] = _clip_settings(pictures, tile, sampling)
         _write_json(folder / "processor_config.json", whole)
-        (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE, encoding="utf-8")
-    _write_json(folder / "tokenizer_config.json", _tokenizer_settings(context))
+        (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
+    named = _tokenizer_settings(context, starts, ends[0])
+    for name in ("end_of_utterance_token", "fake_image_token", "global_image_token"):
+        if tokenizer.token_to_id(named[name]) is None:
+            del named[name]  # transformers would add it to the vocabulary
+    _write_json(folder / "tokenizer_config.json", named)
     return folder
+
+
+def _clip_settings(pictures: dict[str, Any], tile: int, sampling: dict[str, Any]) -> dict[str, Any]:
+    clips = {
+        key: value
+        for key, value in pictures.items()
+        if key not in ("image_processor_type", "do_image_splitting")
+    }
+    return clips | {
+        "do_sample_frames": False,
+        "fps": 1,
+        "num_frames": 64,
+        "size": {"longest_edge": tile},
+        "video_processor_type": "SmolVLMVideoProcessor",
+        "video_sampling": sampling,
+    }
 
 
 def _config(
@@ -188,19 +242,24 @@ def _config(
     scale_factor: int,
     text_layers: int,
     context: int,
-) -> transformers.SmolVLMConfig:
+    model_type: str,
+    granite: Mapping[str, float] | None,
+    ends: Sequence[str],
+    starts: str,
+    text: Mapping[str, int],
+    vision: Mapping[str, int],
+) -> transformers.PreTrainedConfig:
     import transformers
 
-    ids = {
-        name: tokenizer.token_to_id(name)
-        for name in ("<|im_start|>", "<|im_end|>", "<image>", "<end_of_utterance>")
-    }
-    return transformers.SmolVLMConfig(
-        image_token_id=ids["<image>"],
+    eos = [tokenizer.token_to_id(token) for token in ends]
+    config = transformers.SmolVLMConfig if model_type == "smolvlm" else transformers.Idefics3Config
+    return config(
+        image_token_id=tokenizer.token_to_id("<image>"),
         scale_factor=scale_factor,
         tie_word_embeddings=tie,
         text_config={
-            "model_type": "llama",
+            "model_type": "llama" if granite is None else "granite",
+            **(granite or {}),
             "vocab_size": tokenizer.get_vocab_size(),
             "hidden_size": 48,
             "intermediate_size": 96,
@@ -212,9 +271,10 @@ def _config(
             "rms_norm_eps": 1e-5,
             "rope_theta": 100_000.0,
             "tie_word_embeddings": tie,
-            "bos_token_id": ids["<|im_start|>"],
-            "eos_token_id": ids["<end_of_utterance>"],
-            "pad_token_id": ids["<|im_end|>"],
+            "bos_token_id": tokenizer.token_to_id(starts),
+            "eos_token_id": eos if len(eos) > 1 else eos[0],
+            "pad_token_id": tokenizer.token_to_id("<|im_end|>"),
+            **text,
         },
         vision_config={
             "hidden_size": 32,
@@ -223,13 +283,14 @@ def _config(
             "num_attention_heads": 2,
             "image_size": tile,
             "patch_size": patch,
+            **vision,
         },
     )
 
 
 def _write_weights(
     folder: Path,
-    config: transformers.SmolVLMConfig,
+    config: transformers.PreTrainedConfig,
     layout: str,
     *,
     seed: int,
@@ -240,7 +301,7 @@ def _write_weights(
     import torch
     import transformers
 
-    model = transformers.SmolVLMForConditionalGeneration(config)
+    model = transformers.AutoModelForImageTextToText.from_config(config)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, weight in model.named_parameters():
@@ -269,7 +330,7 @@ def _write_weights(
     _write_json(path, written | {"pad_token_id": 128_002})
 
 
-def _image_settings(tile: int) -> dict[str, Any]:
+def _image_settings(family: str, tile: int, longest_edge: int) -> dict[str, Any]:
     return {
         "do_convert_rgb": True,
         "do_image_splitting": True,
@@ -278,22 +339,22 @@ def _image_settings(tile: int) -> dict[str, Any]:
         "do_rescale": True,
         "do_resize": True,
         "image_mean": [0.5, 0.5, 0.5],
-        "image_processor_type": "SmolVLMImageProcessor",
+        "image_processor_type": f"{family}ImageProcessor",
         "image_std": [0.5, 0.5, 0.5],
         "max_image_size": {"longest_edge": tile},
         "resample": 1,
         "rescale_factor": 0.00392156862745098,
-        "size": {"longest_edge": 4 * tile},
+        "size": {"longest_edge": longest_edge},
     }
 
 
-def _tokenizer_settings(context: int) -> dict[str, Any]:
+def _tokenizer_settings(context: int, starts: str, ends: str) -> dict[str, Any]:
     return {
         "tokenizer_class": "PreTrainedTokenizerFast",
-        "bos_token": "<|im_start|>",
+        "bos_token": starts,
         "clean_up_tokenization_spaces": False,
         "end_of_utterance_token": "<end_of_utterance>",
-        "eos_token": "<end_of_utterance>",
+        "eos_token": ends,
         "fake_image_token": "<fake_token_around_image>",
         "global_image_token": "<global-img>",
         "image_token": "<image>",

@@ -25,6 +25,30 @@ KNOWN_MODELS = (
 )
 """The published SmolVLM2 checkpoints, smallest first."""
 
+IDEFICS3_MODELS = (
+    "HuggingFaceTB/SmolVLM-256M-Instruct",
+    "HuggingFaceTB/SmolVLM-500M-Instruct",
+    "HuggingFaceTB/SmolVLM-Instruct",
+    "docling-project/SmolDocling-256M-preview",
+    "ibm-granite/granite-docling-258M",
+)
+"""Published checkpoints of the Idefics3 family: the same architecture and processor, for pictures
+only.
+"""
+
+MODEL_TYPES = ("smolvlm", "idefics3")
+"""``model_type`` of SmolVLM2 and of the Idefics3 family."""
+
+CLASS_DEFAULTS = {"image_size": 224, "patch_size": 32, "scale_factor": 2}
+"""Sizes that a config.json may leave out (``SmolVLMConfig`` and ``Idefics3Config`` of transformers,
+and their vision configurations).
+"""
+
+PROCESSOR_DEFAULTS = {"size": {"longest_edge": 4 * 364}, "max_image_size": {"longest_edge": 364}}
+"""Settings that a processor's file may leave out (``SmolVLMImageProcessor`` and
+``Idefics3ImageProcessor`` of transformers).
+"""
+
 LFS_POINTER = b"version https://git-lfs.github.com/spec/v1"
 """First bytes of the small text file that git puts in place of a file kept by Git LFS."""
 
@@ -83,35 +107,68 @@ class Checkpoint:
         """The object in config.json.
 
         Raises:
-            ModelLoadError: It is not SmolVLM's.
+            ModelLoadError: It is neither SmolVLM2's nor Idefics3's.
         """
         config = self.read_json("config.json", required=True)
-        if config.get("model_type") != "smolvlm":
+        if config.get("model_type") not in MODEL_TYPES:
             raise ModelLoadError(
-                f"{self.name} is not a SmolVLM2 checkpoint (its type is "
+                f"{self.name} is neither a SmolVLM2 nor an Idefics3 checkpoint (its type is "
                 f"{config.get('model_type') or 'unknown'}); take one of {', '.join(KNOWN_MODELS)}"
             )
         return config
 
+    @property
+    def takes_clips(self) -> bool:
+        """True if the model was made for video; Idefics3 takes pictures only."""
+        return bool(self.config["model_type"] == "smolvlm")
+
     def image_processor(self) -> dict[str, Any]:
-        """Read the settings of the image processor, from whichever file holds them."""
-        settings = self.read_json("preprocessor_config.json") or self.read_json(
-            "processor_config.json"
-        ).get("image_processor", {})
-        if "size" not in settings or "max_image_size" not in settings:
+        """Read the settings of the image processor, from whichever file holds them.
+
+        Raises:
+            ModelLoadError: No file does.
+        """
+        settings = self._processor("image_processor", "preprocessor_config.json")
+        if not settings:
             raise ModelLoadError(
                 f"{self.name}: neither preprocessor_config.json nor processor_config.json says how "
                 "pictures are cut"
             )
-        return dict(settings)
+        for name, default in PROCESSOR_DEFAULTS.items():
+            settings.setdefault(name, default)
+        return settings
 
     def video_processor(self) -> dict[str, Any]:
-        """Read the settings of the video processor; empty when no file holds them."""
-        return dict(
-            self.read_json("video_preprocessor_config.json")
-            or self.read_json("processor_config.json").get("video_processor", {})
-            or self.read_json("preprocessor_config.json")
-        )
+        """Read the settings of the video processor; empty when no file holds them, and for models
+        without video.
+        """
+        if not self.takes_clips:
+            return {}
+        files = ("video_preprocessor_config.json", "preprocessor_config.json")
+        return self._processor("video_processor", *files)
+
+    def _processor(self, key: str, *files: str) -> dict[str, Any]:
+        """Read a processor's settings: a part of the new processor_config.json before the older
+        files, as transformers does.
+        """
+        found: Any = self.read_json("processor_config.json").get(key)
+        for file in files:
+            found = found or self.read_json(file)
+        return dict(found) if isinstance(found, dict) else {}
+
+    def vision_sizes(self) -> dict[str, int]:
+        """Return image_size, patch_size and scale_factor, with the defaults of transformers' class.
+
+        Raises:
+            ModelLoadError: One is not a positive number.
+        """
+        given = dict(self.config.get("vision_config") or {})
+        given["scale_factor"] = self.config.get("scale_factor", CLASS_DEFAULTS["scale_factor"])
+        sizes = {name: given.get(name, default) for name, default in CLASS_DEFAULTS.items()}
+        for name, value in sizes.items():
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ModelLoadError(f"{self.name}: config.json says {value!r} for {name}")
+        return sizes
 
     def image_seq_len(self) -> int:
         """Return the number of image tokens a tile: (image_size / patch_size / scale_factor)².
@@ -119,17 +176,8 @@ class Checkpoint:
         Raises:
             ModelLoadError: The processor's file says something else.
         """
-        vision = self.config.get("vision_config") or {}
-        try:
-            computed = (
-                int(vision["image_size"])
-                // int(vision["patch_size"])
-                // int(self.config["scale_factor"])
-            ) ** 2
-        except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
-            raise ModelLoadError(
-                f"{self.name}: config.json lacks the sizes of tiles and patches ({error})"
-            ) from error
+        sizes = self.vision_sizes()
+        computed = (sizes["image_size"] // sizes["patch_size"] // sizes["scale_factor"]) ** 2
         stated = self.read_json("processor_config.json").get("image_seq_len", computed)
         if stated != computed:
             raise ModelLoadError(
@@ -143,18 +191,22 @@ class Checkpoint:
         return self.read_json("tokenizer_config.json")
 
     def chat_template(self) -> str:
-        """Read the Jinja source of the chat template.
+        """Read the Jinja source of the chat template. Of several files, take the one that
+        transformers' processors take.
 
         Raises:
             ModelLoadError: No file has one.
         """
+        for file in ("processor_config.json", "chat_template.json"):
+            template = _default_template(self.read_json(file).get("chat_template"))
+            if template is not None:
+                return template
         path = self.folder / "chat_template.jinja"
         if path.is_file():
             return path.read_text(encoding="utf-8")
-        for file in ("chat_template.json", "processor_config.json", "tokenizer_config.json"):
-            template = self.read_json(file).get("chat_template")
-            if isinstance(template, str):
-                return template
+        template = _default_template(self.tokenizer_config().get("chat_template"))
+        if template is not None:
+            return template
         raise ModelLoadError(
             f"{self.name}: no chat template (chat_template.jinja, chat_template.json)"
         )
@@ -187,6 +239,15 @@ class Checkpoint:
             return [self.require("model.safetensors")]
         hint = "; pickled weights are not read" if any(self.folder.glob("*.bin")) else ""
         raise ModelLoadError(f"{self.name}: no model.safetensors in {self.folder}{hint}")
+
+
+def _default_template(found: object) -> str | None:
+    """Return a template, or of several templates with names the one named ``default``."""
+    if isinstance(found, list):
+        found = {each.get("name"): each.get("template") for each in found if isinstance(each, dict)}
+    if isinstance(found, dict):
+        found = found.get("default")
+    return found if isinstance(found, str) else None
 
 
 def find_checkpoint(model: str, revision: str | None = None, *, fetch: bool = False) -> Checkpoint:

@@ -325,11 +325,15 @@ def test_what_cannot_be_prepared_is_that_items_error(
 
 
 def test_more_tiles_than_the_vocabulary_has_positions_for(folder: Path, tmp_path: Path) -> None:
+    """Their names are ordinary text then, as the processor writes them."""
     preparer = load(
         edited(folder, tmp_path, "preprocessor_config.json", size={"longest_edge": 7 * TILE})
     )
-    with pytest.raises(PrepareError, match="7 x 7 tiles"):
-        preparer.prepare(image(100, 100), ask("?"))
+    request = preparer.prepare(image(100, 100), ask("?"))
+    assert request.tiles == 50
+    text = preparer.writer.tokenizer.decode(request.payload.prefix_ids, skip_special_tokens=False)
+    assert "<row_6_col_6>" in text
+    assert "<row_7_col_7><image>" in text
 
 
 @pytest.mark.parametrize(
@@ -379,14 +383,13 @@ def test_a_checkpoint_that_says_nothing_about_clips_still_takes_pictures(
 ) -> None:
     preparer = load(edited(saved, tmp_path, "processor_config.json", video_processor=None))
     assert preparer.prepare(image(64, 48), ask("?")).tiles == 13
-    with pytest.raises(PrepareError, match="does not say how frames of a clip are cut"):
+    with pytest.raises(PrepareError, match="takes pictures, no video"):
         preparer.prepare(clip(1), ask("?"))
 
 
 @pytest.mark.parametrize(
     ("file", "changes", "message"),
     [
-        ("preprocessor_config.json", {"size": None}, "says how pictures are cut"),
         (
             "preprocessor_config.json",
             {"size": {"height": 5, "width": 5}},
@@ -411,12 +414,13 @@ def test_a_checkpoint_that_says_nothing_about_clips_still_takes_pictures(
             {"video_sampling": {"video_size": 512}},
             "video_sampling.video_size has no longest_edge",
         ),
-        ("config.json", {"vision_config": {}}, "says None for image_size"),
-        ("config.json", {"scale_factor": None}, "says None for scale_factor"),
+        ("config.json", {"vision_config": {}}, "the vision encoder takes 224"),
+        ("config.json", {"vision_config": {"patch_size": "8"}}, "says '8' for patch_size"),
+        ("config.json", {"scale_factor": 0}, "says 0 for scale_factor"),
         (
             "config.json",
-            {"model_type": "idefics3"},
-            r"not a SmolVLM2 checkpoint \(its type is idefics3\)",
+            {"model_type": "idefics2"},
+            r"neither a SmolVLM2 nor an Idefics3 checkpoint \(its type is idefics2\)",
         ),
         ("processor_config.json", {"image_seq_len": 64}, "64 image tokens a tile"),
     ],

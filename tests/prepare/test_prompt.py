@@ -249,6 +249,7 @@ def test_a_template_with_special_tokens_as_variables() -> None:
         ("{% for %}", "broken"),
         ("{{ gone.by }}", "broken"),
         ("nothing", "does not put a question"),
+        ("{{ raise_exception('not for you') }}", "broken: .*not for you"),
         (CHAT_TEMPLATE.replace("line['text']", "''"), "does not put a question"),
     ],
 )
@@ -272,7 +273,7 @@ def test_a_tokenizer_of_another_model() -> None:
         (
             "config.json",
             {"model_type": "llama"},
-            r"not a SmolVLM2 checkpoint \(its type is llama\)",
+            r"neither a SmolVLM2 nor an Idefics3 checkpoint \(its type is llama\)",
         ),
         (
             "processor_config.json",

@@ -22,6 +22,10 @@ from vlmbatch.engine.torch.weights import tensor_shapes
 from vlmbatch.errors import OutputError
 
 VOCABULARY, CONTEXT = 49280, 8192
+ARCHITECTURES = {
+    "smolvlm": "SmolVLMForConditionalGeneration",
+    "idefics3": "Idefics3ForConditionalGeneration",
+}
 COPIED = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -117,12 +121,13 @@ def write_settings(name: str, folder: Path) -> None:
     }
     for file in COPIED:
         shutil.copy(demo.folder / file, folder)
+    model_type = settings.get("model_type", "smolvlm")
     config = {
-        "model_type": "smolvlm",
-        "architectures": ["SmolVLMForConditionalGeneration"],
+        "model_type": model_type,
+        "architectures": [ARCHITECTURES[model_type]],
         "image_token_id": demo.config["image_token_id"],
         "scale_factor": settings["scale_factor"],
-        "tie_word_embeddings": False,
+        "tie_word_embeddings": settings.get("tied", False),
         "text_config": {**text, "pad_token_id": 2},
         "vision_config": vision,
     }
@@ -130,11 +135,16 @@ def write_settings(name: str, folder: Path) -> None:
         "max_image_size": {"longest_edge": vision["image_size"]},
         "size": {"longest_edge": longest},
     }
-    processor["video_sampling"] = {
-        "fps": 1,
-        "max_frames": 64,
-        "video_size": {"longest_edge": vision["image_size"]},
-    }
+    if model_type == "smolvlm":
+        processor["video_sampling"] = {
+            "fps": 1,
+            "max_frames": 64,
+            "video_size": {"longest_edge": vision["image_size"]},
+        }
+    else:
+        processor.pop("video_sampling", None)
+        processor["image_processor_type"] = "Idefics3ImageProcessor"
+        processor["processor_class"] = "Idefics3Processor"
     _write_json(folder / "config.json", config)
     _write_json(folder / "preprocessor_config.json", processor)
 

@@ -1,5 +1,5 @@
-"""Sizes of the published SmolVLM2 checkpoints, from their config.json, by the names that
-``--shape`` takes.
+"""Sizes of the published SmolVLM2 and Idefics3 checkpoints, from their config.json, by the names
+that ``--shape`` takes.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _LARGE_VISION = {
     "num_hidden_layers": 27,
     "num_attention_heads": 16,
 }
-SHAPES: dict[str, dict[str, Any]] = {
+_SMOLVLM2: dict[str, dict[str, Any]] = {
     "256m": {
         "text": {
             "hidden_size": 576,
@@ -60,5 +60,29 @@ SHAPES: dict[str, dict[str, Any]] = {
         "scale_factor": 3,
         "longest_edge": 1536,
     },
+}
+
+
+def _idefics3(name: str, *, tied: bool = False, **text: int | float) -> dict[str, Any]:
+    """The Idefics3 with the sizes of a SmolVLM2, but for some of its language model."""
+    same = _SMOLVLM2[name]
+    return {
+        **same,
+        "model_type": "idefics3",
+        "text": {**same["text"], **text},
+        "vision": {**same["vision"], "model_type": "idefics3_vision"},
+        "tied": tied,
+    }
+
+
+SHAPES = {
+    **_SMOLVLM2,
+    "smolvlm-256m": _idefics3("256m"),
+    "smolvlm-500m": _idefics3("500m"),
+    "smolvlm-2.2b": _idefics3(
+        "2.2b", vocab_size=49155, max_position_embeddings=16384, rope_theta=273768.0
+    ),
+    "smoldocling": _idefics3("256m"),
+    "granite-docling": _idefics3("256m", tied=True, vocab_size=100352),
 }
 """By name: the language model, the vision encoder, and tile settings."""

@@ -114,7 +114,7 @@ _command.params += [
         ["--shape"],
         type=click.Choice(list(SHAPES)),
         default=None,
-        help="Use random weights in the shapes of this SmolVLM2. [default: 256m]",
+        help="Use random weights in the shapes of this SmolVLM2 or Idefics3. [default: 256m]",
         group="",
     ),
     GroupedOption(

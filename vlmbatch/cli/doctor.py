@@ -163,7 +163,7 @@ def _extras() -> Iterator[Finding]:
 def _models() -> Iterator[Finding]:
     import huggingface_hub.constants
 
-    from vlmbatch.checkpoint import DEMO, KNOWN_MODELS, find_checkpoint
+    from vlmbatch.checkpoint import DEMO, IDEFICS3_MODELS, KNOWN_MODELS, find_checkpoint
     from vlmbatch.errors import ModelLoadError
     from vlmbatch.hub import cached_folder
     from vlmbatch.job import Job
@@ -176,11 +176,11 @@ def _models() -> Iterator[Finding]:
     offline = " (HF_HUB_OFFLINE is set)" if huggingface_hub.constants.HF_HUB_OFFLINE else ""
     yield Finding("hub cache", f"{huggingface_hub.constants.HF_HUB_CACHE}{offline}")
     default = next(field.default for field in dataclasses.fields(Job) if field.name == "model")
-    for name in KNOWN_MODELS:
+    for name in KNOWN_MODELS + IDEFICS3_MODELS:
         fetched = cached_folder(name) is not None
         advice = f"vlmbatch models fetch {name}" if name == default and not fetched else ""
         yield Finding(
-            f"model {name.split('SmolVLM2-')[1]}",
+            f"model {name.split('/')[1].removeprefix('SmolVLM2-')}",
             "in the cache" if fetched else "not fetched",
             advice,
         )

@@ -8,7 +8,13 @@ from typing import Any
 
 import click
 
-from vlmbatch.checkpoint import DEMO, KNOWN_MODELS, Checkpoint, find_checkpoint
+from vlmbatch.checkpoint import (
+    DEMO,
+    IDEFICS3_MODELS,
+    KNOWN_MODELS,
+    Checkpoint,
+    find_checkpoint,
+)
 from vlmbatch.convert import TARGETS
 from vlmbatch.hub import cached_folder
 
@@ -28,15 +34,25 @@ def _list() -> None:
     from vlmbatch.engine.torch.budget import KNOWN_PARAMETERS, gib
 
     rows = [
-        ("model", "16-bit weights", "where"),
-        (DEMO, "6 MiB", "in the package: answers about drawn shapes only, for trying and testing"),
+        ("model", "16-bit weights", "takes", "where"),
+        (
+            *(DEMO, "6 MiB", _takes(takes_clips=True)),
+            "in the package: answers about drawn shapes only, for trying and testing",
+        ),
     ]
-    for name in KNOWN_MODELS:
-        folder = cached_folder(name)
-        rows.append((name, gib(2 * KNOWN_PARAMETERS[name]), str(folder or "not fetched")))
-    for name, size, where in rows:
-        click.echo(f"{name:<48}{size:<18}{where}")
-    click.echo("Any SmolVLM2 checkpoint in the hub's layout works: a hub id or a folder.")
+    for name in KNOWN_MODELS + IDEFICS3_MODELS:
+        takes = _takes(takes_clips=name in KNOWN_MODELS)
+        where = str(cached_folder(name) or "not fetched")
+        rows.append((name, gib(2 * KNOWN_PARAMETERS[name]), takes, where))
+    for name, size, takes, where in rows:
+        click.echo(f"{name:<48}{size:<18}{takes:<18}{where}")
+    click.echo(
+        "Any SmolVLM2 or Idefics3 checkpoint in the hub's layout works: a hub id or a folder."
+    )
+
+
+def _takes(*, takes_clips: bool) -> str:
+    return "pictures, video" if takes_clips else "pictures"
 
 
 @_models.command(name="info")
@@ -73,6 +89,8 @@ def describe_model(checkpoint: Checkpoint) -> dict[str, Any]:
         "model": checkpoint.name,
         "folder": str(checkpoint.folder),
         "revision": checkpoint.revision,
+        "type": checkpoint.config["model_type"],
+        "takes": _takes(takes_clips=checkpoint.takes_clips),
         "parameters": shape.parameters,
         "vision": f"{v.layers} layers of {v.hidden}, tiles of {v.image_size} x {v.image_size} "
         f"pixels, {shape.tile_tokens} tokens a tile",

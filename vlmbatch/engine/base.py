@@ -60,7 +60,8 @@ class Engine(Protocol):
     """Answer requests. One batcher serves a folder, a server's queue and a remote worker alike.
 
     An engine may also have ``cut(conversation) -> list[Conversation]``, which cuts a picture into
-    conversations about its tiles, in reading order; without it there is no ``--per tile``.
+    conversations about its tiles, in reading order; without it there is no ``--per tile``. One that
+    takes pictures only has an attribute ``takes_clips``, False.
 
     Attributes:
         name: Name of the engine, as records state it.
@@ -114,6 +115,7 @@ class EnginePlan:
             DeviceError (the device or dtype is not available) or OutOfMemoryError (the model does
             not fit; nothing was loaded).
         can_cut: Whether the engine has ``cut``.
+        takes_clips: Whether the model takes clips beside pictures.
     """
 
     name: str
@@ -121,9 +123,16 @@ class EnginePlan:
     revision: str
     open: Callable[[], Engine]
     can_cut: bool = False
+    takes_clips: bool = True
 
     @classmethod
     def of(cls, engine: Engine) -> EnginePlan:
         """Return the plan of an engine that is open."""
-        can_cut = hasattr(engine, "cut")
-        return cls(engine.name, engine.model, engine.revision, lambda: engine, can_cut)
+        return cls(
+            engine.name,
+            engine.model,
+            engine.revision,
+            lambda: engine,
+            can_cut=hasattr(engine, "cut"),
+            takes_clips=getattr(engine, "takes_clips", True),
+        )

@@ -31,8 +31,8 @@ def write_checkpoint(model: Any, base: Checkpoint, folder: Path) -> None:
     config.json is written last: a folder that has one is complete.
 
     Args:
-        model: A ``transformers.SmolVLMForConditionalGeneration``; its weights are converted to the
-            number format of the base.
+        model: Model of ``load_network``; its weights are converted to the number format of the
+            base.
         base: Source of configuration, tokenizer, processor and chat template.
         folder: Folder to write.
 

@@ -36,7 +36,8 @@ _DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 
 
 def load_network(checkpoint: Checkpoint, dtype: torch.dtype) -> Any:
-    """Load a checkpoint as a ``transformers.SmolVLMForConditionalGeneration``, on the CPU.
+    """Load a checkpoint as transformers' model of its type, on the CPU:
+    ``SmolVLMForConditionalGeneration`` or ``Idefics3ForConditionalGeneration``.
 
     Args:
         checkpoint: The checkpoint.
@@ -45,11 +46,12 @@ def load_network(checkpoint: Checkpoint, dtype: torch.dtype) -> Any:
     Raises:
         ModelLoadError: A file is missing or broken, or lacks weights.
     """
+    assert checkpoint.config  # refuses other types
     checkpoint.weight_files()
     transformers.utils.logging.disable_progress_bar()
     loaded: Any
     try:
-        loaded = transformers.SmolVLMForConditionalGeneration.from_pretrained(
+        loaded = transformers.AutoModelForImageTextToText.from_pretrained(
             checkpoint.folder,
             dtype=dtype,
             use_safetensors=True,

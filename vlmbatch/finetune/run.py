@@ -57,7 +57,7 @@ class Finetuning:
         """Check the checkpoint and the device.
 
         Raises:
-            ModelLoadError: The checkpoint is missing, or is no SmolVLM2.
+            ModelLoadError: The checkpoint is missing, or of another kind.
             DeviceError: The device is missing, or does not support the options.
         """
         self.job = job

@@ -9,8 +9,8 @@ import transformers
 
 from vlmbatch.finetune.examples import IGNORED
 
-# transformers' SmolVLM drops pictures of exact zeros as padding. This value is no exact zero, and
-# too small to matter.
+# transformers' SmolVLM and Idefics3 drop pictures of exact zeros as padding. This value is no exact
+# zero, and too small to matter.
 _NOT_ZERO = 1e-30
 
 

@@ -18,7 +18,8 @@ class ModelOptions:
 
     model: str = option(
         "HuggingFaceTB/SmolVLM2-500M-Video-Instruct",
-        "Hub id, local folder, or `demo`.",
+        "Hub id, local folder, or `demo`: SmolVLM2, or the Idefics3 family (SmolVLM, SmolDocling, "
+        "granite-docling), which takes pictures only.",
         metavar="MODEL",
         group="Model",
     )
@@ -30,8 +31,9 @@ class ModelOptions:
     )
     engine: str = option(
         "torch",
-        "torch: SmolVLM2 with continuous batching. transformers: any image-text-to-text model of "
-        "transformers, the reference. A list takes the first that opens.",
+        "torch: SmolVLM2 and Idefics3 with continuous batching. transformers: any "
+        "image-text-to-text model of transformers, the reference. A list takes the first that "
+        "opens.",
         metavar="NAME[,NAME]",
         group="Model",
     )

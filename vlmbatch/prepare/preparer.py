@@ -30,7 +30,7 @@ from vlmbatch.job import Detail
 from vlmbatch.prepare.compiled import shared_resizer
 from vlmbatch.prepare.page_layout import lay_out
 from vlmbatch.prepare.payload import Payload
-from vlmbatch.prepare.prompt import MAX_GRID, PromptWriter, image_text, video_text
+from vlmbatch.prepare.prompt import PromptWriter, image_text, video_text
 from vlmbatch.prepare.settings import read_tile_settings
 from vlmbatch.prepare.tiles import TileSettings, cut_tiles, fit_picture, plan_tiles
 
@@ -73,7 +73,7 @@ class Preparer:
         self._full = picture
         self._clip = clip
         self._compiled = shared_resizer()
-        self._image_prefix = functools.lru_cache(maxsize=MAX_GRID**2 + 1)(
+        self._image_prefix = functools.lru_cache(maxsize=64)(
             lambda rows, cols: tuple(writer.image_prefix(rows, cols))
         )
         self._image_question = functools.lru_cache(maxsize=1024)(
@@ -123,6 +123,10 @@ class Preparer:
         media = conversation.media()
         for part in media:
             _check_pixels(part)
+            if part.kind == "clip" and self._clip is None:
+                raise PrepareError(
+                    "the model takes pictures, no video; ask about single frames (--per frame)"
+                )
         texts = [question.text for question in questions]
         prefix_ids, question_ids = self._words(conversation, media, texts)
         self._check_context(len(prefix_ids) + max(map(len, question_ids)), media)
@@ -186,6 +190,11 @@ class Preparer:
         """Count the tiles of a picture of this size, at the preparer's detail or another one."""
         return plan_tiles(width, height, self._settings((width, height), detail)).n_tiles
 
+    @property
+    def takes_clips(self) -> bool:
+        """True if the model takes clips beside pictures."""
+        return self._clip is not None
+
     def _native_tiles(self, media: Sequence[Part]) -> int | None:
         """Count the tiles of pictures at native detail, if the detail is full."""
         if self.detail != "full" or not media or any(part.kind != "picture" for part in media):
@@ -232,11 +241,6 @@ class Preparer:
         """Rows and columns of a picture's tiles."""
         size = picture_size(_frames(part)[0])
         plan = plan_tiles(*size, self._settings(size))
-        if max(plan.rows, plan.cols) > MAX_GRID:
-            raise PrepareError(
-                f"the picture takes {plan.rows} x {plan.cols} tiles; the vocabulary has positions "
-                f"for {MAX_GRID} x {MAX_GRID}"
-            )
         return plan.rows, plan.cols
 
     def _times(self, part: Part) -> tuple[Sequence[float], float]:
@@ -266,11 +270,7 @@ class Preparer:
             if part.kind == "picture":
                 settings = self._settings(picture_size(frames[0]))
                 return [cut_tiles(frames[0], settings, self._compiled)[0]]
-            if self._clip is None:
-                raise PrepareError(
-                    "the checkpoint does not say how frames of a clip are cut; ask about single "
-                    "frames (--per frame)"
-                )
+            assert self._clip is not None  # checked by prepare
             return [cut_tiles(frame, self._clip, self._compiled)[0] for frame in frames]
         except (ValueError, OSError, MemoryError) as error:
             raise _uncuttable(frames[0], error) from error

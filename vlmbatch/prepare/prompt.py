@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,11 +20,6 @@ import tokenizers
 from vlmbatch.checkpoint import Checkpoint
 from vlmbatch.errors import ModelLoadError, PrepareError
 from vlmbatch.prepare.chat import ChatTemplate, Message, fill_in
-
-MAX_GRID = 6
-"""Maximum rows and columns with position tokens in the vocabulary (``<row_6_col_6>`` is the last
-one).
-"""
 
 VIDEO_INTRO = (
     "You are provided the following series of {count} frames from a {duration} [H:MM:SS] video.\n"
@@ -36,7 +32,7 @@ FRAME_INTRO = "\nFrame from {minutes:02d}:{seconds:02d}:"
 VIDEO_OUTRO = "\n\n"
 VIDEO_MARKER = "<video>"
 
-_QUESTION = "\x00question\x00"
+_QUESTION, _ANSWER = "\x00question\x00", "\x00answer\x00"
 _TRIED = ("a", " a", "a ", "\n\n7", "")
 """Questions that must continue a picture and a clip as if the whole were tokenized at once."""
 
@@ -173,13 +169,13 @@ class PromptWriter:
         self.tokenizer = tokenizer
         self.tokens = tokens
         self.image_token_id = self._single_id(tokens.image)
-        for token in (tokens.fake, tokens.global_image, tokens.end_of_utterance):
-            self._single_id(token)
+        self._single_id(tokens.fake)
         self._special = special or {}
         self._chat = ChatTemplate(template, self._special)
         self._added = frozenset(tokenizer.get_added_tokens_decoder())
         self._head, self._tail = self._around_question()
         self.splits = self._splits()
+        self._before_answer, self._after_answer = self._around_answer()
 
     @classmethod
     def from_checkpoint(cls, checkpoint: Checkpoint) -> PromptWriter:
@@ -196,15 +192,20 @@ class PromptWriter:
             ) from error
         tokenizer.no_truncation()
         tokenizer.no_padding()
+        tokens = MediaTokens(checkpoint.image_seq_len())
+        if not checkpoint.takes_clips:
+            # As the processor of transformers does; not every vocabulary has the last one.
+            missing = (tokens.fake, tokens.image, tokens.end_of_utterance)
+            tokenizer.add_special_tokens(
+                [tokenizers.AddedToken(token, normalized=False) for token in missing]
+            )
         config = checkpoint.tokenizer_config()
         special = {
             name: _token_text(config[name])
             for name in (f"{kind}_token" for kind in _SPECIAL)
             if config.get(name)
         }
-        return cls(
-            tokenizer, checkpoint.chat_template(), MediaTokens(checkpoint.image_seq_len()), special
-        )
+        return cls(tokenizer, checkpoint.chat_template(), tokens, special)
 
     def image_prefix(self, rows: int, cols: int) -> list[int]:
         """Return token ids of the chat opening and a picture; every question continues them."""
@@ -262,13 +263,13 @@ class PromptWriter:
         return self._question(f"{VIDEO_OUTRO}{question}{self.tokens.end_of_utterance}\nAssistant:")
 
     def answer(self, text: str) -> list[int]:
-        """Return token ids of an answer as a training target: the template's text after
-        ``Assistant:``, up to the end of the turn.
+        """Return token ids of an answer as a training target: what the template writes after the
+        start of the assistant's turn, up to the token that ends it.
 
         Raises:
             PrepareError: The answer holds an image token.
         """
-        return self._question(f" {text}{self.tokens.end_of_utterance}")
+        return self._question(f"{self._before_answer}{text}{self._after_answer}")
 
     def decode(self, ids: Sequence[int]) -> str:
         """Decode an answer without special tokens; white space around it is kept."""
@@ -301,6 +302,23 @@ class PromptWriter:
                 "the checkpoint's chat template does not put a question behind its picture"
             )
         return head, tail
+
+    def _around_answer(self) -> tuple[str, str]:
+        """The template's text before and after an answer, up to the token that ends the turn."""
+        asked: list[Message] = [("user", [("image", ""), ("text", _QUESTION)])]
+        answered: list[Message] = [*asked, ("assistant", [("text", _ANSWER)])]
+        usual = " ", self.tokens.end_of_utterance
+        try:
+            opened = self._chat.render(asked)
+            whole = self._chat.render(answered, opens_answer=False)
+        except PrepareError:  # no template for several turns
+            return usual
+        before, found, after = whole.removeprefix(opened).partition(_ANSWER)
+        if not found or not whole.startswith(opened):
+            return usual
+        special = (token.content for token in self.tokenizer.get_added_tokens_decoder().values())
+        end = re.search("|".join(map(re.escape, sorted(special, key=len, reverse=True))), after)
+        return before, after[: end.end()] if end else after
 
     def _splits(self) -> bool:
         """Try whether questions continue a picture and a clip."""
@@ -348,7 +366,8 @@ class PromptWriter:
         found = self.tokenizer.token_to_id(token)
         if found is None:
             raise ModelLoadError(
-                f"the tokenizer has no token {token}: this is not a SmolVLM2 checkpoint"
+                f"the tokenizer has no token {token}: this is neither a SmolVLM2 nor an Idefics3 "
+                "checkpoint"
             )
         return int(found)
 

@@ -19,15 +19,7 @@ def read_tile_settings(checkpoint: Checkpoint) -> tuple[TileSettings, TileSettin
     Raises:
         ModelLoadError: A file is missing, or has invalid settings.
     """
-    vision = checkpoint.config.get("vision_config") or {}
-    sizes = {
-        "image_size": vision.get("image_size"),
-        "patch_size": vision.get("patch_size"),
-        "scale_factor": checkpoint.config.get("scale_factor"),
-    }
-    for key, value in sizes.items():
-        if not isinstance(value, int) or value < 1:
-            raise ModelLoadError(f"{checkpoint.name}: config.json says {value!r} for {key}")
+    image_size = checkpoint.vision_sizes()["image_size"]
     settings = checkpoint.image_processor()
     longest = _longest_edge(settings.get("size"), checkpoint.name, "size")
     picture = _tile_settings(
@@ -35,10 +27,10 @@ def read_tile_settings(checkpoint: Checkpoint) -> tuple[TileSettings, TileSettin
     )
     clip = _clip_settings(checkpoint.video_processor(), checkpoint.name)
     for edge in {picture.tile_edge, clip.tile_edge if clip else picture.tile_edge}:
-        if edge != sizes["image_size"]:
+        if edge != image_size:
             raise ModelLoadError(
                 f"{checkpoint.name}: the processor cuts tiles of {edge} pixels, the vision "
-                f"encoder takes {sizes['image_size']}"
+                f"encoder takes {image_size}"
             )
     return picture, clip
 

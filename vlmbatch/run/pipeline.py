@@ -116,10 +116,7 @@ class Run:
         )
         self.engine = engine
         self.plan = EnginePlan.of(engine) if engine else plan_engine(job)
-        if job.per == "tile" and not self.plan.can_cut:
-            raise JobError(
-                f"the engine {self.plan.name} does not cut pictures: leave out --per tile"
-            )
+        _check_plan(job, self.plan)
         self.identity = {
             "engine": self.plan.name,
             **job.identity(),
@@ -339,3 +336,14 @@ def run(
     if outcome.error is not None:
         raise outcome.error
     return outcome.summary
+
+
+def _check_plan(job: Job, plan: EnginePlan) -> None:
+    """Refuse options that the engine or its model cannot honour."""
+    if job.per == "tile" and not plan.can_cut:
+        raise JobError(f"the engine {plan.name} does not cut pictures: leave out --per tile")
+    if job.is_clip and not plan.takes_clips:
+        raise JobError(
+            f"{plan.model} takes pictures, no video: leave out --per {job.per} to ask about single "
+            "frames, or take a SmolVLM2 model"
+        )

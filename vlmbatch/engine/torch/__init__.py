@@ -1,1 +1,1 @@
-"""The torch engine: SmolVLM2 with continuous batching."""
+"""The torch engine: SmolVLM2 and Idefics3 with continuous batching."""

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import dataclasses
 
-from vlmbatch.checkpoint import KNOWN_MODELS
+from vlmbatch.checkpoint import IDEFICS3_MODELS, KNOWN_MODELS
 from vlmbatch.engine.torch.shape import ModelShape
 from vlmbatch.errors import OutOfMemoryError
 
 GIB = 1 << 30
-KNOWN_PARAMETERS = dict(zip(KNOWN_MODELS, (256_500_000, 507_500_000, 2_247_000_000), strict=True))
+_SMOLVLM2 = (256_500_000, 507_500_000, 2_247_000_000)
+_IDEFICS3 = (256_500_000, 507_500_000, 2_246_000_000, 256_500_000, 257_500_000)
+KNOWN_PARAMETERS = dict(zip(KNOWN_MODELS + IDEFICS3_MODELS, _SMOLVLM2 + _IDEFICS3, strict=True))
 """Number of weights of the published checkpoints, counted from their shapes."""
 
 WORKSPACE_SHARE = 0.25
@@ -153,8 +155,9 @@ class MemoryBudget:
         parameters = self.shape.parameters
         smaller = [
             name
-            for name, count in KNOWN_PARAMETERS.items()
-            if count < 0.95 * parameters and 1.2 * count * self.itemsize < self.limit
+            for name in KNOWN_MODELS
+            if (count := KNOWN_PARAMETERS[name]) < 0.95 * parameters
+            and 1.2 * count * self.itemsize < self.limit
         ]
         ways = [f"use --model {smaller[-1]}"] if smaller else []
         if self.itemsize == 4 and self.weight_bytes / 2 * 1.2 < self.limit:

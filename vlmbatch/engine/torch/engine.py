@@ -1,4 +1,4 @@
-"""The torch engine: SmolVLM2 with continuous batching.
+"""The torch engine: SmolVLM2 and Idefics3 with continuous batching.
 
 A step encodes tiles of the next requests (encoding.py), prefills the encoded ones, and decodes one
 token for every live sequence (step.py). scheduler.py chooses, cache.py holds keys and values,
@@ -79,6 +79,7 @@ class TorchEngine:
         """
         self.network, self._preparer, self._end_ids = model, preparer, end_ids
         self.model, self.revision = model_name, revision
+        self.takes_clips = preparer.takes_clips
         self.device = str(model.device)
         self.dtype = str(model.dtype).removeprefix("torch.") + ("+int8" if model.quantized else "")
         self.budget = budget

@@ -1,4 +1,4 @@
-"""SmolVLM2 in plain torch: vision encoder, connector, language model.
+"""SmolVLM2 and Idefics3 in plain torch: vision encoder, connector, language model.
 
 The language model takes tokens of many sequences side by side, without padding. Only attention
 knows where a sequence ends; the caller passes it in (see cache.py). Query, key and value
@@ -181,7 +181,7 @@ class VisionLayer:
 
 
 class LanguageModel:
-    """Llama over tokens of many sequences side by side."""
+    """Llama or Granite over tokens of many sequences side by side."""
 
     def __init__(self, shape: ModelShape, weights: Weights) -> None:
         """Take all weights of the checkpoint."""
@@ -212,6 +212,8 @@ class LanguageModel:
             attend: Attention.
         """
         cos, sin = self.cos[positions].unsqueeze(1), self.sin[positions].unsqueeze(1)
+        if self.shape.embedding_multiplier != 1:
+            x = x * self.shape.embedding_multiplier
         for number, layer in enumerate(self.layers):
             x = layer(number, x, cos, sin, attend)
         return x
@@ -241,9 +243,15 @@ class TextLayer:
         )
         unrotated, value = qkv.split((shape.heads + shape.kv_heads, shape.kv_heads), dim=1)
         query, key = rotate(unrotated, cos, sin).split((shape.heads, shape.kv_heads), dim=1)
-        x = x + self.out(attend(number, query, key, value))
+        if shape.query_multiplier != 1:
+            query = query * shape.query_multiplier
+        x = self._add(x, self.out(attend(number, query, key, value)))
         gate, up = self.gate_up(rms_norm(x, self.mlp_norm, shape.norm_eps)).chunk(2, dim=-1)
-        return x + self.down(F.silu(gate).mul_(up))
+        return self._add(x, self.down(F.silu(gate).mul_(up)))
+
+    def _add(self, x: Tensor, change: Tensor) -> Tensor:
+        multiplier = self.shape.residual_multiplier
+        return x + change if multiplier == 1 else x + change * multiplier
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def plan_engine(options: EngineOptions) -> EnginePlan:
-    """Find a SmolVLM2 checkpoint and read its small files; torch is not loaded yet.
+    """Find a SmolVLM2 or Idefics3 checkpoint and read its small files; torch is not loaded yet.
 
     Raises:
         ModelLoadError: It is missing, or of another kind.
@@ -31,6 +31,7 @@ def plan_engine(options: EngineOptions) -> EnginePlan:
         checkpoint.revision,
         functools.partial(_open, options, checkpoint, preparer),
         can_cut=True,
+        takes_clips=preparer.takes_clips,
     )
 
 

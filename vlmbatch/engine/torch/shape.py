@@ -11,6 +11,11 @@ from typing import Any
 from vlmbatch.checkpoint import Checkpoint
 from vlmbatch.errors import ModelLoadError
 
+DEFAULT_TEXT = {"model_type": "llama", "rms_norm_eps": 1e-5}
+"""Language model of a config.json without one (``Idefics3Config`` and ``SmolVLMConfig``)."""
+DEFAULT_IMAGE_TOKEN_ID = 128257
+"""Default of ``image_token_id`` in the same classes."""
+
 
 @dataclasses.dataclass(frozen=True)
 class VisionShape:
@@ -37,7 +42,13 @@ class VisionShape:
 
 @dataclasses.dataclass(frozen=True)
 class TextShape:
-    """The language model (Llama)."""
+    """The language model: Llama, or Granite, which is Llama with multipliers.
+
+    Attributes:
+        embedding_multiplier: Factor of the embeddings, those of pictures included.
+        residual_multiplier: Factor of what attention and MLP add to the hidden states.
+        query_multiplier: Factor of the queries, beside the usual ``head_dim ** -0.5``.
+    """
 
     hidden: int
     layers: int
@@ -49,11 +60,14 @@ class TextShape:
     context: int
     norm_eps: float
     rope_theta: float
+    embedding_multiplier: float = 1.0
+    residual_multiplier: float = 1.0
+    query_multiplier: float = 1.0
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelShape:
-    """A whole SmolVLM2.
+    """A whole SmolVLM2 or Idefics3.
 
     Attributes:
         vision: The vision encoder.
@@ -147,18 +161,16 @@ class ModelShape:
         """Read config.json; missing keys have the defaults of transformers' configuration classes.
 
         Raises:
-            ModelLoadError: A key is missing, or the checkpoint uses something that SmolVLM2 does
-                not have.
+            ModelLoadError: A key is invalid, or the checkpoint uses something that the two families
+                do not have.
         """
-        config = checkpoint.config
+        config, sizes = checkpoint.config, checkpoint.vision_sizes()
         try:
-            vision = _vision(config["vision_config"])
-            text = _text(config["text_config"])
             return cls(
-                vision,
-                text,
-                int(config.get("scale_factor", 2)),
-                int(config["image_token_id"]),
+                _vision(config.get("vision_config") or {}, sizes),
+                _text(config.get("text_config") or DEFAULT_TEXT),
+                sizes["scale_factor"],
+                int(config.get("image_token_id", DEFAULT_IMAGE_TOKEN_ID)),
                 bool(config.get("tie_word_embeddings", False)),
             )
         except (KeyError, TypeError, ValueError) as error:
@@ -167,22 +179,23 @@ class ModelShape:
             ) from error
 
 
-def _vision(config: Mapping[str, Any]) -> VisionShape:
+def _vision(config: Mapping[str, Any], sizes: Mapping[str, int]) -> VisionShape:
     _require(config, "hidden_act", "gelu_pytorch_tanh")
     return VisionShape(
         hidden=int(config.get("hidden_size", 1152)),
         layers=int(config.get("num_hidden_layers", 12)),
         heads=int(config.get("num_attention_heads", 16)),
         mlp=int(config.get("intermediate_size", 3072)),
-        image_size=int(config.get("image_size", 224)),
-        patch_size=int(config.get("patch_size", 32)),
+        image_size=sizes["image_size"],
+        patch_size=sizes["patch_size"],
         norm_eps=float(config.get("layer_norm_eps", 1e-6)),
     )
 
 
 def _text(config: Mapping[str, Any]) -> TextShape:
-    if config.get("model_type", "llama") != "llama":
-        raise ValueError(f"text_config.model_type is {config['model_type']!r}, not 'llama'")
+    kind = config.get("model_type", "llama")
+    if kind not in ("llama", "granite"):
+        raise ValueError(f"text_config.model_type is {kind!r}; there are 'llama' and 'granite'")
     _require(config, "hidden_act", "silu")
     for name in (
         "attention_bias",
@@ -193,11 +206,11 @@ def _text(config: Mapping[str, Any]) -> TextShape:
     ):
         _require(config, name, False)
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    if kind != "default":
-        raise ValueError(f"rope of type {kind!r} is not supported")
+    rope_type = rope.get("rope_type", rope.get("type", "default"))
+    if rope_type != "default":
+        raise ValueError(f"rope of type {rope_type!r} is not supported")
     hidden, heads = int(config.get("hidden_size", 4096)), int(config.get("num_attention_heads", 32))
-    return TextShape(
+    shape = TextShape(
         hidden=hidden,
         layers=int(config.get("num_hidden_layers", 32)),
         heads=heads,
@@ -208,6 +221,21 @@ def _text(config: Mapping[str, Any]) -> TextShape:
         context=int(config.get("max_position_embeddings", 2048)),
         norm_eps=float(config.get("rms_norm_eps", 1e-6)),
         rope_theta=float(rope.get("rope_theta", config.get("rope_theta", 10000.0))),
+    )
+    return _with_multipliers(shape, config) if kind == "granite" else shape
+
+
+def _with_multipliers(shape: TextShape, config: Mapping[str, Any]) -> TextShape:
+    """Add Granite's multipliers, each 1 if it is left out (``GraniteConfig``).
+
+    Its attention multiplier takes the place of ``head_dim ** -0.5``. transformers'
+    ``Idefics3ForConditionalGeneration`` does not divide by ``logits_scaling``, and neither do we.
+    """
+    return dataclasses.replace(
+        shape,
+        embedding_multiplier=float(config.get("embedding_multiplier", 1.0)),
+        residual_multiplier=float(config.get("residual_multiplier", 1.0)),
+        query_multiplier=float(config.get("attention_multiplier", 1.0)) * shape.head_dim**0.5,
     )
 
 

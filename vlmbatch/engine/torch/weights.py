@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+from collections.abc import Mapping
 
 import safetensors
 import torch
@@ -21,11 +22,12 @@ logger = logging.getLogger(__name__)
 
 VISION, TEXT = "model.vision_model", "model.text_model"
 """Name prefixes of the tensors of the encoder and of the language model."""
+HEAD, EMBEDDING = "lm_head.weight", f"{TEXT}.embed_tokens.weight"
 
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """A loaded SmolVLM2.
+    """A loaded SmolVLM2 or Idefics3.
 
     Attributes:
         shape: Its sizes.
@@ -66,28 +68,27 @@ def load_model(
         ModelLoadError: A file is broken, or a tensor is missing or has another shape than
             config.json says.
     """
-    expected = tensor_shapes(shape)
+    wanted = tensor_shapes(dataclasses.replace(shape, tied=False))
     tensors: dict[str, torch.Tensor] = {}
     for path in checkpoint.weight_files():
         try:
             with safe_open(path, framework="pt", device="cpu") as file:
-                for name in file.keys():  # noqa: SIM118 (not a mapping)
-                    if name in expected:
-                        tensor = file.get_tensor(name)
-                        if quantized and is_quantized(name):
-                            _put_quantized(tensors, name, tensor, device)
-                        else:
-                            tensors[name] = tensor.to(device, dtype)
+                for stored in file.keys():  # noqa: SIM118 (not a mapping)
+                    name = _full_name(stored, wanted)
+                    if name is None:
+                        logger.debug("%s: tensor %s is not used", path.name, stored)
+                        continue
+                    tensor = file.get_tensor(stored)
+                    if quantized and is_quantized(name) and not (name == HEAD and shape.tied):
+                        _put_quantized(tensors, name, tensor, device)
                     else:
-                        logger.debug("%s: tensor %s is not used", path.name, name)
+                        tensors[name] = tensor.to(device, dtype)
         except (safetensors.SafetensorError, OSError) as error:
             raise ModelLoadError(
                 f"{checkpoint.name}: {path.name} cannot be read: {error}"
             ) from error
-    if "lm_head.weight" not in tensors and not shape.tied:
-        # Files leave shared tensors out, whatever the flag in config.json says.
-        shape = dataclasses.replace(shape, tied=True)
-        del expected["lm_head.weight"]
+    shape = _settle_head(tensors, shape)
+    expected = tensor_shapes(shape)
     for name, size in expected.items():
         if name not in tensors:
             raise ModelLoadError(f"{checkpoint.name}: the weights lack {name}")
@@ -96,14 +97,34 @@ def load_model(
                 f"{checkpoint.name}: {name} is {tuple(tensors[name].shape)}, config.json says "
                 f"{size}"
             )
-    if (
-        quantized and shape.tied
-    ):  # the embeddings stay as they are; the head reads its whole matrix for every token
-        _put_quantized(tensors, "lm_head.weight", tensors[f"{TEXT}.embed_tokens.weight"], device)
+    if quantized and (head := tensors[EMBEDDING if shape.tied else HEAD]).dtype != torch.int8:
+        # The embeddings stay as they are; the head reads its whole matrix for every token.
+        _put_quantized(tensors, HEAD, head, device)
     scale, shift = pixel_normalization(checkpoint)
     weights = Weights(tensors)
     vision = VisionEncoder(shape, weights.under("model"), scale.to(device), shift.to(device))
     return Model(shape, vision, LanguageModel(shape, weights), device, dtype, quantized)
+
+
+def _full_name(stored: str, wanted: Mapping[str, object]) -> str | None:
+    """Return the name of a tensor in the hub's layout, or None if it is not used.
+
+    Files of the model without its head have no ``model.``; transformers adds or removes it too.
+    """
+    names = (stored, stored.removeprefix("model."), f"model.{stored}")
+    return next((name for name in names if name in wanted), None)
+
+
+def _settle_head(tensors: dict[str, torch.Tensor], shape: ModelShape) -> ModelShape:
+    """Return the shape with ``tied`` as the files say, whatever the flag in config.json says: they
+    leave a shared matrix out, and transformers keeps two that differ apart.
+    """
+    if shape.tied and EMBEDDING not in tensors and HEAD in tensors:
+        tensors[EMBEDDING] = tensors[HEAD]
+    tied = HEAD not in tensors or (shape.tied and torch.equal(tensors[HEAD], tensors[EMBEDDING]))
+    if tied:
+        tensors.pop(HEAD, None)
+    return dataclasses.replace(shape, tied=tied)
 
 
 def is_quantized(name: str) -> bool:
@@ -113,9 +134,7 @@ def is_quantized(name: str) -> bool:
     Embeddings are looked up, norms are small, and the vision encoder multiplies each weight with a
     thousand patches, so reading weights takes little of its time.
     """
-    return name == "lm_head.weight" or (
-        name.startswith(f"{TEXT}.layers.") and name.endswith("_proj.weight")
-    )
+    return name == HEAD or (name.startswith(f"{TEXT}.layers.") and name.endswith("_proj.weight"))
 
 
 def _put_quantized(
@@ -159,11 +178,11 @@ def tensor_shapes(shape: ModelShape) -> dict[str, tuple[int, ...]]:
             t.hidden,
             v.hidden * shape.scale_factor**2,
         ),
-        f"{text}.embed_tokens.weight": (t.vocabulary, t.hidden),
+        EMBEDDING: (t.vocabulary, t.hidden),
         f"{text}.norm.weight": (t.hidden,),
     }
     if not shape.tied:
-        shapes["lm_head.weight"] = (t.vocabulary, t.hidden)
+        shapes[HEAD] = (t.vocabulary, t.hidden)
     for i in range(v.layers):
         layer = f"{vision}.encoder.layers.{i}"
         linears = {

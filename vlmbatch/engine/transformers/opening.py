@@ -17,7 +17,7 @@ from vlmbatch.engine.torch.device import device_memory, find_device, find_dtype,
 from vlmbatch.engine.transformers.engine import TransformersEngine
 from vlmbatch.engine.transformers.memory import MemoryLimit
 from vlmbatch.engine.transformers.processing import OwnProcessor, Processor
-from vlmbatch.engine.transformers.tiled import TILED_TYPES, TiledProcessor
+from vlmbatch.engine.transformers.tiled import CLIP_TYPE, TILED_TYPES, TiledProcessor
 from vlmbatch.errors import JobError, ModelLoadError, OutOfMemoryError
 from vlmbatch.job import Detail, EngineOptions
 
@@ -47,7 +47,8 @@ def plan_engine(options: EngineOptions) -> EnginePlan:
             f"({', '.join(TILED_TYPES)}); {checkpoint.name} is of type {model_type}: use full"
         )
     opened = functools.partial(_open, checkpoint, options)
-    return EnginePlan(NAME, checkpoint.name, checkpoint.revision, opened)
+    takes_clips = model_type == CLIP_TYPE
+    return EnginePlan(NAME, checkpoint.name, checkpoint.revision, opened, takes_clips=takes_clips)
 
 
 def _check_type(name: str, model_type: str) -> None:

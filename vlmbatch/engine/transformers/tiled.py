@@ -20,6 +20,8 @@ from vlmbatch.job import Detail
 
 TILED_TYPES = ("smolvlm", "idefics3")
 """Model types that cut pictures into tiles of one size, and write the same words around them."""
+CLIP_TYPE = "smolvlm"
+"""The one of them that takes clips."""
 
 _SMOLVLM: Any = processing_smolvlm
 
@@ -29,8 +31,10 @@ class TiledProcessor:
 
     def __init__(self, checkpoint: Checkpoint, config: Any, detail: Detail) -> None:
         """Load tokenizer, chat template and image processor."""
-        self.tokenizer = transformers.AutoTokenizer.from_pretrained(
-            checkpoint.folder, local_files_only=True, trust_remote_code=False
+        # AutoTokenizer would rebuild that of an Idefics3 whose files name the class of GPT-2, with
+        # another pre-tokenizer than tokenizer.json has; SmolVLM's it takes as it is.
+        self.tokenizer = transformers.PreTrainedTokenizerFast.from_pretrained(
+            checkpoint.folder, local_files_only=True
         )
         self._template = checkpoint.chat_template()
         self._images = transformers.AutoImageProcessor.from_pretrained(
@@ -39,20 +43,26 @@ class TiledProcessor:
         self._edge = int(self._images.max_image_size["longest_edge"])
         self._longest = int(self._images.size["longest_edge"])
         self._detail = detail
-        self._clip = _clip_settings(checkpoint)
+        self._clip = _clip_settings(checkpoint) if config.model_type == CLIP_TYPE else None
         vision = config.vision_config
         grid = vision.image_size // vision.patch_size // config.scale_factor
         self._words = types.SimpleNamespace(
             image_seq_len=checkpoint.read_json("processor_config.json").get(
                 "image_seq_len", grid**2
             ),
-            image_token=getattr(self.tokenizer, "image_token", "<image>"),
+            image_token="<image>",
             video_token="<video>",
-            fake_image_token=getattr(
-                self.tokenizer, "fake_image_token", "<fake_token_around_image>"
-            ),
-            global_image_token=getattr(self.tokenizer, "global_image_token", "<global-img>"),
+            fake_image_token="<fake_token_around_image>",
+            global_image_token="<global-img>",
         )
+        if config.model_type == "idefics3":  # as its processor does
+            special = [self._words.fake_image_token, self._words.image_token, "<end_of_utterance>"]
+            self.tokenizer.add_special_tokens({"additional_special_tokens": special})
+        else:
+            for name in ("image_token", "fake_image_token", "global_image_token"):
+                setattr(
+                    self._words, name, getattr(self.tokenizer, name, getattr(self._words, name))
+                )
 
     def __call__(self, conversation: Conversation, questions: Sequence[str]) -> Payload:
         """See ``Processor``."""
@@ -73,7 +83,12 @@ class TiledProcessor:
                 messages,
                 _SMOLVLM.DEFAULT_CHAT_TEMPLATE if has_clip else self._template,
             )
-            ids = self.tokenizer(self._fill(text, markers, words), return_tensors="pt")
+            bos = self.tokenizer.bos_token
+            ids = self.tokenizer(
+                self._fill(text, markers, words),
+                add_special_tokens=not (bos and text.startswith(bos)),
+                return_tensors="pt",
+            )
             prompts.append({"input_ids": ids["input_ids"]})
         pixel_values = {"pixel_values": torch.cat(tiles, 1)} if tiles else {}
         return Payload(pixel_values, prompts, sum(len(part[0]) for part in tiles))
@@ -111,8 +126,7 @@ class TiledProcessor:
         assert pixels is not None  # or there were no frames
         if self._clip is None:
             raise PrepareError(
-                "the checkpoint does not say how frames of a clip are cut; ask about single "
-                "frames (--per frame)"
+                "the model takes pictures, no video; ask about single frames (--per frame)"
             )
         if len(pixels.times_seconds) != len(frames):
             raise PrepareError(
