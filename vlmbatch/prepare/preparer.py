@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -28,6 +27,7 @@ from vlmbatch.core import (
 from vlmbatch.errors import PrepareError
 from vlmbatch.job import Detail
 from vlmbatch.prepare.compiled import shared_resizer
+from vlmbatch.prepare.digests import digest_tile
 from vlmbatch.prepare.page_layout import lay_out
 from vlmbatch.prepare.payload import Payload
 from vlmbatch.prepare.prompt import PromptWriter, image_text, video_text
@@ -140,7 +140,7 @@ class Preparer:
         seeds = [
             draw_seed(question.seed, conversation.key, question.text) for question in questions
         ]
-        keys = [hashlib.blake2b(tile, digest_size=16).digest() for tile in tiles]
+        keys = [digest_tile(tile) for tile in tiles]
         payload = Payload(tiles, prefix_ids, question_ids, seeds, keys)
         return Request(
             conversation.without_pixels(),
