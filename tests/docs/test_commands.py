@@ -92,13 +92,8 @@ def test_the_commands_of_a_page_run(
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_the_python_of_a_page_runs(page: Path, folder: Path) -> None:
     for block in python_blocks(page):
-        code = block.replace('output="photos.jsonl")', 'output="photos.jsonl", model="demo")')
-        code = code.replace(
-            'model="demo", output="photos.jsonl", model="demo"',
-            'model="demo", output="photos.jsonl"',
-        )
         done = subprocess.run(
-            [sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=False
+            [sys.executable, "-c", block], cwd=folder, capture_output=True, text=True, check=False
         )
         assert done.returncode == 0, done.stderr
 
