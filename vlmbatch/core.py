@@ -107,11 +107,13 @@ class Part:
         text: The text of a ``text``.
         pixels: The pixels of the other kinds: one frame, or several for a clip. None once an engine
             has prepared them.
+        detail: Detail of a picture, where it is not the engine's: ``full`` or ``low``.
     """
 
     kind: PartKind
     text: str = ""
     pixels: Pixels | None = None
+    detail: Literal["full", "low"] | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

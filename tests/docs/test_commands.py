@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import shutil
@@ -22,9 +23,12 @@ SOME_ERRORS = 3
 
 
 def commands(page: Path) -> Iterator[str]:
-    """The lines of a page's shell blocks that run vlmbatch."""
+    """The lines of a page's shell blocks that run vlmbatch; a server is not started."""
     for block in re.findall(r"^```sh\n(.*?)^```", page.read_text("utf-8"), re.S | re.M):
-        yield from (line for line in block.splitlines() if re.search(r"\bvlmbatch ", line))
+        for line in block.splitlines():
+            if re.search(r"\bvlmbatch ", line):
+                is_server = " serve" in line or "server.yaml" in line
+                yield line + (" --dry-run" if is_server else "")
 
 
 def python_blocks(page: Path) -> list[str]:
@@ -95,6 +99,20 @@ def test_the_python_of_a_page_runs(page: Path, folder: Path) -> None:
         done = subprocess.run(
             [sys.executable, "-c", block], cwd=folder, capture_output=True, text=True, check=False
         )
+        assert done.returncode == 0, done.stderr
+
+
+def test_the_server_of_a_service_and_of_a_container_starts_as_it_is_written(
+    vlmbatch: Command,
+) -> None:
+    text = (ROOT / "docs" / "server.md").read_text("utf-8")
+    service = re.search(r"^ExecStart=\S+/vlmbatch (.+)$", text, re.M)
+    container = re.findall(r"^(?:ENTRYPOINT|CMD) (\[.+\])$", text, re.M)
+    assert service is not None
+    program, *arguments = [word for line in container for word in json.loads(line)]
+    assert program == "vlmbatch"
+    for command in (service[1].split(), arguments):
+        done = vlmbatch(*command, "--dry-run")
         assert done.returncode == 0, done.stderr
 
 

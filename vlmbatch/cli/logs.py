@@ -9,7 +9,7 @@ from typing import Any
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object a line: time, level, message."""
+    """One JSON object a line: time, level, message, and the ``fields`` of a record."""
 
     def format(self, record: logging.LogRecord) -> str:
         """Format a record as a line."""
@@ -17,6 +17,7 @@ class JsonFormatter(logging.Formatter):
             "time": self.formatTime(record, "%Y-%m-%dT%H:%M:%S%z"),
             "level": record.levelname.lower(),
             "message": record.getMessage(),
+            **getattr(record, "fields", {}),
         }
         return json.dumps(entry, ensure_ascii=False)
 

@@ -21,6 +21,8 @@ from vlmbatch.values import LIST_TYPES, parse_seconds
 
 GROUPS = (
     "",
+    "Server",
+    "Limits",
     "Data",
     "Training",
     "LoRA",

@@ -12,6 +12,7 @@ from vlmbatch.cli.options import GroupedCommand, GroupedOption, job_options, par
 from vlmbatch.cli.work import add_estimate, add_reporting
 from vlmbatch.errors import JobError
 from vlmbatch.job import Job, job_key
+from vlmbatch.serve.settings import ServeJob
 from vlmbatch.text_files import open_text
 from vlmbatch.values import check_types
 
@@ -31,8 +32,8 @@ class RunFlags:
         check_types(self)
 
 
-def read_job_file(name: str, settings: dict[str, Any]) -> tuple[Job, RunFlags]:
-    """Read a job and its flags from a YAML file.
+def read_job_file(name: str, settings: dict[str, Any]) -> tuple[Job | ServeJob, RunFlags]:
+    """Read a job and its flags from a YAML file. One with the key ``serve`` is a server.
 
     Args:
         name: The file, or ``-`` for stdin. Paths in it are relative to the current folder.
@@ -58,18 +59,39 @@ def read_job_file(name: str, settings: dict[str, Any]) -> tuple[Job, RunFlags]:
         raise JobError(f"{name}: not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
         raise JobError(f"{name}: a job file holds keys and values, such as `task: caption`")
-    values = {**values, **settings}
+    is_server = "serve" in values
+    try:
+        values = {**(_server_values(values) if is_server else values), **settings}
+    except JobError as error:
+        raise JobError(f"{name}: {error}") from error
     flags = {
         key: values.pop(key)
         for key in list(values)
         if job_key(str(key)) in ("dry_run", "estimate", "verbose", "quiet")
     }
     try:
-        return Job.from_dict(values), RunFlags(
-            **{job_key(key): value for key, value in flags.items() if value is not None}
-        )
+        job = ServeJob.from_dict(values) if is_server else Job.from_dict(values)
+        given = {job_key(key): value for key, value in flags.items() if value is not None}
+        return job, RunFlags(**given)
     except JobError as error:
         raise JobError(f"{name}: {error}") from error
+
+
+def _server_values(values: dict[str, Any]) -> dict[str, Any]:
+    """Return the options of a server: what stands under ``serve``, and beside it.
+
+    Raises:
+        JobError: ``serve`` holds no keys, or a key is in both places.
+    """
+    beside = {key: value for key, value in values.items() if key != "serve"}
+    under = values["serve"] if values["serve"] is not None else {}
+    if not isinstance(under, dict):
+        raise JobError("serve holds keys and values, such as `port: 8000`")
+    written = {job_key(str(key)) for key in beside}
+    for key in under:
+        if job_key(str(key)) in written:
+            raise JobError(f"the key {key!r} stands under serve and beside it: give it once")
+    return {**beside, **under}
 
 
 def _read_text(name: str) -> str:
@@ -108,8 +130,17 @@ def _callback(
 ) -> None:
     from vlmbatch.cli.execute import execute
     from vlmbatch.cli.options import given
+    from vlmbatch.cli.serve import serve
 
     job, flags = read_job_file(pipeline, {**parse_settings(settings), **given(values)})
+    if isinstance(job, ServeJob):
+        serve(
+            job,
+            dry_run=dry_run or flags.dry_run,
+            verbose=max(verbose, flags.verbose),
+            quiet=quiet or flags.quiet,
+        )
+        return
     execute(
         job,
         dry_run=dry_run or flags.dry_run,
@@ -124,7 +155,8 @@ _command = GroupedCommand(
     callback=_callback,
     no_args_is_help=True,
     help="Run a job from a YAML file, or from stdin (-). The keys are the options of the other "
-    "commands; their --dry-run prints such a file. Paths are relative to the current folder.",
+    "commands; their --dry-run prints such a file. One with the key `serve` starts a server. Paths "
+    "are relative to the current folder.",
 )
 _command.params += [
     click.Argument(["pipeline"], metavar="PIPELINE.yaml"),

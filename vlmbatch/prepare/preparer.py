@@ -197,7 +197,9 @@ class Preparer:
 
     def _native_tiles(self, media: Sequence[Part]) -> int | None:
         """Count the tiles of pictures at native detail, if the detail is full."""
-        if self.detail != "full" or not media or any(part.kind != "picture" for part in media):
+        if self.detail != "full" or not media:
+            return None
+        if any(part.kind != "picture" or part.detail for part in media):
             return None
         sizes = [picture_size(_frames(part)[0]) for part in media]
         return sum(self.num_tiles(*size, "native") for size in sizes)
@@ -240,7 +242,7 @@ class Preparer:
     def _grid(self, part: Part) -> tuple[int, int]:
         """Rows and columns of a picture's tiles."""
         size = picture_size(_frames(part)[0])
-        plan = plan_tiles(*size, self._settings(size))
+        plan = plan_tiles(*size, self._settings(size, part.detail))
         return plan.rows, plan.cols
 
     def _times(self, part: Part) -> tuple[Sequence[float], float]:
@@ -268,7 +270,7 @@ class Preparer:
             return [tile[np.newaxis]]
         try:
             if part.kind == "picture":
-                settings = self._settings(picture_size(frames[0]))
+                settings = self._settings(picture_size(frames[0]), part.detail)
                 return [cut_tiles(frames[0], settings, self._compiled)[0]]
             assert self._clip is not None  # checked by prepare
             return [cut_tiles(frame, self._clip, self._compiled)[0] for frame in frames]

@@ -153,6 +153,12 @@ class Dispatcher:
         return len(self._running)
 
     @property
+    def num_sequences(self) -> int:
+        """Questions of the running requests."""
+        with self._guard:
+            return sum(len(ticket.questions) for ticket in self._running)
+
+    @property
     def is_closed(self) -> bool:
         """True if no more requests are taken."""
         return self._is_closed or self.died.is_set()

@@ -86,6 +86,8 @@ class OwnProcessor:
                 "this model takes pictures, neither clips nor tiles; ask about single frames "
                 "(--per frame)"
             )
+        if any(part.detail for part in conversation.media()):
+            raise PrepareError("this model has one detail for pictures; leave out `detail`")
         self._check_words(conversation, questions)
         pictures = iter([pictures_of(part)[0] for part in conversation.media()])
         messages = messages_of(conversation.turns, questions[0])

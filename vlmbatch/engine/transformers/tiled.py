@@ -96,6 +96,7 @@ class TiledProcessor:
     def _picture_part(self, part: Part) -> tuple[str, torch.Tensor]:
         """Words and tiles, float32 (1, tiles, 3, E, E), of a picture or tile."""
         picture = pictures_of(part)[0]
+        detail = part.detail or self._detail
         options: dict[str, Any] = {}
         if part.kind == "tile":
             if picture.size != (self._edge, self._edge):
@@ -104,9 +105,9 @@ class TiledProcessor:
                     f"{picture.width} x {picture.height}"
                 )
             options = {"do_resize": False, "do_image_splitting": False}
-        elif self._detail == "low":
+        elif detail == "low":
             options = {"do_image_splitting": False}
-        elif self._detail == "native":
+        elif detail == "native":
             own = math.ceil(max(picture.size) / self._edge) * self._edge
             options = {"size": {"longest_edge": min(own, self._longest)}}
         found = self._process([picture], options)

@@ -51,7 +51,14 @@ wait = time.sleep
 """Waits between two tries."""
 
 
-def fetch(url: str, sink: BinaryIO, max_bytes: int, *, allow_private: bool) -> None:
+def fetch(
+    url: str,
+    sink: BinaryIO,
+    max_bytes: int,
+    *,
+    allow_private: bool,
+    max_attempts: int = MAX_ATTEMPTS,
+) -> None:
     """Write the bytes behind a URL.
 
     Args:
@@ -61,12 +68,13 @@ def fetch(url: str, sink: BinaryIO, max_bytes: int, *, allow_private: bool) -> N
             the size, at that byte where it does not.
         allow_private: Whether addresses that are not public are allowed, and the proxy of the
             environment is used.
+        max_attempts: Tries, the first one counted.
 
     Raises:
         ReadError: The bytes cannot be had; one line says why.
     """
     client = _client(allow_private)
-    for attempt in range(1, MAX_ATTEMPTS + 1):
+    for attempt in range(1, max_attempts + 1):
         sink.seek(0)
         sink.truncate()
         pause = None
@@ -90,8 +98,8 @@ def fetch(url: str, sink: BinaryIO, max_bytes: int, *, allow_private: bool) -> N
             reason = f"{_WORDS.get(type(exc).__name__, 'connection failed')}: {one_line(exc)}"
         except (httpx2.InvalidURL, ValueError, OSError) as exc:
             raise ReadError(one_line(exc)) from exc
-        if attempt == MAX_ATTEMPTS:
-            raise ReadError(f"{reason} ({attempt} tries)")
+        if attempt == max_attempts:
+            raise ReadError(f"{reason} ({attempt} {'try' if attempt == 1 else 'tries'})")
         seconds = random.uniform(0.5, 1.0) * 2 ** (attempt - 1) if pause is None else pause
         if seconds > MAX_WAIT_SECONDS:
             raise ReadError(f"{reason}; the server asks to wait {seconds:.0f} s")

@@ -1,0 +1,102 @@
+"""The command: its lines on stderr, its job file, and its end by signals."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+import httpx2
+import pytest
+
+from tests.cli.conftest import Command
+from tests.cli.conftest import vlmbatch as vlmbatch
+from tests.serve.conftest import WAIT, image_part, png
+
+ROOT = Path(__file__).parents[2]
+
+
+@contextmanager
+def started(*arguments: str) -> Iterator[tuple[subprocess.Popen[str], IO[str]]]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-m", "vlmbatch", *arguments]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as process:
+        assert process.stderr is not None
+        try:
+            yield process, process.stderr
+        finally:
+            process.kill()
+
+
+def test_a_job_file_serves_logs_json_and_ends_at_sigterm(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The pictures, prompts and keys of clients are not logged."""
+    monkeypatch.setenv("TEST_SERVER_KEY", "secret-key")
+    settings = ("--set", "port=0", "--set", "api_key_env=TEST_SERVER_KEY")
+    with started("run", str(ROOT / "pipelines" / "server.yaml"), *settings) as (process, stderr):
+        first, second = json.loads(stderr.readline()), json.loads(stderr.readline())
+        url = re.search(r"http://127\.0\.0\.1:\d+", first["message"])
+        assert url is not None
+        assert second["message"].startswith("ready: demo on ")
+        messages = [
+            {"role": "user", "content": [image_part(png()), {"type": "text", "text": "private"}]}
+        ]
+        body = {"model": "demo", "messages": messages, "max_tokens": 3}
+        headers = {"authorization": "Bearer secret-key", "x-request-id": "mine-1"}
+        path = f"{url[0]}/v1/chat/completions"
+        found = httpx2.post(path, json=body, headers=headers, timeout=WAIT)
+        assert found.status_code == 200
+        assert found.headers["x-request-id"] == "mine-1"
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(WAIT) == 0
+        rest = stderr.read()
+    lines = [json.loads(line) for line in rest.splitlines()]
+    (line,) = [line for line in lines if line.get("request_id") == "mine-1"]
+    assert (line["status"], line["path"], line["pictures"]) == (200, "/v1/chat/completions", 1)
+    assert line["completion_tokens"] == found.json()["usage"]["completion_tokens"]
+    for secret in ("private", "secret-key", "base64"):
+        assert secret not in rest
+
+
+def test_options_are_printed_as_a_job_file(vlmbatch: Command, tmp_path: Path) -> None:
+    done = vlmbatch("serve", "--model", "demo", "--port", "9000", "--dry-run")
+    assert done.returncode == 0
+    file = tmp_path / "serve.yaml"
+    file.write_text(done.stdout)
+    again = vlmbatch("run", file, "--dry-run")
+    assert (again.returncode, again.stdout) == (0, done.stdout)
+
+
+def test_bad_options_are_usage_errors(vlmbatch: Command, tmp_path: Path) -> None:
+    for arguments, words in (
+        (("serve", "--host", "0.0.0.0"), "--api-key-env or --api-key-file"),
+        (("serve", "--port", "70000"), "port must be at most"),
+        (("serve", "--model", "demo", "--api-key-env", "NOT_THERE_7"), "the variable is not set"),
+        (("serve", "--timeout", "0"), "timeout must be above 0"),
+    ):
+        done = vlmbatch(*arguments)
+        assert done.returncode == 2, done.stderr
+        assert words in done.stderr
+    file = tmp_path / "serve.yaml"
+    for text, words in (
+        ("serve: {prot: 1}", "did you mean 'port'?"),
+        ("serve: 8000", "serve holds keys"),
+        ("model: demo\nserve: {model: demo}", "under serve and beside it"),
+        ("serve: {inputs: a}", "unknown key 'inputs'"),
+    ):
+        file.write_text(text)
+        done = vlmbatch("run", file)
+        assert done.returncode == 2
+        assert words in done.stderr
+
+
+def test_a_model_that_is_not_there_is_one_line(vlmbatch: Command, tmp_path: Path) -> None:
+    done = vlmbatch("serve", "--port", "0", "--model", tmp_path / "nothing")
+    assert done.returncode == 1
+    assert len(done.stderr.strip().splitlines()) == 1
