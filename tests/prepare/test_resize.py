@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import concurrent.futures
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -115,3 +117,12 @@ def test_views_of_larger_arrays(resizer: Resizer) -> None:
 
 def test_the_check_before_use(resizer: Resizer) -> None:
     assert agrees_with_pillow(resizer)
+
+
+def test_threads_do_not_take_each_other_s_weights(resizer: Resizer) -> None:
+    """More sizes at a time than weights are kept for."""
+    pictures = [pixels(60 + 3 * number, 50 + number, number) for number in range(80)]
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        found = pool.map(lambda picture: resized(resizer, picture, 64, 64), pictures * 4)
+        for picture, small in zip(pictures * 4, found, strict=True):
+            assert np.array_equal(small, by_pillow(picture, 64, 64))

@@ -89,7 +89,8 @@ class Resizer:
             self.grid(resized, grid)
             return
         planes = np.empty((3, in_height, width), np.uint8)
-        weights = _addresses(self._weights(in_width, width))
+        across = self._weights(in_width, width)  # held: another thread may push it out of the cache
+        weights = _addresses(across)
         top = 0
         for *band, rows in bands:
             to = planes[:, top:].ctypes.data

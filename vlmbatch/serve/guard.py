@@ -1,4 +1,4 @@
-"""Who may ask: keys, and without a key the Host and Origin of a request."""
+"""Access to the server: keys, and without a key the Host and Origin of a request."""
 
 from __future__ import annotations
 

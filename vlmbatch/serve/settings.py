@@ -146,7 +146,7 @@ class ServerOptions:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AnsweringOptions(ReportingOptions, EngineOptions, MediaLimits):
-    """What ``serve`` and ``batch`` share: the engine, the limits, the log."""
+    """Options that ``serve`` and ``batch`` share: the engine, the limits, the log."""
 
     max_new_tokens: int = option(
         512,
