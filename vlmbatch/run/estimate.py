@@ -8,6 +8,7 @@ the length of the answers: the mean of earlier rows in OUTPUT if there are any, 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import random
@@ -206,15 +207,15 @@ def _prepare(job: Job, items: Sequence[Item], questions: Questions, detail: Deta
 
 def _expected_tokens(job: Job) -> float:
     """Tokens of an answer: the mean of this task's rows in OUTPUT, or the typical number."""
-    counts = []
+    counts: list[int] = []
     path = Path(job.output_path)
     if job.output_path != "-" and path.is_file():
-        try:
-            for row in read_records(path, ["task", "status", "new_tokens"]):
-                if row["task"] == job.task and row["status"] == "ok" and row["new_tokens"]:
-                    counts.append(row["new_tokens"])
-        except OutputError:
-            counts = []
+        with contextlib.suppress(OutputError):
+            counts = [
+                row["new_tokens"]
+                for row in read_records(path, ["task", "status", "new_tokens"])
+                if row["task"] == job.task and row["status"] == "ok" and row["new_tokens"]
+            ]
     typical = sum(counts) / len(counts) if counts else TYPICAL_TOKENS[job.task]
     return float(min(typical, job.max_new_tokens))
 

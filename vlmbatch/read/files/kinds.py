@@ -170,13 +170,10 @@ def matches_any(name: str, patterns: Sequence[str]) -> bool:
     in. ``*`` spans folders here, as in ``.gitignore``'s ``**``.
     """
     base = name.rsplit("/", 1)[-1]
-    for pattern in patterns:
-        bare = pattern.removeprefix("./").rstrip("/")
-        if (
-            fnmatchcase(name, bare)
-            or fnmatchcase(base, bare)
-            or fnmatchcase(name, f"{bare}/*")
-            or fnmatchcase(name, bare.removeprefix("**/"))
-        ):
-            return True
-    return False
+    return any(
+        fnmatchcase(name, bare)
+        or fnmatchcase(base, bare)
+        or fnmatchcase(name, f"{bare}/*")
+        or fnmatchcase(name, bare.removeprefix("**/"))
+        for bare in (pattern.removeprefix("./").rstrip("/") for pattern in patterns)
+    )

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import struct
+from collections.abc import Iterator
 from typing import IO
 
 from PIL import GifImagePlugin, Image, UnidentifiedImageError
@@ -77,17 +79,12 @@ def load_image(source: str | IO[bytes], max_pixels: int, number: int = 1) -> Pix
         ReadError: The file cannot be opened or read.
         DecodeError: It is not a whole picture of a known format, too large, or has no such page.
     """
-    try:
-        if isinstance(source, str):
-            with DiskFile(source).open() as file:
-                return load_image(file, max_pixels, number)
-        with _identify(source, max_pixels) as image:
-            _go_to(image, number, max_pixels)
-            return Pixels((_decode(image),))
-    except ItemError:
-        raise
-    except (OSError, ValueError) as exc:
-        raise ReadError(one_line(exc)) from exc
+    if isinstance(source, str):
+        with DiskFile(source).open() as file:
+            return load_image(file, max_pixels, number)
+    with _identify(source, max_pixels) as image, _translating(f"broken {image.format}"):
+        _go_to(image, number, max_pixels)
+        return Pixels((_decode(image),))
 
 
 def count_frames(file: IO[bytes], max_pixels: int, limit: int) -> int:
@@ -138,26 +135,36 @@ def _go_to(image: Image.Image, number: int, max_pixels: int) -> None:
             image.seek(number - 1)
     except EOFError as exc:
         raise DecodeError(f"no page {number}") from exc
-    except Exception as exc:
-        raise _translated(exc, f"broken {image.format}") from exc
     check_size(*image.size, max_pixels)
 
 
-# Pillow's plugins raise nearly everything on damaged files (SyntaxError, struct.error, KeyError,
-# zlib.error, MemoryError …), hence "except Exception" around their calls. An error number
-# tells a failed read from a failed decode.
+@contextlib.contextmanager
+def _translating(what: str) -> Iterator[None]:
+    """Make errors of Pillow those of an item: its plugins raise nearly everything on damaged files
+    (SyntaxError, struct.error, KeyError, zlib.error, MemoryError …). An error number tells a failed
+    read from a failed decode.
+    """
+    try:
+        yield
+    except ItemError:
+        raise
+    except Exception as exc:
+        if isinstance(exc, OSError) and exc.errno is not None:
+            raise ReadError(one_line(exc)) from exc
+        raise DecodeError(f"{what}: {one_line(exc)}") from exc
 
 
 def _identify(file: IO[bytes], max_pixels: int) -> Image.Image:
-    for width, height in _icon_sizes(file):
-        check_size(width, height, max_pixels)
-    try:
-        return Image.open(file, formats=FORMATS)
-    except UnidentifiedImageError as exc:
-        file.seek(0)
-        raise DecodeError(f"not a picture: no known format starts with {file.read(12)!r}") from exc
-    except Exception as exc:
-        raise _translated(exc, "not a picture") from exc
+    with _translating("not a picture"):
+        for width, height in _icon_sizes(file):
+            check_size(width, height, max_pixels)
+        try:
+            return Image.open(file, formats=FORMATS)
+        except UnidentifiedImageError as exc:
+            file.seek(0)
+            raise DecodeError(
+                f"not a picture: no known format starts with {file.read(12)!r}"
+            ) from exc
 
 
 def upright_copy(image: Image.Image, max_pixels: int) -> Image.Image:
@@ -172,25 +179,17 @@ def upright_copy(image: Image.Image, max_pixels: int) -> Image.Image:
         DecodeError: It is damaged, or too large.
     """
     check_size(*image.size, max_pixels)
-    try:
-        copy = image.copy()
-    except Exception as exc:
-        raise _translated(exc, f"broken {image.format or 'picture'}") from exc
-    return _decode(copy, _orientation(image))
+    with _translating(f"broken {image.format or 'picture'}"):
+        return _decode(image.copy(), _orientation(image))
 
 
 def _decode(image: Image.Image, orientation: int | None = None) -> Image.Image:
-    try:
-        rgb = decode_rgb(image)
-        upright = _UPRIGHT.get(_orientation(image) if orientation is None else orientation)
-        if upright is not None:
-            rgb = rgb.transpose(upright)
-        rgb.info.clear()  # neither profiles nor comments travel on
-        return rgb
-    except ItemError:
-        raise
-    except Exception as exc:
-        raise _translated(exc, f"broken {image.format}") from exc
+    rgb = decode_rgb(image)
+    upright = _UPRIGHT.get(_orientation(image) if orientation is None else orientation)
+    if upright is not None:
+        rgb = rgb.transpose(upright)
+    rgb.info.clear()  # neither profiles nor comments travel on
+    return rgb
 
 
 def _orientation(image: Image.Image) -> int:
@@ -198,12 +197,6 @@ def _orientation(image: Image.Image) -> int:
         return int(image.getexif().get(_ORIENTATION_TAG, 1))
     except Exception:
         return 1  # viewers ignore a damaged EXIF block
-
-
-def _translated(error: Exception, what: str) -> ItemError:
-    if isinstance(error, OSError) and error.errno is not None:
-        return ReadError(one_line(error))
-    return DecodeError(f"{what}: {one_line(error)}")
 
 
 def _icon_sizes(file: IO[bytes]) -> list[tuple[int, int]]:
