@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import os
 import platform
 import sys
 import time
@@ -20,7 +19,10 @@ from vlmbatch.bench.pictures import photo
 from vlmbatch.bench.sizes import Sizes
 from vlmbatch.bench.subject import Subject
 from vlmbatch.core import Request
+from vlmbatch.engine.torch.cpu.choices import KernelChoices
 from vlmbatch.engine.torch.device import device_memory
+from vlmbatch.errors import JobError
+from vlmbatch.processor import processor_share
 
 PROMPT = "Describe this image in one sentence."
 
@@ -78,9 +80,26 @@ class Bench:
             self.subject.run(self.subject.requests([photo(0, 64, 64)], [PROMPT], "low"), 2)
             self._warm = True
 
+    def choose_kernels_again(self) -> dict[str, Any]:
+        """Forget the kernels that were chosen for this machine, open the engine, and return the
+        state of the machine while it chose: ``EngineStats.kernel_choice``.
+
+        Raises:
+            EngineError: The engine cannot be opened.
+            JobError: There is no choice on this device, or for so small a model.
+        """
+        KernelChoices(self.subject.options.cache_folder).forget()
+        found = self.subject.engine.stats.kernel_choice
+        if not found:
+            raise JobError(
+                "--retune chooses kernels of a CPU for models of the published sizes: leave it out"
+            )
+        return found
+
     def describe(self) -> dict[str, Any]:
         """Describe machine, versions and model, for the head of the table and for JSON."""
         subject, device = self.subject, self.subject.device
+        share = processor_share()
         return {
             "vlmbatch": vlmbatch.__version__,
             "model": subject.name,
@@ -92,8 +111,10 @@ class Bench:
             "dtype": str(subject.dtype).removeprefix("torch."),
             "quantize": subject.quantize,
             "torch": str(torch.__version__),
-            "threads": torch.get_num_threads(),
-            "cores": os.cpu_count(),
+            "threads": self.subject.threads,
+            "cores": share.cores,
+            "quota": share.quota,
+            "share": share.describe(),
             "python": platform.python_version(),
             "transformers": self.reference.version if self.reference else None,
         }

@@ -13,6 +13,7 @@ import torch
 from vlmbatch.checkpoint import Checkpoint
 from vlmbatch.core import Conversation, Picture, Pixels, Question, Request
 from vlmbatch.engine import EngineStats, RequestQueue, open_engine
+from vlmbatch.engine.threads import use_threads
 from vlmbatch.engine.timing import again, closed_queue, difference, with_payload
 from vlmbatch.engine.torch.device import find_device, find_dtype, synchronize
 from vlmbatch.engine.torch.engine import TorchEngine
@@ -58,6 +59,7 @@ class Subject:
         shape: Its sizes.
         device: The device that computes.
         dtype: The dtype that it computes in.
+        threads: Number of threads that compute on a CPU; torch uses them from now on.
         quantize: Quantization of the language model's matrices, as in ``Job``.
         preparer: Returns the preparer for a detail.
     """
@@ -79,6 +81,7 @@ class Subject:
         self.shape = ModelShape.from_checkpoint(checkpoint)
         self.device = find_device(options.device)
         self.dtype = find_dtype(options.dtype, self.device, self.shape.parameters)
+        self.threads = use_threads(options)
         self.quantize = options.quantize
         self.options = dataclasses.replace(options, model=str(checkpoint.folder), revision=None)
         self.preparer = functools.cache(

@@ -12,6 +12,7 @@ import click
 
 from vlmbatch.bench.shapes import SHAPES
 from vlmbatch.bench.sizes import NAMES
+from vlmbatch.cli.folders import with_user_folders
 from vlmbatch.cli.options import GroupedCommand, GroupedOption, given, job_options
 from vlmbatch.job import Job
 
@@ -30,6 +31,7 @@ def _callback(
     rounds: int | None,
     compare: Any,
     json_path: str | None,
+    retune: bool,
     **values: Any,
 ) -> None:
     from vlmbatch.bench.run import Settings, open_bench, run
@@ -39,10 +41,13 @@ def _callback(
     if model is not None and shape is not None:
         raise click.UsageError("--shape makes random weights, --model takes real ones: give one")
     job = Job.from_dict({**given(values), **({"model": model} if model else {})})
+    job = with_user_folders(job)
     settings = Settings(job, shape or "256m", model, only, quick, compare, rounds)
     report = Report(json_path)
     bench = open_bench(settings)
     report.head(bench.describe())
+    if retune:
+        report.kernels(bench.choose_kernels_again())
     for row in run(bench, settings.names(), report.starting):
         report.add(row)
     report.close()
@@ -62,7 +67,8 @@ class Report:
     def head(self, machine: dict[str, Any]) -> None:
         """Print the model and the machine."""
         self._machine = machine
-        cores = f", {machine['threads']} threads" if machine["device"] == "cpu" else ""
+        threads = f"{machine['threads']} thread{'' if machine['threads'] == 1 else 's'}"
+        cores = f", {threads} on {machine['share']}" if machine["device"] == "cpu" else ""
         reference = f", transformers {machine['transformers']}" if machine["transformers"] else ""
         dtype = machine["dtype"] + (
             f"+{machine['quantize']}" if machine["quantize"] != "none" else ""
@@ -72,6 +78,17 @@ class Report:
         self._say(f"{machine['model']}, {weights}, {dtype} on {device}")
         self._say(f"vlmbatch {machine['vlmbatch']}, torch {machine['torch']}{reference}")
         self._write()
+
+    def kernels(self, choice: dict[str, Any]) -> None:
+        """Say how the kernels were chosen."""
+        self._machine["kernel_choice"] = choice
+        steady = (
+            "kept for this machine"
+            if choice["steady"]
+            else "kept until they can be chosen on a quiet machine"
+        )
+        left = f"{100 * choice['share']:.0f} % of the processor was left"
+        self._say(f"kernels chosen again: {left}, times spread {choice['spread']:.2f}x; {steady}")
 
     def starting(self, name: str) -> None:
         """Show on a terminal what is being measured."""
@@ -147,6 +164,12 @@ _command.params += [
         group="",
     ),
     GroupedOption(
+        ["--retune"],
+        is_flag=True,
+        help="Forget which kernels were chosen for this machine's CPU, and choose again.",
+        group="",
+    ),
+    GroupedOption(
         ["--compare"],
         type=click.Choice(["transformers"]),
         default=None,
@@ -163,6 +186,7 @@ _command.params += [
 ]
 job_options(
     ["revision", "device", "dtype", "quantize", "max_memory", "memory_fraction", "batch_size"]
+    + ["threads", "cache_dir"]
 )(_command)
 
 COMMANDS = {"bench": _command}

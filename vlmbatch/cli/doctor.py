@@ -13,6 +13,8 @@ from pathlib import Path
 
 import click
 
+from vlmbatch.cli.waiting import users_policy
+
 VIDEO_CODECS = ("h264", "hevc", "vp9", "av1", "mpeg4", "mjpeg")
 IMAGE_FORMATS = {
     "JPEG": "jpg",
@@ -43,6 +45,7 @@ class Finding:
 def look() -> Iterator[Finding]:
     """Check everything that a run depends on."""
     yield from _engines()
+    yield from _processor()
     yield from _devices()
     yield from _formats()
     yield from _opencv()
@@ -54,7 +57,7 @@ def look() -> Iterator[Finding]:
 def _engines() -> Iterator[Finding]:
     import torch
 
-    yield Finding("engine torch", f"{torch.__version__}, {torch.get_num_threads()} threads")
+    yield Finding("engine torch", str(torch.__version__))
     version = installed_version("transformers")
     yield Finding(
         "engine transformers",
@@ -71,11 +74,25 @@ def installed_version(distribution: str) -> str | None:
         return None
 
 
+def _processor() -> Iterator[Finding]:
+    """Say what this process may use of the processor, and how its threads wait."""
+    from vlmbatch.engine.threads import num_threads
+    from vlmbatch.job import ResourceOptions
+    from vlmbatch.processor import processor_share
+
+    threads = num_threads(ResourceOptions())
+    share = processor_share().describe()
+    yield Finding("processor", f"{share}: {threads} thread{'' if threads == 1 else 's'}")
+    policy = users_policy()
+    yield Finding("threads wait", f"as {policy} says" if policy else "asleep, after few spins")
+
+
 def _devices() -> Iterator[Finding]:
     import torch
 
     from vlmbatch.engine.torch import device as devices
     from vlmbatch.engine.torch.budget import gib
+    from vlmbatch.processor import processor_share
 
     for name in devices.device_names():
         device = torch.device(name)
@@ -84,7 +101,7 @@ def _devices() -> Iterator[Finding]:
         label = (
             torch.cuda.get_device_name(device)
             if device.type == "cuda"
-            else f"{os.cpu_count()} cores"
+            else processor_share().describe()
             if name == "cpu"
             else "Apple GPU"
         )

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import os
 import sys
 import threading
-from pathlib import Path
 
 import click
 
 from vlmbatch.cli.closing import say_summary
+from vlmbatch.cli.folders import with_user_folders
 from vlmbatch.cli.logs import set_up_logging
 from vlmbatch.cli.signals import catch_signals
 from vlmbatch.errors import OutputError, VlmbatchError
 from vlmbatch.job import Job, ReportingOptions
-from vlmbatch.urls import is_url
 
 logger = logging.getLogger("vlmbatch")
 
@@ -30,9 +28,9 @@ def execute(job: Job, *, dry_run: bool, estimate: bool, verbose: int, quiet: boo
         if dry_run:
             print_job(job)
         elif estimate:
-            print_estimate(job)
+            print_estimate(with_user_folders(job))
         else:
-            _run(job, bar=bar, lines=job.progress != "off" and not quiet)
+            _run(with_user_folders(job), bar=bar, lines=job.progress != "off" and not quiet)
     except VlmbatchError as error:
         say_error(job, error)
         raise click.exceptions.Exit(error.exit_code) from error
@@ -41,11 +39,7 @@ def execute(job: Job, *, dry_run: bool, estimate: bool, verbose: int, quiet: boo
 def _run(job: Job, *, bar: bool, lines: bool) -> None:
     from vlmbatch.run.pipeline import Run
     from vlmbatch.run.progress import ProgressReporter
-    from vlmbatch.write import default_staging_root
 
-    cache = os.environ.get("XDG_CACHE_HOME")
-    if cache and is_url(job.output_path) and job.staging_dir is None:
-        job = dataclasses.replace(job, staging_dir=str(default_staging_root(Path(cache))))
     with ProgressReporter(bar=bar, lines=lines) as reporter:
         run = Run(job, reporter=reporter)
         catch_signals(run)

@@ -15,6 +15,7 @@ import click
 
 import vlmbatch
 from vlmbatch.cli.streams import open_streams
+from vlmbatch.cli.waiting import set_waiting_policy
 from vlmbatch.errors import VlmbatchError
 
 COMMANDS = {
@@ -87,6 +88,7 @@ class LazyGroup(click.Group):
 @click.version_option(vlmbatch.__version__, "--version", message="vlmbatch %(version)s")
 def cli() -> None:
     """Run one of the commands."""
+    set_waiting_policy()
 
 
 def main() -> None:

@@ -250,7 +250,7 @@ def _type_settings(field: dataclasses.Field[Any], plain: Any, media: Kind | None
         return {"type": _TYPES[field.name]}
     if field.name == "skip_similar":
         return {"type": THRESHOLD, "is_flag": False, "flag_value": DEFAULT_SKIP_SIMILAR}
-    if field.name in ("batch_size", "read_workers") and field.default is None:
+    if field.name in ("batch_size", "threads", "read_workers") and field.default is None:
         return {"type": NUMBER_OR_AUTO}
     if plain is bool:
         return {"is_flag": True}

@@ -29,6 +29,10 @@ class EngineStats:
         memory: The memory budget, in bytes.
         kernels: For each kind of matrix the row counts from which on a packed kernel multiplies it;
             and the attention kernels other than torch's.
+        kernel_choice: The state of the machine when these kernels were chosen: ``spread`` of the
+            measurements, ``share`` of the processor that other programs left, and whether it was
+            ``steady``.
+        threads: Number of threads that compute on a CPU; 0 on another device.
         graphs: On CUDA: number of fixed-shape decode steps recorded and replayed, and notes on
             those that could not be. Empty elsewhere.
         peak_device_bytes: Peak allocated device memory, or None on a CPU.
@@ -52,6 +56,8 @@ class EngineStats:
     cleanup_seconds: float = 0.0
     memory: dict[str, int] = dataclasses.field(default_factory=dict)
     kernels: dict[str, list[int]] = dataclasses.field(default_factory=dict)
+    kernel_choice: dict[str, Any] = dataclasses.field(default_factory=dict)
+    threads: int = 0
     graphs: dict[str, Any] = dataclasses.field(default_factory=dict)
     peak_device_bytes: int | None = None
 
@@ -116,6 +122,8 @@ class EnginePlan:
             not fit; nothing was loaded).
         can_cut: Whether the engine has ``cut``.
         takes_clips: Whether the model takes clips beside pictures.
+        open_again: Load the model to continue an OUTPUT that has rows: as ``open``, but what was
+            chosen for them by measuring is not measured again.
     """
 
     name: str
@@ -124,6 +132,11 @@ class EnginePlan:
     open: Callable[[], Engine]
     can_cut: bool = False
     takes_clips: bool = True
+    open_again: Callable[[], Engine] | None = None
+
+    def open_for(self, *, continued: bool) -> Engine:
+        """Load the model, to continue an OUTPUT that has rows, or to begin one."""
+        return self.open_again() if continued and self.open_again else self.open()
 
     @classmethod
     def of(cls, engine: Engine) -> EnginePlan:

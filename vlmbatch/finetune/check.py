@@ -17,6 +17,7 @@ from pathlib import Path
 from vlmbatch.errors import ItemError, JobError
 from vlmbatch.finetune.examples import ExampleMaker
 from vlmbatch.finetune.rows import TrainingRow
+from vlmbatch.processor import processor_share
 from vlmbatch.write.atomic import replacing
 
 report = logging.getLogger("vlmbatch.report")
@@ -71,7 +72,7 @@ def check_rows(
             found[mark] = Verdict(error=row.error)
         else:
             unknown.setdefault((row.media, row.path, row.time_seconds), []).append((mark, row))
-    with ThreadPoolExecutor(min(8, max(2, os.cpu_count() or 2))) as pool:
+    with ThreadPoolExecutor(min(8, max(2, processor_share().threads))) as pool:
         for some in _batched(unknown.values()):
             if stopped():
                 raise KeyboardInterrupt

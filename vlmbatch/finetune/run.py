@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import logging
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ from vlmbatch.finetune.merge import merge_adapter, save_adapter, write_checkpoin
 from vlmbatch.finetune.network import load_network, stored_dtype, trainable
 from vlmbatch.finetune.plan import TrainingPlan, make_plan
 from vlmbatch.finetune.trainer import AnswerTrainer
+from vlmbatch.processor import processor_share
 
 report = logging.getLogger("vlmbatch.report")
 
@@ -256,7 +256,9 @@ class Finetuning:
         self, *, measures: bool, resumed: bool, processes: int
     ) -> transformers.TrainingArguments:
         job, cpu = self.job, self.device.type == "cpu"
-        workers = 0 if cpu else min(MAX_READ_WORKERS, max(1, (os.cpu_count() or 1) // processes))
+        workers = (
+            0 if cpu else min(MAX_READ_WORKERS, max(1, processor_share().threads // processes))
+        )
         arguments = transformers.TrainingArguments(
             output_dir=str(self.folder.checkpoints),
             num_train_epochs=job.epochs,

@@ -209,7 +209,7 @@ def _plain_value(key: str, value: Any) -> Any:
         value = tuple(value)
     elif key in _TUPLES and value is not None:
         value = (value,)
-    elif value in ("auto", None) and key in ("batch_size", "read_workers"):
+    elif value in ("auto", None) and key in ("batch_size", "threads", "read_workers"):
         value = None
     elif key in _TEXTS and isinstance(value, int) and not isinstance(value, bool):
         value = str(value)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
+from pathlib import Path
 
 from vlmbatch.errors import JobError
 from vlmbatch.job.option import check_at_least, option
@@ -28,12 +30,34 @@ class ResourceOptions:
         metavar="N|auto",
         group="Resources",
     )
-    read_workers: int | None = option(
+    threads: int | None = option(
         None,
-        "Threads that read and prepare; auto: by the number of cores.",
+        "Threads that compute on a CPU; auto: as many as the process may use by its affinity and "
+        "its control group's quota.",
         metavar="N|auto",
         group="Resources",
     )
+    read_workers: int | None = option(
+        None,
+        "Threads that read and prepare; auto: by the number of cores that the process may use.",
+        metavar="N|auto",
+        group="Resources",
+    )
+    cache_dir: str | None = option(
+        None,
+        "Folder for what is measured once on a machine: the choice of kernels. [default: vlmbatch "
+        "in the user's folder for caches]",
+        metavar="PATH",
+        group="Resources",
+    )
+
+    @property
+    def cache_folder(self) -> Path:
+        """``cache_dir``, or the platform's usual one."""
+        if self.cache_dir is not None:
+            return Path(self.cache_dir)
+        usual = "Library/Caches" if sys.platform == "darwin" else ".cache"
+        return Path.home() / usual / "vlmbatch"
 
     @property
     def max_memory_bytes(self) -> int | None:
@@ -46,7 +70,7 @@ class ResourceOptions:
         Raises:
             JobError: A value is not allowed.
         """
-        check_at_least(self, batch_size=1, read_workers=1)
+        check_at_least(self, batch_size=1, threads=1, read_workers=1)
         if not 0 < self.memory_fraction <= 1:
             raise JobError(
                 f"memory_fraction must be above 0 and at most 1, not {self.memory_fraction}"

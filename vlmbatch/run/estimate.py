@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import os
 import random
 import time
 from collections.abc import Sequence
@@ -26,6 +25,7 @@ from vlmbatch.engine.timing import again, closed_queue, difference, lengthen, wi
 from vlmbatch.errors import ItemError, JobError, OutputError
 from vlmbatch.job import Detail, Job
 from vlmbatch.prepare import Payload, Preparer
+from vlmbatch.processor import processor_share
 from vlmbatch.questions import Questions, read_questions
 from vlmbatch.read import is_stream, open_reader
 from vlmbatch.run.intake import check_inputs, count_items
@@ -272,7 +272,7 @@ def _total(
     step = speed.step_seconds + speed.more_seconds * (together - 1)
     decode = asked * (new_tokens - 1) * step / together
     compute = count * (vision + prefill + decode)
-    host = count * sample.host_seconds / max(1, os.cpu_count() or 1)
+    host = count * sample.host_seconds / processor_share().threads
     # A CPU engine shares its cores with the readers; a GPU waits for them only if they are slower.
     return compute + host if engine.device == "cpu" else max(compute, host)
 

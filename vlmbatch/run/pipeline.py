@@ -136,10 +136,10 @@ class Run:
     def _connect(self) -> None:
         """Make the queues and what works between them."""
         job, plan, order = self.job, self.plan, InputOrder()
-        self._workers = num_workers(job, is_clip=job.is_clip)
+        workers = num_workers(job, is_clip=job.is_clip, on_cpu=True)
         # Queued frames and clips are decoded pictures, entries of a stream bytes, files paths.
         self._todo: Channel[Task] = Channel(
-            2 if job.is_clip else 2 * self._workers,
+            2 if job.is_clip else 2 * workers,
             weight=lambda task: task.item.held_bytes,
             max_weight=HELD_BYTES,
         )
@@ -203,11 +203,15 @@ class Run:
         """Open the engine, start the threads that feed it, and forward its answers."""
         if self.engine is None:
             self.reporter.loading(self.plan.model)
-            self.engine = self.plan.open()
+            has_rows = any(self.writer.totals().values())
+            self.engine = self.plan.open_for(continued=has_rows)
         self._results.engine = self.engine
         self.reporter.started(self._activity)
         prepare = functools.partial(self._preparation.run, self.engine)
-        self._threads.start_preparers(self._workers, prepare)
+        # There the engine is the bottleneck: readers wait for it all the same.
+        on_cpu = self.engine.device == "cpu"
+        workers = num_workers(self.job, is_clip=self.job.is_clip, on_cpu=on_cpu)
+        self._threads.start_preparers(workers, prepare, yielding=on_cpu)
         for completion in self.engine.run(self._requests):
             self._has_answered.set()
             ticket, part = completion.request.tag

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import logging
-import os
 import threading
 import time
 from collections.abc import Callable
@@ -17,21 +16,31 @@ from vlmbatch.engine.options import make_question
 from vlmbatch.engine.queue import Channel
 from vlmbatch.errors import DecodeError, ItemError, PrepareError
 from vlmbatch.job import Job, ResourceOptions
+from vlmbatch.processor import processor_share
 from vlmbatch.run.task import Loaded, Result, Task, Ticket
 
 logger = logging.getLogger(__name__)
 
 MAX_READ_WORKERS = 8
+"""Maximum number of worker threads beside an engine that computes on the same processor."""
+MAX_READ_WORKERS_OF_GPU = 32
+"""Maximum number of worker threads of a GPU's engine, which leaves them the processor."""
 
 
-def num_workers(options: ResourceOptions, *, is_clip: bool) -> int:
+def num_workers(options: ResourceOptions, *, is_clip: bool, on_cpu: bool) -> int:
     """Return the number of worker threads.
 
     A worker that loads a clip holds all its frames as pictures: two keep an engine busy.
+
+    Args:
+        options: The resources of the job.
+        is_clip: Whether an item is a clip.
+        on_cpu: Whether the engine computes on this processor.
     """
     if options.read_workers:
         return options.read_workers
-    return 2 if is_clip else min(MAX_READ_WORKERS, max(2, os.cpu_count() or 2))
+    most = MAX_READ_WORKERS if on_cpu else MAX_READ_WORKERS_OF_GPU
+    return 2 if is_clip else min(most, max(2, processor_share().threads))
 
 
 class Preparation:

@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from vlmbatch.job import Job
+from vlmbatch.processor import processor_share
 
 PHASES = (
     "read_seconds",
@@ -134,6 +135,7 @@ def describe_run(
         "wall_seconds": round(wall_seconds, 3),
         "items_per_second": round(stats.items / wall_seconds, 3),
         "new_tokens_per_second": round(stats.new_tokens / wall_seconds, 3),
+        "processor": dataclasses.asdict(processor_share()),
         "peak_host_bytes": peak_host_bytes(),
         "engine": engine,
         "revision": revision,

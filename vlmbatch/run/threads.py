@@ -6,7 +6,10 @@ still written.
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
+import sys
 import threading
 from collections.abc import Callable, Sequence
 from typing import Protocol
@@ -17,6 +20,9 @@ READER, WRITER, STOPPER = "reader", "writer", "stopper"
 
 READER_GRACE_SECONDS = 2.0
 """Seconds to wait for the reader at the end of a run; it may be blocked on stdin."""
+
+READER_NICENESS = 5
+"""Niceness added to worker threads beside an engine on the same processor: they weigh a third."""
 
 
 class Queue(Protocol):
@@ -82,9 +88,23 @@ class StageThreads:
 
         self.start(STOPPER, stop_when_wanted)
 
-    def start_preparers(self, count: int, work: Callable[[], None]) -> None:
-        """Start the threads that make requests; the last one to end closes the queue."""
-        preparers = [self.start(f"prepare-{number}", work) for number in range(count)]
+    def start_preparers(
+        self, count: int, work: Callable[[], None], *, yielding: bool = False
+    ) -> None:
+        """Start the threads that make requests; the last one to end closes the queue.
+
+        Args:
+            count: Number of threads.
+            work: What each of them does.
+            yielding: Whether other threads go first.
+        """
+
+        def prepare() -> None:
+            if yielding:
+                lower_priority()
+            work()
+
+        preparers = [self.start(f"prepare-{number}", prepare) for number in range(count)]
 
         def close_requests() -> None:
             _join(preparers)
@@ -136,6 +156,17 @@ class StageThreads:
     def _stop_stages(self) -> None:
         self._todo.stop()
         self._requests.stop()
+
+
+def lower_priority() -> None:
+    """Let other threads go before this one, and before those that it starts. Linux only: elsewhere
+    a priority is a whole process's.
+    """
+    if sys.platform == "linux":
+        thread = threading.get_native_id()
+        with contextlib.suppress(OSError):
+            niceness = os.getpriority(os.PRIO_PROCESS, thread)
+            os.setpriority(os.PRIO_PROCESS, thread, niceness + READER_NICENESS)
 
 
 def _join(threads: Sequence[threading.Thread]) -> None:

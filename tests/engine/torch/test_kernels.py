@@ -25,9 +25,12 @@ from vlmbatch.engine.torch.budget import CAPS, MemoryBudget
 from vlmbatch.engine.torch.cache import Cache, wide_mask
 from vlmbatch.engine.torch.cpu import kernels
 from vlmbatch.engine.torch.cpu import onednn as packed
+from vlmbatch.engine.torch.cpu.kernels import Choice
 from vlmbatch.engine.torch.cpu.onednn import BANDS, PackedLinear, can_pack, pack
+from vlmbatch.engine.torch.cpu.timing import Fastest, Stopwatch
 from vlmbatch.engine.torch.linear import Linear
 from vlmbatch.engine.torch.model import AttendTiles
+from vlmbatch.engine.torch.weights import Model
 
 pytestmark = pytest.mark.skipif(
     not can_pack(torch.device("cpu"), torch.float32), reason="no oneDNN here"
@@ -72,9 +75,25 @@ def test_each_band_of_row_counts_uses_its_kernel(
     assert used == [2, 31, 128, 500]
 
 
+def choose(model: Model, fastest: Fastest | None = None, *, copies: bool = True) -> Choice:
+    """Measure and use the fastest kernels."""
+    fastest = fastest or Stopwatch(1).fastest
+    chosen = kernels.choose_kernels(model.vision, model.language, fastest, copies=copies)
+    kernels.use_kernels(model.vision, model.language, chosen)
+    return chosen
+
+
+def packed_everywhere(model: Model) -> Choice:
+    """The packed kernel for all rows that a matrix meets."""
+    return {
+        place.kind: [BANDS[band] for band in place.bands]
+        for place in kernels.matrices(model.vision, model.language)
+    }
+
+
 def test_measuring_chooses_kernels_that_exist_for_the_rows_they_meet(tiny: Path) -> None:
     model = open_tiny(tiny)[0].network
-    chosen = kernels.choose_kernels(model.vision, model.language)
+    chosen = choose(model)
     kinds = {place.kind for place in kernels.matrices(model.vision, model.language)}
     assert {kind for kind in chosen if "attend" not in kind} <= kinds
     assert all(set(begins) <= set(BANDS) for begins in chosen.values())
@@ -85,7 +104,8 @@ def test_measuring_chooses_kernels_that_exist_for_the_rows_they_meet(tiny: Path)
 def test_answers_through_packed_kernels_equal_generate(tiny: Path) -> None:
     engine, preparer = open_tiny(tiny)
     requests = mixed_requests(preparer)
-    chosen = kernels.choose_kernels(engine.network.vision, engine.network.language, measured=False)
+    chosen = packed_everywhere(engine.network)
+    kernels.use_kernels(engine.network.vision, engine.network.language, chosen)
     assert chosen["qkv"] == list(BANDS)
     assert chosen["vision.fc1"] == [128]
     assert_same(engine, requests, wanted_answers(tiny), find_checkpoint(str(tiny)).end_token_ids())
@@ -185,29 +205,27 @@ def test_attention_of_rows_in_products_is_as_precise_as_torchs_own(
     assert errors[0] <= 2 * errors[1] + 1e-7
 
 
-def only_faster(
-    monkeypatch: pytest.MonkeyPatch, seconds: Mapping[Callable[..., object], float]
-) -> None:
-    """Let measuring find these seconds for ways of attention, and 1 for all others."""
+def only_faster(seconds: Mapping[Callable[..., object], float]) -> Fastest:
+    """Measure these seconds for ways of attention, and 1 for all others."""
 
-    def measured(calls: Sequence[functools.partial[object]]) -> list[float]:
-        ways = [(call.func, *call.args) for call in calls]
+    def measured(calls: Sequence[Callable[[], object]]) -> list[float]:
+        ways = [(call.func, *call.args) for call in calls if isinstance(call, functools.partial)]
         return [
             next((seconds[each] for each in way if callable(each) and each in seconds), 1.0)
             for way in ways
         ]
 
-    monkeypatch.setattr(kernels, "fastest", measured)
+    return measured
 
 
 @pytest.mark.parametrize("faster", [True, False])
 def test_the_attention_of_decode_steps_is_what_measures_fastest_and_answers_stay(
-    tiny: Path, monkeypatch: pytest.MonkeyPatch, faster: bool
+    tiny: Path, faster: bool
 ) -> None:
-    only_faster(monkeypatch, {attend_rows_in_products: 0.5 if faster else 0.95})
+    fastest = only_faster({attend_rows_in_products: 0.5 if faster else 0.95})
     engine, preparer = open_tiny(tiny)
     requests = mixed_requests(preparer)
-    chosen = kernels.choose_kernels(engine.network.vision, engine.network.language, copies=False)
+    chosen = choose(engine.network, fastest, copies=False)
     assert list(chosen) == ["attend_rows_in_products"] * faster
     assert engine.network.language.attend_rows is (
         attend_rows_in_products if faster else F.scaled_dot_product_attention
@@ -234,11 +252,11 @@ def test_the_attention_of_decode_steps_is_what_measures_fastest_and_answers_stay
 def test_the_attention_of_prompts_is_what_measures_fastest_and_answers_stay(
     tiny: Path, monkeypatch: pytest.MonkeyPatch, faster: bool
 ) -> None:
-    only_faster(monkeypatch, {attend_prompt_in_onednn: 0.5 if faster else 0.95})
+    fastest = only_faster({attend_prompt_in_onednn: 0.5 if faster else 0.95})
     monkeypatch.setattr(attention, "BLOCK", 8)
     engine, preparer = open_tiny(tiny)
     requests = mixed_requests(preparer)
-    chosen = kernels.choose_kernels(engine.network.vision, engine.network.language, copies=False)
+    chosen = choose(engine.network, fastest, copies=False)
     assert list(chosen) == ["attend_prompt_in_onednn"] * faster
     assert engine.network.language.attend_prompt is (
         attend_prompt_in_onednn if faster else attend_prompt
@@ -257,16 +275,13 @@ def test_the_attention_of_prompts_is_what_measures_fastest_and_answers_stay(
 )
 def test_the_attention_of_tiles_is_what_measures_fastest(
     tiny: Path,
-    monkeypatch: pytest.MonkeyPatch,
     dtype: str,
     seconds: tuple[float, float],
     chosen: AttendTiles | None,
 ) -> None:
-    only_faster(
-        monkeypatch, dict(zip((attend_in_products, attend_in_onednn), seconds, strict=True))
-    )
+    fastest = only_faster(dict(zip((attend_in_products, attend_in_onednn), seconds, strict=True)))
     engine, preparer = open_tiny(tiny, dtype=dtype)
-    found = kernels.choose_kernels(engine.network.vision, engine.network.language, copies=False)
+    found = choose(engine.network, fastest, copies=False)
     assert {layer.attend for layer in engine.network.vision.layers} == {
         chosen or F.scaled_dot_product_attention
     }

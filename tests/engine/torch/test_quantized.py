@@ -25,6 +25,8 @@ from vlmbatch.core import Conversation
 from vlmbatch.engine.torch.budget import CAPS, MemoryBudget
 from vlmbatch.engine.torch.cpu import int8 as digits
 from vlmbatch.engine.torch.cpu import kernels
+from vlmbatch.engine.torch.cpu.onednn import BANDS
+from vlmbatch.engine.torch.cpu.timing import Stopwatch
 from vlmbatch.engine.torch.linear import Linear, QuantizedLinear, quantize
 from vlmbatch.engine.torch.model import TextLayer
 from vlmbatch.engine.torch.shape import ModelShape
@@ -192,9 +194,14 @@ def test_measuring_replaces_the_plain_matrix_and_keeps_no_copy(tiny: Path) -> No
     plain = answers(engine, mixed_requests(preparer))
     engine, preparer = open_tiny(tiny, quantize="int8")
     model = engine.network
-    chosen = kernels.choose_kernels(model.vision, model.language, copies=False, measured=False)
-    assert set(chosen) == {"qkv", "out", "gate_up", "down", "head"}
     places = list(kernels.matrices(model.vision, model.language))
+    chosen = {
+        place.kind: [BANDS[band] for band in place.bands]
+        for place in places
+        if not place.kind.startswith("vision.")
+    }
+    assert set(chosen) == {"qkv", "out", "gate_up", "down", "head"}
+    kernels.use_kernels(model.vision, model.language, chosen)
     assert all(
         isinstance(place.linear, digits.Int8Linear) != place.kind.startswith("vision.")
         for place in places
@@ -209,7 +216,8 @@ def test_measuring_replaces_the_plain_matrix_and_keeps_no_copy(tiny: Path) -> No
 
 def test_measured_kernels_of_a_quantized_model_are_known_kinds(tiny: Path) -> None:
     model = open_tiny(tiny, quantize="int8")[0].network
-    chosen = kernels.choose_kernels(model.vision, model.language)
+    chosen = kernels.choose_kernels(model.vision, model.language, Stopwatch(1).fastest)
+    kernels.use_kernels(model.vision, model.language, chosen)
     for place in kernels.matrices(model.vision, model.language):
         if not place.kind.startswith("vision."):
             assert isinstance(

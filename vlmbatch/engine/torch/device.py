@@ -10,6 +10,7 @@ from pathlib import Path
 import psutil
 import torch
 
+from vlmbatch.control_groups import MEMBERSHIP, ROOT, group_folders
 from vlmbatch.errors import DeviceError
 
 SMALL_MODEL_PARAMETERS = 20_000_000
@@ -31,6 +32,12 @@ M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 """glibc's mallopt(3) parameters: the size from which on free memory at the end of the heap is
 returned, and the maximum number of separately mapped blocks.
 """
+
+CGROUP_FILES = (
+    ("memory.max", "memory.current"),
+    ("memory.limit_in_bytes", "memory.usage_in_bytes"),
+)
+"""Files with the limit and the use of a control group's memory, of version 2 and 1."""
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -140,47 +147,24 @@ def device_memory(device: torch.device) -> Memory:
     return Memory(min(machine.total, group.total), min(machine.available, group.free))
 
 
-def cgroup_memory(
-    root: Path = Path("/sys/fs/cgroup"), membership: Path = Path("/proc/self/cgroup")
-) -> Memory | None:
+def cgroup_memory(root: Path = ROOT, membership: Path = MEMBERSHIP) -> Memory | None:
     """Memory limit of this process's cgroup and the free part of it; None without a limit.
 
     Args:
         root: Mount point of the cgroups.
         membership: File that names the cgroup of this process.
     """
-    candidates = [
-        (root, "memory.max", "memory.current"),
-        (root / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes"),
-    ]
-    try:
-        for line in membership.read_text(encoding="utf-8").splitlines():
-            _, controllers, path = line.split(":", 2)
-            base = root if not controllers else root / "memory"
-            names = (
-                ("memory.max", "memory.current")
-                if not controllers
-                else ("memory.limit_in_bytes", "memory.usage_in_bytes")
-            )
-            if not controllers or "memory" in controllers.split(","):
-                group = base / path.lstrip("/")
-                candidates += [
-                    (folder, *names)
-                    for folder in (group, *group.parents)
-                    if folder.is_relative_to(base)
-                ]
-    except (OSError, ValueError):
-        pass  # not Linux, or no cgroups: the candidates at the root are tried
     found: Memory | None = None
-    for folder, limit_file, used_file in candidates:
-        try:
-            limit = int((folder / limit_file).read_text())
-            used = int((folder / used_file).read_text())
-        except (OSError, ValueError):
-            continue  # no such file, or "max": no limit at this level
-        free = max(0, limit - used + _inactive_file_bytes(folder))
-        if limit < 1 << 60 and (found is None or free < found.free):
-            found = Memory(limit, free)
+    for folder in group_folders("memory", root, membership):
+        for limit_file, used_file in CGROUP_FILES:
+            try:
+                limit = int((folder / limit_file).read_text())
+                used = int((folder / used_file).read_text())
+            except (OSError, ValueError):
+                continue  # no such file, or "max": no limit at this level
+            free = max(0, limit - used + _inactive_file_bytes(folder))
+            if limit < 1 << 60 and (found is None or free < found.free):
+                found = Memory(limit, free)
     return found
 
 

@@ -14,7 +14,13 @@ from vlmbatch.job import EngineOptions
 from vlmbatch.prepare import Preparer
 
 if TYPE_CHECKING:
+    import torch
+
+    from vlmbatch.engine.torch.budget import MemoryBudget
+    from vlmbatch.engine.torch.cpu.choices import KeptChoice
     from vlmbatch.engine.torch.engine import TorchEngine
+    from vlmbatch.engine.torch.shape import ModelShape
+    from vlmbatch.engine.torch.weights import Model
 
 
 def plan_engine(options: EngineOptions) -> EnginePlan:
@@ -32,29 +38,34 @@ def plan_engine(options: EngineOptions) -> EnginePlan:
         functools.partial(_open, options, checkpoint, preparer),
         can_cut=True,
         takes_clips=preparer.takes_clips,
+        open_again=functools.partial(_open, options, checkpoint, preparer, continued=True),
     )
 
 
-def _open(options: EngineOptions, checkpoint: Checkpoint, preparer: Preparer) -> TorchEngine:
+def _open(
+    options: EngineOptions,
+    checkpoint: Checkpoint,
+    preparer: Preparer,
+    *,
+    continued: bool = False,
+) -> TorchEngine:
+    from vlmbatch.engine.threads import use_threads
     from vlmbatch.engine.torch.budget import CAPS, MemoryBudget
-    from vlmbatch.engine.torch.cpu.kernels import choose_kernels, packed_bytes
-    from vlmbatch.engine.torch.cpu.onednn import can_pack
     from vlmbatch.engine.torch.cuda.buckets import CudaGraphs
     from vlmbatch.engine.torch.device import (
-        SMALL_MODEL_PARAMETERS,
         device_memory,
         find_device,
         find_dtype,
-        is_out_of_memory,
         keep_freed_memory,
     )
     from vlmbatch.engine.torch.engine import TorchEngine
     from vlmbatch.engine.torch.shape import ModelShape
-    from vlmbatch.engine.torch.weights import load_model
 
     device = find_device(options.device)
+    threads = 0
     if device.type == "cpu":
         keep_freed_memory()
+        threads = use_threads(options)
     shape = ModelShape.from_checkpoint(checkpoint)
     dtype = find_dtype(options.dtype, device, shape.parameters)
     limit = int(device_memory(device).free * options.memory_fraction)
@@ -64,24 +75,8 @@ def _open(options: EngineOptions, checkpoint: Checkpoint, preparer: Preparer) ->
     budget = MemoryBudget(shape, dtype.itemsize, limit, CAPS[device.type], quantized=quantized)
     budget.check(checkpoint.name, options.max_new_tokens or 64)
     end_ids = checkpoint.end_token_ids()
-    try:
-        model = load_model(checkpoint, shape, device, dtype, quantized=quantized)
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
-        message = " ".join(str(error).split())[:200]
-        raise OutOfMemoryError(
-            f"{checkpoint.name} did not fit while it was loaded ({message})"
-        ) from error
-    kernels = {}
-    # A model as small as the demo gains little; without the choice its output is bit-identical on
-    # every machine.
-    if shape.parameters >= SMALL_MODEL_PARAMETERS and device.type == "cpu":
-        copies = can_pack(device, dtype) and budget.reserve_packed(
-            packed_bytes(model.vision, model.language)
-        )
-        kernels = choose_kernels(model.vision, model.language, copies=copies)
-        budget.packed_bytes = packed_bytes(model.vision, model.language, chosen=True)
+    model = _load(checkpoint, shape, device, dtype, quantized=quantized)
+    choice = _choose_kernels(options, model, budget, continued=continued)
     engine = TorchEngine(
         model,
         budget,
@@ -92,5 +87,57 @@ def _open(options: EngineOptions, checkpoint: Checkpoint, preparer: Preparer) ->
         batch_size=options.batch_size,
         recorder=CudaGraphs(device) if device.type == "cuda" else None,
     )
-    engine.stats.kernels = kernels
+    engine.stats.threads = threads
+    if choice is not None:
+        engine.stats.kernels = {kind: list(rows) for kind, rows in choice.kernels.items()}
+        engine.stats.kernel_choice = choice.steadiness.describe()
     return engine
+
+
+def _load(
+    checkpoint: Checkpoint,
+    shape: ModelShape,
+    device: torch.device,
+    dtype: torch.dtype,
+    *,
+    quantized: bool,
+) -> Model:
+    """Load the weights.
+
+    Raises:
+        OutOfMemoryError: They do not fit.
+    """
+    from vlmbatch.engine.torch.device import is_out_of_memory
+    from vlmbatch.engine.torch.weights import load_model
+
+    try:
+        return load_model(checkpoint, shape, device, dtype, quantized=quantized)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        message = " ".join(str(error).split())[:200]
+        raise OutOfMemoryError(
+            f"{checkpoint.name} did not fit while it was loaded ({message})"
+        ) from error
+
+
+def _choose_kernels(
+    options: EngineOptions, model: Model, budget: MemoryBudget, *, continued: bool
+) -> KeptChoice | None:
+    """Make a model on a CPU use the fastest kernels. A model as small as the demo gains little, and
+    without a choice its output is bit-identical on every machine.
+    """
+    from vlmbatch.engine.torch.cpu.choices import KernelChoices
+    from vlmbatch.engine.torch.cpu.kernels import packed_bytes
+    from vlmbatch.engine.torch.cpu.onednn import can_pack
+    from vlmbatch.engine.torch.device import SMALL_MODEL_PARAMETERS
+
+    if model.shape.parameters < SMALL_MODEL_PARAMETERS or model.device.type != "cpu":
+        return None
+    copies = can_pack(model.device, model.dtype) and budget.reserve_packed(
+        packed_bytes(model.vision, model.language)
+    )
+    choices = KernelChoices(options.cache_folder)
+    choice = choices.settle(model, copies=copies, continued=continued)
+    budget.packed_bytes = packed_bytes(model.vision, model.language, chosen=True)
+    return choice

@@ -13,6 +13,7 @@ from transformers.models.auto import image_processing_auto, modeling_auto
 
 from vlmbatch.checkpoint import Checkpoint, find_checkpoint
 from vlmbatch.engine.base import EnginePlan
+from vlmbatch.engine.threads import use_threads
 from vlmbatch.engine.torch.device import device_memory, find_device, find_dtype, is_out_of_memory
 from vlmbatch.engine.transformers.engine import TransformersEngine
 from vlmbatch.engine.transformers.memory import MemoryLimit
@@ -69,6 +70,7 @@ def _check_type(name: str, model_type: str) -> None:
 def _open(checkpoint: Checkpoint, options: EngineOptions) -> TransformersEngine:
     """Load a model. See ``EnginePlan.open``."""
     device = find_device(options.device)
+    threads = use_threads(options) if device.type == "cpu" else 0
     parameters = _parameters(checkpoint)
     dtype = find_dtype(options.dtype, device, parameters)
     limit = MemoryLimit.of(
@@ -77,7 +79,7 @@ def _open(checkpoint: Checkpoint, options: EngineOptions) -> TransformersEngine:
     limit.take_weights(checkpoint.name, parameters * dtype.itemsize)
     model = _load(checkpoint, device, dtype)
     processor = _open_processor(checkpoint, model.config, options.detail)
-    return TransformersEngine(
+    engine = TransformersEngine(
         model,
         processor,
         limit,
@@ -85,6 +87,8 @@ def _open(checkpoint: Checkpoint, options: EngineOptions) -> TransformersEngine:
         checkpoint=checkpoint,
         batch_size=options.batch_size,
     )
+    engine.stats.threads = threads
+    return engine
 
 
 def _load(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> Any:

@@ -1,4 +1,4 @@
-"""Choose the fastest kernels for this CPU, measured once when a model is loaded.
+"""Choose the fastest kernels for this CPU by measuring them; choices.py keeps the choice.
 
 A matrix product is torch's or oneDNN's with a packed copy (onednn.py); an int8 matrix is
 dequantized or multiplied as 8-bit parts (int8.py). Attention of tiles, of prompts and of decode
@@ -10,10 +10,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import itertools
 import math
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -29,6 +27,7 @@ from vlmbatch.engine.torch.attention import (
 )
 from vlmbatch.engine.torch.cpu.int8 import can_prepack_int8, prepack_int8
 from vlmbatch.engine.torch.cpu.onednn import BANDS, PackedLinear, can_pack, pack
+from vlmbatch.engine.torch.cpu.timing import Fastest
 from vlmbatch.engine.torch.linear import Linear, QuantizedLinear
 from vlmbatch.engine.torch.model import (
     LanguageModel,
@@ -51,11 +50,17 @@ each from memory.
 """
 MIN_SPEEDUP = 1.1
 """Minimum speedup over torch's kernel, so that noise decides nothing that matters."""
-MIN_ROUNDS = 3
-"""Minimum number of runs of each kernel."""
-MIN_SECONDS = 0.01
-"""Minimum time of a measurement: kernels of microseconds must not be judged in one busy moment of
-the machine.
+
+TILE_ATTENTION: dict[str, AttendTiles] = {
+    "vision.attend_in_products": attend_in_products,
+    "vision.attend_in_onednn": attend_in_onednn,
+}
+PROMPT_IN_ONEDNN = "attend_prompt_in_onednn"
+ROWS_IN_PRODUCTS = "attend_rows_in_products"
+
+Choice = Mapping[str, Sequence[int]]
+"""For each kind of matrix the first row counts of the bands that use the packed kernel; and the
+names of the attention kernels other than torch's, with the bands that they serve.
 """
 
 
@@ -114,55 +119,30 @@ def packed_bytes(vision: VisionEncoder, language: LanguageModel, *, chosen: bool
 
 
 def choose_kernels(
-    vision: VisionEncoder, language: LanguageModel, *, copies: bool = True, measured: bool = True
-) -> dict[str, list[int]]:
+    vision: VisionEncoder, language: LanguageModel, fastest: Fastest, *, copies: bool = True
+) -> Choice:
     """Choose the fastest kernels for every matrix, by measuring one of each kind.
 
     Args:
-        vision: The vision encoder; its layers are changed.
-        language: The language model; its layers are changed.
+        vision: The vision encoder.
+        language: The language model.
+        fastest: Measures.
         copies: Whether packed copies of weights are allowed. int8 matrices need none.
-        measured: Whether to measure. Otherwise the packed kernel is used throughout, for tests.
-
-    Returns:
-        For each kind of matrix the first row counts of the bands that use the packed kernel; and
-        the names of the attention kernels other than torch's.
     """
     chosen: dict[str, tuple[bool, ...]] = {}
     with torch.inference_mode():
-        for name, attend in _faster_attention(vision, language.embedding.dtype) if measured else ():
-            for layer in vision.layers:
-                layer.attend = attend
+        name = _faster_attention(vision, language.embedding.dtype, fastest)
+        if name is not None:
             chosen[name] = (False,) * (len(BANDS) - 1) + (True,)
-        if measured and _onednn_attends_prompt_faster(language):
-            language.attend_prompt = attend_prompt_in_onednn
-            chosen["attend_prompt_in_onednn"] = (False,) * (len(BANDS) - 1) + (True,)
-        if measured and _products_attend_rows_faster(language):
-            language.attend_rows = attend_rows_in_products
-            chosen["attend_rows_in_products"] = (True,) * len(BANDS)
-        for kind, alike in itertools.groupby(
-            sorted(matrices(vision, language), key=lambda matrix: matrix.kind),
-            key=lambda matrix: matrix.kind,
-        ):
-            group = list(alike)
+        if _onednn_attends_prompt_faster(language, fastest):
+            chosen[PROMPT_IN_ONEDNN] = (False,) * (len(BANDS) - 1) + (True,)
+        if _products_attend_rows_faster(language, fastest):
+            chosen[ROWS_IN_PRODUCTS] = (True,) * len(BANDS)
+        for kind, group in _by_kind(vision, language).items():
             is_quantized = isinstance(group[0].linear, QuantizedLinear)
-            if not (can_prepack_int8() if is_quantized else copies):
-                continue
-            measure = _measure_int8 if is_quantized else _measure
-            chosen[kind] = bands = (
-                measure(group)
-                if measured
-                else tuple(band in group[0].bands for band in range(len(BANDS)))
-            )
-            for matrix in group if any(bands) else ():
-                linear = matrix.linear
-                setattr(
-                    matrix.owner,
-                    matrix.name,
-                    prepack_int8(linear, bands)
-                    if isinstance(linear, QuantizedLinear)
-                    else pack(linear, bands),
-                )
+            if can_prepack_int8() if is_quantized else copies:
+                measure = _measure_int8 if is_quantized else _measure
+                chosen[kind] = measure(group, fastest)
     return {
         kind: [BANDS[band] for band, packed in enumerate(bands) if packed]
         for kind, bands in chosen.items()
@@ -170,32 +150,68 @@ def choose_kernels(
     }
 
 
-def _faster_attention(
-    vision: VisionEncoder, dtype: torch.dtype
-) -> Iterator[tuple[str, AttendTiles]]:
-    """Yield the fastest attention for a tile, with its name in summaries; nothing if that is
-    torch's.
+def use_kernels(vision: VisionEncoder, language: LanguageModel, choice: Choice) -> None:
+    """Change the layers to use the chosen kernels.
+
+    Raises:
+        KeyError: It names a kernel that does not exist.
     """
+    groups = _by_kind(vision, language)
+    for kind, rows in choice.items():
+        bands = tuple(begin in rows for begin in BANDS)
+        if kind in TILE_ATTENTION:
+            for layer in vision.layers:
+                layer.attend = TILE_ATTENTION[kind]
+        elif kind == PROMPT_IN_ONEDNN:
+            language.attend_prompt = attend_prompt_in_onednn
+        elif kind == ROWS_IN_PRODUCTS:
+            language.attend_rows = attend_rows_in_products
+        else:
+            for matrix in groups[kind]:
+                linear = matrix.linear
+                packed = (
+                    prepack_int8(linear, bands)
+                    if isinstance(linear, QuantizedLinear)
+                    else pack(linear, bands)
+                )
+                setattr(matrix.owner, matrix.name, packed)
+
+
+def is_choice(found: object, vision: VisionEncoder, language: LanguageModel) -> bool:
+    """True if a value, read from a file, is a choice among the kernels that there are."""
+    kinds = {*_by_kind(vision, language), *TILE_ATTENTION, PROMPT_IN_ONEDNN, ROWS_IN_PRODUCTS}
+    return isinstance(found, dict) and all(
+        kind in kinds and isinstance(rows, list) and all(begin in BANDS for begin in rows)
+        for kind, rows in found.items()
+    )
+
+
+def _by_kind(vision: VisionEncoder, language: LanguageModel) -> dict[str, list[Matrix]]:
+    """Group the matrices of a model by their kind."""
+    groups: dict[str, list[Matrix]] = {}
+    for matrix in matrices(vision, language):
+        groups.setdefault(matrix.kind, []).append(matrix)
+    return groups
+
+
+def _faster_attention(vision: VisionEncoder, dtype: torch.dtype, fastest: Fastest) -> str | None:
+    """Return the name of the fastest attention for a tile; None if that is torch's."""
     shape = vision.shape
     stacked = torch.zeros(
         1, shape.patches, 3, shape.heads, shape.hidden // shape.heads, dtype=dtype
     )
     query, key, value = stacked.permute(2, 0, 3, 1, 4)  # strides as in a layer
-    ways: dict[str, AttendTiles] = {"vision.attend_in_products": attend_in_products}
-    if can_pack(query.device, dtype) and can_pack(query.device, torch.float32):
-        ways["vision.attend_in_onednn"] = attend_in_onednn
-    own, *others = fastest(
-        [
-            functools.partial(attend, query, key, value)
-            for attend in (F.scaled_dot_product_attention, *ways.values())
-        ]
-    )
-    seconds, name = min(zip(others, ways, strict=True))
-    if own > MIN_SPEEDUP * seconds:
-        yield name, ways[name]
+    can_use_onednn = all(can_pack(query.device, each) for each in (dtype, torch.float32))
+    names = [
+        name for name, way in TILE_ATTENTION.items() if can_use_onednn or way is attend_in_products
+    ]
+    ways = [F.scaled_dot_product_attention, *(TILE_ATTENTION[name] for name in names)]
+    own, *others = fastest([functools.partial(attend, query, key, value) for attend in ways])
+    seconds, name = min(zip(others, names, strict=True))
+    return name if own > MIN_SPEEDUP * seconds else None
 
 
-def _onednn_attends_prompt_faster(language: LanguageModel) -> bool:
+def _onednn_attends_prompt_faster(language: LanguageModel, fastest: Fastest) -> bool:
     """True if oneDNN's products are worth it in the attention of a prompt."""
     shape, dtype = language.shape, language.embedding.dtype
     if not (can_pack(torch.device("cpu"), dtype) and can_pack(torch.device("cpu"), torch.float32)):
@@ -213,7 +229,7 @@ def _onednn_attends_prompt_faster(language: LanguageModel) -> bool:
     return own > MIN_SPEEDUP * products
 
 
-def _products_attend_rows_faster(language: LanguageModel) -> bool:
+def _products_attend_rows_faster(language: LanguageModel, fastest: Fastest) -> bool:
     """True if one product for all rows is worth it. In bfloat16 it would round scores, unlike
     torch's kernel, and was slower.
     """
@@ -242,7 +258,7 @@ def _products_attend_rows_faster(language: LanguageModel) -> bool:
     return own > MIN_SPEEDUP * products
 
 
-def _measure(alike: Sequence[Matrix]) -> tuple[bool, ...]:
+def _measure(alike: Sequence[Matrix], fastest: Fastest) -> tuple[bool, ...]:
     """For each band, decide whether the packed kernel is worth it; False for bands that this kind
     of matrix does not meet.
     """
@@ -250,12 +266,14 @@ def _measure(alike: Sequence[Matrix]) -> tuple[bool, ...]:
     ways: list[Sequence[Linear]] = [plain, [pack(linear) for linear in plain]]
     found = []
     for band in range(len(BANDS)):
-        slow, fast = _seconds(alike[0], ways, band) if band in alike[0].bands else (0.0, 0.0)
+        slow, fast = (
+            _seconds(alike[0], ways, band, fastest) if band in alike[0].bands else (0.0, 0.0)
+        )
         found.append(slow > MIN_SPEEDUP * fast)
     return tuple(found)
 
 
-def _measure_int8(alike: Sequence[Matrix]) -> tuple[bool, ...]:
+def _measure_int8(alike: Sequence[Matrix], fastest: Fastest) -> tuple[bool, ...]:
     """For each band, decide whether the 8-bit product is worth it; False for all if dequantizing,
     whose layout would be dropped, decodes faster.
     """
@@ -268,7 +286,7 @@ def _measure_int8(alike: Sequence[Matrix]) -> tuple[bool, ...]:
     ]
     bands, gain = [False] * len(BANDS), 1.0
     for band in alike[0].bands:
-        slow, fast, other = _seconds(alike[0], ways, band)
+        slow, fast, other = _seconds(alike[0], ways, band, fastest)
         bands[band] = fast < other
         if band < DECODE_BANDS:
             gain *= slow / min(fast, other)
@@ -282,7 +300,9 @@ def _uncached(alike: Sequence[Matrix]) -> list[Linear]:
     ]
 
 
-def _seconds(matrix: Matrix, ways: Sequence[Sequence[Linear]], band: int) -> list[float]:
+def _seconds(
+    matrix: Matrix, ways: Sequence[Sequence[Linear]], band: int, fastest: Fastest
+) -> list[float]:
     """Minimum seconds of each kernel for the row count that represents a band."""
     rows = PROBES[band]
     x = torch.zeros(rows, matrix.linear.weight.shape[1], dtype=matrix.dtype)
@@ -294,18 +314,3 @@ def _seconds(matrix: Matrix, ways: Sequence[Sequence[Linear]], band: int) -> lis
             (linear.gelu if matrix.activation else linear)(x)
 
     return fastest([functools.partial(multiply_all, linears) for linears in ways])
-
-
-def fastest(calls: Sequence[Callable[[], object]]) -> list[float]:
-    """Minimum seconds of each call; the calls take turns, so that a busy machine slows all."""
-    for call in calls:  # warm-up
-        call()
-    best = [float("inf")] * len(calls)
-    number, ends = 0, time.perf_counter() + MIN_SECONDS * len(calls)
-    while number < MIN_ROUNDS or time.perf_counter() < ends:
-        for index, call in enumerate(calls):
-            begun = time.perf_counter()
-            call()
-            best[index] = min(best[index], time.perf_counter() - begun)
-        number += 1
-    return best

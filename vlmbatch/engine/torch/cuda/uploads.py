@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -55,11 +56,14 @@ class TileUploads:
         self._sent = None
 
     def _send(self, wanted: Tiles) -> _Sent:
-        tiles = [torch.from_numpy(payload.tiles[number]) for payload, number in wanted]
+        # numpy copies tile by tile on this thread. torch would start its threads for each tile, and
+        # wait for all of them: on a busy machine that takes longer than the copy.
+        tiles = [payload.tiles[number] for payload, number in wanted]
         if self._stream is None:
-            return _Sent(list(wanted), torch.stack(tiles).to(self._device), None)
+            stacked = torch.from_numpy(np.stack(tiles))
+            return _Sent(list(wanted), stacked.to(self._device), None)
         staging = torch.empty((len(tiles), *tiles[0].shape), dtype=torch.uint8, pin_memory=True)
-        torch.stack(tiles, out=staging)
+        np.stack(tiles, out=staging.numpy())
         with torch.cuda.stream(self._stream):
             sent = staging.to(
                 self._device, non_blocking=True
