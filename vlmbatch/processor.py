@@ -12,7 +12,7 @@ from vlmbatch.control_groups import MEMBERSHIP, ROOT, group_folders
 
 @dataclasses.dataclass(frozen=True)
 class ProcessorShare:
-    """What a process may use.
+    """Cores and processor time that a process may use.
 
     Attributes:
         cores: Number of cores that its threads may run on.

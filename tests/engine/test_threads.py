@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,7 +18,12 @@ from vlmbatch.engine import open_engine
 from vlmbatch.job import Job, ResourceOptions
 from vlmbatch.processor import ProcessorShare
 from vlmbatch.run.pipeline import Run
-from vlmbatch.run.preparation import MAX_READ_WORKERS, MAX_READ_WORKERS_OF_GPU, num_workers
+from vlmbatch.run.preparation import (
+    MAX_READ_WORKERS,
+    MAX_READ_WORKERS_OF_GPU,
+    REQUESTS_IN_HAND,
+    num_workers,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -63,35 +69,60 @@ def test_readers_are_as_many_as_cores_and_more_beside_a_gpu(
     assert num_workers(ResourceOptions(read_workers=5), is_clip=True, on_cpu=True) == 5
 
 
+def test_the_summary_names_the_processor_and_the_threads(tiny: Path, tmp_path: Path) -> None:
+    assert Run(asked(tiny, tmp_path, count=1)).start().exit_code == 0
+    summary = json.loads((tmp_path / "out.jsonl.summary.json").read_text())
+    assert summary["processor"]["cores"] >= 1
+    assert summary["engine"]["threads"] == torch.get_num_threads()
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="a priority is a whole process's there")
-def test_readers_beside_an_engine_on_the_cpu_go_last(tiny: Path, tmp_path: Path) -> None:
-    for number in range(3):
+@pytest.mark.parametrize(("device", "is_lowered"), [("cpu", True), ("cuda:0", False)])
+def test_readers_go_last_once_requests_wait_for_an_engine_on_their_processor(
+    tiny: Path, tmp_path: Path, device: str, is_lowered: bool
+) -> None:
+    count = REQUESTS_IN_HAND + 4
+    run = Run(asked(tiny, tmp_path, count=count))
+    own = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+    run.engine = engine = NotesPriorities(run.plan.open(), device, until=count)
+    assert run.start().exit_code == 0
+    assert engine.seen[0] == own  # nothing waits for the engine yet
+    assert (max(engine.seen) > own) is is_lowered
+    assert os.getpriority(os.PRIO_PROCESS, threading.get_native_id()) == own
+
+
+class NotesPriorities:
+    """An engine that notes the priority of the threads that prepare, and waits for all of them."""
+
+    def __init__(self, engine: Any, device: str, until: int) -> None:
+        self._engine, self.device, self._until = engine, device, until
+        self.seen: list[int] = []
+        self._all_seen = threading.Event()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._engine, name)
+
+    def prepare(self, *arguments: Any) -> Any:
+        self.seen.append(os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
+        if len(self.seen) == self._until:
+            self._all_seen.set()
+        return self._engine.prepare(*arguments)
+
+    def run(self, source: Any) -> Any:
+        assert self._all_seen.wait(60)
+        yield from self._engine.run(source)
+
+
+def asked(tiny: Path, tmp_path: Path, count: int) -> Job:
+    """A job about small pictures, read by one thread."""
+    for number in range(count):
         write_picture(tmp_path / "in" / f"{number}.png", 40, 30, seed=number)
-    job = Job(
+    return Job(
         inputs=[str(tmp_path / "in")],
         model=str(tiny),
         device="cpu",
         output=str(tmp_path / "out.jsonl"),
         detail="low",
         max_new_tokens=2,
+        read_workers=1,
     )
-    seen: dict[str, int] = {}
-    run = Run(job)
-    engine = run.plan.open()
-    prepare = engine.prepare
-
-    def noted(*arguments: object) -> object:
-        thread = threading.current_thread()
-        seen[thread.name] = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
-        return prepare(*arguments)
-
-    engine.prepare = noted
-    run.engine = engine
-    own = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
-    assert run.start().exit_code == 0
-    assert seen
-    assert all(name.startswith("prepare-") and nice > own for name, nice in seen.items())
-    assert os.getpriority(os.PRIO_PROCESS, threading.get_native_id()) == own
-    summary = json.loads((tmp_path / "out.jsonl.summary.json").read_text())
-    assert summary["processor"]["cores"] >= 1
-    assert summary["engine"]["threads"] == torch.get_num_threads()

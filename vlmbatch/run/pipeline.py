@@ -208,10 +208,9 @@ class Run:
         self._results.engine = self.engine
         self.reporter.started(self._activity)
         prepare = functools.partial(self._preparation.run, self.engine)
-        # There the engine is the bottleneck: readers wait for it all the same.
         on_cpu = self.engine.device == "cpu"
         workers = num_workers(self.job, is_clip=self.job.is_clip, on_cpu=on_cpu)
-        self._threads.start_preparers(workers, prepare, yielding=on_cpu)
+        self._threads.start_preparers(workers, prepare)
         for completion in self.engine.run(self._requests):
             self._has_answered.set()
             ticket, part = completion.request.tag

@@ -18,6 +18,7 @@ from vlmbatch.errors import DecodeError, ItemError, PrepareError
 from vlmbatch.job import Job, ResourceOptions
 from vlmbatch.processor import processor_share
 from vlmbatch.run.task import Loaded, Result, Task, Ticket
+from vlmbatch.run.threads import lower_priority
 
 logger = logging.getLogger(__name__)
 
@@ -25,6 +26,9 @@ MAX_READ_WORKERS = 8
 """Maximum number of worker threads beside an engine that computes on the same processor."""
 MAX_READ_WORKERS_OF_GPU = 32
 """Maximum number of worker threads of a GPU's engine, which leaves them the processor."""
+
+REQUESTS_IN_HAND = 4
+"""Number of waiting requests from which on an engine is the bottleneck."""
 
 
 def num_workers(options: ResourceOptions, *, is_clip: bool, on_cpu: bool) -> int:
@@ -71,8 +75,16 @@ class Preparation:
         self.items = self.tiles = 0
 
     def run(self, engine: Engine) -> None:
-        """Load pixels and make requests until no work is left."""
+        """Load pixels and make requests until no work is left.
+
+        On the engine's processor, a thread lowers its priority as soon as requests wait for the
+        engine: from then on the engine is the bottleneck, and has what it needs to go on.
+        """
+        shares_processor, is_lowered = engine.device == "cpu", False
         for task in self._todo:
+            if shares_processor and not is_lowered and len(self._requests) >= REQUESTS_IN_HAND:
+                lower_priority()
+                is_lowered = True
             loaded = Loaded()
             try:
                 begun = time.perf_counter()

@@ -88,23 +88,9 @@ class StageThreads:
 
         self.start(STOPPER, stop_when_wanted)
 
-    def start_preparers(
-        self, count: int, work: Callable[[], None], *, yielding: bool = False
-    ) -> None:
-        """Start the threads that make requests; the last one to end closes the queue.
-
-        Args:
-            count: Number of threads.
-            work: What each of them does.
-            yielding: Whether other threads go first.
-        """
-
-        def prepare() -> None:
-            if yielding:
-                lower_priority()
-            work()
-
-        preparers = [self.start(f"prepare-{number}", prepare) for number in range(count)]
+    def start_preparers(self, count: int, work: Callable[[], None]) -> None:
+        """Start the threads that make requests; the last one to end closes the queue."""
+        preparers = [self.start(f"prepare-{number}", work) for number in range(count)]
 
         def close_requests() -> None:
             _join(preparers)
