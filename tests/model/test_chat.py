@@ -80,6 +80,13 @@ def test_a_video_is_sampled_and_answered_as_by_transformers(
         {"type": "video", "path": str(path)},
         {"type": "video", "video": path},
         {"type": "video_url", "video_url": {"url": str(path)}},
+        {"type": "video", "video": path.read_bytes()},
+        {
+            "type": "video_url",
+            "video_url": {
+                "url": f"data:video/mp4;base64,{base64.b64encode(path.read_bytes()).decode()}"
+            },
+        },
     ):
         content = ["Before. ", part, {"type": "text", "text": "After?"}]
         reply = tiny_model.chat([{"role": "user", "content": content}], max_new_tokens=6)
@@ -115,6 +122,26 @@ def test_every_way_to_name_a_picture(model: vlmbatch.Model) -> None:
         for part in parts:
             asked = [{"role": "user", "content": [part, {"type": "text", "text": "What is this?"}]}]
             assert model.chat(asked) == "A red circle.", part
+
+
+def test_a_picture_has_a_detail_of_its_own(model: vlmbatch.Model) -> None:
+    def tokens(**part: Any) -> int | None:
+        asked = [{"role": "user", "content": [part, "What is this?"]}]
+        return model.chat(asked, max_new_tokens=1).prompt_tokens
+
+    path = str(IMAGES / "large.jpg")
+    url = {"url": path}
+    low, full = (tokens(type="image", path=path, detail=detail) for detail in ("low", "full"))
+    assert low is not None
+    assert full is not None
+    assert low < full == tokens(type="image", path=path)
+    assert low == tokens(type="image_url", image_url={**url, "detail": "low"})
+    assert full == tokens(type="image_url", image_url={**url, "detail": "high"})
+    assert full == tokens(type="image_url", image_url={**url, "detail": "auto"})
+    with pytest.raises(
+        JobError, match="part 1: detail must be one of low, high, full, auto, not 3"
+    ):
+        tokens(type="image_url", image_url={**url, "detail": 3})
 
 
 def test_a_reply_is_text_that_says_how_it_ended(model: vlmbatch.Model) -> None:
@@ -197,6 +224,21 @@ def test_a_stream_that_is_closed_ends(model: vlmbatch.Model) -> None:
         ),
         ([{"role": "system", "content": "a"}], JobError, "the last message must be the user's"),
         (
+            [{"role": "user", "content": [{"type": "video", "path": "gone.mp4"}]}],
+            ReadError,
+            "no such file",
+        ),
+        (
+            [{"role": "user", "content": [{"type": "video", "video": b"no video"}]}],
+            (ReadError, DecodeError),
+            "video|data|Invalid",
+        ),
+        (
+            [{"role": "user", "content": [{"type": "video", "path": "gone.mp4", "fps": 0}]}],
+            JobError,
+            "fps must be above 0",
+        ),
+        (
             [{"role": "user", "content": [{"type": "image", "path": "gone.png"}]}],
             ReadError,
             "no such file",
@@ -211,7 +253,10 @@ def test_a_stream_that_is_closed_ends(model: vlmbatch.Model) -> None:
     ],
 )
 def test_what_is_wrong_with_a_chat_is_said(
-    model: vlmbatch.Model, messages: Any, error: type[Exception], message: str
+    model: vlmbatch.Model,
+    messages: Any,
+    error: type[Exception] | tuple[type[Exception], ...],
+    message: str,
 ) -> None:
     with pytest.raises(error, match=message):
         model.chat(messages)

@@ -5,7 +5,7 @@ question that ends it.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NoReturn, cast
+from typing import Any, Literal, NoReturn, cast
 
 from vlmbatch.core import Conversation, Part, Role, Turn
 from vlmbatch.errors import JobError
@@ -14,9 +14,17 @@ from vlmbatch.model.pictures import load_clip, load_picture
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 """Roles of messages, and of the turns that they become."""
 
+DETAILS: Mapping[str | None, Literal["full", "low"] | None] = {
+    "low": "low",
+    "high": "full",
+    "full": "full",
+    "auto": None,
+    None: None,
+}
+"""Details of pictures as OpenAI's clients name them, and ours; None is the model's."""
+
 _PICTURE_KEYS = ("image", "path", "url", "base64")
 _VIDEO_KEYS = ("video", "path", "url")
-_OPTIONS = {"video": ("fps", "num_frames"), "video_url": ("fps", "num_frames")}
 
 
 def read_messages(messages: Sequence[Mapping[str, Any]]) -> tuple[Conversation, str]:
@@ -70,10 +78,10 @@ def _part(part: Any, place: str) -> Part:
     kind = part.get("type") if isinstance(part, Mapping) else None
     if kind == "text":
         return Part("text", _text(part, place))
-    if kind == "image":
-        return Part("picture", pixels=load_picture(_value(part, _PICTURE_KEYS, place)))
-    if kind == "image_url":
-        return Part("picture", pixels=load_picture(_url(part, "image_url", place)))
+    if kind in ("image", "image_url"):
+        is_url = kind == "image_url"
+        value = _url(part, kind, place) if is_url else _value(part, _PICTURE_KEYS, place)
+        return Part("picture", pixels=load_picture(value), detail=_detail(part, kind, place))
     if kind in ("video", "video_url"):
         value = _value(part, _VIDEO_KEYS, place) if kind == "video" else _url(part, kind, place)
         return Part("clip", pixels=load_clip(value, part.get("fps"), part.get("num_frames")))
@@ -107,6 +115,16 @@ def _url(part: Mapping[str, Any], key: str, place: str) -> Any:
     if not isinstance(value, str):
         raise JobError(f'{place}: {key} must be {{"url": "…"}}, not {value!r:.100}')
     return value
+
+
+def _detail(part: Mapping[str, Any], kind: str, place: str) -> Literal["full", "low"] | None:
+    """The detail of a picture, beside it or beside its URL; None for the model's."""
+    inside = part.get(kind)
+    found = part.get("detail", inside.get("detail") if isinstance(inside, Mapping) else None)
+    if found not in DETAILS:
+        names = ", ".join(name for name in DETAILS if name)
+        raise JobError(f"{place}: detail must be one of {names}, not {found!r}")
+    return DETAILS[found]
 
 
 def _wrong_keys(keys: Sequence[str], found: Sequence[str], place: str) -> NoReturn:

@@ -10,6 +10,7 @@ import binascii
 import dataclasses
 import io
 import os
+import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -23,6 +24,7 @@ from vlmbatch.errors import DecodeError, ItemError, JobError, ReadError, Vlmbatc
 from vlmbatch.job import Job
 from vlmbatch.read import open_reader
 from vlmbatch.sample import make_sampler
+from vlmbatch.serve.media import ClipSampling, load_sampled_clip
 from vlmbatch.tasks import Task
 from vlmbatch.urls import is_url, without_credentials
 
@@ -34,8 +36,8 @@ PictureLike: TypeAlias = Union[str, os.PathLike[str], bytes, "Image.Image", npt.
 or an array: uint8, (H, W), (H, W, 3) or (H, W, 4).
 """
 
-ClipLike: TypeAlias = str | os.PathLike[str]
-"""The path or URL of a video."""
+ClipLike: TypeAlias = str | os.PathLike[str] | bytes
+"""The path or URL of a video (also ``data:``), or the bytes of its file."""
 
 _PILLOW_GUARD = threading.Lock()
 """Pillow decodes an opened file at first use, which two threads must not do at once."""
@@ -87,7 +89,7 @@ def load_clip(value: ClipLike, fps: float | None = None, num_frames: int | None 
     """Load the frames of a video that the checkpoint takes of it.
 
     Args:
-        value: Path or URL of the video.
+        value: Path, URL or bytes of the video.
         fps: Frames a second, at most 64 in all. [default: 1]
         num_frames: At most so many frames, evenly spaced, instead.
 
@@ -95,14 +97,18 @@ def load_clip(value: ClipLike, fps: float | None = None, num_frames: int | None 
         ItemError: It cannot be read or decoded.
         JobError: It is no video, or the options are not allowed.
     """
-    job = Job(
-        inputs=(_path_text(value),),
-        media="video",
-        per="clip",
-        fps=fps,
-        num_frames=num_frames,
-        output="-",
-    )
+    data = value if isinstance(value, bytes) else None
+    if isinstance(value, str) and value.startswith("data:"):
+        data = _data_bytes(value)
+    path = "-" if data is not None else _path_text(value)
+    job = Job(inputs=path, media="video", per="clip", fps=fps, num_frames=num_frames, output="-")
+    if data is not None:
+        with tempfile.NamedTemporaryFile(prefix="vlmbatch-") as file:
+            file.write(data)
+            file.flush()
+            return load_sampled_clip(file.name, job.max_pixels, ClipSampling(fps, num_frames))
+    if not is_url(path) and not os.path.exists(path):
+        raise ReadError(f"no such file: {path}")
     items = list(_first(open_reader(job, sampler=make_sampler(job)), 2))
     if len(items) != 1:
         raise JobError(
