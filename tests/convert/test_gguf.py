@@ -202,6 +202,18 @@ def test_nothing_unfinished_stays_behind(tiny: Path, tmp_path: Path) -> None:
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
+def test_a_granite_with_multipliers_is_refused(tmp_path: Path) -> None:
+    granite = {"embedding_multiplier": 12.0}
+    folder = write_tiny_checkpoint(tmp_path / "model", model_type="idefics3", granite=granite)
+    options = ConvertOptions(tmp_path / "gguf")
+    with pytest.raises(ModelLoadError, match="a Granite with multipliers"):
+        convert(find_checkpoint(str(folder)), "gguf", options)
+    folder = write_tiny_checkpoint(
+        tmp_path / "plain", model_type="idefics3", granite={"attention_multiplier": 8**-0.5}
+    )
+    assert convert(find_checkpoint(str(folder)), "gguf", options).files
+
+
 def test_a_damaged_file_is_noticed(tiny: Path, tmp_path: Path) -> None:
     from vlmbatch.convert.gguf.files import vision_file
 

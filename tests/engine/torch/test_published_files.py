@@ -15,7 +15,8 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from tests.checkpoints import CHAT_TEMPLATE, write_tiny_checkpoint
-from tests.engine.idefics3 import write_idefics3, write_pictures
+from tests.engine.idefics3 import conversation, write_idefics3, write_pictures
+from tests.engine.reference import Reference
 from tests.engine.torch.test_idefics3 import assert_equal
 from vlmbatch.checkpoint import Checkpoint, find_checkpoint
 from vlmbatch.engine.torch.shape import ModelShape
@@ -145,6 +146,20 @@ def test_old_and_new_processor_files(tmp_path: Path, pictures: list[Path]) -> No
     assert_answers(folder, pictures)
     (folder / "preprocessor_config.json").unlink()
     assert_answers(folder, pictures)
+
+
+def test_a_processor_saved_by_a_fast_class(tmp_path: Path, pictures: list[Path]) -> None:
+    """Its file has settings that say nothing, and some that only that class knows."""
+    folder = write_idefics3(tmp_path / "model", longest_edge=64)
+    nothing = ("crop_size", "device", "disable_grouping", "input_data_format", "return_tensors")
+    fast = {"image_processor_type": "Idefics3ImageProcessorFast", "data_format": "channels_first"}
+    edit(
+        folder,
+        "preprocessor_config.json",
+        lambda value: value.update(fast | dict.fromkeys(nothing) | {"default_to_square": True}),
+    )
+    assert_answers(folder, pictures)
+    assert not Reference(folder).engine.prepare(*conversation([("user", ["Hi?"])])).tiles
 
 
 def test_where_the_settings_of_clips_stand(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ are loaded.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -63,6 +64,12 @@ class TextShape:
     embedding_multiplier: float = 1.0
     residual_multiplier: float = 1.0
     query_multiplier: float = 1.0
+
+    @property
+    def has_multipliers(self) -> bool:
+        """True for a Granite that is not a Llama by another name."""
+        own = self.embedding_multiplier, self.residual_multiplier, self.query_multiplier
+        return own != (1.0, 1.0, 1.0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -231,11 +238,12 @@ def _with_multipliers(shape: TextShape, config: Mapping[str, Any]) -> TextShape:
     Its attention multiplier takes the place of ``head_dim ** -0.5``. transformers'
     ``Idefics3ForConditionalGeneration`` does not divide by ``logits_scaling``, and neither do we.
     """
+    queries = float(config.get("attention_multiplier", 1.0)) * shape.head_dim**0.5
     return dataclasses.replace(
         shape,
         embedding_multiplier=float(config.get("embedding_multiplier", 1.0)),
         residual_multiplier=float(config.get("residual_multiplier", 1.0)),
-        query_multiplier=float(config.get("attention_multiplier", 1.0)) * shape.head_dim**0.5,
+        query_multiplier=1.0 if math.isclose(queries, 1.0) else queries,
     )
 
 
