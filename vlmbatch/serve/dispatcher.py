@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import concurrent.futures
 import logging
-import os
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
@@ -24,6 +23,7 @@ from typing import Any, TypeAlias
 from vlmbatch.core import Completion, Conversation, Question, Request
 from vlmbatch.engine import Engine, RequestQueue
 from vlmbatch.errors import EngineError, ItemError, PrepareError, VlmbatchError, one_line
+from vlmbatch.processor import processor_share
 
 logger = logging.getLogger(__name__)
 
@@ -135,7 +135,7 @@ class Dispatcher:
         self._waiting: set[Ticket] = set()
         self._running: set[Ticket] = set()
         self._is_closed = False
-        count = workers or min(MAX_PREPARING, max(2, os.cpu_count() or 2))
+        count = workers or min(MAX_PREPARING, max(2, processor_share().threads))
         self._preparers = concurrent.futures.ThreadPoolExecutor(count, "prepare")
         self._fetchers = concurrent.futures.ThreadPoolExecutor(MAX_FETCHING, "fetch")
         self._queue = _Feed(QUEUE_REQUESTS, self._take)
