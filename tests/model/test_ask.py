@@ -234,11 +234,13 @@ def test_threads_share_a_model(model: vlmbatch.Model) -> None:
 
 def test_a_closed_model_says_so() -> None:
     with vlmbatch.Model("demo", device="cpu") as small:
-        waiting = small.ask([CIRCLE] * 3, "What is this?")
+        waiting = small.ask([CIRCLE] * 100, "What is this?")
         next(waiting)
         assert "demo: torch, cpu" in repr(small)
     assert "closed" in repr(small)
     small.close()
+    with pytest.raises(vlmbatch.EngineError, match="closed"):
+        list(waiting)
     for call in (
         lambda: small.ask(CIRCLE, "?"),
         lambda: small.chat([{"role": "user", "content": "?"}]),

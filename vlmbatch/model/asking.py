@@ -25,7 +25,7 @@ from vlmbatch.model.options import Answering
 from vlmbatch.run.order import InputOrder
 from vlmbatch.run.record import RecordMaker
 from vlmbatch.run.task import Loaded, Result, Task
-from vlmbatch.serve.dispatcher import Dispatcher, Ticket
+from vlmbatch.serve.dispatcher import ClosedError, Dispatcher, Ticket
 from vlmbatch.tasks import Task as TaskName
 
 PICTURES_AHEAD = 64
@@ -71,7 +71,10 @@ class Asking:
         texts = item.questions or self._texts
         picture = _Picture(Task(item, tuple(enumerate(texts)), 0))
         questions = [self._question(text) for text in texts]
-        picture.ticket = self._dispatcher.submit(picture.load, questions)
+        try:
+            picture.ticket = self._dispatcher.submit(picture.load, questions)
+        except ClosedError as error:
+            raise EngineError("the model was closed: open another Model") from error
         self._open.add(picture)
         picture.ticket.ready.add_done_callback(picture.note_ready)
         picture.ticket.done.add_done_callback(lambda _: self._done.put(picture))

@@ -21,6 +21,7 @@ class Reply(str):
             or the context is full) or ``cancelled``.
         prompt_tokens, new_tokens: Tokens of the prompt and of the answer; None where the engine
             cannot tell.
+        cached_tokens: Tokens of the prompt that were kept from an earlier answer.
         mean_logprob: Mean log-probability of the answer's tokens.
         token_ids: The tokens of the answer; empty where the engine cannot tell.
     """
@@ -28,6 +29,7 @@ class Reply(str):
     finish_reason: str | None
     prompt_tokens: int | None
     new_tokens: int | None
+    cached_tokens: int | None
     mean_logprob: float | None
     token_ids: tuple[int, ...]
 
@@ -45,6 +47,7 @@ class Reply(str):
         reply = cls(completion.text)
         reply.finish_reason = completion.finish_reason
         reply.prompt_tokens, reply.new_tokens = completion.prompt_tokens, completion.new_tokens
+        reply.cached_tokens = completion.cached_tokens
         reply.mean_logprob = completion.mean_logprob
         reply.token_ids = tuple(completion.token_ids)
         return reply
