@@ -5,6 +5,7 @@ transformers.
 from __future__ import annotations
 
 import base64
+import gc
 import io
 import random
 from collections.abc import Iterator
@@ -181,6 +182,14 @@ def test_a_stream_that_is_closed_ends(model: vlmbatch.Model) -> None:
         next(pieces)
     assert list(pieces) in ([], [" red", " circle", "."]) or len(list(pieces)) < 4
     assert model.chat(ASKED) == "A red circle."
+
+
+def test_a_model_that_nobody_holds_answers_what_was_asked() -> None:
+    stream = vlmbatch.Model("demo", device="cpu").chat(ASKED, stream=True)
+    records = vlmbatch.Model("demo", device="cpu").ask([CIRCLE] * 2, "What is this?")
+    gc.collect()
+    assert "".join(stream) == "A red circle."
+    assert [record.text for record in records] == ["A red circle."] * 2
 
 
 @pytest.mark.parametrize(

@@ -107,7 +107,8 @@ class Model:
             check_question(text)
         how = answering(self._options, settings, self._max_new_tokens or MAX_NEW_TOKENS[task])
         self._check_open()
-        return Asking(self._dispatcher, task, texts, how).records(items_of(pictures, task))
+        asking = Asking(self._dispatcher, task, texts, how)
+        return self._kept_for(asking.records(items_of(pictures, task)))
 
     @overload
     def chat(
@@ -179,7 +180,7 @@ class Model:
                 raise
         pieces = ReplyStream()
         question = dataclasses.replace(question, on_text=pieces.on_text)
-        pieces.follow(self._submit(conversation, question))
+        pieces.follow(self._submit(conversation, question), self)
         return pieces
 
     def close(self) -> None:
@@ -200,6 +201,10 @@ class Model:
     def __repr__(self) -> str:
         state = f"{self.engine.device}, {self.engine.dtype}" if self._close.alive else "closed"
         return f"<vlmbatch.Model {self.engine.model}: {self.engine.name}, {state}>"
+
+    def _kept_for(self, records: Iterator[Record]) -> Iterator[Record]:
+        """Yield records; a model that nobody else holds stays open until they end."""
+        yield from records
 
     def _submit(self, conversation: Conversation, question: Question) -> Ticket:
         try:

@@ -72,9 +72,9 @@ class ReplyStream:
         """Take a piece; called by the engine."""
         self._events.put(piece)
 
-    def follow(self, ticket: Ticket) -> None:
-        """End with a ticket."""
-        self._ticket = ticket
+    def follow(self, ticket: Ticket, model: object) -> None:
+        """End with a ticket, and hold the model, which is closed when nobody does."""
+        self._ticket, self._model = ticket, model
         ticket.done.add_done_callback(lambda _: self._events.put(None))
 
     def __iter__(self) -> Self:
