@@ -17,7 +17,7 @@ from tests.cli.conftest import Command
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-WORK = ("caption", "ocr", "vqa", "video")
+WORK = ("caption", "ocr", "vqa", "video", "batch")
 SOME_ERRORS = 3
 """Exit code of a run over the damaged sample."""
 

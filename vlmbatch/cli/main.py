@@ -25,6 +25,7 @@ COMMANDS = {
     "video": ("vlmbatch.cli.work", "Ask about frames, clips or windows of each video."),
     "run": ("vlmbatch.cli.run", "Run a job from a YAML file, for example from cron."),
     "serve": ("vlmbatch.cli.serve", "Serve OpenAI's chat API on this machine."),
+    "batch": ("vlmbatch.cli.serve", "Answer a file of OpenAI batch requests."),
     "stats": ("vlmbatch.cli.stats", "Show counts, tokens and seconds of a run, from its records."),
     "eval": ("vlmbatch.cli.eval", "Score the answers of an OUTPUT against a reference file."),
     "export": ("vlmbatch.cli.export", "Convert an OUTPUT to another table, texts or subtitles."),

@@ -1,4 +1,4 @@
-"""``serve``: an OpenAI-compatible server."""
+"""``serve`` and ``batch``: OpenAI's chat API, by HTTP and from a file of requests."""
 
 from __future__ import annotations
 
@@ -10,17 +10,31 @@ import click
 
 from vlmbatch.cli.logs import set_up_logging
 from vlmbatch.cli.options import GroupedCommand, GroupedOption, given, job_options
+from vlmbatch.cli.signals import catch_signals
 from vlmbatch.errors import VlmbatchError
-from vlmbatch.serve.extras import require
-from vlmbatch.serve.settings import ServeJob
+from vlmbatch.serve.extras import BATCH, require
+from vlmbatch.serve.settings import BatchJob, ServeJob
 
-HELP = """Serve OpenAI's chat API on this machine.
+SERVE_HELP = """Serve OpenAI's chat API on this machine.
 
 Any client of OpenAI's API can ask about pictures and videos: give it the base URL
 http://127.0.0.1:8000/v1 and any key. Many clients are answered together.
 
 SIGTERM and Ctrl-C end the server in order: open requests have --drain seconds. Exit codes: 0 ended
 as told, 1 the model cannot be loaded or has failed, 2 bad usage."""
+
+
+BATCH_HELP = """Answer a file of OpenAI batch requests.
+
+A line of REQUESTS.jsonl has `custom_id`, `method` (POST), `url` (/v1/chat/completions) and `body`,
+the request. A line of OUTPUT has `custom_id`, `response` with `status_code` and `body`, and
+`error`; lines are in the order of the requests.
+
+The same command again continues: answered requests are kept, changed ones are asked again. Exit
+codes: 0, 1 the run could not go on, 2 bad usage, 3 some requests are errors, 75 OUTPUT is in use,
+130 interrupted."""
+
+report = logging.getLogger("vlmbatch.report")
 
 
 def serve(job: ServeJob, *, dry_run: bool, verbose: int, quiet: bool) -> None:
@@ -61,15 +75,44 @@ def add_reporting(command: click.Command) -> None:
     ]
 
 
-def _callback(dry_run: bool, verbose: int, quiet: bool, **values: Any) -> None:
+def _run_server(dry_run: bool, verbose: int, quiet: bool, **values: Any) -> None:
     job = ServeJob.from_dict(given(values))
     serve(job, dry_run=dry_run, verbose=verbose, quiet=quiet)
 
 
-_command = GroupedCommand("serve", callback=_callback, help=HELP)
+def _run_batch(requests: str, verbose: int, quiet: bool, **values: Any) -> None:
+    job = BatchJob.from_dict({"requests": requests, **given(values)})
+    set_up_logging(job.log_format, verbose=verbose, quiet=quiet, bar=False)
+    require(BATCH)
+    from vlmbatch.cli.execute import say_error
+    from vlmbatch.serve.batch import Batch, describe
+
+    try:
+        batch = Batch(job)
+        catch_signals(batch)
+        code = batch.start()
+    except VlmbatchError as error:
+        say_error(job, error)
+        raise click.exceptions.Exit(error.exit_code) from error
+    report.info("%s", describe(batch.counts, job.output))
+    raise click.exceptions.Exit(code)
+
+
+_serve = GroupedCommand("serve", callback=_run_server, help=SERVE_HELP)
 job_options(
     [field.name for field in dataclasses.fields(ServeJob) if field.name != "progress"], of=ServeJob
-)(_command)
-add_reporting(_command)
+)(_serve)
+add_reporting(_serve)
 
-COMMANDS = {"serve": _command}
+_batch = GroupedCommand("batch", callback=_run_batch, help=BATCH_HELP, no_args_is_help=True)
+_batch.params.append(click.Argument(["requests"], metavar="REQUESTS.jsonl"))
+job_options(
+    [f.name for f in dataclasses.fields(BatchJob) if f.name not in ("progress", "requests")],
+    of=BatchJob,
+)(_batch)
+_batch.params += [
+    GroupedOption(["-v", "--verbose"], count=True, help="Log more; twice: log everything."),
+    GroupedOption(["-q", "--quiet"], is_flag=True, help="Log errors only."),
+]
+
+COMMANDS = {"serve": _serve, "batch": _batch}

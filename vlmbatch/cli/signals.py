@@ -36,11 +36,12 @@ def catch_signals(running: Stoppable) -> None:
         else:
             for each in _NOTICES:
                 signal.signal(each, signal.SIG_IGN)
+        # First: a signal that comes while a log line is written cannot write another one.
+        running.stop()
         report.info(
             "stopping: what is finished is committed, the same command goes on from there "
             "(again: quit at once)"
         )
-        running.stop()
 
     for each in (*_URGENT, *_NOTICES):
         if each in _URGENT or signal.getsignal(each) is not signal.SIG_IGN:

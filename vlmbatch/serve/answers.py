@@ -33,12 +33,14 @@ class ReplyMaker:
         self.id = f"chatcmpl-{uuid.uuid4().hex}"
         self._model, self._created = model, int(time.time())
 
-    def whole(self, completions: Sequence[Completion], seconds: float) -> dict[str, Any]:
+    def whole(
+        self, completions: Sequence[Completion], seconds: float | None = None
+    ) -> dict[str, Any]:
         """Return the whole reply.
 
         Args:
             completions: One for each answer.
-            seconds: Time since the request came.
+            seconds: Time since the request came; None for a request of a file.
 
         Raises:
             ApiError: An answer could not be generated.
@@ -59,7 +61,7 @@ class ReplyMaker:
             **self._head("chat.completion"),
             "choices": choices,
             "usage": usage_of(completions),
-            "processing_time": round(seconds, 6),
+            **({} if seconds is None else {"processing_time": round(seconds, 6)}),
             "inference_time": None if None in known else round(sum(known), 6),
             "timings": timings,
         }
