@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -9,10 +10,14 @@ from pathlib import Path
 import pytest
 
 from tests.engine.torch.test_parity import open_tiny
+from tests.media import write_picture
+from vlmbatch.engine.torch import device as devices
 from vlmbatch.engine.torch.cpu.choices import KeptChoice, KernelChoices
 from vlmbatch.engine.torch.cpu.onednn import PackedLinear
 from vlmbatch.engine.torch.cpu.timing import MIN_ROUNDS, Steadiness, Stopwatch
 from vlmbatch.engine.torch.weights import Model
+from vlmbatch.job import Job
+from vlmbatch.run.pipeline import run
 
 QUIET, BUSY = Steadiness(1.02, 1.0), Steadiness(1.6, 0.4)
 
@@ -157,3 +162,29 @@ def test_a_spread_or_a_small_share_is_not_steady() -> None:
     assert not Steadiness(1.6, 1.0).is_steady
     assert not Steadiness(1.02, 0.5).is_steady
     assert Steadiness(1.02, 0.5).describe() == {"spread": 1.02, "share": 0.5, "steady": False}
+
+
+def test_a_run_that_goes_on_uses_the_kernels_that_it_began_with(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(devices, "SMALL_MODEL_PARAMETERS", 0)
+    for number in range(3):
+        write_picture(tmp_path / "in" / f"{number}.png", 40, 30, seed=number)
+    job = Job(
+        inputs=[str(tmp_path / "in")],
+        model=str(tiny),
+        device="cpu",
+        detail="low",
+        max_new_tokens=2,
+        output=str(tmp_path / "out.jsonl"),
+        cache_dir=str(tmp_path / "cache"),
+        limit=1,
+    )
+    run(job)
+    entry = json.loads(only_file(tmp_path / "cache").read_text())
+    entry |= {"kernels": {"head": [1]}, "steadiness": {"spread": 1.0, "share": 0.1}}
+    only_file(tmp_path / "cache").write_text(json.dumps(entry))
+    engine = run(dataclasses.replace(job, limit=None))["engine"]
+    assert engine["kernels"] == {"head": [1]}
+    assert engine["kernel_choice"] == {"spread": 1.0, "share": 0.1, "steady": False}
+    assert json.loads(only_file(tmp_path / "cache").read_text()) == entry

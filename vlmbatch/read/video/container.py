@@ -7,6 +7,7 @@ from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
 from vlmbatch.errors import DecodeError
+from vlmbatch.processor import processor_share
 from vlmbatch.read.base import one_line
 from vlmbatch.read.files.source import DiskFile
 from vlmbatch.read.video.restarts import Jumps, continued
@@ -58,6 +59,9 @@ class Demuxer:
         try:
             self.stream = _choose_stream(self.container, number)
             self.stream.thread_type = "AUTO"
+            share = processor_share()
+            if share.quota is not None:  # FFmpeg itself starts a thread for each core of the host
+                self.stream.codec_context.thread_count = share.threads
             name, flags = self.container.format.name, Flags(self.container.format.flags)
             self.states_end = name in _STATES_EACH_END
             self.is_joined = bool(flags & Flags.ts_discont) or name == "flv"
