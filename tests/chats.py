@@ -195,7 +195,9 @@ def random_text(rng: random.Random, special: Sequence[str] = ()) -> str:
     return "".join(rng.choices([*PIECES, *special], k=rng.randrange(6)))
 
 
-def random_chat(rng: random.Random, kind: str = "picture") -> tuple[Conversation, Question]:
+def random_chat(
+    rng: random.Random, kind: str = "picture", max_new_tokens: int = 8
+) -> tuple[Conversation, Question]:
     """A conversation of one to four turns, with a system turn or without, and up to three pictures
     (``kind`` is "picture"), clips ("clip") or both ("both").
     """
@@ -220,4 +222,4 @@ def random_chat(rng: random.Random, kind: str = "picture") -> tuple[Conversation
     question = last.parts[-1].text
     kept = last.parts[:-1] if last.parts[-1].kind == "text" else last.parts
     turns.append(user(*kept))
-    return Conversation(tuple(turns)), Question(question, max_new_tokens=8)
+    return Conversation(tuple(turns)), Question(question, max_new_tokens=max_new_tokens)

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from PIL import Image
 
 from tests.chats import Oracle, random_chat
 from tests.checkpoints import build_tokenizer, write_tiny_checkpoint
+from tests.engine import idefics3
 from tests.engine.reference import run_all
+from vlmbatch.core import Conversation, Part, Question
 from vlmbatch.engine import open_engine
 from vlmbatch.job import EngineOptions
 
@@ -44,4 +49,49 @@ def test_random_chats_are_answered_as_transformers_answers_them(
         if number % 5 == 0:
             alone = run_all(engine, [engine.prepare(chat, [question])])[0, 0]
             assert without_end(alone.token_ids, ends) == found
+    engine.close()
+
+
+def messages_of(chat: Conversation, question: Question) -> list[dict[str, Any]]:
+    """The chat as transformers takes it; it ends with a turn of the user."""
+    turns = [[turn.role, [content_of(part) for part in turn.parts]] for turn in chat.turns]
+    turns[-1][1].append({"type": "text", "text": question.text})  # type: ignore[attr-defined]
+    return [{"role": role, "content": content} for role, content in turns]
+
+
+def content_of(part: Part) -> dict[str, Any]:
+    if part.kind == "text":
+        return {"type": "text", "text": part.text}
+    assert part.pixels is not None
+    return {"type": "image", "image": Image.fromarray(part.pixels.arrays()[0])}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, idefics3.docling_options(), idefics3.literal_options()],
+    ids=["SmolVLM", "docling", "literal"],
+)
+def test_random_chats_with_idefics3(tmp_path: Path, options: Mapping[str, Any]) -> None:
+    folder = idefics3.write_idefics3(tmp_path, **options)
+    oracle = idefics3.Oracle(folder)
+    engine = open_engine(EngineOptions(model=str(folder), device="cpu", dtype="float32"))
+    rng = random.Random(3)
+    chats = [random_chat(rng, max_new_tokens=6) for _ in range(8)]
+    requests = [engine.prepare(chat, [question]) for chat, question in chats]
+    prompts = [[*one.payload.prefix_ids, *one.payload.question_ids[0]] for one in requests]
+    together = run_all(engine, requests)
+    for number, (chat, question) in enumerate(chats):
+        inputs = oracle.processor.apply_chat_template(
+            messages_of(chat, question),
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
+        )
+        ids = inputs["input_ids"]
+        assert prompts[number] == ids[0].tolist(), (chat, question)
+        with torch.inference_mode():
+            found = oracle.model.generate(**inputs, do_sample=False, max_new_tokens=6)
+        expected = found[0, ids.shape[1] :].tolist()
+        assert list(together[number, 0].token_ids) == expected, (chat, question)
     engine.close()
