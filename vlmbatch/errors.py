@@ -14,6 +14,7 @@
     │   └── DeviceError                 the requested device or dtype is not available
     ├── OutputError                 1   OUTPUT cannot be written, or belongs to other settings
     │   └── OutputLockedError      75   another run holds OUTPUT
+    ├── NothingFound               66   there is nothing to ask about, and ``--allow-empty`` is off
     └── TooManyErrors               4   the limit of ``--max-errors`` was reached
 
 Exceptions of other libraries are translated where they arise, with ``raise … from``.
@@ -86,6 +87,12 @@ class OutputLockedError(OutputError):
     """Another run holds OUTPUT."""
 
     exit_code = 75
+
+
+class NothingFound(VlmbatchError):
+    """There is nothing to ask about: no file, page, frame or question of the job is there."""
+
+    exit_code = 66
 
 
 class TooManyErrors(VlmbatchError):

@@ -10,7 +10,7 @@ from types import MappingProxyType
 from typing import Any
 
 from vlmbatch.core import Item
-from vlmbatch.errors import JobError, one_line
+from vlmbatch.errors import JobError, NothingFound, one_line
 from vlmbatch.job import Job
 from vlmbatch.job.questions import check_question
 from vlmbatch.text_files import (
@@ -101,12 +101,12 @@ class Questions:
         """Refuse a file that asks about other things than the items, all of which have turned up.
 
         Raises:
-            JobError: There were items and nothing was asked about any of them; the message has an
-                id of both sides.
+            NothingFound: There were items and nothing was asked about any of them; the message has
+                an id of both sides.
         """
         missed = self.missed(is_all=True)
         if missed and not self._has_asked:
-            raise JobError(missed["hint"])
+            raise NothingFound(missed["hint"])
 
     def _key(self, item_id: str) -> str | None:
         """Return the id that the file has for an item: its own, or that of its video or

@@ -208,9 +208,8 @@ def test_a_stretch_that_a_video_does_not_have_is_not_called_no_video(
 ) -> None:
     write_video(tmp_path / "a.mp4", 5)
     result = vlmbatch("video", "a.mp4", "--start", 10, "--model", tiny)
-    assert result.returncode == 0, result.stderr
-    assert "a.mp4: no frame of it was asked for" in result.stderr
-    assert "no videos found, or nothing of them was asked for" in result.stderr
+    assert result.returncode == 66, result.stderr
+    assert "no video found in a.mp4: a.mp4: no frame of it was asked for" in result.stderr
 
 
 def test_shuffled_frames_are_a_sample_of_the_whole_video(
@@ -254,7 +253,7 @@ def test_questions_about_nothing_here_are_one_line(
     (tmp_path / "q.csv").write_text("id,question\nphotos/1.png,Why?\n")
     for options in (["-o", "new.jsonl"], ["--dry-run"]):
         result = vlmbatch(*command, *options)
-        assert result.returncode == 2
+        assert result.returncode == 66
         assert (
             "vlmbatch: question file q.csv: no item has its id: it asks about 'photos/1.png', and "
             "an item here is '0.png'\n" in result.stderr

@@ -19,7 +19,7 @@ from tests.run.jobs import job, rows, start
 from vlmbatch.core import RECORD_FIELDS, Completion, Item
 from vlmbatch.engine import RequestQueue
 from vlmbatch.engine.scripted import ScriptedEngine
-from vlmbatch.errors import EngineError, JobError, OutputError, TooManyErrors
+from vlmbatch.errors import EngineError, JobError, NothingFound, OutputError, TooManyErrors
 from vlmbatch.job import Job
 from vlmbatch.read import Reader, open_reader
 from vlmbatch.run.intake import count_items
@@ -177,20 +177,20 @@ def test_ids_of_a_question_file_that_no_item_has_are_told(photos: Path) -> None:
     assert start(about(photos, "01.png"))[0].summary["questions"] is None
 
 
-def test_a_question_file_about_other_things_is_a_usage_error_and_takes_no_row_away(
+def test_a_question_file_about_other_things_finds_nothing_and_takes_no_row_away(
     photos: Path,
 ) -> None:
     start(about(photos, "01.png"))
     wrong = about(photos, "photos/01.png", "photos/02.png")
     outcome, _ = start(wrong)
-    assert outcome.exit_code == 2
+    assert outcome.exit_code == 66
     message = (
         "questions.jsonl: no item has any of its 2 ids: it asks about 'photos/01.png', "
         "and an item here is '00.png'"
     )
     assert str(outcome.error).endswith(message)
     assert [row["id"] for row in rows(wrong)] == ["01.png"]
-    with pytest.raises(JobError, match="no item has any of its 2 ids"):
+    with pytest.raises(NothingFound, match="no item has any of its 2 ids"):
         count_items(wrong)
     outcome, _ = start(about(photos, "19.png", limit=2))
     assert outcome.exit_code == 0
@@ -200,10 +200,10 @@ def test_a_question_file_about_other_things_is_a_usage_error_and_takes_no_row_aw
     )
 
 
-def test_a_question_file_about_nothing_that_is_there_yet_is_no_error(photos: Path) -> None:
+def test_a_question_file_about_nothing_that_is_there_yet_is_not_blamed(photos: Path) -> None:
     outcome, _ = start(about(photos, "01.png", include=["*.webp"]))
     assert (outcome.exit_code, outcome.summary["found"], outcome.summary["questions"]) == (
-        0,
+        66,
         0,
         None,
     )
@@ -387,13 +387,6 @@ def test_items_are_counted_for_the_progress_after_the_first_answer_not_before(
         assert running.start().exit_code == 3
     assert len(answers_before_counting) == 1
     assert answers_before_counting[0] > 0
-
-
-def test_an_empty_folder_is_no_error(tmp_path: Path) -> None:
-    (tmp_path / "none").mkdir()
-    outcome, _ = start(job(tmp_path / "none"))
-    assert outcome.exit_code == 0
-    assert rows(job(tmp_path / "none")) == []
 
 
 def test_an_unforeseen_exception_of_one_item_does_not_end_the_run(

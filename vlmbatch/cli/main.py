@@ -40,8 +40,8 @@ EPILOG = """\b
 Try it without a network:
   vlmbatch caption photos/ --model demo -o -
 Exit codes: 0 ok, 1 the run could not go on, 2 bad usage or job, 3 some items
-are errors, 4 stopped by --max-errors or worse than --fail-under, 75 OUTPUT is
-in use, 130 interrupted.
+are errors, 4 stopped by --max-errors or worse than --fail-under, 66 nothing
+found to ask about, 75 OUTPUT is in use, 130 interrupted.
 """
 
 

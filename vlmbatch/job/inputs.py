@@ -91,6 +91,11 @@ class InputOptions:
         group="Items",
         media="image",
     )
+    allow_empty: bool = option(
+        False,
+        "Finding nothing to ask about is no error (otherwise exit code 66).",
+        group="Items",
+    )
     allow_private_urls: bool = option(
         False,
         "Also fetch from private and other non-public addresses, and through the system's proxy.",

@@ -23,6 +23,8 @@ class Counts:
         system_folders: Folders that a system keeps for itself, such as ``@eaDir``.
         text_files: Text files with the extension of a video, such as TypeScript.
         values_not_carried: Values of ``keep`` that no row can hold, which became null.
+        unchosen: Documents and videos of which no page or frame was asked for.
+        example: One of these, and why.
     """
 
     other_media: int = 0
@@ -31,11 +33,28 @@ class Counts:
     system_folders: int = 0
     text_files: int = 0
     values_not_carried: int = 0
+    unchosen: int = 0
+    example: str = ""
 
     def reset(self) -> None:
         """Start to count anew."""
         for field in dataclasses.fields(self):
-            setattr(self, field.name, 0)
+            setattr(self, field.name, field.default)
+
+    def numbers(self) -> dict[str, int]:
+        """Return the counts by name."""
+        values = dataclasses.asdict(self)
+        del values["example"]
+        return values
+
+    def leave_out(self, why: str) -> None:
+        """Count a document or video of which nothing was asked for.
+
+        Args:
+            why: Its name and the reason.
+        """
+        self.unchosen += 1
+        self.example = self.example or why
 
 
 class Reader(Protocol):

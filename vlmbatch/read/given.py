@@ -40,8 +40,11 @@ class GivenInput:
         MissingDependencyError: It needs a package that is not installed.
     """
 
-    def __init__(self, text: str, media: Kind, *, allow_private: bool = False) -> None:
+    def __init__(
+        self, text: str, media: Kind, *, allow_private: bool = False, allow_empty: bool = False
+    ) -> None:
         self.text, self._media, self._root = text, media, text
+        self._allow_empty = allow_empty
         self.kind, self.name = "stdin", "stdin"
         self.glob: Glob | None = None
         self._begun: Begun | None = None
@@ -76,7 +79,7 @@ class GivenInput:
             if is_url(text) and not is_url(self._root):
                 raise JobError(f"a bucket cannot be a pattern: {shown}")
             self._begun = Begun(self._walked)
-            if self._begun.is_empty:
+            if self._begun.is_empty and not self._allow_empty:
                 raise JobError(f"no file matches {shown}")
         if is_url(text):
             self.name = url_name(text) if kind == "folder" else url_host(text)

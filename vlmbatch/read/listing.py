@@ -77,7 +77,12 @@ class Listing:
         if options.inputs.count("-") > 1:
             raise JobError("the INPUT - (paths on stdin) can be given once")
         self._inputs = [
-            GivenInput(text, options.media, allow_private=options.allow_private_urls)
+            GivenInput(
+                text,
+                options.media,
+                allow_private=options.allow_private_urls,
+                allow_empty=options.allow_empty,
+            )
             for text in options.inputs
         ]
         for given in self._inputs:

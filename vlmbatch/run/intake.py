@@ -75,7 +75,7 @@ class Intake:
             if not self._send(task):
                 return
             order += len(task.asked)
-        if count != self._job.limit:
+        if count != self._job.limit and not self._job.allow_empty:
             self._questions.check()
         self.found = count
         self.rows_asked = order
@@ -180,6 +180,7 @@ def count_items(job: Job, *, stdin: BinaryIO | None = None) -> int:
 
     Raises:
         JobError: An INPUT or the question file is missing or invalid.
+        NothingFound: The question file asks about other things than the items.
     """
     check_inputs(job)
     questions = read_questions(job)
@@ -192,7 +193,7 @@ def count_items(job: Job, *, stdin: BinaryIO | None = None) -> int:
         if count == job.limit:
             break
     # Questions in table rows may be unknown when only counting.
-    if job.question_column is None and count != job.limit:
+    if job.question_column is None and count != job.limit and not job.allow_empty:
         questions.check()
     return count
 

@@ -27,12 +27,14 @@ from vlmbatch.engine.queue import Channel
 from vlmbatch.errors import (
     EngineError,
     JobError,
+    NothingFound,
     TooManyErrors,
 )
 from vlmbatch.job import Job
 from vlmbatch.questions import Questions, read_questions
 from vlmbatch.read import Reader, open_reader
 from vlmbatch.run.intake import Intake, check_inputs, count_ahead
+from vlmbatch.run.nothing import explain_nothing
 from vlmbatch.run.order import InputOrder
 from vlmbatch.run.preparation import Preparation, num_workers
 from vlmbatch.run.progress import ProgressReporter, is_watched
@@ -190,6 +192,7 @@ class Run:
                 threads.failure = EngineError(
                     f"{missing} {rows} no answer; the same command asks again"
                 )
+            self._check_found()
             self._close()
         if threads.is_well:
             try:
@@ -198,6 +201,15 @@ class Run:
             except TooManyErrors as error:
                 threads.failure = error
         return self._outcome(began, started_at)
+
+    def _check_found(self) -> None:
+        """Refuse to call a run a success that had nothing to ask about."""
+        intake = self._intake
+        # Behind --limit there may be items with a question.
+        is_empty = intake.found == 0 or intake.found == intake.unasked != self.job.limit
+        if is_empty and self._threads.is_well and not self.job.allow_empty:
+            why = explain_nothing(self.job, self.reader.counts, intake.unasked)
+            self._threads.failure = NothingFound(why)
 
     def _compute(self) -> None:
         """Open the engine, start the threads that feed it, and forward its answers."""
@@ -287,7 +299,7 @@ class Run:
             output=self._totals,
             sidecars=self._sidecar_counts,
             left_alone={
-                **dataclasses.asdict(self.reader.counts),
+                **self.reader.counts.numbers(),
                 "without_question": intake.unasked,
             },
             questions=None
@@ -296,7 +308,7 @@ class Run:
             native_tiles=results.native_tiles if is_full else None,
             full_tiles=results.full_tiles if is_full else None,
         )
-        if not isinstance(failure, JobError):
+        if not isinstance(failure, JobError | NothingFound):
             try:
                 self.writer.write_summary(summary)
             except Exception as error:

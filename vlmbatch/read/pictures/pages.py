@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from vlmbatch.core import Pixels
 from vlmbatch.errors import DecodeError, ItemError
 from vlmbatch.job import InputOptions
-from vlmbatch.read.base import failing_load, one_line
+from vlmbatch.read.base import Counts, failing_load, one_line
 from vlmbatch.read.files.page_choice import PDF_MARK, SINGLE, PageChoice, is_document
 from vlmbatch.read.files.source import DiskFile, Listed, Source
 from vlmbatch.read.pictures import pdf
@@ -28,8 +28,8 @@ class PagePicker:
     first page is asked for, and a picture file with ``pages``.
     """
 
-    def __init__(self, options: InputOptions) -> None:
-        self._options = options
+    def __init__(self, options: InputOptions, counts: Counts) -> None:
+        self._options, self._counts = options, counts
         self._choice = PageChoice(options.pages)
 
     def pages(self, listed: Listed) -> Iterator[tuple[str, Callable[[], Pixels], int]]:
@@ -44,6 +44,8 @@ class PagePicker:
         if content.suffix in SINGLE:
             if self._choice.chosen(1, is_document=False):
                 yield listed.id, self._load(content, False), content.held_bytes
+            else:
+                self._leave_out(listed, 1)
             return
         try:
             file = content.as_file()
@@ -58,10 +60,16 @@ class PagePicker:
             return
         numbers = self._choice.chosen(total, is_document=is_pdf)
         if not numbers:
-            logger.info("%s: none of its %d pages was asked for", listed.source, total)
+            self._leave_out(listed, total)
         for number in numbers:
             page_id = listed.id if total == 1 else f"{listed.id}#page={number}"
             yield page_id, self._load_of(content, file, number), 0
+
+    def _leave_out(self, listed: Listed, total: int) -> None:
+        pages = f"{total} page{'' if total == 1 else 's'}"
+        why = f"{listed.source} has {pages}, --pages {self._options.pages} is none of them"
+        logger.info("%s", why)
+        self._counts.leave_out(why)
 
     def _load(self, content: Source, must_be_only: bool) -> Callable[[], Pixels]:
         return functools.partial(load_page, content, self._options, 1, must_be_only)

@@ -17,8 +17,8 @@ class ImageReader:
     def __init__(self, listing: Listing, options: InputOptions) -> None:
         """Take what lists the pictures; lists nothing yet."""
         self._listing = listing
-        self._picker = PagePicker(options)
         self.counts: Counts = listing.counts
+        self._picker = PagePicker(options, self.counts)
 
     def __iter__(self) -> Iterator[Item]:
         """Yield the Items, in input order."""

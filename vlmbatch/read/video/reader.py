@@ -82,6 +82,7 @@ class VideoReader:
             yield from self._video(found, items)
             if not items.count:
                 logger.warning("%s: no frame of it was asked for", found.source)
+                self.counts.leave_out(f"{found.source}: no frame of it was asked for")
 
     def _video(self, found: Listed, items: VideoItems) -> Iterator[Item]:
         if self._job.shuffle and found.content.needs_copy:
