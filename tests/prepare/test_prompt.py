@@ -22,7 +22,8 @@ from transformers.models.smolvlm import processing_smolvlm as reference
 from tests.checkpoints import CHAT_TEMPLATE, build_tokenizer, write_tiny_checkpoint
 from vlmbatch.checkpoint import Checkpoint
 from vlmbatch.errors import ModelLoadError, PrepareError
-from vlmbatch.prepare.prompt import MediaTokens, PromptWriter, image_text, number_words, video_text
+from vlmbatch.prepare.media_text import MediaTokens, image_text, number_words, video_text
+from vlmbatch.prepare.prompt import PromptWriter
 
 TOKENS = MediaTokens(seq_len=4)
 GRIDS = [(0, 0)] + [(rows, cols) for rows in range(1, 7) for cols in range(1, 7) if rows * cols > 1]

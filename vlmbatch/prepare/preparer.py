@@ -28,9 +28,10 @@ from vlmbatch.errors import PrepareError
 from vlmbatch.job import Detail
 from vlmbatch.prepare.compiled import shared_resizer
 from vlmbatch.prepare.digests import digest_tile
+from vlmbatch.prepare.media_text import image_text, video_text
 from vlmbatch.prepare.page_layout import lay_out
 from vlmbatch.prepare.payload import Payload
-from vlmbatch.prepare.prompt import PromptWriter, image_text, video_text
+from vlmbatch.prepare.prompt import PromptWriter
 from vlmbatch.prepare.settings import read_tile_settings
 from vlmbatch.prepare.tiles import TileSettings, cut_tiles, fit_picture, plan_tiles
 
