@@ -25,24 +25,33 @@ QUIET, BUSY = Steadiness(1.02, 1.0), Steadiness(1.6, 0.4)
 class Scripted(Stopwatch):
     """Finds the last call the fastest, on a machine in this state."""
 
-    def __init__(self, state: Steadiness) -> None:
+    def __init__(self, state: Steadiness, *, is_quiet: bool = True) -> None:
         super().__init__(1)
-        self._state = state
+        self._state, self._is_quiet = state, is_quiet
         self.number = 0
 
     def fastest(self, calls: Sequence[Callable[[], object]]) -> list[float]:
         self.number += 1
         return [2.0] * (len(calls) - 1) + [1.0]
 
+    def is_machine_quiet(self) -> bool:
+        return self._is_quiet
+
     def steadiness(self) -> Steadiness:
         return self._state
 
 
 def settle(
-    tiny: Path, cache: Path, state: Steadiness, *, continued: bool = False, copies: bool = True
+    tiny: Path,
+    cache: Path,
+    state: Steadiness,
+    *,
+    continued: bool = False,
+    copies: bool = True,
+    is_quiet: bool = True,
 ) -> tuple[KeptChoice, Model, bool]:
     """Open a model and settle its kernels; the last value tells whether any were measured."""
-    model, watch = open_tiny(tiny)[0].network, Scripted(state)
+    model, watch = open_tiny(tiny)[0].network, Scripted(state, is_quiet=is_quiet)
     choices = KernelChoices(cache, lambda threads: watch)
     found = choices.settle(model, copies=copies, continued=continued)
     return found, model, watch.number > 0
@@ -80,6 +89,15 @@ def test_a_choice_beside_a_busy_neighbour_is_used_and_measured_again_the_next_ti
     assert measured
     assert found.steadiness == QUIET
     assert not settle(tiny, tmp_path, QUIET)[2]
+
+
+def test_a_doubtful_choice_is_not_measured_again_while_the_machine_is_busy(
+    tiny: Path, tmp_path: Path
+) -> None:
+    first, _, _ = settle(tiny, tmp_path, BUSY)
+    second, _, measured = settle(tiny, tmp_path, QUIET, is_quiet=False)
+    assert not measured
+    assert second == first
 
 
 def test_a_doubtful_choice_is_not_replaced_by_another(tiny: Path, tmp_path: Path) -> None:
@@ -152,6 +170,7 @@ def test_calls_take_turns_and_the_state_is_told() -> None:
     assert order[: 2 * MIN_ROUNDS] == [0, 1] * MIN_ROUNDS
     assert len(order) % 2 == 0
     assert all(seconds > 0 for seconds in found)
+    assert watch.is_machine_quiet() in (True, False)
     state = watch.steadiness()
     assert state.spread >= 1
     assert 0 <= state.share <= 1

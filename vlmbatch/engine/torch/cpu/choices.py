@@ -1,8 +1,8 @@
 """Keep the choice of kernels: made once for a machine, a model's shape and a dtype.
 
 One JSON file each in the folder for caches. A choice made while other programs used the processor
-is used for the run and measured again for the next OUTPUT that is begun; an OUTPUT that is
-continued is computed with it as it stands.
+is used all the same, and measured again for the next OUTPUT that is begun while they do not; an
+OUTPUT that is continued is computed with it as it stands.
 """
 
 from __future__ import annotations
@@ -72,7 +72,9 @@ class KernelChoices:
         """
         key = _key(model, copies=copies)
         choice = self._load(key, model)
-        if choice is None or not (choice.steadiness.is_steady or continued):
+        is_doubtful = choice is not None and not choice.steadiness.is_steady
+        watch = self._stopwatch(torch.get_num_threads())
+        if choice is None or (is_doubtful and not continued and watch.is_machine_quiet()):
             measured = self._measure(model, copies=copies)
             # Two doubtful choices are equally good: the one that earlier answers are of stays.
             if choice is None or measured.steadiness.is_steady:
