@@ -39,9 +39,9 @@ from vlmbatch.bench.rows import Measurement, number, summarize
 from vlmbatch.bench.run import Settings, open_bench
 from vlmbatch.bench.shapes import SHAPES
 from vlmbatch.convert import ConvertOptions, convert
-from vlmbatch.convert.gguf.library import import_gguf
 from vlmbatch.engine.torch.cache import Cache, PrefillAttention, Segment
 from vlmbatch.errors import VlmbatchError
+from vlmbatch.gguf_files import import_gguf
 from vlmbatch.job import Job
 
 DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16}

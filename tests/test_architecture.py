@@ -28,6 +28,7 @@ FLOOR = {
     "job",
     "core",
     "checkpoint",
+    "gguf_files",
     "hub",
 }
 STAGES = {"read", "sample", "prepare", "engine", "write"}
@@ -42,6 +43,7 @@ ALLOWED = {
     "control_groups": set(),
     "processor": {"control_groups"},
     "core": {"errors"},
+    "gguf_files": {"errors"},
     "hub": {"errors"},
     "checkpoint": {"errors", "hub", "text_files"},
     "values": {"errors"},
@@ -75,7 +77,7 @@ HOMES = {
     "starlette": {"serve"},
     "uvicorn": {"serve"},
     "prometheus_client": {"serve"},
-    "gguf": {"convert"},
+    "gguf": {"gguf_files.py"},
 }
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from vlmbatch.errors import ModelLoadError
@@ -22,7 +22,33 @@ def cached_folder(model: str) -> Path | None:
     return Path(path).parent if isinstance(path, str) else None
 
 
-def hub_folder(model: str, revision: str | None, check: Callable[[Path], object] | None) -> Path:
+def gguf_folder(model: str, revision: str | None, kind: str) -> Path:
+    """Return the folder of a repository of GGUF files in the hub's cache, with those of one type;
+    fetch them if they are missing.
+
+    Args:
+        model: A hub id.
+        revision: Branch, tag or commit; None for the main branch.
+        kind: The type that file names end with, such as ``q8_0``.
+
+    Raises:
+        ModelLoadError: The hub does not have it, or cannot be reached.
+    """
+    patterns = [f"*{text}.gguf" for text in (kind.lower(), kind.upper())]
+
+    def check(folder: Path) -> None:
+        if not any(folder.glob("*.gguf")):
+            raise ModelLoadError(f"{model} has no files of type {kind}")
+
+    return hub_folder(model, revision, check, patterns)
+
+
+def hub_folder(
+    model: str,
+    revision: str | None,
+    check: Callable[[Path], object] | None,
+    patterns: Sequence[str] = (*FILES, *VOCABULARIES),
+) -> Path:
     """Return the folder of a model in the hub's cache, fetching what is missing.
 
     Args:
@@ -30,6 +56,7 @@ def hub_folder(model: str, revision: str | None, check: Callable[[Path], object]
         revision: Branch, tag or commit; None for the main branch.
         check: Raises ModelLoadError for a cached copy that is not whole. None: ask the hub even
             when the cache has a copy.
+        patterns: The files to fetch.
 
     Raises:
         ModelLoadError: The hub does not have it, or cannot be reached.
@@ -38,13 +65,13 @@ def hub_folder(model: str, revision: str | None, check: Callable[[Path], object]
 
     if check is not None:
         try:
-            folder = _snapshot(model, revision, local=True)
+            folder = _snapshot(model, revision, patterns, local=True)
             check(folder)
             return folder
         except (errors.LocalEntryNotFoundError, ModelLoadError, OSError, ValueError):
             pass  # not in the cache, or not whole
     try:
-        return _snapshot(model, revision, local=False)
+        return _snapshot(model, revision, patterns, local=False)
     except errors.GatedRepoError as error:
         raise ModelLoadError(
             f"{model} is gated: accept its terms on the hub and set HF_TOKEN"
@@ -62,11 +89,11 @@ def hub_folder(model: str, revision: str | None, check: Callable[[Path], object]
         ) from error
 
 
-def _snapshot(model: str, revision: str | None, *, local: bool) -> Path:
+def _snapshot(model: str, revision: str | None, patterns: Sequence[str], *, local: bool) -> Path:
     import huggingface_hub
 
     return Path(
         huggingface_hub.snapshot_download(
-            model, revision=revision, allow_patterns=[*FILES, *VOCABULARIES], local_files_only=local
+            model, revision=revision, allow_patterns=list(patterns), local_files_only=local
         )
     )

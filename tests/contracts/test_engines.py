@@ -26,6 +26,12 @@ def open_named(name: str, folder: Path, **options: object) -> Engine:
     return open_engine(EngineOptions(model=str(folder), engine=name, **settings))  # type: ignore[arg-type]
 
 
+def open_llama_server(folder: Path) -> Engine:
+    """llama.cpp on the converted checkpoint, with few threads: other tests have the other cores."""
+    cache = folder.parent / "cache"
+    return open_named("llama-server", folder, threads=1, cache_dir=str(cache))
+
+
 def say(key: str, question: str) -> str:
     """An answer of more words than any test lets through."""
     return " ".join(f"{question}{key}{number}" for number in range(LONG + 1))
@@ -35,6 +41,7 @@ OPENERS: dict[str, Callable[[Path], Engine]] = {
     "scripted": lambda folder: ScriptedEngine(say),
     "torch": lambda folder: open_named("torch", folder),
     "transformers": lambda folder: open_named("transformers", folder),
+    "llama-server": lambda folder: open_llama_server(folder),
 }
 """A row an engine: opens it on the tiny checkpoint."""
 

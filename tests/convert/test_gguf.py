@@ -22,9 +22,10 @@ from vlmbatch.checkpoint import find_checkpoint
 from vlmbatch.convert import Converted, ConvertOptions, convert
 from vlmbatch.convert.gguf import types, vocabulary
 from vlmbatch.convert.gguf.tensors import Weights, interleaved
-from vlmbatch.convert.gguf.verification import check_file, check_vocabulary, read_tokenizer
+from vlmbatch.convert.gguf.verification import check_file, check_vocabulary
 from vlmbatch.engine.torch.shape import ModelShape
 from vlmbatch.errors import JobError, MissingDependencyError, ModelLoadError, OutputError
+from vlmbatch.gguf_files import CONTROL, NORMAL, UNUSED, open_gguf, read_tokenizer
 
 EMBEDDINGS = "model.text_model.embed_tokens.weight"
 TOOL = """#!{python}
@@ -156,7 +157,7 @@ def test_the_vocabulary_tokenizes_as_the_checkpoint_does(
     checkpoint = find_checkpoint("demo" if model == "demo" else str(tiny))
     text = to_gguf(checkpoint.name, tmp_path).files[0]
     check_vocabulary(text, checkpoint)
-    ids = read_tokenizer(text).encode("Two shapes: 12 and 7.<end_of_utterance>").ids
+    ids = read_tokenizer(open_gguf(text)).encode("Two shapes: 12 and 7.<end_of_utterance>").ids
     assert checkpoint.end_token_ids() == {ids[-1]}
 
 
@@ -165,7 +166,7 @@ def test_the_vocabulary_is_as_large_as_it_has_to_be(tiny: Path) -> None:
     size = ModelShape.from_checkpoint(checkpoint).text.vocabulary
     found = vocabulary.read_vocabulary(checkpoint, size + 2)
     assert found.tokens[-2:] == [f"<unused_{size}>", f"<unused_{size + 1}>"]
-    assert found.kinds[-3:] == [vocabulary.CONTROL, vocabulary.UNUSED, vocabulary.UNUSED]
+    assert found.kinds[-3:] == [CONTROL, UNUSED, UNUSED]
     assert found.tokens[checkpoint.config["image_token_id"]] == "<image>"
     assert len(set(found.tokens)) == size + 2
 
@@ -176,7 +177,7 @@ def test_the_vocabulary_has_what_llama_cpp_puts_before_an_overview(tiny: Path, n
     checkpoint = find_checkpoint("demo" if name == "demo" else str(tiny))
     size = ModelShape.from_checkpoint(checkpoint).text.vocabulary
     found = vocabulary.read_vocabulary(checkpoint, size)
-    assert found.kinds[found.tokens.index("ĊĊ")] == vocabulary.NORMAL
+    assert found.kinds[found.tokens.index("ĊĊ")] == NORMAL
     assert "Ċ Ċ" in found.merges
 
 
@@ -202,16 +203,20 @@ def test_nothing_unfinished_stays_behind(tiny: Path, tmp_path: Path) -> None:
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
-def test_a_granite_with_multipliers_is_refused(tmp_path: Path) -> None:
-    granite = {"embedding_multiplier": 12.0}
+def test_a_granite_keeps_its_multipliers(tmp_path: Path) -> None:
+    granite = {"embedding_multiplier": 12.0, "attention_multiplier": 0.5}
     folder = write_tiny_checkpoint(tmp_path / "model", model_type="idefics3", granite=granite)
-    options = ConvertOptions(tmp_path / "gguf")
-    with pytest.raises(ModelLoadError, match="a Granite with multipliers"):
-        convert(find_checkpoint(str(folder)), "gguf", options)
+    said = fields(to_gguf(folder, tmp_path / "gguf").files[0])
+    assert said["general.architecture"] == "granite"
+    assert said["granite.embedding_scale"] == 12
+    assert said["granite.residual_scale"] == 1
+    assert said["granite.attention.scale"] == 0.5
+    assert said["granite.logit_scale"] == 1
     folder = write_tiny_checkpoint(
         tmp_path / "plain", model_type="idefics3", granite={"attention_multiplier": 8**-0.5}
     )
-    assert convert(find_checkpoint(str(folder)), "gguf", options).files
+    said = fields(to_gguf(folder, tmp_path / "gguf").files[0])
+    assert said["general.architecture"] == "llama"
 
 
 def test_a_damaged_file_is_noticed(tiny: Path, tmp_path: Path) -> None:

@@ -76,6 +76,7 @@ def test_the_commands_of_a_page_run(
     page: Path, folder: Path, vlmbatch: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_HUB_CACHE", str(folder / "hub"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
     for command in commands(page):
         stdin, rest = stdin_of(with_demo_model(command), folder)
         program, *arguments = shlex.split(rest)

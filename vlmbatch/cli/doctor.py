@@ -64,6 +64,18 @@ def _engines() -> Iterator[Finding]:
         version or "transformers is not installed",
         "" if version else "pip install transformers",
     )
+    yield _llama_server()
+
+
+def _llama_server() -> Finding:
+    """Find llama.cpp's server and the package that writes its files."""
+    program, package = shutil.which("llama-server"), installed_version("xllamacpp")
+    found = program or (f"xllamacpp {package}" if package else "no llama-server, no xllamacpp")
+    if installed_version("gguf") is None:
+        found += ", no gguf"
+    is_missing = "no " in found
+    advice = "if you need it: pip install 'vlmbatch[llama]'" if is_missing else ""
+    return Finding("engine llama-server", found, advice)
 
 
 def installed_version(distribution: str) -> str | None:

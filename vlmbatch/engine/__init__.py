@@ -27,6 +27,7 @@ logger = logging.getLogger(__name__)
 ENGINES = {
     "torch": "vlmbatch.engine.torch.opening",
     "transformers": "vlmbatch.engine.transformers",
+    "llama-server": "vlmbatch.engine.llama_server",
 }
 """The module of each engine by name; its ``plan_engine(options) -> EnginePlan`` finds the model's
 files.

@@ -9,7 +9,7 @@ from typing import Literal
 from vlmbatch.errors import JobError
 from vlmbatch.job.option import option
 
-ENGINE_NAMES = ("torch", "transformers")
+ENGINE_NAMES = ("torch", "transformers", "llama-server")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -19,7 +19,7 @@ class ModelOptions:
     model: str = option(
         "HuggingFaceTB/SmolVLM2-500M-Video-Instruct",
         "Hub id, local folder, or `demo`: SmolVLM2, or the Idefics3 family (SmolVLM, SmolDocling, "
-        "granite-docling), which takes pictures only.",
+        "granite-docling), which takes pictures only. With --engine llama-server also a GGUF file.",
         metavar="MODEL",
         group="Model",
     )
@@ -32,8 +32,8 @@ class ModelOptions:
     engine: str = option(
         "torch",
         "torch: SmolVLM2 and Idefics3 with continuous batching. transformers: any "
-        "image-text-to-text model of transformers, the reference. A list takes the first that "
-        "opens.",
+        "image-text-to-text model of transformers, the reference. llama-server: llama.cpp's, on "
+        "GGUF files. A list takes the first that opens.",
         metavar="NAME[,NAME]",
         group="Model",
     )
@@ -51,6 +51,20 @@ class ModelOptions:
         group="Model",
     )
 
+    llama_server: str | None = option(
+        None,
+        "llama.cpp's server for --engine llama-server. [default: llama-server on PATH, else that "
+        "of the package xllamacpp]",
+        metavar="PATH",
+        group="Model",
+    )
+    mmproj: str | None = option(
+        None,
+        "Vision encoder of a --model that is a GGUF file. [default: the mmproj file beside it]",
+        metavar="FILE",
+        group="Model",
+    )
+
     @property
     def engines(self) -> tuple[str, ...]:
         """The engines to try, in order."""
@@ -64,6 +78,10 @@ class ModelOptions:
         """
         if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", self.device):
             raise JobError(f"device must be auto, cpu, cuda, cuda:N or mps, not {self.device!r}")
+        if "llama-server" not in self.engines:
+            for field in ("llama_server", "mmproj"):
+                if getattr(self, field) is not None:
+                    raise JobError(f"{field} goes with --engine llama-server")
         for name in self.engines:
             if name not in ENGINE_NAMES:
                 raise JobError(

@@ -136,7 +136,7 @@ class PromptWriter:
                     f"a text may not hold the token {self.tokens.image}: it stands for pixels"
                 )
         probe, *found = [
-            self._encode(self._written(turns, media, question))
+            self.encode(self.written(turns, media, question))
             for question in (_QUESTION, *questions)
         ]
         shared = min(_same(probe, ids) for ids in found)
@@ -176,8 +176,8 @@ class PromptWriter:
         text: str = self.tokenizer.decode([token], skip_special_tokens=False)
         return text
 
-    def _written(self, turns: Sequence[Message], media: Sequence[str], question: str) -> str:
-        """The text of a conversation and a question."""
+    def written(self, turns: Sequence[Message], media: Sequence[str], question: str) -> str:
+        """Return the text of a conversation and a question; arguments as for ``chat``."""
         *before, last = turns if turns and turns[-1][0] == "user" else [*turns, ("user", ())]
         messages = [*before, ("user", [*last[1], ("text", question)])]
         marker = {"image": self.tokens.image, "video": VIDEO_MARKER}
@@ -227,11 +227,11 @@ class PromptWriter:
 
     def _whole(self, kind: str, medium: str, question: str) -> list[int]:
         """Token ids of a question about one picture or clip, tokenized at once."""
-        return self._encode(self._written([("user", [(kind, "")])], [medium], question))
+        return self.encode(self.written([("user", [(kind, "")])], [medium], question))
 
-    def _encode(self, text: str) -> list[int]:
-        """Token ids of a prompt. As in transformers, the tokenizer adds tokens of its own unless
-        the template has begun with them.
+    def encode(self, text: str) -> list[int]:
+        """Return token ids of a prompt. As in transformers, the tokenizer adds tokens of its own
+        unless the template has begun with them.
         """
         bos = self._special.get("bos_token")
         return self._ids(text, adds_tokens=not (bos and text.startswith(bos)))

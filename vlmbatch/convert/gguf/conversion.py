@@ -12,7 +12,6 @@ from pathlib import Path
 from vlmbatch.checkpoint import Checkpoint
 from vlmbatch.convert import Converted, ConvertOptions
 from vlmbatch.convert.gguf.files import GgufFile, text_file, title, vision_file
-from vlmbatch.convert.gguf.library import import_gguf
 from vlmbatch.convert.gguf.tensors import Weights
 from vlmbatch.convert.gguf.types import (
     K_BLOCK,
@@ -25,7 +24,8 @@ from vlmbatch.convert.gguf.verification import check_file, check_vocabulary
 from vlmbatch.convert.gguf.vocabulary import INEXACT_NOTE, read_vocabulary
 from vlmbatch.convert.modelfile import write_modelfiles
 from vlmbatch.engine.torch.shape import ModelShape
-from vlmbatch.errors import JobError, ModelLoadError, OutputError, one_line
+from vlmbatch.errors import JobError, OutputError, one_line
+from vlmbatch.gguf_files import import_gguf
 
 DEFAULT_TYPE = "f16"
 METADATA_BYTES = 16 << 20
@@ -37,11 +37,6 @@ def convert(checkpoint: Checkpoint, options: ConvertOptions) -> Converted:
     import_gguf()
     kind = options.type or DEFAULT_TYPE
     shape = ModelShape.from_checkpoint(checkpoint)
-    if shape.text.has_multipliers:
-        raise ModelLoadError(
-            f"{checkpoint.name}: its language model is a Granite with multipliers, which the "
-            "architecture of the files (llama) does not have; take a model with Llama"
-        )
     hidden = shape.text.hidden
     check_type(kind, has_tool=options.llama_quantize is not None, hidden=hidden)
     weights = Weights(checkpoint, shape)

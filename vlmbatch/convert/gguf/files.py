@@ -12,12 +12,12 @@ import numpy as np
 import numpy.typing as npt
 
 from vlmbatch.checkpoint import Checkpoint
-from vlmbatch.convert.gguf.library import import_gguf
 from vlmbatch.convert.gguf.tensors import Weight, Weights
 from vlmbatch.convert.gguf.types import FILE_TYPES, tensor_type
 from vlmbatch.convert.gguf.vocabulary import Vocabulary, add_vocabulary
 from vlmbatch.engine.torch.shape import ModelShape
 from vlmbatch.errors import ModelLoadError
+from vlmbatch.gguf_files import import_gguf
 
 Array = npt.NDArray[Any]
 
@@ -28,7 +28,7 @@ class GgufFile:
 
     Attributes:
         name: Its file name.
-        architecture: ``llama`` or ``clip``.
+        architecture: ``llama``, ``granite`` (Llama with multipliers) or ``clip``.
         describe: Adds its metadata to a ``GGUFWriter``.
         weights: Its tensors by name.
         types: The GGMLQuantizationType of each tensor.
@@ -125,8 +125,10 @@ def text_file(
         for each, weight in tensors.items()
     }
 
+    text = shape.text
+    architecture = "granite" if text.has_multipliers else "llama"
+
     def describe(writer: Any) -> None:
-        text = shape.text
         writer.add_type(import_gguf().GGUFType.MODEL)
         writer.add_name(title(checkpoint))
         writer.add_vocab_size(text.vocabulary)
@@ -141,9 +143,14 @@ def text_file(
         writer.add_layer_norm_rms_eps(text.norm_eps)
         writer.add_rope_dimension_count(text.head_dim)
         writer.add_rope_freq_base(text.rope_theta)
+        if architecture == "granite":
+            writer.add_embedding_scale(text.embedding_multiplier)
+            writer.add_residual_scale(text.residual_multiplier)
+            writer.add_attention_scale(text.query_multiplier / text.head_dim**0.5)
+            writer.add_logit_scale(1.0)  # the checkpoint's class does not divide by it
         add_vocabulary(writer, checkpoint, vocabulary)
 
-    return GgufFile(name, "llama", describe, tensors, types, FILE_TYPES[kind])
+    return GgufFile(name, architecture, describe, tensors, types, FILE_TYPES[kind])
 
 
 def vision_file(

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from vlmbatch.convert.gguf.library import import_gguf
 from vlmbatch.errors import JobError
+from vlmbatch.gguf_files import import_gguf
 
 PLAIN_TYPES = ("f32", "f16", "bf16", "q8_0", "q5_0", "q4_0")
 """Types that the package gguf writes."""

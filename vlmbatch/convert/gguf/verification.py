@@ -7,13 +7,11 @@ from typing import Any
 
 import numpy as np
 import tokenizers
-from tokenizers import decoders, models, pre_tokenizers
 
 from vlmbatch.checkpoint import Checkpoint
 from vlmbatch.convert.gguf.files import GgufFile, quantized
-from vlmbatch.convert.gguf.library import import_gguf
-from vlmbatch.convert.gguf.vocabulary import CONTROL, PRE_TOKENIZERS, USER_DEFINED
 from vlmbatch.errors import ModelLoadError, OutputError
+from vlmbatch.gguf_files import open_gguf, read_tokenizer
 
 SAMPLE = (
     "<|im_start|>User: What's in this picture, taken on 12.03.2024 at 7:45?\n\n"
@@ -66,7 +64,7 @@ def check_vocabulary(path: Path, checkpoint: Checkpoint) -> None:
     own.no_truncation()
     own.no_padding()
     expected = own.encode(SAMPLE, add_special_tokens=False).ids
-    theirs = read_tokenizer(path)
+    theirs = read_tokenizer(_open(path))
     ids = theirs.encode(SAMPLE, add_special_tokens=False).ids
     if ids != expected:
         raise OutputError(f"{path}: its tokenizer gives other tokens than the checkpoint's")
@@ -74,33 +72,11 @@ def check_vocabulary(path: Path, checkpoint: Checkpoint) -> None:
         raise OutputError(f"{path}: its tokenizer gives another text than the checkpoint's")
 
 
-def read_tokenizer(path: Path) -> tokenizers.Tokenizer:
-    """Build a tokenizer from the vocabulary of a GGUF file."""
-    fields = _open(path).fields
-    tokens, kinds, merges, pre = (
-        fields[f"tokenizer.ggml.{name}"].contents()
-        for name in ("tokens", "token_type", "merges", "pre")
-    )
-    special = [token for token, kind in zip(tokens, kinds, strict=True) if kind == CONTROL]
-    added = [token for token, kind in zip(tokens, kinds, strict=True) if kind == USER_DEFINED]
-    pairs = [tuple(merge.split(" ", 1)) for merge in merges]
-    model = models.BPE({token: number for number, token in enumerate(tokens)}, pairs)
-    tokenizer = tokenizers.Tokenizer(model)
-    steps: list[Any] = [pre_tokenizers.ByteLevel(add_prefix_space=False)]
-    if len(PRE_TOKENIZERS[pre]) > 1:
-        steps.insert(0, pre_tokenizers.Digits(individual_digits=True))
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(steps)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_tokens(added)
-    tokenizer.add_special_tokens(special)
-    return tokenizer
-
-
 def _open(path: Path) -> Any:
     try:
-        return import_gguf().GGUFReader(path)
-    except (ValueError, OSError, KeyError, IndexError) as error:
-        raise OutputError(f"{path} cannot be read back: {error}") from error
+        return open_gguf(path)
+    except ModelLoadError as error:
+        raise OutputError(f"it cannot be read back: {error}") from error
 
 
 def _size(file: GgufFile) -> Any:

@@ -7,13 +7,8 @@ from typing import Any
 
 from vlmbatch.checkpoint import Checkpoint
 from vlmbatch.errors import ModelLoadError
+from vlmbatch.gguf_files import CONTROL, NORMAL, PRE_TOKENIZERS, UNUSED, USER_DEFINED
 
-NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5
-"""Token types in GGUF."""
-DIGITS = {"type": "Digits", "individual_digits": True}
-BYTES = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}
-PRE_TOKENIZERS = {"smollm": (DIGITS, BYTES), "granite-docling": (BYTES,)}
-"""llama.cpp's name of a pre-tokenizer, and the last steps in tokenizer.json that it stands for."""
 INEXACT_NOTE = (
     "the tokenizer has a step before these that llama.cpp lacks: it splits some texts, such as "
     "runs of capitals, into other tokens"
