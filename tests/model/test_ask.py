@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import shutil
 import threading
 from collections.abc import Iterator
@@ -16,6 +17,8 @@ from PIL import Image
 import vlmbatch
 from tests.media import picture
 from vlmbatch import JobError
+from vlmbatch.job import EngineOptions
+from vlmbatch.model.options import ModelSettings
 
 IMAGES = Path(__file__).parents[2] / "sample_data" / "images"
 CIRCLE, STAR = IMAGES / "circle.png", IMAGES / "corner-star.png"
@@ -199,6 +202,11 @@ def test_what_is_no_picture_at_all_is_refused(model: vlmbatch.Model) -> None:
 def test_a_model_says_which_option_is_wrong(options: dict[str, Any], message: str) -> None:
     with pytest.raises(JobError, match=message):
         vlmbatch.Model("demo", **options)
+
+
+def test_a_model_has_every_option_of_an_engine() -> None:
+    names = {field.name for field in dataclasses.fields(EngineOptions)}
+    assert names == {*ModelSettings.__annotations__, "model"}
 
 
 def test_a_models_settings_are_those_of_its_answers(tmp_path: Path) -> None:

@@ -36,8 +36,10 @@ class ModelSettings(TypedDict, total=False):
 
     Attributes:
         revision: Branch, tag or commit of a hub id.
-        engine: ``torch`` or ``transformers``, or a list such as ``torch,transformers``, of which
-            the first that opens is taken.
+        engine: ``torch``, ``transformers`` or ``llama-server``, or a list such as
+            ``torch,transformers``, of which the first that opens is taken.
+        llama_server, mmproj: The program and the file of pictures of ``llama-server``.
+        cache_dir: Folder of converted checkpoints.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
         dtype: ``auto``, ``float32``, ``bfloat16`` or ``float16``.
         quantize: ``none`` or ``int8``.
@@ -46,12 +48,16 @@ class ModelSettings(TypedDict, total=False):
         max_memory: Memory limit for weights and batches, such as ``6GiB``.
         memory_fraction: Share of the free memory that may be used.
         batch_size: Sequences decoded together.
+        threads: Threads that compute.
         read_workers: Threads that read and prepare.
         max_new_tokens, temperature, top_p, seed: See ``AnswerSettings``.
     """
 
     revision: str | None
     engine: str
+    llama_server: str | None
+    mmproj: str | None
+    cache_dir: str | None
     device: str
     dtype: Literal["auto", "float32", "bfloat16", "float16"]
     quantize: Literal["none", "int8"]
@@ -59,6 +65,7 @@ class ModelSettings(TypedDict, total=False):
     max_memory: str | None
     memory_fraction: float
     batch_size: int | None
+    threads: int | None
     read_workers: int | None
     max_new_tokens: int
     temperature: float
