@@ -17,7 +17,7 @@ from tests.cli.conftest import Command
 from tests.cli.conftest import vlmbatch as vlmbatch
 from tests.serve.conftest import WAIT, Gate, image_part, png, request
 from vlmbatch.engine.scripted import ScriptedEngine
-from vlmbatch.errors import EngineError, JobError, OutputError, OutputLockedError
+from vlmbatch.errors import EngineError, JobError, NothingFound, OutputError, OutputLockedError
 from vlmbatch.serve.batch import Batch
 from vlmbatch.serve.batch_output import BatchOutput
 from vlmbatch.serve.settings import BatchJob
@@ -142,6 +142,15 @@ def test_the_answers_of_a_lost_journal_count(tmp_path: Path) -> None:
     again = engine()
     assert run(path, again) == 0
     assert again.answered == []
+
+
+def test_a_file_without_requests_is_an_error_unless_allowed(tmp_path: Path) -> None:
+    path = write(tmp_path, ["", ""])
+    with pytest.raises(NothingFound, match="--allow-empty"):
+        run(path, engine())
+    assert run(path, engine(), allow_empty=True) == 0
+    assert not (tmp_path / "out.jsonl").exists()
+    assert not (tmp_path / "out.jsonl.journal").exists()
 
 
 def test_one_run_at_a_time(tmp_path: Path) -> None:

@@ -31,8 +31,8 @@ the request. A line of OUTPUT has `custom_id`, `response` with `status_code` and
 `error`; lines are in the order of the requests.
 
 The same command again continues: answered requests are kept, changed ones are asked again. Exit
-codes: 0, 1 the run could not go on, 2 bad usage, 3 some requests are errors, 75 OUTPUT is in use,
-130 interrupted."""
+codes: 0, 1 the run could not go on, 2 bad usage, 3 some requests are errors, 66 there are none, 75
+OUTPUT is in use, 130 interrupted."""
 
 report = logging.getLogger("vlmbatch.report")
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from vlmbatch.engine import Engine, EnginePlan, plan_engine
-from vlmbatch.errors import EngineError, JobError
+from vlmbatch.errors import EngineError, JobError, NothingFound
 from vlmbatch.serve.answers import ReplyMaker
 from vlmbatch.serve.batch_output import BatchOutput, read_requests
 from vlmbatch.serve.dispatcher import Ticket
@@ -161,6 +161,8 @@ class Batch:
                     return
         while self._open and not self.interrupted:
             self._take()
+        if not self._seen and not self._job.allow_empty:
+            raise NothingFound(f"{self._path} has no requests; --allow-empty permits that")
 
     def _submit(self, entry: Entry, values: Any) -> None:
         """Begin to answer a request; what is wrong with it is its answer."""

@@ -227,6 +227,9 @@ class BatchJob(AnsweringOptions):
         False, "Start anew: the answers that OUTPUT has do not count.", group="Output"
     )
     retry_errors: bool = option(False, "Ask again where OUTPUT has an error.", group="Output")
+    allow_empty: bool = option(
+        False, "A file without requests is no error (otherwise exit code 66).", group="Output"
+    )
 
     def __post_init__(self) -> None:
         self._check()
