@@ -75,7 +75,8 @@ def test_a_server_on_path_comes_before_the_package(
         ("version: 10598 (56db501e7)\nbuilt with GNU", 10598),
         ("version: 0 (unknown)", None),
         ("2026.10.11549", 11549),
-        ("b10864-1234abc", 10864),
+        ("version: 0.5.0-dev (build 10864, commit 0c1e570)", 10864),
+        ("version: 0.5.0-dev (build 1, commit 0c1e570)", None),
         ("nothing", None),
     ],
 )

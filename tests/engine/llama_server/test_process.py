@@ -96,6 +96,20 @@ sys.stdin.read()
 """
 
 
+FAKE = """#!{python}
+import http.server, sys
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(b'{props}')
+
+port = int(sys.argv[sys.argv.index("--port") + 1])
+http.server.HTTPServer(("127.0.0.1", port), Handler).serve_forever()
+"""
+
+
 def test_the_server_ends_with_a_killed_run(tiny: Path, cache: Path) -> None:
     run = subprocess.Popen(
         [sys.executable, "-c", PARENT, str(tiny), str(cache)],
@@ -122,6 +136,24 @@ def test_a_server_that_does_not_start_is_named_with_its_last_words(tmp_path: Pat
         ServerProcess(command, tmp_path / "logs", "<marker>")
     (log,) = (tmp_path / "logs").iterdir()
     assert "unknown model architecture" in log.read_text()
+
+
+@pytest.mark.parametrize(
+    ("props", "message"),
+    [
+        ('{"modalities": {"vision": false}}', "takes no pictures with"),
+        ('{"modalities": {"vision": true}, "media_marker": "<__media__>"}', "no marker for"),
+    ],
+)
+def test_a_server_that_takes_no_pictures_of_ours_is_refused(
+    tmp_path: Path, props: str, message: str
+) -> None:
+    program = tmp_path / "llama-server"
+    program.write_text(FAKE.format(python=sys.executable, props=props))
+    program.chmod(0o755)
+    command = ServerCommand(str(program), tmp_path / "a.gguf", tmp_path / "b.gguf", 1, 512)
+    with pytest.raises(ModelLoadError, match=message):
+        ServerProcess(command, tmp_path / "logs", "<marker>")
 
 
 def test_the_command_has_what_matters(tmp_path: Path) -> None:

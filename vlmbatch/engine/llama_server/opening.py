@@ -134,11 +134,11 @@ def check_build(program: str) -> None:
 
 def build_number(version: str) -> int | None:
     """Return llama.cpp's build number in a version; None if it has none (a build of one's own from
-    sources without history says 0).
+    sources without history says 0 or 1).
     """
-    found = re.search(r"version: (\d+)|^\d+\.\d+\.(\d+)|\bb(\d+)-", version, re.MULTILINE)
+    found = re.search(r"\bbuild (\d+)|^version: (\d+) |^\d+\.\d+\.(\d+)", version, re.MULTILINE)
     number = int(next(filter(None, found.groups()), 0)) if found else 0
-    return number or None
+    return number if number > 1 else None
 
 
 def _slots(options: EngineOptions, model: ReadyModel) -> int:

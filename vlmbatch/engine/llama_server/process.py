@@ -19,7 +19,7 @@ import threading
 import time
 from pathlib import Path
 
-from vlmbatch.engine.llama_server.client import Client
+from vlmbatch.engine.llama_server.client import Client, Json
 from vlmbatch.errors import EngineError, ModelLoadError, one_line
 
 LAUNCHER = Path(__file__).with_name("launch.py")
@@ -176,6 +176,7 @@ class ServerProcess:
             deadline = time.monotonic() + START_SECONDS
             while process.poll() is None and time.monotonic() < deadline:
                 if client.is_ready():
+                    self._check(client.props())
                     return client
                 time.sleep(0.02)
             code = self._end()
@@ -185,6 +186,21 @@ class ServerProcess:
             f"llama-server did not start (exit code {code}); the last lines of {self.log}: "
             f"{self._last_lines()}"
         )
+
+    def _check(self, props: Json) -> None:
+        """Check that the server takes pictures as they are sent.
+
+        Raises:
+            ModelLoadError: It does not.
+        """
+        if not props.get("modalities", {}).get("vision"):
+            fault = f"takes no pictures with {self._command.vision}"
+        elif props.get("media_marker") != self._marker:
+            fault = "has no marker for pictures that can be set (LLAMA_MEDIA_MARKER)"
+        else:
+            return
+        self._end()
+        raise ModelLoadError(f"llama-server {fault}: install a newer llama.cpp")
 
     def _spawn(self, port: int) -> subprocess.Popen[bytes]:
         """Start the process on a thread that waits for its end."""
