@@ -236,15 +236,12 @@ def test_the_attention_of_decode_steps_is_what_measures_fastest_and_answers_stay
         engine.network.dtype,
         engine.network.language.attend_rows,
     )
-    assert cache.transposed_keys is faster
-    row = cache.take(40, lambda size: True)
+    row = cache.take(40)
     assert row is not None
-    assert (row.arena.keys[0].stride(2) == 1) is faster  # tokens side by side
-    assert row.arena.values[0].stride(3) == 1
-    engine.cache.attend_rows, engine.cache.transposed_keys = (
-        cache.attend_rows,
-        cache.transposed_keys,
-    )
+    keys, values = row.views(0, 40)
+    assert (keys.stride(1) == 1) is faster  # tokens side by side
+    assert values.stride(2) == 1
+    engine.cache.use(cache.attend_rows)
     assert_same(engine, requests, wanted_answers(tiny), find_checkpoint(str(tiny)).end_token_ids())
 
 

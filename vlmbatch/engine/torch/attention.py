@@ -9,6 +9,7 @@ per key head, products are the smaller part of the time of torch's attention.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch
@@ -195,3 +196,64 @@ def attend_rows_in_products(
     if attn_mask is not None:
         scores.view(attn_mask.shape).add_(attn_mask)
     return torch.bmm(torch.softmax(scores, dim=-1), value.flatten(0, 1)).view(query.shape)
+
+
+def attend_shared_in_products(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None,
+    before: Sequence[tuple[Tensor, Tensor]],
+) -> Tensor:
+    """The same attention of rows that also see shared tokens: one product multiplies a shared piece
+    with the queries of all rows, so that it is read once.
+
+    Args:
+        query, key, value, attn_mask: As of ``attend_rows_in_products``.
+        before: Keys and values (kv_heads, tokens, D) of each shared piece.
+    """
+    rows, heads, queries, dim = query.shape
+    scaled = query * dim**-0.5
+    own = torch.bmm(scaled.view(rows * heads, queries, dim), key.flatten(0, 1).transpose(1, 2))
+    own = own.view(rows, heads, queries, -1)
+    if attn_mask is not None:
+        own.add_(attn_mask)
+    together = scaled.transpose(0, 1).reshape(heads, rows * queries, dim)
+    scores = [
+        torch.bmm(together, keys.transpose(1, 2)).view(heads, rows, queries, -1).transpose(0, 1)
+        for keys, _ in before
+    ]
+    weights = torch.softmax(torch.cat([*scores, own], dim=-1), dim=-1)
+    *shared, last = weights.split([*(part.shape[-1] for part in scores), own.shape[-1]], dim=-1)
+    result = torch.bmm(last.reshape(rows * heads, queries, -1), value.flatten(0, 1))
+    result = result.view(query.shape)
+    for part, (_, values) in zip(shared, before, strict=True):
+        flat = part.transpose(0, 1).reshape(heads, rows * queries, -1)
+        result += torch.bmm(flat, values).view(heads, rows, queries, dim).transpose(0, 1)
+    return result
+
+
+def attend_shared(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None,
+    before: Sequence[tuple[Tensor, Tensor]],
+) -> Tensor:
+    """The same attention by torch's kernel for a CPU, in any precision: each part by itself, joined
+    by the logarithms of their sums of exponentials (FlashAttention, arXiv:2205.14135).
+    """
+    rows, heads, queries, dim = query.shape
+    attend = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    found, total = attend(query, key, value, attn_mask=attn_mask)
+    result = found.float()
+    together = query.transpose(0, 1).reshape(1, heads, rows * queries, dim)
+    for keys, values in before:
+        found, log_sum = attend(together, keys[None], values[None])
+        log_sum = log_sum.reshape(heads, rows, queries).transpose(0, 1)
+        found = found.view(heads, rows, queries, dim).transpose(0, 1)
+        joined = torch.logaddexp(total, log_sum)
+        result = result * (total - joined).exp()[..., None]
+        result += found * (log_sum - joined).exp()[..., None]
+        total = joined
+    return result.to(query.dtype)

@@ -50,16 +50,16 @@ class Cleaner:
             return (
                 memory.free < LOW_MEMORY_SHARE * memory.total and held > HELD_SHARE * memory.total
             )
-        resident = self._process.memory_info().rss - self._cache.allocated_bytes
+        resident = self._process.memory_info().rss - self._cache.pool.touched_bytes
         self._settled = self._settled or resident
         return bool(resident > self._settled + GROWTH_BYTES)
 
     def clean(self) -> None:
-        """Drop empty arenas, collect garbage and return free memory."""
+        """Drop empty chunks of the cache, collect garbage and return free memory."""
         started = time.perf_counter()
-        self._cache.release_empty()
+        self._cache.pool.release_empty()
         gc.collect()
         devices.empty_cache(self._cache.device)
-        self._settled = self._process.memory_info().rss - self._cache.allocated_bytes
+        self._settled = self._process.memory_info().rss - self._cache.pool.touched_bytes
         self._stats.cleanups += 1
         self._stats.cleanup_seconds += time.perf_counter() - started

@@ -45,6 +45,11 @@ class TileEncoder:
         """True if tiles are sent before they are asked for."""
         return self.uploads.is_ahead
 
+    @property
+    def kept_bytes(self) -> int:
+        """Bytes of cached features."""
+        return self._kept.bytes
+
     def features(self, wanted: list[tuple[Payload, int]]) -> list[torch.Tensor]:
         """Return features (tile_tokens, hidden) of tiles; equal tiles are encoded once."""
         found, fresh, chosen = self._sort(wanted)

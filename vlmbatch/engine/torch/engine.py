@@ -36,7 +36,7 @@ from vlmbatch.engine.torch.cuda.buckets import RECORD_AFTER, BucketDecoder, Reco
 from vlmbatch.engine.torch.encoding import TileEncoder
 from vlmbatch.engine.torch.recovery import Recovery
 from vlmbatch.engine.torch.scheduler import LiveSequence, Scheduler, TileRun, Work
-from vlmbatch.engine.torch.step import Steps, release
+from vlmbatch.engine.torch.step import Steps
 from vlmbatch.engine.torch.validation import are_words, find_fault
 from vlmbatch.engine.torch.weights import Model
 from vlmbatch.errors import EngineError, GenerateError
@@ -60,6 +60,7 @@ class TorchEngine:
         revision: str,
         end_ids: frozenset[int],
         batch_size: int | None = None,
+        reuse_prefixes: bool = False,
         recorder: Recorder | None = None,
         record_after: int = RECORD_AFTER,
     ) -> None:
@@ -72,6 +73,8 @@ class TorchEngine:
             model_name, revision: See ``Engine``.
             end_ids: Tokens that end an answer.
             batch_size: Maximum number of live sequences, or None for as many as fit.
+            reuse_prefixes: Whether later requests, also those of a later ``run``, continue what
+                earlier ones left in the cache: for chats and servers.
             recorder: Records decode steps of fixed shapes (cuda/buckets.py); None for ordinary
                 steps.
             record_after: Number of times that a combination of shapes must occur before it is
@@ -84,9 +87,16 @@ class TorchEngine:
         self.dtype = str(model.dtype).removeprefix("torch.") + ("+int8" if model.quantized else "")
         self.budget = budget
         self.stats = EngineStats(memory=budget.describe())
-        self.cache = Cache(model.shape.text, model.device, model.dtype, model.language.attend_rows)
         self.scheduler = Scheduler(budget, batch_size)
         self.encoder = TileEncoder(model, budget, self.scheduler, self.stats)
+        self.cache = Cache(
+            model.shape.text,
+            model.device,
+            model.dtype,
+            model.language.attend_rows,
+            limit_bytes=self._cache_bytes,
+            reuse_prefixes=reuse_prefixes,
+        )
         self._clock = BusyClock(self.stats)
         self._buckets = (
             BucketDecoder(model, self.cache, self.stats, recorder, record_after=record_after)
@@ -94,7 +104,7 @@ class TorchEngine:
             else None
         )
         self._steps = Steps(
-            model, self.cache, budget, self.stats, self._clock, preparer.decode, self._buckets
+            model, self.cache, self.stats, self._clock, preparer.decode, self._buckets
         )
         self._cleaner = Cleaner(self.cache, self.stats)
         self._recovery = Recovery(self.scheduler, self.cache, self.stats, self._cleaner)
@@ -114,6 +124,7 @@ class TorchEngine:
         """See ``Engine``."""
         self._clock.restart()
         self._is_clear = False
+        is_over = False
         with torch.inference_mode():
             try:
                 while self._pull(source) and not source.stopped:
@@ -122,13 +133,21 @@ class TorchEngine:
                     paused = time.perf_counter()
                     yield from done
                     self._clock.skip(time.perf_counter() - paused)
+                is_over = self.scheduler.is_idle
             finally:
-                self._clear()
+                # What is kept for later requests stays, unless some of it is in use.
+                if not is_over or self.cache.kept is None:
+                    self._clear()
 
     def close(self) -> None:
         """See ``Engine``."""
         if not self._is_clear:
             self._clear()
+
+    def _cache_bytes(self) -> int:
+        """Most bytes of keys and values: features that are kept for later requests count too."""
+        kept = self.encoder.kept_bytes if self.cache.kept is not None else 0
+        return self.budget.cache_bytes - kept
 
     def _pull(self, source: RequestQueue) -> bool:
         """Take requests while there is use for them. Return False when no work is left."""
@@ -156,6 +175,8 @@ class TorchEngine:
                 self._done.append(Completion(request, number, error=GenerateError(fault)))
             return
         work = self.scheduler.add(request)
+        if self.cache.kept is not None:
+            self._steps.match(work)
         for number, ids in enumerate(request.payload.question_ids):
             if not are_words(ids, self.network.shape):
                 self._complete(work, number, GenerateError("its token ids are not words"))
@@ -228,25 +249,32 @@ class TorchEngine:
         for work, _ in questions:
             work.started()
         live = self._steps.place(questions)
+        if not live and not self.scheduler.live:
+            # Prefixes that waiting requests hold may be what takes the room.
+            unmatched = [self._steps.unmatch(work) for work in self.scheduler.waiting]
+            if not any(unmatched):
+                self._fail_too_large(*questions[0])
+            return
         if not live:
-            if not self.scheduler.live:
-                work, number = questions[0]
-                most = work.request.questions[number].max_new_tokens
-                tokens = min(work.payload.prompt_tokens + most, self.network.shape.text.context)
-                need = tokens * self.network.shape.kv_bytes(self.network.dtype.itemsize)
-                self._fail(
-                    work,
-                    GenerateError(
-                        f"out of memory: its keys and values take {gib(need)}, "
-                        f"the cache may have {gib(self.budget.cache_bytes)}"
-                    ),
-                )
             return
         self._steps.start(live)
         self.scheduler.start(live)
         self.stats.max_sequences = max(self.stats.max_sequences, len(self.scheduler.live))
         for sequence in live:
             self._after_token(sequence)
+
+    def _fail_too_large(self, work: Work, number: int) -> None:
+        """Answer a request that does not fit into an empty cache with an error."""
+        most = work.request.questions[number].max_new_tokens
+        tokens = min(work.payload.prompt_tokens + most, self.network.shape.text.context)
+        need = tokens * self.network.shape.kv_bytes(self.network.dtype.itemsize)
+        self._fail(
+            work,
+            GenerateError(
+                f"out of memory: its keys and values take {gib(need)}, "
+                f"the cache may have {gib(self.budget.cache_bytes)}"
+            ),
+        )
 
     def _decode_step(self) -> None:
         for sequence in self._steps.decode(self.scheduler.live):
@@ -286,7 +314,11 @@ class TorchEngine:
     ) -> None:
         """Free a living sequence and complete its question."""
         self.scheduler.live.remove(sequence)
-        release([sequence])
+        if error is not None:
+            self.cache.erase(sequence.slot)
+            self._steps.release([sequence])
+        else:
+            self._steps.finish(sequence)
         self._complete(sequence.work, sequence.question, error, reason, sequence)
 
     def _complete(
@@ -304,6 +336,8 @@ class TorchEngine:
             if not work.pending:
                 self.scheduler.drop(work)
         payload = work.payload
+        if work.unanswered == 1:
+            self._steps.forget(work)
         timing = Timing(
             wait_seconds=work.wait_seconds or 0.0,
             vision_seconds=0.0 if error else work.vision_seconds,
@@ -313,6 +347,7 @@ class TorchEngine:
         if error is None:
             done.text = ""
             done.prompt_tokens = len(payload.prefix_ids) + len(payload.question_ids[number])
+            done.cached_tokens = work.cached_tokens
             done.image_tokens = len(payload.tiles) * self.network.shape.tile_tokens
         if error is None and sequence is not None:
             self._fill(done, sequence)
@@ -353,7 +388,7 @@ class TorchEngine:
         self._done.clear()
         self.scheduler.live.clear()
         self.scheduler.waiting.clear()
-        self.cache.arenas.clear()
+        self.cache.clear()
         self.encoder.clear()
         if self._buckets:
             self._buckets.clear()

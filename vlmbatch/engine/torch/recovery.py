@@ -55,6 +55,8 @@ class Recovery:
 
     def _shrink(self, phase: str, size: int, works: list[Work]) -> tuple[str, list[Work]]:
         scheduler = self.scheduler
+        if self.cache.drop_kept():
+            return "prefixes kept for later requests are dropped", []
         if phase == "vision" and size > 1:
             scheduler.max_tiles = max(1, size // 2)
             return f"at most {scheduler.max_tiles} tiles in an encoder call from now on", []
@@ -68,14 +70,14 @@ class Recovery:
             scheduler.max_sequences = keep
             victims = scheduler.live[keep:]
             for sequence in victims:
-                sequence.slot.arena.give_back(sequence.slot)
+                self.cache.give_back(sequence.slot)
             scheduler.preempt(victims)
-            self.cache.release_empty()
+            self.cache.pool.release_empty()
             return f"at most {keep} sequences from now on; {len(victims)} wait for a place", []
         if phase == "decode":
             victims = list(scheduler.live)
             for sequence in victims:
-                sequence.slot.arena.give_back(sequence.slot)
+                self.cache.give_back(sequence.slot)
             scheduler.preempt(victims)
             return "its request is given up", [sequence.work for sequence in victims]
         if scheduler.live:

@@ -34,8 +34,9 @@ class Work:
         preempted: Preempted sequences, by question; they resume with their tokens.
         features: Features of the tiles encoded so far, one tensor per tile.
         encoded: Number of tiles encoded so far.
-        prefix: Keys and values of the prefix, for questions that start later; None if there are
-            none or it is not computed.
+        prefix: Its prefix, or a part of it, whose keys and values are in the pool; None if they are
+            not computed or no question continues them.
+        cached_tokens: Tokens of the prompt that an earlier request left in the pool.
         wait_seconds, vision_seconds, prefill_seconds: Phases of the whole request.
         shared_seconds: Its share of the busy time, common to its questions.
         settled_seconds: The part of it that is booked to answered questions.
@@ -49,7 +50,8 @@ class Work:
     preempted: dict[int, LiveSequence] = dataclasses.field(default_factory=dict)
     features: list[Any] = dataclasses.field(default_factory=list)
     encoded: int = 0
-    prefix: list[tuple[Any, Any]] | None = None
+    prefix: Any = None
+    cached_tokens: int = 0
     wait_seconds: float | None = None
     vision_seconds: float = 0.0
     prefill_seconds: float = 0.0
@@ -67,14 +69,14 @@ class Work:
         return [*self.payload.question_ids[question], *(begun.tokens if begun else ())]
 
     def settle(self) -> float:
-        """Close a question. Return its part of the shared seconds not yet booked, and free tensors
+        """Close a question. Return its part of the shared seconds not yet booked, and free features
         after the last question.
         """
         share = (self.shared_seconds - self.settled_seconds) / self.unanswered
         self.settled_seconds += share
         self.unanswered -= 1
         if not self.unanswered:
-            self.features, self.prefix = [], None
+            self.features = []
         return share
 
     def started(self) -> None:
@@ -221,7 +223,8 @@ class Scheduler:
         for work in self.waiting:
             if not work.is_encoded:
                 break
-            prefix = 0 if work.prefix is not None else len(work.payload.prefix_ids)
+            computed = work.prefix.tokens if work.prefix else 0
+            prefix = max(0, len(work.payload.prefix_ids) - computed)
             for question in work.pending:
                 tokens += prefix + len(work.prompt_ids(question))
                 prefix = 0

@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import itertools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 
 import torch
 from torch import Tensor
 
 from vlmbatch.engine.answer_text import AnswerText
 from vlmbatch.engine.base import EngineStats
-from vlmbatch.engine.torch.budget import MemoryBudget
-from vlmbatch.engine.torch.cache import Cache, DecodeAttention, PrefillAttention, Segment
+from vlmbatch.engine.torch.cache import (
+    Cache,
+    DecodeAttention,
+    PrefillAttention,
+    Prefix,
+    Segment,
+    Slot,
+)
 from vlmbatch.engine.torch.clock import BusyClock
 from vlmbatch.engine.torch.cuda.buckets import BucketDecoder
 from vlmbatch.engine.torch.sampling import Draw, choose_tokens
 from vlmbatch.engine.torch.scheduler import LiveSequence, Work
 from vlmbatch.engine.torch.weights import Model
+from vlmbatch.prepare import Payload
 
 
 class Steps:
@@ -26,7 +34,6 @@ class Steps:
         self,
         model: Model,
         cache: Cache,
-        budget: MemoryBudget,
         stats: EngineStats,
         clock: BusyClock,
         decode: Callable[[Sequence[int]], str],
@@ -37,45 +44,54 @@ class Steps:
         Args:
             model: The loaded model.
             cache: The KV cache.
-            budget: The memory budget.
             stats: Counts calls and tokens.
             clock: Measures busy time.
             decode: Turns token ids into text.
             buckets: Decode steps of fixed shapes, or None for ordinary steps.
         """
-        self._model, self._cache, self._budget = model, cache, budget
+        self._model, self._cache = model, cache
         self._stats, self._clock, self._decode, self._buckets = stats, clock, decode, buckets
+        self._image_token_id = model.shape.image_token_id
 
     def place(self, questions: Sequence[tuple[Work, int]]) -> list[LiveSequence]:
         """Take a slot for each question, in order, until memory runs out."""
         live: list[LiveSequence] = []
+        begun: dict[int, Prefix] = {}  # prefixes that a sequence before it computes
         try:
             for work, number in questions:
                 sequence = work.preempted.get(number) or self._begin(work, number)
                 prompt = len(work.payload.prefix_ids) + len(work.payload.question_ids[number])
-                slot = self._cache.take(prompt + sequence.max_tokens, self._has_room)
+                prefix = begun.get(id(work)) or work.prefix
+                slot = self._cache.take(prompt + sequence.max_tokens, prefix)
                 if slot is None:
                     break
                 sequence.slot = slot
                 live.append(sequence)
+                if len(work.pending) > 1 and not covers_prefix(work, prefix):
+                    begun[id(work)] = slot.beginning(len(work.payload.prefix_ids))
         except BaseException:
-            release(live)
+            self.release(live)
             raise
         return live
 
     def start(self, live: list[LiveSequence]) -> None:
-        """Prefill sequences with a slot: first prefix by prefix, then those that share one."""
+        """Prefill sequences with a slot: first those that compute a prefix, then those that
+        continue it.
+        """
         try:
-            first = {id(s.work): s for s in reversed(live) if s.work.prefix is None}
-            leaders = [s for s in live if first.get(id(s.work)) is s]
-            followers = [s for s in live if first.get(id(s.work)) is not s]
+            leaders: dict[int, LiveSequence] = {}
+            for sequence in live:
+                if not covers_prefix(sequence.work, sequence.work.prefix):
+                    leaders.setdefault(id(sequence.work), sequence)
             if leaders:
-                self._prefill(leaders, with_prefix=True)
-            self._share_prefixes(first, live, followers)
+                self._prefill(list(leaders.values()))
+            for leader in leaders.values():
+                self._keep_prefix(leader)
+            followers = [s for s in live if leaders.get(id(s.work)) is not s]
             if followers:
-                self._prefill(followers, with_prefix=False)
+                self._prefill(followers)
         except BaseException:
-            release(live)
+            self.release(live)
             raise
 
     def decode(self, alive: Sequence[LiveSequence]) -> list[LiveSequence]:
@@ -84,8 +100,8 @@ class Steps:
         Returns:
             The sequences in the order of the cache's slots.
         """
-        by_slot = {sequence.slot: sequence for sequence in alive}
-        attend = DecodeAttention(self._cache)
+        by_slot: dict[Slot, LiveSequence] = {sequence.slot: sequence for sequence in alive}
+        attend = DecodeAttention(self._cache, list(by_slot))
         live = [by_slot[slot] for slot in attend.slots]
         language, device = self._model.language, self._model.device
         last = [sequence.tokens[-1] for sequence in live]
@@ -95,7 +111,8 @@ class Steps:
             embeds = language.embed(torch.tensor(last, device=device))
             return language.logits(language(embeds, positions, attend))
 
-        take_tokens(live, self._buckets.logits(last, ordinary) if self._buckets else ordinary())
+        buckets = self._buckets
+        take_tokens(live, buckets.logits(attend.slots, last, ordinary) if buckets else ordinary())
         attend.finish()
         seconds = self._clock.lap("decode")
         for sequence in live:
@@ -116,22 +133,86 @@ class Steps:
         max_tokens = min(question.max_new_tokens, self._model.shape.text.context - prompt)
         return LiveSequence(work, number, draw, AnswerText(question, self._decode), max_tokens)
 
-    def _has_room(self, grow_bytes: int) -> bool:
-        return self._cache.allocated_bytes + grow_bytes <= self._budget.cache_bytes
+    def release(self, sequences: Sequence[LiveSequence]) -> None:
+        """Free the slots of sequences."""
+        for sequence in sequences:
+            self._cache.give_back(sequence.slot)
+            sequence.slot = None
 
-    def _prefill(self, sequences: list[LiveSequence], *, with_prefix: bool) -> None:
-        """Run prompts through the language model side by side and choose the next token of each
-        answer.
+    def finish(self, sequence: LiveSequence) -> None:
+        """Free the slot of a sequence that has ended, or keep its tokens for later requests."""
+        words = None
+        if self._cache.kept is not None:
+            words = self._words(sequence.work.payload, sequence.question)
+        self._cache.give_back(sequence.slot, words and [*words, *sequence.tokens])
+        sequence.slot = None
+
+    def match(self, work: Work) -> None:
+        """Let a request continue what is kept of its prompt; the tiles in it are not encoded."""
+        payload = work.payload
+        is_one = len(payload.question_ids) == 1
+        words = self._words(payload, 0 if is_one else None)
+        if words is None:
+            return
+        # The last token is computed in any case: it gives the first one of the answer.
+        work.prefix = self._cache.find(words[:-1] if is_one else words)
+        if work.prefix is not None:
+            work.cached_tokens = work.prefix.tokens
+            pixels = list(payload.prefix_ids[: work.cached_tokens]).count(self._image_token_id)
+            work.encoded = pixels // self._model.shape.tile_tokens
+
+    def _words(self, payload: Payload, question: int | None) -> list[Hashable] | None:
+        """What the tokens of a prompt say, see cache/prefixes.py; None if its tiles have no digest.
+
+        Args:
+            payload: Its tiles and tokens.
+            question: Number of the question; None for what comes before it.
+        """
+        if len(payload.tile_keys) != len(payload.tiles) or not all(payload.tile_keys):
+            return None
+        repeated = [[key] * self._model.shape.tile_tokens for key in payload.tile_keys]
+        tiles = itertools.chain.from_iterable(repeated)
+        image = self._image_token_id
+        words = [next(tiles) if token == image else token for token in payload.prefix_ids]
+        return words if question is None else [*words, *payload.question_ids[question]]
+
+    def unmatch(self, work: Work) -> bool:
+        """Let a waiting request compute its prefix itself. Return False if it does anyway."""
+        if work.prefix is None:
+            return False
+        self.forget(work)
+        if work.cached_tokens:
+            work.cached_tokens, work.encoded, work.features = 0, 0, []
+        return True
+
+    def forget(self, work: Work) -> None:
+        """Let a request's prefix go."""
+        self._cache.let_go(work.prefix)
+        work.prefix = None
+
+    def _keep_prefix(self, leader: LiveSequence) -> None:
+        """Hold a prefix that has been computed for the questions that continue it."""
+        work = leader.work
+        if len(work.pending) > 1:
+            self.forget(work)
+            work.prefix = leader.slot.beginning(len(work.payload.prefix_ids))
+            self._cache.hold(work.prefix)
+
+    def _prefill(self, sequences: list[LiveSequence]) -> None:
+        """Run what is not yet computed of prompts through the language model side by side, and
+        choose the next token of each answer.
         """
         language, device = self._model.language, self._model.device
         embeds, positions, segments, shared = [], [], [], []
         for sequence in sequences:
-            prefix = len(sequence.work.payload.prefix_ids) if with_prefix else 0
-            question = sequence.work.prompt_ids(sequence.question)
+            self._cache.fill(sequence.slot)
+            work, start = sequence.work, sequence.slot.length
+            prefix = max(0, len(work.payload.prefix_ids) - start)
+            question = work.prompt_ids(sequence.question)
+            question = question[max(0, start - len(work.payload.prefix_ids)) :]
             if prefix:
-                embeds.append(self._prefix_embeds(sequence.work))
+                embeds.append(self._prefix_embeds(work, start))
             embeds.append(language.embed(torch.tensor(question, device=device)))
-            start = sequence.slot.length
             tokens = prefix + len(question)
             positions.append(torch.arange(start, start + tokens, device=device))
             segments.append(Segment(sequence.slot, tokens))
@@ -147,55 +228,28 @@ class Steps:
             sequence.prefill_seconds += seconds
             sequence.work.shared_seconds += seconds * prefix / total
             sequence.compute_seconds += seconds * (segment.tokens - prefix) / total
-            if with_prefix:
+            if prefix:
                 sequence.work.prefill_seconds += seconds
             sequence.first_token_at = sequence.first_token_at or time.perf_counter()
         self._stats.prefill_tokens += total
         self._stats.prefill_calls += 1
 
-    def _prefix_embeds(self, work: Work) -> Tensor:
-        """Embeddings (tokens, hidden) of a prefix, with vision features in place of the image
-        tokens.
+    def _prefix_embeds(self, work: Work, start: int) -> Tensor:
+        """Embeddings (tokens, hidden) of a prefix from a token on, with vision features in place of
+        the image tokens.
         """
-        ids = torch.tensor(work.payload.prefix_ids, device=self._model.device)
+        ids = torch.tensor(work.payload.prefix_ids[start:], device=self._model.device)
         embeds = self._model.language.embed(ids)
         if work.features:
+            places = ids == self._image_token_id
             features = torch.cat(work.features)
-            embeds[ids == self._model.shape.image_token_id] = features.to(embeds.dtype)
+            embeds[places] = features[len(features) - int(places.sum()) :].to(embeds.dtype)
         return embeds
 
-    def _share_prefixes(
-        self,
-        first: dict[int, LiveSequence],
-        live: Sequence[LiveSequence],
-        followers: Sequence[LiveSequence],
-    ) -> None:
-        """Copy a prefix to the sequences that continue it now, and keep it for questions that start
-        later.
-        """
-        for leader in first.values():
-            work = leader.work
-            if len(work.pending) > sum(s.work is work for s in live):
-                tokens = len(work.payload.prefix_ids)
-                prefix = leader.slot.arena.prefix(leader.slot, tokens)
-                work.prefix = [(k.clone(), v.clone()) for k, v in prefix]
-        for sequence in followers:
-            leader_now = first.get(id(sequence.work))
-            tokens = len(sequence.work.payload.prefix_ids)
-            source = (
-                leader_now.slot.arena.prefix(leader_now.slot, tokens)
-                if leader_now
-                else sequence.work.prefix
-            )
-            assert source is not None  # a follower without a leader continues a kept prefix
-            sequence.slot.arena.copy_prefix(source, sequence.slot, tokens)
 
-
-def release(sequences: Sequence[LiveSequence]) -> None:
-    """Free the slots of sequences."""
-    for sequence in sequences:
-        sequence.slot.arena.give_back(sequence.slot)
-        sequence.slot = None
+def covers_prefix(work: Work, prefix: Prefix | None) -> bool:
+    """True if a computed prefix reaches to a request's questions."""
+    return (prefix.tokens if prefix else 0) >= len(work.payload.prefix_ids)
 
 
 def take_tokens(sequences: Sequence[LiveSequence], logits: Tensor) -> None:

@@ -1,0 +1,24 @@
+"""Keys and values: the pool (pool.py), sequences' places in it (slots.py), prefixes kept for later
+requests (prefixes.py), attention over it (attend.py); and features of tiles (features.py).
+"""
+
+from vlmbatch.engine.torch.cache.attend import (
+    DecodeAttention,
+    PrefillAttention,
+    Segment,
+    wide_mask,
+)
+from vlmbatch.engine.torch.cache.pool import slot_capacity
+from vlmbatch.engine.torch.cache.prefixes import Prefix
+from vlmbatch.engine.torch.cache.slots import Cache, Slot
+
+__all__ = [
+    "Cache",
+    "DecodeAttention",
+    "Prefix",
+    "PrefillAttention",
+    "Segment",
+    "Slot",
+    "slot_capacity",
+    "wide_mask",
+]
