@@ -20,7 +20,7 @@ from training import scenes
 from vlmbatch.bench.checkpoint import cached_checkpoint
 from vlmbatch.core import Conversation, Pixels, Question, Request
 from vlmbatch.engine import RequestQueue, open_engine
-from vlmbatch.engine.torch.cache import Cache, DecodeAttention, PrefillAttention, Segment
+from vlmbatch.engine.torch.cache import Cache, DecodeAttention, PrefillAttention, Segment, Slot
 from vlmbatch.engine.torch.engine import TorchEngine
 from vlmbatch.job import Job
 from vlmbatch.tasks import DEFAULT_PROMPTS
@@ -96,11 +96,11 @@ def logits_of_random_weights(shape: str, dtype: str, sequences: int) -> None:
         for engine in (plain, small)
     ]
     logits = []
-    for engine, cache in zip((plain, small), caches, strict=True):
-        rows = [cache.take(PROMPT_TOKENS + NEW_TOKENS, lambda size: True) for _ in range(sequences)]
+    slots = [_take(cache, sequences) for cache in caches]
+    for engine, rows in zip((plain, small), slots, strict=True):
         language = engine.network.language
         prefill = PrefillAttention(
-            [Segment(row, PROMPT_TOKENS) for row in rows if row is not None], language.attend_prompt
+            [Segment(row, PROMPT_TOKENS) for row in rows], language.attend_prompt
         )
         hidden = language(
             language.embed(prompts.reshape(-1)),
@@ -116,7 +116,7 @@ def logits_of_random_weights(shape: str, dtype: str, sequences: int) -> None:
         chosen = [each.log_softmax(-1).gather(1, tokens[:, None]) for each in logits]
         moved += (chosen[0] - chosen[1]).abs().flatten().tolist()
         for place, (engine, cache) in enumerate(zip((plain, small), caches, strict=True)):
-            attend = DecodeAttention(cache)
+            attend = DecodeAttention(cache, slots[place])
             language = engine.network.language
             hidden = language(
                 language.embed(tokens), torch.full((sequences,), PROMPT_TOKENS + step), attend
@@ -151,20 +151,23 @@ def speed(shape: str, dtype: str) -> None:
     )
 
 
-def _places(engine: TorchEngine, sequences: int) -> tuple[Cache, torch.Tensor]:
+def _take(cache: Cache, sequences: int) -> list[Slot]:
+    rows = [cache.take(PROMPT_TOKENS + NEW_TOKENS) for _ in range(sequences)]
+    return [row for row in rows if row is not None]
+
+
+def _places(engine: TorchEngine, sequences: int) -> tuple[Cache, list[Slot]]:
     cache = Cache(engine.network.shape.text, engine.network.device, engine.network.dtype)
-    for _ in range(sequences):
-        row = cache.take(PROMPT_TOKENS + NEW_TOKENS, lambda size: True)
-        assert row is not None
+    rows = _take(cache, sequences)
+    for row in rows:
         row.length = PROMPT_TOKENS
-    return cache, torch.full((sequences,), PROMPT_TOKENS)
+    return cache, rows
 
 
-def _step(engine: TorchEngine, cache: Cache, positions: torch.Tensor) -> None:
-    language = engine.network.language
-    language.logits(language(language.embed(positions), positions, DecodeAttention(cache))).argmax(
-        -1
-    )
+def _step(engine: TorchEngine, cache: Cache, rows: list[Slot]) -> None:
+    language, positions = engine.network.language, torch.full((len(rows),), PROMPT_TOKENS)
+    attend = DecodeAttention(cache, rows)
+    language.logits(language(language.embed(positions), positions, attend)).argmax(-1)
 
 
 def _prefill(engine: TorchEngine) -> None:
@@ -172,7 +175,7 @@ def _prefill(engine: TorchEngine) -> None:
         Cache(engine.network.shape.text, engine.network.device, engine.network.dtype),
         engine.network.language,
     )
-    row = cache.take(1024, lambda size: True)
+    row = cache.take(1024)
     assert row is not None
     positions = torch.arange(1024)
     language.logits(

@@ -25,7 +25,14 @@ from tests.engine.torch.test_parity import (
 )
 from vlmbatch.checkpoint import find_checkpoint
 from vlmbatch.core import Conversation
-from vlmbatch.engine.torch.cache import Cache, DecodeAttention, PrefillAttention, Segment
+from vlmbatch.engine.torch.cache import (
+    Cache,
+    DecodeAttention,
+    PrefillAttention,
+    Segment,
+    Slot,
+)
+from vlmbatch.engine.torch.cache.pool import Chunk, Layout, Pool
 from vlmbatch.engine.torch.cuda.buckets import (
     BucketDecoder,
     Compute,
@@ -64,21 +71,8 @@ def open_in_buckets(
     return fixed, preparer
 
 
-def test_buckets_are_powers_of_two_or_all_rows() -> None:
-    assert [bucket_of(rows, 12) for rows in range(1, 13)] == [
-        1,
-        2,
-        4,
-        4,
-        8,
-        8,
-        8,
-        8,
-        12,
-        12,
-        12,
-        12,
-    ]
+def test_buckets_are_powers_of_two() -> None:
+    assert [bucket_of(count) for count in range(1, 10)] == [1, 2, 4, 4, 8, 8, 8, 8, 16]
 
 
 @pytest.mark.parametrize("batch_size", [None, 1, 3], ids=["as many as fit", "one", "three"])
@@ -133,65 +127,65 @@ def test_the_demo_model_gives_the_same_tokens() -> None:
 
 
 @torch.inference_mode()
+@pytest.mark.parametrize("layout", [Layout.HEADS, Layout.TOKENS])
 def test_padding_touches_no_live_row_and_a_step_writes_what_the_ordinary_one_writes(
-    tiny: Path,
+    tiny: Path, layout: Layout
 ) -> None:
     model = open_tiny(tiny)[0].network
-    generator = torch.Generator().manual_seed(0)
-    states = []
+    generator = torch.Generator()
+    found = []
     for fixed in (False, True):
         generator.manual_seed(0)
         cache = Cache(model.shape.text, model.device, model.dtype)
+        cache.pool = Pool(model.shape.text, model.device, model.dtype, layout)
+        slots = []
         for tokens, room in ((10, 60), (25, 60), (40, 60), (70, 120)):
-            row = cache.take(room, lambda size: True)
-            assert row is not None
-            prefill = PrefillAttention([Segment(row, tokens)])
+            slots.append(cache.take(room))
+            prefill = PrefillAttention([Segment(slots[-1], tokens)])
             ids = torch.randint(0, 200, (tokens,), generator=generator)
             model.language(model.language.embed(ids), torch.arange(tokens), prefill)
             prefill.finish()
-        arenas = list(cache.arenas.values())
-        arenas[0].give_back(
-            arenas[0].slots[0]
-        )  # two of four rows live, the third's numbers still stand there
-        arenas[0].keys[0][2:] = 7.0
-        before = [layer.clone() for arena in arenas for layer in arena.keys]
+        padding = cache.take(1)
+        cache.erase(slots[1])
+        cache.give_back(slots.pop(1))  # a hole between live rows
+        (chunk,) = cache.pool.chunks
+        before = [layer.clone() for layer in (*chunk.keys, *chunk.values)]
         last = [3, 4, 5]
+        attend = DecodeAttention(cache, slots)
         if fixed:
-            step = Step(model, [(arenas[0], 4), (arenas[1], 4)])
-            logits = step.logits(arenas, last)
+            logits = Step(model, padding.extent, 4, 128).logits(attend.slots, last)
         else:
-            attend = DecodeAttention(cache)
-            positions = torch.tensor([row.length for row in attend.slots])
+            positions = torch.tensor([slot.length for slot in attend.slots])
             logits = model.language.logits(
                 model.language(model.language.embed(torch.tensor(last)), positions, attend)
             )
-        after = [layer for arena in arenas for layer in arena.keys]
-        for number, (old, new) in enumerate(zip(before, after, strict=True)):
-            arena = arenas[number // model.shape.text.layers]
-            for row in arena.slots:
-                changed = (
-                    (old[row.number] != new[row.number])
-                    .any(dim=2)
-                    .any(dim=0)
-                    .nonzero()
-                    .flatten()
-                    .tolist()
-                )
-                assert changed == [row.length]
-            assert torch.equal(old[len(arena.slots) :, :, 1:], new[len(arena.slots) :, :, 1:])
-        states.append(
-            (
-                logits,
-                [
-                    layer[: len(arena.slots)]
-                    for arena in arenas
-                    for layer in (*arena.keys, *arena.values)
-                ],
-            )
-        )
-    torch.testing.assert_close(states[1][0], states[0][0], rtol=1e-4, atol=1e-4)
-    for found, wanted in zip(states[1][1], states[0][1], strict=True):
-        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+        written = {
+            number
+            for slot in [*attend.slots, padding]
+            for number in numbers_of(chunk, slot, slot.length)
+        }
+        for old, new in zip(before, (*chunk.keys, *chunk.values), strict=True):
+            assert set((old != new).nonzero().flatten().tolist()) <= written
+        found.append((logits, [slot.views(0, slot.length + 1) for slot in attend.slots]))
+    torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=1e-4)
+
+
+def numbers_of(chunk: Chunk, slot: Slot, token: int) -> list[int]:
+    """Where the numbers of a token of a slot lie in a layer of its chunk."""
+    places = torch.arange(len(chunk.keys[0]))
+    whole = Chunk.__new__(Chunk)
+    whole.shape, whole.layout, whole.keys, whole.values = (
+        chunk.shape,
+        chunk.layout,
+        [places],
+        [places],
+    )
+    extent = slot.extent
+    return (
+        whole.views(0, extent.begin, extent.capacity, 1, token + 1)[1][0, :, token]
+        .flatten()
+        .tolist()
+    )
 
 
 def test_when_recording_fails_the_ordinary_step_goes_on_with_one_warning(
@@ -238,7 +232,7 @@ def test_a_recorded_step_that_gives_other_logits_is_given_up(
 
 
 @torch.inference_mode()
-def test_a_step_is_not_used_once_its_arena_has_grown(tiny: Path) -> None:
+def test_a_step_serves_any_place_in_its_chunk_and_goes_with_it(tiny: Path) -> None:
     engine = open_tiny(tiny)[0]
     cache, language = engine.cache, engine.network.language
     recorded: list[weakref.ref[Compute]] = []
@@ -249,30 +243,31 @@ def test_a_step_is_not_used_once_its_arena_has_grown(tiny: Path) -> None:
         return replay
 
     decoder = BucketDecoder(engine.network, cache, engine.stats, watched, record_after=1)
-    row = cache.take(60, lambda size: True)
-    assert row is not None
+    first, second = cache.take(60), cache.take(200)
     done = []
 
-    def ordinary() -> torch.Tensor:
-        done.append(row.arena.serial)
-        return language.logits(
-            language(
-                language.embed(torch.tensor([7])),
-                torch.tensor([row.length]),
-                DecodeAttention(cache),
-            )
-        )
+    def step(slot: Slot) -> torch.Tensor:
+        def ordinary() -> torch.Tensor:
+            done.append(slot)
+            attend = DecodeAttention(cache, [slot])
+            positions = torch.tensor([slot.length])
+            return language.logits(language(language.embed(torch.tensor([7])), positions, attend))
 
-    first = decoder.logits([7], ordinary)
-    torch.testing.assert_close(decoder.logits([7], ordinary), first)
-    assert len(done) == 1  # the second one was the recorded step
-    row.arena.grow(9)
-    torch.testing.assert_close(decoder.logits([7], ordinary), first)
-    assert len(done) == 2
-    assert done[0] != done[1]
+        return decoder.logits([slot], [7], ordinary).clone()
+
+    logits = step(first)
+    torch.testing.assert_close(step(second), logits)
+    assert done == [first]  # the second one was the recorded step
+    decoder.clear()
+    cache.give_back(first)
+    cache.give_back(second)
+    assert cache.pool.release_empty()
+    third = cache.take(60)
+    torch.testing.assert_close(step(third), logits)
+    assert done == [first, third]
     gc.collect()
     assert [replay() is not None for replay in recorded] == [False, True]
-    cache.arenas.clear()
+    cache.clear()
     decoder.forget_stale()
     gc.collect()
     assert [replay() is not None for replay in recorded] == [False, False]
@@ -373,13 +368,12 @@ class TestOnCuda:
     def test_a_replay_follows_its_buffers(self, tiny: Path) -> None:
         model = open_tiny(tiny, device="cuda")[0].network
         cache = Cache(model.shape.text, model.device, model.dtype)
-        row = cache.take(60, lambda size: True)
-        assert row is not None
-        step = Step(model, [(row.arena, 4)])
-        step.load([row.arena], [5])
+        row, padding = cache.take(60), cache.take(1)
+        step = Step(model, padding.extent, 4, 64)
+        step.load([row], [5])
         recorded = CudaGraphs(model.device)(step.compute)
         for token in (5, 9, 12):
-            step.load([row.arena], [token])
+            step.load([row], [token])
             found = recorded()[:1].clone()
             torch.testing.assert_close(found, step.compute()[:1], rtol=1e-4, atol=1e-4)
             row.length += 1

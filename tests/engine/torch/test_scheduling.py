@@ -197,7 +197,7 @@ def test_out_of_memory_in_the_language_model_halves_the_batch(
 ) -> None:
     engine, preparer = open_tiny(tiny)
     language = engine.network.language
-    object.__setattr__(engine.network, "language", _FailingLanguage(language, phase))
+    object.__setattr__(engine.network, "language", FailingLanguage(language, phase))
     assert answers(engine, mixed_requests(preparer)) == plain
     assert {event["phase"] for event in engine.stats.oom_events} == {phase}
     assert engine.stats.cleanups >= len(engine.stats.oom_events)
@@ -211,7 +211,7 @@ def test_a_sequence_that_loses_its_place_keeps_its_tokens_and_streams_nothing_tw
     expected = answers(*of_mixed(open_tiny(tiny, **settings)))
     engine, preparer = open_tiny(tiny, **settings)
     # Memory runs out in the middle of the answers.
-    language = _FailingLanguage(engine.network.language, "decode", first=8)
+    language = FailingLanguage(engine.network.language, "decode", first=8)
     object.__setattr__(engine.network, "language", language)
     pieces: dict[tuple[int, int], list[str]] = {key: [] for key in expected}
     requests = []
@@ -298,7 +298,7 @@ class _FailingVision:
         return self.vision(tiles)
 
 
-class _FailingLanguage:
+class FailingLanguage:
     """Runs out of memory in large prefills, or in decode steps of many sequences."""
 
     def __init__(self, language: Any, phase: str, first: int = 0) -> None:
@@ -406,7 +406,7 @@ def test_shares_of_the_busy_time_add_up_even_when_memory_runs_out(tiny: Path, ph
         object.__setattr__(engine.network, "vision", _FailingVision(engine.network.vision, 3))
     else:
         object.__setattr__(
-            engine.network, "language", _FailingLanguage(engine.network.language, phase)
+            engine.network, "language", FailingLanguage(engine.network.language, phase)
         )
     found = run_all(engine, mixed_requests(preparer))
     assert engine.stats.oom_events

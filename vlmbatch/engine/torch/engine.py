@@ -388,10 +388,10 @@ class TorchEngine:
         self._done.clear()
         self.scheduler.live.clear()
         self.scheduler.waiting.clear()
-        self.cache.clear()
-        self.encoder.clear()
         if self._buckets:
             self._buckets.clear()
+        self.cache.clear()
+        self.encoder.clear()
         device = self.network.device
         if device.type == "cuda":
             self.stats.peak_device_bytes = torch.cuda.max_memory_allocated(device)
