@@ -63,11 +63,14 @@ def plan_engine(options: EngineOptions) -> EnginePlan:
     return plan
 
 
-def open_engine(options: EngineOptions) -> Engine:
+def open_engine(options: EngineOptions, *, reuse_prefixes: bool = False) -> Engine:
     """Open an engine: find the model's files and load them.
 
     Args:
         options: The groups of a job that an engine is opened from.
+        reuse_prefixes: Whether a prompt that begins as an earlier one did, its answer included,
+            continues it, where the engine can: for chats and servers. It then keeps what it has
+            computed, within its memory budget.
 
     Raises:
         JobError: The engine cannot honour an option.
@@ -76,7 +79,8 @@ def open_engine(options: EngineOptions) -> Engine:
         DeviceError: The device or dtype is not available.
         OutOfMemoryError: The model does not fit; nothing was loaded.
     """
-    return plan_engine(options).open()
+    plan = plan_engine(options)
+    return plan.open_reusing() if reuse_prefixes and plan.open_reusing else plan.open()
 
 
 def _plan(name: str, options: EngineOptions) -> EnginePlan:

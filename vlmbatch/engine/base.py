@@ -120,6 +120,8 @@ class EnginePlan:
         open: Load the model. Raises ModelLoadError (the checkpoint is broken or of another kind),
             DeviceError (the device or dtype is not available) or OutOfMemoryError (the model does
             not fit; nothing was loaded).
+        open_reusing: Load the model so that requests continue what earlier ones left in memory;
+            None if the engine keeps nothing between requests.
         can_cut: Whether the engine has ``cut``.
         takes_clips: Whether the model takes clips beside pictures.
         open_again: Load the model to continue an OUTPUT that has rows: as ``open``, but what was
@@ -130,6 +132,7 @@ class EnginePlan:
     model: str
     revision: str
     open: Callable[[], Engine]
+    open_reusing: Callable[[], Engine] | None = None
     can_cut: bool = False
     takes_clips: bool = True
     open_again: Callable[[], Engine] | None = None

@@ -12,7 +12,21 @@ from tests.engine.reference import answers, build_engine, changed, run_all
 from tests.engine.torch.test_parity import mixed_requests, open_tiny, picture
 from tests.engine.torch.test_scheduling import FailingLanguage, budget_of_rows
 from vlmbatch.core import Completion, Conversation, Part, Pixels, Question, Request, Turn
+from vlmbatch.engine import open_engine
 from vlmbatch.engine.torch.engine import TorchEngine
+from vlmbatch.job import EngineOptions
+
+
+def test_an_engine_is_opened_to_keep_prefixes_or_not(tiny: Path) -> None:
+    options = EngineOptions(model=str(tiny), dtype="float32", device="cpu")
+    for reuse_prefixes in (False, True):
+        engine = open_engine(options, reuse_prefixes=reuse_prefixes)
+        request = engine.prepare(Conversation((about(1),)), [question("What is here?")])
+        first, second = ask(engine, request), ask(engine, request)
+        assert first.cached_tokens == 0
+        assert second.cached_tokens == (second.prompt_tokens - 1 if reuse_prefixes else 0)
+        engine.close()
+        assert engine.cache.allocated_bytes == 0
 
 
 def reusing(folder: Path, **options: object) -> TorchEngine:
@@ -142,10 +156,11 @@ def test_memory_stays_within_its_budget_through_many_requests(tiny: Path) -> Non
         seen.append(engine.cache.allocated_bytes)
 
     drawn = np.random.default_rng(4)
-    pictures = [Turn("user", (Part("tile", pixels=Pixels([picture(drawn, 32, 32)])),))] * 4
+    system = Turn("system", (Part("text", text="You are brief, kind and sure."),))
+    tile = Turn("user", (Part("tile", pixels=Pixels([picture(drawn, 32, 32)])),))
     requests = []
     for number in range(200):
-        turns = (pictures[number % 4],) if number % 3 else ()
+        turns = (system, tile) if number % 3 else (system,)
         asked = question(f"{drawn.integers(50)}?" * int(drawn.integers(1, 4)), 2)
         asked = dataclasses.replace(asked, on_text=look)
         requests.append(engine.prepare(Conversation(turns), [asked]))

@@ -246,7 +246,7 @@ def attend_shared(
     rows, heads, queries, dim = query.shape
     attend = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
     found, total = attend(query, key, value, attn_mask=attn_mask)
-    result = found.float()
+    result: Tensor = found.float()
     together = query.transpose(0, 1).reshape(1, heads, rows * queries, dim)
     for keys, values in before:
         found, log_sum = attend(together, keys[None], values[None])

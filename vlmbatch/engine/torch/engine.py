@@ -175,8 +175,6 @@ class TorchEngine:
                 self._done.append(Completion(request, number, error=GenerateError(fault)))
             return
         work = self.scheduler.add(request)
-        if self.cache.kept is not None:
-            self._steps.match(work)
         for number, ids in enumerate(request.payload.question_ids):
             if not are_words(ids, self.network.shape):
                 self._complete(work, number, GenerateError("its token ids are not words"))
@@ -185,6 +183,8 @@ class TorchEngine:
         """Do one encoder call, one prefill and one decode step, if there is work for them."""
         self._drop_cancelled()
         scheduler = self.scheduler
+        for run in scheduler.next_tiles() if self.cache.kept is not None else ():
+            self._steps.match(run.work)
         if not self._recovery.holding and (runs := scheduler.next_tiles()):
             size = sum(run.end - run.begin for run in runs)
             self._guard("vision", lambda: self._encode(runs), [run.work for run in runs], size)
@@ -251,8 +251,7 @@ class TorchEngine:
         live = self._steps.place(questions)
         if not live and not self.scheduler.live:
             # Prefixes that waiting requests hold may be what takes the room.
-            unmatched = [self._steps.unmatch(work) for work in self.scheduler.waiting]
-            if not any(unmatched):
+            if not any(self._steps.unmatch(work) for work in reversed(self.scheduler.waiting)):
                 self._fail_too_large(*questions[0])
             return
         if not live:

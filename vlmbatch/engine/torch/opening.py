@@ -31,11 +31,13 @@ def plan_engine(options: EngineOptions) -> EnginePlan:
     """
     checkpoint = find_checkpoint(options.model, options.revision)
     preparer = Preparer.from_checkpoint(checkpoint, options.detail)
+    opened = functools.partial(_open, options, checkpoint, preparer)
     return EnginePlan(
         "torch",
         options.model,
         checkpoint.revision,
-        functools.partial(_open, options, checkpoint, preparer),
+        opened,
+        functools.partial(opened, reuse_prefixes=True),
         can_cut=True,
         takes_clips=preparer.takes_clips,
         open_again=functools.partial(_open, options, checkpoint, preparer, continued=True),
@@ -48,6 +50,7 @@ def _open(
     preparer: Preparer,
     *,
     continued: bool = False,
+    reuse_prefixes: bool = False,
 ) -> TorchEngine:
     from vlmbatch.engine.threads import use_threads
     from vlmbatch.engine.torch.budget import CAPS, MemoryBudget
@@ -85,6 +88,7 @@ def _open(
         revision=checkpoint.revision,
         end_ids=end_ids,
         batch_size=options.batch_size,
+        reuse_prefixes=reuse_prefixes,
         recorder=CudaGraphs(device) if device.type == "cuda" else None,
     )
     engine.stats.threads = threads

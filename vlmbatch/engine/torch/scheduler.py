@@ -36,6 +36,7 @@ class Work:
         encoded: Number of tiles encoded so far.
         prefix: Its prefix, or a part of it, whose keys and values are in the pool; None if they are
             not computed or no question continues them.
+        is_searched: Whether the pool was searched for its prompt.
         cached_tokens: Tokens of the prompt that an earlier request left in the pool.
         wait_seconds, vision_seconds, prefill_seconds: Phases of the whole request.
         shared_seconds: Its share of the busy time, common to its questions.
@@ -51,6 +52,7 @@ class Work:
     features: list[Any] = dataclasses.field(default_factory=list)
     encoded: int = 0
     prefix: Any = None
+    is_searched: bool = False
     cached_tokens: int = 0
     wait_seconds: float | None = None
     vision_seconds: float = 0.0

@@ -61,8 +61,10 @@ class Steps:
             for work, number in questions:
                 sequence = work.preempted.get(number) or self._begin(work, number)
                 prompt = len(work.payload.prefix_ids) + len(work.payload.question_ids[number])
+                tokens = prompt + sequence.max_tokens
+                self.match(work)
                 prefix = begun.get(id(work)) or work.prefix
-                slot = self._cache.take(prompt + sequence.max_tokens, prefix)
+                slot = self._cache.take(tokens, prefix)
                 if slot is None:
                     break
                 sequence.slot = slot
@@ -148,8 +150,13 @@ class Steps:
         sequence.slot = None
 
     def match(self, work: Work) -> None:
-        """Let a request continue what is kept of its prompt; the tiles in it are not encoded."""
+        """Let a request that has not begun continue what is kept of its prompt; the tiles in it are
+        not encoded.
+        """
         payload = work.payload
+        if self._cache.kept is None or work.is_searched:
+            return
+        work.is_searched = True
         is_one = len(payload.question_ids) == 1
         words = self._words(payload, 0 if is_one else None)
         if words is None:
@@ -173,8 +180,11 @@ class Steps:
         repeated = [[key] * self._model.shape.tile_tokens for key in payload.tile_keys]
         tiles = itertools.chain.from_iterable(repeated)
         image = self._image_token_id
-        words = [next(tiles) if token == image else token for token in payload.prefix_ids]
-        return words if question is None else [*words, *payload.question_ids[question]]
+        words: list[Hashable] = [
+            next(tiles) if token == image else token for token in payload.prefix_ids
+        ]
+        words += payload.question_ids[question] if question is not None else ()
+        return words
 
     def unmatch(self, work: Work) -> bool:
         """Let a waiting request compute its prefix itself. Return False if it does anyway."""

@@ -86,7 +86,7 @@ class BucketAttention:
             lines.index_copy_(0, self._written, new.reshape(-1, dim))
             seen.append(lines[self._seen])
         q = query.reshape(len(query), key.shape[1], -1, dim)
-        out = F.scaled_dot_product_attention(q, *seen, attn_mask=self._mask)
+        out = F.scaled_dot_product_attention(q, seen[0], seen[1], attn_mask=self._mask)
         return out.reshape(len(query), -1)
 
 
