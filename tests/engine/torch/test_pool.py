@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Sequence
 
 import numpy as np
+import psutil
 import pytest
 import torch
 import torch.nn.functional as F
@@ -97,6 +99,16 @@ def test_growing_moves_nothing() -> None:
     assert len(taken) > 2 * ALIKE_PER_CHUNK
     for extent, before in zip(taken, pointers, strict=True):
         assert [store.data_ptr() for store in extent.chunk.keys + extent.chunk.values] == before
+
+
+def test_memory_is_taken_as_tokens_are_written() -> None:
+    wide = dataclasses.replace(SHAPE, kv_heads=64, head_dim=64, heads=64)
+    pool = Pool(wide, CPU, torch.float32, Layout.HEADS)
+    resident = psutil.Process().memory_info().rss
+    extent = pool.take(60, 10**9)
+    assert pool.allocated_bytes > 200 << 20
+    extent.chunk.values[0][: 1 << 20] = 1.0
+    assert psutil.Process().memory_info().rss - resident < 40 << 20
 
 
 def test_places_never_overlap_and_memory_stays_within_the_limit() -> None:

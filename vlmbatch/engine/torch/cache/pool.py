@@ -26,10 +26,10 @@ from __future__ import annotations
 import dataclasses
 import enum
 import itertools
-import math
+import mmap
+import os
 from collections.abc import Iterator
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -356,6 +356,10 @@ def _without_holes(run: Run) -> list[Run]:
 def _zeros(size: int, device: torch.device, dtype: torch.dtype) -> Tensor:
     if device.type != "cpu":
         return torch.zeros(size, device=device, dtype=dtype)
-    # numpy asks the system for zeroed pages, which exist once they are written; torch writes them.
-    count = math.ceil(size * dtype.itemsize / 8)
-    return torch.from_numpy(np.zeros(count)).view(dtype)[:size]
+    # Pages of a private mapping are zero and exist once they are written; torch writes all of them.
+    private = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if os.name == "posix" else {}
+    try:
+        pages = mmap.mmap(-1, size * dtype.itemsize, **private)
+    except OSError as error:
+        raise MemoryError(f"no {size * dtype.itemsize} bytes of memory") from error
+    return torch.frombuffer(pages, dtype=dtype)
