@@ -28,7 +28,7 @@ from vlmbatch.engine.base import EngineStats
 from vlmbatch.engine.options import check_questions
 from vlmbatch.engine.queue import RequestQueue
 from vlmbatch.engine.torch import device as devices
-from vlmbatch.engine.torch.budget import MemoryBudget, gib
+from vlmbatch.engine.torch.budget import MemoryBudget
 from vlmbatch.engine.torch.cache import Cache
 from vlmbatch.engine.torch.cleanup import Cleaner
 from vlmbatch.engine.torch.clock import BusyClock
@@ -252,7 +252,7 @@ class TorchEngine:
         if not live and not self.scheduler.live:
             # Prefixes that waiting requests hold may be what takes the room.
             if not any(self._steps.unmatch(work) for work in reversed(self.scheduler.waiting)):
-                self._fail_too_large(*questions[0])
+                self._fail(questions[0][0], self._steps.too_large(*questions[0]))
             return
         if not live:
             return
@@ -261,19 +261,6 @@ class TorchEngine:
         self.stats.max_sequences = max(self.stats.max_sequences, len(self.scheduler.live))
         for sequence in live:
             self._after_token(sequence)
-
-    def _fail_too_large(self, work: Work, number: int) -> None:
-        """Answer a request that does not fit into an empty cache with an error."""
-        most = work.request.questions[number].max_new_tokens
-        tokens = min(work.payload.prompt_tokens + most, self.network.shape.text.context)
-        need = tokens * self.network.shape.kv_bytes(self.network.dtype.itemsize)
-        self._fail(
-            work,
-            GenerateError(
-                f"out of memory: its keys and values take {gib(need)}, "
-                f"the cache may have {gib(self.budget.cache_bytes)}"
-            ),
-        )
 
     def _decode_step(self) -> None:
         for sequence in self._steps.decode(self.scheduler.live):

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from vlmbatch.engine.answer_text import AnswerText
 from vlmbatch.engine.base import EngineStats
+from vlmbatch.engine.torch.budget import gib
 from vlmbatch.engine.torch.cache import (
     Cache,
     DecodeAttention,
@@ -24,6 +25,7 @@ from vlmbatch.engine.torch.cuda.buckets import BucketDecoder
 from vlmbatch.engine.torch.sampling import Draw, choose_tokens
 from vlmbatch.engine.torch.scheduler import LiveSequence, Work
 from vlmbatch.engine.torch.weights import Model
+from vlmbatch.errors import GenerateError
 from vlmbatch.prepare import Payload
 
 
@@ -135,6 +137,16 @@ class Steps:
         max_tokens = min(question.max_new_tokens, self._model.shape.text.context - prompt)
         return LiveSequence(work, number, draw, AnswerText(question, self._decode), max_tokens)
 
+    def too_large(self, work: Work, number: int) -> GenerateError:
+        """Return the error of a question that does not fit into an empty cache."""
+        most = work.request.questions[number].max_new_tokens
+        tokens = min(work.payload.prompt_tokens + most, self._model.shape.text.context)
+        need = tokens * self._model.shape.kv_bytes(self._model.dtype.itemsize)
+        return GenerateError(
+            f"out of memory: its keys and values take {gib(need)}, "
+            f"the cache may have {gib(self._cache.limit_bytes())}"
+        )
+
     def release(self, sequences: Sequence[LiveSequence]) -> None:
         """Free the slots of sequences."""
         for sequence in sequences:
@@ -169,7 +181,7 @@ class Steps:
             work.encoded = pixels // self._model.shape.tile_tokens
 
     def _words(self, payload: Payload, question: int | None) -> list[Hashable] | None:
-        """What the tokens of a prompt say, see cache/prefixes.py; None if its tiles have no digest.
+        """Words of a prompt, see cache/prefixes.py; None if a tile has no digest.
 
         Args:
             payload: Its tiles and tokens.

@@ -72,6 +72,7 @@ class Cache:
     Attributes:
         pool: The storage.
         kept: Prefixes that are kept for later requests; None if none are.
+        limit_bytes: Gives the most bytes that the storage may take.
         attend_rows: Attention of decode steps.
         shared_tokens: Fewest tokens of a prefix that are shared by reference.
     """
@@ -96,7 +97,7 @@ class Cache:
             reuse_prefixes: Whether to keep what sequences leave behind, for later requests.
         """
         self.shape, self.device, self.dtype = shape, device, dtype
-        self._limit_bytes, self._reuse_prefixes = limit_bytes, reuse_prefixes
+        self.limit_bytes, self._reuse_prefixes = limit_bytes, reuse_prefixes
         self.shared_tokens = SHARED_TOKENS if device.type == "cpu" else sys.maxsize
         self.use(attend_rows)
 
@@ -129,7 +130,7 @@ class Cache:
         shared, copied = pieces[:by_reference], pieces[by_reference:]
         own = min(tokens, self.shape.context) - sum(piece.tokens for piece in shared)
         self._retain(pieces)
-        while (extent := self.pool.take(own, self._limit_bytes())) is None:
+        while (extent := self.pool.take(own, self.limit_bytes())) is None:
             if self.kept is None or not self.kept.drop_oldest():
                 self._release(pieces)
                 return None
