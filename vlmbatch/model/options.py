@@ -39,7 +39,7 @@ class ModelSettings(TypedDict, total=False):
         engine: ``torch``, ``transformers`` or ``llama-server``, or a list such as
             ``torch,transformers``, of which the first that opens is taken.
         llama_server, mmproj: The program and the file of pictures of ``llama-server``.
-        cache_dir: Folder of converted checkpoints.
+        cache_dir: Folder for what is measured once on a machine.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
         dtype: ``auto``, ``float32``, ``bfloat16`` or ``float16``.
         quantize: ``none`` or ``int8``.
