@@ -162,6 +162,21 @@ def test_a_reply_is_text_that_says_how_it_ended(model: vlmbatch.Model) -> None:
     assert model.chat(goes_on).finish_reason == "stop"
 
 
+def test_a_chat_goes_on_from_what_was_computed(model: vlmbatch.Model) -> None:
+    reply = model.chat(ASKED)
+    goes_on = [
+        *ASKED,
+        {"role": "assistant", "content": reply},
+        {"role": "user", "content": "How many shapes are there?"},
+    ]
+    first = model.chat(goes_on)
+    assert reply.prompt_tokens is not None
+    assert first.cached_tokens is not None
+    assert first.cached_tokens >= reply.prompt_tokens
+    with vlmbatch.Model("demo", device="cpu", dtype="float32") as fresh:
+        assert fresh.chat(goes_on).token_ids == first.token_ids
+
+
 def test_sampling_follows_its_seed(model: vlmbatch.Model) -> None:
     hot = {"temperature": 5.0, "max_new_tokens": 12}
     texts = [model.chat(ASKED, seed=seed, **hot) for seed in (1, 1, 2)]  # type: ignore[arg-type]

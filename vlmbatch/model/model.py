@@ -63,7 +63,7 @@ class Model:
         """
         self._options = engine_options(os.fspath(model), settings)
         self._max_new_tokens = settings.get("max_new_tokens")
-        self.engine: Engine = open_engine(self._options)
+        self.engine: Engine = open_engine(self._options, reuse_prefixes=True)
         self._dispatcher = Dispatcher(self.engine, workers=self._options.read_workers)
         self._close = weakref.finalize(self, _close, self._dispatcher, self.engine)
 
