@@ -16,8 +16,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 POLICY = {"GOMP_SPINCOUNT": "1000", "KMP_BLOCKTIME": "0"}
-"""Variables of GNU's and of LLVM's (and Intel's) runtime: number of spins, and milliseconds. Chosen
-by measurement: see docs/performance.md.
+"""Variables of GNU's and of LLVM's (and Intel's) runtime: number of spins, and milliseconds. GNU's
+was chosen by measurement (docs/performance.md); LLVM's is its counterpart.
 """
 OF_USERS = ("OMP_WAIT_POLICY", "KMP_LIBRARY", *POLICY)
 """Variables by which users set a policy of their own."""
