@@ -205,6 +205,17 @@ def test_an_answer_goes_on_behind_tokens_that_end_answers_of_other_families(
     assert compare(ours, answers(open_server(folder), about)) >= 0.99
 
 
+def test_tiles_that_are_no_multiple_of_a_patch_lose_their_rest(
+    tmp_path: Path, open_server: Open
+) -> None:
+    """As those of the 2.2B checkpoint: 384 pixels, patches of 14."""
+    folder = write_quiet_checkpoint(tmp_path / "odd", tile=38)
+    tile = Conversation.about("tile", picture(3, 38, 38), "tile")
+    about = [*conversations()[:3], tile, one_tile_conversations()[1]]
+    ours = answers(open_torch(folder), about, logprobs=2)
+    assert compare(ours, answers(open_server(folder), about)) >= 0.99
+
+
 @pytest.mark.parametrize("granite", [None, MULTIPLIERS])
 def test_idefics3_has_our_words_too(
     tmp_path: Path, open_server: Open, granite: dict[str, float] | None

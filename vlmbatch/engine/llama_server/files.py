@@ -119,6 +119,7 @@ class ReadyModel:
         picture: Tile settings of pictures at full detail.
         clip: Tile settings of frames; None if it takes no clips.
         takes_clips: Whether it was made for video, as far as the files say.
+        sizes: Sizes of the vision encoder.
         context: Tokens of prompt and answer together.
         dtype: Number format of the weights.
         marker: Stands for a picture in prompts.
@@ -139,7 +140,7 @@ class ReadyModel:
         self.logs = cache / "llama-server"
         self.marker = f"<__media_{secrets.token_hex(16)}__>"
         words, eyes = open_gguf(text), open_gguf(vision)
-        self._sizes = VisionSizes.read(vision, eyes)
+        self.sizes = VisionSizes.read(vision, eyes)
         (family,) = read_fields(words, "general.architecture")
         layers, kv_heads, head_dim, context, width, heads, file_type, eos, eot = read_fields(
             words,
@@ -162,9 +163,9 @@ class ReadyModel:
             self._end_ids = checkpoint.end_token_ids()
             self.takes_clips = checkpoint.takes_clips
         else:
-            self.writer = _writer(text, words, self._sizes)
-            self.picture = TileSettings(self._sizes.longest_edge, self._sizes.tile)
-            self.clip = TileSettings(self._sizes.tile, self._sizes.tile, split=False)
+            self.writer = _writer(text, words, self.sizes)
+            self.picture = TileSettings(self.sizes.longest_edge, self.sizes.tile)
+            self.clip = TileSettings(self.sizes.tile, self.sizes.tile, split=False)
             self.takes_clips = True
         self._check_sizes(vision)
         self._check_tokens()
@@ -233,7 +234,7 @@ class ReadyModel:
         Raises:
             ModelLoadError: It would.
         """
-        picture, sizes = self.picture, self._sizes
+        picture, sizes = self.picture, self.sizes
         if not picture.resize or picture.longest_edge % picture.tile_edge:
             raise ModelLoadError(
                 "llama.cpp resizes pictures of this checkpoint in another way than its processor "
@@ -249,11 +250,19 @@ class ReadyModel:
 
 @dataclasses.dataclass(frozen=True)
 class VisionSizes:
-    """Sizes of a vision encoder's file: edges in pixels, tokens of a tile."""
+    """Sizes of a vision encoder's file.
+
+    Attributes:
+        tile: Edge of a tile in pixels.
+        longest_edge: Longest edge of a picture in pixels.
+        tile_tokens: Tokens of a tile.
+        patched: Edge of the part of a tile that whole patches cover; the encoder drops the rest.
+    """
 
     tile: int
     longest_edge: int
     tile_tokens: int
+    patched: int
 
     @classmethod
     def read(cls, path: Path, reader: Any) -> VisionSizes:
@@ -279,7 +288,7 @@ class VisionSizes:
                 "checkpoint anew, with `vlmbatch models convert --to gguf`"
             )
         tile, patch, factor, longest = map(int, sizes)
-        return cls(tile, longest, (tile // patch // factor) ** 2)
+        return cls(tile, longest, (tile // patch // factor) ** 2, tile // patch * patch)
 
 
 def find_model(options: EngineOptions) -> GgufModel:

@@ -164,11 +164,12 @@ def _open(options: EngineOptions, program: str, found: GgufModel) -> LlamaServer
     """Start a server. See ``EnginePlan.open``."""
     check_build(program)
     model = found.ready()
-    slots = _slots(options, model)
+    slots, threads = _slots(options, model), options.threads or processor_share().threads
     prompts = Prompts(
         model.writer,
         model.picture,
         model.clip,
+        patched_edge=model.sizes.patched,
         is_low=options.detail == "low",
         context=model.context,
         marker=model.marker,
@@ -182,7 +183,7 @@ def _open(options: EngineOptions, program: str, found: GgufModel) -> LlamaServer
             vision,
             slots,
             model.context,
-            threads=options.threads or processor_share().threads,
+            threads=threads,
             exact=model.dtype == "float32",
             device=_device(options),
             one_tile=tile_tokens,
@@ -190,7 +191,7 @@ def _open(options: EngineOptions, program: str, found: GgufModel) -> LlamaServer
         return ServerProcess(command, model.logs, model.marker)
 
     is_one_tile = options.detail == "low"
-    return LlamaServerEngine(
+    engine = LlamaServerEngine(
         start,
         prompts,
         model.vocabulary(),
@@ -202,3 +203,5 @@ def _open(options: EngineOptions, program: str, found: GgufModel) -> LlamaServer
         device="cpu" if program == PACKAGE or options.device == "cpu" else "",
         dtype=model.dtype,
     )
+    engine.stats.threads = threads
+    return engine

@@ -84,6 +84,7 @@ class Prompts:
         picture: TileSettings,
         clip: TileSettings | None,
         *,
+        patched_edge: int,
         is_low: bool,
         context: int,
         marker: str,
@@ -94,6 +95,8 @@ class Prompts:
             writer: Writes the prompts.
             picture: Tile settings of pictures at full detail.
             clip: Tile settings of the frames of clips; None if the model takes none.
+            patched_edge: Edge of the part of a tile that whole patches cover, in pixels: llama.cpp
+                would resize a picture of one tile to that.
             is_low: Whether pictures are one tile where their part does not say otherwise.
             context: Maximum number of tokens of prompt and answer together.
             marker: Stands for a picture.
@@ -101,6 +104,7 @@ class Prompts:
         self.writer, self.context = writer, context
         self._full, self._low = picture, dataclasses.replace(picture, split=False)
         self._clip, self._marker, self._is_low = clip, marker, is_low
+        self._patched = (0, 0, patched_edge, patched_edge)
 
     def prepare(self, conversation: Conversation, questions: Sequence[Question]) -> Request:
         """Write the prompts of a conversation and fit its pictures.
@@ -151,11 +155,14 @@ class Prompts:
             return self._write_clip(pixels)
         if part.kind == "tile":
             tile = Image.fromarray(np.ascontiguousarray(np.asarray(pixels.frames[0], np.uint8)))
-            return Written(image_text(0, 0, self.writer.tokens), self._one_tile, [tile], 1)
+            own = image_text(0, 0, self.writer.tokens)
+            return Written(own, self._one_tile, [tile.crop(self._patched)], 1)
         is_low = self._is_low if part.detail is None else part.detail == "low"
         image, rows, cols = _fit(pixels.frames[0], self._low if is_low else self._full)
         own = image_text(rows, cols, self.writer.tokens)
-        return Written(own, self._marker if rows else self._one_tile, [image], rows * cols + 1)
+        if not rows:
+            return Written(own, self._one_tile, [image.crop(self._patched)], 1)
+        return Written(own, self._marker, [image], rows * cols + 1)
 
     def _write_clip(self, pixels: Pixels) -> Written:
         if self._clip is None:
@@ -168,7 +175,7 @@ class Prompts:
             raise PrepareError(f"the clip has {len(pixels.frames)} frames and {len(times)} times")
         duration = pixels.duration_seconds
         own = video_text(times, times[-1] if duration is None else duration, self.writer.tokens)
-        frames = [_fit(frame, self._clip)[0] for frame in pixels.frames]
+        frames = [_fit(frame, self._clip)[0].crop(self._patched) for frame in pixels.frames]
         whole = image_text(0, 0, self.writer.tokens)
         return Written(own, own.replace(whole, self._one_tile), frames, len(frames))
 
