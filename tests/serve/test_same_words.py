@@ -16,8 +16,9 @@ import pytest
 from PIL import Image
 
 from tests.media import write_video
-from tests.serve.conftest import LiveServer, image_part
-from vlmbatch.job import Job
+from tests.serve.conftest import LiveServer, image_part, live
+from vlmbatch.engine import open_engine
+from vlmbatch.job import EngineOptions, Job
 from vlmbatch.run.pipeline import run
 
 SAMPLES = Path(__file__).parents[2] / "sample_data" / "images"
@@ -206,3 +207,12 @@ def test_what_does_not_fit_into_the_context_is_a_400(demo: LiveServer) -> None:
     found = demo.chat([*[image_part(data)] * 20, {"type": "text", "text": QUESTION}], model="demo")
     assert found.status_code == 400
     assert "--max-images" in found.json()["error"]["message"]
+
+
+def test_another_engine_serves_too(folder: Path, answers: dict[str, str]) -> None:
+    with live(
+        open_engine(EngineOptions(model="demo", device="cpu", engine="transformers"))
+    ) as server:
+        for name, rest in (("exif.jpg", {}), ("alpha.png", {"stream": True})):
+            text = ask(server, (folder / name).read_bytes(), **rest)
+            assert " ".join(text.split()) == answers[name]

@@ -56,13 +56,14 @@ class ReplyMaker:
             for number, completion in enumerate(completions)
         ]
         timings = timings_of(completions)
-        known = [timings[f"{phase}_seconds"] for phase in ("vision", "prefill", "decode")]
+        phases = [timings[f"{phase}_seconds"] for phase in ("vision", "prefill", "decode")]
+        known = [seconds for seconds in phases if seconds is not None]
         return {
             **self._head("chat.completion"),
             "choices": choices,
             "usage": usage_of(completions),
             **({} if seconds is None else {"processing_time": round(seconds, 6)}),
-            "inference_time": None if None in known else round(sum(known), 6),
+            "inference_time": round(sum(known), 6) if known else None,
             "timings": timings,
         }
 
