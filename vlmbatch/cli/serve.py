@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from vlmbatch.cli.folders import with_user_folders
 from vlmbatch.cli.logs import set_up_logging
 from vlmbatch.cli.options import GroupedCommand, GroupedOption, given, job_options
 from vlmbatch.cli.signals import catch_signals
@@ -50,7 +51,7 @@ def serve(job: ServeJob, *, dry_run: bool, verbose: int, quiet: bool) -> None:
     from vlmbatch.serve.server import Serving
 
     try:
-        Serving(job).run()
+        Serving(with_user_folders(job)).run()
     except VlmbatchError as error:
         say_error(job, error)
         raise click.exceptions.Exit(error.exit_code) from error
@@ -88,7 +89,7 @@ def _run_batch(requests: str, verbose: int, quiet: bool, **values: Any) -> None:
     from vlmbatch.serve.batch import Batch, describe
 
     try:
-        batch = Batch(job)
+        batch = Batch(with_user_folders(job))
         catch_signals(batch)
         code = batch.start()
     except VlmbatchError as error:

@@ -45,8 +45,8 @@ class ResourceOptions:
     )
     cache_dir: str | None = option(
         None,
-        "Folder for what is measured once on a machine: the choice of kernels. [default: vlmbatch "
-        "in the user's folder for caches]",
+        "Folder for what is made once on a machine: the choice of kernels, converted models. "
+        "[default: vlmbatch in the user's folder for caches]",
         metavar="PATH",
         group="Resources",
     )
