@@ -133,6 +133,6 @@ def scripted() -> Iterator[LiveServer]:
 @pytest.fixture(scope="module")
 def demo() -> Iterator[LiveServer]:
     """A server with the demo model."""
-    engine = open_engine(EngineOptions(model="demo", device="cpu"))
+    engine = open_engine(EngineOptions(model="demo", device="cpu"), reuse_prefixes=True)
     with live(engine, allow_private_urls=True) as server:
         yield server

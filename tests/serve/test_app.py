@@ -152,7 +152,14 @@ def test_metrics_count_requests_tokens_and_times(scripted: LiveServer) -> None:
     scripted.client.get("/made/up")
     assert [value(name) - then for name, then in zip(names, before, strict=True)] == [1] * 6
     text = scripted.client.get("/metrics").text
-    for name in ("queue_length", "sequences_alive", "tokens_total", "tiles_total", "memory_bytes"):
+    for name in (
+        "queue_length",
+        "sequences_alive",
+        "tokens_total",
+        "tiles_total",
+        "memory_bytes",
+        'prompt_tokens_total{source="cache"}',
+    ):
         assert f"vlmbatch_{name}" in text
 
 

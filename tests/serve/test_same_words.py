@@ -23,6 +23,7 @@ from vlmbatch.run.pipeline import run
 
 SAMPLES = Path(__file__).parents[2] / "sample_data" / "images"
 QUESTION = "What is in this picture?"
+ASKED = {"type": "text", "text": QUESTION}
 
 
 def rgb() -> Image.Image:
@@ -174,6 +175,25 @@ def test_low_detail_is_one_tile_and_high_is_all(demo: LiveServer) -> None:
         found = demo.chat(content, model="demo", max_tokens=1)
         tokens[detail] = found.json()["usage"]["prompt_tokens_details"]["image_tokens"]
     assert 0 < tokens["low"] < tokens["high"] == tokens["auto"]
+
+
+def test_earlier_turns_are_not_computed_again(demo: LiveServer) -> None:
+    first = {
+        "role": "user",
+        "content": [image_part((SAMPLES / "corner-star.png").read_bytes(), detail="low"), ASKED],
+    }
+    settings = {"model": "demo", "max_tokens": 8}
+
+    def reply(*messages: Any) -> Any:
+        body = {**settings, "messages": messages}
+        return demo.client.post("/v1/chat/completions", json=body).json()
+
+    answer = reply(first)
+    said = {"role": "assistant", "content": answer["choices"][0]["message"]["content"]}
+    again = {"role": "user", "content": "What colour is it?"}
+    usage = reply(first, said, again)["usage"]
+    assert usage["prompt_tokens_details"]["cached_tokens"] >= answer["usage"]["prompt_tokens"] - 1
+    assert usage["prompt_tokens_details"]["cached_tokens"] < usage["prompt_tokens"]
 
 
 def test_sampling_follows_the_seed(demo: LiveServer) -> None:

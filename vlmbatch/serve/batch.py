@@ -178,7 +178,8 @@ class Batch:
         if self._service is None:
             if self._engine is None:
                 report.info("loading %s", self._plan.model)
-            self._service = ChatService(self._engine or self._plan.open(), self._job)
+            engine = self._engine or (self._plan.open_reusing or self._plan.open)()
+            self._service = ChatService(engine, self._job)
         ticket = self._service.submit(chat)
         self._open[ticket] = entry
         self._open_bytes += entry.size

@@ -32,6 +32,12 @@ class Metrics:
             "Chat requests whose client went away before the answer.",
             registry=self._registry,
         )
+        self._prompt_tokens = prometheus_client.Counter(
+            "vlmbatch_prompt_tokens",
+            "Tokens of prompts: computed, or kept from an earlier request.",
+            ["source"],
+            registry=self._registry,
+        )
         self._first_token, self._between_tokens, self._seconds = (
             prometheus_client.Histogram(name, text, buckets=buckets, registry=self._registry)
             for name, text, buckets in (
@@ -73,6 +79,9 @@ class Metrics:
             seconds: Time since it came.
         """
         self._seconds.observe(seconds)
+        cached = completions[0].cached_tokens or 0
+        self._prompt_tokens.labels("cache").inc(cached)
+        self._prompt_tokens.labels("computed").inc((completions[0].prompt_tokens or 0) - cached)
         for completion in completions:
             decode = completion.timing.decode_seconds
             if decode is None or completion.error is not None:

@@ -111,7 +111,7 @@ class Serving:
     def _open(self) -> None:
         """Load the model, then watch that the engine lives."""
         try:
-            engine = self._plan.open()
+            engine = (self._plan.open_reusing or self._plan.open)()
             service = ChatService(engine, self._options, self._options.max_queued)
         except BaseException as error:
             self._failure = error
