@@ -5,6 +5,7 @@ encoded that has no place.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from tests.engine.torch.test_parity import open_tiny
 from vlmbatch.core import Conversation, Question, Request
 from vlmbatch.engine.answer_text import AnswerText
 from vlmbatch.engine.torch.budget import SHORT_TOKENS, Caps, MemoryBudget
+from vlmbatch.engine.torch.pace import SHARE, Pace, Pending
 from vlmbatch.engine.torch.scheduler import LiveSequence, Scheduler, Work
 from vlmbatch.engine.torch.shape import ModelShape
 from vlmbatch.prepare import Payload
@@ -24,6 +26,8 @@ VISION_SECONDS_PER_TILE, PREFILL_SECONDS, DECODE_SECONDS = 1.0, 0.2, 0.05
 @dataclasses.dataclass
 class Played:
     """What a scripted run took."""
+
+    first_answer: float = 0.0
 
     rounds: int = 0
     seconds: float = 0.0
@@ -51,6 +55,8 @@ def play(
     places: int,
     tiles: int,
     short_places: int | None = None,
+    pace: Pace | None = None,
+    step_seconds: Callable[[int], float] = lambda rows: DECODE_SECONDS,
 ) -> Played:
     """Drives a scheduler as the engine does, with phases that take scripted seconds."""
     caps = Caps(
@@ -71,9 +77,14 @@ def play(
             more = request is not None
             if request is not None:
                 scheduler.add(request)
-        for run in scheduler.next_tiles():
+        runs = scheduler.next_tiles()
+        waits = bool(runs and pace and pace.wants_step(scheduler.pending_answers()))
+        encoded = 0 if waits else sum(run.end - run.begin for run in runs)
+        for run in () if waits else runs:
             run.work.encoded = run.end
-            played.seconds += VISION_SECONDS_PER_TILE * (run.end - run.begin)
+        played.seconds += VISION_SECONDS_PER_TILE * encoded
+        if pace and encoded:
+            pace.encoded(encoded, VISION_SECONDS_PER_TILE * encoded)
         played.most_unplaced = max(
             played.most_unplaced,
             len(scheduler.live) + sum(len(w.pending) for w in scheduler.waiting if w.is_encoded),
@@ -84,8 +95,11 @@ def play(
             scheduler.start(live)
             last_token |= {id(alive): played.seconds for alive in live}
         if scheduler.live:
-            played.seconds += DECODE_SECONDS
-            played.live_seconds += DECODE_SECONDS
+            seconds = step_seconds(len(scheduler.live))
+            played.seconds += seconds
+            played.live_seconds += seconds
+            if pace:
+                pace.decoded(seconds, was_extra=waits)
         played.most_live = max(played.most_live, len(scheduler.live))
         for alive in list(scheduler.live):
             pause = played.seconds - last_token[id(alive)]
@@ -95,6 +109,9 @@ def play(
             if len(alive.tokens) >= alive.max_tokens:
                 scheduler.live.remove(alive)
                 played.finished += 1
+                played.first_answer = played.first_answer or played.seconds
+                if pace:
+                    pace.answered()
     return played
 
 
@@ -195,3 +212,65 @@ def test_a_long_prompt_that_waits_or_lives_leaves_fewer_places_but_not_than_were
         assert scheduler.capacity == 1
         scheduler.live.clear()
         assert scheduler.capacity == 1
+
+
+def step_of(rows: int) -> float:
+    """Seconds of a decode step beside tiles of a second each, about as on two cores."""
+    return 0.03 + 0.002 * rows
+
+
+def test_where_encoding_dominates_the_first_answer_comes_early_and_the_run_as_soon(
+    shape: ModelShape,
+) -> None:
+    count, tokens = 40, 48
+
+    def photos(number: int, pace: Pace | None) -> Played:
+        lengths = [tokens] * number
+        return play(
+            shape, pictures(number, tiles=13), lengths, 32, 4, pace=pace, step_seconds=step_of
+        )
+
+    alone, before, after = photos(1, None), photos(count, None), photos(count, Pace())
+    assert before.first_answer > 8 * alone.seconds
+    assert after.first_answer <= 1.5 * alone.seconds
+    assert after.seconds <= 1.03 * before.seconds
+    assert after.finished == count
+
+
+@pytest.mark.parametrize("tiles", [1, 2])
+def test_where_answers_take_as_long_as_pictures_the_encoder_goes_first(
+    shape: ModelShape, tiles: int
+) -> None:
+    found = [
+        play(shape, pictures(64, tiles), [48] * 64, 32, 4, pace=pace, step_seconds=step_of)
+        for pace in (None, Pace())
+    ]
+    assert found[1] == found[0]
+
+
+def test_a_pace_waits_for_nothing_before_costs_are_known() -> None:
+    pace = Pace()
+    live = [Pending(tiles=13, max_tokens=48, tokens=1)]
+    assert not pace.wants_step(live)
+    pace.encoded(4, 4.0)
+    assert not pace.wants_step(live)
+    pace.encoded(9, 9.0)
+    pace.decoded(0.02, was_extra=False)
+    assert pace.wants_step(live)
+    assert not pace.wants_step([])
+    assert not pace.wants_step([*live, Pending(tiles=1, max_tokens=48, tokens=1)])
+
+
+def test_after_the_first_answer_decode_steps_take_their_share_of_encoding() -> None:
+    pace = Pace()
+    live = [Pending(tiles=13, max_tokens=48, tokens=1)]
+    pace.encoded(100, 100.0)
+    pace.decoded(0.02, was_extra=False)
+    pace.answered()
+    extra = 0
+    while pace.wants_step(live):
+        pace.decoded(0.02, was_extra=True)
+        extra += 1
+    assert extra == pytest.approx(SHARE * 100 / 0.02, abs=1)
+    pace.encoded(4, 4.0)
+    assert pace.wants_step(live)

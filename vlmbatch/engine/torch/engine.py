@@ -34,6 +34,7 @@ from vlmbatch.engine.torch.cleanup import Cleaner
 from vlmbatch.engine.torch.clock import BusyClock
 from vlmbatch.engine.torch.cuda.buckets import RECORD_AFTER, BucketDecoder, Recorder
 from vlmbatch.engine.torch.encoding import TileEncoder
+from vlmbatch.engine.torch.pace import Pace
 from vlmbatch.engine.torch.recovery import Recovery
 from vlmbatch.engine.torch.scheduler import LiveSequence, Scheduler, TileRun, Work
 from vlmbatch.engine.torch.step import Steps
@@ -98,6 +99,7 @@ class TorchEngine:
             reuse_prefixes=reuse_prefixes,
         )
         self._clock = BusyClock(self.stats)
+        self.pace = Pace()
         self._buckets = (
             BucketDecoder(model, self.cache, self.stats, recorder, record_after=record_after)
             if recorder
@@ -123,6 +125,7 @@ class TorchEngine:
     def run(self, source: RequestQueue) -> Iterator[Completion]:
         """See ``Engine``."""
         self._clock.restart()
+        self.pace.restart()
         self._is_clear = False
         is_over = False
         with torch.inference_mode():
@@ -185,7 +188,9 @@ class TorchEngine:
         scheduler = self.scheduler
         for run in scheduler.next_tiles() if self.cache.kept is not None else ():
             self._steps.match(run.work)
-        if not self._recovery.holding and (runs := scheduler.next_tiles()):
+        runs = [] if self._recovery.holding else scheduler.next_tiles()
+        decodes_first = bool(runs) and self.pace.wants_step(scheduler.pending_answers())
+        if runs and not decodes_first:
             size = sum(run.end - run.begin for run in runs)
             self._guard("vision", lambda: self._encode(runs), [run.work for run in runs], size)
         if not self._recovery.holding and (questions := scheduler.next_questions()):
@@ -193,7 +198,9 @@ class TorchEngine:
             self._guard("prefill", lambda: self._start(questions), works, len(questions))
         if scheduler.live:
             works = [sequence.work for sequence in scheduler.live]
+            before = self.stats.decode_seconds
             self._guard("decode", self._decode_step, works, len(scheduler.live))
+            self.pace.decoded(self.stats.decode_seconds - before, was_extra=decodes_first)
         if not scheduler.live:
             self._recovery.released()
         self._cleaner.step()
@@ -240,6 +247,7 @@ class TorchEngine:
             self.encoder.send_ahead(_tiles_of(self.scheduler.next_tiles()))
         devices.synchronize(self.network.device)
         seconds = self._clock.lap("vision")
+        self.pace.encoded(begin, seconds)
         for run in runs:
             run.work.vision_seconds += seconds
             run.work.shared_seconds += seconds * (run.end - run.begin) / begin
@@ -249,12 +257,10 @@ class TorchEngine:
         for work, _ in questions:
             work.started()
         live = self._steps.place(questions)
-        if not live and not self.scheduler.live:
-            # Prefixes that waiting requests hold may be what takes the room.
-            if not any(self._steps.unmatch(work) for work in reversed(self.scheduler.waiting)):
-                self._fail(questions[0][0], self._steps.too_large(*questions[0]))
-            return
         if not live:
+            # Prefixes that waiting requests hold may be what takes the room.
+            if not self.scheduler.live and not self._steps.unmatch_last(self.scheduler.waiting):
+                self._fail(questions[0][0], self._steps.too_large(*questions[0]))
             return
         self._steps.start(live)
         self.scheduler.start(live)
@@ -300,6 +306,7 @@ class TorchEngine:
     ) -> None:
         """Free a living sequence and complete its question."""
         self.scheduler.live.remove(sequence)
+        self.pace.answered()
         if error is not None:
             self.cache.erase(sequence.slot)
             self._steps.release([sequence])

@@ -18,6 +18,7 @@ from typing import Any
 from vlmbatch.core import Question, Request
 from vlmbatch.engine.answer_text import AnswerText
 from vlmbatch.engine.torch.budget import SHORT_TOKENS, MemoryBudget
+from vlmbatch.engine.torch.pace import Pending
 from vlmbatch.prepare import Payload
 
 
@@ -236,6 +237,17 @@ class Scheduler:
                     return found
                 found.append((work, question))
         return found
+
+    def pending_answers(self) -> list[Pending]:
+        """The live sequences, as the pace of decoding sees them."""
+        return [
+            Pending(
+                len(sequence.work.payload.tiles) / len(sequence.work.request.questions),
+                sequence.max_tokens,
+                len(sequence.tokens),
+            )
+            for sequence in self.live
+        ]
 
     def start(self, sequences: list[LiveSequence]) -> None:
         """Move sequences from waiting to live."""

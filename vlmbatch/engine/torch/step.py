@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Collection, Hashable, Sequence
 
 import torch
 from torch import Tensor
@@ -198,9 +198,12 @@ class Steps:
         words += payload.question_ids[question] if question is not None else ()
         return words
 
-    def unmatch(self, work: Work) -> bool:
-        """Let a waiting request compute its prefix itself. Return False if it does anyway."""
-        if work.prefix is None:
+    def unmatch_last(self, waiting: Collection[Work]) -> bool:
+        """Let the last of the waiting requests that continues a prefix compute it itself. Return
+        False if none does.
+        """
+        work = next((work for work in reversed([*waiting]) if work.prefix is not None), None)
+        if work is None:
             return False
         self.forget(work)
         if work.cached_tokens:
