@@ -98,8 +98,7 @@ class TorchEngine:
             limit_bytes=self._cache_bytes,
             reuse_prefixes=reuse_prefixes,
         )
-        self._clock = BusyClock(self.stats)
-        self.pace = Pace()
+        self._clock, self.pace = BusyClock(self.stats), Pace()
         self._buckets = (
             BucketDecoder(model, self.cache, self.stats, recorder, record_after=record_after)
             if recorder
