@@ -9,6 +9,7 @@ import csv
 import json
 import os
 import re
+import shlex
 import shutil
 from pathlib import Path
 
@@ -111,7 +112,7 @@ def test_a_run_that_could_not_begin_names_no_output(
     assert "->" not in result.stderr
     assert not (tmp_path / "photos.caption.jsonl").exists()
     assert (
-        "4 ok, 0 errors -> photos.caption.jsonl"
+        "4 answers ok, 0 errors -> photos.caption.jsonl"
         in vlmbatch("caption", "photos", "--model", tiny, "--max-new-tokens", 2).stderr
     )
 
@@ -278,7 +279,7 @@ def test_similar_frames_are_told_in_the_closing_lines(
         "--skip-similar",
     )
     assert result.returncode == 0, result.stderr
-    assert "1 ok, 2 similar, 0 errors" in result.stderr
+    assert "1 answer ok, 2 similar, 0 errors" in result.stderr
     assert (
         "2 of 3 frames resembled an earlier one: so many encodes and 2 answers saved"
         in result.stderr
@@ -366,10 +367,29 @@ def test_manifests_and_archives_are_inputs_and_carry_columns(
     found = [(row["id"], row["kind"], row["status"]) for row in rows]
     assert found[:2] == [("photos/0.png", "cat", "ok"), ("photos/gone.png", "dog", "error")]
     assert found[2:] == [(f"shard.tar.gz/{number}.png", None, "ok") for number in range(4)]
-    assert "6 done before" in vlmbatch(*command).stderr
+    assert "6 answers done before" in vlmbatch(*command).stderr
     assert "# 6 items" in vlmbatch(*command, "--dry-run").stdout
     refused = vlmbatch("caption", "rows.csv", "--keep", "nope", "--model", tiny)
     assert (refused.returncode, refused.stderr) == (
         2,
         "vlmbatch: manifest rows.csv: it has no column 'nope' (columns: image, label)\n",
     )
+
+
+def test_broken_pictures_are_named_with_the_command_that_lists_all(
+    vlmbatch: Command, photos: Path, tiny: Path
+) -> None:
+    for number in range(4):
+        (photos / f"bad {number}.jpg").write_text("hello")
+    command = ("caption", "photos", "--model", tiny, "--max-new-tokens", 2, "-o", "a b.jsonl")
+    said = vlmbatch(*command).stderr
+    assert "4 answers ok, 4 errors" in said
+    assert "  4 x DecodeError\n    bad 0.jpg: " in said
+    assert "    bad 2.jpg: " in said
+    assert "bad 3.jpg" not in said
+    listing = said.split("all of them: vlmbatch ")[1].splitlines()[0]
+    assert "bad 3.jpg" in vlmbatch(*shlex.split(listing)).stdout
+    assert "    bad 2.jpg: " in vlmbatch("stats", "a b.jsonl").stdout
+    again = vlmbatch(*command)
+    assert "4 kept errors" in again.stderr
+    assert again.returncode == 0  # nothing of it was asked again

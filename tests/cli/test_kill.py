@@ -125,7 +125,7 @@ def test_an_interrupted_run_commits_and_can_go_on(
     _, errors = again.communicate()
     assert again.returncode == 0, errors
     assert len(rows(tmp_path)) == PICTURES * QUESTIONS
-    assert f"{len(found)} done before" in errors
+    assert f"{len(found)} answers done before" in errors
 
 
 def test_a_hang_up_that_was_ignored_at_the_start_stays_ignored(

@@ -5,6 +5,7 @@ before.
 from __future__ import annotations
 
 import os
+import re
 import resource
 import shutil
 import subprocess
@@ -47,6 +48,7 @@ def test_a_full_disk_ends_a_run_and_more_room_lets_it_go_on(
     assert "Traceback" not in said
     kept = kept_on_disk(output)
     assert 256 <= len(kept) < 900
+    assert re.search(r"only \d+ of these \d+ rows stored", said)
     code, said = finish(
         tmp_path, "photos", output, 0, program=SCRIPTED
     )  # the disk is as full as before

@@ -35,6 +35,18 @@ def test_items_count_once_however_many_questions_they_have() -> None:
     assert found["phases"]["compute_seconds"]["total"] == pytest.approx(1.5)
 
 
+def test_the_first_three_items_of_each_kind_of_error_are_named() -> None:
+    stats = RowStats()
+    for number in range(5):
+        row = dataclasses.replace(
+            make_record(number), status="error", error_type="ReadError", error=f"no {number}"
+        )
+        stats.add(row, new_item=True)
+        stats.add(row, new_item=False)  # another question about it
+    named = stats.describe()["failures"]["ReadError"]
+    assert [failure["error"] for failure in named] == ["no 0", "no 1", "no 2"]
+
+
 def test_phases_that_an_engine_cannot_tell_are_left_out_of_the_figures() -> None:
     stats = RowStats()
     row = dataclasses.replace(make_record(0), vision_seconds=None, tiles=None, new_tokens=None)

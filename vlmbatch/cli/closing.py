@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shlex
 from collections.abc import Iterator
 from typing import Any
 
@@ -47,16 +48,18 @@ def say_summary(
 
 
 def _first_line(summary: dict[str, Any]) -> str:
-    status, kept = summary["status"], summary["kept"]
+    status, kept, lost = summary["status"], summary["kept"], summary["uncommitted"]
     rate = (
         f"{summary['items_per_second']:.2f} items/s, "
         f"{summary['new_tokens_per_second']:.1f} tokens/s"
     )
+    rows = summary["rows"]
     parts = [
-        f"{status.get('ok', 0)} ok",
+        f"{count(status.get('ok', 0), 'answer')} ok",
         *([f"{status['similar']} similar"] if "similar" in status else []),
         count(status.get("error", 0), "error"),
-        *([f"{kept['rows']} done before"] if kept["rows"] else []),
+        *([f"only {rows - lost} of these {count(rows, 'row')} stored"] if lost else []),
+        *([f"{count(kept['rows'], 'answer')} done before"] if kept["rows"] else []),
     ]
     items = count(summary["items"], "item")
     return f"{items} in {summary['wall_seconds']:.1f} s ({rate}): {', '.join(parts)}"
@@ -64,15 +67,14 @@ def _first_line(summary: dict[str, Any]) -> str:
 
 def _item_lines(job: Job, summary: dict[str, Any], *, interrupted: bool) -> Iterator[str]:
     kept, left = summary["kept"], summary["left_alone"]
-    for name, number in summary["errors"].items():
-        yield f"  {number} x {name}"
+    yield from failure_lines(summary, job.output_path, task=job.task)
     if left["other_media"]:
         other, command = ("video", "video") if job.media == "image" else ("image", "caption")
         yield f"{count(left['other_media'], other)} left alone (use `vlmbatch {command}`)"
     if kept["errors"]:
         yield (
-            f"{count(kept['errors'], 'item')} done before ended in an error; --retry-errors does "
-            "them again"
+            f"{count(kept['errors'], 'kept error')}: done before and not asked again; "
+            "--retry-errors asks again"
         )
     if summary["found"] == 0 and summary["error"] is None and not interrupted:
         yield (
@@ -83,6 +85,27 @@ def _item_lines(job: Job, summary: dict[str, Any], *, interrupted: bool) -> Iter
     if left["without_question"]:
         file = f" in {job.questions_file}" if job.questions_file else ""
         yield f"{count(left['without_question'], 'item')} without a question{file}"
+
+
+def failure_lines(figures: dict[str, Any], output: str, task: str = "") -> Iterator[str]:
+    """Yield each kind of error with its first items, and the command that lists all of them.
+
+    Args:
+        figures: What ``RowStats.describe`` gives.
+        output: OUTPUT.
+        task: The task of the rows, where they are not all that OUTPUT has.
+    """
+    is_partial = False
+    for kind, number in figures["errors"].items():
+        yield f"  {number} x {kind}"
+        named = figures["failures"][kind]
+        for failure in named:
+            yield f"    {failure['id']}: {failure['error']}"
+        is_partial |= number > len(named)
+    if is_partial and output != "-":
+        name = shlex.quote(without_credentials(output))
+        of_task = f" --task {task}" if task else ""
+        yield f"  all of them: vlmbatch export {name} --to csv --status error{of_task} -o -"
 
 
 def _advice(summary: dict[str, Any]) -> Iterator[str]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from vlmbatch.cli.closing import failure_lines
 from vlmbatch.urls import without_credentials
 
 
@@ -38,15 +39,15 @@ def _answerer(row: dict[str, Any]) -> str:
     return (row["model"] or "no model") + (f" ({where})" if where else "")
 
 
-def show(name: str, figures: dict[str, Any]) -> None:
-    """Print the figures as a table."""
-    click.echo(f"{name}: {figures['items']} items, {figures['rows']} rows")
+def show(output: str, figures: dict[str, Any]) -> None:
+    """Print the figures of an OUTPUT as a table."""
+    click.echo(f"{output}: {figures['items']} items, {figures['rows']} rows")
     for name, count in figures["models"].items():
         click.echo(f"  {count} row{'' if count == 1 else 's'} by {name}")
     status = ", ".join(f"{count} {name}" for name, count in figures["status"].items()) or "nothing"
     click.echo(f"status      {status}")
-    for name, count in figures["errors"].items():
-        click.echo(f"            {count} x {name}")
+    for line in failure_lines(figures, output):
+        click.echo(line)
     reasons = ", ".join(f"{count} by {name}" for name, count in figures["finish_reason"].items())
     click.echo(
         f"tokens      {figures['prompt_tokens']} in prompts, {figures['new_tokens']} in answers"

@@ -75,7 +75,7 @@ class Outcome:
             return getattr(self.error, "exit_code", 1)
         if self.interrupted:
             return 130
-        return 3 if self.summary["status"].get("error") or self.summary["kept"]["errors"] else 0
+        return 3 if self.summary["status"].get("error") else 0
 
 
 class Run:
@@ -196,8 +196,7 @@ class Run:
             self._close()
         if threads.is_well:
             try:
-                kept = self._intake.kept
-                self._results.check_share(kept["items"], kept["errors"])
+                self._results.check_share()
             except TooManyErrors as error:
                 threads.failure = error
         return self._outcome(began, started_at)
@@ -297,6 +296,7 @@ class Run:
             kept=intake.kept,
             found=intake.found,
             output=self._totals,
+            uncommitted=self.writer.num_uncommitted,
             sidecars=self._sidecar_counts,
             left_alone={
                 **self.reader.counts.numbers(),

@@ -72,14 +72,14 @@ class Results:
                 for waiting in original.answered(record):
                     self._finish(waiting, self._maker.similar(waiting, record))
 
-    def check_share(self, kept_items: int, kept_errors: int) -> None:
-        """Check the share of error items of a finished run, items from earlier runs included.
+    def check_share(self) -> None:
+        """Check the share of error items of a finished run.
 
         Raises:
             TooManyErrors: It is above the limit.
         """
-        errors, items = self.stats.error_items + kept_errors, self.stats.items + kept_items
-        if self.stats.error_items and errors > self._options.error_limit(items, is_all=True):
+        errors, items = self.stats.error_items, self.stats.items
+        if errors > self._options.error_limit(items, is_all=True):
             raise self._too_many(errors, items)
 
     def _record(self, result: Result) -> Record | None:

@@ -27,6 +27,8 @@ PHASES = (
     "compute_seconds",
 )
 PERCENTILES = (50, 95, 99)
+NAMED_FAILURES = 3
+"""Items of each kind of error that are named; `export` lists the rest."""
 VERSIONS_OF = ("vlmbatch", "torch", "numpy", "pillow", "av", "tokenizers", "safetensors", "pyarrow")
 
 
@@ -39,6 +41,7 @@ class RowStats:
         items: Number of items: a row with another id or index than the row before starts a new one.
         status: Rows by status.
         errors: Error rows by class name.
+        failures: Id and error of the first items of each class of errors.
         finish: Rows by finish reason.
         error_items, similar_items: Items whose first row has this status.
         new_tokens, prompt_tokens, tiles: Sums.
@@ -51,6 +54,7 @@ class RowStats:
     similar_items: int = 0
     status: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
     errors: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
+    failures: dict[str, dict[str, str]] = dataclasses.field(default_factory=dict)
     finish: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
     batch_sizes: collections.Counter[int] = dataclasses.field(default_factory=collections.Counter)
     new_tokens: int = 0
@@ -76,6 +80,9 @@ class RowStats:
             self.similar_items += record.status == "similar"
         if record.error_type:
             self.errors[record.error_type] += 1
+            named = self.failures.setdefault(record.error_type, {})
+            if len(named) < NAMED_FAILURES:
+                named.setdefault(record.id, record.error or "")
         if record.finish_reason and record.status != "similar":
             self.finish[record.finish_reason] += 1
         self.new_tokens += record.new_tokens or 0
@@ -99,6 +106,10 @@ class RowStats:
             "similar_items": self.similar_items,
             "status": dict(self.status),
             "errors": dict(self.errors),
+            "failures": {
+                kind: [{"id": id, "error": error} for id, error in named.items()]
+                for kind, named in self.failures.items()
+            },
             "finish_reason": dict(self.finish),
             "tiles": self.tiles,
             "prompt_tokens": self.prompt_tokens,

@@ -106,6 +106,11 @@ class Writer(abc.ABC):
         """
         return False
 
+    @property
+    def num_uncommitted(self) -> int:
+        """Number of rows taken that are not known to be durable."""
+        return 0
+
     def totals(self) -> dict[str, int]:
         """Return the number of rows and of error rows, those of earlier runs included; nothing
         where that is not known.

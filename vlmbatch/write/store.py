@@ -113,6 +113,11 @@ class OutputStore(Writer):
         return len(self._known)
 
     @property
+    def num_uncommitted(self) -> int:
+        """Number of rows taken since the last commit."""
+        return self._waiting
+
+    @property
     def path(self) -> Path:
         """OUTPUT."""
         return self._path
@@ -220,6 +225,7 @@ class OutputStore(Writer):
     def _finish(self, finished: bool) -> None:
         known, publisher = self._known, self._publisher
         known.journal.commit()
+        self._waiting = 0
         if not finished and not len(known):
             known.forget()
             return
