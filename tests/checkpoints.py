@@ -123,6 +123,7 @@ def write_tiny_checkpoint(
     patch: int = 8,
     scale_factor: int = 2,
     text_layers: int = 3,
+    head_dim: int = 8,
     context: int = 2048,
     scale: float = 0.3,
     tokenizer: tokenizers.Tokenizer | None = None,
@@ -150,6 +151,7 @@ def write_tiny_checkpoint(
         scale_factor: As many patches in each direction become one image token: (tile / patch /
             scale_factor)² tokens a tile.
         text_layers: Layers of the language model.
+        head_dim: Numbers of a head: 8 or 16. There are three query heads for each key head.
         context: ``max_position_embeddings``.
         scale: Standard deviation of the embeddings and the head; the matrices between keep the size
             of what passes through them. Wide enough for greedy answers to follow the picture.
@@ -175,6 +177,7 @@ def write_tiny_checkpoint(
         patch=patch,
         scale_factor=scale_factor,
         text_layers=text_layers,
+        head_dim=head_dim,
         context=context,
         model_type=model_type,
         granite=granite,
@@ -241,6 +244,7 @@ def _config(
     patch: int,
     scale_factor: int,
     text_layers: int,
+    head_dim: int,
     context: int,
     model_type: str,
     granite: Mapping[str, float] | None,
@@ -264,9 +268,9 @@ def _config(
             "hidden_size": 48,
             "intermediate_size": 96,
             "num_hidden_layers": text_layers,
-            "num_attention_heads": 6,
-            "num_key_value_heads": 2,
-            "head_dim": 8,
+            "num_attention_heads": 48 // head_dim,
+            "num_key_value_heads": 16 // head_dim,
+            "head_dim": head_dim,
             "max_position_embeddings": context,
             "rms_norm_eps": 1e-5,
             "rope_theta": 100_000.0,

@@ -21,6 +21,7 @@ class EngineStats:
         tiles, prefill_tokens, decode_tokens: Tiles and tokens processed by the phases.
         tiles_reused: Tiles not encoded because an equal one had been.
         vision_calls, prefill_calls, decode_steps: Number of calls.
+        native_steps: Decode steps done by a compiled library.
         max_sequences: Largest number of sequences alive at a time.
         max_tiles: Largest number of tiles in one encoder call.
         oom_events: One entry for each out-of-memory error: phase, size, action taken.
@@ -49,6 +50,7 @@ class EngineStats:
     vision_calls: int = 0
     prefill_calls: int = 0
     decode_steps: int = 0
+    native_steps: int = 0
     max_sequences: int = 0
     max_tiles: int = 0
     oom_events: list[dict[str, Any]] = dataclasses.field(default_factory=list)

@@ -32,6 +32,7 @@ from vlmbatch.engine.torch.budget import MemoryBudget
 from vlmbatch.engine.torch.cache import Cache
 from vlmbatch.engine.torch.cleanup import Cleaner
 from vlmbatch.engine.torch.clock import BusyClock
+from vlmbatch.engine.torch.cpu.native import BackgroundDecoder
 from vlmbatch.engine.torch.cuda.buckets import RECORD_AFTER, BucketDecoder, Recorder
 from vlmbatch.engine.torch.encoding import TileEncoder
 from vlmbatch.engine.torch.pace import Pace
@@ -64,6 +65,7 @@ class TorchEngine:
         reuse_prefixes: bool = False,
         recorder: Recorder | None = None,
         record_after: int = RECORD_AFTER,
+        native: BackgroundDecoder | None = None,
     ) -> None:
         """Set up an engine around a loaded model.
 
@@ -80,6 +82,8 @@ class TorchEngine:
                 steps.
             record_after: Number of times that a combination of shapes must occur before it is
                 recorded.
+            native: Decode steps of few sequences by a compiled library (cpu/native.py); None
+                without one.
         """
         self.network, self._preparer, self._end_ids = model, preparer, end_ids
         self.model, self.revision = model_name, revision
@@ -105,7 +109,7 @@ class TorchEngine:
             else None
         )
         self._steps = Steps(
-            model, self.cache, self.stats, self._clock, preparer.decode, self._buckets
+            model, self.cache, self.stats, self._clock, preparer.decode, self._buckets, native
         )
         self._cleaner = Cleaner(self.cache, self.stats)
         self._recovery = Recovery(self.scheduler, self.cache, self.stats, self._cleaner)

@@ -21,6 +21,7 @@ from vlmbatch.engine.torch.cache import (
     Slot,
 )
 from vlmbatch.engine.torch.clock import BusyClock
+from vlmbatch.engine.torch.cpu.native import BackgroundDecoder
 from vlmbatch.engine.torch.cuda.buckets import BucketDecoder
 from vlmbatch.engine.torch.sampling import Draw, choose_tokens
 from vlmbatch.engine.torch.scheduler import LiveSequence, Work
@@ -40,6 +41,7 @@ class Steps:
         clock: BusyClock,
         decode: Callable[[Sequence[int]], str],
         buckets: BucketDecoder | None,
+        native: BackgroundDecoder | None = None,
     ) -> None:
         """Set up with an engine's parts.
 
@@ -50,9 +52,11 @@ class Steps:
             clock: Measures busy time.
             decode: Turns token ids into text.
             buckets: Decode steps of fixed shapes, or None for ordinary steps.
+            native: Decode steps of few sequences by a compiled library, or None without one.
         """
         self._model, self._cache = model, cache
-        self._stats, self._clock, self._decode, self._buckets = stats, clock, decode, buckets
+        self._stats, self._clock, self._decode = stats, clock, decode
+        self._buckets, self._native = buckets, native
         self._image_token_id = model.shape.image_token_id
 
     def place(self, questions: Sequence[tuple[Work, int]]) -> list[LiveSequence]:
@@ -102,8 +106,27 @@ class Steps:
         """Decode one more token for every live sequence.
 
         Returns:
-            The sequences in the order of the cache's slots.
+            The sequences, in an order of their own.
         """
+        native = self._native.get(len(alive)) if self._native else None
+        if native is not None:
+            live = list(alive)
+            slots: list[Slot] = [sequence.slot for sequence in live]
+            take_tokens(live, native.logits(slots, [sequence.tokens[-1] for sequence in live]))
+            for slot in slots:
+                slot.length += 1
+            self._stats.native_steps += 1
+        else:
+            live = self._decode_by_torch(alive)
+        seconds = self._clock.lap("decode")
+        for sequence in live:
+            sequence.compute_seconds += seconds / len(live)
+            sequence.batch_size = max(sequence.batch_size, len(live))
+        self._stats.decode_steps += 1
+        self._stats.decode_tokens += len(live)
+        return live
+
+    def _decode_by_torch(self, alive: Sequence[LiveSequence]) -> list[LiveSequence]:
         by_slot: dict[Slot, LiveSequence] = {sequence.slot: sequence for sequence in alive}
         attend = DecodeAttention(self._cache, list(by_slot))
         live = [by_slot[slot] for slot in attend.slots]
@@ -118,12 +141,6 @@ class Steps:
         buckets = self._buckets
         take_tokens(live, buckets.logits(attend.slots, last, ordinary) if buckets else ordinary())
         attend.finish()
-        seconds = self._clock.lap("decode")
-        for sequence in live:
-            sequence.compute_seconds += seconds / len(live)
-            sequence.batch_size = max(sequence.batch_size, len(live))
-        self._stats.decode_steps += 1
-        self._stats.decode_tokens += len(live)
         return live
 
     def _begin(self, work: Work, number: int) -> LiveSequence:
