@@ -25,6 +25,8 @@ SCRIPT = (
 """Shell script that makes ``$0`` by the command in its arguments; another process never sees half a
 library.
 """
+_running: list[subprocess.Popen[bytes]] = []
+"""Compilers at work; an engine that is closed meanwhile drops its own reference."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +65,8 @@ class NativeLibrary:
             return None
         try:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            return subprocess.Popen(
+            _check_owner(self.folder)
+            process = subprocess.Popen(
                 [
                     *("/bin/sh", "-c", SCRIPT, self.path, compiler, *self.options),
                     *("-shared", "-fPIC", self.source, "-lm"),
@@ -73,6 +76,8 @@ class NativeLibrary:
                 stderr=subprocess.DEVNULL,
                 start_new_session=True,  # Ctrl-C lets it finish: the next run has the library
             )
+            _running[:] = [process, *(each for each in _running if each.poll() is None)]
+            return process
         except OSError as error:
             logger.debug("%s is not compiled: %s", self.source.name, error)
             return None
@@ -81,11 +86,16 @@ class NativeLibrary:
         """Load the library; None if it is not there, or not to be trusted."""
         path = self.path
         try:
-            for each in (path, path.parent):
-                status = each.stat()
-                if status.st_uid != os.getuid() or status.st_mode & 0o022:
-                    raise OSError(f"others may write to {each}")
+            _check_owner(path.parent)
+            _check_owner(path)
             return ctypes.CDLL(str(path))
         except OSError as error:
             logger.debug("%s is not used: %s", self.source.name, error)
             return None
+
+
+def _check_owner(path: Path) -> None:
+    """Raise an OSError if another user could have written it."""
+    status = path.stat()
+    if status.st_uid != os.getuid() or status.st_mode & 0o022:
+        raise OSError(f"others may write to {path}")

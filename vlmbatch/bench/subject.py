@@ -97,6 +97,8 @@ class Subject:
         """
         engine = open_engine(self.options)
         assert isinstance(engine, TorchEngine)
+        if engine.native is not None:
+            engine.native.wait()  # as in a run that is not the first one on this machine
         return engine
 
     def conversations(self, pictures: Sequence[Picture]) -> list[Conversation]:

@@ -126,9 +126,7 @@ def test_logits_keys_and_values_are_those_of_torch(
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 6])
-def test_answers_are_those_of_transformers(
-    checkpoint: Path, folder: Path, batch_size: int
-) -> None:
+def test_answers_are_those_of_transformers(checkpoint: Path, folder: Path, batch_size: int) -> None:
     opened, preparer = open_tiny(checkpoint)
     engine = with_native(opened, folder, batch_size=batch_size)
     wanted = answers_of_transformers(checkpoint)

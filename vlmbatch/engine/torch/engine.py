@@ -86,6 +86,7 @@ class TorchEngine:
                 without one.
         """
         self.network, self._preparer, self._end_ids = model, preparer, end_ids
+        self.native = native
         self.model, self.revision = model_name, revision
         self.takes_clips = preparer.takes_clips
         self.device = str(model.device)

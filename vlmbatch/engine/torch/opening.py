@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from vlmbatch.engine.torch.budget import MemoryBudget
     from vlmbatch.engine.torch.cpu.choices import KeptChoice
+    from vlmbatch.engine.torch.cpu.native import BackgroundDecoder
     from vlmbatch.engine.torch.engine import TorchEngine
     from vlmbatch.engine.torch.shape import ModelShape
     from vlmbatch.engine.torch.weights import Model
@@ -79,7 +80,7 @@ def _open(
     budget.check(checkpoint.name, options.max_new_tokens or 64)
     end_ids = checkpoint.end_token_ids()
     model = _load(checkpoint, shape, device, dtype, quantized=quantized)
-    choice = _choose_kernels(options, model, budget, continued=continued)
+    choice, native = _choose_kernels(options, model, budget, continued=continued)
     engine = TorchEngine(
         model,
         budget,
@@ -90,6 +91,7 @@ def _open(
         batch_size=options.batch_size,
         reuse_prefixes=reuse_prefixes,
         recorder=CudaGraphs(device) if device.type == "cuda" else None,
+        native=native,
     )
     engine.stats.threads = threads
     if choice is not None:
@@ -127,21 +129,32 @@ def _load(
 
 def _choose_kernels(
     options: EngineOptions, model: Model, budget: MemoryBudget, *, continued: bool
-) -> KeptChoice | None:
-    """Make a model on a CPU use the fastest kernels. A model as small as the demo gains little, and
-    without a choice its output is bit-identical on every machine.
+) -> tuple[KeptChoice | None, BackgroundDecoder | None]:
+    """Make a model on a CPU use the fastest kernels, and the compiled decode step. A model as small
+    as the demo gains little, and without them its output is bit-identical on every machine.
     """
-    from vlmbatch.engine.torch.cpu.choices import KernelChoices
+    from vlmbatch.engine.torch.cpu.choices import KernelChoices, processor_model
     from vlmbatch.engine.torch.cpu.kernels import packed_bytes
+    from vlmbatch.engine.torch.cpu.native import (
+        BackgroundDecoder,
+        NativeWeights,
+        can_decode,
+        library_of,
+    )
     from vlmbatch.engine.torch.cpu.onednn import can_pack
     from vlmbatch.engine.torch.device import SMALL_MODEL_PARAMETERS
 
     if model.shape.parameters < SMALL_MODEL_PARAMETERS or model.device.type != "cpu":
-        return None
+        return None, None
+    weights = NativeWeights(model.language)
     copies = can_pack(model.device, model.dtype) and budget.reserve_packed(
-        packed_bytes(model.vision, model.language)
+        packed_bytes(model.vision, model.language) + weights.int8_bytes
     )
     choices = KernelChoices(options.cache_folder)
     choice = choices.settle(model, copies=copies, continued=continued)
     budget.packed_bytes = packed_bytes(model.vision, model.language, chosen=True)
-    return choice
+    if not can_decode(model.language) or not (copies or weights.int8_bytes == 0):
+        return choice, None
+    budget.packed_bytes += weights.int8_bytes
+    folder = options.cache_folder / "native"
+    return choice, BackgroundDecoder(weights, library_of(weights, folder, str(processor_model())))

@@ -141,7 +141,7 @@ def _key(model: Model, *, copies: bool) -> dict[str, Any]:
     """Everything that a choice depends on, as JSON values."""
     return {
         "format": FORMAT,
-        "processor": _processor(),
+        "processor": processor_model(),
         "capability": torch.backends.cpu.get_cpu_capability(),
         "torch": str(torch.__version__),
         "threads": torch.get_num_threads(),
@@ -152,8 +152,8 @@ def _key(model: Model, *, copies: bool) -> dict[str, Any]:
     }
 
 
-def _processor() -> dict[str, str]:
-    """Identify the model of the processor."""
+def processor_model() -> dict[str, str]:
+    """Identify the model of the processor, and what it can compute."""
     found = {"machine": platform.machine(), "processor": platform.processor()}
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")

@@ -121,8 +121,8 @@ class NativeDecoder:
         tensors = (language.embedding, language.norm, language.cos, language.sin)
         self._model = _Model(
             *(shape.layers, shape.hidden, shape.kv_heads, shape.mlp, shape.vocabulary),
-            *(shape.norm_eps, shape.head_dim**-0.5),
-            *(1.0, 1.0),
+            *(shape.norm_eps, shape.query_multiplier * shape.head_dim**-0.5),
+            *(shape.embedding_multiplier, shape.residual_multiplier),
             layers,
             *(tensor.data_ptr() for tensor in tensors),
             _matrix(weights.head),
