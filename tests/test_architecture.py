@@ -30,6 +30,7 @@ FLOOR = {
     "checkpoint",
     "gguf_files",
     "hub",
+    "native_library",
 }
 STAGES = {"read", "sample", "prepare", "engine", "write"}
 ALLOWED = {
@@ -38,6 +39,7 @@ ALLOWED = {
     "errors": set(),
     "tasks": {"errors"},
     "urls": set(),
+    "native_library": set(),
     "text_files": set(),
     "filesystems": {"errors", "urls"},
     "control_groups": set(),

@@ -66,11 +66,9 @@ class NativeLibrary:
         try:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             _check_owner(self.folder)
+            shell: list[str | Path] = ["/bin/sh", "-c", SCRIPT, self.path]
             process = subprocess.Popen(
-                [
-                    *("/bin/sh", "-c", SCRIPT, self.path, compiler, *self.options),
-                    *("-shared", "-fPIC", self.source, "-lm"),
-                ],
+                [*shell, compiler, *self.options, "-shared", "-fPIC", self.source, "-lm"],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,

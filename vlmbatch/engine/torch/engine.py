@@ -80,10 +80,8 @@ class TorchEngine:
                 earlier ones left in the cache: for chats and servers.
             recorder: Records decode steps of fixed shapes (cuda/buckets.py); None for ordinary
                 steps.
-            record_after: Number of times that a combination of shapes must occur before it is
-                recorded.
-            native: Decode steps of few sequences by a compiled library (cpu/native.py); None
-                without one.
+            record_after: Number of times that shapes must occur before they are recorded.
+            native: Decode steps of few sequences by a compiled library (cpu/native.py).
         """
         self.network, self._preparer, self._end_ids = model, preparer, end_ids
         self.native = native
@@ -104,14 +102,11 @@ class TorchEngine:
             reuse_prefixes=reuse_prefixes,
         )
         self._clock, self.pace = BusyClock(self.stats), Pace()
-        self._buckets = (
-            BucketDecoder(model, self.cache, self.stats, recorder, record_after=record_after)
-            if recorder
-            else None
+        self._buckets = recorder and BucketDecoder(
+            model, self.cache, self.stats, recorder, record_after=record_after
         )
-        self._steps = Steps(
-            model, self.cache, self.stats, self._clock, preparer.decode, self._buckets, native
-        )
+        decoders = preparer.decode, self._buckets, native
+        self._steps = Steps(model, self.cache, self.stats, self._clock, *decoders)
         self._cleaner = Cleaner(self.cache, self.stats)
         self._recovery = Recovery(self.scheduler, self.cache, self.stats, self._cleaner)
         self._done: list[Completion] = []

@@ -286,7 +286,7 @@ def _layer(layer: TextLayer, matrices: Mapping[str, Linear]) -> _Layer:
 
 
 def _place(piece: Piece, begin: int) -> tuple[int, ...]:
-    """Where the keys and values of a piece's tokens lie, from one on: the fields of ``Span`` from
+    """Locate the keys and values of a piece's tokens, from one on: the fields of ``Span`` from
     ``keys`` on. The same for all layers.
     """
     keys, values = piece_views(piece, 0)
