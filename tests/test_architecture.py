@@ -80,6 +80,8 @@ HOMES = {
     "uvicorn": {"serve"},
     "prometheus_client": {"serve"},
     "gguf": {"gguf_files.py"},
+    "onnx": {"convert/onnx"},
+    "onnxruntime": {"convert/onnx"},
 }
 
 

@@ -16,6 +16,7 @@ from vlmbatch.checkpoint import (
     find_checkpoint,
 )
 from vlmbatch.convert import TARGETS
+from vlmbatch.errors import JobError
 from vlmbatch.hub import cached_folder
 
 PHOTO_TILES = 13
@@ -154,7 +155,8 @@ def _merge(adapter: str, output: str, model: str | None, revision: str | None) -
     "target",
     required=True,
     type=click.Choice(list(TARGETS)),
-    help="gguf: for llama.cpp, with Modelfiles for Ollama.",
+    help="gguf: for llama.cpp, with Modelfiles for Ollama. onnx: for ONNX Runtime "
+    "and transformers.js.",
 )
 @click.option(
     "-o", "--output", required=True, metavar="FOLDER", help="Folder for the files; made if missing."
@@ -164,7 +166,7 @@ def _merge(adapter: str, output: str, model: str | None, revision: str | None) -
     "kind",
     metavar="TYPE",
     help="Number format of the weights. gguf: f32, f16, bf16, q8_0, q5_0 or q4_0; with "
-    "--llama-quantize also q4_k_m or q5_k_m. [default: f16]",
+    "--llama-quantize also q4_k_m or q5_k_m. onnx: fp32, fp16, int8 or q4. [default: f16, fp32]",
 )
 @click.option(
     "--llama-quantize", metavar="PATH", help="gguf: llama.cpp's llama-quantize, for K-quants."
@@ -184,6 +186,8 @@ def _convert(
     """
     from vlmbatch.convert import ConvertOptions, convert
 
+    if llama_quantize is not None and target != "gguf":
+        raise JobError(f"--llama-quantize goes with --to gguf, not with --to {target}")
     options = ConvertOptions(Path(output), kind and kind.lower(), llama_quantize)
     converted = convert(find_checkpoint(model, revision), target, options)
     for path in converted.files:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from vlmbatch.checkpoint import Checkpoint
 
-TARGETS = {"gguf": "vlmbatch.convert.gguf"}
+TARGETS = {"gguf": "vlmbatch.convert.gguf", "onnx": "vlmbatch.convert.onnx"}
 """The module of each target by name; its ``convert(checkpoint, options) -> Converted`` writes the
 files.
 """

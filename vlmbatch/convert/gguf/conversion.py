@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 
 from vlmbatch.checkpoint import Checkpoint
 from vlmbatch.convert import Converted, ConvertOptions
-from vlmbatch.convert.gguf.files import GgufFile, text_file, title, vision_file
+from vlmbatch.convert.gguf.files import text_file, title, vision_file
 from vlmbatch.convert.gguf.tensors import Weights
 from vlmbatch.convert.gguf.types import (
     K_BLOCK,
@@ -23,6 +21,7 @@ from vlmbatch.convert.gguf.types import (
 from vlmbatch.convert.gguf.verification import check_file, check_vocabulary
 from vlmbatch.convert.gguf.vocabulary import INEXACT_NOTE, read_vocabulary
 from vlmbatch.convert.modelfile import write_modelfiles
+from vlmbatch.convert.publishing import check_space, publish
 from vlmbatch.engine.torch.shape import ModelShape
 from vlmbatch.errors import JobError, OutputError, one_line
 from vlmbatch.gguf_files import import_gguf
@@ -52,7 +51,9 @@ def convert(checkpoint: Checkpoint, options: ConvertOptions) -> Converted:
     folder = options.output
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        _check_space(folder, [text, vision], spare=text.tensor_bytes if is_k else 0)
+        spare = text.tensor_bytes if is_k else 0  # float16, which the tool reads
+        size = text.tensor_bytes + vision.tensor_bytes + METADATA_BYTES + spare
+        check_space(folder, size)
         with tempfile.TemporaryDirectory(prefix=".converting-", dir=folder) as temporary:
             room = Path(temporary)
             for file in (text, vision):
@@ -61,7 +62,7 @@ def convert(checkpoint: Checkpoint, options: ConvertOptions) -> Converted:
             check_vocabulary(room / text_name, checkpoint)
             if options.llama_quantize is not None:
                 _quantize(options.llama_quantize, room / text_name, kind)
-            _publish([room / text_name, room / vision_name], folder)
+            publish([room / text_name, room / vision_name], folder)
         files, commands = write_modelfiles(folder, text_name, vision_name, checkpoint, shape)
     except OSError as error:
         raise OutputError(f"cannot write to {folder}: {one_line(error)}") from error
@@ -69,26 +70,6 @@ def convert(checkpoint: Checkpoint, options: ConvertOptions) -> Converted:
     if not vocabulary.is_exact:
         notes.append(INEXACT_NOTE)
     return Converted((folder / text_name, folder / vision_name, *files), (*notes, *commands))
-
-
-def _check_space(folder: Path, files: Sequence[GgufFile], *, spare: int) -> None:
-    """Check that the files fit on the disk.
-
-    Args:
-        folder: Folder for the files.
-        files: The files.
-        spare: Further bytes that are needed for a while.
-
-    Raises:
-        OutputError: They do not.
-    """
-    need = sum(file.tensor_bytes for file in files) + METADATA_BYTES + spare
-    free = shutil.disk_usage(folder).free
-    if need > free:
-        raise OutputError(
-            f"{folder} has {free / 1e9:.2f} GB free, the files take {need / 1e9:.2f} GB: make "
-            "room, or take a smaller --type or another -o"
-        )
 
 
 def _quantize(tool: str, path: Path, kind: str) -> None:
@@ -116,17 +97,3 @@ def _quantize(tool: str, path: Path, kind: str) -> None:
         last = " ".join(done.stdout.decode(errors="replace").split()[-40:])
         raise OutputError(f"{tool} ended with exit code {done.returncode}: {last}")
     os.replace(result, path)
-
-
-def _publish(paths: Sequence[Path], folder: Path) -> None:
-    """Move finished files to their place, safe from a power cut."""
-    for path in paths:
-        with open(path, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(path, folder / path.name)
-    if os.name == "posix":
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)

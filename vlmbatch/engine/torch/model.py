@@ -133,7 +133,7 @@ class VisionEncoder:
         """Join patches and project them to the language model: (n, patches, hidden) to (n,
         tile_tokens, text hidden).
         """
-        return self.projection(_pixel_shuffle(x, self.shape.grid, self.scale_factor))
+        return self.projection(pixel_shuffle(x, self.shape.grid, self.scale_factor))
 
     def _patches(self, tiles: Tensor) -> Tensor:
         """Normalized patches (n, patches, 3 * p * p) in the model's dtype. A convolution with
@@ -317,7 +317,7 @@ def position_ids(shape: VisionShape) -> Tensor:
     return (bucket[:, None] * grid + bucket[None, :]).reshape(-1)
 
 
-def _pixel_shuffle(x: Tensor, grid: int, factor: int) -> Tensor:
+def pixel_shuffle(x: Tensor, grid: int, factor: int) -> Tensor:
     """Join squares of factor x factor patches: (n, grid², hidden) to (n, (grid / factor)², hidden *
     factor²).
     """
