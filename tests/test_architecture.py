@@ -52,6 +52,7 @@ ALLOWED = {
     "job": {"errors", "tasks", "urls", "values"},
     "questions": FLOOR,
     "evaluate": FLOOR | {"write"},
+    "correct": FLOOR | {"write"},
     "run": FLOOR | STAGES | {"questions"},
     "serve": FLOOR | STAGES | {"questions", "run"},
     "finetune": FLOOR | STAGES,
@@ -59,7 +60,7 @@ ALLOWED = {
     "convert": FLOOR | {"engine"},
     "cli": FLOOR
     | STAGES
-    | {"evaluate", "run", "serve", "finetune", "bench", "convert", "__version__"},
+    | {"correct", "evaluate", "run", "serve", "finetune", "bench", "convert", "__version__"},
     "__main__": {"cli"},
     "model": FLOOR | STAGES | {"run", "serve"},
     "__init__": FLOOR | {"model", "run", "write"},

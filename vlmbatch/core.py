@@ -81,6 +81,7 @@ class Item:
         held_bytes: File bytes that ``load`` keeps because they cannot be read again cheaply.
         similar_to: Id of the similar frame whose answers this one gets; None for an item that is
             asked about.
+        digest: Return a digest of the file's content; raises as ``load`` does.
     """
 
     id: str
@@ -95,6 +96,7 @@ class Item:
     extra: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     held_bytes: int = 0
     similar_to: str | None = None
+    digest: Callable[[], str] | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -303,7 +303,7 @@ class TestResume:
             for number in range(50):
                 rows.write(record(number), "x")
         assert sorted(os.listdir(output.parent)) == [output.name, f"{output.name}.journal"]
-        assert Path(f"{output}.journal").stat().st_size < 50 * 87 + 400
+        assert Path(f"{output}.journal").stat().st_size < 50 * 107 + 400
 
     def test_an_output_without_rows_can_be_read_and_continued(self, output: Path) -> None:
         store(output).close()

@@ -76,6 +76,9 @@ def _item_lines(job: Job, summary: dict[str, Any], *, interrupted: bool) -> Iter
             f"{count(kept['errors'], 'kept error')}: done before and not asked again; "
             "--retry-errors asks again"
         )
+    if kept.get("edited"):
+        texts = count(kept["edited"], "text")
+        yield f"{texts} edited in OUTPUT kept"
     if summary["found"] == 0 and summary["error"] is None and not interrupted:
         yield (
             "no images found"

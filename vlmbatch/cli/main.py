@@ -9,12 +9,11 @@ import importlib
 import io
 import os
 import sys
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import click
 
 import vlmbatch
-from vlmbatch.cli.streams import open_streams
 from vlmbatch.cli.waiting import set_waiting_policy
 from vlmbatch.errors import VlmbatchError
 
@@ -29,6 +28,7 @@ COMMANDS = {
     "stats": ("vlmbatch.cli.stats", "Show counts, tokens and seconds of a run, from its records."),
     "eval": ("vlmbatch.cli.eval", "Score the answers of an OUTPUT against a reference file."),
     "export": ("vlmbatch.cli.export", "Convert an OUTPUT to another table, texts or subtitles."),
+    "correct": ("vlmbatch.cli.correct", "Put corrected texts back into an OUTPUT."),
     "finetune": ("vlmbatch.cli.finetune", "Fine-tune a model on your own prompts and answers."),
     "models": ("vlmbatch.cli.models", "List, describe, fetch, merge and convert models."),
     "doctor": ("vlmbatch.cli.doctor", "Check this machine, and say how to fix what is missing."),
@@ -43,6 +43,45 @@ Exit codes: 0 ok, 1 the run could not go on, 2 bad usage or job, 3 some items
 are errors, 4 stopped by --max-errors or worse than --fail-under, 66 nothing
 found to ask about, 75 OUTPUT is in use, 130 interrupted.
 """
+
+
+class _Tolerant(io.FileIO):
+    """A file that drops what it cannot write."""
+
+    def write(self, data: Any) -> int:
+        try:
+            return super().write(data)
+        except OSError:
+            return len(data)
+
+
+def open_streams() -> None:
+    """Make the standard streams safe to use.
+
+    A closed stream is opened on the null device. Otherwise the next file that is opened gets its
+    number, and whatever a library writes to the stream lands in that file. Standard output is
+    opened for reading only: a command that has something to write there must fail.
+
+    Standard error never fails: a terminal that is gone or a full disk must not change how a run
+    ends. Characters that the encoding of standard output lacks are written as escape sequences.
+    """
+    for descriptor, name, mode in ((0, "stdin", "r"), (1, "stdout", "r"), (2, "stderr", "w")):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            # The system gives the lowest free number, and that is this one.
+            os.open(os.devnull, os.O_RDONLY if mode == "r" else os.O_WRONLY)
+        if getattr(sys, name) is None:  # closed when Python started
+            setattr(sys, name, open(descriptor, mode, encoding="utf-8", closefd=False))
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")
+    if sys.stderr is sys.__stderr__ and sys.stderr is not None:
+        sys.stderr = io.TextIOWrapper(
+            io.BufferedWriter(_Tolerant(2, "w", closefd=False)),
+            encoding=sys.stderr.encoding,
+            errors="backslashreplace",
+            line_buffering=True,
+        )
 
 
 class LazyGroup(click.Group):

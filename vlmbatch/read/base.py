@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import os
 from collections.abc import Callable, Iterable, Iterator
-from typing import BinaryIO, NoReturn, Protocol
+from typing import IO, BinaryIO, NoReturn, Protocol
 
 from vlmbatch.core import Item, Pixels
 from vlmbatch.errors import DecodeError, ItemError, ReadError
 from vlmbatch.errors import one_line as one_line
+
+WHOLE_BYTES = 64 << 20
+"""Size up to which the digest of a file is that of all its bytes."""
+_DIGEST_BLOCK = 1 << 20
 
 
 @dataclasses.dataclass(slots=True)
@@ -112,6 +117,24 @@ def copy_within(blocks: Iterable[bytes], sink: BinaryIO, max_bytes: int) -> None
 def digest(data: bytes) -> str:
     """Return a digest that stands for bytes in a fingerprint."""
     return hashlib.blake2b(data, digest_size=16).hexdigest()
+
+
+def content_digest(file: IO[bytes]) -> str:
+    """Return a digest of an open file's size and content, from its start; it is left at its end.
+
+    Of files above ``WHOLE_BYTES`` it takes blocks from the first to the last, evenly spread: videos
+    of many gigabytes are not read a second time for it.
+    """
+    size = file.seek(0, os.SEEK_END)
+    found = hashlib.blake2b(str(size).encode(), digest_size=16)
+    num_blocks = -(-min(size, WHOLE_BYTES) // _DIGEST_BLOCK)
+    for number in range(num_blocks):
+        at = number * _DIGEST_BLOCK
+        if size > WHOLE_BYTES:
+            at = number * (size - _DIGEST_BLOCK) // (num_blocks - 1)
+        file.seek(at)
+        found.update(file.read(_DIGEST_BLOCK))
+    return found.hexdigest()
 
 
 def failing_load(kind: type[ItemError], message: str) -> Callable[[], Pixels]:

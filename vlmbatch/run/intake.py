@@ -15,7 +15,7 @@ from vlmbatch.questions import Questions, read_questions
 from vlmbatch.read import Reader, is_stream, open_reader
 from vlmbatch.run.order import InputOrder
 from vlmbatch.run.reporter import Reporter
-from vlmbatch.run.task import Original, Result, Task
+from vlmbatch.run.task import Loaded, Original, Result, Task, content_of
 from vlmbatch.sample import make_sampler
 from vlmbatch.urls import is_url
 from vlmbatch.write import Writer
@@ -87,9 +87,14 @@ class Intake:
         if not self._resumes or self._job.retry_errors:
             return False
         return all(
-            self._writer.done(item.id, self._job.task, question, item.source, item.fingerprint)
+            self._is_done(item, question)
             for item in items
             for question in item.questions or self._questions.about(item.id)
+        )
+
+    def _is_done(self, item: Item, question: str) -> bool:
+        return self._writer.done(
+            item.id, self._job.task, question, item.source, item.fingerprint, item.digest
         )
 
     def _task(self, item: Item, order: int) -> Task | None:
@@ -101,7 +106,7 @@ class Intake:
             return None
         todo, failed, task = [], False, self._job.task
         for number, question in enumerate(asked):
-            if self._writer.done(item.id, task, question, item.source, item.fingerprint):
+            if self._is_done(item, question):
                 index = self._order.index(item.place)
                 failed |= self._writer.keep(item.id, task, question, index, number) == "error"
             else:
@@ -129,8 +134,11 @@ class Intake:
         """
         if not task.is_similar:
             return self._todo.put(task)
+        loaded = Loaded(content=content_of(task.item))
         task = task.without_pixels()  # many may wait for one answer
-        return all(self._results.put(Result(task, position)) for position in range(len(task.asked)))
+        return all(
+            self._results.put(Result(task, position, loaded)) for position in range(len(task.asked))
+        )
 
     def _items(self, reader: Reader) -> Iterator[Item]:
         """Yield the items of the job, shuffled and limited."""

@@ -132,6 +132,7 @@ class Run:
         self.reporter = reporter or Silent()
         self._has_answered = threading.Event()
         self._totals: dict[str, int] = {}
+        self._edited = 0
         self._sidecar_counts: dict[str, int] | None = None
         self._connect()
 
@@ -267,7 +268,7 @@ class Run:
                     self._threads.failure = error
                 else:
                     logger.error("%s", error)
-        self._totals = self.writer.totals()
+        self._totals, self._edited = self.writer.totals(), self.writer.edited()
 
     def _write_sidecars(self) -> None:
         """Write the sidecars of this run's items from all their rows in OUTPUT, earlier runs' too.
@@ -293,7 +294,7 @@ class Run:
             revision=self.plan.revision,
             interrupted=threads.interrupted,
             error=None if failure is None else f"{type(failure).__name__}: {failure}",
-            kept=intake.kept,
+            kept={**intake.kept, **({"edited": self._edited} if self._edited else {})},
             found=intake.found,
             output=self._totals,
             uncommitted=self.writer.num_uncommitted,

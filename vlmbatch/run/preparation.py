@@ -17,7 +17,7 @@ from vlmbatch.engine.queue import Channel
 from vlmbatch.errors import DecodeError, ItemError, PrepareError
 from vlmbatch.job import Job, ResourceOptions
 from vlmbatch.processor import processor_share
-from vlmbatch.run.task import Loaded, Result, Task, Ticket
+from vlmbatch.run.task import Loaded, Result, Task, Ticket, content_of
 from vlmbatch.run.threads import lower_priority
 
 logger = logging.getLogger(__name__)
@@ -91,7 +91,8 @@ class Preparation:
                 try:
                     pixels: Pixels = _guarded(DecodeError, task.item.load)
                 finally:
-                    loaded = Loaded(read_seconds=time.perf_counter() - begun)
+                    content = content_of(task.item)
+                    loaded = Loaded(read_seconds=time.perf_counter() - begun, content=content)
                     task = task.without_pixels()
                 loaded = dataclasses.replace(loaded, size=picture_size(pixels.frames[0]))
                 conversation = Conversation.about(task.item.media, pixels, task.item.id)

@@ -115,7 +115,13 @@ class Results:
     def _write_row(self, result: Result, record: Record, progress: Progress) -> None:
         task = result.task
         number, _ = task.asked[result.position]
-        self._writer.write(record, task.item.fingerprint, task.order + result.position, number)
+        self._writer.write(
+            record,
+            task.item.fingerprint,
+            task.order + result.position,
+            number,
+            content=result.loaded.content,
+        )
         is_first = progress.missing == len(task.asked)
         self.stats.add(record, new_item=is_first)
         if record.status == "error":

@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 
 from vlmbatch.core import Completion, Item, Pixels, Record, Timing
-from vlmbatch.errors import ReadError
+from vlmbatch.errors import ItemError, ReadError
 
 
 @dataclasses.dataclass(eq=False)
@@ -60,7 +60,8 @@ class Task:
 
     def without_pixels(self) -> Task:
         """Return the same task without the decoded frame or file bytes that its item may hold."""
-        return dataclasses.replace(self, item=dataclasses.replace(self.item, load=_already_loaded))
+        item = dataclasses.replace(self.item, load=_already_loaded, digest=None)
+        return dataclasses.replace(self, item=item)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,6 +73,7 @@ class Loaded:
         tiles: Tiles to encode; None where the engine cannot tell.
         native_tiles: Tiles to encode at native detail; None where that is not known.
         read_seconds, prepare_seconds: Duration of loading and preparing.
+        content: Digest of the file's content; empty where it is not known.
     """
 
     size: tuple[int, int] | None = None
@@ -79,6 +81,15 @@ class Loaded:
     native_tiles: int | None = None
     read_seconds: float = 0.0
     prepare_seconds: float = 0.0
+    content: str = ""
+
+
+def content_of(item: Item) -> str:
+    """Return the digest of an item's file; empty where that cannot be read."""
+    try:
+        return item.digest() if item.digest is not None else ""
+    except ItemError:
+        return ""
 
 
 @dataclasses.dataclass(frozen=True)

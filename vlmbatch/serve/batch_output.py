@@ -26,9 +26,9 @@ from vlmbatch.write.journal import (
     write_journal,
 )
 from vlmbatch.write.jsonl import decode, encode
+from vlmbatch.write.known.row_index import key_digest, short_digest
 from vlmbatch.write.lock import OutputLock
 from vlmbatch.write.place import resolve_output
-from vlmbatch.write.row_index import key_digest, short_digest
 
 COMMIT_LINES = 256
 COMMIT_SECONDS = 10.0

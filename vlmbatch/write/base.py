@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -24,17 +24,25 @@ class Writer(abc.ABC):
 
     @abc.abstractmethod
     def write(
-        self, record: Record, fingerprint: str = "", order: int | None = None, question: int = 0
+        self,
+        record: Record,
+        fingerprint: str = "",
+        order: int | None = None,
+        question: int = 0,
+        *,
+        content: str = "",
     ) -> None:
         """Take a record. A row with the same id, task and prompt is replaced. Commits now and then
         by itself.
 
         Args:
             record: The row.
-            fingerprint: The item's; a later run with another one does the row again.
+            fingerprint: The item's; a later run with another one does the row again, unless the
+                content is the same.
             order: The row's place among this run's rows, from 0 without a gap, for streams. None:
                 as it comes.
             question: The question's place among those about the item.
+            content: Digest of the content of the item's file.
 
         Raises:
             OutputError: The rows taken cannot be kept. Rows committed before stay good.
@@ -85,9 +93,22 @@ class Writer(abc.ABC):
         return
 
     def done(
-        self, id: str, task: str, prompt: str, source: str = "", fingerprint: str = ""
+        self,
+        id: str,
+        task: str,
+        prompt: str,
+        source: str = "",
+        fingerprint: str = "",
+        digest: Callable[[], str] | None = None,
     ) -> bool:
-        """Return whether the row is there from an earlier run and need not be done again."""
+        """Return whether the row is there from an earlier run and need not be done again.
+
+        Args:
+            id, task, prompt: The row's.
+            source: The item's file.
+            fingerprint: The file's.
+            digest: Returns the digest of the file's content; called when the fingerprint differs.
+        """
         return False
 
     def keep(self, id: str, task: str, prompt: str, index: int, question: int = 0) -> Status | None:
@@ -116,6 +137,12 @@ class Writer(abc.ABC):
         where that is not known.
         """
         return {}
+
+    def edited(self) -> int:
+        """Return the number of rows of earlier runs whose text was edited in OUTPUT: they are kept,
+        whatever their files are now.
+        """
+        return 0
 
     def __enter__(self) -> Self:
         return self

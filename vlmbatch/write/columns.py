@@ -73,6 +73,9 @@ COLUMNS: dict[str, Column] = {
 }
 """Every column, in order."""
 
+TEXT_ORIGINAL = "text_original"
+"""Column of an OUTPUT that was corrected: the model's text."""
+
 
 def row_of(record: Record) -> Row:
     """Return the record as plain values: numbers that are not finite are null, text is valid

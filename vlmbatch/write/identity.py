@@ -23,6 +23,9 @@ _GENERATION = ("max_new_tokens", "temperature", "top_p", "seed")
 def previous_identity(output: Path, first: Row, here: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings of an OUTPUT without a journal: from its summary, or this run's settings
     with the model, revision and engine of the first row.
+
+    Raises:
+        OutputError: There is neither a summary nor settings of this run.
     """
     try:
         summary = read_summary(output) or {}
@@ -31,6 +34,10 @@ def previous_identity(output: Path, first: Row, here: Mapping[str, Any]) -> dict
     identity = summary.get("identity")
     if isinstance(identity, dict):
         return identity
+    if not here:
+        raise OutputError(
+            f"{output} has neither its journal nor its summary beside it: run its job again first"
+        )
     found = {**here, "model": first["model"], "revision": first["revision"]}
     if here.get("engine") and first["engine"]:
         found["engine"] = first["engine"]

@@ -5,13 +5,16 @@ Every line begins with the CRC-32 of the rest, so that a line that was half writ
 later, is recognised::
 
     CRC {"vlmbatch_journal": 2, "identity": {…}, "base": true, "output": […]}    the header, once
-    CRC KEY SOURCE FINGERPRINT INDEX QUESTION STATUS             a row that stands in OUTPUT
-    CRC KEY SOURCE FINGERPRINT INDEX QUESTION STATUS {"id": …}   a row, whole
+    CRC KEY SOURCE STATE INDEX QUESTION STATUS             a row that stands in OUTPUT
+    CRC KEY SOURCE STATE INDEX QUESTION STATUS {"id": …}   a row, whole
 
-KEY, SOURCE (the file) and FINGERPRINT (its state) are digests in hexadecimal, ``-`` when not known;
-STATUS of a row in OUTPUT is ``error`` or ``ok``. A later line about a row replaces an earlier one.
-Rows that stand in OUTPUT come in its order. As long as OUTPUT is the file that the header
-describes, it need not be read to know what is done.
+KEY and SOURCE (the file) are digests in hexadecimal. STATE is
+``FINGERPRINT/CONTENT/TEXT/SETTINGS``: digests of the file's size and time, of its content, of the
+text as the model wrote it, and of the settings of the row where these are not the identity's. ``-``
+stands for one that is not known; older journals have only the first of the four. STATUS of a row in
+OUTPUT is ``error``, ``edited`` (its text is not the model's) or ``ok``. A later line about a row
+replaces an earlier one. Rows that stand in OUTPUT come in its order. As long as OUTPUT is the file
+that the header describes, it need not be read to know what is done.
 """
 
 from __future__ import annotations
@@ -35,6 +38,8 @@ from vlmbatch.write.jsonl import decode, encode
 logger = logging.getLogger(__name__)
 
 VERSION = 2
+EDITED = "edited"
+"""Status of a row whose text is not the model's."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,13 +81,18 @@ class JournalLine(NamedTuple):
     row_index: int = 0
     question: int = 0
     status: str = ""
+    content: int = 0
+    text: int = 0
+    settings: int = 0
 
     def encode(self, row: Row | None = None) -> bytes:
         """Return the line, with the row itself where it is given."""
-        digests = " ".join(
-            f"{digest:016x}" if digest else "-" for digest in (self.source, self.fingerprint)
+        states = (self.fingerprint, self.content, self.text, self.settings)
+        source, *state = (f"{digest:016x}" if digest else "-" for digest in (self.source, *states))
+        text = (
+            f"{self.key.hex()} {source} {'/'.join(state)} {self.row_index} {self.question} "
+            f"{self.status}"
         )
-        text = f"{self.key.hex()} {digests} {self.row_index} {self.question} {self.status}"
         return _with_checksum(text if row is None else f"{text} {encode(row)}")
 
 
@@ -321,7 +331,9 @@ def _parse(text: bytes, place: int) -> JournalLine | None:
         return None
     parts = payload.split(b" ", 6)
     try:
-        source, fingerprint = (0 if part == b"-" else int(part, 16) for part in parts[1:3])
+        source, fingerprint, *others = (
+            0 if part == b"-" else int(part, 16) for part in (parts[1], *parts[2].split(b"/"))
+        )
         return JournalLine(
             bytes.fromhex(parts[0].decode()),
             source,
@@ -330,6 +342,7 @@ def _parse(text: bytes, place: int) -> JournalLine | None:
             int(parts[3]),
             int(parts[4]),
             parts[5].decode(),
+            *others,
         )
-    except (ValueError, IndexError):
+    except (ValueError, IndexError, TypeError):
         return None

@@ -18,9 +18,9 @@ from vlmbatch.write.atomic import reason
 from vlmbatch.write.columns import Row
 from vlmbatch.write.formats import Format
 from vlmbatch.write.jsonl import decode, encode
-from vlmbatch.write.row_index import Int64Array, RowIndex, key_digest
+from vlmbatch.write.known.row_index import Int64Array, RowIndex, key_digest, text_digest
 
-SCANNED = ("id", "task", "prompt", "index", "status")
+SCANNED = ("id", "task", "prompt", "index", "status", "text")
 
 
 class PreviousOutput:
@@ -61,12 +61,14 @@ class PreviousOutput:
             OutputError: The file was not written by vlmbatch.
         """
         for row in self.read(SCANNED):
-            id, task, prompt, place, status = row.values()
+            id, task, prompt, place, status, text = row.values()
             texts = (id, task, prompt, status)
             if not (isinstance(place, int) and all(isinstance(text, str) for text in texts)):
                 raise self._foreign(f"row {self.count + 1} is not a record")
             key = key_digest(id, task, prompt)
-            index.put(key, place=-1 - self.count, index=place, status=status)
+            index.put(
+                key, place=-1 - self.count, index=place, status=status, text=text_digest(text)
+            )
             self.count += 1
 
     def read(self, columns: Sequence[str] | None = None) -> Iterator[Row]:

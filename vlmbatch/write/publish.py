@@ -10,8 +10,8 @@ from vlmbatch.job import Job
 from vlmbatch.write.atomic import file_state, replacing
 from vlmbatch.write.columns import Kind, Row, clean_text, common_kind, kind_of
 from vlmbatch.write.formats import Format
-from vlmbatch.write.known_rows import KnownRows
-from vlmbatch.write.row_index import Int64Array
+from vlmbatch.write.known.known_rows import KnownRows
+from vlmbatch.write.known.row_index import Int64Array
 
 logger = logging.getLogger(__name__)
 
@@ -53,6 +53,9 @@ class Publisher:
             OutputError: They cannot be written; OUTPUT is as it was.
         """
         was_changed = file_state(self._output) != self.state
+        if not self._known.extras.keys() <= self._kinds.keys():
+            self._kinds = {**self._kinds, **self._known.extras}
+            self._knows_old_kinds = False
         columns = (*RECORD_FIELDS, *self._kinds)
         if self._kinds and not self._knows_old_kinds:
             for row in self._known.rows(order, columns):

@@ -23,10 +23,10 @@ from vlmbatch.write.base import Writer
 from vlmbatch.write.columns import Row, carried_kinds
 from vlmbatch.write.formats import find_format
 from vlmbatch.write.journal import why_not_there
+from vlmbatch.write.known.row_index import Int64Array, short_digest
 from vlmbatch.write.parquet import require, schema, tables
 from vlmbatch.write.previous_output import PreviousOutput
 from vlmbatch.write.remote.file import local_copy
-from vlmbatch.write.row_index import Int64Array, short_digest
 
 if TYPE_CHECKING:
     import pyarrow

@@ -34,7 +34,13 @@ class StdoutWriter(Writer):
         self._closed = False
 
     def write(
-        self, record: Record, fingerprint: str = "", order: int | None = None, question: int = 0
+        self,
+        record: Record,
+        fingerprint: str = "",
+        order: int | None = None,
+        question: int = 0,
+        *,
+        content: str = "",
     ) -> None:
         """Take a row and write every row whose turn it is."""
         line = encode(row_of(record)) + "\n"

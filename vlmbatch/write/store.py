@@ -14,18 +14,18 @@ import dataclasses
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from vlmbatch.core import Record, Status
-from vlmbatch.errors import OutputError
+from vlmbatch.errors import ItemError, OutputError
 from vlmbatch.job import Job
 from vlmbatch.write.atomic import beside, remove
 from vlmbatch.write.base import Writer
-from vlmbatch.write.columns import row_of
+from vlmbatch.write.columns import Row, clean_text, row_of
 from vlmbatch.write.formats import find_format
-from vlmbatch.write.known_rows import KnownRows
+from vlmbatch.write.known.known_rows import KnownRows
 from vlmbatch.write.lock import OutputLock
 from vlmbatch.write.place import resolve_output
 from vlmbatch.write.publish import Publisher
@@ -63,7 +63,8 @@ class OutputStore(Writer):
     Args:
         output: OUTPUT; its folder is made when it is not there.
         job: Gives ``overwrite`` and ``retry_errors``; Parquet files hold it as metadata.
-        identity: The settings that the rows depend on, as plain JSON values.
+        identity: The settings that the rows depend on, as plain JSON values; None: those that
+            OUTPUT has.
         policy: When to commit.
         clock: Seconds, monotonic.
         name: Name of OUTPUT in messages, where that is not its path.
@@ -79,7 +80,7 @@ class OutputStore(Writer):
         self,
         output: Path,
         job: Job,
-        identity: Mapping[str, Any],
+        identity: Mapping[str, Any] | None,
         *,
         policy: CommitPolicy = DEFAULT_POLICY,
         clock: Callable[[], float] = time.monotonic,
@@ -127,14 +128,28 @@ class OutputStore(Writer):
         write_summary(self._path, summary)
 
     def done(
-        self, id: str, task: str, prompt: str, source: str = "", fingerprint: str = ""
+        self,
+        id: str,
+        task: str,
+        prompt: str,
+        source: str = "",
+        fingerprint: str = "",
+        digest: Callable[[], str] | None = None,
     ) -> bool:
         """Return whether the row is there, its file is the same as far as is known, and it is no
-        error to be done again.
+        error to be done again. A text that was edited in OUTPUT is done, whatever its file is now.
         """
         retry = self._job.retry_errors
         with self._guard:
-            return self._known.done(id, task, prompt, source, fingerprint, retry_errors=retry)
+            state = self._known.state(id, task, prompt, source, fingerprint, retry_errors=retry)
+        if state != "touched" or digest is None:
+            return state == "done"
+        try:
+            content = digest()  # reads the file: the lock is not held
+        except ItemError:
+            return False
+        with self._guard:
+            return self._known.has_content(id, task, prompt, source, fingerprint, content)
 
     def keep(self, id: str, task: str, prompt: str, index: int, question: int = 0) -> Status | None:
         """Give a row of an earlier run its place in this run's input order."""
@@ -157,14 +172,39 @@ class OutputStore(Writer):
         with self._guard:
             return self._known.totals()
 
+    def rows(self, columns: Sequence[str]) -> Iterator[Row]:
+        """Yield the rows of earlier runs, in order, restricted to ``columns``."""
+        return self._known.rows(self._known.in_order(), columns)
+
+    def correct(self, id: str, task: str, prompt: str, text: str) -> bool:
+        """Put a person's text in the place of a row's, which ``text_original`` keeps.
+
+        Returns:
+            Whether it is another one.
+        """
+        with self._guard:
+            self._check_open()
+            return self._known.correct(id, task, prompt, clean_text(text))
+
+    def edited(self) -> int:
+        """Return the number of rows of earlier runs whose text was edited in OUTPUT."""
+        with self._guard:
+            return self._known.edited()
+
     def write(
-        self, record: Record, fingerprint: str = "", order: int | None = None, question: int = 0
+        self,
+        record: Record,
+        fingerprint: str = "",
+        order: int | None = None,
+        question: int = 0,
+        *,
+        content: str = "",
     ) -> None:
         """Take a record. ``order`` does not matter here, as rows are sorted by index."""
         row = row_of(record)
         with self._guard:
             self._check_open()
-            self._known.add(row, fingerprint, question)
+            self._known.add(row, fingerprint, question, content)
             self._publisher.learn(row)
             if not self._waiting:
                 self._waiting_since = self._clock()

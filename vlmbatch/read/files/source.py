@@ -16,7 +16,7 @@ from typing import IO, Any, BinaryIO, NoReturn, Self
 
 from vlmbatch.core import Pixels
 from vlmbatch.errors import DecodeError, ItemError, ReadError
-from vlmbatch.read.base import check_file_size, one_line
+from vlmbatch.read.base import check_file_size, content_digest, one_line
 from vlmbatch.read.files.temporary import TemporaryFile
 
 _NOTHING: Mapping[str, Any] = types.MappingProxyType({})
@@ -40,6 +40,19 @@ class Source:
     is_held = False
     needs_copy = True
     is_near = True
+    _digest: str | None = None
+
+    def digest(self) -> str:
+        """Return a digest of the bytes, those that ``open`` gave last if it was called; empty when
+        they could not be had.
+
+        Raises:
+            ReadError: They cannot be had.
+            DecodeError: There are none.
+        """
+        if self._digest is None:
+            self.open().close()
+        return self._digest or ""
 
     def read(self) -> bytes:
         """Return all bytes. Every source has its own way, here or in ``blocks``.
@@ -64,7 +77,11 @@ class Source:
             ReadError: They cannot be had, or are more than ``max_bytes``.
             DecodeError: There are none.
         """
-        return _checked(io.BytesIO(self.read()), max_bytes)
+        self._digest = ""
+        file = _checked(io.BytesIO(self.read()), max_bytes)
+        self._digest = content_digest(file)
+        file.seek(0)
+        return file
 
     def as_file(self) -> DiskFile:
         """Return a file with these bytes; a temporary one where they are none.
@@ -93,6 +110,13 @@ class DiskFile(Source):
         """Make a temporary file; see ``TemporaryFile``."""
         copy = TemporaryFile(suffix, fill)
         return cls(copy.path, copy)
+
+    def digest(self) -> str:
+        """Return the digest of the file as it was at the first call."""
+        if self._digest is None:
+            with self._opened() as file:
+                self._digest = content_digest(file)
+        return self._digest
 
     def read(self) -> bytes:
         """Return all bytes."""

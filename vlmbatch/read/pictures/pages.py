@@ -7,6 +7,7 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 from vlmbatch.core import Pixels
 from vlmbatch.errors import DecodeError, ItemError
@@ -18,6 +19,22 @@ from vlmbatch.read.pictures import pdf
 from vlmbatch.read.pictures.decode import count_frames, load_image
 
 logger = logging.getLogger(__name__)
+
+
+class Page(NamedTuple):
+    """A page: its id, its ``load``, the file that it is in, and file bytes that it holds (None:
+    those of the file).
+    """
+
+    id: str
+    load: Callable[[], Pixels]
+    file: Source
+    bytes_held: int | None = None
+
+    @property
+    def held_bytes(self) -> int:
+        """File bytes that ``load`` holds."""
+        return self.file.held_bytes if self.bytes_held is None else self.bytes_held
 
 
 class PagePicker:
@@ -32,18 +49,18 @@ class PagePicker:
         self._options, self._counts = options, counts
         self._choice = PageChoice(options.pages)
 
-    def pages(self, listed: Listed) -> Iterator[tuple[str, Callable[[], Pixels], int]]:
-        """Yield id, ``load`` and held bytes of each page, in order. The id ends in ``#page=N``, but
-        for that of a file with one page, and of the first when no other is asked for.
+    def pages(self, listed: Listed) -> Iterator[Page]:
+        """Yield each page, in order. The id ends in ``#page=N``, but for that of a file with one
+        page, and of the first when no other is asked for.
         """
         content = listed.content
         if not self._choice.counts_of(content):
             must_be_only = not self._choice.only_first
-            yield listed.id, self._load(content, must_be_only), content.held_bytes
+            yield Page(listed.id, self._load(content, must_be_only), content)
             return
         if content.suffix in SINGLE:
             if self._choice.chosen(1, is_document=False):
-                yield listed.id, self._load(content, False), content.held_bytes
+                yield Page(listed.id, self._load(content, False), content)
             else:
                 self._leave_out(listed, 1)
             return
@@ -51,19 +68,22 @@ class PagePicker:
             file = content.as_file()
             total, is_pdf = count_pages(file, self._options)
         except ItemError as exc:
-            yield listed.id, failing_load(type(exc), str(exc)), 0
+            yield Page(listed.id, failing_load(type(exc), str(exc)), content, 0)
             return
         except Exception as exc:  # nobody foresaw it, but it is this file's, not the run's
             logger.debug("unexpected error", exc_info=True)
             message = f"{type(exc).__name__}: {one_line(exc)}"
-            yield listed.id, failing_load(DecodeError, message), 0
+            yield Page(listed.id, failing_load(DecodeError, message), content, 0)
             return
         numbers = self._choice.chosen(total, is_document=is_pdf)
         if not numbers:
             self._leave_out(listed, total)
         for number in numbers:
             page_id = listed.id if total == 1 else f"{listed.id}#page={number}"
-            yield page_id, self._load_of(content, file, number), 0
+            source = self._source(content, file)
+            yield Page(
+                page_id, functools.partial(load_page, source, self._options, number), source, 0
+            )
 
     def _leave_out(self, listed: Listed, total: int) -> None:
         pages = f"{total} page{'' if total == 1 else 's'}"
@@ -74,14 +94,11 @@ class PagePicker:
     def _load(self, content: Source, must_be_only: bool) -> Callable[[], Pixels]:
         return functools.partial(load_page, content, self._options, 1, must_be_only)
 
-    def _load_of(self, content: Source, file: DiskFile, number: int) -> Callable[[], Pixels]:
-        """Return the ``load`` of one of several pages. All pages of a job are held at once to be
+    def _source(self, content: Source, file: DiskFile) -> Source:
+        """Return the file that pages are loaded from. All pages of a job are held at once to be
         shuffled: then no copy of a document is kept for them that can be made anew.
         """
-        is_made_anew = self._options.shuffle and content.is_near
-        return functools.partial(
-            load_page, content if is_made_anew else file, self._options, number
-        )
+        return content if self._options.shuffle and content.is_near else file
 
 
 def count_pages(content: Source, options: InputOptions) -> tuple[int, bool]:
@@ -123,6 +140,8 @@ def load_page(
         ReadError: The bytes cannot be had, or are too many.
         DecodeError: They are not what they claim to be, or there are too many pixels.
     """
+    if isinstance(content, DiskFile):
+        content.digest()  # before it is decoded: one that changes meanwhile is done again
     with content.open(options.max_file_bytes) as file:
         is_pdf = is_document(content.suffix, file.read(len(PDF_MARK)))
         file.seek(0)

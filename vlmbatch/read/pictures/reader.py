@@ -23,15 +23,16 @@ class ImageReader:
     def __iter__(self) -> Iterator[Item]:
         """Yield the Items, in input order."""
         for source, listed in enumerate(self._listing):
-            for number, (item_id, load, held_bytes) in enumerate(self._picker.pages(listed)):
+            for number, page in enumerate(self._picker.pages(listed)):
                 yield Item(
-                    item_id,
+                    page.id,
                     listed.source,
                     (source, number),
                     "image",
-                    load,
+                    page.load,
                     fingerprint=listed.fingerprint,
                     questions=listed.questions,
                     extra=listed.extra,
-                    held_bytes=held_bytes,
+                    held_bytes=page.held_bytes,
+                    digest=page.file.digest,
                 )

@@ -15,16 +15,20 @@ class VideoItems:
 
     Attributes:
         count: Items made so far.
+        digest: Returns the digest of the video's content; None until it was opened.
     """
 
     def __init__(self, found: Listed, number: int, media: Media) -> None:
         """Take the video, its number among the sources, and the media of its Items."""
         self._found, self._number, self._media = found, number, media
         self.count = 0
+        self.digest: Callable[[], str] | None = None
 
     def again(self) -> VideoItems:
         """Return another maker of the same Items, from the first on."""
-        return VideoItems(self._found, self._number, self._media)
+        items = VideoItems(self._found, self._number, self._media)
+        items.digest = self.digest
+        return items
 
     def item(
         self,
@@ -56,6 +60,7 @@ class VideoItems:
             found.questions,
             found.extra,
             similar_to=None if similar_to is None else found.id + similar_to,
+            digest=self.digest,
         )
         self.count += 1
         return item

@@ -53,7 +53,7 @@ class StagedOutput(OutputStore):
 
     Args:
         job: Gives OUTPUT, ``staging_dir``, ``allow_private_urls``, and what the store takes.
-        identity: The settings that the rows depend on.
+        identity: The settings that the rows depend on; None: those that OUTPUT has.
         run_id: Part of the name of what is published beside an OUTPUT that another run has written.
         policy: When the store commits and publishes.
         uploads: When what it has published is uploaded.
@@ -71,7 +71,7 @@ class StagedOutput(OutputStore):
     def __init__(
         self,
         job: Job,
-        identity: Mapping[str, Any],
+        identity: Mapping[str, Any] | None,
         *,
         run_id: str | None = None,
         policy: CommitPolicy = DEFAULT_POLICY,
@@ -103,7 +103,7 @@ class StagedOutput(OutputStore):
             self._staging.release()
             raise
 
-    def _refresh(self, job: Job, identity: Mapping[str, Any]) -> None:
+    def _refresh(self, job: Job, identity: Mapping[str, Any] | None) -> None:
         """Make the staged file what the run goes on from. The remote one is fetched even when it is
         about to be overwritten, to be there again should the run end before its first row.
         """
@@ -119,14 +119,14 @@ class StagedOutput(OutputStore):
             self._publish_leftover(job, identity)
         staging.fetch(there)
 
-    def _publish_leftover(self, job: Job, identity: Mapping[str, Any]) -> None:
+    def _publish_leftover(self, job: Job, identity: Mapping[str, Any] | None) -> None:
         """Publish rows of an earlier run that were never uploaded, beside an OUTPUT that another
         machine has continued.
         """
         path = self._staging.path
         header = JournalScan(beside(path, ".journal")).header
         identity = header.identity if header else identity
-        job = dataclasses.replace(job, keep=tuple(identity.get("keep", ())))
+        job = dataclasses.replace(job, keep=tuple((identity or {}).get("keep", ())))
         with OutputStore(path, job, identity, name=self._remote.shown) as store:
             is_empty = not store.n_rows
         if not is_empty:

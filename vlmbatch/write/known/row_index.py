@@ -16,7 +16,8 @@ from vlmbatch.write.journal import JournalLine
 
 Int64Array = npt.NDArray[np.int64]
 
-_ERROR, _SEEN, _GONE = 1, 2, 4
+_ERROR, _SEEN, _GONE, _EDITED, _TOLD = 1, 2, 4, 8, 16
+_FLAGS = {"error": _ERROR, "edited": _EDITED}
 _ROOM = 65536
 
 
@@ -38,6 +39,14 @@ def short_digest(text: str) -> int:
     return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "big") or 1
 
 
+def text_digest(text: object) -> int:
+    """Return 64 bits for the text of a row, whatever its line ends and the space around it: a
+    table program may change these. An empty text and none are the same in some of them.
+    """
+    lines = str("" if text is None else text).strip().splitlines()
+    return short_digest("=" + "\n".join(line.rstrip() for line in lines))
+
+
 class RowIndex:
     """Rows by key, numbered from 0 in the order they were first put."""
 
@@ -49,6 +58,9 @@ class RowIndex:
         self._questions = array("i")
         self._sources = array("Q")
         self._fingerprints = array("Q")
+        self._contents = array("Q")
+        self._texts = array("Q")
+        self._settings = array("Q")
         self._flags = array("B")
 
     def __len__(self) -> int:
@@ -68,6 +80,9 @@ class RowIndex:
         question: int = 0,
         source: int = 0,
         fingerprint: int = 0,
+        content: int = 0,
+        text: int = 0,
+        settings: int = 0,
         seen: bool = False,
     ) -> None:
         """Add a row, or replace what is known about it.
@@ -76,10 +91,13 @@ class RowIndex:
             key: From ``key_digest``.
             place: Offset in the journal, or ``-1 - position`` in the OUTPUT of before.
             index: Place of the item in input order.
-            status: The row's.
+            status: The row's, or ``edited``.
             question: The question's place among those about the item.
             source: Digest of the file's path.
             fingerprint: Digest of the file's fingerprint.
+            content: Digest of the file's content.
+            text: Digest of the text as the model wrote it.
+            settings: Digest of the row's settings; 0 for those of the identity.
             seen: Whether the row belongs to this run's items.
         """
         number = self._numbers.get(key)
@@ -92,8 +110,27 @@ class RowIndex:
         self._questions[number] = question
         self._sources[number] = source
         self._fingerprints[number] = fingerprint
-        self._flags[number] = (_ERROR if status == "error" else 0) | (_SEEN if seen else 0)
+        self._contents[number] = content
+        self._texts[number] = text
+        self._settings[number] = settings
+        self._flags[number] = _FLAGS.get(status, 0) | (_SEEN if seen else 0)
         self._numbers[key] = number  # last, so that an interruption leaves no row half known
+
+    def put_line(self, line: JournalLine, place: int, *, seen: bool = False) -> None:
+        """Add the row of a journal line, or replace what is known about it."""
+        self.put(
+            line.key,
+            place=place,
+            index=line.row_index,
+            status=line.status,
+            question=line.question,
+            source=line.source,
+            fingerprint=line.fingerprint,
+            content=line.content,
+            text=line.text,
+            settings=line.settings,
+            seen=seen,
+        )
 
     def _make_room(self, number: int) -> None:
         if number < len(self._flags):
@@ -104,6 +141,9 @@ class RowIndex:
             self._questions,
             self._sources,
             self._fingerprints,
+            self._contents,
+            self._texts,
+            self._settings,
             self._flags,
         ):
             column.frombytes(bytes(column.itemsize * (number + _ROOM - len(column))))
@@ -117,6 +157,14 @@ class RowIndex:
     def is_error(self, number: int) -> bool:
         """Return whether the row's status is ``error``."""
         return bool(self._flags[number] & _ERROR)
+
+    def is_edited(self, number: int) -> bool:
+        """Return whether the row's text is not the model's."""
+        return bool(self._flags[number] & _EDITED)
+
+    def is_told(self, number: int) -> bool:
+        """Return whether ``tell`` was called for the row."""
+        return bool(self._flags[number] & _TOLD)
 
     def is_seen(self, number: int) -> bool:
         """Return whether the row belongs to this run's items."""
@@ -134,10 +182,66 @@ class RowIndex:
         """Return the digest of the file's fingerprint; 0 when it is not known."""
         return self._fingerprints[number]
 
-    def set_file(self, number: int, source: int, fingerprint: int) -> None:
+    def facts(self, number: int) -> dict[str, int]:
+        """Return what a journal line says of a row beside its key, index and status."""
+        return {
+            "question": self._questions[number],
+            "source": self._sources[number],
+            "fingerprint": self._fingerprints[number],
+            "content": self._contents[number],
+            "text": self._texts[number],
+            "settings": self._settings[number],
+        }
+
+    def content(self, number: int) -> int:
+        """Return the digest of the file's content; 0 when it is not known."""
+        return self._contents[number]
+
+    def text(self, number: int) -> int:
+        """Return the digest of the text as the model wrote it."""
+        return self._texts[number]
+
+    def settings(self, number: int) -> int:
+        """Return the digest of the row's settings; 0 for those of the identity."""
+        return self._settings[number]
+
+    def settle_settings(self, digest: int) -> None:
+        """Give the rows of the identity's settings a digest of their own, before the identity
+        becomes another one.
+        """
+        for number in range(self._count):
+            self._settings[number] = self._settings[number] or digest
+
+    def set_file(self, number: int, source: int, fingerprint: int, content: int) -> None:
         """Set the file that the row was made from, and the state of that file."""
         self._sources[number] = source
         self._fingerprints[number] = fingerprint
+        self._contents[number] = content
+
+    def tell(self, number: int, line: JournalLine) -> int:
+        """Take what a journal says about a row that was read from OUTPUT.
+
+        Returns:
+            The digest of its text there when that is not what was written; else 0.
+        """
+        self.set_file(number, line.source, line.fingerprint, line.content)
+        self._settings[number] = line.settings
+        self._flags[number] |= _TOLD
+        there = self._texts[number]
+        if line.text in (0, there):
+            return 0
+        self.mark_edited(number, line.text)
+        return there
+
+    def put_back(self, number: int, place: int) -> None:
+        """Let a row be the edited one of OUTPUT again, in the place of a later one."""
+        self._places[number] = place
+        self.mark_edited(number, self._texts[number])
+
+    def mark_edited(self, number: int, text: int) -> None:
+        """Mark a row as edited; ``text`` is the digest of the text that the model wrote."""
+        self._texts[number] = text
+        self._flags[number] = self._flags[number] & ~_ERROR | _EDITED
 
     def move(self, number: int, index: int, question: int) -> bool:
         """Set the place of a row that this run has seen.
@@ -185,6 +289,7 @@ class RowIndex:
             np.array(column, np.uint64)[: self._count]
             for column in (self._sources, self._fingerprints)
         )
+        contents = np.array(self._contents, np.uint64)[: self._count]
         known = (sources != 0) & (fingerprints != 0) & ((flags & _GONE) == 0)
         seen = known & ((flags & _SEEN) != 0)
         seen_sources, first = np.unique(sources[seen], return_index=True)
@@ -194,8 +299,10 @@ class RowIndex:
         changed = (
             known
             & ~seen
+            & ((flags & _EDITED) == 0)
             & (seen_sources[place] == sources)
             & (fingerprints[seen][first][place] != fingerprints)
+            & ((contents == 0) | (contents[seen][first][place] != contents))
         )
         return np.flatnonzero(changed), np.flatnonzero(seen & np.isin(sources, sources[changed]))
 
@@ -212,6 +319,11 @@ class RowIndex:
         flags = np.array(self._flags, np.uint8)[: self._count]
         return int(np.count_nonzero((flags & (_ERROR | _GONE)) == _ERROR))
 
+    def edited(self) -> int:
+        """Return the number of rows whose text is not the model's."""
+        flags = np.array(self._flags, np.uint8)[: self._count]
+        return int(np.count_nonzero((flags & (_EDITED | _GONE)) == _EDITED))
+
     def lines(self) -> Iterator[JournalLine]:
         """Yield a line of the journal for every row, in the order of OUTPUT."""
         keys = [b""] * self._count
@@ -220,9 +332,11 @@ class RowIndex:
         for number in self.in_order().tolist():
             yield JournalLine(
                 keys[number],
-                self._sources[number],
-                self._fingerprints[number],
+                **self.facts(number),
                 row_index=self._indexes[number],
-                question=self._questions[number],
-                status="error" if self.is_error(number) else "ok",
+                status="edited"
+                if self.is_edited(number)
+                else "error"
+                if self.is_error(number)
+                else "ok",
             )

@@ -10,16 +10,17 @@ import dataclasses
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
 from vlmbatch.core import Record
 from vlmbatch.write.atomic import FileState, beside, file_state, remove
-from vlmbatch.write.columns import Row, record_of
+from vlmbatch.write.columns import COLUMNS, TEXT_ORIGINAL, Row, record_of
 from vlmbatch.write.formats import Format
 from vlmbatch.write.identity import check_identity, joined_identity, previous_identity
 from vlmbatch.write.journal import (
+    EDITED,
     Header,
     Journal,
     JournalLine,
@@ -28,10 +29,22 @@ from vlmbatch.write.journal import (
     replace_header,
     write_journal,
 )
+from vlmbatch.write.known.journal_lines import JournalLines
+from vlmbatch.write.known.row_index import (
+    Int64Array,
+    RowIndex,
+    key_digest,
+    short_digest,
+    text_digest,
+)
 from vlmbatch.write.previous_output import PreviousOutput
-from vlmbatch.write.row_index import Int64Array, RowIndex, key_digest, short_digest
 
 logger = logging.getLogger(__name__)
+
+RowState: TypeAlias = Literal["new", "done", "touched", "changed"]
+"""State of a row at the beginning of a run. ``touched``: its file has another size or time, and
+only its content tells whether it has changed.
+"""
 
 
 class KnownRows:
@@ -40,12 +53,13 @@ class KnownRows:
     Args:
         output: OUTPUT, without symbolic links; it is locked.
         format: How it is read.
-        identity: The settings that the rows of this run depend on.
+        identity: The settings that the rows of this run depend on; None: those that OUTPUT has.
         overwrite: Whether the rows that are there do not count.
         name: Name of OUTPUT in messages.
 
     Attributes:
         identity: The settings of all rows.
+        extras: Further columns that rows have.
         journal: Takes new rows.
         is_changed: Whether the rows differ from those that OUTPUT holds.
         is_described: Whether the journal at rest says all about OUTPUT.
@@ -58,7 +72,7 @@ class KnownRows:
         self,
         output: Path,
         format: Format,
-        identity: Mapping[str, Any],
+        identity: Mapping[str, Any] | None,
         *,
         overwrite: bool,
         name: str,
@@ -67,7 +81,8 @@ class KnownRows:
         self._journal_path = beside(output, ".journal")
         self._index = RowIndex()
         self._previous: PreviousOutput | None = None
-        self.identity: dict[str, Any] = plain_json(dict(identity))
+        self.identity: dict[str, Any] = plain_json(dict(identity or {}))
+        self.extras: dict[str, None] = {}
         self.is_changed = self.is_described = False
         try:
             self.journal = self._start() if overwrite else self._resume()
@@ -93,6 +108,7 @@ class KnownRows:
             self._previous = PreviousOutput(self._output, self._format, self._output.parent)
             first = self._previous.first()
             if first is not None:
+                self.extras |= dict.fromkeys(name for name in first if name not in COLUMNS)
                 self._join_identity(
                     scan.header.identity
                     if scan.header
@@ -100,8 +116,9 @@ class KnownRows:
                 )
         self._read(scan)
         if scan.header is None or not len(self._index):
-            header = Header(self.identity)
-            return Journal(self._journal_path, write_journal(self._journal_path, header))
+            # The texts of an OUTPUT without a journal count as written: edits are told from them.
+            header, lines = Header(self.identity), self._index.lines()
+            return Journal(self._journal_path, write_journal(self._journal_path, header, lines))
         self._join_identity(scan.header.identity)
         if self.identity == scan.header.identity:
             return Journal(self._journal_path, scan.end)
@@ -112,6 +129,10 @@ class KnownRows:
         return Journal(self._journal_path, scan.end + grown)
 
     def _join_identity(self, there: Mapping[str, Any]) -> None:
+        """Take the settings of OUTPUT, or check this run's against them."""
+        if not self.identity:
+            self.identity = plain_json(there)
+            return
         check_identity(self._name, there, self.identity)
         self.identity = plain_json(joined_identity(there, self.identity))
 
@@ -133,43 +154,19 @@ class KnownRows:
         self._read_journal(scan)
 
     def _read_journal(self, scan: JournalScan) -> int:
-        """Add the lines of the journal to the index.
-
-        Lines about rows that stand in OUTPUT are believed when the journal describes OUTPUT. Else
-        they only say which files the rows were made from.
+        """Add the lines of the journal to the index; see ``JournalLines``.
 
         Returns:
             The number of rows that stand in OUTPUT; -1 when one is there twice.
         """
-        standing = 0
-        for line in scan:
-            number = self._index.number(line.key)
-            if line.place >= 0:
-                self._put(line, line.place)
-                self.is_changed = True
-            elif not self.is_described:
-                if number is not None:
-                    self._index.set_file(number, line.source, line.fingerprint)
-            elif number is not None:
-                return -1
-            else:
-                self._put(line, -1 - standing)
-                standing += 1
-        return standing
+        lines = JournalLines(self._index, is_described=self.is_described)
+        lines.add(scan)
+        self.is_changed |= lines.has_rows
+        if lines.has_corrections:
+            self.extras[TEXT_ORIGINAL] = None
+        return lines.standing
 
-    def _put(self, line: JournalLine, place: int, *, seen: bool = False) -> None:
-        self._index.put(
-            line.key,
-            place=place,
-            index=line.row_index,
-            status=line.status,
-            question=line.question,
-            source=line.source,
-            fingerprint=line.fingerprint,
-            seen=seen,
-        )
-
-    def done(
+    def state(
         self,
         id: str,
         task: str,
@@ -178,19 +175,40 @@ class KnownRows:
         fingerprint: str,
         *,
         retry_errors: bool,
-    ) -> bool:
-        """Return whether the row is there and its file is the same as far as is known."""
+    ) -> RowState:
+        """Return the state of a row, by the size and time of its file."""
         digest = short_digest(fingerprint)
         number = self._index.number(key_digest(id, task, prompt))
-        if number is None or (retry_errors and self._index.is_error(number)):
+        if number is None:
+            return "new"
+        known, is_error = self._index.fingerprint(number), self._index.is_error(number)
+        if retry_errors and is_error:
+            return "changed"
+        if not digest or digest == known:
+            return "done"
+        if self._index.is_edited(number):
+            self._set_file(number, source, digest, 0)
+            return "done"
+        if not known:
+            if is_error:
+                return "changed"  # there was no file then, and there is one now
+            self._set_file(number, source, digest, 0)
+            return "done"
+        return "touched" if self._index.content(number) else "changed"
+
+    def has_content(
+        self, id: str, task: str, prompt: str, source: str, fingerprint: str, content: str
+    ) -> bool:
+        """Return whether a row was made from this content, and remember the file's new state."""
+        number = self._index.number(key_digest(id, task, prompt))
+        if number is None or self._index.content(number) != short_digest(content):
             return False
-        known = self._index.fingerprint(number)
-        if digest and not known:
-            if self._index.is_error(number):
-                return False  # there was no file then, and there is one now
-            self._index.set_file(number, short_digest(source), digest)
-            self.is_described = False
-        return not (digest and known and digest != known)
+        self._set_file(number, source, short_digest(fingerprint), self._index.content(number))
+        return True
+
+    def _set_file(self, number: int, source: str, fingerprint: int, content: int) -> None:
+        self._index.set_file(number, short_digest(source), fingerprint, content)
+        self.is_described = False
 
     def keep(self, id: str, task: str, prompt: str, index: int, question: int) -> bool | None:
         """Give a row of an earlier run its place in this run's input order.
@@ -224,7 +242,11 @@ class KnownRows:
         """Return the number of rows and of error rows."""
         return {"rows": len(self._index), "errors": self._index.errors()}
 
-    def add(self, row: Row, fingerprint: str, question: int) -> None:
+    def edited(self) -> int:
+        """Return the number of rows of earlier runs whose text was edited."""
+        return self._index.edited()
+
+    def add(self, row: Row, fingerprint: str, question: int, content: str) -> None:
         """Take a row of this run; it is in memory until the journal commits."""
         line = JournalLine(
             key_digest(row["id"], row["task"], row["prompt"]),
@@ -233,9 +255,35 @@ class KnownRows:
             row_index=row["index"],
             question=question,
             status=row["status"],
+            content=short_digest(content),
+            text=text_digest(row["text"]),
         )
-        self._put(line, self.journal.append(line, row), seen=True)
+        self._index.put_line(line, self.journal.append(line, row), seen=True)
         self.is_changed = True
+
+    def correct(self, id: str, task: str, prompt: str, text: str) -> bool:
+        """Put a person's text in the place of a row's; return whether it is another one."""
+        key = key_digest(id, task, prompt)
+        number = self._index.number(key)
+        if number is None:
+            return False
+        [row] = self._read_rows(np.array([number]))
+        if text_digest(row["text"]) == text_digest(text):
+            return False
+        if not self._index.is_edited(number):  # else the model's text is kept already, or lost
+            row[TEXT_ORIGINAL] = row["text"]
+        row |= {"text": text, "error_type": None, "error": None}
+        row["status"] = "ok" if row["status"] == "error" else row["status"]
+        line = JournalLine(
+            key,
+            row_index=self._index.index(number),
+            status=EDITED,
+            **self._index.facts(number),
+        )
+        self._index.put_line(line, self.journal.append(line, row))
+        self.extras[TEXT_ORIGINAL] = None
+        self.is_changed = True
+        return True
 
     def drop_outdated(self) -> None:
         """Take out rows about what a changed file no longer holds: frames of the video that it
@@ -272,6 +320,8 @@ class KnownRows:
         wanted = dict.fromkeys(columns)
         for number, row in zip(order, self._read_rows(order), strict=True):
             row["index"] = self._index.index(number)
+            if self._index.is_edited(number) and row["text"] and row["status"] == "error":
+                row |= {"status": "ok", "error_type": None, "error": None}
             yield row if row.keys() == wanted.keys() else {name: row.get(name) for name in wanted}
 
     def write_journal(self, path: Path, output: FileState | None = None) -> None:

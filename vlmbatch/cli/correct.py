@@ -1,0 +1,45 @@
+"""``correct``: put corrections by people back into an OUTPUT."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import click
+
+from vlmbatch.cli.options import OutputName
+from vlmbatch.urls import without_credentials
+
+SHOWN = 3
+
+
+@click.command(name="correct")
+@click.argument("output", type=OutputName())
+@click.argument("corrections", metavar="FILE|FOLDER", type=click.Path(exists=True))
+def _correct(output: str, corrections: str) -> None:
+    """Put corrections back into OUTPUT, which may be a URL.
+
+    FILE is a .jsonl or .csv with columns id and text, such as a table that `export` wrote; a
+    column prompt or task tells several answers about an item apart. FOLDER has the .txt files of
+    --sidecar, edited: the pictures' folder, or that of --sidecar-dir.
+
+    In OUTPUT, text becomes the corrected text, and text_original keeps what the model said. Later
+    runs keep corrected rows, whatever happens to their sources. eval and finetune take the
+    corrected OUTPUT.
+    """
+    from vlmbatch.correct import correct_output
+    from vlmbatch.write import default_staging_root
+
+    cache = os.environ.get("XDG_CACHE_HOME")
+    staging = str(default_staging_root(Path(cache))) if cache else None
+    done = correct_output(output, Path(corrections), staging_dir=staging)
+    for reason in done.unused[:SHOWN]:
+        click.echo(f"left out: {reason}", err=True)
+    if len(done.unused) > SHOWN:
+        click.echo(f"left out: {len(done.unused) - SHOWN} more", err=True)
+    same = f", {done.same} as they were" if done.same else ""
+    texts = f"{done.texts} text{'' if done.texts == 1 else 's'} corrected"
+    click.echo(f"{texts}{same} -> {without_credentials(output)}", err=True)
+
+
+COMMANDS = {"correct": _correct}

@@ -1,0 +1,1 @@
+"""The rows of an OUTPUT during a run, and the index of them in memory."""
