@@ -3,11 +3,11 @@
     python -m benchmarks.server_load
     python -m benchmarks.server_load --seconds 600 --away 0.1 --json
 
-First `vlmbatch vqa` answers a folder of different pictures. Then a server is started and asked the
-same questions by many clients at once, each picture once: that is the throughput. Then, for
-``--seconds``, clients go on asking about any of them, a share of the requests broken and a share
-of the clients going away in the middle. Half of the requests are streamed. Every answer must be
-the one that vqa gave, every broken request a 400, and the memory of the server flat.
+First `vlmbatch vqa` answers a folder of different pictures. Then a server is started, warmed up
+with others, and asked the same by many clients at once, each picture once: that is the throughput.
+Then, for ``--seconds``, clients go on asking about any of them, a share of the requests broken and
+a share of the clients going away in the middle. Half of the requests are streamed. Every answer
+must be the one that vqa gave, every broken request a 400, and the memory of the server flat.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ SUFFIXES = (".png", ".jpg", ".webp", ".bmp")
 COLOURS = ("red", "green", "blue", "black", "orange")
 
 
-def make_pictures(folder: Path, count: int) -> None:
-    """Draw different pictures of many sizes and formats."""
+def make_pictures(folder: Path, count: int, first: int = 0) -> None:
+    """Draw different pictures of many sizes and formats, numbered from ``first`` on."""
     folder.mkdir()
-    for number in range(count):
+    for number in range(first, first + count):
         rng = random.Random(number)
         size = rng.randrange(96, 640), rng.randrange(96, 480)
         image = Image.new("RGB", size, (255 - number % 30, 250, 250 - number // 30 % 30))
@@ -130,6 +130,11 @@ class Client:
         time.sleep(seconds)
         connection.close()
         self._tally.add("went away")
+
+    def warm_up(self, number: int) -> None:
+        """Ask about the pictures from this number on, whatever is answered."""
+        for name in [*self._bodies][number::16]:
+            self._post(b"{" + self._bodies[name]).read()
 
     def close(self) -> None:
         """Close the connection."""
@@ -223,10 +228,16 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         name: _body((folder / "pictures" / name).read_bytes(), options.max_tokens, options.model)
         for name in answers
     }
+    make_pictures(folder / "warm", 64, options.pictures)
+    warm = {
+        path.name: _body(path.read_bytes(), options.max_tokens, options.model)
+        for path in (folder / "warm").iterdir()
+    }
     names = [*answers]
     server, port = start_server(options.model)
     try:
         once, mixed = Tally(), Tally()
+        with_clients(16, lambda: Client(port, warm, {}, Tally()), Client.warm_up)
         todo = iter(names)
         guard = threading.Lock()
 
