@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from pathlib import Path
 
 import pytest
@@ -220,3 +221,12 @@ def test_python_programs_write_lists_paths_and_single_entries(tmp_path: Path) ->
         Job(inputs=[3])  # type: ignore[list-item]
     with pytest.raises(JobError, match="inputs must be a list, not 3"):
         Job(inputs=3)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("text", "way_out"), [("2s", "--fps 0.5 "), ("0.5 seconds", "--fps 2 "), ("often", "--fps F ")]
+)
+def test_every_counts_frames_and_seconds_are_sent_to_fps(text: str, way_out: str) -> None:
+    with pytest.raises(JobError, match=re.escape(way_out)):
+        Job.from_dict({**INPUTS, "media": "video", "every": text})
+    assert Job.from_dict({**INPUTS, "media": "video", "every": "25"}).every == 25

@@ -233,8 +233,36 @@ def test_windows_cover_the_video() -> None:
     assert chosen(film(100), per="window", window=5.0, at=(6.0, 7.0)) == [[6, 7]]
 
 
-def test_a_window_has_no_more_frames_than_the_checkpoint_takes() -> None:
-    (times,) = chosen(film(1000, 10.0), per="window", window=100.0, fps=5.0)
+def test_a_last_window_under_a_second_is_part_of_the_one_before() -> None:
+    def windows(count: int, **options: object) -> list[tuple[float, float]]:
+        sampler = make_sampler(Job(media="video", per="window", **options))
+        return [(span.start_seconds, span.end_seconds) for span in sampler(film(count))]
+
+    assert windows(109, window=5.0) == [(0, 5), (5, 10.9)]
+    assert windows(110, window=5.0) == [(0, 5), (5, 10), (10, 11)]
+    assert windows(8, window=5.0) == [(0, 0.8)]
+    assert windows(10, window=0.5) == [(0, 0.5), (0.5, 1)]
+    assert chosen(film(109), per="window", window=5.0, fps=0.5)[-1] == [5, 7, 9]
+
+
+def test_a_clip_of_more_frames_than_one_prompt_takes_says_so(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        chosen(film(600), per="clip")
+    assert not caplog.text
+    with caplog.at_level(logging.WARNING):
+        chosen(film(700), per="clip")
+    assert "64 of the 70 frames" in caplog.text
+
+
+def test_a_window_has_no_more_frames_than_the_checkpoint_takes(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        (times,) = chosen(film(1000, 10.0), per="window", window=100.0, fps=5.0)
+    assert "64 of the 500 frames of a window" in caplog.text
+    assert "--window 12.8 takes all" in caplog.text
     assert len(times) == MAX_CLIP_FRAMES
     assert times[0] == 0
     assert times[-1] == 99.8

@@ -77,3 +77,17 @@ def test_the_middles_are_the_frames_of_a_clip(film: Path) -> None:
 def test_windows_are_not_scenes() -> None:
     with pytest.raises(JobError, match="--per frame or --per clip"):
         Job(media="video", scenes=True, per="window")
+
+
+def test_a_higher_threshold_finds_fewer_cuts(film: Path) -> None:
+    assert len(items(film)) == 3
+    assert len(items(film, scene_threshold=255.0)) == 1
+    assert Job(media="video", scenes=True).identity() != (
+        Job(media="video", scenes=True, scene_threshold=20.0).identity()
+    )
+
+
+@pytest.mark.parametrize("options", [{"scenes": True, "scene_threshold": 0.0}, {"fps": 1.0}])
+def test_a_threshold_that_means_nothing_is_refused(options: dict[str, object]) -> None:
+    with pytest.raises(JobError, match="scene_threshold"):
+        Job(media="video", **{"scene_threshold": 20.0, **options})

@@ -122,9 +122,14 @@ def _advice(summary: dict[str, Any]) -> Iterator[str]:
             f"{summary['similar_items']} of {count(frames, 'frame')} resembled an earlier one: "
             f"so many encodes and {count(answers, 'answer')} saved"
         )
-    native, full = summary["native_tiles"], summary["full_tiles"]
+    native, full, low = (summary[f"{name}_tiles"] for name in ("native", "full", "low"))
     if native and native <= 0.75 * full:
         yield (f"small pictures were enlarged to {full} tiles; --detail native would take {native}")
+    if summary["job"]["media"] == "video" and low and full >= 2 * low:
+        yield (
+            f"{count(low, 'frame')} took {full} tiles; --detail low takes one tile a frame, which "
+            "is enough where no small text matters"
+        )
     for event in summary["engine"].get("oom_events", [])[:3]:
         yield f"out of memory in {event['phase']} with {event['size']}: {event['action']}"
 

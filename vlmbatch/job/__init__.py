@@ -12,10 +12,16 @@ from vlmbatch.job.output import OutputOptions
 from vlmbatch.job.questions import Per, QuestionOptions
 from vlmbatch.job.reporting import ReportingOptions
 from vlmbatch.job.resources import ResourceOptions
-from vlmbatch.job.video import DEFAULT_FPS, DEFAULT_SKIP_SIMILAR, VideoOptions
+from vlmbatch.job.video import (
+    DEFAULT_FPS,
+    DEFAULT_SCENE_THRESHOLD,
+    DEFAULT_SKIP_SIMILAR,
+    VideoOptions,
+)
 
 __all__ = [
     "DEFAULT_FPS",
+    "DEFAULT_SCENE_THRESHOLD",
     "DEFAULT_SKIP_SIMILAR",
     "Detail",
     "EngineOptions",

@@ -128,6 +128,8 @@ class Job(
             }
             found["at"] = list(self.at)
             found |= {name: getattr(self, name) for name in ("keyframes", "scenes", "skip_similar")}
+            if self.scene_threshold is not None:
+                found["scene_threshold"] = self.scene_threshold
             if self.stream is not None:
                 found["stream"] = self.stream
             if self.per == "window":
@@ -219,6 +221,8 @@ def _plain_value(key: str, value: Any) -> Any:
         value = parse_seconds(value)
     elif key == "skip_similar" and isinstance(value, bool):
         value = DEFAULT_SKIP_SIMILAR if value else None
+    elif key == "every" and isinstance(value, str):
+        value = _frame_count(value)
     if key == "engine" and isinstance(value, tuple):
         value = ",".join(map(str, value))
     if key == "at" and isinstance(value, tuple):
@@ -230,6 +234,21 @@ def _plain_value(key: str, value: Any) -> Any:
             )
         )
     return value
+
+
+def _frame_count(text: str) -> int:
+    """Read the number of ``every``, which counts frames, not seconds."""
+    if text.isdecimal():
+        return int(text)
+    seconds = re.fullmatch(r"([0-9]*\.?[0-9]+) *s(ec(onds?)?)?", text)
+    if seconds and float(seconds[1]):
+        raise JobError(
+            f"every counts frames, not {text!r}; --fps {1 / float(seconds[1]):.6g} samples a frame "
+            f"every {seconds[1]} seconds"
+        )
+    raise JobError(
+        f"every must be a whole number of frames, not {text!r}; --fps F samples F frames a second"
+    )
 
 
 def _input_name(text: str) -> str:

@@ -14,6 +14,8 @@ DEFAULT_SKIP_SIMILAR = 0.05
 """A field of 1/256 of the frame that changes by 13 of 255 levels: above the compression noise of a
 still picture, below a replaced line of text.
 """
+DEFAULT_SCENE_THRESHOLD = 27.0
+"""ContentDetector's own."""
 WAYS_OF_SAMPLING = ("fps", "every", "num_frames", "at", "keyframes", "scenes")
 
 
@@ -41,6 +43,14 @@ class VideoOptions:
     keyframes: bool = option(False, "Key frames only; nothing else is decoded.", group="Video")
     scenes: bool = option(
         False, "The middle frame of each scene (PySceneDetect's ContentDetector).", group="Video"
+    )
+    scene_threshold: float | None = option(
+        None,
+        "Cut a scene where the mean difference of hue, saturation and brightness from one frame to "
+        f"the next is above X, 0 to 255; less finds more scenes. [default: "
+        f"{DEFAULT_SCENE_THRESHOLD:g}]",
+        metavar="X",
+        group="Video",
     )
     start: float | None = option(
         None, "Skip what is before this time.", metavar="SECONDS", group="Video"
@@ -113,5 +123,12 @@ class VideoOptions:
             raise JobError(f"window must be at least 0.01 seconds, not {self.window}")
         if self.start is not None and self.end is not None and self.end <= self.start:
             raise JobError(f"end ({self.end}) must come after start ({self.start})")
+        if self.scene_threshold is not None:
+            if not self.scenes:
+                raise JobError("scene_threshold goes with scenes")
+            if not 0 < self.scene_threshold <= 255:
+                raise JobError(
+                    f"scene_threshold must be above 0 and at most 255, not {self.scene_threshold}"
+                )
         if self.skip_similar is not None and not 0 <= self.skip_similar <= 1:
             raise JobError(f"skip_similar must be from 0 to 1, not {self.skip_similar}")

@@ -307,6 +307,7 @@ class Run:
             if intake.found is None
             else self.questions.missed(is_all=intake.found != self.job.limit),
             native_tiles=results.native_tiles if is_full else None,
+            low_tiles=results.low_tiles if is_full else None,
             full_tiles=results.full_tiles if is_full else None,
         )
         if not isinstance(failure, JobError | NothingFound):

@@ -29,6 +29,7 @@ class Results:
         stats: The rows of this run.
         full_tiles: Tiles that the pictures so far took with full detail.
         native_tiles: Tiles that they would have taken with native detail.
+        low_tiles: Tiles that they would have taken with low detail: one each.
         items_answered: Items that came through the engine and have all their rows.
     """
 
@@ -54,7 +55,7 @@ class Results:
         self._progress: dict[int, Progress] = {}
         self.engine: Engine | None = None
         self.stats = RowStats()
-        self.native_tiles = self.full_tiles = self.items_answered = 0
+        self.native_tiles = self.low_tiles = self.full_tiles = self.items_answered = 0
 
     def run(self) -> None:
         """Write rows as they come, commit regularly, and stop a hopeless run."""
@@ -137,6 +138,7 @@ class Results:
         if loaded.tiles and loaded.native_tiles is not None:
             self.full_tiles += loaded.tiles
             self.native_tiles += loaded.native_tiles
+            self.low_tiles += 1
 
     def _too_many(self, errors: int, items: int) -> TooManyErrors:
         return TooManyErrors(

@@ -11,7 +11,7 @@ import numpy as np
 
 from vlmbatch.sample.base import MAX_CLIP_FRAMES, TOLERANCE_SECONDS, F, Video
 from vlmbatch.sample.on_screen import on_screen, rounding_seconds
-from vlmbatch.sample.thinning import inside
+from vlmbatch.sample.thinning import inside, say_thinned
 
 SKIP_SECONDS = 1
 """Seconds that a clip leaves out at each end of a long video (``skip_secs`` of transformers'
@@ -49,6 +49,8 @@ class Fps:
     ) -> Sequence[float]:
         """Follow the checkpoint's rule; see ``clip_indices``."""
         times = inside(video.frame_times(), start_seconds, end_seconds)
+        wanted = min(len(times), round(self.fps * (end_seconds - start_seconds)))
+        say_thinned(wanted, "frames", start_seconds, end_seconds)
         return [
             times[number]
             for number in clip_indices(len(times), end_seconds - start_seconds, self.fps)

@@ -17,11 +17,6 @@ from vlmbatch.sample.base import TOLERANCE_SECONDS, F, Frame, Video
 from vlmbatch.sample.on_screen import listed, on_screen
 from vlmbatch.sample.thinning import for_one_prompt
 
-THRESHOLD = 27.0
-"""ContentDetector's own: mean difference of hue, saturation and brightness from one frame to the
-next, 0 to 255.
-"""
-
 MIN_SCENE_SECONDS = 0.6
 """Cuts closer than this are one: the default of PySceneDetect's command."""
 
@@ -36,11 +31,18 @@ display with it.
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Scenes:
-    """Scenes between cuts."""
+    """Scenes between cuts.
+
+    Attributes:
+        threshold: Mean difference of hue, saturation and brightness from one frame to the next, 0
+            to 255, from which on there is a cut.
+    """
+
+    threshold: float
 
     def frames(self, video: Video[F], start_seconds: float, end_seconds: float) -> Iterator[F]:
         """Yield the frame on screen in the middle of each scene, standing for the scene."""
-        scenes = find_scenes(video, start_seconds, end_seconds)
+        scenes = find_scenes(video, start_seconds, end_seconds, self.threshold)
         starts = [start for start, _ in scenes]
         for frame in on_screen(video, listed(_middles(scenes))):
             number = max(0, bisect.bisect_right(starts, frame.time_seconds + TOLERANCE_SECONDS) - 1)
@@ -50,14 +52,14 @@ class Scenes:
         self, video: Video[Any], start_seconds: float, end_seconds: float
     ) -> Sequence[float]:
         """Return the middles of the scenes, evenly thinned to ``MAX_CLIP_FRAMES``."""
-        middles = _middles(find_scenes(video, start_seconds, end_seconds))
+        middles = _middles(find_scenes(video, start_seconds, end_seconds, self.threshold))
         return for_one_prompt(middles, "scenes", start_seconds, end_seconds)
 
     window_instants = clip_instants
 
 
 def find_scenes(
-    video: Video[Any], start_seconds: float, end_seconds: float
+    video: Video[Any], start_seconds: float, end_seconds: float, threshold: float
 ) -> list[tuple[float, float]]:
     """Cut a stretch of a video into scenes; every frame of it is decoded.
 
@@ -65,6 +67,7 @@ def find_scenes(
         video: The video.
         start_seconds: Where to begin.
         end_seconds: Where to stop; infinity for the video's end.
+        threshold: See ``Scenes``.
 
     Returns:
         Start and end of each scene in seconds, without gaps: the first starts with the first frame,
@@ -74,7 +77,7 @@ def find_scenes(
     from scenedetect.common import FrameTimecode
     from scenedetect.detectors import ContentDetector
 
-    detector = ContentDetector(THRESHOLD, min_scene_len=MIN_SCENE_SECONDS)
+    detector = ContentDetector(threshold, min_scene_len=MIN_SCENE_SECONDS)
     cuts: list[float] = []
     first = last = None
     later = video.frames((lambda seconds: max(seconds, start_seconds)) if start_seconds else None)

@@ -14,6 +14,10 @@ from vlmbatch.sample.base import TOLERANCE_SECONDS, Stretch, Video, Way
 from vlmbatch.sample.on_screen import listed, on_screen, rounding_seconds
 from vlmbatch.sample.similar import SimilarFrames
 
+SHORTEST_SECONDS = 1.0
+"""A last window that would be shorter than this, and than half a window, is part of the one before.
+"""
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class StretchSampler:
@@ -69,8 +73,12 @@ class StretchSampler:
             if first >= end - TOLERANCE_SECONDS:
                 return
             last = min(first + self.window_seconds, stop)
+            is_last = stop - last < min(SHORTEST_SECONDS, self.window_seconds / 2)
+            last = stop if is_last else last
             # Instants are settled here, not in the stretch: for some ways they take a pass over the
             # packets, which is made once a video.
             next_instant = listed(self.way.window_instants(video, first, last))
             if next_instant(-math.inf) is not None:
                 yield Stretch(first, last, functools.partial(on_screen, next_instant=next_instant))
+            if is_last:
+                return

@@ -40,13 +40,19 @@ def for_one_prompt(
         start_seconds: Start of the stretch.
         end_seconds: Its end.
     """
-    if len(times) > MAX_CLIP_FRAMES:
+    say_thinned(len(times), what, start_seconds, end_seconds)
+    return evenly(times, MAX_CLIP_FRAMES)
+
+
+def say_thinned(count: int, what: str, start_seconds: float, end_seconds: float) -> None:
+    """Warn when there are more frames than one prompt takes. See ``for_one_prompt``."""
+    if count > MAX_CLIP_FRAMES:
         logger.warning(
-            "%d of the %d %s from %.3f s to %.3f s go into one prompt",
+            "%d of the %d %s from %.3f s to %.3f s go into one prompt: more do not fit; --per "
+            "window asks about shorter stretches",
             MAX_CLIP_FRAMES,
-            len(times),
+            count,
             what,
             start_seconds,
             end_seconds,
         )
-    return evenly(times, MAX_CLIP_FRAMES)
