@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -11,8 +12,10 @@ import numpy as np
 import pytest
 
 from tests.checkpoints import write_tiny_checkpoint
+from tests.serve.conftest import live
 from vlmbatch.core import Completion, Conversation, Part, Pixels, Question, Request, Turn
 from vlmbatch.engine import Engine, EngineStats, RequestQueue, open_engine
+from vlmbatch.engine.openai.engine import EndpointEngine
 from vlmbatch.engine.scripted import ScriptedEngine
 from vlmbatch.errors import ItemError, PrepareError
 from vlmbatch.job import EngineOptions
@@ -32,6 +35,28 @@ def open_llama_server(folder: Path) -> Engine:
     return open_named("llama-server", folder, threads=1, cache_dir=str(cache))
 
 
+class OpenedEndpoint(EndpointEngine):
+    """The engine of an endpoint that is ended with it."""
+
+    def __init__(self, engine: EndpointEngine, end: Callable[[], None]) -> None:
+        self.__dict__.update(engine.__dict__)
+        self._end = end
+
+    def close(self) -> None:
+        super().close()
+        self._end()
+
+
+def open_endpoint(folder: Path) -> Engine:
+    """`vlmbatch serve` of the checkpoint, behind an endpoint."""
+    stack = contextlib.ExitStack()
+    server = stack.enter_context(live(open_named("torch", folder)))
+    options = EngineOptions(model=str(folder), engine="openai", endpoint=server.url, in_flight=3)
+    engine = open_engine(options)
+    assert isinstance(engine, EndpointEngine)
+    return OpenedEndpoint(engine, stack.close)
+
+
 def say(key: str, question: str) -> str:
     """An answer of more words than any test lets through."""
     return " ".join(f"{question}{key}{number}" for number in range(LONG + 1))
@@ -42,6 +67,7 @@ OPENERS: dict[str, Callable[[Path], Engine]] = {
     "torch": lambda folder: open_named("torch", folder),
     "transformers": lambda folder: open_named("transformers", folder),
     "llama-server": lambda folder: open_llama_server(folder),
+    "openai": lambda folder: open_endpoint(folder),
 }
 """A row an engine: opens it on the tiny checkpoint."""
 

@@ -13,8 +13,9 @@ from vlmbatch.cli.logs import set_up_logging
 from vlmbatch.cli.options import GroupedCommand, GroupedOption, given, job_options
 from vlmbatch.cli.signals import catch_signals
 from vlmbatch.errors import VlmbatchError
+from vlmbatch.job.endpoint import EndpointOptions
 from vlmbatch.serve.extras import BATCH, require
-from vlmbatch.serve.settings import BatchJob, ServeJob
+from vlmbatch.serve.settings import BatchJob, ServeJob, ServerOptions
 
 SERVE_HELP = """Serve OpenAI's chat API on this machine.
 
@@ -100,8 +101,11 @@ def _run_batch(requests: str, verbose: int, quiet: bool, **values: Any) -> None:
 
 
 _serve = GroupedCommand("serve", callback=_run_server, help=SERVE_HELP)
+_own = {field.name for field in dataclasses.fields(ServerOptions)}
+_others = {"progress", *(field.name for field in dataclasses.fields(EndpointOptions))} - _own
 job_options(
-    [field.name for field in dataclasses.fields(ServeJob) if field.name != "progress"], of=ServeJob
+    [field.name for field in dataclasses.fields(ServeJob) if field.name not in _others],
+    of=ServeJob,
 )(_serve)
 add_reporting(_serve)
 

@@ -28,6 +28,7 @@ ENGINES = {
     "torch": "vlmbatch.engine.torch.opening",
     "transformers": "vlmbatch.engine.transformers",
     "llama-server": "vlmbatch.engine.llama_server",
+    "openai": "vlmbatch.engine.openai",
 }
 """The module of each engine by name; its ``plan_engine(options) -> EnginePlan`` finds the model's
 files.

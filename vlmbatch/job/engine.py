@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 
+from vlmbatch.job.endpoint import EndpointOptions
 from vlmbatch.job.generation import GenerationOptions
 from vlmbatch.job.model import ModelOptions
 from vlmbatch.job.resources import ResourceOptions
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class EngineOptions(ResourceOptions, GenerationOptions, ModelOptions):
-    """Model, generation and resources of a job."""
+class EngineOptions(ResourceOptions, GenerationOptions, EndpointOptions, ModelOptions):
+    """Model, endpoint, generation and resources of a job."""
 
     def check_engine(self) -> None:
         """Check the values of these groups.
@@ -20,5 +21,6 @@ class EngineOptions(ResourceOptions, GenerationOptions, ModelOptions):
             JobError: A value is not allowed.
         """
         self.check_model()
+        self.check_endpoint(self.engines)
         self.check_generation()
         self.check_resources()

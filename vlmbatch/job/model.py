@@ -9,7 +9,7 @@ from typing import Literal
 from vlmbatch.errors import JobError
 from vlmbatch.job.option import option
 
-ENGINE_NAMES = ("torch", "transformers", "llama-server")
+ENGINE_NAMES = ("torch", "transformers", "llama-server", "openai")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -33,7 +33,7 @@ class ModelOptions:
         "torch",
         "torch: SmolVLM2 and Idefics3 with continuous batching. transformers: any "
         "image-text-to-text model of transformers, the reference. llama-server: llama.cpp's, on "
-        "GGUF files. A list takes the first that opens.",
+        "GGUF files. openai: a server, see --endpoint. A list takes the first that opens.",
         metavar="NAME[,NAME]",
         group="Model",
     )

@@ -36,9 +36,13 @@ class ModelSettings(TypedDict, total=False):
 
     Attributes:
         revision: Branch, tag or commit of a hub id.
-        engine: ``torch``, ``transformers`` or ``llama-server``, or a list such as
+        engine: ``torch``, ``transformers``, ``llama-server`` or ``openai``, or a list such as
             ``torch,transformers``, of which the first that opens is taken.
         llama_server, mmproj: The program and the file of pictures of ``llama-server``.
+        endpoint: Base URL of the server that ``openai`` asks.
+        api_key_env, api_key_file: Environment variable, or file, with its key.
+        in_flight, request_timeout: Requests to it at a time, and their longest time in seconds.
+        send, jpeg_quality: Size and form of the pictures for it.
         cache_dir: Folder for what is measured once on a machine.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
         dtype: ``auto``, ``float32``, ``bfloat16`` or ``float16``.
@@ -57,6 +61,13 @@ class ModelSettings(TypedDict, total=False):
     engine: str
     llama_server: str | None
     mmproj: str | None
+    endpoint: str | None
+    api_key_env: str | None
+    api_key_file: str | None
+    in_flight: int
+    request_timeout: float
+    send: Literal["fitted", "original"]
+    jpeg_quality: int | None
     cache_dir: str | None
     device: str
     dtype: Literal["auto", "float32", "bfloat16", "float16"]

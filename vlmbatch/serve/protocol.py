@@ -328,6 +328,7 @@ def _questions(
             seed=int(seed) + number,
             stop=(stop,) if isinstance(stop, str) else tuple(stop),
             logprobs=int(given("top_logprobs", 0)) if wants_logprobs else None,
+            ignore_eos=bool(values.get("ignore_eos")),
         )
         for number in range(int(given("n", 1)))
     )

@@ -120,6 +120,10 @@ CHAT_REQUEST: dict[str, Any] = {
         },
         "logprobs": _nullable("boolean"),
         "top_logprobs": _nullable("integer", minimum=0, maximum=MAX_TOP_LOGPROBS),
+        "ignore_eos": {
+            **_nullable("boolean"),
+            "description": "Go on after the token that ends an answer, for measurements.",
+        },
         "stream": _nullable("boolean"),
         "stream_options": {
             "type": ["object", "null"],

@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import ipaddress
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
 from vlmbatch.errors import JobError
 from vlmbatch.job import EngineOptions, job_key, option
+from vlmbatch.job.endpoint import ENDPOINT_ENGINE, EndpointOptions
 from vlmbatch.job.option import check_at_least
 from vlmbatch.job.reporting import ReportingOptions
 from vlmbatch.values import check_types, parse_size
@@ -199,7 +200,7 @@ class AnsweringOptions(ReportingOptions, EngineOptions, MediaLimits):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ServeJob(AnsweringOptions, ServerOptions):
+class ServeJob(ServerOptions, AnsweringOptions):
     """All options of a server. Checked when it is made.
 
     Raises:
@@ -209,6 +210,22 @@ class ServeJob(AnsweringOptions, ServerOptions):
     def __post_init__(self) -> None:
         self._check()
         self.check_server()
+
+    def check_endpoint(self, engines: Sequence[str]) -> None:
+        """Refuse options of an endpoint: the keys of a server are those of its own clients.
+
+        Raises:
+            JobError: One is given.
+        """
+        if ENDPOINT_ENGINE in engines or self.endpoint is not None:
+            raise JobError(
+                f"serve answers with a model of this machine, not with engine {ENDPOINT_ENGINE}: "
+                "let clients ask the endpoint itself"
+            )
+        own = {field.name for field in dataclasses.fields(ServerOptions)}
+        for field in dataclasses.fields(EndpointOptions):
+            if field.name not in own and getattr(self, field.name) != field.default:
+                raise JobError(f"{field.name} goes with --engine {ENDPOINT_ENGINE}, not with serve")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,228 @@
+"""Ask until there is an answer: which failures are tried again, how long, and which end the run."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import logging
+import random
+import time
+
+from vlmbatch.engine.openai.answer import Answer, NoLongerWanted
+from vlmbatch.engine.openai.client import EndpointClient, Interrupted, Refused, Unreachable
+from vlmbatch.engine.openai.dialect import Dialect
+from vlmbatch.engine.openai.gate import Gate
+from vlmbatch.errors import EngineError, GenerateError
+
+logger = logging.getLogger(__name__)
+
+BUSY = (429, 503)
+ENDING = (401, 403, 404)
+AGAIN = (408, 409, 425)
+ADVICE = {
+    401: "name the key with --api-key-env NAME or --api-key-file FILE",
+    403: "the key may not ask this model",
+    404: "check --endpoint, which ends in /v1 for most servers, and --model",
+}
+"""What to do after an answer that ends the run."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Patience:
+    """Limits of waiting for the endpoint.
+
+    Attributes:
+        first_seconds: First wait between two tries; each further one is twice as long.
+        longest_seconds: Longest wait that it does not ask for by itself.
+        tries: Requests for one answer, when it fails (5xx but 503).
+        gone_seconds: Time without a connection after which the run ends.
+        busy_seconds: Time without any answer, while it is busy, after which the run ends.
+        failures: Questions that fail one after the other, with none answered, before the run ends.
+    """
+
+    first_seconds: float = 0.5
+    longest_seconds: float = 30.0
+    tries: int = 4
+    gone_seconds: float = 60.0
+    busy_seconds: float = 600.0
+    failures: int = 20
+
+    def wait_seconds(self, tries: int, asked: float | None) -> float:
+        """Return the wait after so many tries.
+
+        Args:
+            tries: Tries so far.
+            asked: ``Retry-After``; None without it.
+        """
+        own = min(self.longest_seconds, self.first_seconds * 2.0 ** min(tries - 1, 16))
+        return max(own * random.uniform(0.75, 1.0), min(asked or 0.0, self.busy_seconds))
+
+
+PATIENCE = Patience()
+
+
+class Breaker:
+    """Ends the run when the endpoint is gone."""
+
+    def __init__(self, patience: Patience) -> None:
+        """Take the limits."""
+        self._patience = patience
+        self._since: dict[str, float] = {}
+        self._failures = 0
+
+    def answered(self) -> None:
+        """Note an answer, or a refusal of one question alone."""
+        self._since.clear()
+        self._failures = 0
+
+    def connected(self) -> None:
+        """Note that the endpoint is there."""
+        self._since.pop("gone", None)
+
+    def unreachable(self, error: Exception) -> None:
+        """Note a missing connection.
+
+        Raises:
+            EngineError: There has been none for too long.
+        """
+        self._check("gone", self._patience.gone_seconds, f"the endpoint is gone: {error}")
+
+    def busy(self, error: Exception) -> None:
+        """Note that it is busy.
+
+        Raises:
+            EngineError: It has been for too long.
+        """
+        self._check("busy", self._patience.busy_seconds, str(error))
+
+    def failed(self, error: Exception) -> None:
+        """Note a question that could not be answered.
+
+        Raises:
+            EngineError: So it was with all of the last ones.
+        """
+        self._failures += 1
+        if self._failures >= self._patience.failures:
+            raise EngineError(
+                f"the last {self._failures} questions all failed: {error}; run the same command "
+                "again to go on"
+            ) from error
+
+    def _check(self, kind: str, limit: float, reason: str) -> None:
+        seconds = time.monotonic() - self._since.setdefault(kind, time.monotonic())
+        if seconds >= limit:
+            raise EngineError(f"{reason}, for {seconds:.0f} s; run the same command again to go on")
+
+
+class Asker:
+    """Asks one endpoint. Used inside one event loop."""
+
+    def __init__(
+        self, client: EndpointClient, gate: Gate, model: str, dialect: Dialect, patience: Patience
+    ) -> None:
+        """Take what asking needs.
+
+        Args:
+            client: Sends a request.
+            gate: Bounds the requests at a time.
+            model: Name of the model.
+            dialect: What the endpoint takes; it learns.
+            patience: Limits of trying again.
+        """
+        self._client, self._gate, self._model = client, gate, model
+        self._dialect, self._patience = dialect, patience
+        self._breaker = Breaker(patience)
+
+    async def ask(self, answer: Answer) -> None:
+        """Ask until the answer is whole, or no longer wanted.
+
+        A request that may have been answered is sent once more: every question has one answer.
+
+        Raises:
+            GenerateError: The endpoint cannot answer this question.
+            EngineError: It is gone, or answers nobody.
+        """
+        tries = 0
+        is_interrupted = False
+        while True:
+            asked_seconds = None
+            try:
+                if await self._try(answer):
+                    return
+                continue
+            except Unreachable as error:
+                self._breaker.unreachable(error)
+                problem: Exception = error
+            except Interrupted as error:
+                self._breaker.connected()
+                if is_interrupted:
+                    self._breaker.failed(error)
+                    raise GenerateError(f"{error}; asked twice") from error
+                is_interrupted = True
+                problem = error
+            except Refused as error:
+                problem, asked_seconds = error, error.retry_after
+                is_busy = error.status in BUSY
+                if not is_busy and tries + 1 >= self._patience.tries:
+                    self._breaker.failed(error)
+                    raise GenerateError(f"{error}; asked {tries + 1} times") from error
+            tries += 1
+            seconds = self._patience.wait_seconds(tries, asked_seconds)
+            logger.info("%s; trying again in %.1f s", problem, seconds)
+            await asyncio.sleep(seconds)
+
+    async def _try(self, answer: Answer) -> bool:
+        """Ask once. Return False to ask again at once, with other parameters.
+
+        Raises:
+            Refused: It may be tried again.
+            Unreachable, Interrupted: See ``EndpointClient``.
+            GenerateError: It cannot be answered.
+            EngineError: Nothing can.
+        """
+        loop = asyncio.get_running_loop()
+        async with self._gate.place():
+            begun = loop.time()
+            answer.begin()
+            body = answer.body(self._model, self._dialect)
+            try:
+                await self._client.complete(body, answer.take)
+                if not answer.is_whole:
+                    raise Interrupted("the answer ends in the middle")
+            except NoLongerWanted:
+                pass
+            except GenerateError:
+                self._breaker.answered()
+                raise
+            except Unreachable:
+                self._gate.narrow(begun)
+                raise
+            except Refused as error:
+                if self._dialect.learn(error, body):
+                    return False
+                self._judge(error, begun)
+                raise
+            self._gate.widen()
+            self._breaker.answered()
+            return True
+
+    def _judge(self, error: Refused, begun: float) -> None:
+        """Return if the request may be tried again.
+
+        Raises:
+            GenerateError: This question cannot be answered.
+            EngineError: None can.
+        """
+        self._breaker.connected()
+        if error.status in BUSY:
+            self._gate.narrow(begun)
+            if error.retry_after is not None:
+                self._gate.pause(min(error.retry_after, self._patience.busy_seconds))
+            self._breaker.busy(error)
+        elif error.status in ENDING:
+            raise EngineError(f"{error}: {ADVICE[error.status]}") from error
+        elif error.status < 400:
+            raise EngineError(f"{error}: name the address that it leads to with --endpoint")
+        elif error.status < 500 and error.status not in AGAIN:
+            self._breaker.answered()
+            raise GenerateError(str(error)) from error
