@@ -253,7 +253,7 @@ def reading(bench: Bench) -> Iterator[Measurement]:
     """Measure reading JPEG files into requests on one thread, as a reading worker does; in turns
     with the reference's processor, if there is one.
     """
-    shared_resizer().compile_now()
+    shared_resizer(bench.subject.options.cache_folder).compile_now()
     preparer = bench.subject.preparer("full")
     with tempfile.TemporaryDirectory() as folder:
         for width, height in bench.sizes.files:

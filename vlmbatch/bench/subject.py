@@ -85,7 +85,9 @@ class Subject:
         self.quantize = options.quantize
         self.options = dataclasses.replace(options, model=str(checkpoint.folder), revision=None)
         self.preparer = functools.cache(
-            functools.partial(Preparer.from_checkpoint, self.checkpoint)
+            functools.partial(
+                Preparer.from_checkpoint, self.checkpoint, cache_folder=options.cache_folder
+            )
         )
 
     @functools.cached_property

@@ -8,32 +8,23 @@ another processor, and where a comparison with Pillow fails, Pillow goes on resi
 from __future__ import annotations
 
 import functools
-import hashlib
 import logging
-import os
-import platform
-import shutil
 import subprocess
-import sys
 import threading
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from vlmbatch.native_library import NativeLibrary
 from vlmbatch.prepare.resize import Resizer
 
 logger = logging.getLogger(__name__)
 
 SOURCE = Path(__file__).with_name("resize.c")
 COMPILER = "cc"
-COMMAND = f"nice {COMPILER} -O3 -ffp-contract=off -shared -fPIC"
+OPTIONS = ("-O3", "-ffp-contract=off")
 """Without contraction: a fused multiply-add could round a weight in its own way."""
-SCRIPT = (
-    f'umask 077; {COMMAND} "$1" -o "$0.$$" -lm && mv -f "$0.$$" "$0" '
-    '|| { rm -f "$0.$$"; exit 1; }'
-)
-"""Shell script that makes ``$0`` from ``$1``; another process never sees half a library."""
 MACHINE = "x86_64"
 WORTH_SECONDS = 1.0
 """Processor time that Pillow takes before the routine is compiled: what compiling takes on a slow
@@ -54,7 +45,7 @@ class CompiledResizer:
 
     def __init__(self, folder: Path) -> None:
         """``folder`` keeps the library; it may be missing or not writable."""
-        self._library = folder / f"resize-{_version()}.so"
+        self._library = NativeLibrary(SOURCE, folder, COMPILER, OPTIONS, machines=(MACHINE,))
         self._lock = threading.Lock()
         self._resizer: Resizer | None = None
         self._compiler: subprocess.Popen[bytes] | None = None
@@ -77,7 +68,7 @@ class CompiledResizer:
                 return
             self._may_compile = False
             if self._resizer is None:
-                self._compiler = _compile(self._library)
+                self._compiler = self._library.compile()
                 self._may_load = self._compiler is not None
 
     def compile_now(self) -> None:
@@ -91,47 +82,20 @@ class CompiledResizer:
 
 
 @functools.cache
-def shared_resizer() -> CompiledResizer:
-    """Return the one of this process."""
-    caches = "Library/Caches" if sys.platform == "darwin" else ".cache"
-    return CompiledResizer(Path("~", caches, "vlmbatch", "resize").expanduser())
+def shared_resizer(cache: Path) -> CompiledResizer:
+    """Return the one of this process that keeps the routine in a folder for caches."""
+    return CompiledResizer(cache / "native")
 
 
-def _version() -> str:
-    """Return a name that changes with the source and the way it is compiled."""
-    return hashlib.sha256(SOURCE.read_bytes() + SCRIPT.encode()).hexdigest()[:16]
-
-
-def _compile(library: Path) -> subprocess.Popen[bytes] | None:
-    """Start the compiler; None if there is none, or no folder to write to."""
-    if platform.machine() != MACHINE or shutil.which(COMPILER) is None:
-        return None
-    try:
-        library.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        return subprocess.Popen(
-            ["/bin/sh", "-c", SCRIPT, library, SOURCE],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,  # Ctrl-C lets it finish: the next run has the library
-        )
-    except OSError as error:
-        logger.debug("resize.c is not compiled: %s", error)
-        return None
-
-
-def _load(library: Path) -> Resizer | None:
+def _load(library: NativeLibrary) -> Resizer | None:
     """Load and check the library; None if it is not there or not to be trusted."""
     try:
-        for path in (library, library.parent):
-            status = path.stat()
-            if status.st_uid != os.getuid() or status.st_mode & 0o022:
-                raise OSError(f"others may write to {path}")
-        resizer = Resizer(library)
+        loaded = library.load()
+        resizer = Resizer(loaded) if loaded is not None else None
     except OSError as error:
         logger.debug("pictures are resized by Pillow: %s", error)
         return None
-    if not agrees_with_pillow(resizer):
+    if resizer is not None and not agrees_with_pillow(resizer):
         logger.warning("pictures are resized by Pillow: the compiled routine computes otherwise")
         return None
     return resizer

@@ -7,6 +7,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,7 @@ from vlmbatch.core import (
     picture_size,
 )
 from vlmbatch.errors import PrepareError
-from vlmbatch.job import Detail
+from vlmbatch.job import Detail, ResourceOptions
 from vlmbatch.prepare.compiled import shared_resizer
 from vlmbatch.prepare.digests import digest_tile
 from vlmbatch.prepare.media_text import image_text, video_text
@@ -56,6 +57,7 @@ class Preparer:
         *,
         context: int,
         detail: Detail = "full",
+        cache_folder: Path | None = None,
     ) -> None:
         """Set up with the values that ``from_checkpoint`` reads.
 
@@ -66,6 +68,7 @@ class Preparer:
             context: Maximum number of tokens of prompt and answer together.
             detail: ``full`` follows the checkpoint, ``native`` does not enlarge small pictures
                 beyond a whole tile, ``low`` is one tile.
+            cache_folder: Keeps what is compiled for this machine; None for the user's usual one.
         """
         self.writer = writer
         self.seq_len = writer.tokens.seq_len
@@ -73,7 +76,8 @@ class Preparer:
         self.detail = detail
         self._full = picture
         self._clip = clip
-        self._compiled = shared_resizer()
+        self._cache_folder = cache_folder or ResourceOptions().cache_folder
+        self._compiled = shared_resizer(self._cache_folder)
         self._image_prefix = functools.lru_cache(maxsize=64)(
             lambda rows, cols: tuple(writer.image_prefix(rows, cols))
         )
@@ -85,16 +89,20 @@ class Preparer:
         )
 
     def __reduce__(self) -> tuple[Any, ...]:
-        make = functools.partial(Preparer, context=self.context, detail=self.detail)
+        settings: dict[str, Any] = {"detail": self.detail, "cache_folder": self._cache_folder}
+        make = functools.partial(Preparer, context=self.context, **settings)
         return make, (self.writer, self._full, self._clip)
 
     @classmethod
-    def from_checkpoint(cls, checkpoint: Checkpoint, detail: Detail = "full") -> Preparer:
+    def from_checkpoint(
+        cls, checkpoint: Checkpoint, detail: Detail = "full", cache_folder: Path | None = None
+    ) -> Preparer:
         """Read a checkpoint's tokenizer, chat template and processor files.
 
         Args:
             checkpoint: The checkpoint.
             detail: Detail of pictures; see ``__init__``. Clips are not affected.
+            cache_folder: See ``__init__``.
 
         Raises:
             ModelLoadError: A file is missing, or has invalid settings.
@@ -103,7 +111,8 @@ class Preparer:
         text = checkpoint.config.get("text_config") or {}
         context = int(text.get("max_position_embeddings") or DEFAULT_CONTEXT)
         writer = PromptWriter.from_checkpoint(checkpoint)
-        return cls(writer, picture, clip, context=context, detail=detail)
+        settings: dict[str, Any] = {"detail": detail, "cache_folder": cache_folder}
+        return cls(writer, picture, clip, context=context, **settings)
 
     def prepare(self, conversation: Conversation, questions: Sequence[Question]) -> Request:
         """Cut the tiles and write the prompts of a conversation.

@@ -10,7 +10,6 @@ from __future__ import annotations
 import ctypes
 import functools
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -49,13 +48,13 @@ _SIGNATURES = {
 class Resizer:
     """The compiled routine. Thread-safe; it computes without the GIL."""
 
-    def __init__(self, library: Path) -> None:
-        """Load the routine.
+    def __init__(self, library: ctypes.CDLL) -> None:
+        """Take the routine from the compiled library.
 
         Raises:
-            OSError: It cannot be loaded, or the processor lacks AVX2.
+            OSError: It is of another kind, or the processor lacks AVX2.
         """
-        self._library = ctypes.CDLL(str(library))
+        self._library = library
         for name, types in _SIGNATURES.items():
             try:
                 getattr(self._library, name).argtypes = types

@@ -180,7 +180,9 @@ def _prepare(job: Job, items: Sequence[Item], questions: Questions, detail: Deta
     Raises:
         JobError: None of the items can be prepared.
     """
-    preparer = Preparer.from_checkpoint(find_checkpoint(job.model, job.revision), detail)
+    preparer = Preparer.from_checkpoint(
+        find_checkpoint(job.model, job.revision), detail, job.cache_folder
+    )
     keys: set[bytes] = set()
     prefix = question = prepared = 0
     begun = time.perf_counter()
@@ -222,7 +224,9 @@ def _expected_tokens(job: Job) -> float:
 
 def _tile_seconds(engine: TorchEngine, job: Job) -> float:
     """Seconds of a tile, in encoder calls as large as a run's."""
-    preparer = Preparer.from_checkpoint(find_checkpoint(job.model, job.revision), "low")
+    preparer = Preparer.from_checkpoint(
+        find_checkpoint(job.model, job.revision), "low", job.cache_folder
+    )
     picture = Pixels((np.zeros((64, 64, 3), np.uint8),))
     request = preparer.prepare(Conversation.about("image", picture), [Question("?")])
     tile: Any = request.payload.tiles

@@ -31,7 +31,7 @@ def plan_engine(options: EngineOptions) -> EnginePlan:
         ModelLoadError: It is missing, or of another kind.
     """
     checkpoint = find_checkpoint(options.model, options.revision)
-    preparer = Preparer.from_checkpoint(checkpoint, options.detail)
+    preparer = Preparer.from_checkpoint(checkpoint, options.detail, options.cache_folder)
     opened = functools.partial(_open, options, checkpoint, preparer)
     return EnginePlan(
         "torch",
