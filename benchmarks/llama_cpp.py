@@ -44,7 +44,8 @@ from vlmbatch.errors import VlmbatchError
 from vlmbatch.gguf_files import import_gguf
 from vlmbatch.job import Job
 
-DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16}
+TYPES = {"f32": ("float32", "none"), "bf16": ("bfloat16", "none"), "q8_0": ("float32", "int8")}
+"""Types of llama.cpp's weights, each with the dtype and the quantization of ours."""
 
 
 @torch.inference_mode()
@@ -172,10 +173,10 @@ def compare(options: argparse.Namespace, folder: Path) -> None:
         VlmbatchError: A tool or package is missing.
     """
     import_gguf()
-    dtype = DTYPES[options.dtype]
+    dtype, quantize = TYPES[options.dtype]
     bench = open_bench(
         Settings(
-            Job(device="cpu", dtype=str(dtype).removeprefix("torch.")),
+            Job(device="cpu", dtype=dtype, quantize=quantize),
             shape=options.shape,
             quick=options.quick,
         )
@@ -237,7 +238,7 @@ def main() -> None:
         help="random weights in the shapes of this SmolVLM2",
     )
     parser.add_argument(
-        "--dtype", choices=DTYPES, default="f32", help="number format of the weights"
+        "--dtype", choices=TYPES, default="f32", help="number format of the weights"
     )
     parser.add_argument(
         "--rounds", type=int, default=3, help="how often both sides take their turn"
