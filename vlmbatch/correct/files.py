@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, Protocol
 
 from vlmbatch.errors import JobError
 from vlmbatch.text_files import open_text, read_rows
-from vlmbatch.write import make_content
+from vlmbatch.write import is_stretch, make_content
 from vlmbatch.write.columns import Row, clean_text
 from vlmbatch.write.records import file_name
 
@@ -137,7 +137,7 @@ class FolderCorrections:
                 text = "\n".join(file.read().splitlines()).strip()
         except (OSError, UnicodeDecodeError) as error:
             raise JobError(f"{path}: {getattr(error, 'strerror', None) or 'not text'}") from error
-        is_single = len(rows) == 1 and rows[0]["end_seconds"] is None
+        is_single = len(rows) == 1 and not is_stretch(rows[0])
         if is_single:
             if text:
                 yield rows[0], text

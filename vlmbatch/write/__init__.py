@@ -17,7 +17,13 @@ from vlmbatch.write.records import read_by_file, read_records, read_seen
 from vlmbatch.write.remote.file import local_copy
 from vlmbatch.write.remote.output import StagedOutput, UploadPolicy
 from vlmbatch.write.remote.staging import default_staging_root
-from vlmbatch.write.sidecars.sidecar import Sidecars, make_content, open_sidecars, sidecars_path
+from vlmbatch.write.sidecars.sidecar import (
+    Sidecars,
+    is_stretch,
+    make_content,
+    open_sidecars,
+    sidecars_path,
+)
 from vlmbatch.write.stdout import StdoutWriter
 from vlmbatch.write.store import CommitPolicy, OutputStore
 from vlmbatch.write.summary import read_summary, summary_path, write_summary
@@ -32,6 +38,7 @@ __all__ = [
     "Writer",
     "default_staging_root",
     "local_copy",
+    "is_stretch",
     "make_content",
     "open_output",
     "open_sidecars",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from pathlib import Path
@@ -14,7 +15,7 @@ from vlmbatch.core import Record
 from vlmbatch.errors import OutputError
 from vlmbatch.write.columns import row_of
 from vlmbatch.write.records import file_name
-from vlmbatch.write.sidecars.sidecar import Sidecars
+from vlmbatch.write.sidecars.sidecar import Sidecars, make_content
 
 
 @pytest.fixture
@@ -238,3 +239,34 @@ def test_a_damaged_record_is_said(photos: Path) -> None:
     (photos.parent / "out.jsonl.sidecars").write_text("{}\n")
     with pytest.raises(OutputError, match="sidecars is damaged"):
         write(photos, [about(photos / "a.jpg")])
+
+
+def rows_of(*changes: dict[str, Any]) -> list[dict[str, Any]]:
+    return [row_of(dataclasses.replace(record(0), status="ok", **each)) for each in changes]
+
+
+def test_subtitles_say_the_question_where_there_are_several() -> None:
+    at: dict[str, Any] = {"id": "a.mp4#t=0.000", "time_seconds": 0.0, "end_seconds": 2.0}
+    asked = rows_of({**at, "prompt": "Who?", "text": "A cat."}, {**at, "prompt": "Why?"})
+    assert b"\nWho?\nA cat.\n" in (make_content("srt", asked) or b"")
+    assert b"Who?" not in (make_content("srt", asked[:1]) or b"")
+
+
+def test_the_text_of_a_whole_clip_has_no_time() -> None:
+    whole: dict[str, Any] = {"media": "clip", "time_seconds": 0.0, "end_seconds": 2.0}
+    clip = rows_of({**whole, "id": "a.mp4", "text": "A cat runs."})
+    assert make_content("txt", clip) == b"A cat runs.\n"
+    assert b"00:00:00.000 --> 00:00:02.000" in (make_content("vtt", clip) or b"")
+    window = rows_of({**whole, "id": "a.mp4#t=0.000-2.000", "text": "A cat runs."})
+    assert make_content("txt", window) == b"[00:00:00.000 --> 00:00:02.000] A cat runs.\n"
+
+
+def test_the_text_of_a_document_marks_its_pages() -> None:
+    still: dict[str, Any] = {"time_seconds": None, "end_seconds": None}
+    pages = rows_of(
+        {**still, "id": "d.pdf#page=1", "text": "One"},
+        {**still, "id": "d.pdf#page=1", "text": "More", "prompt": "Else?"},
+        {**still, "id": "d.pdf#page=2", "text": "Two"},
+    )
+    assert make_content("txt", pages) == b"[page 1]\nOne\nMore\n[page 2]\nTwo\n"
+    assert make_content("txt", pages[:1]) == b"One\n"

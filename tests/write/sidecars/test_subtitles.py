@@ -12,7 +12,15 @@ import webvtt
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vlmbatch.write.sidecars.subtitles import Cue, make_cues, srt, text_lines, transcript, vtt
+from vlmbatch.write.sidecars.subtitles import (
+    Cue,
+    fitted,
+    make_cues,
+    srt,
+    text_lines,
+    transcript,
+    vtt,
+)
 
 Read = list[tuple[int, int, str]]
 
@@ -108,3 +116,30 @@ def test_any_texts_come_back_in_order_without_overlap(
 def test_no_line_of_a_text_is_blank() -> None:
     assert text_lines("\n a \r\n\r\n\x0b\u2028b\0\x85 \n") == ["a", "b"]
     assert text_lines("") == []
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    lines=st.lists(st.lists(st.text("abcdef", min_size=1, max_size=60), min_size=1), min_size=1),
+    start=st.integers(0, 1000),
+    length=st.integers(1, 100_000),
+)
+def test_cues_are_shown_in_two_lines_of_42_characters(
+    lines: list[list[str]], start: int, length: int
+) -> None:
+    whole = Cue(start, start + length, tuple(map(" ".join, lines)))
+    parts = list(fitted([whole]))
+    assert (parts[0].start_ms, parts[-1].end_ms) == (start, start + length)
+    assert all(cue.start_ms < cue.end_ms for cue in parts)
+    assert all(one.end_ms == two.start_ms for one, two in itertools.pairwise(parts))
+    if length >= sum(len(word) for line in lines for word in line) * 2:
+        assert all(len(cue.lines) <= 2 for cue in parts)
+        assert all(len(line) <= 42 for cue in parts for line in cue.lines)
+    said = "".join(line for cue in parts for line in cue.lines)
+    assert said.replace(" ", "") == "".join(word for line in lines for word in line)
+
+
+def test_a_short_cue_stays_as_it_is() -> None:
+    assert list(fitted([Cue(0, 1000, ("A dog.", "A cat."))])) == [
+        Cue(0, 1000, ("A dog.", "A cat."))
+    ]

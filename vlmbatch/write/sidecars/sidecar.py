@@ -17,7 +17,7 @@ import logging
 import os
 import stat
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal, TypeAlias
 
@@ -65,20 +65,42 @@ def make_content(kind: str, rows: Sequence[Row]) -> bytes | None:
 
     Args:
         kind: ``txt``, ``srt`` or ``vtt``. Rows about stretches of a video become cues, in ``txt``
-            lines with timestamps.
+            lines with timestamps. Cues name the question where there are several. A ``txt`` of a
+            document marks the pages.
         rows: The rows about a picture or video, in the order of their answers.
     """
     answers = [row for row in rows if row["status"] != "error" and row["text"] is not None]
+    if kind == "txt" and answers and not any(map(is_stretch, answers)):
+        return ("\n".join(_marked_texts(answers)) + "\n").encode()
+    says_question = kind != "txt" and len({(row["task"], row["prompt"]) for row in answers}) > 1
     timed = [
-        (row["time_seconds"], row["end_seconds"], row["text"])
+        (
+            row["time_seconds"],
+            row["end_seconds"],
+            f"{row['prompt']}\n{row['text']}" if says_question else row["text"],
+        )
         for row in answers
         if row["time_seconds"] is not None and row["end_seconds"] is not None
     ]
     if timed:
         return FORMS[kind](make_cues(sorted(timed, key=lambda cue: cue[0]))).encode()
-    if answers and kind == "txt":
-        return ("\n".join(row["text"] for row in answers) + "\n").encode()
     return None
+
+
+def is_stretch(row: Row) -> bool:
+    """Return whether a row is about a frame or window of a video, not about a whole file."""
+    return row["end_seconds"] is not None and "#t=" in row["id"]
+
+
+def _marked_texts(answers: Sequence[Row]) -> Iterator[str]:
+    """Yield texts, with a mark before each page where there are several."""
+    pages = [row["id"].rpartition("#page=")[2] if "#page=" in row["id"] else "" for row in answers]
+    marks, before = len(set(pages)) > 1, ""
+    for row, page in zip(answers, pages, strict=True):
+        if marks and page != before:
+            yield f"[page {page}]"
+        before = page
+        yield row["text"]
 
 
 class Sidecars:

@@ -5,8 +5,12 @@ transcript with time stamps (``.txt``).
 from __future__ import annotations
 
 import itertools
+import textwrap
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
+
+LINE_CHARACTERS, CUE_LINES = 42, 2
+"""The most that a cue shows: the usual limits of subtitles."""
 
 
 class Cue(NamedTuple):
@@ -91,7 +95,29 @@ def transcript(cues: Iterable[Cue]) -> str:
     )
 
 
-FORMS: dict[str, Callable[[Iterable[Cue]], str]] = {"srt": srt, "vtt": vtt, "txt": transcript}
+def fitted(cues: Iterable[Cue]) -> Iterator[Cue]:
+    """Yield cues of at most two lines of 42 characters, as players and broadcasters show them. A
+    longer cue is split; each part is shown as long as its share of the characters.
+    """
+    for cue in cues:
+        lines = [part for line in cue.lines for part in textwrap.wrap(line, LINE_CHARACTERS)]
+        parts = [tuple(lines[at : at + CUE_LINES]) for at in range(0, len(lines), CUE_LINES)]
+        length, said = cue.end_ms - cue.start_ms, 0
+        total = sum(map(len, lines))
+        if length < total:  # less than a millisecond for a part
+            yield cue
+            continue
+        for part in parts:
+            start = cue.start_ms + length * said // total
+            said += sum(map(len, part))
+            yield Cue(start, cue.start_ms + length * said // total, part)
+
+
+FORMS: dict[str, Callable[[Iterable[Cue]], str]] = {
+    "srt": lambda cues: srt(fitted(cues)),
+    "vtt": lambda cues: vtt(fitted(cues)),
+    "txt": transcript,
+}
 """Functions that format cues, by the suffix of the file."""
 
 
