@@ -53,6 +53,7 @@ ALLOWED = {
     "questions": FLOOR,
     "evaluate": FLOOR | {"write"},
     "correct": FLOOR | {"write"},
+    "export": FLOOR,
     "run": FLOOR | STAGES | {"questions"},
     "serve": FLOOR | STAGES | {"questions", "run"},
     "finetune": FLOOR | STAGES,
@@ -60,7 +61,17 @@ ALLOWED = {
     "convert": FLOOR | {"engine"},
     "cli": FLOOR
     | STAGES
-    | {"correct", "evaluate", "run", "serve", "finetune", "bench", "convert", "__version__"},
+    | {
+        "correct",
+        "evaluate",
+        "export",
+        "run",
+        "serve",
+        "finetune",
+        "bench",
+        "convert",
+        "__version__",
+    },
     "__main__": {"cli"},
     "model": FLOOR | STAGES | {"run", "serve"},
     "__init__": FLOOR | {"model", "run", "write"},

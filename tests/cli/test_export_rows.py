@@ -15,6 +15,7 @@ from click.testing import CliRunner, Result
 
 from tests.write.rows import bare, failed, record, store
 from vlmbatch.cli.main import cli
+from vlmbatch.errors import JobError
 
 
 def call(*arguments: object) -> Result:
@@ -127,3 +128,47 @@ def test_a_stdout_that_cannot_be_written_to_is_one_line(
     assert result.returncode == 1
     assert result.stderr.startswith("vlmbatch: cannot write to stdout: ")
     assert result.stderr.count("\n") == 1
+
+
+def test_columns_order_and_number_of_rows_are_chosen(tmp_path: Path) -> None:
+    path = tmp_path / "out.jsonl"
+    with store(path) as rows:
+        for number, sure in enumerate([-0.5, None, -2.0, -1.0]):
+            page = dataclasses.replace(
+                record(number, f"text {number}", id=f"d.pdf#page={number + 1}"), mean_logprob=sure
+            )
+            rows.write(page)
+        rows.write(record(4, "photo", id="p.jpg", mean_logprob=-3.0))
+    chosen = ("--columns", "id,page,text", "--sort", "mean_logprob", "--limit", 4, "-o")
+    expected = [
+        {"id": "p.jpg", "page": None, "text": "photo"},
+        {"id": "d.pdf#page=3", "page": 3, "text": "text 2"},
+        {"id": "d.pdf#page=4", "page": 4, "text": "text 3"},
+        {"id": "d.pdf#page=1", "page": 1, "text": "text 0"},
+    ]
+    call("export", path, "--to", "parquet", *chosen, tmp_path / "x.parquet")
+    assert pq.read_table(tmp_path / "x.parquet").to_pylist() == expected
+    call("export", path, "--to", "jsonl", *chosen, tmp_path / "x.jsonl")
+    found = [json.loads(line) for line in (tmp_path / "x.jsonl").read_text().splitlines()]
+    assert found == expected
+    assert [list(row) for row in found] == [["id", "page", "text"]] * 4
+    said = call("export", path, "--to", "csv", *chosen, "-").stdout.splitlines()
+    assert said[:2] == ["id,page,text", "p.jpg,,photo"]
+    last = call("export", path, "--to", "csv", "--sort", "mean_logprob", "-o", "-").stdout
+    assert last.splitlines()[-1].startswith("d.pdf#page=2,")  # a row without a value
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--to", "csv", "--columns", "id,colour"], "no column 'colour'; it has id, source"),
+        (["--to", "csv", "--sort", "colour"], "no column 'colour'"),
+        (["--to", "txt", "--limit", "2"], "go with tables, not with --to txt"),
+    ],
+)
+def test_a_layout_that_there_is_not_is_refused(
+    output: Path, arguments: list[str], said: str
+) -> None:
+    result = CliRunner().invoke(cli, ["export", str(output), *arguments])
+    assert isinstance(result.exception, JobError)
+    assert said in str(result.exception)

@@ -107,8 +107,8 @@ def failure_lines(figures: dict[str, Any], output: str, task: str = "") -> Itera
         is_partial |= number > len(named)
     if is_partial and output != "-":
         name = shlex.quote(without_credentials(output))
-        of_task = f" --task {task}" if task else ""
-        yield f"  all of them: vlmbatch export {name} --to csv --status error{of_task} -o -"
+        rows = "--status error" + (f" --task {task}" if task else "")
+        yield f"  all of them: vlmbatch export {name} --to csv --columns id,error {rows} -o -"
 
 
 def _advice(summary: dict[str, Any]) -> Iterator[str]:

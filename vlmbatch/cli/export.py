@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import codecs
 import contextlib
-import dataclasses
+import functools
 import os
 import sys
 import tempfile
 import urllib.parse
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import click
 
 from vlmbatch.errors import JobError, OutputError
+from vlmbatch.export.rows import RowFilter, TableLayout
 from vlmbatch.tasks import TASKS
 from vlmbatch.urls import can_be_written, is_url, url_name, without_credentials
 
@@ -66,6 +67,18 @@ STATUSES = ("ok", "error", "similar")
     type=click.Choice(STATUSES),
     help="Only rows with this status; may be given several times.",
 )
+@click.option(
+    "--columns",
+    metavar="A,B,…",
+    help="Tables: only these columns, in this order. `page` is the number of a document's page.",
+)
+@click.option(
+    "--sort",
+    metavar="COLUMN",
+    help="Tables: the rows by this column, the smallest first, rows without a value last; "
+    "mean_logprob puts the answers first that the model was least sure of.",
+)
+@click.option("--limit", type=click.IntRange(1), metavar="N", help="Tables: the first N rows.")
 @click.option("--overwrite", is_flag=True, help="Replace what is there.")
 @click.option(
     "--bom",
@@ -78,6 +91,9 @@ def _export(
     target: str | None,
     overwrite: bool,
     bom: bool,
+    columns: str | None,
+    sort: str | None,
+    limit: int | None,
     **wanted: tuple[str, ...],
 ) -> None:
     """Write OUTPUT as a table of another format, or as a text or subtitle file for each picture or
@@ -91,6 +107,11 @@ def _export(
 
     if bom and form != "csv":
         raise JobError("--bom goes with --to csv")
+    layout = TableLayout(
+        tuple(name.strip() for name in (columns or "").split(",") if name.strip()), sort, limit
+    )
+    if form in TEXTS and layout != TableLayout():
+        raise JobError(f"--columns, --sort and --limit go with tables, not with --to {form}")
     if target is not None and is_url(target):
         if not can_be_written(target):
             raise JobError(
@@ -108,34 +129,10 @@ def _export(
             form,
             target,
             RowFilter(**wanted),
+            layout,
             overwrite=overwrite,
             bom=bom,
         )
-
-
-@dataclasses.dataclass(frozen=True)
-class RowFilter:
-    """The rows that are taken: of each column those with one of the values; all where none are
-    given.
-
-    Attributes:
-        tasks: Tasks.
-        prompts: Questions and instructions, word for word.
-        statuses: Values of ``status``.
-    """
-
-    tasks: tuple[str, ...] = ()
-    prompts: tuple[str, ...] = ()
-    statuses: tuple[str, ...] = ()
-
-    def has(self, row: Mapping[str, Any]) -> bool:
-        """Return whether a row is taken."""
-        columns = (("task", self.tasks), ("prompt", self.prompts), ("status", self.statuses))
-        return all(not values or row[name] in values for name, values in columns)
-
-    def of(self, rows: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-        """Yield the rows that are taken."""
-        return filter(self.has, rows)
 
 
 def export(
@@ -144,6 +141,7 @@ def export(
     form: str,
     target: str | None,
     wanted: RowFilter,
+    layout: TableLayout,
     *,
     overwrite: bool,
     bom: bool,
@@ -156,18 +154,24 @@ def export(
         form: One of ``TABLES`` or ``TEXTS``.
         target: Where it goes, as given.
         wanted: The rows that are taken.
+        layout: Columns and order of a table.
         overwrite: Whether what is there is replaced.
         bom: Whether CSV begins with a byte order mark.
     """
     from vlmbatch.write import read_by_file, read_records, read_summary
     from vlmbatch.write.columns import carried_kinds
+    from vlmbatch.write.formats import find_format
 
     if form in TABLES:
-        rows = wanted.of(read_records(path))  # says at once when there is nothing to read
         # Only a look at every row tells the kinds of carried columns.
-        extra = carried_kinds(wanted.of(read_records(path))) if form != "jsonl" else {}
+        looks = form != "jsonl" or layout != TableLayout()
+        extra = carried_kinds(wanted.of(read_records(path))) if looks else {}
+        extra = layout.check(extra, str(output))
+        rows = wanted.of(read_records(path))
         job = (read_summary(path) or {}).get("job")
-        export_table(output, rows, job, extra, form, target, overwrite=overwrite, bom=bom)
+        write = functools.partial(find_format(Path(f"x.{form}")).write_rows, job=job, extra=extra)
+        write = functools.partial(write, columns=layout.columns or None)
+        export_table(output, layout.of(rows), write, form, target, overwrite=overwrite, bom=bom)
         return
     is_file = (
         target is not None
@@ -196,31 +200,27 @@ def export(
 def export_table(
     output: Path,
     rows: Iterator[dict[str, Any]],
-    job: dict[str, Any] | None,
-    extra: Mapping[str, Any],
+    write: Callable[..., None],
     form: str,
     target: str | None,
     *,
     overwrite: bool,
     bom: bool,
 ) -> None:
-    """Write rows to a table of another format, whole or not at all. ``job`` goes into its metadata,
-    ``extra`` are the kinds of carried columns.
+    """Write rows to a table of another format, whole or not at all. ``write`` takes a file and
+    rows.
     """
-    from vlmbatch.write.formats import find_format
-
     place = target if target is not None and target != "-" else str(output.with_suffix(f".{form}"))
     if _name_of(place).suffix.lower() != f".{form}":
         raise JobError(
             f"--to {form} writes a file that ends in .{form}, not {without_credentials(place)}"
         )
-    format = find_format(_name_of(place))
     opening = codecs.BOM_UTF8 if bom else b""
     if target == "-":
         if form == "parquet":
             raise JobError("parquet does not go to stdout: give -o FILE.parquet")
         sys.stdout.buffer.write(opening)
-        format.write_rows(sys.stdout.buffer, rows, job, extra)
+        write(sys.stdout.buffer, rows)
         sys.stdout.buffer.flush()
         return
     count = 0
@@ -232,7 +232,7 @@ def export_table(
 
     with _writing(output, place, overwrite) as file:
         file.write(opening)
-        format.write_rows(file, counted(), job, extra)
+        write(file, counted())
     click.echo(f"{count} row{'' if count == 1 else 's'} -> {without_credentials(place)}", err=True)
 
 

@@ -60,6 +60,7 @@ def write_rows(
     rows: Iterable[Row],
     job: dict[str, Any] | None = None,
     extra: Mapping[str, Kind] | None = None,
+    columns: Sequence[str] | None = None,
 ) -> None:
     """Write the header and rows, carried columns behind the others. The job has no place in this
     format.
@@ -67,13 +68,13 @@ def write_rows(
     text = io.TextIOWrapper(file, encoding="utf-8", newline="")
     try:
         writer = csv.writer(text)
-        carried = tuple(extra or ())
-        writer.writerow((*RECORD_FIELDS, *carried))
+        header = columns or (*RECORD_FIELDS, *(extra or ()))
+        writer.writerow(header)
         for row in rows:
             writer.writerow(
                 [
-                    *(_guard(row[name]) for name in RECORD_FIELDS),
-                    *(_guard(as_text(row.get(name))) for name in carried),
+                    _guard(row[name] if name in COLUMNS else as_text(row.get(name)))
+                    for name in header
                 ]
             )
         text.flush()

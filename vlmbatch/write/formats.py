@@ -13,7 +13,8 @@ from vlmbatch.write.columns import Kind, Row
 
 class WriteRows(Protocol):
     """Writes rows to a binary file, in bounded memory. ``job`` goes into the file's metadata where
-    the format has any; ``extra`` are carried columns.
+    the format has any; ``extra`` are carried columns; ``columns`` are those that are written, in
+    this order: all of them unless given.
     """
 
     def __call__(
@@ -22,6 +23,7 @@ class WriteRows(Protocol):
         rows: Iterable[Row],
         job: dict[str, Any] | None = None,
         extra: Mapping[str, Kind] | None = None,
+        columns: Sequence[str] | None = None,
     ) -> None:
         """Write every row."""
 

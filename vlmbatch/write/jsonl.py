@@ -21,9 +21,12 @@ def write_rows(
     rows: Iterable[Row],
     job: dict[str, Any] | None = None,
     extra: Mapping[str, Kind] | None = None,
+    columns: Sequence[str] | None = None,
 ) -> None:
     """Write rows. The job and the kinds of columns have no place in this format."""
     for row in rows:
+        if columns:
+            row = {name: row.get(name) for name in columns}
         file.write(encode(row).encode("utf-8", "backslashreplace") + b"\n")
 
 

@@ -66,10 +66,13 @@ def write_rows(
     rows: Iterable[Row],
     job: dict[str, Any] | None = None,
     extra: Mapping[str, Kind] | None = None,
+    columns: Sequence[str] | None = None,
 ) -> None:
     """Write rows, a row group at a time."""
     arrow = require()
     layout = schema(job, extra)
+    if columns:
+        layout = arrow.schema([layout.field(name) for name in columns], layout.metadata)
     with arrow.parquet.ParquetWriter(file, layout, compression="zstd") as writer:
         for group in tables(rows, layout):
             writer.write_table(group)
