@@ -24,6 +24,9 @@ vlmbatch in which you corrected `text` is DATA too. OUT is a complete checkpoint
 The same command again continues an interrupted training. Several GPUs: torchrun --nproc-per-node 4
 -m vlmbatch finetune DATA ..."""
 
+LEARNED_SHARE = 0.01
+"""A loss of held-out rows that falls by less is no sign of learning."""
+
 report = logging.getLogger("vlmbatch.report")
 
 
@@ -77,6 +80,11 @@ def _report(job: FinetuneJob, state: dict[str, Any]) -> None:
             *loss,
             *(100 * share for share in right),
         )
+        if loss[1] > loss[0] * (1 - LEARNED_SHARE):
+            report.warning(
+                "the loss of held-out rows hardly changed: nothing was learned that helps with "
+                "them; give more rows, more --epochs or a higher --learning-rate"
+            )
     if state.get("status") == "finished":
         out = job.output_path
         report.info("%s is ready: vlmbatch caption INPUT --model %s", out, out)

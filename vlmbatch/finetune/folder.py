@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,6 +34,7 @@ class TrainingFolder:
         path: OUT.
         state_file: Settings and status, and at the end the result.
         verdicts: Result of the check of every row.
+        held_out: The held-out rows, which `eval --reference` takes.
         log: One line for every loss and every measurement.
         curves: Picture of the log.
         checkpoints: The Trainer's checkpoints; removed at the end.
@@ -45,6 +46,7 @@ class TrainingFolder:
         self.path = path
         self.state_file = path / "finetune.json"
         self.verdicts = path / "rows.jsonl"
+        self.held_out = path / "held_out.jsonl"
         self.log = path / "training.jsonl"
         self.curves = path / "curves.png"
         self.checkpoints = path / "checkpoints"
@@ -131,6 +133,16 @@ class TrainingFolder:
         """
         with replacing(self.state_file) as file:
             file.write(json.dumps(state, ensure_ascii=False, indent=2).encode() + b"\n")
+
+    def write_held_out(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Write the held-out rows.
+
+        Raises:
+            OutputError: They cannot be written.
+        """
+        with replacing(self.held_out) as file:
+            for row in rows:
+                file.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
 
     def last_checkpoint(self) -> SavedStep | None:
         """Return the latest complete checkpoint; None if there is none."""

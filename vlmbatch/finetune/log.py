@@ -20,6 +20,9 @@ from vlmbatch.write.atomic import reason, replacing
 
 report = logging.getLogger("vlmbatch.report")
 
+FEW_ROWS, FEW_UPDATES = 20, 20
+"""With fewer, a training with the default options learns next to nothing."""
+
 _NAMES = {
     "loss": "loss",
     "learning_rate": "learning_rate",
@@ -35,9 +38,9 @@ _NAMES = {
 class TrainingLog(transformers.TrainerCallback):
     """Writes and prints what the Trainer logs; only in the first process."""
 
-    def __init__(self, folder: TrainingFolder, resumed_step: int) -> None:
+    def __init__(self, folder: TrainingFolder, resumed_step: int, num_rows: int) -> None:
         """Keep the log up to the step that a killed training continues from."""
-        self._folder = folder
+        self._folder, self._num_rows = folder, num_rows
         self._began = time.monotonic()
         self._entries = (
             [entry for entry in read_log(folder.log) if entry.get("step", 0) <= resumed_step]
@@ -46,6 +49,18 @@ class TrainingLog(transformers.TrainerCallback):
         )
         with replacing(folder.log) as file:
             file.write("".join(json.dumps(entry) + "\n" for entry in self._entries).encode())
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **others: Any) -> None:
+        """Warn when there is too little to learn from."""
+        if self._num_rows < FEW_ROWS or state.max_steps < FEW_UPDATES:
+            report.warning(
+                "too little to teach much (rows: %d, updates: %d): give at least %d rows, and "
+                "raise --epochs or lower --gradient-accumulation for at least %d updates",
+                self._num_rows,
+                state.max_steps,
+                FEW_ROWS,
+                FEW_UPDATES,
+            )
 
     def on_log(
         self,

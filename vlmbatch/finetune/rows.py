@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,7 @@ class TrainingRow:
         answer: The answer to learn.
         time_seconds: Time of a frame, or start of a clip or window; None for a picture, and for a
             clip of the whole video.
+        id: Id of a row of an OUTPUT; else empty.
         error: The error of a row that is bad whatever its file contains; else empty.
     """
 
@@ -46,6 +48,20 @@ class TrainingRow:
     answer: str
     time_seconds: float | None = None
     error: str = ""
+    id: str = ""
+
+    def as_output(self) -> dict[str, Any]:
+        """Return the row with the keys of an OUTPUT, whose file is found from every folder."""
+        path = os.path.abspath(self.path)
+        return {
+            "id": self.id or path,
+            "source": path,
+            "media": self.media,
+            "time_seconds": self.time_seconds,
+            "prompt": self.prompt,
+            "text": self.answer,
+            "status": "ok",
+        }
 
     def key(self) -> str:
         """Return a digest of the row without its place."""
@@ -158,7 +174,8 @@ def _from_output(place: str, values: Mapping[str, Any], folder: Path) -> Trainin
     # A source is relative to the folder in which the run was started. If it is not found there, the
     # OUTPUT may have been moved together with its pictures.
     path = source if _is_known(source) else str(folder / source)
-    return _row(place, media, path, values.get("prompt"), values.get("text"), seconds, "text")
+    row = _row(place, media, path, values.get("prompt"), values.get("text"), seconds, "text")
+    return dataclasses.replace(row, id=str(values.get("id") or ""))
 
 
 def _is_known(path: str) -> bool:

@@ -119,6 +119,7 @@ class Finetuning:
                         },
                         self.job.to_dict(),
                     )
+                    self.folder.write_held_out(row.as_output() for row in plan.held_out)
             state = self.folder.state() or {}
             interrupted = False
             if state.get("status") == "training":
@@ -153,7 +154,7 @@ class Finetuning:
         self._steering.stop_wanted = self._stop_wanted
         callbacks: list[transformers.TrainerCallback] = [self._steering]
         if main:
-            callbacks.append(TrainingLog(self.folder, found.step if found else 0))
+            callbacks.append(TrainingLog(self.folder, found.step if found else 0, len(plan.rows)))
         trainer = AnswerTrainer(
             pixel_normalization(self.checkpoint),
             model=model,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import math
 from typing import Any
 
 import torch
@@ -48,6 +50,19 @@ class AnswerTrainer(transformers.Trainer):
         )
         self.normalization = tuple(value.to(self.args.device) for value in normalization)
 
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        """Return the schedule of the learning rate; see ``rate_share``."""
+        if self.lr_scheduler is None:
+            share = functools.partial(
+                rate_share,
+                warmup=self.args.get_warmup_steps(num_training_steps),
+                updates=num_training_steps,
+            )
+            over: Any = optimizer or self.optimizer
+            self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(over, share)
+            self._created_lr_scheduler = True
+        return self.lr_scheduler
+
     def model_inputs(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Turn a batch into arguments of the model's ``forward``.
 
@@ -87,6 +102,22 @@ class AnswerTrainer(transformers.Trainer):
             num_items_in_batch=num_items_in_batch,
         )
         return (loss, {"loss": loss, "logits": outputs.logits}) if return_outputs else loss
+
+
+def rate_share(update: int, *, warmup: int, updates: int) -> float:
+    """Return the share of the peak learning rate in an update: linear warm-up, then cosine decay.
+
+    No update is made at rate 0, unlike with transformers' own schedule, whose first update teaches
+    nothing (a training of one update: nothing at all).
+
+    Args:
+        update: Number of updates before.
+        warmup: Updates of the warm-up.
+        updates: All updates.
+    """
+    if update < warmup:
+        return (update + 1) / (warmup + 1)
+    return 0.5 * (1 + math.cos(math.pi * (update - warmup) / max(1, updates - warmup)))
 
 
 def score_rows(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
