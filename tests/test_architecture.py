@@ -93,7 +93,7 @@ HOMES = {
     "prometheus_client": {"serve"},
     "gguf": {"gguf_files.py"},
     "onnx": {"convert/onnx"},
-    "onnxruntime": {"convert/onnx"},
+    "onnxruntime": {"convert/onnx", "engine/onnx"},
 }
 
 

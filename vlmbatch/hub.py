@@ -14,11 +14,14 @@ families without a tokenizer.json.
 """
 
 
-def cached_folder(model: str) -> Path | None:
+def cached_folder(model: str, revision: str | None = None) -> Path | None:
     """Return the folder of a model in the hub's cache, or None. Ask no network."""
     import huggingface_hub
 
-    path = huggingface_hub.try_to_load_from_cache(model, "config.json")
+    try:
+        path = huggingface_hub.try_to_load_from_cache(model, "config.json", revision=revision)
+    except huggingface_hub.errors.HFValidationError:
+        return None  # no hub id
     return Path(path).parent if isinstance(path, str) else None
 
 

@@ -66,6 +66,7 @@ OPENERS: dict[str, Callable[[Path], Engine]] = {
     "scripted": lambda folder: ScriptedEngine(say),
     "torch": lambda folder: open_named("torch", folder),
     "transformers": lambda folder: open_named("transformers", folder),
+    "onnx": lambda folder: open_named("onnx", folder, cache_dir=str(folder.parent / "cache")),
     "llama-server": lambda folder: open_llama_server(folder),
     "openai": lambda folder: open_endpoint(folder),
 }
@@ -117,6 +118,9 @@ def long(text: str = "What is this?", **options: object) -> Question:
 
 @pytest.fixture(scope="module", params=OPENERS)
 def engine(request: pytest.FixtureRequest, tiny: Path) -> Iterator[Engine]:
+    if request.param == "onnx":
+        pytest.importorskip("onnxruntime")
+        pytest.importorskip("onnxscript")
     opened = OPENERS[request.param](tiny)
     yield opened
     opened.close()

@@ -64,7 +64,20 @@ def _engines() -> Iterator[Finding]:
         version or "transformers is not installed",
         "" if version else "pip install transformers",
     )
+    yield _onnx()
     yield _llama_server()
+
+
+def _onnx() -> Finding:
+    """Find ONNX Runtime, and what it can compute with."""
+    from vlmbatch.engine.onnx.providers import PROVIDERS, installed_providers
+
+    there = installed_providers()
+    version = installed_version("onnxruntime") or installed_version("onnxruntime-gpu")
+    if not there or version is None:
+        return Finding("engine onnx", "no ONNX Runtime", "pip install 'vlmbatch[onnx]'")
+    names = [name for name in PROVIDERS if name in there]
+    return Finding("engine onnx", f"ONNX Runtime {version}: {', '.join(names)}")
 
 
 def _llama_server() -> Finding:

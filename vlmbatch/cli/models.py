@@ -156,7 +156,7 @@ def _merge(adapter: str, output: str, model: str | None, revision: str | None) -
     required=True,
     type=click.Choice(list(TARGETS)),
     help="gguf: for llama.cpp, with Modelfiles for Ollama. onnx: for ONNX Runtime "
-    "and transformers.js.",
+    "(--engine onnx) and transformers.js.",
 )
 @click.option(
     "-o", "--output", required=True, metavar="FOLDER", help="Folder for the files; made if missing."

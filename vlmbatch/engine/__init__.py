@@ -27,6 +27,7 @@ logger = logging.getLogger(__name__)
 ENGINES = {
     "torch": "vlmbatch.engine.torch.opening",
     "transformers": "vlmbatch.engine.transformers",
+    "onnx": "vlmbatch.engine.onnx",
     "llama-server": "vlmbatch.engine.llama_server",
     "openai": "vlmbatch.engine.openai",
 }

@@ -9,7 +9,8 @@ from typing import Literal
 from vlmbatch.errors import JobError
 from vlmbatch.job.option import option
 
-ENGINE_NAMES = ("torch", "transformers", "llama-server", "openai")
+ENGINE_NAMES = ("torch", "transformers", "onnx", "llama-server", "openai")
+PROVIDER_NAMES = ("cpu", "cuda", "tensorrt", "coreml", "openvino")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -32,8 +33,9 @@ class ModelOptions:
     engine: str = option(
         "torch",
         "torch: SmolVLM2 and Idefics3 with continuous batching. transformers: any "
-        "image-text-to-text model of transformers, the reference. llama-server: llama.cpp's, on "
-        "GGUF files. openai: a server, see --endpoint. A list takes the first that opens.",
+        "image-text-to-text model of transformers, the reference. onnx: ONNX Runtime. "
+        "llama-server: llama.cpp's, on GGUF files. openai: a server, see --endpoint. A list takes "
+        "the first that opens.",
         metavar="NAME[,NAME]",
         group="Model",
     )
@@ -43,14 +45,20 @@ class ModelOptions:
         "Number format of the weights; auto picks the fastest that the device computes in.",
         group="Model",
     )
-    quantize: Literal["none", "int8"] = option(
+    quantize: Literal["none", "int8", "q4"] = option(
         "none",
         "int8 keeps the matrices of the language model as 8-bit integers: a quarter of float32's "
         "memory; some answers change. Faster than float32 on CPUs with VNNI or AMX; elsewhere it "
-        "saves memory only.",
+        "saves memory only. q4: 4-bit blocks, for --engine onnx.",
         group="Model",
     )
-
+    provider: str | None = option(
+        None,
+        "Execution provider of --engine onnx: cpu, cuda, tensorrt, coreml or openvino. [default: "
+        "that of --device]",
+        metavar="NAME",
+        group="Model",
+    )
     llama_server: str | None = option(
         None,
         "llama.cpp's server for --engine llama-server. [default: llama-server on PATH, else that "
@@ -82,6 +90,12 @@ class ModelOptions:
             for field in ("llama_server", "mmproj"):
                 if getattr(self, field) is not None:
                     raise JobError(f"{field} goes with --engine llama-server")
+        if self.provider is not None and "onnx" not in self.engines:
+            raise JobError("provider goes with --engine onnx")
+        if self.provider not in (None, *PROVIDER_NAMES):
+            raise JobError(
+                f"provider must be one of {', '.join(PROVIDER_NAMES)}, not {self.provider!r}"
+            )
         for name in self.engines:
             if name not in ENGINE_NAMES:
                 raise JobError(

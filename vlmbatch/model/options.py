@@ -36,8 +36,9 @@ class ModelSettings(TypedDict, total=False):
 
     Attributes:
         revision: Branch, tag or commit of a hub id.
-        engine: ``torch``, ``transformers``, ``llama-server`` or ``openai``, or a list such as
-            ``torch,transformers``, of which the first that opens is taken.
+        engine: ``torch``, ``transformers``, ``onnx``, ``llama-server`` or ``openai``, or a list,
+            such as ``torch,transformers``, of which the first that opens is taken.
+        provider: Execution provider of ``onnx``.
         llama_server, mmproj: The program and the file of pictures of ``llama-server``.
         endpoint: Base URL of the server that ``openai`` asks.
         api_key_env, api_key_file: Environment variable, or file, with its key.
@@ -46,7 +47,7 @@ class ModelSettings(TypedDict, total=False):
         cache_dir: Folder for what is measured once on a machine.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
         dtype: ``auto``, ``float32``, ``bfloat16`` or ``float16``.
-        quantize: ``none`` or ``int8``.
+        quantize: ``none``, ``int8`` or ``q4``.
         detail: ``full`` as the checkpoint's processor does it, ``native`` does not enlarge small
             pictures, ``low`` is one tile.
         max_memory: Memory limit for weights and batches, such as ``6GiB``.
@@ -59,6 +60,7 @@ class ModelSettings(TypedDict, total=False):
 
     revision: str | None
     engine: str
+    provider: str | None
     llama_server: str | None
     mmproj: str | None
     endpoint: str | None
@@ -71,7 +73,7 @@ class ModelSettings(TypedDict, total=False):
     cache_dir: str | None
     device: str
     dtype: Literal["auto", "float32", "bfloat16", "float16"]
-    quantize: Literal["none", "int8"]
+    quantize: Literal["none", "int8", "q4"]
     detail: Detail
     max_memory: str | None
     memory_fraction: float

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from vlmbatch.checkpoint import Checkpoint, find_checkpoint
 from vlmbatch.engine.base import EnginePlan
-from vlmbatch.errors import OutOfMemoryError
+from vlmbatch.errors import JobError, OutOfMemoryError
 from vlmbatch.job import EngineOptions
 from vlmbatch.prepare import Preparer
 
@@ -28,8 +28,11 @@ def plan_engine(options: EngineOptions) -> EnginePlan:
     """Find a SmolVLM2 or Idefics3 checkpoint and read its small files; torch is not loaded yet.
 
     Raises:
+        JobError: An option that this engine cannot honour.
         ModelLoadError: It is missing, or of another kind.
     """
+    if options.quantize == "q4":
+        raise JobError("engine torch has no --quantize q4; use int8, or --engine onnx")
     checkpoint = find_checkpoint(options.model, options.revision)
     preparer = Preparer.from_checkpoint(checkpoint, options.detail, options.cache_folder)
     opened = functools.partial(_open, options, checkpoint, preparer)

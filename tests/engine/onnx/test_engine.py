@@ -1,0 +1,265 @@
+"""The ONNX engine: the torch engine's tokens in any company, and the folders that it takes."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from tests.checkpoints import write_tiny_checkpoint
+from tests.engine.idefics3 import MULTIPLIERS
+from tests.engine.reference import answers, run_all
+from vlmbatch.checkpoint import find_checkpoint
+from vlmbatch.convert import ConvertOptions, convert
+from vlmbatch.core import Conversation, Pixels, Question, Request
+from vlmbatch.engine import Engine, open_engine, plan_engine
+from vlmbatch.engine.torch.shape import ModelShape
+from vlmbatch.engine.torch.weights import load_model
+from vlmbatch.errors import DeviceError, JobError, ModelLoadError
+from vlmbatch.job import EngineOptions
+
+onnx = pytest.importorskip("onnx")
+pytest.importorskip("onnxruntime")
+pytest.importorskip("onnxscript")
+
+from vlmbatch.convert.onnx import export, types  # noqa: E402
+from vlmbatch.convert.onnx.modules import VisionGraph  # noqa: E402
+
+
+def options(folder: Path, name: str = "onnx", **more: Any) -> EngineOptions:
+    return EngineOptions(**{"model": str(folder), "engine": name, "device": "cpu"} | more)
+
+
+@pytest.fixture(scope="module")
+def graphs(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny checkpoint's graphs."""
+    folder = tmp_path_factory.mktemp("graphs") / "tiny"
+    convert(find_checkpoint(str(tiny)), "onnx", ConvertOptions(folder))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def engine(graphs: Path) -> Engine:
+    return open_engine(options(graphs, batch_size=4))
+
+
+@pytest.fixture(scope="module")
+def reference(tiny: Path) -> Engine:
+    return open_engine(options(tiny, "torch", dtype="float32"))
+
+
+def picture(seed: int, width: int = 70, height: int = 50) -> Pixels:
+    rng = np.random.default_rng(seed)
+    return Pixels([rng.integers(0, 256, (height, width, 3), np.uint8)])
+
+
+def clip(seed: int) -> Pixels:
+    rng = np.random.default_rng(seed)
+    frames = [rng.integers(0, 256, (40, 60, 3), np.uint8) for _ in range(seed % 3 + 2)]
+    return Pixels(frames, times_seconds=[float(n) for n in range(len(frames))])
+
+
+def requests(engine: Engine, clips: bool = True) -> list[Request]:
+    """Pictures, clips and text of unequal lengths, with one to three questions."""
+    found = []
+    for seed in range(12):
+        is_clip = clips and seed % 3 == 2
+        pixels = clip(seed) if is_clip else picture(seed, 20 + 13 * seed, 90 - 6 * seed)
+        about = Conversation.about("clip" if is_clip else "image", pixels, str(seed))
+        asked = [
+            Question(f"What is {number} {'here ' * seed}?", max_new_tokens=5 + 4 * number + seed)
+            for number in range(seed % 3 + 1)
+        ]
+        found.append(engine.prepare(Conversation(key="t") if seed == 7 else about, asked))
+    return found
+
+
+def agreement(one: Engine, other: Engine, clips: bool = True) -> float:
+    """Share of tokens that two engines have in common, up to the first difference."""
+    mine, theirs = answers(one, requests(one, clips)), answers(other, requests(other, clips))
+    equal = total = 0
+    for key, tokens in theirs.items():
+        same = [a == b for a, b in zip(mine[key], tokens, strict=False)]
+        equal += same.index(False) if False in same else len(same)
+        total += len(tokens)
+    return equal / total
+
+
+def test_tokens_are_those_of_the_torch_engine(engine: Engine, reference: Engine) -> None:
+    before = engine.stats.tiles
+    assert agreement(engine, reference) >= 0.99
+    stats = engine.stats
+    assert stats.max_sequences == 4
+    assert stats.max_tiles > 1
+    assert stats.tiles > before
+    assert (engine.device, engine.dtype, engine.name) == ("cpu", "float32", "onnx")
+
+
+def test_log_probabilities_are_those_of_the_torch_engine(engine: Engine, reference: Engine) -> None:
+    asked = [Question("What?", max_new_tokens=9, logprobs=3)]
+    (mine,), (theirs,) = (
+        run_all(each, [each.prepare(Conversation.about("image", picture(1)), asked)]).values()
+        for each in (engine, reference)
+    )
+    assert mine.text == theirs.text
+    for one, other in zip(mine.logprobs, theirs.logprobs, strict=True):
+        assert one.logprob == pytest.approx(other.logprob, abs=1e-3)
+        assert [token for token, _ in one.top] == [token for token, _ in other.top]
+
+
+def test_idefics3_with_a_granite_is_answered_too(tmp_path: Path) -> None:
+    folder = write_tiny_checkpoint(
+        tmp_path / "model", model_type="idefics3", granite=MULTIPLIERS, tie=True
+    )
+    mine = open_engine(options(folder, cache_dir=str(tmp_path / "cache")))
+    theirs = open_engine(options(folder, "torch", dtype="float32"))
+    assert agreement(mine, theirs, clips=False) >= 0.99
+    assert not mine.takes_clips  # type: ignore[attr-defined]
+    (kept,) = (tmp_path / "cache" / "onnx").iterdir()
+    assert kept.name.startswith("model-fp32-")
+    before = (kept / "onnx" / "embed_tokens.onnx").stat().st_mtime_ns
+    open_engine(options(folder, cache_dir=str(tmp_path / "cache"))).close()
+    assert (kept / "onnx" / "embed_tokens.onnx").stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize("kind", ["fp16", "int8", "q4"])
+def test_other_number_formats_answer(
+    graphs: Path, reference: Engine, tmp_path: Path, kind: str
+) -> None:
+    folder = shutil.copytree(graphs, tmp_path / "model")
+    suffix = types.TYPES[kind].suffix
+    for path in sorted((folder / "onnx").iterdir()):
+        graph = types.converted(onnx.load(path), path.stem, kind)
+        export.save_graph(graph, path.with_name(f"{path.stem}{suffix}.onnx"))
+        path.unlink()
+    named = {"dtype": "float16"} if kind == "fp16" else {"quantize": kind}
+    small = open_engine(options(folder, **named))
+    expected = {"fp16": "float16", "int8": "float32+int8", "q4": "float32+q4"}[kind]
+    assert small.dtype == expected
+    assert agreement(small, reference) > {"fp16": 0.8, "int8": 0.05, "q4": 0.02}[kind]
+    other = open_engine(options(folder))  # the only number format that is there
+    assert other.dtype == expected
+    if kind != "q4":
+        with pytest.raises(ModelLoadError, match="lacks a graph for this"):
+            plan_engine(options(folder, quantize="q4"))
+
+
+class OldVision(torch.nn.Module):
+    """An encoder as some folders have it: four dimensions of pixels, no mask."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        checkpoint = find_checkpoint(str(folder))
+        shape = ModelShape.from_checkpoint(checkpoint)
+        model = load_model(checkpoint, shape, torch.device("cpu"), torch.float32)
+        self.encoder = VisionGraph(model.vision)
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        mask = torch.ones_like(pixel_values[:, 0], dtype=torch.bool)
+        return self.encoder(pixel_values[None], mask[None])
+
+
+def test_folders_of_other_exporters_are_taken(
+    graphs: Path, tiny: Path, reference: Engine, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(graphs, tmp_path / "model")
+    place = folder / "onnx"
+    with export.quiet():
+        torch.onnx.export(
+            OldVision(tiny).eval(),
+            (torch.rand(2, 3, 32, 32),),
+            place / "vision_encoder.onnx",
+            input_names=["pixel_values"],
+            output_names=["features"],
+            dynamic_shapes={"pixel_values": {0: "tiles"}},
+        )
+    merged = place / "decoder_model_merged.onnx"
+    graph = onnx.load(merged)
+    merged.unlink()
+    export.save_graph(graph, place / "decoder_model.onnx")
+    export.save_graph(graph, place / "decoder_with_past_model.onnx", inline_bytes=1000)
+    for path in place.iterdir():  # beside the small files, not in a folder of their own
+        path.rename(folder / path.name)
+    place.rmdir()
+    assert agreement(open_engine(options(folder)), reference) >= 0.99
+
+
+def test_little_memory_means_fewer_at_a_time(graphs: Path, reference: Engine) -> None:
+    whole = open_engine(options(graphs))
+    size = whole.budget.weight_bytes  # type: ignore[attr-defined]
+    small = open_engine(options(graphs, max_memory=f"{size + (2 << 20)}"))
+    assert agreement(small, reference) >= 0.99
+    agreement(whole, reference)
+    assert small.stats.max_sequences < whole.stats.max_sequences
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"dtype": "bfloat16"}, "no --dtype bfloat16"),
+        ({"quantize": "int8", "dtype": "float16"}, "no --quantize int8 with --dtype float16"),
+    ],
+)
+def test_an_option_that_it_lacks_is_named(graphs: Path, more: Any, message: str) -> None:
+    with pytest.raises(JobError, match=message):
+        plan_engine(options(graphs, **more))
+
+
+def test_options_of_one_engine_are_refused_by_others(tiny: Path) -> None:
+    with pytest.raises(JobError, match="engine torch has no --quantize q4"):
+        plan_engine(options(tiny, "torch", quantize="q4"))
+    with pytest.raises(JobError, match="provider goes with --engine onnx"):
+        options(tiny, "torch", provider="cpu").check_engine()
+    with pytest.raises(JobError, match="provider must be one of cpu"):
+        options(tiny, provider="magic").check_engine()
+
+
+def test_a_provider_that_is_not_there_is_named(graphs: Path) -> None:
+    with pytest.raises(DeviceError, match="no provider tensorrt; it has cpu"):
+        open_engine(options(graphs, device="auto", provider="tensorrt"))
+    with pytest.raises(DeviceError, match="--provider coreml computes on mps, not on --device cpu"):
+        open_engine(options(graphs, provider="coreml"))
+
+
+def test_the_next_engine_answers_where_onnx_does_not_open(
+    tiny: Path, graphs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any
+) -> None:
+    both = "onnx,transformers"
+    assert plan_engine(options(tiny, both)).name == "onnx"
+    broken = shutil.copytree(graphs, tmp_path / "broken")
+    shutil.copy(tiny / "model.safetensors", broken)
+    (broken / "onnx" / "embed_tokens.onnx").unlink()
+    assert plan_engine(options(broken, both)).name == "transformers"
+    assert "lacks a graph" in caplog.text
+    assert "engine transformers answers" in caplog.text
+
+
+def test_damaged_graphs_are_an_error_of_the_model(graphs: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(graphs, tmp_path / "model")
+    path = folder / "onnx" / "decoder_model_merged.onnx"
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(ModelLoadError, match="cannot be opened by ONNX Runtime"):
+        open_engine(options(folder))
+
+
+def test_a_conversion_that_fails_says_why(tiny: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny, tmp_path / "model")
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1000])
+    with pytest.raises(ModelLoadError, match=r"cannot be converted: .*model\.safetensors"):
+        open_engine(options(folder, cache_dir=str(tmp_path / "cache")))
+    assert not list((tmp_path / "cache" / "onnx").iterdir())
+
+
+def test_revisions_tell_graphs_apart(graphs: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(graphs, tmp_path / "model")
+    assert plan_engine(options(folder)).revision == plan_engine(options(graphs)).revision
+    path = folder / "onnx" / "embed_tokens.onnx"
+    graph = onnx.load(path)
+    graph.producer_name = "another"
+    onnx.save(graph, path)
+    assert plan_engine(options(folder)).revision != plan_engine(options(graphs)).revision
