@@ -25,7 +25,7 @@ CHUNK_TOKENS = 1024
 
 @dataclasses.dataclass(frozen=True)
 class Prompt:
-    """What is to be computed of a prompt.
+    """The part of a prompt that is to be computed.
 
     Attributes:
         sequence: Its sequence.
