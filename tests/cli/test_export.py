@@ -145,7 +145,10 @@ def test_a_video_run_writes_subtitles_and_export_writes_the_same(
     )
     assert result.returncode == 0, result.stderr
     assert "1 sidecar written" in result.stderr
-    assert "6 of 6 answers were cut off at --max-new-tokens 2; --max-new-tokens 4" in result.stderr
+    assert (
+        "6 of 6 answers were cut off at --max-new-tokens 2; --redo cut-off --max-new-tokens 8"
+        in result.stderr
+    )
     cues = list(webvtt.read(tmp_path / "clips" / "a.vtt"))
     assert cues[0].start == "00:00:00.000"
     assert cues[-1].end == "00:00:03.000"

@@ -8,7 +8,7 @@ import pytest
 
 from tests.media import write_picture, write_video
 from tests.run.jobs import job, rows, start
-from vlmbatch.errors import NothingFound
+from vlmbatch.errors import JobError, NothingFound
 
 
 def explain(folder: Path, **values: object) -> str:
@@ -96,3 +96,9 @@ def test_a_manifest_without_rows_is_exit_66(tmp_path: Path) -> None:
     write_picture(tmp_path / "a.png")
     (tmp_path / "list.csv").write_text("path\n")
     explain(tmp_path / "list.csv")
+
+
+@pytest.mark.parametrize("name", ["id_column", "path_column"])
+def test_a_column_where_no_input_is_a_table_is_refused(photos: Path, name: str) -> None:
+    with pytest.raises(JobError, match=f"{name} is a column of a manifest, and no INPUT is one"):
+        start(job(photos, **{name: "sku"}))

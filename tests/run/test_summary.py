@@ -83,4 +83,4 @@ def test_answers_that_were_cut_off_are_counted_and_a_way_out_is_named(
         assert found["hint"] is None
     else:
         assert found["hint"].startswith(begin)
-        assert "at --max-new-tokens 40; --max-new-tokens 80" in found["hint"]
+        assert "at --max-new-tokens 40; --redo cut-off --max-new-tokens 160" in found["hint"]

@@ -78,13 +78,16 @@ def _item_lines(job: Job, summary: dict[str, Any], *, interrupted: bool) -> Iter
         )
     if kept.get("edited"):
         texts = count(kept["edited"], "text")
-        yield f"{texts} edited in OUTPUT kept"
+        yield f"{texts} edited in OUTPUT kept (--redo edited asks again)"
     if summary["found"] == 0 and summary["error"] is None and not interrupted:
         yield (
             "no images found"
             if job.media == "image"
             else "no videos found, or nothing of them was asked for"
         )
+    if left["not_in_output"]:
+        answers = count(left["not_in_output"], "answer")
+        yield f"{answers} not in OUTPUT yet: the command without --redo asks for them"
     if left["without_question"]:
         file = f" in {job.questions_file}" if job.questions_file else ""
         yield f"{count(left['without_question'], 'item')} without a question{file}"

@@ -36,7 +36,8 @@ def collect(path: Path) -> dict[str, Any]:
 def _answerer(row: dict[str, Any]) -> str:
     """Return the model of a row and where it ran, as far as the row says."""
     where = ", ".join(filter(None, (row["engine"], row["device"], row["dtype"])))
-    return (row["model"] or "no model") + (f" ({where})" if where else "")
+    settings = f" with {row['settings']}" if row.get("settings") else ""
+    return (row["model"] or "no model") + (f" ({where})" if where else "") + settings
 
 
 def show(output: str, figures: dict[str, Any]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -58,6 +59,14 @@ class OutputOptions:
         group="Output",
     )
     retry_errors: bool = option(False, "Retry the error rows of an earlier run.", group="Output")
+    redo: Sequence[str] = option(
+        (),
+        "Ask again, with the model and settings given now, for these rows of OUTPUT only: cut-off, "
+        "errors, edited, stale (of another model or other settings), unsure:X (mean_logprob under "
+        "X), ids:FILE; repeatable.",
+        metavar="ROWS",
+        group="Output",
+    )
     max_errors: str | None = option(
         None,
         "Stop with exit code 4 when more items than N, or P% of those done (judged from 20 on, and "
@@ -110,7 +119,21 @@ class OutputOptions:
                 "max_errors must be a number such as 100 or a share such as 5%, "
                 f"not {self.max_errors!r}"
             )
+        self._check_redo()
         self._check_sidecar(media)
+
+    def _check_redo(self) -> None:
+        for value in self.redo:
+            if not re.fullmatch(r"cut-off|errors|edited|stale|unsure:-?\d+(\.\d+)?|ids:.+", value):
+                raise JobError(
+                    "redo takes cut-off, errors, edited, stale, unsure:X (such as unsure:-0.5) and "
+                    f"ids:FILE, not {value!r}"
+                )
+        if self.redo and (self.overwrite or self.output == "-"):
+            raise JobError(
+                "redo asks again for rows of an OUTPUT that is kept: leave out overwrite, and give "
+                "a file with -o"
+            )
 
     def _check_sidecar(self, media: Kind) -> None:
         if self.sidecar_dir is not None and self.sidecar is None:

@@ -90,6 +90,7 @@ class Listing:
                 self._check_bundle(given.text)
         self._may_repeat = len(self._inputs) > 1 or "-" in options.inputs
         self._check_keep()
+        self._check_columns()
         self._places_seen: set[bytes] = set()
         self._ids_seen: set[bytes] = set()
 
@@ -109,6 +110,14 @@ class Listing:
             )
         if self._options.keep and all(given.kind in ("file", "folder") for given in self._inputs):
             raise JobError("keep carries columns of manifests and archives, and no INPUT is one")
+
+    def _check_columns(self) -> None:
+        for name in ("path_column", "id_column"):
+            column = getattr(self._options, name)
+            if column and all(given.kind in ("file", "folder") for given in self._inputs):
+                raise JobError(
+                    f"{name} is a column of a manifest, and no INPUT is one: there is no {column!r}"
+                )
 
     def __iter__(self) -> Iterator[Listed]:
         """Yield the files. ``counts`` starts over."""

@@ -31,6 +31,7 @@ class Intake:
         rows_asked: Rows that this run is to make; known with ``found``.
         unasked: Items without a question.
         kept: Items, rows and error rows from earlier runs.
+        not_there: Rows that ``--redo`` did not ask about, as OUTPUT does not have them.
     """
 
     def __init__(
@@ -59,7 +60,7 @@ class Intake:
         self._resumes = bool(writer.totals().get("rows"))
         self._original: Original | None = None
         self.found: int | None = None
-        self.rows_asked = self.unasked = 0
+        self.rows_asked = self.unasked = self.not_there = 0
         self.kept = {"items": 0, "rows": 0, "errors": 0}
 
     def run(self, reader: Reader) -> None:
@@ -104,11 +105,13 @@ class Intake:
             self.unasked += 1
             self._reporter.item(error=False, kept=True, new_tokens=0)
             return None
-        todo, failed, task = [], False, self._job.task
+        todo, failed, num_kept, task = [], False, 0, self._job.task
         for number, question in enumerate(asked):
             if self._is_done(item, question):
                 index = self._order.index(item.place)
-                failed |= self._writer.keep(item.id, task, question, index, number) == "error"
+                status = self._writer.keep(item.id, task, question, index, number)
+                failed |= status == "error"
+                num_kept += status is not None  # --redo asks about no new rows
             else:
                 todo.append((number, question))
         original = self._original
@@ -120,7 +123,8 @@ class Intake:
         ):
             pending = frozenset(question for _, question in todo)
             self._original = original = Original(item.id, frozenset(asked), pending)
-        self.kept["rows"] += len(asked) - len(todo)
+        self.kept["rows"] += num_kept
+        self.not_there += len(asked) - len(todo) - num_kept
         self.kept["errors"] += failed
         if not todo:
             self.kept["items"] += 1

@@ -302,6 +302,7 @@ class Run:
             left_alone={
                 **self.reader.counts.numbers(),
                 "without_question": intake.unasked,
+                "not_in_output": intake.not_there,
             },
             questions=None
             if intake.found is None

@@ -173,7 +173,8 @@ def cut_off(stats: RowStats, job: Job) -> dict[str, Any]:
     return {
         "answers": answers,
         "hint": (
-            f"{of}; --max-new-tokens {2 * job.max_new_tokens} --overwrite asks again with more room"
+            f"{of}; --redo cut-off --max-new-tokens {4 * job.max_new_tokens} asks these again with "
+            "more room"
         ),
     }
 

@@ -76,6 +76,12 @@ COLUMNS: dict[str, Column] = {
 TEXT_ORIGINAL = "text_original"
 """Column of an OUTPUT that was corrected: the model's text."""
 
+SETTINGS = "settings"
+"""Column of an OUTPUT of several settings: those of the row, as JSON."""
+
+GOOD = {"status": "ok", "error_type": None, "error": None}
+"""Changes to an error row that somebody gave a text."""
+
 
 def row_of(record: Record) -> Row:
     """Return the record as plain values: numbers that are not finite are null, text is valid

@@ -26,6 +26,7 @@ from vlmbatch.write.base import Writer
 from vlmbatch.write.columns import Row, clean_text, row_of
 from vlmbatch.write.formats import find_format
 from vlmbatch.write.known.known_rows import KnownRows
+from vlmbatch.write.known.row_index import key_digest
 from vlmbatch.write.lock import OutputLock
 from vlmbatch.write.place import resolve_output
 from vlmbatch.write.publish import Publisher
@@ -99,14 +100,35 @@ class OutputStore(Writer):
             for path in (self._output, beside(self._output, ".journal")):
                 remove(beside(path, ".tmp"))  # of a run that was killed
             self._known = KnownRows(
-                self._output, format, identity, overwrite=job.overwrite, name=self._name
+                self._output,
+                format,
+                identity,
+                overwrite=job.overwrite,
+                name=self._name,
+                redo=bool(job.redo),
             )
+            self._chosen = self._choose(job) if job.redo else None
         except BaseException:
             self._lock.release()
             raise
         self._publisher = Publisher(self._output, format, job, self._known, self._name)
         self._published_at = clock()
         self._publish_cost = len(self._known) * SECONDS_PER_ROW
+
+    def _choose(self, job: Job) -> frozenset[bytes]:
+        """Return the keys of the rows that ``--redo`` names."""
+        try:
+            if not len(self._known):
+                raise OutputError(
+                    f"{self._name} has no rows to ask again for: give the same command without "
+                    "--redo first"
+                )
+            return self._known.chosen(job.redo, job.task)
+        except BaseException:
+            self._known.close()
+            if not len(self._known):
+                self._known.forget()
+            raise
 
     @property
     def n_rows(self) -> int:
@@ -139,6 +161,8 @@ class OutputStore(Writer):
         """Return whether the row is there, its file is the same as far as is known, and it is no
         error to be done again. A text that was edited in OUTPUT is done, whatever its file is now.
         """
+        if self._chosen is not None:
+            return key_digest(id, task, prompt) not in self._chosen
         retry = self._job.retry_errors
         with self._guard:
             state = self._known.state(id, task, prompt, source, fingerprint, retry_errors=retry)
@@ -280,6 +304,8 @@ class OutputStore(Writer):
                     f"{error}; what was finished is kept in {self._output.name}.journal, and the "
                     "same command goes on from there"
                 ) from error
+        if finished and "stale" in self._job.redo:
+            known.settle(self._job.task)
         if is_old or not known.is_described:
             known.rest(publisher.state)
 

@@ -18,6 +18,7 @@ class JournalLines:
             is there twice.
         has_rows: Whether there were lines with whole rows.
         has_corrections: Whether one of these was a correction.
+        has_settings: Whether one of these has settings of its own.
     """
 
     def __init__(self, index: RowIndex, *, is_described: bool) -> None:
@@ -25,7 +26,7 @@ class JournalLines:
         self._edited: dict[int, int] = {}  # digests of texts in OUTPUT that no line has so far
         self._replaced: dict[int, int] = {}  # places in OUTPUT of rows that later lines replace
         self.standing = 0
-        self.has_rows = self.has_corrections = False
+        self.has_rows = self.has_corrections = self.has_settings = False
 
     def add(self, scan: JournalScan) -> None:
         """Add every line."""
@@ -37,6 +38,7 @@ class JournalLines:
                 self._index.put_line(line, line.place)
                 self.has_rows = True
                 self.has_corrections |= line.status == EDITED
+                self.has_settings |= bool(line.settings)
             elif not self._is_described:
                 if number is not None and (there := self._index.tell(number, line)):
                     self._edited[number] = there

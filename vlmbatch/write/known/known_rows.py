@@ -16,7 +16,7 @@ import numpy as np
 
 from vlmbatch.core import Record
 from vlmbatch.write.atomic import FileState, beside, file_state, remove
-from vlmbatch.write.columns import COLUMNS, TEXT_ORIGINAL, Row, record_of
+from vlmbatch.write.columns import COLUMNS, GOOD, SETTINGS, TEXT_ORIGINAL, Row, record_of
 from vlmbatch.write.formats import Format
 from vlmbatch.write.identity import check_identity, joined_identity, previous_identity
 from vlmbatch.write.journal import (
@@ -29,6 +29,7 @@ from vlmbatch.write.journal import (
     replace_header,
     write_journal,
 )
+from vlmbatch.write.known import redo as redoing
 from vlmbatch.write.known.journal_lines import JournalLines
 from vlmbatch.write.known.row_index import (
     Int64Array,
@@ -56,6 +57,7 @@ class KnownRows:
         identity: The settings that the rows of this run depend on; None: those that OUTPUT has.
         overwrite: Whether the rows that are there do not count.
         name: Name of OUTPUT in messages.
+        redo: Whether rows of other settings may stand beside those of this run.
 
     Attributes:
         identity: The settings of all rows.
@@ -76,6 +78,7 @@ class KnownRows:
         *,
         overwrite: bool,
         name: str,
+        redo: bool = False,
     ) -> None:
         self._output, self._format, self._name = output, format, name
         self._journal_path = beside(output, ".journal")
@@ -83,6 +86,7 @@ class KnownRows:
         self._previous: PreviousOutput | None = None
         self.identity: dict[str, Any] = plain_json(dict(identity or {}))
         self.extras: dict[str, None] = {}
+        self._here, self._redo = self.identity, redo
         self.is_changed = self.is_described = False
         try:
             self.journal = self._start() if overwrite else self._resume()
@@ -133,6 +137,10 @@ class KnownRows:
         if not self.identity:
             self.identity = plain_json(there)
             return
+        if self._redo:
+            redoing.check_items(self._name, there, self._here)
+            self.identity = plain_json(redoing.with_tasks(there, self._here, there))
+            return
         check_identity(self._name, there, self.identity)
         self.identity = plain_json(joined_identity(there, self.identity))
 
@@ -162,6 +170,8 @@ class KnownRows:
         lines = JournalLines(self._index, is_described=self.is_described)
         lines.add(scan)
         self.is_changed |= lines.has_rows
+        if lines.has_settings:
+            self.extras[SETTINGS] = None
         if lines.has_corrections:
             self.extras[TEXT_ORIGINAL] = None
         return lines.standing
@@ -257,7 +267,11 @@ class KnownRows:
             status=row["status"],
             content=short_digest(content),
             text=text_digest(row["text"]),
+            settings=self._own_settings(row["task"]),
         )
+        if line.settings:
+            row[SETTINGS] = redoing.describe(self._here, row["task"])
+            self.extras[SETTINGS] = None
         self._index.put_line(line, self.journal.append(line, row), seen=True)
         self.is_changed = True
 
@@ -272,18 +286,40 @@ class KnownRows:
             return False
         if not self._index.is_edited(number):  # else the model's text is kept already, or lost
             row[TEXT_ORIGINAL] = row["text"]
-        row |= {"text": text, "error_type": None, "error": None}
-        row["status"] = "ok" if row["status"] == "error" else row["status"]
-        line = JournalLine(
-            key,
-            row_index=self._index.index(number),
-            status=EDITED,
-            **self._index.facts(number),
-        )
+        row |= {"text": text, **(GOOD if row["status"] == "error" else {})}
+        facts = self._index.facts(number)
+        line = JournalLine(key, row_index=row["index"], status=EDITED, **facts)
         self._index.put_line(line, self.journal.append(line, row))
         self.extras[TEXT_ORIGINAL] = None
         self.is_changed = True
         return True
+
+    def _own_settings(self, task: str) -> int:
+        """Return the digest of this run's settings; 0 when they are those of the identity."""
+        return redoing.own_settings(self._here, self.identity, task) if self._redo else 0
+
+    def chosen(self, redo: Sequence[str], task: str) -> frozenset[bytes]:
+        """Return the keys of the rows of a task that are to be asked about again."""
+        is_chosen, own = redoing.make_choice(redo), self._own_settings(task)
+        order, found = self.in_order(), []
+        columns = ("id", "task", "prompt", "finish_reason", "mean_logprob")
+        for number, row in zip(order.tolist(), self.rows(order, columns), strict=True):
+            facts = redoing.KnownFacts(
+                self._index.is_error(number),
+                self._index.is_edited(number),
+                self._index.settings(number) != own,
+            )
+            if row["task"] == task and is_chosen(row, facts):
+                found.append(key_digest(row["id"], row["task"], row["prompt"]))
+        return frozenset(found)
+
+    def settle(self, task: str) -> None:
+        """Make this run's settings those of OUTPUT, once nothing stale is left."""
+        if self._own_settings(task):
+            old = redoing.settings_digest(self.identity, task)
+            self._index.settle_settings(old, own=self._own_settings(task))
+            self.identity = redoing.with_tasks(self._here, self.identity, self._here)
+            self.is_described = False
 
     def drop_outdated(self) -> None:
         """Take out rows about what a changed file no longer holds: frames of the video that it
@@ -320,8 +356,10 @@ class KnownRows:
         wanted = dict.fromkeys(columns)
         for number, row in zip(order, self._read_rows(order), strict=True):
             row["index"] = self._index.index(number)
-            if self._index.is_edited(number) and row["text"] and row["status"] == "error":
-                row |= {"status": "ok", "error_type": None, "error": None}
+            if SETTINGS in wanted and not row.get(SETTINGS):
+                row[SETTINGS] = redoing.describe(self.identity, row["task"])
+            if self._index.is_edited(number) and row.get("text") and row["status"] == "error":
+                row |= GOOD
             yield row if row.keys() == wanted.keys() else {name: row.get(name) for name in wanted}
 
     def write_journal(self, path: Path, output: FileState | None = None) -> None:

@@ -205,12 +205,11 @@ class RowIndex:
         """Return the digest of the row's settings; 0 for those of the identity."""
         return self._settings[number]
 
-    def settle_settings(self, digest: int) -> None:
-        """Give the rows of the identity's settings a digest of their own, before the identity
-        becomes another one.
-        """
+    def settle_settings(self, old: int, own: int) -> None:
+        """Change the identity's settings, whose digest in a row is 0, from ``old`` to ``own``."""
         for number in range(self._count):
-            self._settings[number] = self._settings[number] or digest
+            found = self._settings[number]
+            self._settings[number] = 0 if found == own else found or old
 
     def set_file(self, number: int, source: int, fingerprint: int, content: int) -> None:
         """Set the file that the row was made from, and the state of that file."""
