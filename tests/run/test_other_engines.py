@@ -108,9 +108,9 @@ def test_counts_that_an_engine_cannot_tell_are_none_in_its_records(
     running = Run(job, engine=Silent())
     write, records = running.writer.write, []
 
-    def watched(record: Record, *values: Any) -> None:
+    def watched(record: Record, *values: Any, **named: Any) -> None:
         records.append(record)
-        write(record, *values)
+        write(record, *values, **named)
 
     monkeypatch.setattr(running.writer, "write", watched)
     assert running.start().exit_code == 0

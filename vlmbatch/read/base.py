@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Iterator
-from typing import IO, BinaryIO, NoReturn, Protocol
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import IO, Any, BinaryIO, NoReturn, Protocol
 
 from vlmbatch.core import Item, Pixels
 from vlmbatch.errors import DecodeError, ItemError, ReadError
@@ -117,6 +117,16 @@ def copy_within(blocks: Iterable[bytes], sink: BinaryIO, max_bytes: int) -> None
 def digest(data: bytes) -> str:
     """Return a digest that stands for bytes in a fingerprint."""
     return hashlib.blake2b(data, digest_size=16).hexdigest()
+
+
+def with_carried(
+    content: Callable[[], str] | None, extra: Mapping[str, Any]
+) -> Callable[[], str] | None:
+    """Return a digest of content and carried values: what an item with these is made from."""
+    if not extra or content is None:
+        return content
+    carried = digest(repr(extra).encode("utf-8", "backslashreplace"))
+    return lambda: f"{found}:{carried}" if (found := content()) else ""
 
 
 def content_digest(file: IO[bytes]) -> str:

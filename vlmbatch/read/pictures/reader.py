@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from vlmbatch.core import Item
 from vlmbatch.job import InputOptions
-from vlmbatch.read.base import Counts
+from vlmbatch.read.base import Counts, with_carried
 from vlmbatch.read.listing import Listing
 from vlmbatch.read.pictures.pages import PagePicker
 
@@ -34,5 +34,5 @@ class ImageReader:
                     questions=listed.questions,
                     extra=listed.extra,
                     held_bytes=page.held_bytes,
-                    digest=page.file.digest,
+                    digest=with_carried(page.file.digest, listed.extra),
                 )

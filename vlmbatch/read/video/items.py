@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from vlmbatch.core import Item, Media, Pixels
 from vlmbatch.errors import ItemError
-from vlmbatch.read.base import failing_load
+from vlmbatch.read.base import failing_load, with_carried
 from vlmbatch.read.files.source import Listed
 
 
@@ -60,7 +60,7 @@ class VideoItems:
             found.questions,
             found.extra,
             similar_to=None if similar_to is None else found.id + similar_to,
-            digest=self.digest,
+            digest=with_carried(self.digest, found.extra),
         )
         self.count += 1
         return item
