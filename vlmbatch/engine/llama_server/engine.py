@@ -27,7 +27,7 @@ from vlmbatch.errors import EngineError, ItemError
 logger = logging.getLogger(__name__)
 
 Layout = Literal["grid", "one_tile"]
-"""How a server cuts pictures: into tiles, or not at all."""
+"""Way in which a server cuts pictures: into tiles, or not at all."""
 LOOK_SECONDS = 0.1
 """Time between two looks at whether the run has ended."""
 

@@ -24,7 +24,7 @@ ADVICE = {
     403: "the key may not ask this model",
     404: "check --endpoint, which ends in /v1 for most servers, and --model",
 }
-"""What to do after an answer that ends the run."""
+"""Advice for answers that end the run."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,7 +18,7 @@ ANSWER_SETTINGS = ("engine", "model", "revision", "detail", "quantize")
 
 
 class KnownFacts(NamedTuple):
-    """What the index knows of a row beside its columns."""
+    """Facts that the index has of a row beside its columns."""
 
     is_error: bool
     is_edited: bool
