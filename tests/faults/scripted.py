@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 
+from vlmbatch.cli.closing import say_summary
 from vlmbatch.cli.logs import set_up_logging
 from vlmbatch.cli.signals import catch_signals
 from vlmbatch.engine.scripted import ScriptedEngine
@@ -33,6 +34,7 @@ def main() -> int:
     outcome = run.start()
     if outcome.error is not None:
         print(outcome.error, file=sys.stderr)
+    say_summary(job, outcome.summary, interrupted=outcome.interrupted, names_output=False)
     return outcome.exit_code
 
 

@@ -134,7 +134,7 @@ def test_a_writer_that_dies(photos: Path, monkeypatch: pytest.MonkeyPatch, after
     running = Run(job_of(photos), engine=ScriptedEngine())
     write, written = running.writer.write, 0
 
-    def dying(*values: Any) -> None:
+    def dying(*values: Any, **named: Any) -> None:
         nonlocal written
         written += 1
         if written > after:
@@ -143,7 +143,7 @@ def test_a_writer_that_dies(photos: Path, monkeypatch: pytest.MonkeyPatch, after
             ):  # the last row is often written when everything else has ended
                 threading.Event().wait(0.001)
             raise OutputError("the disk is gone")
-        write(*values)
+        write(*values, **named)
 
     monkeypatch.setattr(running.writer, "write", dying)
     outcome = ends_with_what_was_finished(photos, running, after)

@@ -135,14 +135,16 @@ class TrainingFolder:
             file.write(json.dumps(state, ensure_ascii=False, indent=2).encode() + b"\n")
 
     def write_held_out(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Write the held-out rows.
+        """Write the held-out rows, unless they stand there.
 
         Raises:
             OutputError: They cannot be written.
         """
+        text = b"".join(json.dumps(row, ensure_ascii=False).encode() + b"\n" for row in rows)
+        if self.held_out.is_file() and self.held_out.read_bytes() == text:
+            return
         with replacing(self.held_out) as file:
-            for row in rows:
-                file.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
+            file.write(text)
 
     def last_checkpoint(self) -> SavedStep | None:
         """Return the latest complete checkpoint; None if there is none."""

@@ -37,6 +37,12 @@ class RemoteFile(Source):
         self._url, self.suffix = url, suffix_of(url)
         self._max_bytes, self._allow_private = options.max_file_bytes, options.allow_private_urls
 
+    def digest(self) -> str:
+        """Return a digest of the bytes if they were fetched: a changed ETag is worth no fetch of
+        its own.
+        """
+        return self._digest or ""
+
     def read(self) -> bytes:
         """Fetch the bytes into memory."""
         sink = io.BytesIO()
