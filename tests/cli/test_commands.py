@@ -384,12 +384,12 @@ def test_broken_pictures_are_named_with_the_command_that_lists_all(
     command = ("caption", "photos", "--model", tiny, "--max-new-tokens", 2, "-o", "a b.jsonl")
     said = vlmbatch(*command).stderr
     assert "4 answers ok, 4 errors" in said
-    assert "  4 x DecodeError\n    bad 0.jpg: " in said
-    assert "    bad 2.jpg: " in said
-    assert "bad 3.jpg" not in said
+    assert "  4 x DecodeError\n    bad " in said
+    # The first three that failed, in the order in which they did.
+    assert sum(f"    bad {number}.jpg: " in said for number in range(4)) == 3
     listing = said.split("all of them: vlmbatch ")[1].splitlines()[0]
     assert "bad 3.jpg" in vlmbatch(*shlex.split(listing)).stdout
-    assert "    bad 2.jpg: " in vlmbatch("stats", "a b.jsonl").stdout
+    assert vlmbatch("stats", "a b.jsonl").stdout.count("    bad ") == 3
     again = vlmbatch(*command)
     assert "4 kept errors" in again.stderr
     assert again.returncode == 0  # nothing of it was asked again
