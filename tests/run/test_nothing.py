@@ -95,7 +95,7 @@ def test_questions_about_other_items_are_exit_66(photos: Path) -> None:
 def test_a_manifest_without_rows_is_exit_66(tmp_path: Path) -> None:
     write_picture(tmp_path / "a.png")
     (tmp_path / "list.csv").write_text("path\n")
-    explain(tmp_path / "list.csv")
+    assert explain(tmp_path / "list.csv") != ""
 
 
 @pytest.mark.parametrize("name", ["id_column", "path_column"])
