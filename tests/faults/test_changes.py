@@ -16,7 +16,7 @@ import pytest
 
 from tests.media import write_picture, write_video
 from tests.write.rows import SUFFIXES, ids, is_done, record, store, texts
-from vlmbatch import core as records
+from vlmbatch.core import record as records
 from vlmbatch.engine.scripted import ScriptedEngine
 from vlmbatch.errors import JobError, OutputError, ReadError
 from vlmbatch.job import Job

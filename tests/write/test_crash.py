@@ -128,7 +128,7 @@ def test_a_crash_between_publishing_and_shortening_the_journal_is_harmless(
         def power_cut(*_: object) -> None:
             raise OSError("power cut")
 
-        patch.setattr("vlmbatch.write.known.known_rows.write_journal", power_cut)
+        patch.setattr("vlmbatch.write.known.stored_rows.write_journal", power_cut)
         rows.close()
     assert ids(output) == ["00000.jpg", "00001.jpg"]
     with store(output) as rows:
