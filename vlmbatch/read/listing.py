@@ -139,6 +139,8 @@ class Listing:
             )
 
     def _is_output(self, path: str) -> bool:
+        """Return whether a file is OUTPUT, or the list of its runs beside it."""
+        path = path.removesuffix(".runs.jsonl")
         if is_url(self._output_path):
             return path == self._output_path
         return os.path.realpath(path) == os.path.realpath(self._output_path)

@@ -36,6 +36,7 @@ from vlmbatch.read import Reader, open_reader
 from vlmbatch.run.intake import Intake, check_inputs, count_ahead
 from vlmbatch.run.nothing import explain_nothing
 from vlmbatch.run.order import InputOrder
+from vlmbatch.run.outcome import Outcome
 from vlmbatch.run.preparation import Preparation, num_workers
 from vlmbatch.run.progress import ProgressReporter, is_watched
 from vlmbatch.run.record import RecordMaker
@@ -52,30 +53,6 @@ logger = logging.getLogger(__name__)
 REQUESTS_AHEAD = 64
 HELD_BYTES = 64 << 20
 """Maximum bytes of queued pictures from archives and tables."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Outcome:
-    """The end of a run.
-
-    Attributes:
-        summary: The contents of OUTPUT.summary.json.
-        interrupted: Whether it was stopped early.
-        error: The error that ended it, if any.
-    """
-
-    summary: dict[str, Any]
-    interrupted: bool = False
-    error: BaseException | None = None
-
-    @property
-    def exit_code(self) -> int:
-        """Exit code of a command: see the table of exit codes in the documentation."""
-        if self.error is not None:
-            return getattr(self.error, "exit_code", 1)
-        if self.interrupted:
-            return 130
-        return 3 if self.summary["status"].get("error") else 0
 
 
 class Run:
@@ -311,13 +288,21 @@ class Run:
             low_tiles=results.low_tiles if is_full else None,
             full_tiles=results.full_tiles if is_full else None,
         )
-        if not isinstance(failure, JobError | NothingFound):
-            try:
-                self.writer.write_summary(summary)
-            except Exception as error:
-                if threads.failure is None:
-                    threads.failure = error
+        self._write_beside(Outcome(summary, threads.interrupted, failure))
         return Outcome(summary, threads.interrupted, threads.failure)
+
+    def _write_beside(self, outcome: Outcome) -> None:
+        """Write the summary and the line of this run. A run that had nothing to do leaves the
+        summary of the last one that had.
+        """
+        has_done = bool(self.stats.rows or self.job.overwrite or outcome.error)
+        try:
+            if not isinstance(outcome.error, JobError | NothingFound):
+                self.writer.write_summary(outcome.summary, replace=has_done)
+            self.writer.add_run(outcome.run_line(self.engine))
+        except Exception as error:
+            if self._threads.failure is None:
+                self._threads.failure = error
 
 
 def run(

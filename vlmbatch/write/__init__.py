@@ -17,6 +17,7 @@ from vlmbatch.write.records import read_by_file, read_records, read_seen
 from vlmbatch.write.remote.file import local_copy
 from vlmbatch.write.remote.output import StagedOutput, UploadPolicy
 from vlmbatch.write.remote.staging import default_staging_root
+from vlmbatch.write.runs import read_runs
 from vlmbatch.write.sidecars.sidecar import (
     Sidecars,
     is_stretch,
@@ -44,6 +45,7 @@ __all__ = [
     "open_sidecars",
     "read_by_file",
     "read_records",
+    "read_runs",
     "read_seen",
     "read_summary",
     "row_of",

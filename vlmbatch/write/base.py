@@ -75,11 +75,24 @@ class Writer(abc.ABC):
         """
         return None
 
-    def write_summary(self, summary: Mapping[str, Any]) -> None:
+    def write_summary(self, summary: Mapping[str, Any], *, replace: bool = True) -> None:
         """Write ``OUTPUT.summary.json``, where the output is a file. May be called after ``close``.
 
         Args:
             summary: Plain values.
+            replace: Whether it takes the place of one that is there.
+
+        Raises:
+            OutputError: It cannot be written.
+        """
+        return
+
+    def add_run(self, run: Mapping[str, Any]) -> None:
+        """Add a line to ``OUTPUT.runs.jsonl``, where there is an OUTPUT. May be called after
+        ``close``.
+
+        Args:
+            run: Plain values.
 
         Raises:
             OutputError: It cannot be written.

@@ -30,7 +30,8 @@ from vlmbatch.write.known.row_index import key_digest
 from vlmbatch.write.lock import OutputLock
 from vlmbatch.write.place import resolve_output
 from vlmbatch.write.publish import Publisher
-from vlmbatch.write.summary import write_summary
+from vlmbatch.write.runs import append_run
+from vlmbatch.write.summary import summary_path, write_summary
 
 logger = logging.getLogger(__name__)
 
@@ -145,9 +146,15 @@ class OutputStore(Writer):
         """OUTPUT."""
         return self._path
 
-    def write_summary(self, summary: Mapping[str, Any]) -> None:
+    def write_summary(self, summary: Mapping[str, Any], *, replace: bool = True) -> None:
         """Write the summary beside OUTPUT."""
-        write_summary(self._path, summary)
+        if replace or not summary_path(self._path).exists():
+            write_summary(self._path, summary)
+
+    def add_run(self, run: Mapping[str, Any]) -> None:
+        """Add a line beside OUTPUT, once OUTPUT or rows for it are there."""
+        if self._path.exists() or beside(self._output, ".journal").exists():
+            append_run(self._path, run)
 
     def done(
         self,

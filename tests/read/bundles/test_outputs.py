@@ -72,6 +72,7 @@ def test_an_output_that_is_its_own_input_is_refused(folder: Path) -> None:
     with pytest.raises(JobError, match="INPUT and OUTPUT at once"):
         items(folder / "t.jsonl", output=str(folder / "t.jsonl"))
     write_jsonl(folder / "out.jsonl", [dict.fromkeys(RECORD_FIELDS)])
+    (folder / "out.jsonl.runs.jsonl").write_text('{"run_id": "a"}\n')
     assert [item.id for item in items(folder / "*.jsonl", output=str(folder / "out.jsonl"))] == [
         "pics/0.png"
     ]

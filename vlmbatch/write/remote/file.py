@@ -18,6 +18,7 @@ from vlmbatch.errors import JobError, MissingDependencyError, OutputError, one_l
 from vlmbatch.filesystems import file_fingerprint, open_store
 from vlmbatch.urls import is_url, scheme_of, url_name, without_credentials
 from vlmbatch.write.atomic import beside, replacing
+from vlmbatch.write.runs import RUNS
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
@@ -204,8 +205,8 @@ class RemoteFile:
 
 @contextlib.contextmanager
 def local_copy(output: str, *, allow_private: bool = False) -> Iterator[Path]:
-    """Provide OUTPUT as a file of this disk: itself, or for a URL a copy of it and its summary,
-    which is deleted when the block ends.
+    """Provide OUTPUT as a file of this disk: itself, or for a URL a copy of it, its summary and
+    its runs, which is deleted when the block ends.
 
     Raises:
         OutputError: It is not there or cannot be fetched.
@@ -220,5 +221,6 @@ def local_copy(output: str, *, allow_private: bool = False) -> Iterator[Path]:
         path = Path(folder) / url_name(output)
         if not remote.get(path):
             raise OutputError(f"cannot read {remote.shown}: no such file")
-        remote.beside(".summary.json").get(beside(path, ".summary.json"))
+        for suffix in (".summary.json", RUNS):
+            remote.beside(suffix).get(beside(path, suffix))
         yield path

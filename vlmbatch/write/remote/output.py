@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import logging
+import tempfile
 import threading
 import time
 import uuid
@@ -25,6 +26,7 @@ from vlmbatch.write.atomic import beside, reason
 from vlmbatch.write.journal import JournalScan
 from vlmbatch.write.remote.file import RemoteFile, Wait
 from vlmbatch.write.remote.staging import BESIDE, Staging, default_staging_root, file_state
+from vlmbatch.write.runs import RUNS, merge_runs, read_runs
 from vlmbatch.write.store import DEFAULT_POLICY, CommitPolicy, OutputStore
 from vlmbatch.write.summary import summary_path
 
@@ -167,11 +169,25 @@ class StagedOutput(OutputStore):
         super().abandon()
         self._staging.release()
 
-    def write_summary(self, summary: Mapping[str, Any]) -> None:
+    def write_summary(self, summary: Mapping[str, Any], *, replace: bool = True) -> None:
         """Write the summary beside the staged file, and upload it if the rows were."""
-        super().write_summary(summary)
+        super().write_summary(summary, replace=replace)
         if self._is_uploaded:
             self._remote.beside(".summary.json").put(summary_path(self.path), self._wait)
+
+    def add_run(self, run: Mapping[str, Any]) -> None:
+        """Add a line beside the staged file. If the rows were uploaded, so is it, with the lines of
+        other machines.
+        """
+        super().add_run(run)
+        if not self._is_uploaded or not beside(self.path, RUNS).exists():
+            return
+        remote = self._remote.beside(RUNS)
+        with tempfile.TemporaryDirectory(prefix="vlmbatch-") as folder:
+            copy = Path(folder) / self.path.name
+            if remote.get(beside(copy, RUNS)):
+                merge_runs(self.path, read_runs(copy))
+        remote.put(beside(self.path, RUNS), self._wait)
 
     def _upload_if_due(self) -> None:
         """Start an upload of what the store has published, when one is due."""
