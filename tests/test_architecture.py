@@ -53,7 +53,7 @@ ALLOWED = {
     "questions": FLOOR,
     "evaluate": FLOOR | {"write"},
     "correct": FLOOR | {"write"},
-    "export": FLOOR,
+    "export": FLOOR | {"write"},
     "run": FLOOR | STAGES | {"questions"},
     "serve": FLOOR | STAGES | {"questions", "run"},
     "finetune": FLOOR | STAGES,

@@ -5,14 +5,14 @@ from __future__ import annotations
 import csv
 import io
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any
 
-from vlmbatch.core import Item
+from vlmbatch.core import RECORD_FIELDS, Item
 from vlmbatch.errors import JobError, NothingFound, one_line
 from vlmbatch.job import Job
-from vlmbatch.job.questions import check_question
+from vlmbatch.job.questions import QUESTION_NAME, check_question, split_name
 from vlmbatch.text_files import (
     LARGEST_FIELD,
     delimiter_of,
@@ -23,10 +23,10 @@ from vlmbatch.text_files import (
 
 ITEM_KEYS = ("id", "image", "video", "path", "file", "source")
 QUESTION_KEYS = ("question", "prompt", "text")
-_KNOWN_NAMES = frozenset((*ITEM_KEYS, *QUESTION_KEYS))
+_KNOWN_NAMES = frozenset((*ITEM_KEYS, *QUESTION_KEYS, QUESTION_NAME))
 
-Asked = tuple[int, str | None, str]
-"""Line, id (None for every item) and question."""
+Asked = tuple[int, str | None, str, str | None]
+"""Line, id (None for every item), question and its name."""
 
 
 class Questions:
@@ -36,6 +36,7 @@ class Questions:
         common: Asked about every item.
         by_item: Asked about items by id, or by a video's id for its frames.
         file: Where they come from, for messages.
+        names: The names of questions that have one.
     """
 
     def __init__(
@@ -43,8 +44,10 @@ class Questions:
         common: tuple[str, ...] = (),
         by_item: Mapping[str, tuple[str, ...]] = MappingProxyType({}),
         file: str = "",
+        names: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         self.common = common
+        self.names = names
         self.by_item = by_item
         self._file = file
         self._met: set[str] = set()
@@ -131,7 +134,11 @@ def read_questions(job: Job) -> Questions:
     if job.task != "vqa":
         return Questions((job.instruction or "",))
     if job.questions_file is None:
-        return Questions(tuple(dict.fromkeys(job.questions)))
+        names = Names(job.kept_columns.values())
+        for name, text in map(split_name, job.questions):
+            names.add(text, name)
+        asked = dict.fromkeys(text for _, text in map(split_name, job.questions))
+        return Questions(tuple(asked), names=names.by_question)
     path = job.questions_file
     parse = _PARSERS.get(os.path.splitext(path)[1].lower())
     if parse is None:
@@ -139,7 +146,7 @@ def read_questions(job: Job) -> Questions:
     try:
         with open_text(path, errors="strict") as file:
             text = file.read()
-        questions = _collect(parse(text), path)
+        questions = _collect(parse(text), path, Names(job.kept_columns.values()))
     except UnicodeDecodeError as error:
         raise JobError(f"question file {path}: it is not UTF-8 text") from error
     except (OSError, ValueError) as error:  # JobError is a ValueError
@@ -149,6 +156,38 @@ def read_questions(job: Job) -> Questions:
     return questions
 
 
+class Names:
+    """The names of questions. Several questions may share one, as those of a question file about
+    different pictures do.
+
+    Attributes:
+        by_question: The names by question.
+    """
+
+    def __init__(self, columns: Iterable[str]) -> None:
+        """Note the columns of OUTPUT, whose names are taken."""
+        self._taken = {*RECORD_FIELDS, *columns}
+        self.by_question: dict[str, str] = {}
+
+    def add(self, question: str, name: str | None) -> None:
+        """Take the name of a question, where it has one.
+
+        Raises:
+            JobError: The question has another one, or OUTPUT has such a column.
+        """
+        if name is None:
+            return
+        if name in self._taken:
+            raise JobError(
+                f"a question cannot be named {name!r}: every row has a column of that name; give "
+                "it another name"
+            )
+        if self.by_question.setdefault(question, name) != name:
+            raise JobError(
+                f"{question!r} has two names, {self.by_question[question]} and {name}: give one"
+            )
+
+
 class _LineError(JobError):
     """Something is wrong with a line."""
 
@@ -156,14 +195,15 @@ class _LineError(JobError):
         super().__init__(f"line {line}: {message}")
 
 
-def _collect(rows: Iterator[Asked], path: str) -> Questions:
+def _collect(rows: Iterator[Asked], path: str, names: Names) -> Questions:
     common: list[str] = []
     by_item: dict[str, list[str]] = {}
-    for line, item, question in rows:
+    for line, item, question, name in rows:
         if not question.strip():
             raise _LineError(line, "an empty question")
         try:
             check_question(question)
+            names.add(question.strip(), name)
         except JobError as error:
             raise _LineError(line, str(error)) from error
         (common if item is None else by_item.setdefault(item, [])).append(question.strip())
@@ -171,13 +211,14 @@ def _collect(rows: Iterator[Asked], path: str) -> Questions:
         tuple(dict.fromkeys(common)),
         {item: tuple(asked) for item, asked in by_item.items()},
         path,
+        names.by_question,
     )
 
 
 def _lines(text: str) -> Iterator[Asked]:
     for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
-            yield number, None, line
+            yield number, None, line, None
 
 
 def _jsonl(text: str) -> Iterator[Asked]:
@@ -189,7 +230,7 @@ def _jsonl(text: str) -> Iterator[Asked]:
         except ValueError as error:
             raise _LineError(number, f"not JSON ({one_line(error)})") from error
         if isinstance(row, str):
-            yield number, None, row
+            yield number, None, row, None
         elif isinstance(row, dict):
             yield number, *_pick(row, number)
         else:
@@ -218,11 +259,14 @@ def _csv(text: str) -> Iterator[Asked]:
 _PARSERS = {".txt": _lines, ".jsonl": _jsonl, ".csv": _csv}
 
 
-def _pick(row: Mapping[str, Any], line: int) -> tuple[str | None, str]:
+def _pick(row: Mapping[str, Any], line: int) -> tuple[str | None, str, str | None]:
+    """Return id, question and name of a row."""
     question = next((row[key] for key in QUESTION_KEYS if row.get(key) is not None), None)
     if not isinstance(question, str):
         raise _LineError(line, f"no text under {' or '.join(QUESTION_KEYS)}")
     item = next((row[key] for key in ITEM_KEYS if row.get(key)), None)
     if item is not None and not isinstance(item, str | int | float):
         raise _LineError(line, f"the id is neither a text nor a number: {type(item).__name__}")
-    return (None if item is None else str(item).replace("\\", "/").removeprefix("./")), question
+    id = None if item is None else str(item).replace("\\", "/").removeprefix("./")
+    name = row.get(QUESTION_NAME) or None
+    return id, question, None if name is None else str(name).strip()

@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
-from vlmbatch.core import RECORD_FIELDS
 from vlmbatch.errors import JobError
+
+if TYPE_CHECKING:
+    from vlmbatch.write.columns import Kind
 
 PAGE = "page"
 """A column that a table may have: the number of a document's page."""
@@ -54,22 +56,20 @@ class TableLayout:
     sort: str | None = None
     limit: int | None = None
 
-    def check(self, extra: Mapping[str, Any], output: str) -> dict[str, Any]:
-        """Return the kinds of the columns that are no part of every row.
+    def check(self, there: Sequence[str], output: str) -> dict[str, Kind]:
+        """Return the kind of the page's number, where the table has that column.
 
         Args:
-            extra: The kinds of OUTPUT's own ones.
+            there: The columns that OUTPUT has.
             output: OUTPUT's name.
 
         Raises:
             JobError: There is no such column.
         """
         for name in (*self.columns, *([self.sort] if self.sort else [])):
-            if name not in RECORD_FIELDS and name not in extra and name != PAGE:
-                names = ", ".join([*RECORD_FIELDS, *extra, PAGE])
-                raise JobError(f"{output} has no column {name!r}; it has {names}")
-        page = {PAGE: "int32"} if PAGE in self.columns and PAGE not in extra else {}
-        return {**extra, **page}
+            if name not in there and name != PAGE:
+                raise JobError(f"{output} has no column {name!r}; it has {', '.join(there)}, page")
+        return {PAGE: "int32"} if PAGE in self.columns and PAGE not in there else {}
 
     def of(self, rows: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         """Yield the rows in their order. Sorted rows are held in memory."""

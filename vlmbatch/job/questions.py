@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Sequence
 from typing import Literal
 
@@ -16,6 +17,11 @@ Per = Literal["frame", "clip", "window", "page", "tile"]
 DEFAULT_PER: dict[str, Per] = {"image": "page", "video": "frame"}
 PER_BY_MEDIA = {"image": ("page", "tile"), "video": ("frame", "clip", "window")}
 """Allowed values of ``per`` for each kind of media."""
+
+QUESTION_NAME = "question_name"
+"""Column of an OUTPUT, and of a question file, with the names of questions."""
+
+_NAMED = re.compile(r"([^\W\d][\w-]*)?=(?=\S)(.*)", re.DOTALL)
 
 IMAGE_TOKEN = "<image>"
 """Token that stands for pixels in the prompts of the published checkpoints."""
@@ -31,9 +37,10 @@ class QuestionOptions:
     )
     questions: Sequence[str] = option(
         (),
-        "A question about each item; repeatable.",
+        "A question about each item; repeatable. NAME=TEXT names it, for a column of `export "
+        "--wide`; a text with a name of its own begins with `=`.",
         flags=("-q", "--question"),
-        metavar="TEXT",
+        metavar="[NAME=]TEXT",
         group="Question",
     )
     questions_file: str | None = option(
@@ -85,7 +92,8 @@ class QuestionOptions:
             self._check_vqa(inputs)
         else:
             self._check_instruction()
-        for text in (*self.questions, *([self.prompt] if self.prompt is not None else [])):
+        asked = [split_name(text)[1] for text in self.questions]
+        for text in (*asked, *([self.prompt] if self.prompt is not None else [])):
             check_question(text)
 
     def _check_instruction(self) -> None:
@@ -111,6 +119,14 @@ class QuestionOptions:
                 "vqa needs questions: either -q TEXT (as often as you like) or --questions FILE, "
                 "or a manifest with a column of questions"
             )
+
+
+def split_name(text: str) -> tuple[str | None, str]:
+    """Return the name of a question, and its text: of ``NAME=TEXT``, or of a text without a name,
+    which ``=`` may begin.
+    """
+    found = _NAMED.fullmatch(text)
+    return (found[1], found[2]) if found else (None, text)
 
 
 def check_question(text: str) -> None:

@@ -105,6 +105,7 @@ class Run:
         now = datetime.datetime.now(datetime.UTC)
         self.run_id = f"{now:%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:6]}"
         self.writer: Writer = open_output(job, self.identity, stream=stdout, run_id=self.run_id)
+        self.writer.name_questions(self.questions.names)
         self._sidecars = open_sidecars(job, self.writer.path)
         self.reporter = reporter or Silent()
         self._has_answered = threading.Event()
@@ -131,7 +132,13 @@ class Run:
         )
         self._preparation = Preparation(job, self._todo, self._requests, self._queue)
         maker = RecordMaker(
-            job.task, plan.model, plan.revision, job.kept_columns, self.run_id, order
+            job.task,
+            plan.model,
+            plan.revision,
+            job.kept_columns,
+            self.run_id,
+            order,
+            self.questions.names,
         )
         self._results = Results(job, maker, self.writer, self.reporter, self._queue)
 

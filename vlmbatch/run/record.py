@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 from vlmbatch.core import Record, Timing, utc_now
 from vlmbatch.engine import Engine
 from vlmbatch.errors import GenerateError
+from vlmbatch.job.questions import QUESTION_NAME
 from vlmbatch.run.order import InputOrder
 from vlmbatch.run.task import Result
 from vlmbatch.tasks import Task, parse_answer
@@ -23,6 +25,7 @@ class RecordMaker:
         kept_columns: Carried columns, each with its name in OUTPUT.
         run_id: Id of the run.
         order: The items in input order, to turn a place into an index.
+        names: The names of questions that have one.
     """
 
     task: Task
@@ -31,6 +34,7 @@ class RecordMaker:
     kept_columns: dict[str, str]
     run_id: str
     order: InputOrder
+    names: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def record(self, result: Result, engine: Engine | None) -> Record:
         """Make the row of a result.
@@ -81,8 +85,14 @@ class RecordMaker:
             compute_seconds=timing.compute_seconds,
             run_id=self.run_id,
             created_at=utc_now(),
-            extra={name: item.extra.get(name) for name in self.kept_columns.values()},
+            extra=self._extra(result),
         )
+
+    def _extra(self, result: Result) -> dict[str, Any]:
+        """Return the columns that not every OUTPUT has."""
+        item = result.task.item
+        extra = {name: item.extra.get(name) for name in self.kept_columns.values()}
+        return {**extra, **({QUESTION_NAME: self.names.get(result.question)} if self.names else {})}
 
     def similar(self, result: Result, original: Record) -> Record:
         """Make the row of an item similar to another, with that one's answer and no costs.

@@ -68,6 +68,12 @@ class Writer(abc.ABC):
             OutputError: As for ``write``.
         """
 
+    def name_questions(self, names: Mapping[str, str]) -> None:
+        """Give rows of earlier runs the names that questions have now, where rows can be read
+        back. Called once, before anything else.
+        """
+        return
+
     @property
     def path(self) -> Path | None:
         """The file of this disk that has the rows once the writer is closed; None where there is

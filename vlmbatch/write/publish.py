@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from vlmbatch.core import RECORD_FIELDS
 from vlmbatch.job import Job
+from vlmbatch.job.questions import QUESTION_NAME
 from vlmbatch.write.atomic import file_state, replacing
 from vlmbatch.write.columns import Kind, Row, clean_text, common_kind, kind_of
 from vlmbatch.write.formats import Format
@@ -37,6 +40,7 @@ class Publisher:
         self._kinds: dict[str, Kind | None] = dict.fromkeys(
             map(clean_text, job.kept_columns.values())
         )
+        self._names: Mapping[str, str] = {}
         self._knows_old_kinds = not len(known)
         self.state = file_state(output)
         self.has_published = False
@@ -45,6 +49,22 @@ class Publisher:
         """Note what a row of this run has in the carried columns."""
         for name, kind in self._kinds.items():
             self._kinds[name] = common_kind(kind, kind_of(row.get(name)))
+
+    def name_questions(self, names: Mapping[str, str]) -> None:
+        """Give every row the name that its question has now."""
+        self._names = names
+        if names:
+            self._kinds.setdefault(QUESTION_NAME, "string")
+
+    def has_name(self, prompt: str, extra: Mapping[str, Any]) -> bool:
+        """Return whether the further columns of a row have the name of its question."""
+        return extra.get(QUESTION_NAME) == self._names.get(prompt)
+
+    def _named(self, rows: Iterator[Row]) -> Iterator[Row]:
+        for row in rows:
+            if row["prompt"] in self._names:
+                row[QUESTION_NAME] = self._names[row["prompt"]]
+            yield row
 
     def publish(self, order: Int64Array) -> None:
         """Write the rows with these numbers.
@@ -63,7 +83,7 @@ class Publisher:
             self._knows_old_kinds = True
         extra: dict[str, Kind] = {name: kind or "string" for name, kind in self._kinds.items()}
         with replacing(self._output) as file:
-            rows = self._known.rows(order, columns)
+            rows = self._named(self._known.rows(order, columns))
             self._format.write_rows(file, rows, self._job.to_dict(credentials=False), extra)
         self.state = file_state(self._output)
         self.has_published = True

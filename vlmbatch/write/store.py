@@ -113,6 +113,7 @@ class OutputStore(Writer):
             self._lock.release()
             raise
         self._publisher = Publisher(self._output, format, job, self._known, self._name)
+        self._unnamed: set[str] = set()
         self._published_at = clock()
         self._publish_cost = len(self._known) * SECONDS_PER_ROW
 
@@ -186,7 +187,16 @@ class OutputStore(Writer):
         """Give a row of an earlier run its place in this run's input order."""
         with self._guard:
             is_error = self._known.keep(id, task, prompt, index, question)
+            if prompt in self._unnamed and (found := self._known.find(id, task, prompt)):
+                self._unnamed.discard(prompt)
+                is_named = self._publisher.has_name(prompt, found.extra)
+                self._known.is_changed |= not is_named
         return None if is_error is None else "error" if is_error else "ok"
+
+    def name_questions(self, names: Mapping[str, str]) -> None:
+        """Give the rows the names that questions have now."""
+        self._unnamed = set(names)
+        self._publisher.name_questions(names)
 
     def find(self, id: str, task: str, prompt: str) -> Record | None:
         """Read a row back, from the journal or from the OUTPUT of before."""
