@@ -15,7 +15,7 @@ from vlmbatch.core import Conversation, Picture, Pixels, Question, Request
 from vlmbatch.engine import EngineStats, RequestQueue, open_engine
 from vlmbatch.engine.threads import use_threads
 from vlmbatch.engine.timing import again, closed_queue, difference, with_payload
-from vlmbatch.engine.torch.device import find_device, find_dtype, synchronize
+from vlmbatch.engine.torch.device import find_device, find_dtype, synchronize, use_device
 from vlmbatch.engine.torch.engine import TorchEngine
 from vlmbatch.engine.torch.shape import ModelShape
 from vlmbatch.errors import GenerateError
@@ -80,6 +80,7 @@ class Subject:
         self.checkpoint = checkpoint
         self.shape = ModelShape.from_checkpoint(checkpoint)
         self.device = find_device(options.device)
+        use_device(self.device)
         self.dtype = find_dtype(options.dtype, self.device, self.shape.parameters)
         self.threads = use_threads(options)
         self.quantize = options.quantize

@@ -14,7 +14,7 @@ import torch
 import transformers
 
 from vlmbatch.checkpoint import find_checkpoint
-from vlmbatch.engine.torch.device import find_device, find_dtype, is_out_of_memory
+from vlmbatch.engine.torch.device import find_device, find_dtype, is_out_of_memory, use_device
 from vlmbatch.engine.torch.shape import ModelShape
 from vlmbatch.engine.torch.weights import pixel_normalization
 from vlmbatch.errors import DeviceError, OutOfMemoryError
@@ -64,6 +64,7 @@ class Finetuning:
         self.checkpoint = find_checkpoint(job.model, job.revision)
         stored_dtype(self.checkpoint)
         self.device = find_device(job.device)
+        use_device(self.device)  # cuDNN's attention also gives gradients that are not numbers
         self.dtype = find_dtype(
             job.dtype, self.device, ModelShape.from_checkpoint(self.checkpoint).parameters
         )

@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 
 from tests.checkpoints import write_tiny_checkpoint
 from tests.engine.reference import answers, run_all
+from tests.engine.torch.fake_device import FakeDevice
 from tests.engine.torch.test_parity import assert_same, mixed_requests, open_tiny, wanted_answers
 from vlmbatch.checkpoint import find_checkpoint
 from vlmbatch.core import Conversation
@@ -95,6 +96,31 @@ def test_the_matrix_turned_back_gives_its_product_at_every_block_size(
     found = linear(x)
     assert found.dtype == dtype
     assert (found.double() - wanted).abs().max() <= tolerance * wanted.abs().max()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@torch.inference_mode()
+def test_elsewhere_than_on_a_cpu_the_product_is_as_exact_and_moves_five_bytes_a_weight(
+    dtype: torch.dtype,
+) -> None:
+    generator = torch.Generator().manual_seed(1)
+    linear = dataclasses.replace(random_quantized(64, 2048), bias=torch.ones(64, dtype=dtype))
+    x = (torch.randn(9, 2048, generator=generator) * 90).to(dtype)
+    with FakeDevice() as gpu:
+        moved = dataclasses.replace(
+            linear,
+            weight=gpu.put(linear.weight),
+            scale=gpu.put(linear.scale),
+            bias=gpu.put(linear.bias),
+        )
+        found = gpu.get(moved(gpu.put(x)))
+    wanted = exact_product(linear, x) + 1  # sums of integers alone would pass float16's range
+    tolerance = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3}[dtype]
+    assert found.dtype == dtype
+    assert (found.double() - wanted).abs().max() <= tolerance * wanted.abs().max()
+    # The matrix is read and written once, widened, and read by the product.
+    assert gpu.largest_written == dtype.itemsize * linear.weight.numel()
+    assert gpu.written_bytes <= 1.1 * gpu.largest_written
 
 
 @has_digits

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import dataclasses
+import re
 import sys
 from pathlib import Path
 
@@ -23,10 +24,21 @@ OUT_OF_MEMORY_SIGNS = (
     "can't allocate memory",
     "not enough memory",
     "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUBLAS_STATUS_NOT_INITIALIZED",
     "CUDNN_STATUS_ALLOC_FAILED",
+    "DEVICE_ALLOCATION_FAILED",
+    "HOST_ALLOCATION_FAILED",
+    "NVML_SUCCESS == r INTERNAL ASSERT",
+    "Invalid buffer size",
 )
 """Parts of the out-of-memory messages of CUDA, MPS, the CPU allocator and the libraries below them.
+
+cuBLAS makes its handle on first use and says that it is not initialized when that finds no memory.
+cuDNN 9 has a status for each kind of memory. Where there is no NVML (MIG, Jetson), the allocator
+fails while it composes its message. MPS refuses buffers that are larger than the device allows.
 """
+EMULATED_BFLOAT16 = re.compile(r"Apple M[12]\b")
+"""Apple GPUs without bfloat16: Metal emulates it there."""
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 """glibc's mallopt(3) parameters: the size from which on free memory at the end of the heap is
@@ -84,6 +96,27 @@ def device_names() -> list[str]:
     return [*names, *(["mps"] if torch.backends.mps.is_available() else []), "cpu"]
 
 
+def use_device(device: torch.device) -> None:
+    """Settle how torch computes on a device from now on; before anything is computed there.
+
+    On CUDA the device becomes the current one: graphs and streams are made on that. cuDNN's
+    attention is off: it builds a plan for every shape and stride and keeps it, which takes 23 to
+    37 ms each, and the keys of a decode step are longer each time. Memory segments grow in place,
+    where the driver allows it, so that pieces of unused memory do not add up.
+    """
+    if device.type != "cuda":
+        return
+    if device.index is not None:
+        torch.cuda.set_device(device)
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    known = torch.cuda.get_device_properties(device)
+    has_nvml = "MIG" not in known.name and not known.is_integrated
+    if sys.platform == "linux" and has_nvml:
+        set_allocator = getattr(torch._C, "_accelerator_setAllocatorSettings", None)
+        if set_allocator is not None:  # since torch 2.9
+            set_allocator("expandable_segments:True")
+
+
 def find_dtype(name: str, device: torch.device, parameters: int) -> torch.dtype:
     """Return a dtype by name, or for ``auto`` the fastest that the device supports natively.
 
@@ -96,11 +129,7 @@ def find_dtype(name: str, device: torch.device, parameters: int) -> torch.dtype:
         DeviceError: The device does not support it.
     """
     if name != "auto":
-        if (
-            name == "bfloat16"
-            and device.type == "cuda"
-            and not torch.cuda.is_bf16_supported(including_emulation=False)
-        ):
+        if name == "bfloat16" and device.type == "cuda" and not cuda_has_bfloat16(device):
             raise DeviceError(
                 f"{torch.cuda.get_device_name(device)} does not compute in bfloat16; use float16 "
                 "or float32"
@@ -109,14 +138,24 @@ def find_dtype(name: str, device: torch.device, parameters: int) -> torch.dtype:
     if parameters < SMALL_MODEL_PARAMETERS:
         return torch.float32
     if device.type == "cuda":
-        return (
-            torch.bfloat16
-            if torch.cuda.is_bf16_supported(including_emulation=False)
-            else torch.float16
-        )
+        return torch.bfloat16 if cuda_has_bfloat16(device) else torch.float16
     if device.type == "mps":
-        return torch.bfloat16
+        return torch.float16 if EMULATED_BFLOAT16.match(apple_gpu()) else torch.bfloat16
     return torch.bfloat16 if cpu_has_bfloat16() else torch.float32
+
+
+def cuda_has_bfloat16(device: torch.device) -> bool:
+    """True if a CUDA device, not only the current one, computes in bfloat16 itself."""
+    with torch.cuda.device(device):
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+
+
+def apple_gpu() -> str:
+    """Name of the Apple GPU, such as ``Apple M2 Pro``; empty if Metal does not say."""
+    try:
+        return str(torch.backends.mps.get_name())
+    except (AttributeError, RuntimeError):
+        return ""
 
 
 def cpu_has_bfloat16() -> bool:

@@ -10,8 +10,8 @@ from torch import Tensor
 
 LEVELS = 127
 """Largest int8 value used; -128 is left out, so that the range is symmetric."""
-CPU_BLOCK, BLOCK = 1 << 20, 1 << 24
-"""Number of weights dequantized at a time: on a CPU few enough to stay in its caches."""
+CPU_BLOCK = 1 << 20
+"""Number of weights dequantized at a time on a CPU: few enough to stay in its caches."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,9 +34,9 @@ class Linear:
 class QuantizedLinear(Linear):
     """A matrix of int8 (out, in): output ``i`` is ``scale[i] * weight[i]`` times the input.
 
-    Every product dequantizes the matrix block by block into the input's dtype. That works on every
-    device and is exact in float32; it saves memory, and on a GPU no time. cpu/int8.py has a product
-    that reads int8 directly.
+    On a CPU every product dequantizes the matrix block by block into the input's dtype; cpu/int8.py
+    has a product that reads int8 directly. Elsewhere the whole matrix is widened in one
+    pass, which moves 5 bytes a weight in 16 bits.
 
     Attributes:
         scale: Float32 (out,).
@@ -46,14 +46,27 @@ class QuantizedLinear(Linear):
 
     def __call__(self, x: Tensor) -> Tensor:
         """See ``Linear``."""
+        if x.device.type != "cpu":
+            return self._by_device(x)
         outputs, inputs = self.weight.shape
-        step = max(1, (CPU_BLOCK if x.device.type == "cpu" else BLOCK) // inputs)
+        step = max(1, CPU_BLOCK // inputs)
         if step >= outputs:
             return F.linear(x, self.dequantized(slice(None), x.dtype), self.bias)
         result = x.new_empty(*x.shape[:-1], outputs)
         for begin in range(0, outputs, step):
             part = slice(begin, begin + step)
             result[..., part] = F.linear(x, self.dequantized(part, x.dtype))
+        return result if self.bias is None else result.add_(self.bias)
+
+    def _by_device(self, x: Tensor) -> Tensor:
+        """Multiply with the integers, which 16 bits hold exactly, and scale the outputs. Sums of
+        integers exceed the range of float16: there the matrix is scaled as it is widened.
+        """
+        if x.dtype == torch.float16:
+            weight = torch.empty_like(self.weight, dtype=x.dtype)
+            torch.mul(self.weight, self.scale[:, None], out=weight)  # one pass, in float32 inside
+            return F.linear(x, weight, self.bias)
+        result = F.linear(x, self.weight.to(x.dtype)).mul_(self.scale)
         return result if self.bias is None else result.add_(self.bias)
 
     def dequantized(self, part: slice, dtype: torch.dtype) -> Tensor:

@@ -64,11 +64,13 @@ def _open(
         find_device,
         find_dtype,
         keep_freed_memory,
+        use_device,
     )
     from vlmbatch.engine.torch.engine import TorchEngine
     from vlmbatch.engine.torch.shape import ModelShape
 
     device = find_device(options.device)
+    use_device(device)
     threads = 0
     if device.type == "cpu":
         keep_freed_memory()

@@ -144,22 +144,23 @@ class TransformersEngine:
                 answer.timing.wait_seconds = max(0.0, started - answer.request.queued_at)
             answer.batch_size = max(answer.batch_size, len(live))
         batch = Batch(live, lambda: source.stopped)
+        message, is_memory = "", False
         try:
             with torch.inference_mode():
                 batch.generate(self._model)
                 synchronize(self._model.device)
         except Exception as error:  # whatever the model's code raises
-            self._recover(error, live)
+            message, is_memory = one_line(error), is_out_of_memory(error)
+            is_cpu = self._model.device.type == "cpu"
+            if isinstance(error, RuntimeError) and not is_memory and not is_cpu:
+                raise EngineError(f"generate failed: {type(error).__name__}: {message}") from error
+        if message:  # outside the except block, where the error keeps the batch's tensors alive
+            self._recover(message, live, is_memory=is_memory)
         self._book(batch, before, started)
 
-    def _recover(self, error: Exception, live: Sequence[Answer]) -> None:
-        """Have a smaller batch tried, or give up the answer that cannot be had.
-
-        Raises:
-            EngineError: The device cannot be trusted any more.
-        """
-        message = one_line(error)
-        if is_out_of_memory(error):
+    def _recover(self, message: str, live: Sequence[Answer], *, is_memory: bool) -> None:
+        """Have a smaller batch tried, or give up the answer that cannot be had."""
+        if is_memory:
             size = len(live)
             self._most = max(1, size // 2)
             action = (
@@ -172,12 +173,9 @@ class TransformersEngine:
             )
             logger.warning("out of memory in generate with %d; %s", size, action)
             message = f"out of memory with nothing else in the batch: {message}"
-        elif isinstance(error, RuntimeError) and self._model.device.type != "cpu":
-            raise EngineError(f"generate failed: {type(error).__name__}: {message}") from error
         elif len(live) > 1:
             for answer in live:
                 answer.is_alone = True
-        error.__traceback__ = None  # it holds the tensors of the batch
         empty_cache(self._model.device)
         if len(live) == 1 and not live[0].is_done:
             live[0].error = GenerateError(message)

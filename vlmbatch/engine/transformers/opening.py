@@ -14,7 +14,13 @@ from transformers.models.auto import image_processing_auto, modeling_auto
 from vlmbatch.checkpoint import Checkpoint, find_checkpoint
 from vlmbatch.engine.base import EnginePlan
 from vlmbatch.engine.threads import use_threads
-from vlmbatch.engine.torch.device import device_memory, find_device, find_dtype, is_out_of_memory
+from vlmbatch.engine.torch.device import (
+    device_memory,
+    find_device,
+    find_dtype,
+    is_out_of_memory,
+    use_device,
+)
 from vlmbatch.engine.transformers.engine import TransformersEngine
 from vlmbatch.engine.transformers.memory import MemoryLimit
 from vlmbatch.engine.transformers.processing import OwnProcessor, Processor
@@ -70,6 +76,7 @@ def _check_type(name: str, model_type: str) -> None:
 def _open(checkpoint: Checkpoint, options: EngineOptions) -> TransformersEngine:
     """Load a model. See ``EnginePlan.open``."""
     device = find_device(options.device)
+    use_device(device)
     threads = use_threads(options) if device.type == "cpu" else 0
     parameters = _parameters(checkpoint)
     dtype = find_dtype(options.dtype, device, parameters)
