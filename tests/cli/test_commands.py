@@ -319,13 +319,29 @@ def test_what_a_killed_run_left_is_told_to_who_asks(
     )
 
 
-def test_log_lines_can_be_json(vlmbatch: Command, photos: Path, tiny: Path) -> None:
+def test_log_lines_can_be_json_events(
+    vlmbatch: Command, photos: Path, tiny: Path, tmp_path: Path
+) -> None:
+    (photos / "bad.jpg").write_text("hello")
     result = vlmbatch(
         "caption", "photos", "--model", tiny, "--max-new-tokens", 2, "--log-format", "json"
     )
     entries = [json.loads(line) for line in result.stderr.splitlines()]
-    assert entries[-1]["level"] == "info"
-    assert {"time", "message"} <= entries[-1].keys()
+    events = {entry["event"]: entry for entry in entries}
+    assert {"run_started", "loading", "engine_ready", "item_error", "run_finished"} <= events.keys()
+    [row, *_] = lines(tmp_path / "photos.caption.jsonl")
+    assert {entry["run_id"] for entry in entries} == {row["run_id"]}
+    assert all({"time", "level", "message"} <= entry.keys() for entry in entries)
+    assert (events["item_error"]["id"], events["item_error"]["error_type"]) == (
+        "bad.jpg",
+        "DecodeError",
+    )
+    end = events["run_finished"]
+    assert (end["exit_code"], end["status"]) == (3, {"ok": 4, "error": 1})
+    assert (end["items"], end["errors"], end["level"]) == (5, {"DecodeError": 1}, "info")
+    quiet = ("--max-new-tokens", 2, "--log-format", "json", "--quiet", "--retry-errors")
+    again = vlmbatch("caption", "photos", "--model", tiny, *quiet)
+    assert (again.returncode, again.stderr) == (3, "")
 
 
 @pytest.mark.parametrize(
@@ -339,8 +355,10 @@ def test_so_can_what_ends_a_run(
         "caption", *(argument.format(tiny=tiny) for argument in arguments), "--log-format", "json"
     )
     assert result.returncode == code
-    assert json.loads(result.stderr.splitlines()[0])["level"] == "error"
-    assert all(json.loads(line) for line in result.stderr.splitlines())
+    entries = [json.loads(line) for line in result.stderr.splitlines()]
+    [error] = [entry for entry in entries if entry["event"] == "error"]
+    assert (error["level"], error["exit_code"]) == ("error", code)
+    assert error["error"] == error["message"]
 
 
 def test_manifests_and_archives_are_inputs_and_carry_columns(

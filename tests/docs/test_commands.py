@@ -117,6 +117,32 @@ def test_the_server_of_a_service_and_of_a_container_starts_as_it_is_written(
         assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.parametrize(
+    ("code", "wakes"),
+    [(0, False), (3, False), (75, False), (130, False), (1, True), (4, True), (66, True)],
+)
+def test_the_crontab_prints_only_what_needs_a_person(
+    tmp_path: Path, code: int, wakes: bool
+) -> None:
+    text = (ROOT / "docs" / "resume-and-cron.md").read_text("utf-8")
+    line = re.search(r"^15 2 \* \* \* +(.+)$", text, re.M)
+    assert line is not None
+    command = tmp_path / "bin" / "vlmbatch"
+    command.parent.mkdir()
+    command.write_text(f"#!/bin/sh\necho said; exit {code}\n")
+    command.chmod(0o755)
+    done = subprocess.run(
+        ["/bin/sh", "-c", line[1].replace("/srv/archive", str(tmp_path))],
+        capture_output=True,
+        text=True,
+        env={"PATH": f"{command.parent}:/usr/bin:/bin"},
+        check=False,
+    )
+    expected = f"vlmbatch: exit {code}, see nightly.log\n" if wakes else ""
+    assert (done.stdout, done.stderr) == (expected, "")
+    assert (tmp_path / "nightly.log").read_text() == "said\n"
+
+
 def test_readme_is_short_and_its_links_lead_somewhere() -> None:
     text = (ROOT / "README.md").read_text("utf-8")
     assert len(text.split()) <= 800

@@ -24,8 +24,7 @@ from vlmbatch.job import Job
 from vlmbatch.read import Reader, open_reader
 from vlmbatch.run.intake import count_items
 from vlmbatch.run.pipeline import Run, run
-from vlmbatch.run.progress import ProgressReporter, time_left
-from vlmbatch.run.reporter import Activity
+from vlmbatch.run.progress import ProgressReporter
 
 
 class WatchedEngine(ScriptedEngine):
@@ -451,13 +450,3 @@ def test_a_run_can_be_called_by_the_name_of_its_package(tmp_path: Path) -> None:
     for number in range(2):
         job = Job(inputs=[str(picture)], output=str(tmp_path / f"{number}.jsonl"))
         assert vlmbatch.run(job, engine=ScriptedEngine())["status"] == {"ok": 1}
-
-
-def test_time_left_counts_tiles_of_items_in_work() -> None:
-    work = Activity(
-        items_prepared=4, tiles_prepared=40, tiles=30, tokens=9, vision_share=0.5, in_work=3
-    )
-    assert time_left(work, 0, 9, 10.0) is None  # nothing tells how long answers are
-    assert time_left(work, 1, None, 10.0) is None
-    # Three items are encoded, one is answered: two of ten are done.
-    assert time_left(work, 1, 9, 10.0) == pytest.approx(40.0)

@@ -8,10 +8,17 @@ from collections.abc import Iterator
 from typing import Any
 
 from vlmbatch.job import Job
+from vlmbatch.run.events import event
 from vlmbatch.urls import without_credentials
 
 logger = logging.getLogger("vlmbatch")
 report = logging.getLogger("vlmbatch.report")
+
+_COUNTS = (
+    *("error", "interrupted", "items", "rows", "status", "errors", "kept", "uncommitted"),
+    *("tiles", "prompt_tokens", "new_tokens", "wall_seconds", "items_per_second"),
+)
+"""Figures of a summary that the event of a run's end has."""
 
 
 def count(number: int, name: str) -> str:
@@ -26,25 +33,42 @@ def say_sidecars(counts: dict[str, int]) -> None:
 
 
 def say_summary(
-    job: Job, summary: dict[str, Any], *, interrupted: bool, names_output: bool
+    job: Job,
+    summary: dict[str, Any],
+    *,
+    exit_code: int,
+    interrupted: bool,
+    names_output: bool,
 ) -> None:
     """Say what a run did.
 
     Args:
         job: The job.
         summary: What OUTPUT.summary.json holds.
+        exit_code: The command's.
         interrupted: Whether the run was stopped before its end.
         names_output: Whether the run wrote OUTPUT, so that its name is of use.
     """
     first = _first_line(summary)
     output = f" -> {without_credentials(job.output_path)}" if names_output else ""
-    report.info("%s%s%s", "interrupted: " if interrupted else "", first, output)
+    report.info(
+        *("%s%s%s", "interrupted: " if interrupted else "", first, output),
+        extra=event(
+            "run_finished",
+            exit_code=exit_code,
+            output=without_credentials(job.output_path),
+            **{name: summary[name] for name in _COUNTS},
+        ),
+    )
+    if job.log_format == "text":  # in JSON each of them is an event, and the counts are above
+        for line in failure_lines(summary, job.output_path, task=job.task):
+            report.info("%s", line)
     for line in _item_lines(job, summary, interrupted=interrupted):
-        report.info("%s", line)
+        report.info("%s", line, extra=event("note"))
     if summary["questions"]:
         logger.warning("%s", summary["questions"]["hint"])
     for line in _advice(summary):
-        report.info("%s", line)
+        report.info("%s", line, extra=event("note"))
 
 
 def _first_line(summary: dict[str, Any]) -> str:
@@ -67,7 +91,6 @@ def _first_line(summary: dict[str, Any]) -> str:
 
 def _item_lines(job: Job, summary: dict[str, Any], *, interrupted: bool) -> Iterator[str]:
     kept, left = summary["kept"], summary["left_alone"]
-    yield from failure_lines(summary, job.output_path, task=job.task)
     if left["other_media"]:
         other, command = ("video", "video") if job.media == "image" else ("image", "caption")
         yield f"{count(left['other_media'], other)} left alone (use `vlmbatch {command}`)"
@@ -133,8 +156,8 @@ def _advice(summary: dict[str, Any]) -> Iterator[str]:
             f"{count(low, 'frame')} took {full} tiles; --detail low takes one tile a frame, which "
             "is enough where no small text matters"
         )
-    for event in summary["engine"].get("oom_events", [])[:3]:
-        yield f"out of memory in {event['phase']} with {event['size']}: {event['action']}"
+    for oom in summary["engine"].get("oom_events", [])[:3]:
+        yield f"out of memory in {oom['phase']} with {oom['size']}: {oom['action']}"
 
 
 def _sidecar_lines(counts: dict[str, int]) -> Iterator[str]:

@@ -11,10 +11,11 @@ import click
 
 from vlmbatch.cli.closing import say_summary
 from vlmbatch.cli.folders import with_user_folders
-from vlmbatch.cli.logs import set_up_logging
+from vlmbatch.cli.logs import name_run, set_up_logging
 from vlmbatch.cli.signals import catch_signals
 from vlmbatch.errors import OutputError, VlmbatchError
 from vlmbatch.job import Job, ReportingOptions
+from vlmbatch.run.events import event
 
 logger = logging.getLogger("vlmbatch")
 
@@ -42,18 +43,23 @@ def _run(job: Job, *, bar: bool, lines: bool) -> None:
 
     with ProgressReporter(bar=bar, lines=lines) as reporter:
         run = Run(job, reporter=reporter)
+        name_run(run.run_id)
         catch_signals(run)
         outcome = run.start()
     error = outcome.error
     if isinstance(error, VlmbatchError):
         say_error(job, error)
     elif error is not None:
-        logger.error("unexpected error, please report it", exc_info=error)
+        fields = event(
+            "error", error_type=type(error).__name__, error=str(error), exit_code=outcome.exit_code
+        )
+        logger.error("unexpected error, please report it", exc_info=error, extra=fields)
     finished = error is None and not outcome.interrupted
     wrote_rows = outcome.summary["rows"] and not isinstance(error, OutputError)
     say_summary(
         job,
         outcome.summary,
+        exit_code=outcome.exit_code,
         interrupted=outcome.interrupted,
         names_output=finished or bool(wrote_rows),
     )
@@ -69,7 +75,9 @@ def say_error(job: ReportingOptions, error: BaseException) -> None:
     """Say what ended a run, as one line in the format of its log."""
     text = " ".join(str(error).split())
     if job.log_format == "json":
-        logger.error("%s", text)
+        code = getattr(error, "exit_code", 1)
+        fields = event("error", error_type=type(error).__name__, error=text, exit_code=code)
+        logger.error("%s", text, extra=fields)
     else:
         click.echo(f"vlmbatch: {text}", err=True)
 

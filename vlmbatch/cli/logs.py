@@ -9,17 +9,29 @@ from typing import Any
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object a line: time, level, message, and the ``fields`` of a record."""
+    """One JSON object a line: time, level, event, id of the run, message, and the fields of the
+    event. A line that is no event of a run is a ``log``.
+
+    Attributes:
+        run_id: Id of the run, once there is one.
+    """
+
+    run_id: str | None = None
 
     def format(self, record: logging.LogRecord) -> str:
         """Format a record as a line."""
+        fields = getattr(record, "fields", {})
         entry = {
             "time": self.formatTime(record, "%Y-%m-%dT%H:%M:%S%z"),
             "level": record.levelname.lower(),
+            "event": fields.get("event", "log"),
+            **({"run_id": self.run_id} if self.run_id else {}),
             "message": record.getMessage(),
-            **getattr(record, "fields", {}),
+            **fields,
         }
-        return json.dumps(entry, ensure_ascii=False)
+        if record.exc_info:
+            entry["traceback"] = self.formatException(record.exc_info)
+        return json.dumps(entry, ensure_ascii=False, default=str)
 
 
 class BarHandler(logging.StreamHandler[Any]):
@@ -53,5 +65,13 @@ def set_up_logging(form: str, *, verbose: int, quiet: bool, bar: bool) -> None:
     logging.captureWarnings(True)
     logging.getLogger("py.warnings").handlers = [handler] if verbose else [logging.NullHandler()]
     logging.getLogger("py.warnings").propagate = False
-    # The progress and the closing lines of a run are shown without --verbose.
-    logging.getLogger("vlmbatch.report").setLevel(logging.ERROR if quiet else logging.INFO)
+    # The progress and the closing lines of a run are shown without --verbose, in JSON all events.
+    for name in ("vlmbatch.report", *(["vlmbatch.events"] if form == "json" else [])):
+        logging.getLogger(name).setLevel(logging.ERROR if quiet else logging.INFO)
+
+
+def name_run(run_id: str) -> None:
+    """Give the lines of JSON the id of the run from now on."""
+    for handler in logging.getLogger("vlmbatch").handlers:
+        if isinstance(handler.formatter, JsonFormatter):
+            handler.formatter.run_id = run_id

@@ -7,6 +7,8 @@ import signal
 from types import FrameType
 from typing import Protocol
 
+from vlmbatch.run.events import event
+
 report = logging.getLogger("vlmbatch.report")
 
 _URGENT = (signal.SIGINT, signal.SIGTERM)
@@ -40,7 +42,8 @@ def catch_signals(running: Stoppable) -> None:
         running.stop()
         report.info(
             "stopping: what is finished is committed, the same command goes on from there "
-            "(again: quit at once)"
+            "(again: quit at once)",
+            extra=event("stopping", signal=signal.Signals(number).name),
         )
 
     for each in (*_URGENT, *_NOTICES):

@@ -33,6 +33,7 @@ from vlmbatch.errors import (
 from vlmbatch.job import Job
 from vlmbatch.questions import Questions, read_questions
 from vlmbatch.read import Reader, open_reader
+from vlmbatch.run.events import event, events
 from vlmbatch.run.intake import Intake, check_inputs, count_ahead
 from vlmbatch.run.nothing import explain_nothing
 from vlmbatch.run.order import InputOrder
@@ -46,6 +47,7 @@ from vlmbatch.run.summary import RowStats, describe_run
 from vlmbatch.run.task import Result, Task
 from vlmbatch.run.threads import READER, WRITER, StageThreads
 from vlmbatch.sample import make_sampler
+from vlmbatch.urls import without_credentials
 from vlmbatch.write import Writer, open_output, open_sidecars, read_seen
 
 logger = logging.getLogger(__name__)
@@ -158,6 +160,18 @@ class Run:
         began = time.perf_counter()
         started_at = utc_now()
         threads = self._threads
+        events.info(
+            "run %s begins: %s by %s",
+            *(self.run_id, self.job.task, self.plan.model),
+            extra=event(
+                "run_started",
+                task=self.job.task,
+                engine=self.plan.name,
+                model=self.plan.model,
+                output=without_credentials(self.job.output_path),
+                rows_before=self.writer.totals().get("rows", 0),
+            ),
+        )
         try:
             threads.start(READER, functools.partial(self._intake.run, self.reader))
             threads.start(WRITER, self._results.run)
@@ -201,7 +215,12 @@ class Run:
             self.reporter.loading(self.plan.model)
             has_rows = any(self.writer.totals().values())
             self.engine = self.plan.open_for(continued=has_rows)
-        self._results.engine = self.engine
+        self._results.engine = engine = self.engine
+        events.info(
+            "%s answers on %s, %s",
+            *(engine.model, engine.device or "?", engine.dtype or "?"),
+            extra=event("engine_ready", device=engine.device, dtype=engine.dtype),
+        )
         self.reporter.started(self._activity)
         prepare = functools.partial(self._preparation.run, self.engine)
         on_cpu = self.engine.device == "cpu"
@@ -231,7 +250,8 @@ class Run:
             tiles_prepared=self._preparation.tiles,
             tiles=stats.tiles + stats.tiles_reused,
             tokens=stats.decode_tokens,
-            vision_share=stats.vision_seconds / stats.busy_seconds if stats.busy_seconds else 0.0,
+            encode_seconds=stats.vision_seconds + stats.prefill_seconds,
+            decode_seconds=stats.decode_seconds,
             in_work=max(0, self._preparation.items - self._results.items_answered),
         )
 

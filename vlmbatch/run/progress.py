@@ -1,7 +1,9 @@
-"""Progress of a run: a bar on a terminal or in a notebook, a log line every 30 seconds elsewhere.
+"""Progress of a run: a bar on a terminal or in a notebook, log lines elsewhere.
 
-Both show what moves before the first answer, too: tiles, items in work, tokens a second. The time
-left is shown once an item was answered, as nothing tells the length of answers before.
+The first line comes within five seconds, and one every 30 seconds after it, whatever the run does:
+listing, loading the model, encoding. They show what moves before the first answer, too: tiles,
+items in work, tokens a second. The time left is shown once an item was answered, as nothing tells
+the length of answers before.
 """
 
 from __future__ import annotations
@@ -15,8 +17,10 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Self
 
+from vlmbatch.run.events import event, events
 from vlmbatch.run.reporter import Activity
 
+FIRST_SECONDS = 3.0
 LINE_SECONDS = 30.0
 TICK_SECONDS = 1.0
 
@@ -24,16 +28,28 @@ report = logging.getLogger("vlmbatch.report")
 
 
 class ProgressReporter:
-    """Count items, errors and tokens, and show them. A context manager."""
+    """Count items, errors and tokens, and show them. A context manager, which calls ``beat`` once a
+    second.
+    """
 
-    def __init__(self, *, bar: bool, lines: bool) -> None:
-        """Show a bar, log lines, or nothing."""
-        self._lines = lines and not bar
+    def __init__(
+        self, *, bar: bool, lines: bool, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        """Show a bar, log lines, or nothing.
+
+        Args:
+            bar: Whether to show a bar.
+            lines: Whether to log lines where there is no bar.
+            clock: Seconds, monotonic.
+        """
+        self._lines, self._clock = lines and not bar, clock
         self._guard = threading.Lock()
         self._ended = threading.Event()
-        self._began = self._said = time.monotonic()
-        self._done = self._kept = self._errors = 0
+        self._began = self._running_since = clock()
+        self._line_due = self._began + FIRST_SECONDS
+        self._done = self._kept = self._errors = self._tokens = 0
         self._total: int | None = None
+        self._stage = "starting"
         self._activity: Callable[[], Activity] | None = None
         self._bar: Any = None
         if bar:
@@ -46,7 +62,9 @@ class ProgressReporter:
 
     def loading(self, model: str) -> None:
         """Show that the model is being loaded."""
+        events.info("loading %s", model, extra=event("loading", model=model))
         with self._guard:
+            self._stage = f"loading {model}"
             if self._bar is not None:
                 self._bar.set_description_str(f"loading {model} ")
 
@@ -54,11 +72,10 @@ class ProgressReporter:
         """Show the work of the engine from now on."""
         with self._guard:
             self._activity = activity
-            self._began = time.monotonic()
+            self._stage = "running"
+            self._running_since = self._clock()
             if self._bar is not None:
                 self._bar.set_description_str("")
-        if self._bar is not None or self._lines:
-            threading.Thread(target=self._tick, name="progress", daemon=True).start()
 
     def total(self, items: int | None) -> None:
         """Take the number of items, once it is known."""
@@ -79,39 +96,63 @@ class ProgressReporter:
             self._done += 1
             self._kept += kept
             self._errors += error
+            self._tokens += new_tokens
             if self._bar is not None:
                 self._bar.update(1)
 
-    def _tick(self) -> None:
-        """Show what moves, once a second; log lines come every 30 seconds."""
-        while not self._ended.wait(TICK_SECONDS):
-            with self._guard:
-                now = time.monotonic()
-                if self._bar is not None:
-                    self._bar.set_postfix_str(self._work(now))
-                elif now - self._said >= LINE_SECONDS:
-                    self._said = now
-                    total = "?" if self._total is None else self._total
-                    report.info("%s/%s items, %s", self._done, total, self._work(now))
+    def beat(self) -> None:
+        """Show what moves now; log it when a line is due."""
+        with self._guard:
+            now = self._clock()
+            if self._bar is not None:
+                self._bar.set_postfix_str(", ".join(self._work(now)[0]))
+            elif self._lines and now >= self._line_due:
+                self._line_due = now + LINE_SECONDS
+                total = "?" if self._total is None else self._total
+                parts, fields = self._work(now)
+                report.info(
+                    "%s/%s items, %s",
+                    *(self._done, total, ", ".join(parts)),
+                    extra=event("progress", stage=self._stage, **fields),
+                )
 
-    def _work(self, now: float) -> str:
-        """One line: rates, items in work, errors and the time left."""
-        assert self._activity is not None  # it is there before the first tick
-        activity = self._activity()
-        seconds = max(1e-9, now - self._began)
-        parts = [
+    def _work(self, now: float) -> tuple[list[str], dict[str, Any]]:
+        """Return what is shown of the work: texts, and the same as fields of an event."""
+        fields: dict[str, Any] = {
+            "seconds": round(now - self._began, 1),
+            "items": self._done,
+            "total_items": self._total,
+            "items_done_before": self._kept,
+            "items_with_errors": self._errors,
+        }
+        failed = [f"{self._errors} with errors"] if self._errors else []
+        if self._activity is None:
+            return [*failed, self._stage, f"{now - self._began:.0f} s"], fields
+        activity, seconds = self._activity(), max(1e-9, now - self._running_since)
+        open_items = None if self._total is None else self._total - self._done
+        left = time_left(activity, self._done - self._kept, self._tokens, open_items, seconds)
+        fields |= {
+            "items_in_work": activity.in_work,
+            "tiles": activity.tiles,
+            "new_tokens": activity.tokens,
+            "new_tokens_per_second": round(activity.tokens / seconds, 3),
+            "seconds_left": None if left is None else round(left, 1),
+        }
+        return [
+            *failed,
             *([f"{activity.tiles:,} tiles"] if activity.tiles else []),
             f"{activity.tokens / seconds:.0f} tokens/s",
             f"{activity.in_work} in work",
-            f"{self._errors} errors",
-        ]
-        left = time_left(activity, self._done - self._kept, self._open_items(), seconds)
-        return ", ".join([*parts, "time left ?" if left is None else f"{clock(left)} left"])
+            "time left ?" if left is None else f"{clock(left)} left",
+        ], fields
 
-    def _open_items(self) -> int | None:
-        return None if self._total is None else self._total - self._done
+    def _tick(self) -> None:
+        while not self._ended.wait(TICK_SECONDS):
+            self.beat()
 
     def __enter__(self) -> Self:
+        if self._bar is not None or self._lines:
+            threading.Thread(target=self._tick, name="progress", daemon=True).start()
         return self
 
     def __exit__(
@@ -140,26 +181,40 @@ def _bar_class() -> Any:
     return tqdm
 
 
-def time_left(activity: Activity, done: int, left: int | None, seconds: float) -> float | None:
-    """Seconds until a run ends; None while that is not known.
+def time_left(
+    activity: Activity, done: int, tokens: int, left: int | None, seconds: float
+) -> float | None:
+    """Return the seconds until a run ends; None while that is not known.
 
-    An item counts as done by the share of its work that is: its encoded tiles for the share that
-    encoding takes of the time, its answer for the rest.
+    Tiles and tokens are counted apart: those that are missing take as long as those so far, each
+    kind at its own pace.
 
     Args:
         activity: The work so far.
         done: Items that this run has answered.
+        tokens: Tokens of their answers.
         left: Items that are not done.
         seconds: Time since the engine began.
     """
     if not done or left is None:
         return None
-    encoded = float(done)
-    if activity.tiles_prepared:
-        mean_tiles = activity.tiles_prepared / activity.items_prepared
-        encoded = max(encoded, min(done + activity.in_work, activity.tiles / mean_tiles))
-    worked = activity.vision_share * encoded + (1 - activity.vision_share) * done
-    return max(0.0, done + left - worked) * seconds / worked
+    items = done + left
+    busy = activity.encode_seconds + activity.decode_seconds
+    if not busy:
+        return left * seconds / done
+    tiles = activity.tiles_prepared / max(1, activity.items_prepared) * items
+    encode = _seconds_left(activity.encode_seconds, activity.tiles, tiles, left / done)
+    decode = _seconds_left(
+        activity.decode_seconds, activity.tokens, tokens / done * items, left / done
+    )
+    return (encode + decode) * seconds / busy
+
+
+def _seconds_left(seconds: float, done: float, whole: float, ratio: float) -> float:
+    """Return the seconds that the rest of a kind of work takes; ``ratio`` is that of open items to
+    answered ones, where the work cannot be counted.
+    """
+    return seconds * (max(0.0, whole - done) / done if done else ratio)
 
 
 def clock(seconds: float) -> str:

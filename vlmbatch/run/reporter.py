@@ -16,7 +16,9 @@ class Activity:
         tiles_prepared: Their tiles.
         tiles: Tiles that are encoded, or were equal to encoded ones.
         tokens: Tokens that are decoded.
-        vision_share: Share of the engine's time that encoding has taken.
+        encode_seconds: Time of the engine that encoding and reading prompts has taken; 0, like the
+            next one, where the engine cannot tell.
+        decode_seconds: Time that decoding has taken.
         in_work: Items between preparation and their last row.
     """
 
@@ -24,7 +26,8 @@ class Activity:
     tiles_prepared: int
     tiles: int
     tokens: int
-    vision_share: float
+    encode_seconds: float
+    decode_seconds: float
     in_work: int
 
 

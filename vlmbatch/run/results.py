@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
 
 from vlmbatch.core import Record
 from vlmbatch.engine import Engine
 from vlmbatch.engine.queue import Channel
 from vlmbatch.errors import ReadError, TooManyErrors
 from vlmbatch.job import OutputOptions
+from vlmbatch.run.events import event, events
 from vlmbatch.run.record import RecordMaker
 from vlmbatch.run.reporter import Reporter
 from vlmbatch.run.summary import RowStats
 from vlmbatch.run.task import Progress, Result
 from vlmbatch.write import Writer
-
-logger = logging.getLogger(__name__)
 
 TICK_SECONDS = 1.0
 
@@ -129,7 +127,18 @@ class Results:
             if not progress.failed and not is_first:
                 self.stats.error_items += 1  # its first row was fine
             progress.failed = True
-            logger.info("%s: %s: %s", record.id, record.error_type, record.error)
+            events.info(
+                "%s: %s: %s",
+                *(record.id, record.error_type, record.error),
+                extra=event(
+                    "item_error",
+                    id=record.id,
+                    source=record.source,
+                    prompt=record.prompt,
+                    error_type=record.error_type,
+                    error=record.error,
+                ),
+            )
         progress.new_tokens += record.new_tokens or 0
         progress.missing -= 1
 
