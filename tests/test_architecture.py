@@ -59,6 +59,7 @@ ALLOWED = {
     "finetune": FLOOR | STAGES,
     "bench": FLOOR | {"read", "prepare", "engine"},
     "convert": FLOOR | {"engine"},
+    "compare": FLOOR | {"questions", "read", "engine"},
     "cli": FLOOR
     | STAGES
     | {
@@ -70,6 +71,7 @@ ALLOWED = {
         "finetune",
         "bench",
         "convert",
+        "compare",
         "__version__",
     },
     "__main__": {"cli"},

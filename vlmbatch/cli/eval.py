@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import click
 
+from vlmbatch.cli.json_file import check_json_path, json_option, write_json
 from vlmbatch.cli.options import OutputName
-from vlmbatch.errors import JobError
 from vlmbatch.evaluate.options import METRICS, Columns, EvalOptions, parse_limits
 from vlmbatch.tasks import TASKS
 from vlmbatch.urls import without_credentials
@@ -126,14 +125,7 @@ OUTPUT = OutputName()
     help="Exit with code 4 when a metric, or `coverage`, is under VALUE (cer, wer: over it); "
     "repeatable.",
 )
-@click.option(
-    "--json",
-    "json_path",
-    is_flag=False,
-    flag_value="-",
-    metavar="[PATH.json|-]",
-    help="Also write JSON to a file, or to stdout instead of the table.",
-)
+@json_option
 def _eval(
     output: str,
     reference: Path,
@@ -148,8 +140,7 @@ def _eval(
     limits = parse_limits(fail_under)
     columns = Columns(id_column, prompt_column, answer_column)
     options = EvalOptions(columns=columns, fail_under=limits, **settings)
-    if json_path not in (None, "-") and Path(str(json_path)).suffix != ".json":
-        raise JobError(f"--json {json_path}: write a name that ends in .json, or - for stdout")
+    check_json_path(json_path)
 
     from vlmbatch.evaluate.report import describe, lines
     from vlmbatch.evaluate.score import evaluate_files
@@ -161,7 +152,7 @@ def _eval(
         "against": without_credentials(against) if against else None,
     }
     if json_path is not None:
-        _write_json(json_path, describe(found, options, **names))
+        write_json(json_path, describe(found, options, **names))
     if json_path != "-":
         for line in lines(found, **names):
             click.echo(line)
@@ -170,17 +161,6 @@ def _eval(
         click.echo(f"vlmbatch: {message} (--fail-under)", err=True)
     if failed:
         raise click.exceptions.Exit(BELOW_LIMIT)
-
-
-def _write_json(path: str, value: dict[str, Any]) -> None:
-    text = json.dumps(value, ensure_ascii=False, indent=2, allow_nan=False)
-    if path == "-":
-        click.echo(text)
-        return
-    from vlmbatch.write.atomic import replacing
-
-    with replacing(Path(path)) as file:
-        file.write(text.encode("utf-8", "backslashreplace") + b"\n")
 
 
 COMMANDS = {"eval": _eval}

@@ -30,7 +30,7 @@ COMMANDS = {
     "export": ("vlmbatch.cli.export", "Convert an OUTPUT to another table, texts or subtitles."),
     "correct": ("vlmbatch.cli.correct", "Put corrected texts back into an OUTPUT."),
     "finetune": ("vlmbatch.cli.finetune", "Fine-tune a model on your own prompts and answers."),
-    "models": ("vlmbatch.cli.models", "List, describe, fetch, merge and convert models."),
+    "models": ("vlmbatch.cli.models", "List, describe, fetch, merge, convert and compare models."),
     "doctor": ("vlmbatch.cli.doctor", "Check this machine, and say how to fix what is missing."),
     "bench": ("vlmbatch.cli.bench", "Measure the speed of this machine against its own limits."),
 }

@@ -1,4 +1,4 @@
-"""``models``: list, describe, fetch, merge and convert models."""
+"""``models``: list, describe, fetch, merge, convert and compare models."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from vlmbatch.checkpoint import (
     Checkpoint,
     find_checkpoint,
 )
+from vlmbatch.cli.compare import COMMAND as COMPARE
 from vlmbatch.convert import TARGETS
 from vlmbatch.errors import JobError
 from vlmbatch.hub import cached_folder
@@ -26,7 +27,7 @@ MEGABYTE = 10**6
 
 @click.group(name="models", no_args_is_help=True)
 def _models() -> None:
-    """List, describe, fetch, merge and convert models."""
+    """List, describe, fetch, merge, convert and compare models."""
 
 
 @_models.command(name="list")
@@ -196,5 +197,7 @@ def _convert(
     for note in converted.notes:
         click.echo(note)
 
+
+_models.add_command(COMPARE)
 
 COMMANDS = {"models": _models}

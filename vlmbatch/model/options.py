@@ -47,7 +47,7 @@ class ModelSettings(TypedDict, total=False):
         cache_dir: Folder for what is measured once on a machine.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
         dtype: ``auto``, ``float32``, ``bfloat16`` or ``float16``.
-        quantize: ``none``, ``int8`` or ``q4``.
+        quantize: ``none``, ``int8``, ``q4`` (onnx), ``q8_0``, ``q5_0`` or ``q4_0`` (llama-server).
         detail: ``full`` as the checkpoint's processor does it, ``native`` does not enlarge small
             pictures, ``low`` is one tile.
         max_memory: Memory limit for weights and batches, such as ``6GiB``.
@@ -73,7 +73,7 @@ class ModelSettings(TypedDict, total=False):
     cache_dir: str | None
     device: str
     dtype: Literal["auto", "float32", "bfloat16", "float16"]
-    quantize: Literal["none", "int8", "q4"]
+    quantize: Literal["none", "int8", "q4", "q8_0", "q5_0", "q4_0"]
     detail: Detail
     max_memory: str | None
     memory_fraction: float

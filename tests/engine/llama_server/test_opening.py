@@ -28,7 +28,8 @@ def gguf(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     ("option", "message"),
     [
-        ({"quantize": "int8"}, r"no --quantize int8: convert the model .*--type q8_0"),
+        ({"quantize": "int8"}, r"no --quantize int8; use q8_0"),
+        ({"quantize": "q8_0", "dtype": "float16"}, r"no --quantize q8_0 with --dtype float16"),
         ({"detail": "native"}, "no --detail native: llama.cpp enlarges every picture"),
         ({"llama_server": "/no/such/program"}, "--llama-server /no/such/program: no such program"),
         ({"device": "cuda:1"}, "--device cuda:1 needs a llama-server that was built for it"),

@@ -33,6 +33,8 @@ TYPES = {"auto": "f32", "float32": "f32", "bfloat16": "bf16", "float16": "f16"}
 """Type of a converted checkpoint by ``--dtype``. Weights as they are give the words of ``--engine
 torch``.
 """
+QUANTIZED = ("q8_0", "q5_0", "q4_0")
+"""Types of a converted checkpoint by ``--quantize``, which has llama.cpp's names."""
 DTYPES = {"ALL_F32": "float32", "MOSTLY_F16": "float16", "MOSTLY_BF16": "bfloat16"}
 """Names of number formats in records; other formats have llama.cpp's, such as ``q8_0``."""
 LINE = "Ċ"
@@ -307,7 +309,13 @@ def find_model(options: EngineOptions) -> GgufModel:
         if options.mmproj is not None:
             raise JobError(f"--mmproj goes with a GGUF file as --model, not with {name}")
         checkpoint = find_checkpoint(name, options.revision)
-        return GgufModel(name, checkpoint.revision, cache, checkpoint, kind=TYPES[options.dtype])
+        kind = options.quantize if options.quantize in QUANTIZED else TYPES[options.dtype]
+        return GgufModel(name, checkpoint.revision, cache, checkpoint, kind=kind)
+    if options.quantize != "none":
+        raise JobError(
+            f"--quantize {options.quantize} converts a checkpoint; {name} is a GGUF file, whose "
+            "type is its own: leave it out"
+        )
     if is_hub_gguf:
         path = gguf_folder(name, options.revision, TYPES[options.dtype])
     else:

@@ -14,7 +14,7 @@ import psutil
 
 from vlmbatch.engine.base import EnginePlan
 from vlmbatch.engine.llama_server.engine import Layout, LlamaServerEngine
-from vlmbatch.engine.llama_server.files import GgufModel, ReadyModel, find_model
+from vlmbatch.engine.llama_server.files import QUANTIZED, GgufModel, ReadyModel, find_model
 from vlmbatch.engine.llama_server.process import ServerCommand, ServerProcess
 from vlmbatch.engine.llama_server.prompts import Prompts
 from vlmbatch.errors import (
@@ -54,10 +54,15 @@ def plan_engine(options: EngineOptions) -> EnginePlan:
 
 
 def _check_options(options: EngineOptions) -> None:
-    if options.quantize != "none":
+    if options.quantize not in ("none", *QUANTIZED):
         raise JobError(
-            f"engine {NAME} has no --quantize {options.quantize}: convert the model with `vlmbatch "
-            "models convert MODEL --to gguf --type q8_0` and name the file, or use --engine torch"
+            f"engine {NAME} has no --quantize {options.quantize}; use {', '.join(QUANTIZED)}, or "
+            "another --engine"
+        )
+    if options.quantize != "none" and options.dtype != "auto":
+        raise JobError(
+            f"engine {NAME} has no --quantize {options.quantize} with --dtype {options.dtype}; "
+            "leave out one of them"
         )
     if options.detail == "native":
         raise JobError(

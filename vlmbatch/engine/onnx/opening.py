@@ -59,6 +59,11 @@ def _check_options(options: EngineOptions) -> None:
         raise JobError(
             f"engine {NAME} has no --dtype bfloat16; use float32 or float16, or --engine torch"
         )
+    if options.quantize not in ("none", "int8", "q4"):
+        raise JobError(
+            f"engine {NAME} has no --quantize {options.quantize}; use int8 or q4, or --engine "
+            "llama-server"
+        )
     if options.quantize != "none" and options.dtype == "float16":
         raise JobError(
             f"engine {NAME} has no --quantize {options.quantize} with --dtype float16; leave out "

@@ -31,8 +31,11 @@ def plan_engine(options: EngineOptions) -> EnginePlan:
         JobError: An option that this engine cannot honour.
         ModelLoadError: It is missing, or of another kind.
     """
-    if options.quantize == "q4":
-        raise JobError("engine torch has no --quantize q4; use int8, or --engine onnx")
+    if options.quantize not in ("none", "int8"):
+        other = "onnx" if options.quantize == "q4" else "llama-server"
+        raise JobError(
+            f"engine torch has no --quantize {options.quantize}; use int8, or --engine {other}"
+        )
     checkpoint = find_checkpoint(options.model, options.revision)
     preparer = Preparer.from_checkpoint(checkpoint, options.detail, options.cache_folder)
     opened = functools.partial(_open, options, checkpoint, preparer)
