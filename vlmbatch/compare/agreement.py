@@ -27,8 +27,8 @@ class Difference:
         a, b: The answers.
         equal: Number of tokens (or words) before it.
         token_a, token_b: The tokens (or words) that differ; ``(end)`` where an answer has ended.
-        margin_a: Log-probability of A's own token minus that of B's token, both as A found them; None where that is not known, as that of B is not among A's most
-            likely ones.
+        margin_a: Log-probability of A's own token minus that of B's token, both as A found them;
+            None where that is not known, as B's is not among A's most likely ones.
         margin_b: The same for B.
     """
 
@@ -206,7 +206,7 @@ def _name(token: Token | None, pieces: Sequence[Any], place: int) -> str:
 
 
 def _margin(own: Token | None, other: Token | None) -> float | None:
-    """How much more likely a side found its own token than that of the other side."""
+    """Return the log-probability of a side's own token minus that of the other side's token."""
     if own is None or other is None:
         return None
     found = [logprob for text, logprob in own.top if text == other.text]
