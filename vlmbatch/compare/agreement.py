@@ -5,12 +5,12 @@ log-probabilities.
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
 from vlmbatch.compare.answers import Answer, Said, Token
+from vlmbatch.engine.agreement import tokens_before_difference
 
 Unit = Literal["tokens", "words"]
 Pair = tuple[Answer, Answer]
@@ -114,7 +114,7 @@ def agreement(a: Said, b: Said) -> Agreement:
     compared = equal = not_compared = 0
     for one, other in whole:
         ours, theirs = spell(one), spell(other)
-        same = _num_equal(ours, theirs)
+        same = tokens_before_difference(ours, theirs)
         if one.text == other.text:  # one of them may leave out the token that ends it
             same = min(len(ours), len(theirs))
         equal += same
@@ -137,12 +137,6 @@ def agreement(a: Said, b: Said) -> Agreement:
         tuple(differences),
         tuple(one for one, other in pairs if one.error is not None and other.error is not None),
     )
-
-
-def _num_equal(ours: Sequence[Any], theirs: Sequence[Any]) -> int:
-    """Count the equal pieces before the first difference."""
-    both = zip(ours, theirs, strict=False)
-    return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], both))
 
 
 def _of(said: Said, key: tuple[tuple[int, int], str]) -> Answer:

@@ -15,7 +15,7 @@ from vlmbatch.checkpoint import (
     Checkpoint,
     find_checkpoint,
 )
-from vlmbatch.cli.compare import COMMAND as COMPARE
+from vlmbatch.cli.models.compare import COMMAND as COMPARE
 from vlmbatch.convert import TARGETS
 from vlmbatch.errors import JobError
 from vlmbatch.hub import cached_folder
