@@ -58,6 +58,7 @@ ALLOWED = {
     "serve": FLOOR | STAGES | {"questions", "run"},
     "finetune": FLOOR | STAGES,
     "bench": FLOOR | {"read", "prepare", "engine"},
+    "selftest": FLOOR | {"read", "engine", "bench", "__version__"},
     "convert": FLOOR | {"engine"},
     "compare": FLOOR | {"questions", "read", "engine"},
     "cli": FLOOR
@@ -70,6 +71,7 @@ ALLOWED = {
         "serve",
         "finetune",
         "bench",
+        "selftest",
         "convert",
         "compare",
         "__version__",
@@ -79,7 +81,7 @@ ALLOWED = {
     "__init__": FLOOR | {"model", "run", "write"},
 }
 HOMES = {
-    "torch": {"engine", "finetune", "bench", "convert", "cli/doctor.py"},
+    "torch": {"engine", "finetune", "bench", "convert", "selftest", "cli/doctor.py"},
     "pyarrow": {"write", "read"},
     "av": {"read", "sample", "cli/doctor.py"},
     "scenedetect": {"sample"},

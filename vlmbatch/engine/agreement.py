@@ -40,9 +40,13 @@ class AnswerPair:
 
 
 def units(first: Completion, second: Completion) -> tuple[Sequence[Hashable], Sequence[Hashable]]:
-    """Return the tokens of two answers, or their words where either engine tells no tokens."""
+    """Return the tokens of two answers: by id, or by text where an engine tells no ids; or their
+    words where either engine tells no tokens.
+    """
     if first.token_ids and second.token_ids:
         return first.token_ids, second.token_ids
+    if first.logprobs and second.logprobs:
+        return [row.token for row in first.logprobs], [row.token for row in second.logprobs]
     return (first.text or "").split(), (second.text or "").split()
 
 

@@ -1,0 +1,251 @@
+"""The self-test finds an engine that is wrong, in each way that one can be."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import pytest
+
+from vlmbatch.core import Completion, Conversation, Question, Request, TokenLogprob
+from vlmbatch.engine import RequestQueue
+from vlmbatch.engine.base import EnginePlan
+from vlmbatch.engine.scripted import ScriptedEngine
+from vlmbatch.errors import EngineError, GenerateError
+from vlmbatch.job import EngineOptions
+from vlmbatch.selftest.checks import Check, Subject, check_agreement, difference_margin
+from vlmbatch.selftest.report import Report, without_names
+from vlmbatch.selftest.run import examine
+from vlmbatch.selftest.scenes import scenes
+
+KNOWN = {
+    (scene.name, question): answer
+    for scene in scenes(with_clip=True)
+    for question, answer in scene.questions
+}
+
+
+class Knowing(ScriptedEngine):
+    """Answers as the demo model does, and samples words by the seed; everything is right."""
+
+    def __init__(self) -> None:
+        super().__init__(batch_size=100, model="demo")
+        self.stats.memory = {"weight_bytes": 1 << 20, "limit_bytes": 1 << 40}
+        self.seen = 0
+
+    def run(self, source: RequestQueue) -> Iterator[Completion]:
+        requests = list(source)
+        for request in requests:
+            yield from self.answer(request, len(requests))
+
+    def answer(self, request: Request, together: int) -> Iterator[Completion]:
+        """Answer the questions of a request among so many."""
+        for number, question in enumerate(request.questions):
+            self.seen += 1
+            done = Completion(request, number, batch_size=together)
+            if request.conversation.key.startswith("bad") or len(question.text) > 10_000:
+                done.error = GenerateError("it cannot be answered")
+            else:
+                text = KNOWN[request.conversation.key, question.text]
+                self._speak(done, self.word(text, question, together))
+                done.mean_logprob = self.logprob()
+                if question.logprobs is not None and done.text is not None:
+                    words = done.text.split()
+                    done.logprobs = [TokenLogprob(word, self.logprob(), ()) for word in words]
+                    done.token_ids = ()
+            yield done
+
+    def word(self, text: str, question: Question, together: int) -> str:
+        """The answer, or a sampled one."""
+        return f"{text} {self.draw(question)}" if question.temperature else text
+
+    def draw(self, question: Question) -> int:
+        return question.seed % 5
+
+    def logprob(self) -> float:
+        return -4e-5
+
+
+def report_of(engine: ScriptedEngine) -> Report:
+    return examine(EnginePlan.of(engine), EngineOptions(model="demo"), "cpu", lambda what: None)
+
+
+def failed(report: Report) -> list[str]:
+    return [check.name for check in report.checks if check.status == "fail"]
+
+
+def test_an_engine_that_is_right_is_well() -> None:
+    report = report_of(Knowing())
+    assert failed(report) == []
+    assert report.is_well
+    assert list(report.lines())[-1] == "all is well"
+    assert {check.status for check in report.checks} == {"pass"}
+
+
+class OneWordWhenBatched(Knowing):
+    def word(self, text: str, question: Question, together: int) -> str:
+        right = super().word(text, question, together)
+        return right.replace("red circle.", "red square.") if together > 1 else right
+
+
+class NotANumber(Knowing):
+    def logprob(self) -> float:
+        return math.nan
+
+
+class OffLogprob(Knowing):
+    def logprob(self) -> float:
+        return -0.5
+
+
+class Losing(Knowing):
+    def answer(self, request: Request, together: int) -> Iterator[Completion]:
+        found = list(super().answer(request, together))
+        yield from found[1:] if request.conversation.key == "stack" and together > 1 else found
+
+
+class Doubling(Knowing):
+    def answer(self, request: Request, together: int) -> Iterator[Completion]:
+        found = list(super().answer(request, together))
+        yield from found[:1] * 2 + found[1:] if request.conversation.key == "word" else found
+
+
+class Killed(Knowing):
+    def run(self, source: RequestQueue) -> Iterator[Completion]:
+        requests = list(source)
+        has_bad = any(request.conversation.key.startswith("bad") for request in requests)
+        for request in requests:
+            for done in self.answer(request, len(requests)):
+                if has_bad:
+                    done.text, done.error = None, GenerateError("the batch failed")
+                yield done
+
+
+class Hungry(Knowing):
+    def run(self, source: RequestQueue) -> Iterator[Completion]:
+        taken = np.ones(600 << 20, np.uint8)
+        yield from super().run(source)
+        assert taken[-1]
+
+
+class OverLimit(Knowing):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stats.memory = {"limit_bytes": 1 << 30}
+        self.stats.peak_device_bytes = 3 << 30
+
+
+class Seedless(Knowing):
+    def draw(self, question: Question) -> int:
+        return self.seen
+
+
+class Endless(Knowing):
+    def answer(self, request: Request, together: int) -> Iterator[Completion]:
+        for done in super().answer(request, together):
+            question = request.questions[done.question]
+            if question.stop:
+                done.text, done.finish_reason = (
+                    KNOWN[request.conversation.key, question.text],
+                    "stop",
+                )
+            yield done
+
+
+class Dying(Knowing):
+    def answer(self, request: Request, together: int) -> Iterator[Completion]:
+        if request.questions[0].temperature:
+            raise EngineError("the device fell off the bus")
+        yield from super().answer(request, together)
+
+
+class Forgetful(Knowing):
+    """Mixes up questions that share a picture."""
+
+    def word(self, text: str, question: Question, together: int) -> str:
+        return "Blue." if text == "Circle." and together > 1 and not question.logprobs else text
+
+
+@pytest.mark.parametrize(
+    ("engine", "checks"),
+    [
+        (OneWordWhenBatched, {"known answers", "reference", "one and many"}),
+        (NotANumber, {"log-probabilities"}),
+        (OffLogprob, {"log-probabilities"}),
+        (Losing, {"answers", "known answers", "reference"}),
+        (Doubling, {"answers"}),
+        (Killed, {"bad pictures"}),
+        (Hungry, {"memory"}),
+        (OverLimit, {"memory"}),
+        (Seedless, {"seeds"}),
+        (Endless, {"stop strings"}),
+        (Dying, {"engine"}),
+        (Forgetful, {"the same again"}),
+    ],
+    ids=lambda value: value.__name__ if isinstance(value, type) else "",
+)
+def test_an_engine_that_is_wrong_is_found(
+    engine: Callable[[], ScriptedEngine], checks: set[str]
+) -> None:
+    report = report_of(engine())
+    assert checks <= set(failed(report))
+    assert not report.is_well
+    assert all(check.advice for check in report.checks if check.status == "fail")
+    assert list(report.lines())[-1].startswith("broken: ")
+
+
+def test_a_model_that_is_not_here_is_held_to_the_words_alone() -> None:
+    engine = Knowing()
+    engine.model = "nobody/has-this-model"
+    checks = {check.name: check for check in report_of(engine).checks}
+    assert checks["known answers"].status == "pass"
+    assert checks["reference"].status == "skip"
+    assert "is not on this machine" in checks["reference"].found
+
+
+def answered(text: str, *rows: tuple[str, float, tuple[tuple[str, float], ...]]) -> Completion:
+    request = Request(Conversation(), [Question("?")], None)
+    return Completion(request, 0, text=text, logprobs=[TokenLogprob(*row) for row in rows])
+
+
+ORIGINAL = answered("a b", ("a", -0.1, ()), ("b", -0.7, (("b", -0.7), ("c", -0.8), ("d", -3.0))))
+
+
+@pytest.mark.parametrize(
+    ("word", "dtype", "status"),
+    [
+        ("c", "bfloat16", "pass"),
+        ("c", "float32", "fail"),
+        ("d", "bfloat16", "fail"),
+        ("e", "bfloat16", "fail"),
+        ("d", "float32+int8", "fail"),
+    ],
+)
+def test_a_difference_counts_unless_rounding_explains_it(
+    word: str, dtype: str, status: str
+) -> None:
+    other = answered(f"a {word}", ("a", -0.1, ()), (word, -0.7, ()))
+    check, agreement = check_agreement(
+        Subject("torch", "cpu", dtype, True), "reference", [other], [ORIGINAL]
+    )
+    assert (check.status, agreement.equal, agreement.tokens_before) == (status, 0, 1)
+
+
+def test_integers_may_change_some_answers() -> None:
+    other = answered("a d", ("a", -0.1, ()), ("d", -0.7, ()))
+    quantized = Subject("torch", "cpu", "float32+int8", True)
+    check, _ = check_agreement(quantized, "reference", [other, ORIGINAL], [ORIGINAL, ORIGINAL])
+    assert check.status == "warn"
+    assert difference_margin(other, ORIGINAL) == pytest.approx(2.3)
+
+
+def test_a_report_names_no_folder_and_no_host() -> None:
+    report = Report()
+    report.add(Check("engine", "fail", "/home/jo/models/x.gguf: gone; http://jo.lan:80/v1 too"))
+    text = json.dumps(report.to_dict())
+    assert "/home" not in text
+    assert "jo" not in text
+    assert "x.gguf" in text
+    assert without_names("and/or 3/4 of a/b") == "and/or 3/4 of a/b"

@@ -1,0 +1,209 @@
+"""The questions of the test, in order: together, again, one at a time, among bad ones, sampled."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+from collections.abc import Callable, Sequence
+
+from vlmbatch.core import Completion, Conversation, Pixels, Question
+from vlmbatch.engine import Engine
+from vlmbatch.errors import DecodeError
+from vlmbatch.read.pictures.decode import load_image
+from vlmbatch.selftest.asking import Asked, Round, ask
+from vlmbatch.selftest.scenes import Scene, broken_jpeg, strip
+
+MAX_NEW_TOKENS = 48
+TOP_TOKENS = 8
+"""Tokens beside each token of the reference: one that differs is looked for among them."""
+TEMPERATURE = 2.0
+"""The demo model is so sure of its answers that a lower one samples the same words."""
+SEEDS = (1, 2, 3, 4, 5, 6, 7, 8)
+MAX_PIXELS = 10**8
+TOO_MANY_WORDS = 20_000
+"""Words of a question that is longer than the context of these models."""
+
+Say = Callable[[str], None]
+
+
+@dataclasses.dataclass
+class Sampling:
+    """Sampled answers to one question, one for each seed.
+
+    Attributes:
+        first, second: All seeds together, and the same again.
+        alone: The first seed in a request of its own.
+    """
+
+    first: list[Completion]
+    second: list[Completion]
+    alone: Completion
+
+
+@dataclasses.dataclass
+class Trial:
+    """All answers of the engine under test.
+
+    Attributes:
+        scenes: The scenes, in the order of the rounds.
+        together: All scenes at once, each with all of its questions, with log-probabilities.
+        again: The same without log-probabilities; the engine is warm now.
+        alone: The first question about each scene, each in a run of its own.
+        separate: Each question about the scene with most questions, in a request of its own.
+        beside_bad: All scenes at once among bad requests; the answers to these are in ``bad``.
+        bad: Answers to requests that no engine can answer well.
+        bad_file: The error of a damaged picture file; None if it was read without one.
+        sampling: Sampled answers.
+        stopped: The answer to a question with a stop string.
+        stop: That string; empty if no answer was long enough to have one.
+        rounds: All runs.
+    """
+
+    scenes: list[Scene]
+    together: Round
+    again: Round
+    alone: list[Round]
+    separate: Round
+    beside_bad: list[list[Completion]]
+    bad: list[Completion]
+    bad_file: DecodeError | None
+    sampling: Sampling
+    stopped: Completion | None
+    stop: str
+    rounds: list[Round]
+
+    @property
+    def busiest(self) -> int:
+        """Place of the scene with most questions."""
+        return busiest(self.scenes)
+
+
+def busiest(scenes: Sequence[Scene]) -> int:
+    """Return the place of the scene with most questions."""
+    return max(range(len(scenes)), key=lambda place: len(scenes[place].questions))
+
+
+def _wordiest(scenes: Sequence[Scene]) -> Scene:
+    """Return the scene with the longest answer to its first question: most to sample."""
+    return max(scenes, key=lambda scene: len(scene.questions[0][1]))
+
+
+class Asker:
+    """Asks about scenes, and keeps every round."""
+
+    def __init__(self, engine: Engine, *, takes_detail: bool) -> None:
+        """Ask an engine.
+
+        Args:
+            engine: The engine.
+            takes_detail: Whether its model can take a picture at low detail.
+        """
+        self.engine, self.takes_detail = engine, takes_detail
+        self.rounds: list[Round] = []
+
+    def about(self, scene: Scene, texts: Sequence[str] = (), **options: object) -> Asked:
+        """Ask all questions about a scene, or these."""
+        questions = [
+            Question(text, **{"max_new_tokens": MAX_NEW_TOKENS, **options})  # type: ignore[arg-type]
+            for text in texts or [text for text, _ in scene.questions]
+        ]
+        return Asked(scene.conversation(takes_detail=self.takes_detail), tuple(questions))
+
+    def ask(self, asked: Sequence[Asked]) -> Round:
+        """Ask in one run."""
+        found = ask(self.engine, asked)
+        self.rounds.append(found)
+        return found
+
+
+def ask_reference(engine: Engine, scenes: Sequence[Scene], *, takes_detail: bool) -> Round:
+    """Ask the reference about all scenes, with the most likely tokens beside each token."""
+    asker = Asker(engine, takes_detail=takes_detail)
+    return asker.ask([asker.about(scene, logprobs=TOP_TOKENS) for scene in scenes])
+
+
+def run_trial(engine: Engine, scenes: list[Scene], say: Say, *, takes_detail: bool) -> Trial:
+    """Ask everything.
+
+    Args:
+        engine: The engine under test.
+        scenes: The scenes.
+        say: Called with what is done next.
+        takes_detail: Whether the model can take a picture at low detail.
+
+    Raises:
+        EngineError: The engine cannot go on.
+    """
+    asker = Asker(engine, takes_detail=takes_detail)
+    say("all questions at once")
+    together = asker.ask([asker.about(scene, logprobs=2) for scene in scenes])
+    again = asker.ask([asker.about(scene) for scene in scenes])
+    say("one question at a time")
+    alone = [
+        asker.ask([asker.about(scene, [scene.questions[0][0]], logprobs=TOP_TOKENS)])
+        for scene in scenes
+    ]
+    pair = scenes[busiest(scenes)]
+    separate = asker.ask(
+        [asker.about(pair, [text], logprobs=TOP_TOKENS) for text, _ in pair.questions]
+    )
+    say("bad pictures among good ones")
+    beside_bad, bad, bad_file = _ask_beside_bad(asker, scenes)
+    say("sampling and stop strings")
+    sampling = _sample(asker, _wordiest(scenes))
+    stopped, stop = _stop(asker, pair, again.answers[busiest(scenes)][0].text or "")
+    return Trial(
+        *(scenes, together, again, alone, separate, beside_bad, bad, bad_file),
+        *(sampling, stopped, stop, asker.rounds),
+    )
+
+
+def _ask_beside_bad(
+    asker: Asker, scenes: Sequence[Scene]
+) -> tuple[list[list[Completion]], list[Completion], DecodeError | None]:
+    """Ask about all scenes, with a request that cannot be answered before each third one."""
+    bad_file: DecodeError | None = None
+    try:
+        load_image(io.BytesIO(broken_jpeg()), MAX_PIXELS)
+    except DecodeError as error:
+        bad_file = error
+    words = Question("word " * TOO_MANY_WORDS, max_new_tokens=MAX_NEW_TOKENS)
+    narrow = Question(scenes[0].questions[0][0], max_new_tokens=MAX_NEW_TOKENS)
+    bad = [
+        Asked(Conversation.about("image", strip(), "bad strip"), (narrow,)),
+        Asked(Conversation.about("image", Pixels([]), "bad empty"), (narrow,)),
+        Asked(scenes[0].conversation(takes_detail=asker.takes_detail), (words,)),
+    ]
+    asked: list[Asked] = []
+    places: list[int] = []
+    for place, scene in enumerate(scenes):
+        if place % 3 == 0 and place // 3 < len(bad):
+            places.append(len(asked))
+            asked.append(bad[place // 3])
+        asked.append(asker.about(scene))
+    answers = asker.ask(asked).answers
+    good = [found for place, found in enumerate(answers) if place not in places]
+    return good, [answers[place][0] for place in places], bad_file
+
+
+def _sample(asker: Asker, scene: Scene) -> Sampling:
+    """Sample answers to one question."""
+    asked = asker.about(scene, [scene.questions[0][0]])
+    (question,) = asked.questions
+    seeded = tuple(
+        dataclasses.replace(question, temperature=TEMPERATURE, seed=seed) for seed in SEEDS
+    )
+    first = asker.ask([Asked(asked.conversation, seeded)]).flat
+    second = asker.ask([Asked(asked.conversation, seeded)]).flat
+    (alone,) = asker.ask([Asked(asked.conversation, seeded[:1])]).flat
+    return Sampling(first, second, alone)
+
+
+def _stop(asker: Asker, scene: Scene, answer: str) -> tuple[Completion | None, str]:
+    """Ask a question again, with a stop string from the middle of its answer."""
+    stop = answer[len(answer) // 2 :][:3]
+    if len(answer) < 6 or not stop.strip():
+        return None, ""
+    asked = asker.about(scene, [scene.questions[0][0]], stop=("never written", stop))
+    (found,) = asker.ask([asked]).flat
+    return found, stop
