@@ -9,35 +9,8 @@ from typing import Any
 import click
 
 from vlmbatch.cli.closing import failure_lines
+from vlmbatch.errors import JobError
 from vlmbatch.urls import without_credentials
-
-
-def collect(path: Path) -> dict[str, Any]:
-    """Return figures over all rows of an OUTPUT."""
-    from vlmbatch.run.summary import RowStats
-    from vlmbatch.write import read_records
-
-    stats = RowStats()
-    previous: str | None = None
-    models: dict[str, int] = {}
-    for row in read_records(path):
-        stats.add_row(row, new_item=row["id"] != previous)
-        previous = row["id"]
-        name = _answerer(row)
-        models[name] = models.get(name, 0) + 1
-    figures = stats.describe()
-    busy = figures["phases"]["compute_seconds"]["total"]
-    figures["models"] = models
-    figures["items_per_busy_second"] = round(stats.items / busy, 3) if busy else None
-    figures["new_tokens_per_busy_second"] = round(stats.new_tokens / busy, 3) if busy else None
-    return figures
-
-
-def _answerer(row: dict[str, Any]) -> str:
-    """Return the model of a row and where it ran, as far as the row says."""
-    where = ", ".join(filter(None, (row["engine"], row["device"], row["dtype"])))
-    settings = f" with {row['settings']}" if row.get("settings") else ""
-    return (row["model"] or "no model") + (f" ({where})" if where else "") + settings
 
 
 def show(output: str, figures: dict[str, Any]) -> None:
@@ -68,21 +41,70 @@ def show(output: str, figures: dict[str, Any]) -> None:
         )
 
 
+def show_groups(figures: dict[str, Any]) -> None:
+    """Print a line for each day, run or model."""
+    by = figures["by"]
+    names = [group[by] or "-" for group in figures["groups"]]
+    width = max(map(len, [by, *names]))
+    heads = ("items", "answers ok", "similar", "errors", "tokens", "tiles", "busy s")
+    more = f"{'exit':>6}{'wall s':>10}" if by == "run" else ""
+    click.echo(f"{by:<{width}}" + "".join(f"{head:>12}" for head in heads) + more)
+    for name, group in zip(names, figures["groups"], strict=True):
+        status = group["status"]
+        cells = [group["items"], *(status.get(kind, 0) for kind in ("ok", "similar", "error"))]
+        cells += [group["new_tokens"], group["tiles"], f"{group['busy_seconds']:.1f}"]
+        line = f"{name:<{width}}" + "".join(f"{cell!s:>12}" for cell in cells)
+        if by == "run":
+            wall = "?" if group["wall_seconds"] is None else f"{group['wall_seconds']:.1f}"
+            code = "?" if group["exit_code"] is None else group["exit_code"]
+            line += f"{code:>6}{wall:>10}"
+        click.echo(line)
+
+
+def _check_metrics(ctx: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
+    if value is not None and Path(value).suffix != ".prom":
+        raise JobError(f"metrics must be a file that ends in .prom, not {value!r}")
+    return value
+
+
 @click.command(name="stats")
 @click.argument("output")
+@click.option(
+    "--since",
+    metavar="TIME",
+    help="Only rows and runs since then: how long ago (7d, 12h, 30m, 2w), or a date (UTC).",
+)
+@click.option(
+    "--by",
+    type=click.Choice(["day", "run", "model"]),
+    help="A line for each day (UTC), run or model. Of runs, the rows that are still theirs.",
+)
+@click.option(
+    "--metrics",
+    metavar="FILE.prom",
+    callback=_check_metrics,
+    help="Write the figures for Prometheus' text file collector, and print nothing.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def _stats(output: str, as_json: bool) -> None:
+def _stats(output: str, since: str | None, by: Any, metrics: str | None, as_json: bool) -> None:
     """Print the figures of a run, from its own records: counts, tokens, and the seconds of each
     phase with percentiles. OUTPUT may be a URL.
     """
+    from vlmbatch.stats import collect, parse_since, write_metrics
     from vlmbatch.write import local_copy
 
+    begin = None if since is None else parse_since(since)
     with local_copy(output, allow_private=True) as path:
-        figures = collect(path)
+        figures = collect(path, since=begin, by=by)
+    shown = without_credentials(output)
+    if metrics is not None:
+        write_metrics(Path(metrics), shown, figures)
     if as_json:
         click.echo(json.dumps(figures, indent=2))
-    else:
-        show(without_credentials(output), figures)
+    elif by is not None:
+        show_groups(figures)
+    elif metrics is None:
+        show(shown, figures)
 
 
 COMMANDS = {"stats": _stats}
