@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -36,4 +37,14 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     folder = write_tiny_checkpoint(tmp_path_factory.mktemp("models") / "tiny")
     pytest_collection_finish()  # transformers has come in
+    return folder
+
+
+@pytest.fixture
+def broken_graphs(tiny: Path, tmp_path: Path) -> Path:
+    """A tiny checkpoint, and ONNX graphs beside its weights that do not open."""
+    folder = shutil.copytree(tiny, tmp_path / "model")
+    (folder / "onnx").mkdir()
+    for name in ("vision_encoder", "embed_tokens", "decoder_model_merged"):
+        (folder / "onnx" / f"{name}.onnx").write_bytes(b"not a graph")
     return folder

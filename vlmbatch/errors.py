@@ -12,7 +12,8 @@
     │   ├── ModelLoadError              the checkpoint is missing, incomplete or of another kind
     │   ├── OutOfMemoryError            the model, or a batch of one, does not fit
     │   └── DeviceError                 the requested device or dtype is not available
-    ├── OutputError                 1   OUTPUT cannot be written, or belongs to other settings
+    ├── OutputError                 1   OUTPUT cannot be written
+    │   ├── OtherSettingsError      1   OUTPUT belongs to other settings
     │   └── OutputLockedError      75   another run holds OUTPUT
     ├── NothingFound               66   there is nothing to ask about, and ``--allow-empty`` is off
     └── TooManyErrors               4   the limit of ``--max-errors`` was reached
@@ -81,6 +82,18 @@ class DeviceError(EngineError):
 
 class OutputError(VlmbatchError):
     """OUTPUT cannot be written, or belongs to other settings."""
+
+
+class OtherSettingsError(OutputError):
+    """OUTPUT was made with other settings.
+
+    Attributes:
+        names: Their names.
+    """
+
+    def __init__(self, message: str, names: tuple[str, ...] = ()) -> None:
+        super().__init__(message)
+        self.names = names
 
 
 class OutputLockedError(OutputError):

@@ -82,10 +82,10 @@ def test_readers_go_last_once_requests_wait_for_an_engine_on_their_processor(
     tiny: Path, tmp_path: Path, device: str, is_lowered: bool
 ) -> None:
     count = REQUESTS_IN_HAND + 4
-    run = Run(asked(tiny, tmp_path, count=count))
+    job = asked(tiny, tmp_path, count=count)
     own = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
-    run.engine = engine = NotesPriorities(run.plan.open(), device, until=count)
-    assert run.start().exit_code == 0
+    engine: Any = NotesPriorities(open_engine(job), device, until=count)
+    assert Run(job, engine=engine).start().exit_code == 0
     assert engine.seen[0] == own  # nothing waits for the engine yet
     assert (max(engine.seen) > own) is is_lowered
     assert os.getpriority(os.PRIO_PROCESS, threading.get_native_id()) == own

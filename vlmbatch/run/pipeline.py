@@ -22,7 +22,7 @@ import uuid
 from typing import Any, BinaryIO, TextIO
 
 from vlmbatch.core import utc_now
-from vlmbatch.engine import Engine, EnginePlan, RequestQueue, plan_engine
+from vlmbatch.engine import Engine, RequestQueue
 from vlmbatch.engine.queue import Channel
 from vlmbatch.errors import (
     EngineError,
@@ -36,6 +36,7 @@ from vlmbatch.read import Reader, open_reader
 from vlmbatch.run.events import event, events
 from vlmbatch.run.intake import Intake, check_inputs, count_ahead
 from vlmbatch.run.nothing import explain_nothing
+from vlmbatch.run.opening import EngineAndOutput
 from vlmbatch.run.order import InputOrder
 from vlmbatch.run.outcome import Outcome
 from vlmbatch.run.preparation import Preparation, num_workers
@@ -48,7 +49,7 @@ from vlmbatch.run.task import Result, Task
 from vlmbatch.run.threads import READER, WRITER, StageThreads
 from vlmbatch.sample import make_sampler
 from vlmbatch.urls import without_credentials
-from vlmbatch.write import Writer, open_output, open_sidecars, read_seen
+from vlmbatch.write import Writer, read_seen
 
 logger = logging.getLogger(__name__)
 
@@ -95,20 +96,9 @@ class Run:
             # iterated.
             is_done=lambda items: self._intake.is_done(items),
         )
-        self.engine = engine
-        self.plan = EnginePlan.of(engine) if engine else plan_engine(job)
-        _check_plan(job, self.plan)
-        self.identity = {
-            "engine": self.plan.name,
-            **job.identity(),
-            "model": self.plan.model,
-            "revision": self.plan.revision,
-        }
         now = datetime.datetime.now(datetime.UTC)
         self.run_id = f"{now:%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:6]}"
-        self.writer: Writer = open_output(job, self.identity, stream=stdout, run_id=self.run_id)
-        self.writer.name_questions(self.questions.names)
-        self._sidecars = open_sidecars(job, self.writer.path)
+        self._opened = EngineAndOutput(job, engine, stdout=stdout, run_id=self.run_id)
         self.reporter = reporter or Silent()
         self._has_answered = threading.Event()
         self._totals: dict[str, int] = {}
@@ -117,8 +107,8 @@ class Run:
         self._connect()
 
     def _connect(self) -> None:
-        """Make the queues and what works between them."""
-        job, plan, order = self.job, self.plan, InputOrder()
+        """Make the queues between the stages, and the stages."""
+        job = self.job
         workers = num_workers(job, is_clip=job.is_clip, on_cpu=True)
         # Queued frames and clips are decoded pictures, entries of a stream bytes, files paths.
         self._todo: Channel[Task] = Channel(
@@ -129,8 +119,14 @@ class Run:
         self._requests = RequestQueue(REQUESTS_AHEAD)
         self._queue: Channel[Result] = Channel(4 * REQUESTS_AHEAD)
         self._threads = StageThreads(self._todo, self._requests, self._queue)
+        self._make_stages()
+
+    def _make_stages(self) -> None:
+        """Make what works between the queues, for the engine and OUTPUT at hand."""
+        job, plan, writer, order = self.job, self._opened.plan, self.writer, InputOrder()
+        writer.name_questions(self.questions.names)
         self._intake = Intake(
-            job, self.questions, self.writer, self.reporter, self._todo, self._queue, order
+            job, self.questions, writer, self.reporter, self._todo, self._queue, order
         )
         self._preparation = Preparation(job, self._todo, self._requests, self._queue)
         maker = RecordMaker(
@@ -142,7 +138,12 @@ class Run:
             order,
             self.questions.names,
         )
-        self._results = Results(job, maker, self.writer, self.reporter, self._queue)
+        self._results = Results(job, maker, writer, self.reporter, self._queue)
+
+    @property
+    def writer(self) -> Writer:
+        """OUTPUT."""
+        return self._opened.writer
 
     @property
     def stats(self) -> RowStats:
@@ -162,17 +163,20 @@ class Run:
         threads = self._threads
         events.info(
             "run %s begins: %s by %s",
-            *(self.run_id, self.job.task, self.plan.model),
+            *(self.run_id, self.job.task, self._opened.plan.model),
             extra=event(
                 "run_started",
                 task=self.job.task,
-                engine=self.plan.name,
-                model=self.plan.model,
+                engine=self._opened.plan.name,
+                model=self._opened.plan.model,
                 output=without_credentials(self.job.output_path),
                 rows_before=self.writer.totals().get("rows", 0),
             ),
         )
         try:
+            if self._opened.is_undecided:
+                self.reporter.loading(self._opened.plan.model)
+                self._opened.open(self._make_stages)
             threads.start(READER, functools.partial(self._intake.run, self.reader))
             threads.start(WRITER, self._results.run)
             threads.start_stopper()
@@ -211,22 +215,22 @@ class Run:
 
     def _compute(self) -> None:
         """Open the engine, start the threads that feed it, and forward its answers."""
-        if self.engine is None:
-            self.reporter.loading(self.plan.model)
-            has_rows = any(self.writer.totals().values())
-            self.engine = self.plan.open_for(continued=has_rows)
-        self._results.engine = engine = self.engine
+        if self._opened.engine is None:
+            self.reporter.loading(self._opened.plan.model)
+        engine = self._results.engine = self._opened.open()
         events.info(
             "%s answers on %s, %s",
             *(engine.model, engine.device or "?", engine.dtype or "?"),
-            extra=event("engine_ready", device=engine.device, dtype=engine.dtype),
+            extra=event(
+                "engine_ready", engine=engine.name, device=engine.device, dtype=engine.dtype
+            ),
         )
         self.reporter.started(self._activity)
-        prepare = functools.partial(self._preparation.run, self.engine)
-        on_cpu = self.engine.device == "cpu"
+        prepare = functools.partial(self._preparation.run, engine)
+        on_cpu = engine.device == "cpu"
         workers = num_workers(self.job, is_clip=self.job.is_clip, on_cpu=on_cpu)
         self._threads.start_preparers(workers, prepare)
-        for completion in self.engine.run(self._requests):
+        for completion in engine.run(self._requests):
             self._has_answered.set()
             ticket, part = completion.request.tag
             result = ticket.join(part, completion)
@@ -243,8 +247,8 @@ class Run:
 
     def _activity(self) -> Activity:
         """The work of this run now; called from the reporter's thread."""
-        assert self.engine is not None  # the reporter asks once it is open
-        stats = self.engine.stats
+        assert self._opened.engine is not None  # the reporter asks once it is open
+        stats = self._opened.engine.stats
         return Activity(
             items_prepared=self._preparation.items,
             tiles_prepared=self._preparation.tiles,
@@ -258,11 +262,12 @@ class Run:
     def _close(self) -> None:
         """Commit and close. A failure here is the run's failure, unless there was one before."""
         is_well = self._threads.is_well
-        close_writer = functools.partial(self.writer.close, finished=is_well)
+        engine, writer = self._opened.engine, self.writer
+        close_writer = functools.partial(writer.close, finished=is_well)
         for close in (
             close_writer,
             self._write_sidecars,
-            self.engine.close if self.engine else None,
+            engine.close if engine else None,
         ):
             try:
                 if close:
@@ -272,36 +277,37 @@ class Run:
                     self._threads.failure = error
                 else:
                     logger.error("%s", error)
-        self._totals, self._edited = self.writer.totals(), self.writer.edited()
+        self._totals, self._edited = writer.totals(), writer.edited()
 
     def _write_sidecars(self) -> None:
         """Write the sidecars of this run's items from all their rows in OUTPUT, earlier runs' too.
         A run that did not finish writes none.
         """
-        if self._sidecars is None or not self._threads.is_well:
-            return
-        self._sidecar_counts = self._sidecars.write(read_seen(self.writer))
+        sidecars = self._opened.sidecars
+        if sidecars is not None and self._threads.is_well:
+            self._sidecar_counts = sidecars.write(read_seen(self.writer))
 
     def _outcome(self, began: float, started_at: str) -> Outcome:
         threads, intake, results = self._threads, self._intake, self._results
+        engine, writer = self._opened.engine, self.writer
         failure = threads.failure
         is_full = self.job.detail == "full"
         summary = describe_run(
             self.job,
             self.stats,
-            identity=self.identity,
+            identity=self._opened.identity,
             wall_seconds=time.perf_counter() - began,
-            engine=dataclasses.asdict(self.engine.stats) if self.engine else {},
+            engine=dataclasses.asdict(engine.stats) if engine else {},
             started_at=started_at,
             ended_at=utc_now(),
             run_id=self.run_id,
-            revision=self.plan.revision,
+            revision=self._opened.plan.revision,
             interrupted=threads.interrupted,
             error=None if failure is None else f"{type(failure).__name__}: {failure}",
             kept={**intake.kept, **({"edited": self._edited} if self._edited else {})},
             found=intake.found,
             output=self._totals,
-            uncommitted=self.writer.num_uncommitted,
+            uncommitted=writer.num_uncommitted,
             sidecars=self._sidecar_counts,
             left_alone={
                 **self.reader.counts.numbers(),
@@ -326,7 +332,7 @@ class Run:
         try:
             if not isinstance(outcome.error, JobError | NothingFound):
                 self.writer.write_summary(outcome.summary, replace=has_done)
-            self.writer.add_run(outcome.run_line(self.engine))
+            self.writer.add_run(outcome.run_line(self._opened.engine))
         except Exception as error:
             if self._threads.failure is None:
                 self._threads.failure = error
@@ -366,14 +372,3 @@ def run(
     if outcome.error is not None:
         raise outcome.error
     return outcome.summary
-
-
-def _check_plan(job: Job, plan: EnginePlan) -> None:
-    """Refuse options that the engine or its model cannot honour."""
-    if job.per == "tile" and not plan.can_cut:
-        raise JobError(f"the engine {plan.name} does not cut pictures: leave out --per tile")
-    if job.is_clip and not plan.takes_clips:
-        raise JobError(
-            f"{plan.model} takes pictures, no video: leave out --per {job.per} to ask about single "
-            "frames, or take a SmolVLM2 model"
-        )

@@ -13,7 +13,7 @@ import uuid
 from pathlib import Path
 from typing import Any
 
-from vlmbatch.engine import Engine, EnginePlan, plan_engine
+from vlmbatch.engine import Engine, EngineChoice, EnginePlan
 from vlmbatch.errors import EngineError, JobError, NothingFound
 from vlmbatch.serve.answers import ReplyMaker
 from vlmbatch.serve.batch_output import BatchOutput, read_requests
@@ -93,17 +93,13 @@ class Batch:
             raise JobError(f"no such file: {job.requests}")
         if self._path.resolve() == Path(job.output).resolve():
             raise JobError(f"OUTPUT is the file of requests: {job.output}; give another one")
-        self._plan = EnginePlan.of(engine) if engine else plan_engine(job)
-        identity = {
-            "engine": self._plan.name,
-            "model": self._plan.model,
-            "revision": self._plan.revision,
-            "detail": job.detail,
-            "tasks": {"batch": job.generation_identity()},
-        }
-        if job.quantize != "none":
-            identity["quantize"] = job.quantize
-        self._output = BatchOutput(Path(job.output), identity, overwrite=job.overwrite)
+        self._choice = None if engine else EngineChoice(job)
+        if engine:
+            self._begin(EnginePlan.of(engine))
+        elif self._choice:
+            self._choice.settle(self._begin)
+            if self._output.has_answers:
+                self._choice.keep()
         self.counts = BatchCounts()
         self.interrupted = False
         self._seen: set[str] = set()
@@ -112,6 +108,37 @@ class Batch:
         self._open: dict[Ticket, Entry] = {}
         self._open_bytes = 0
         self._said_at = time.monotonic()
+
+    def _begin(self, plan: EnginePlan) -> None:
+        """Open OUTPUT for the answers of an engine."""
+        job = self._job
+        self._plan = plan
+        identity = {
+            "engine": plan.name,
+            "model": plan.model,
+            "revision": plan.revision,
+            "detail": job.detail,
+            "tasks": {"batch": job.generation_identity()},
+        }
+        if job.quantize != "none":
+            identity["quantize"] = job.quantize
+        self._output = BatchOutput(Path(job.output), identity, overwrite=job.overwrite)
+
+    def _begin_again(self, plan: EnginePlan) -> None:
+        """Open OUTPUT, which has no answers, for those of another engine."""
+        self._output.close()
+        self._begin(plan)
+
+    def _open_service(self) -> ChatService:
+        """Return the service, with the model loaded if it is not yet."""
+        if self._service is None:
+            engine = self._engine
+            if engine is None:
+                assert self._choice is not None
+                report.info("loading %s", self._plan.model)
+                engine = self._choice.open(reuse_prefixes=True, taken=self._begin_again)
+            self._service = ChatService(engine, self._job)
+        return self._service
 
     def stop(self) -> None:
         """End soon: commit what is finished. May be called from a signal handler."""
@@ -126,6 +153,8 @@ class Batch:
         """
         try:
             try:
+                if self._choice and self._choice.has_others:
+                    self._open_service()  # OUTPUT becomes that of the first that opens
                 self._ask()
                 while not self._done.empty():  # after a stop
                     self._take()
@@ -175,12 +204,7 @@ class Batch:
         except ApiError as error:
             self._write_error(entry, error)
             return
-        if self._service is None:
-            if self._engine is None:
-                report.info("loading %s", self._plan.model)
-            engine = self._engine or (self._plan.open_reusing or self._plan.open)()
-            self._service = ChatService(engine, self._job)
-        ticket = self._service.submit(chat)
+        ticket = self._open_service().submit(chat)
         self._open[ticket] = entry
         self._open_bytes += entry.size
         ticket.done.add_done_callback(lambda _: self._done.put((entry, ticket)))

@@ -83,6 +83,11 @@ class BatchOutput:
             self._let_go()
             raise
 
+    @property
+    def has_answers(self) -> bool:
+        """True if lines of earlier runs count."""
+        return bool(self._known)
+
     def is_done(self, custom_id: str, line: str, *, retry_errors: bool) -> bool:
         """Return whether a request has its answer, from an earlier run.
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from vlmbatch.errors import OutputError
+from vlmbatch.errors import OtherSettingsError, OutputError
 from vlmbatch.write.columns import Row
 from vlmbatch.write.summary import read_summary
 
@@ -53,7 +53,7 @@ def check_identity(output: Path | str, there: Mapping[str, Any], here: Mapping[s
         here: This run's, as plain JSON values.
 
     Raises:
-        OutputError: They differ; the message names each difference.
+        OtherSettingsError: They differ; the message names each difference.
     """
     theirs, ours = _flat(there, here), _flat(here, here)
     names = [*ours, *(name for name in theirs if name not in ours)]
@@ -61,15 +61,16 @@ def check_identity(output: Path | str, there: Mapping[str, Any], here: Mapping[s
         "sha256:"
     ):
         names.remove("model")  # the same folder under another path
+    different = [name for name in names if not _same(name, theirs.get(name), ours.get(name))]
     differences = [
         f"{name}: {_shown(theirs.get(name))} there, {_shown(ours.get(name))} here"
-        for name in names
-        if not _same(name, theirs.get(name), ours.get(name))
+        for name in different
     ]
     if differences:
-        raise OutputError(
+        raise OtherSettingsError(
             f"{output} was made with other settings ({'; '.join(differences)}); "
-            "--overwrite starts it anew"
+            "--overwrite starts it anew",
+            tuple(different),
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from vlmbatch.core import Conversation, Pixels, Question, Request
 from vlmbatch.engine import Engine, open_engine, plan_engine
 from vlmbatch.engine.torch.shape import ModelShape
 from vlmbatch.engine.torch.weights import load_model
-from vlmbatch.errors import DeviceError, JobError, ModelLoadError
+from vlmbatch.errors import DeviceError, JobError, ModelLoadError, OutOfMemoryError
 from vlmbatch.job import EngineOptions
 
 onnx = pytest.importorskip("onnx")
@@ -225,8 +226,8 @@ def test_a_provider_that_is_not_there_is_named(graphs: Path) -> None:
         open_engine(options(graphs, provider="coreml"))
 
 
-def test_the_next_engine_answers_where_onnx_does_not_open(
-    tiny: Path, graphs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any
+def test_the_next_engine_is_taken_where_a_graph_is_missing(
+    tiny: Path, graphs: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     both = "onnx,transformers"
     assert plan_engine(options(tiny, both)).name == "onnx"
@@ -235,7 +236,28 @@ def test_the_next_engine_answers_where_onnx_does_not_open(
     (broken / "onnx" / "embed_tokens.onnx").unlink()
     assert plan_engine(options(broken, both)).name == "transformers"
     assert "lacks a graph" in caplog.text
-    assert "engine transformers answers" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("more", "reason"),
+    [
+        ({"provider": "tensorrt", "device": "auto"}, "has no provider tensorrt"),
+        ({"max_memory": "10kB"}, "may take 0 MiB"),
+    ],
+)
+def test_the_next_engine_answers_where_a_provider_or_memory_is_missing(
+    tiny: Path, graphs: Path, tmp_path: Path, more: Any, reason: str, caplog: Any
+) -> None:
+    folder = shutil.copytree(graphs, tmp_path / "both")
+    shutil.copy(tiny / "model.safetensors", folder)
+    named = options(folder, "onnx,transformers", **more)
+    if "provider" in more:
+        assert open_engine(named).name == "transformers"
+        assert "engine transformers answers" in caplog.text
+    else:
+        with pytest.raises(OutOfMemoryError):  # that of the last one
+            open_engine(named)
+    assert re.search(reason, caplog.text)
 
 
 def test_damaged_graphs_are_an_error_of_the_model(graphs: Path, tmp_path: Path) -> None:
