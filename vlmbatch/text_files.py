@@ -1,4 +1,6 @@
-"""Text files as people write them: encodings with a byte order mark, delimiters, JSON."""
+"""Text files as people write them: encodings with a byte order mark, delimiters, JSON, and texts
+beside pictures.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +8,9 @@ import codecs
 import csv
 import itertools
 import json
+import os
 from collections.abc import Iterator
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 _MARKS = (
     (codecs.BOM_UTF32_LE, "utf-32-le"),
@@ -158,3 +161,57 @@ def parse_json(text: str) -> Any:
         return json.loads(text)
     except RecursionError as exc:
         raise ValueError("nested too deeply") from exc
+
+
+class TextBeside(NamedTuple):
+    """A ``.txt`` file, and the file that it is about.
+
+    Attributes:
+        text: Its path below the folder, with ``/``.
+        about: That of the file beside it: ``a.jpg`` for ``a.jpg.txt`` or ``a.txt``; empty where
+            there is none.
+    """
+
+    text: str
+    about: str
+
+
+def texts_beside(folder: str) -> Iterator[TextBeside]:
+    """Yield the ``.txt`` files of a folder and of those below it, sorted. One may be about several
+    files that differ in their suffix only: the first one without a text of its own gets it.
+
+    Raises:
+        OSError: A folder cannot be read.
+    """
+    for root, folders, names in os.walk(folder, onerror=_raise):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        start = os.path.relpath(root, folder).replace(os.sep, "/")
+        start = "" if start == "." else f"{start}/"
+        texts = {name for name in names if name.lower().endswith(".txt") and name[0] != "."}
+        others = sorted(name for name in names if name not in texts and name[0] != ".")
+        about = {f"{name}.txt": name for name in others if f"{name}.txt" in texts}
+        for name in others:
+            text = f"{os.path.splitext(name)[0]}.txt"
+            if f"{name}.txt" not in texts and text in texts:
+                about.setdefault(text, name)
+        for text in sorted(texts):
+            found = about.get(text)
+            yield TextBeside(start + text, start + found if found else "")
+
+
+def read_text(path: str) -> str:
+    """Return the text of a file, with plain line ends and no white space around it.
+
+    Raises:
+        ValueError: It is not text.
+        OSError: It cannot be read.
+    """
+    try:
+        with open_text(path, errors="strict") as file:
+            return "\n".join(file.read().splitlines()).strip()
+    except UnicodeDecodeError as exc:
+        raise ValueError("not text") from exc
+
+
+def _raise(error: OSError) -> None:
+    raise error

@@ -16,11 +16,13 @@ from vlmbatch.urls import without_credentials
 BELOW_LIMIT = 4
 """Exit code when a ``--fail-under`` is not held; also that of ``--max-errors``."""
 
-HELP = """Score the answers of OUTPUT (a file or URL) against a reference file.
+HELP = """Score the answers of OUTPUT (a file or URL) against a reference.
 
 The reference is .jsonl, .csv or .parquet with the columns `id` and `answer` (or `caption`, `text`,
 or `answers`, a list) and, if several questions were asked, `prompt` (or `question`). Rows of the
-same id and question add up. Another OUTPUT whose texts were corrected is a reference too.
+same id and question add up. Another OUTPUT whose texts were corrected is a reference too, and so
+is a folder of .txt files beside pictures, as --sidecar txt writes them and you corrected them.
+A corrected OUTPUT may be its own reference: then text_original is scored against text.
 
 Rows are joined by id and prompt, or by id alone if the reference has no prompts. If no id is the
 same on both sides, ids are joined by the end of the path: a/1.jpg and /data/a/1.jpg. Rows without a
@@ -39,13 +41,19 @@ Intervals are bootstrap percentiles (95 %) over rows. Exit codes: 0; 2 for bad u
 that cannot be understood; 4 when a --fail-under is not held."""
 
 DEFAULTS = EvalOptions()
-FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+PATH = click.Path(exists=True, path_type=Path)
 OUTPUT = OutputName()
 
 
 @click.command(name="eval", help=HELP, no_args_is_help=True)
 @click.argument("output", type=OUTPUT)
-@click.option("--reference", required=True, type=FILE, help="File of right answers.")
+@click.option(
+    "--reference",
+    required=True,
+    type=PATH,
+    metavar="FILE|FOLDER",
+    help="File of right answers, or folder of .txt files.",
+)
 @click.option(
     "--against",
     type=OUTPUT,

@@ -18,7 +18,8 @@ HELP = """Fine-tune a model on your own prompts and answers.
 
 DATA is a .jsonl, .parquet or .csv file with one row for each answer. A row has `image` or `video`
 (a path relative to DATA), `prompt` and `answer`; or `messages`, a chat of one turn. An OUTPUT of
-vlmbatch in which you corrected `text` is DATA too. OUT is a complete checkpoint: give it as
+vlmbatch in which you corrected `text` is DATA too, and so is a folder with a .txt file beside each
+picture, the answers to --prompt. OUT is a complete checkpoint: give it as
 --model.
 
 The same command again continues an interrupted training. Several GPUs: torchrun --nproc-per-node 4

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from vlmbatch.errors import JobError
-from vlmbatch.text_files import open_text, read_rows
+from vlmbatch.text_files import read_rows, read_text
 from vlmbatch.write import is_stretch, make_content
 from vlmbatch.write.columns import Row, clean_text
 from vlmbatch.write.records import file_name
@@ -133,10 +133,9 @@ class FolderCorrections:
             return
         self._taken.add(path)
         try:
-            with open_text(str(path), errors="strict") as file:
-                text = "\n".join(file.read().splitlines()).strip()
-        except (OSError, UnicodeDecodeError) as error:
-            raise JobError(f"{path}: {getattr(error, 'strerror', None) or 'not text'}") from error
+            text = read_text(str(path))
+        except (OSError, ValueError) as error:
+            raise JobError(f"{path}: {getattr(error, 'strerror', None) or error}") from error
         is_single = len(rows) == 1 and not is_stretch(rows[0])
         if is_single:
             if text:

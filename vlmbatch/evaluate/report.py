@@ -97,6 +97,8 @@ def lines(
 def _notes(found: Evaluation, against: str | None) -> Iterator[str]:
     counts, missing, extra = found.counts, found.missing, found.counts.extra
     here, there = counts.only_here, counts.only_there
+    if found.is_own:
+        yield "what the model said, against the corrected texts"
     yield from _id_notes(found.ids)
     wrong, wrong_there = (
         _count(number, "error row") for number in (counts.errors, counts.other_errors)

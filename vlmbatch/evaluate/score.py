@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 from vlmbatch.errors import JobError, MissingDependencyError
@@ -23,7 +23,10 @@ from vlmbatch.evaluate.measures import MEASURES, VQA_ANSWERS, Measure
 from vlmbatch.evaluate.options import COVERAGE, ERROR_RATES, EvalOptions
 from vlmbatch.evaluate.reference import Reference, read_reference
 from vlmbatch.evaluate.tally import Group, Tally, WorstRow
+from vlmbatch.evaluate.text_folder import read_text_folder
+from vlmbatch.urls import is_url
 from vlmbatch.write import local_copy, read_records
+from vlmbatch.write.columns import TEXT_ORIGINAL
 
 ReadRows = Callable[[], Iterable[OutputRow]]
 """Reads the rows of an OUTPUT, with ``join.ROW_COLUMNS``, from the beginning."""
@@ -45,6 +48,7 @@ class Evaluation:
         worst_by: Metric that ranks the rows.
         worst: Worst rows, the worst first.
         left_out: Reasons by metric that applies by default and could not be measured.
+        is_own: Whether OUTPUT is its own reference: texts of the model against the corrections.
     """
 
     counts: JoinCounts
@@ -58,6 +62,7 @@ class Evaluation:
     worst_by: str
     worst: tuple[WorstRow, ...]
     left_out: Mapping[str, str]
+    is_own: bool = False
 
     @property
     def coverage(self) -> float:
@@ -88,7 +93,7 @@ def evaluate_files(
 
     Args:
         output: The OUTPUT.
-        reference: The file of right answers.
+        reference: The file of right answers, or a folder of ``.txt`` files beside pictures.
         options: What to measure, and how.
         against: Another OUTPUT; then only rows that both have are scored.
 
@@ -98,14 +103,39 @@ def evaluate_files(
         MissingDependencyError: A metric of the user's choice needs a package that is not installed.
         OutputError: An OUTPUT cannot be read.
     """
-    right = read_reference(reference, options.columns, ignore_prompt=options.ignore_prompt)
     with contextlib.ExitStack() as copies:
 
         def reader(name: str) -> ReadRows:
             path = copies.enter_context(local_copy(name, allow_private=True))
             return functools.partial(read_records, path, ROW_COLUMNS)
 
-        return evaluate(reader(output), right, options, reader(against) if against else None)
+        read = reader(output)
+        is_own = not reference.is_dir() and not is_url(output) and reference.samefile(output)
+        if is_own:
+            read = functools.partial(_model_texts, Path(output))
+        right = (
+            read_text_folder(reference, read(), options)
+            if reference.is_dir()
+            else read_reference(reference, options.columns, ignore_prompt=options.ignore_prompt)
+        )
+        found = evaluate(read, right, options, reader(against) if against else None)
+        return dataclasses.replace(found, is_own=is_own)
+
+
+def _model_texts(output: Path) -> Iterator[OutputRow]:
+    """Yield the rows of a corrected OUTPUT with the texts that the model gave.
+
+    Raises:
+        JobError: Nothing was corrected.
+    """
+    first = next(read_records(output), {})
+    if TEXT_ORIGINAL not in first:
+        raise JobError(
+            f"{output} is OUTPUT and reference at once, and has no corrections: put them in with "
+            "`vlmbatch correct`, or give another reference"
+        )
+    for row in read_records(output, (*ROW_COLUMNS, TEXT_ORIGINAL)):
+        yield row if row[TEXT_ORIGINAL] is None else {**row, "text": row[TEXT_ORIGINAL]}
 
 
 def evaluate(

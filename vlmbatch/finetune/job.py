@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 import re
 from pathlib import Path
 from typing import Any, Literal
 
 from vlmbatch.errors import JobError
 from vlmbatch.job import Detail, Job, option
+from vlmbatch.job.questions import check_question
 from vlmbatch.values import check_types
 
 ModelPart = Literal["text", "connector", "vision"]
@@ -47,6 +49,11 @@ class FinetuneJob:
         metavar="OUT",
     )
 
+    prompt: str | None = _as_in_job(
+        "prompt",
+        help="The instruction, for a DATA that is a folder. [default: that of caption]",
+        group="Data",
+    )
     eval_share: float = option(
         0.1,
         "Share of the pictures and videos to hold out for evaluation.",
@@ -170,10 +177,15 @@ class FinetuneJob:
         check_types(self)
         self._check_ranges()
         for path in (self.data, *([self.eval_data] if self.eval_data else [])):
-            if Path(path).suffix.lower() not in DATA_SUFFIXES:
+            if Path(path).suffix.lower() not in DATA_SUFFIXES and not os.path.isdir(path):
                 raise JobError(
-                    f"DATA is a file that ends in {', '.join(DATA_SUFFIXES)}, not {path!r}"
+                    f"DATA is a file that ends in {', '.join(DATA_SUFFIXES)}, or a folder of .txt "
+                    f"files beside pictures, not {path!r}"
                 )
+        if self.prompt is not None:
+            check_question(self.prompt)
+            if not os.path.isdir(self.data):
+                raise JobError("prompt goes with a folder: the rows of a file have their prompts")
         if self.full and self.no_merge:
             raise JobError("no_merge goes with an adapter; --full has none")
         if not self.parts:
@@ -216,7 +228,9 @@ class FinetuneJob:
     @property
     def output_path(self) -> str:
         """OUT as given, or ``DATANAME.finetuned`` in the current folder."""
-        return self.output if self.output is not None else f"{Path(self.data).stem}.finetuned"
+        if self.output is not None:
+            return self.output
+        return f"{Path(os.path.abspath(self.data)).stem}.finetuned"
 
     @property
     def peak_learning_rate(self) -> float:
@@ -254,7 +268,7 @@ class FinetuneJob:
 
 
 _NEUTRAL = {
-    *("data", "output", "eval_data", "skip_bad", "max_pixels"),
+    *("data", "prompt", "output", "eval_data", "skip_bad", "max_pixels"),
     *("no_merge", "eval_every", "save_every", "log_every", "gradient_checkpointing"),
     *("device", "dtype", "read_workers", "overwrite", "log_format"),
 }

@@ -15,7 +15,8 @@ from vlmbatch.checkpoint import Checkpoint
 from vlmbatch.finetune.check import check_rows, read_verdicts, sort_out, write_verdicts
 from vlmbatch.finetune.examples import ExampleMaker
 from vlmbatch.finetune.job import FinetuneJob
-from vlmbatch.finetune.rows import TrainingData, TrainingRow, read_data
+from vlmbatch.finetune.rows import TrainingData, TrainingRow
+from vlmbatch.finetune.text_folder import read_any_data
 
 report = logging.getLogger("vlmbatch.report")
 
@@ -68,7 +69,7 @@ def make_plan(
         JobError: A file cannot be read, or has bad rows and the job does not skip them.
     """
     files = [job.data, *([job.eval_data] if job.eval_data else [])]
-    data = [read_data(Path(file), job.video_job) for file in files]
+    data = [read_any_data(Path(file), job.prompt, job.video_job) for file in files]
     makers = [ExampleMaker(checkpoint, job.detail, part.video_job, job.max_pixels) for part in data]
     if says:
         for file, part in zip(files, data, strict=True):
