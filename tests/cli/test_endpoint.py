@@ -12,7 +12,10 @@ from typing import Any
 import pytest
 
 from tests.serve.conftest import live
+from vlmbatch.checkpoint import find_checkpoint
+from vlmbatch.convert import ConvertOptions, convert
 from vlmbatch.engine import open_engine
+from vlmbatch.engine.llama_server.process import ServerCommand, ServerProcess
 from vlmbatch.job import EngineOptions
 
 SAMPLES = Path(__file__).parents[2] / "sample_data"
@@ -66,6 +69,31 @@ def test_the_samples_have_the_texts_of_the_torch_engine(
         assert again.returncode == 0
     for path in tmp_path.iterdir():
         assert b"sk-hidden" not in path.read_bytes(), path
+
+
+def test_llama_cpp_s_own_server_answers_about_the_samples(tmp_path: Path) -> None:
+    """Its chat path writes a space more than the checkpoint's template; the demo does not mind."""
+    made = convert(find_checkpoint("demo"), "gguf", ConvertOptions(tmp_path / "gguf", "f32"))
+    command = ServerCommand("xllamacpp", *made.files[:2], 2, 4096, threads=1, exact=True)
+    server = ServerProcess(command, tmp_path / "logs", "<__media__>")
+    found = {}
+    try:
+        remote = ("--endpoint", f"http://127.0.0.1:{server.client.port}/v1", "--in-flight", "2")
+        for engine, options in (("openai", remote), ("torch", ("--model", "demo"))):
+            output = tmp_path / f"{engine}.jsonl"
+            line = ("caption", SAMPLES / "images", "--engine", engine, *options, "-o", output)
+            done = vlmbatch(*line)
+            assert done.returncode == 0, done.stderr
+            found[engine] = read_rows(output)
+    finally:
+        server.close()
+    assert len(found["openai"]) == 12
+    for theirs, ours in zip(found["openai"], found["torch"], strict=True):
+        for name in ("id", "text", "finish_reason", "new_tokens"):
+            assert theirs[name] == ours[name], name
+        assert theirs["prompt_tokens"] == ours["prompt_tokens"] + 1
+        assert theirs["mean_logprob"] == pytest.approx(ours["mean_logprob"], abs=0.01)
+        assert (theirs["tiles"], theirs["batch_size"]) == (None, None)
 
 
 @pytest.mark.parametrize(

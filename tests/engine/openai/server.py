@@ -61,7 +61,8 @@ class Server(http.server.ThreadingHTTPServer):
     """The server.
 
     Attributes:
-        steps: What to do with the next requests; further ones are answered.
+        steps: What to do with the next requests.
+        otherwise: What to do with further ones.
         bodies: The requests, in order.
         headers: Their headers.
         most: Largest number of requests at a time.
@@ -69,9 +70,9 @@ class Server(http.server.ThreadingHTTPServer):
 
     daemon_threads = True
 
-    def __init__(self, steps: list[Step]) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.steps = steps
+    def __init__(self, steps: list[Step], otherwise: Step | None = None, port: int = 0) -> None:
+        super().__init__(("127.0.0.1", port), Handler)
+        self.steps, self.otherwise = steps, otherwise or answers()
         self.bodies: list[Json] = []
         self.headers: list[dict[str, str]] = []
         self.most = self._open = 0
@@ -86,7 +87,7 @@ class Server(http.server.ThreadingHTTPServer):
         with self._guard:
             self.bodies.append(body)
             self.headers.append({name.lower(): value for name, value in handler.headers.items()})
-            step = self.steps.pop(0) if self.steps else answers()
+            step = self.steps.pop(0) if self.steps else self.otherwise
             self._open += 1
             self.most = max(self.most, self._open)
         try:
