@@ -180,6 +180,21 @@ def test_kept_prefixes_go_before_a_request_waits(tiny: Path) -> None:
     assert 0 < len(engine.cache.kept) < 30
 
 
+def test_what_is_kept_takes_no_more_memory_than_the_weights_of_a_model(tiny: Path) -> None:
+    opened, _ = open_tiny(tiny)
+    most = opened.budget.kept_bytes
+    assert most == max(opened.budget.weight_bytes, 32 << 20) < opened.budget.cache_bytes
+    engine = build_engine(tiny, opened, reuse_prefixes=True)
+    engine.cache.kept_bytes = lambda: 5 * 64 * engine.cache.pool.token_bytes
+    engine.cache.clear()
+    for number in range(30):
+        request = engine.prepare(Conversation(), [question(f"{number}, is it?", 4)])
+        assert ask(engine, request).cached_tokens < request.payload.prompt_tokens - 1
+    assert len(engine.cache.kept) == 5
+    assert engine.cache.kept.bytes == engine.cache.kept_bytes()
+    assert ask(engine, request).cached_tokens == request.payload.prompt_tokens - 1
+
+
 @pytest.mark.parametrize("phase", ["prefill", "decode"])
 def test_a_sequence_that_loses_its_place_keeps_its_tokens_and_its_past(
     tiny: Path, phase: str

@@ -21,6 +21,7 @@ KNOWN_PARAMETERS = dict(zip(KNOWN_MODELS + IDEFICS3_MODELS, _SMOLVLM2 + _IDEFICS
 
 WORKSPACE_SHARE = 0.25
 PACKED_SHARE = 0.25
+LEAST_KEPT_BYTES = 32 << 20
 LARGEST_PICTURE_TILES = 17
 """Tiles of a square picture at full detail: 4 x 4 and the global view."""
 
@@ -97,6 +98,13 @@ class MemoryBudget:
     def cache_bytes(self) -> int:
         """Bytes available to the KV cache."""
         return max(0, self.limit - self.weight_bytes - self.workspace_bytes)
+
+    @property
+    def kept_bytes(self) -> int:
+        """Most bytes of a CPU's KV cache that prefixes kept for later requests may take: as many as
+        the weights, but no fewer than the chats of a small model need.
+        """
+        return min(self.cache_bytes, max(self.weight_bytes, LEAST_KEPT_BYTES))
 
     @property
     def tiles_at_once(self) -> int:

@@ -99,6 +99,7 @@ class TorchEngine:
             model.dtype,
             model.language.attend_rows,
             limit_bytes=self._cache_bytes,
+            kept_bytes=lambda: budget.kept_bytes,
             reuse_prefixes=reuse_prefixes,
         )
         self._clock, self.pace = BusyClock(self.stats), Pace()

@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-from collections.abc import Hashable, Sequence
+import sys
+from collections.abc import Callable, Hashable, Sequence
 
 from vlmbatch.engine.torch.cache.pool import Extent, Pool
+from vlmbatch.engine.torch.cache.word_tree import Words, WordTree
 
 MIN_TOKENS = 16
 """Fewest tokens that are worth continuing: less is computed as fast as it is looked up."""
 MAX_KEPT = 4096
-"""Most prefixes that are kept, so that looking one up stays cheap."""
+"""Most prefixes that are kept: each has words and objects of its own."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -56,45 +58,60 @@ class KeptPrefix:
     """Tokens of a sequence that has ended, in one extent.
 
     Attributes:
-        words: What its tokens say.
-        extent: Where their keys and values are.
+        words: What it says, from the first token of the prompt to its last own one.
+        extent: Where the keys and values of its own tokens are.
         parent: The prefix that they continue; None if they begin a prompt.
-        parent_tokens: Number of the parent's tokens that come before them.
-        children: The prefixes that continue it.
+        parent_tokens: Number of the parent's own tokens that come before them.
+        begin: Number of all tokens that come before them.
+        children: Number of prefixes that continue it.
     """
 
-    words: tuple[Hashable, ...]
+    words: Words
     extent: Extent
     parent: KeptPrefix | None
     parent_tokens: int
-    children: list[KeptPrefix] = dataclasses.field(default_factory=list)
-
-    def piece(self, tokens: int) -> Piece:
-        """Return its first tokens."""
-        return Piece(self.extent, tokens)
+    begin: int
+    children: int = 0
 
 
 class KeptPrefixes:
-    """A tree of kept prefixes. Those that no sequence uses go, the least recently used first."""
+    """A tree of kept prefixes. Those that no sequence uses go, the least recently used first.
 
-    def __init__(self, pool: Pool) -> None:
-        self._pool = pool
-        self._roots: list[KeptPrefix] = []
+    Attributes:
+        bytes: Memory of their extents.
+    """
+
+    def __init__(self, pool: Pool, max_bytes: Callable[[], int] = lambda: sys.maxsize) -> None:
+        """Keep nothing yet.
+
+        Args:
+            pool: The pool that their extents are of.
+            max_bytes: Gives the most memory that their extents may take.
+        """
+        self._pool, self._max_bytes = pool, max_bytes
+        self._by_words: WordTree[KeptPrefix] = WordTree()
         self._by_use: collections.OrderedDict[int, KeptPrefix] = collections.OrderedDict()
+        self.bytes = 0
 
     def __len__(self) -> int:
         return len(self._by_use)
 
     def find(self, words: Sequence[Hashable]) -> Prefix | None:
         """Find the longest kept prefix of these words; None if none is worth continuing."""
-        path = self._longest(self._roots, tuple(words), 0)
-        if sum(tokens for _, tokens in path) < MIN_TOKENS:
+        end, node = self._by_words.longest(tuple(words))
+        if end < MIN_TOKENS:
             return None
-        for node, _ in path:
-            self._by_use.move_to_end(id(node))
-        return Prefix(
-            tuple(node.piece(tokens) for node, tokens in path), tuple(node for node, _ in path)
-        )
+        found: list[tuple[KeptPrefix, int]] = []
+        while node is not None:
+            if end > node.begin:
+                found.append((node, end - node.begin))
+            end = min(end, node.begin)
+            node = node.parent
+        found.reverse()
+        for each, _ in found:
+            self._by_use.move_to_end(id(each))
+        pieces = tuple(Piece(each.extent, tokens) for each, tokens in found)
+        return Prefix(pieces, tuple(each for each, _ in found))
 
     def keep(
         self, words: Sequence[Hashable], extent: Extent, parent: KeptPrefix | None, before: int
@@ -102,22 +119,24 @@ class KeptPrefixes:
         """Keep the tokens of an extent, and take over its reference.
 
         Args:
-            words: What they say.
+            words: What the prompt says, to the last of these tokens.
             extent: Where they are.
             parent: The prefix that they continue.
-            before: Number of its tokens that come before them.
+            before: Number of its own tokens that come before them.
         """
-        node = KeptPrefix(tuple(words), extent, parent, before)
-        siblings = parent.children if parent else self._roots
-        for other in list(siblings):
+        begin = parent.begin + before if parent else 0
+        node = KeptPrefix(tuple(words), extent, parent, before, begin)
+        for other in self._by_words.beginnings(node.words):
             # A conversation's next turn replaces the last one, unless that is in use.
-            shorter = node.words[: len(other.words)] == other.words
-            is_older = shorter and other.parent_tokens == before
+            is_older = other.parent is parent and other.parent_tokens == before
             if is_older and self._is_unused(other):
                 self._drop(other)
-        siblings.append(node)
+        if parent:
+            parent.children += 1
+        self._by_words.add(node.words, node)
         self._by_use[id(node)] = node
-        while len(self._by_use) > MAX_KEPT and self.drop_oldest():
+        self.bytes += self._size(node)
+        while self._has_too_many() and self.drop_oldest():
             pass
 
     def drop_oldest(self) -> bool:
@@ -127,42 +146,19 @@ class KeptPrefixes:
             self._drop(node)
         return node is not None
 
+    def _has_too_many(self) -> bool:
+        return len(self._by_use) > MAX_KEPT or self.bytes > self._max_bytes()
+
     def _is_unused(self, node: KeptPrefix) -> bool:
         return not node.children and node.extent.references == 1
 
+    def _size(self, node: KeptPrefix) -> int:
+        return node.extent.capacity * self._pool.token_bytes
+
     def _drop(self, node: KeptPrefix) -> None:
-        (node.parent.children if node.parent else self._roots).remove(node)
+        if node.parent:
+            node.parent.children -= 1
+        self._by_words.remove(node.words, node)
         del self._by_use[id(node)]
+        self.bytes -= self._size(node)
         self._pool.release(node.extent)
-
-    def _longest(
-        self, nodes: Sequence[KeptPrefix], words: tuple[Hashable, ...], begin: int
-    ) -> list[tuple[KeptPrefix, int]]:
-        """The path of prefixes, with the tokens used of each, that covers most of the words from a
-        place on.
-        """
-        best: list[tuple[KeptPrefix, int]] = []
-        most = 0
-        for node in nodes:
-            equal = _equal_words(node.words, words, begin)
-            if not equal:
-                continue
-            path, covered = [(node, equal)], equal
-            for child in node.children:
-                at = child.parent_tokens
-                if at <= equal:
-                    rest = self._longest([child], words, begin + at)
-                    if rest and at + sum(tokens for _, tokens in rest) > covered:
-                        path = [(node, at), *rest]
-                        covered = sum(tokens for _, tokens in path)
-            if covered > most:
-                best, most = path, covered
-        return best
-
-
-def _equal_words(known: tuple[Hashable, ...], words: tuple[Hashable, ...], begin: int) -> int:
-    """Number of words from a place on that are those of a prefix."""
-    end = min(len(known), len(words) - begin)
-    if known[:end] == words[begin : begin + end]:
-        return end
-    return next(n for n in range(end) if known[n] != words[begin + n])

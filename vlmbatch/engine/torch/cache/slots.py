@@ -73,6 +73,8 @@ class Cache:
         pool: The storage.
         kept: Prefixes that are kept for later requests; None if none are.
         limit_bytes: Gives the most bytes that the storage may take.
+        kept_bytes: Gives the most bytes of it that prefixes kept for later requests may take on a
+            CPU.
         attend_rows: Attention of decode steps.
         shared_tokens: Fewest tokens of a prefix that are shared by reference.
     """
@@ -85,6 +87,7 @@ class Cache:
         attend_rows: AttendRows = F.scaled_dot_product_attention,
         *,
         limit_bytes: Callable[[], int] = lambda: sys.maxsize,
+        kept_bytes: Callable[[], int] = lambda: sys.maxsize,
         reuse_prefixes: bool = False,
     ) -> None:
         """Set up without storage.
@@ -94,10 +97,12 @@ class Cache:
             device, dtype: Where and in which precision to store.
             attend_rows: Attention of decode steps; it settles the layout.
             limit_bytes: Gives the most bytes that the storage may take.
+            kept_bytes: Gives the most bytes of it that kept prefixes may take on a CPU.
             reuse_prefixes: Whether to keep what sequences leave behind, for later requests.
         """
         self.shape, self.device, self.dtype = shape, device, dtype
-        self.limit_bytes, self._reuse_prefixes = limit_bytes, reuse_prefixes
+        self.limit_bytes, self.kept_bytes = limit_bytes, kept_bytes
+        self._reuse_prefixes = reuse_prefixes
         self.shared_tokens = SHARED_TOKENS if device.type == "cpu" else sys.maxsize
         self.use(attend_rows)
 
@@ -108,7 +113,9 @@ class Cache:
         if attend_rows is attend_rows_in_products:
             layout = Layout.HEADS_TRANSPOSED
         self.pool = Pool(self.shape, self.device, self.dtype, layout)
-        self.kept = KeptPrefixes(self.pool) if self._reuse_prefixes else None
+        # Free memory of a processor is for others too; a device's is reserved for the engine.
+        most = self.kept_bytes if self.device.type == "cpu" else self.limit_bytes
+        self.kept = KeptPrefixes(self.pool, most) if self._reuse_prefixes else None
 
     @property
     def allocated_bytes(self) -> int:
@@ -163,9 +170,8 @@ class Cache:
         if self.kept is None or words is None or None in slot.kept or slot.own_length < 1:
             self.pool.release(slot.extent)
             return
-        own = words[slot.offset : slot.length]
         parent, before = (slot.kept[-1], slot.shared[-1].tokens) if slot.kept else (None, 0)
-        self.kept.keep(own, slot.extent, parent, before)
+        self.kept.keep(words[: slot.length], slot.extent, parent, before)
 
     def erase(self, slot: Slot) -> None:
         """Zero the tokens of a slot: numbers that are not finite would reach the next sequence."""
