@@ -1,10 +1,14 @@
 """Load a server from a process of its own, and hold its answers against `vlmbatch vqa`.
 
     python -m benchmarks.server_load
-    python -m benchmarks.server_load --seconds 600 --away 0.1 --json
+    python -m benchmarks.server_load --rounds 1 --seconds 600 --away 0.1 --json
+    python -m benchmarks.server_load --rounds 1 --pictures 11000 --seconds 0
 
-First `vlmbatch vqa` answers a folder of different pictures. Then a server is started, warmed up
-with others, and asked the same by many clients at once, each picture once: that is the throughput.
+Each round has pictures of its own. A server, warmed up with others, is asked about each of them
+once, by many clients at once; then `vlmbatch vqa` answers the same folder, beside a process that
+takes as much of the processor as the clients did. That gives the throughput of both, and the
+processor time of an answer, which other programs hardly disturb.
+
 Then, for ``--seconds``, clients go on asking about any of them, a share of the requests broken and
 a share of the clients going away in the middle. Half of the requests are streamed. Every answer
 must be the one that vqa gave, every broken request a 400, and the memory of the server flat.
@@ -13,9 +17,6 @@ must be the one that vqa gave, every broken request a 400, and the memory of the
 from __future__ import annotations
 
 import argparse
-import base64
-import collections
-import http.client
 import json
 import os
 import random
@@ -24,21 +25,30 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import psutil
 from PIL import Image, ImageDraw
 
-QUESTION = "How many shapes are there?"
+from benchmarks.server_clients import (
+    QUESTION,
+    Client,
+    MemoryWatch,
+    Tally,
+    ask_each_once,
+    chat_body,
+    with_clients,
+)
+
 SUFFIXES = (".png", ".jpg", ".webp", ".bmp")
 COLOURS = ("red", "green", "blue", "black", "orange")
+WARM_UP = 64
+FIRST_OF_WARM_UP = 10_000_000
 
 
-def make_pictures(folder: Path, count: int, first: int = 0) -> None:
+def make_pictures(folder: Path, count: int, first: int) -> None:
     """Draw different pictures of many sizes and formats, numbered from ``first`` on."""
     folder.mkdir()
     for number in range(first, first + count):
@@ -51,212 +61,171 @@ def make_pictures(folder: Path, count: int, first: int = 0) -> None:
             edge = rng.randrange(20, 60)
             shape = draw.ellipse if rng.random() < 0.5 else draw.rectangle
             shape((left, top, left + edge, top + edge), fill=rng.choice(COLOURS))
-        image.save(folder / f"{number:05d}{SUFFIXES[number % len(SUFFIXES)]}")
+        image.save(folder / f"{number:08d}{SUFFIXES[number % len(SUFFIXES)]}")
 
 
-def ask_vqa(
-    folder: Path, output: Path, model: str, max_tokens: int
-) -> tuple[dict[str, str], float]:
-    """Answers of a run by file name, and its wall seconds without the start: those of a run over
-    one picture are taken off.
-    """
-    seconds = []
-    for limit in ("1", "1000000"):
-        command = [sys.executable, "-m", "vlmbatch", "vqa", str(folder), "-q", QUESTION, "--quiet"]
-        options = ["--max-new-tokens", str(max_tokens), "--limit", limit, "--overwrite"]
-        subprocess.run([*command, *options, "--model", model, "-o", str(output)], check=True)
+class Vqa:
+    """Runs of `vlmbatch vqa`, without their start: that of a run over one picture is taken off."""
+
+    def __init__(self, options: argparse.Namespace, folder: Path) -> None:
+        self._options, self._folder = options, folder
+        self._start = (0.0, 0.0)
+
+    def measure_start(self, pictures: Path) -> None:
+        """Measure a run over one picture."""
+        _, *self._start = self._run(pictures, 1)  # type: ignore[assignment]
+
+    def answer(self, pictures: Path) -> tuple[dict[str, str], float, float]:
+        """Answers by file name, wall seconds, and seconds of processor time."""
+        answers, wall, cpu = self._run(pictures, 1_000_000)
+        return answers, wall - self._start[0], cpu - self._start[1]
+
+    def _run(self, pictures: Path, limit: int) -> tuple[dict[str, str], float, float]:
+        options, output = self._options, self._folder / "vqa.jsonl"
+        command = [sys.executable, "-m", "vlmbatch", "vqa", str(pictures), "-q", QUESTION]
+        command += ["--max-new-tokens", str(options.max_tokens), "--limit", str(limit), "--quiet"]
+        command += ["--overwrite", "--model", options.model, "-o", str(output), *options.extra]
+        process = subprocess.Popen(command)
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode:
+            raise SystemExit(f"vqa ended with {process.returncode}")
         summary = json.loads(Path(f"{output}.summary.json").read_text("utf-8"))
-        seconds.append(summary["wall_seconds"])
-    rows = [json.loads(line) for line in output.read_text("utf-8").splitlines()]
-    return {row["id"]: row["text"] for row in rows}, seconds[1] - seconds[0]
+        rows = [json.loads(line) for line in output.read_text("utf-8").splitlines()]
+        answers = {row["id"]: row["text"] for row in rows}
+        return answers, summary["wall_seconds"], usage.ru_utime + usage.ru_stime
 
 
-class Tally:
-    """What came of the requests; for any thread."""
+class Burner:
+    """A process that takes a share of one core, as the clients did."""
 
-    def __init__(self) -> None:
-        self.counts: collections.Counter[str] = collections.Counter()
-        self.first_token: list[float] = []
-        self._guard = threading.Lock()
+    CODE = """if True:
+        import sys, time
+        share, begun = float(sys.argv[1]), time.perf_counter()
+        while True:
+            if time.process_time() < share * (time.perf_counter() - begun):
+                sum(range(2000))
+            else:
+                time.sleep(0.002)
+    """
 
-    def add(self, outcome: str, first_token: float | None = None) -> None:
-        with self._guard:
-            self.counts[outcome] += 1
-            if first_token is not None:
-                self.first_token.append(first_token)
+    def __init__(self, share: float) -> None:
+        self._process = subprocess.Popen([sys.executable, "-c", self.CODE, str(share)])
 
-
-class Client:
-    """One client with a connection of its own."""
-
-    def __init__(self, port: int, bodies: dict[str, bytes], answers: dict[str, str], tally: Tally):
-        self._port, self._bodies, self._answers, self._tally = port, bodies, answers, tally
-        self._connection: http.client.HTTPConnection | None = None
-
-    def ask(self, name: str, *, stream: bool) -> None:
-        """Ask about a picture and compare the answer."""
-        begun = time.perf_counter()
-        head = b'{"stream":true,' if stream else b"{"
-        response = self._post(head + self._bodies[name])
-        if response.status != 200:
-            response.read()
-            self._tally.add(f"status {response.status}")
-            return
-        first, text = None, ""
-        if stream:
-            for line in response:
-                if line.startswith(b"data: {"):
-                    delta = json.loads(line[6:])["choices"][0]["delta"]
-                    if delta.get("content"):
-                        first = first or time.perf_counter() - begun
-                        text += delta["content"]
-        else:
-            text = json.loads(response.read())["choices"][0]["message"]["content"]
-        is_same = " ".join(text.split()) == self._answers[name]
-        self._tally.add("answered" if is_same else "another answer", first)
-
-    def ask_broken(self, number: int) -> None:
-        """Send a broken request; it must be a 400."""
-        bodies = (b"{", b'"model":"demo"}', b"\xff\xfe", _body(b"no picture"), _body(b""))
-        response = self._post(b"{" + bodies[number % len(bodies)])
-        response.read()
-        self._tally.add("refused" if response.status == 400 else f"bad: {response.status}")
-
-    def go_away(self, name: str, *, stream: bool, seconds: float) -> None:
-        """Send a request and go away in the middle."""
-        head = b'{"stream":true,' if stream else b"{"
-        connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=120)
-        connection.request("POST", "/v1/chat/completions", head + self._bodies[name])
-        time.sleep(seconds)
-        connection.close()
-        self._tally.add("went away")
-
-    def warm_up(self, number: int) -> None:
-        """Ask about the pictures from this number on, whatever is answered."""
-        for name in [*self._bodies][number::16]:
-            self._post(b"{" + self._bodies[name]).read()
-
-    def close(self) -> None:
-        """Close the connection."""
-        if self._connection is not None:
-            self._connection.close()
-
-    def _post(self, body: bytes) -> http.client.HTTPResponse:
-        if self._connection is None:
-            self._connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=120)
-        self._connection.request("POST", "/v1/chat/completions", body)
-        return self._connection.getresponse()
+    def stop(self) -> None:
+        """End it."""
+        self._process.kill()
+        self._process.wait()
 
 
-def _body(data: bytes, max_tokens: int = 16, model: str = "demo") -> bytes:
-    """The JSON of a request behind its first brace."""
-    url = "data:image/png;base64," + base64.b64encode(data).decode()
-    parts = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": QUESTION}]
-    messages = [{"role": "user", "content": parts}]
-    values = {"model": model, "max_tokens": max_tokens, "messages": messages}
-    return json.dumps(values).encode()[1:]
-
-
-def with_clients(
-    count: int, make: Callable[[], Client], work: Callable[[Client, int], None]
-) -> None:
-    """Run ``work`` for each client on a thread of its own; an error of one is raised."""
-    failures: list[BaseException] = []
-
-    def guarded(number: int) -> None:
-        client = make()
-        try:
-            work(client, number)
-        except BaseException as error:
-            failures.append(error)
-        finally:
-            client.close()
-
-    threads = [threading.Thread(target=guarded, args=(number,)) for number in range(count)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    if failures:
-        raise failures[0]
-
-
-def start_server(model: str) -> tuple[subprocess.Popen[str], int]:
+class Server:
     """A server on a free port, ready to answer."""
-    command = [sys.executable, "-m", "vlmbatch", "serve", "--model", model, "--port", "0"]
-    options = ["--max-queued", "1000", "--max-new-tokens", "64"]
-    log = tempfile.TemporaryFile("w+")
-    process = subprocess.Popen([*command, *options], stderr=log, text=True)
-    while True:
-        log.seek(0)
-        text = log.read()
-        found = re.search(r"listening on http://127\.0\.0\.1:(\d+)", text)
-        if found and "ready: " in text:
-            return process, int(found[1])
-        if process.poll() is not None:
-            raise SystemExit(text)
-        time.sleep(0.1)
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        command = [sys.executable, "-m", "vlmbatch", "serve", "--model", options.model]
+        command += ["--port", "0", "--max-queued", "1000", "--max-new-tokens", "64"]
+        log = tempfile.TemporaryFile("w+")
+        self.process = subprocess.Popen([*command, *options.extra], stderr=log, text=True)
+        while True:
+            log.seek(0)
+            text = log.read()
+            found = re.search(r"listening on http://127\.0\.0\.1:(\d+)", text)
+            if found and "ready: " in text:
+                self.port = int(found[1])
+                return
+            if self.process.poll() is not None:
+                raise SystemExit(text)
+            time.sleep(0.1)
+
+    def cpu_seconds(self) -> float:
+        """Processor time that it took so far."""
+        times = psutil.Process(self.process.pid).cpu_times()
+        return times.user + times.system
+
+    def stop(self) -> None:
+        """End it; a failure is the benchmark's."""
+        self.process.terminate()
+        if code := self.process.wait(120):
+            raise SystemExit(f"the server ended with {code}")
 
 
-class MemoryWatch:
-    """Resident memory of a process, once a second."""
+class Load:
+    """All phases against one server."""
 
-    def __init__(self, pid: int) -> None:
-        self._process, self.samples = psutil.Process(pid), []
-        self._end = threading.Event()
-        self._thread = threading.Thread(target=self._watch)
-        self._thread.start()
+    def __init__(self, options: argparse.Namespace, folder: Path) -> None:
+        self._options, self._folder = options, folder
+        self._vqa, self.server = Vqa(options, folder), Server(options)
+        self._bodies: dict[str, bytes] = {}
+        self._answers: dict[str, str] = {}
+        self.found: dict[str, Any] = {"clients": options.clients, "rounds": []}
 
-    def _watch(self) -> None:
-        while not self._end.wait(1.0):
-            self.samples.append(self._process.memory_info().rss)
+    def run(self) -> None:
+        """Run all of it."""
+        options, warm = self._options, self._folder / "warm"
+        make_pictures(warm, WARM_UP, FIRST_OF_WARM_UP)
+        if options.rounds:
+            self._vqa.measure_start(warm)
+        bodies = self._read(warm)
+        port = self.server.port
+        ask_each_once(16, lambda: Client(port, bodies, {}, Tally(), learn=True), bodies)
+        for number in range(options.rounds):
+            self.found["rounds"].append(self._round(number))
+        if options.seconds:
+            self.found["mixed"] = self._mixed()
 
-    def stop(self) -> list[int]:
-        """End; return the samples in bytes."""
-        self._end.set()
-        self._thread.join()
-        return self.samples
+    def _read(self, pictures: Path) -> dict[str, bytes]:
+        return {
+            path.name: chat_body(path.read_bytes(), self._options.max_tokens, self._options.model)
+            for path in sorted(pictures.iterdir())
+        }
 
-
-def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """Run all of it."""
-    make_pictures(folder / "pictures", options.pictures)
-    answers, vqa_seconds = ask_vqa(
-        folder / "pictures", folder / "vqa.jsonl", options.model, options.max_tokens
-    )
-    bodies = {
-        name: _body((folder / "pictures" / name).read_bytes(), options.max_tokens, options.model)
-        for name in answers
-    }
-    make_pictures(folder / "warm", 64, options.pictures)
-    warm = {
-        path.name: _body(path.read_bytes(), options.max_tokens, options.model)
-        for path in (folder / "warm").iterdir()
-    }
-    names = [*answers]
-    server, port = start_server(options.model)
-    try:
-        once, mixed = Tally(), Tally()
-        with_clients(16, lambda: Client(port, warm, {}, Tally()), Client.warm_up)
-        todo = iter(names)
-        guard = threading.Lock()
-
-        def take() -> str | None:
-            with guard:
-                return next(todo, None)
-
-        def ask_once(client: Client, number: int) -> None:
-            while (name := take()) is not None:
-                client.ask(name, stream=number % 2 == 0)
-
-        begun = time.perf_counter()
-        own = time.process_time()
-        with_clients(options.clients, lambda: Client(port, bodies, answers, once), ask_once)
+    def _round(self, number: int) -> dict[str, Any]:
+        """Ask the server, then vqa."""
+        options, server = self._options, self.server
+        pictures = self._folder / f"pictures-{number}"
+        make_pictures(pictures, options.pictures, number * options.pictures)
+        bodies = self._read(pictures)
+        heard: dict[str, str] = {}
+        tally = Tally()
+        memory = MemoryWatch(server.process.pid, tally)
+        begun, cpu, own = time.perf_counter(), server.cpu_seconds(), time.process_time()
+        ask_each_once(
+            options.clients, lambda: Client(server.port, bodies, heard, tally, learn=True), bodies
+        )
         seconds, own = time.perf_counter() - begun, time.process_time() - own
-        memory = MemoryWatch(server.pid)
+        cpu = server.cpu_seconds() - cpu
+        curve = memory.stop()
+        burner = Burner(own / seconds)
+        try:
+            answers, vqa_seconds, vqa_cpu = self._vqa.answer(pictures)
+        finally:
+            burner.stop()
+        different = sum(" ".join(heard.get(name, "").split()) != answers[name] for name in answers)
+        if different:
+            tally.counts["another answer"] += different
+        self._bodies |= bodies
+        self._answers |= answers
+        return {
+            "pictures": len(answers),
+            "server_seconds": round(seconds, 2),
+            "vqa_seconds": round(vqa_seconds, 2),
+            "share_of_vqa": round(vqa_seconds / seconds, 3),
+            "server_cpu_ms_a_request": round(1000 * cpu / len(answers), 2),
+            "vqa_cpu_ms_a_picture": round(1000 * vqa_cpu / len(answers), 2),
+            "clients_cpu_ms_a_request": round(1000 * own / len(answers), 2),
+            "cpu_share_of_vqa": round(vqa_cpu / cpu, 3),
+            **first_token(tally),
+            "outcomes": dict(tally.counts),
+            "memory": curve,
+        }
+
+    def _mixed(self) -> dict[str, Any]:
+        """Ask about any picture, some requests broken, some clients going away."""
+        options, names, tally = self._options, [*self._answers], Tally()
+        memory = MemoryWatch(self.server.process.pid, tally)
         end = time.monotonic() + options.seconds
 
-        def ask_mixed(client: Client, number: int) -> None:
+        def work(client: Client, number: int) -> None:
             rng = random.Random(number)
             while time.monotonic() < end:
                 draw, name, stream = rng.random(), rng.choice(names), rng.random() < 0.5
@@ -267,43 +236,23 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
                 else:
                     client.ask(name, stream=stream)
 
-        with_clients(options.clients, lambda: Client(port, bodies, answers, mixed), ask_mixed)
-        samples = memory.stop()
-        return report(options, vqa_seconds, seconds, own, once, mixed, samples)
-    finally:
-        server.terminate()
-        code = server.wait(120)
-        if code:
-            raise SystemExit(f"the server ended with {code}")
+        port, bodies, answers = self.server.port, self._bodies, self._answers
+        with_clients(options.clients, lambda: Client(port, bodies, answers, tally), work)
+        return {
+            "seconds": options.seconds,
+            **first_token(tally),
+            "outcomes": dict(tally.counts),
+            "memory": memory.stop(),
+        }
 
 
-def report(
-    options: argparse.Namespace,
-    vqa_seconds: float,
-    seconds: float,
-    own: float,
-    once: Tally,
-    mixed: Tally,
-    samples: list[int],
-) -> dict[str, Any]:
-    """Figures of the measurement."""
-    cut = statistics.quantiles(once.first_token, n=100)
-    later = samples[len(samples) // 3 :] or [0]
+def first_token(tally: Tally) -> dict[str, float | None]:
+    """Seconds to the first token of a stream."""
+    times = tally.first_token
+    cut = statistics.quantiles(times, n=100) if len(times) > 1 else [None] * 99
     return {
-        "clients": options.clients,
-        "pictures": options.pictures,
-        "vqa_seconds": round(vqa_seconds, 2),
-        "server_seconds": round(seconds, 2),
-        "share_of_vqa": round(vqa_seconds / seconds, 3),
-        "generator_cpu_seconds": round(own, 2),
-        "first_token_p50_seconds": round(cut[49], 3),
-        "first_token_p99_seconds": round(cut[98], 3),
-        "once": dict(once.counts),
-        "mixed_seconds": options.seconds,
-        "mixed": dict(mixed.counts),
-        "memory_after_a_third_mib": later[0] >> 20,
-        "memory_at_the_end_mib": later[-1] >> 20,
-        "memory_most_mib": max(later) >> 20,
+        f"first_token_p{rank}_seconds": None if cut[rank - 1] is None else round(cut[rank - 1], 3)
+        for rank in (50, 99)
     }
 
 
@@ -311,21 +260,29 @@ def main() -> None:
     """Parse the options, measure, print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
     parser.add_argument("--model", default="demo")
-    parser.add_argument("--pictures", type=int, default=600)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--pictures", type=int, default=600, help="of a round")
     parser.add_argument("--clients", type=int, default=64)
-    parser.add_argument("--seconds", type=float, default=60.0)
-    parser.add_argument("--bad", type=float, default=0.05)
-    parser.add_argument("--away", type=float, default=0.1)
+    parser.add_argument("--seconds", type=float, default=60.0, help="of the mixed load")
+    parser.add_argument("--bad", type=float, default=0.05, help="share of broken requests")
+    parser.add_argument("--away", type=float, default=0.1, help="share of clients that go away")
     parser.add_argument("--max-tokens", type=int, default=16)
     parser.add_argument("--json", action="store_true")
+    parser.add_argument("extra", nargs="*", help="options of both commands, after --")
     options = parser.parse_args()
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     with tempfile.TemporaryDirectory() as folder:
-        found = measure(options, Path(folder))
-    print(json.dumps(found) if options.json else "\n".join(f"{k}: {v}" for k, v in found.items()))
-    outcomes = {*found["once"], *found["mixed"]} - {"answered", "refused", "went away"}
-    if outcomes:
-        raise SystemExit(f"not as it should be: {', '.join(sorted(outcomes))}")
+        load = Load(options, Path(folder))
+        try:
+            load.run()
+        finally:
+            load.server.stop()
+    found = load.found
+    print(json.dumps(found, indent=None if options.json else 1))
+    phases = [*found["rounds"], *([found["mixed"]] if "mixed" in found else [])]
+    outcomes = {name for phase in phases for name in phase["outcomes"]}
+    if wrong := outcomes - {"answered", "refused", "went away"}:
+        raise SystemExit(f"not as it should be: {', '.join(sorted(wrong))}")
 
 
 if __name__ == "__main__":
