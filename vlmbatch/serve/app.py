@@ -30,7 +30,7 @@ from vlmbatch.serve.openapi import describe_api
 from vlmbatch.serve.protocol import ChatRequest, read_json
 from vlmbatch.serve.service import ChatService
 from vlmbatch.serve.settings import ServeJob
-from vlmbatch.serve.streaming import AnswerStream, StreamReply
+from vlmbatch.serve.streaming import AnswerStream, LoopMail, StreamReply
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +59,7 @@ class Server:
         self.service: ChatService | None = None
         self.is_draining = False
         self._reading = 0
+        self._mail: LoopMail | None = None
         self._parsers = concurrent.futures.ThreadPoolExecutor(2, "parse")
         self.app = self._make_app(Guard(options))
 
@@ -192,7 +193,8 @@ class Server:
         request: Request,
     ) -> Response:
         """Answer in pieces, once the request is prepared: what is wrong with it is a 400."""
-        stream = AnswerStream(asyncio.get_running_loop(), len(chat.questions))
+        self._mail = self._mail or LoopMail(asyncio.get_running_loop())
+        stream = AnswerStream(self._mail, len(chat.questions))
         ticket = self._submit(service, chat, stream)
         if await self._wait(ticket.ready, ticket, gone, begun) is None:
             return Response(status_code=499)
@@ -289,17 +291,17 @@ def _json(value: Mapping[str, Any], status: int = 200) -> Response:
     return Response(to_json(value), status, media_type="application/json")
 
 
-def _error_response(request: Request, error: Exception) -> Response:
+async def _error_response(request: Request, error: Exception) -> Response:
     assert isinstance(error, ApiError)
     return Response(
         to_json(error.body()), error.status, error.headers, media_type="application/json"
     )
 
 
-def _http_error(request: Request, error: Exception) -> Response:
+async def _http_error(request: Request, error: Exception) -> Response:
     """Answer for a path or method that there is not."""
     assert isinstance(error, HTTPException)
     what = "method" if error.status_code == 405 else "path"
     message = f"no such {what}: {request.method} {request.url.path[:200]}"
     found = ApiError(error.status_code, message, headers=dict(error.headers or {}))
-    return _error_response(request, found)
+    return await _error_response(request, found)

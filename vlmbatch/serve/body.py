@@ -30,7 +30,8 @@ async def read_body(request: Request, max_bytes: int) -> bytes:
     stream = request.stream()
     try:
         while True:
-            piece = await asyncio.wait_for(anext(stream), READ_SECONDS)
+            async with asyncio.timeout(READ_SECONDS):
+                piece = await anext(stream)
             total += len(piece)
             if total > max_bytes:
                 raise _too_large(max_bytes)

@@ -24,6 +24,7 @@ from vlmbatch.core import Completion, Conversation, Question, Request
 from vlmbatch.engine import Engine, RequestQueue
 from vlmbatch.errors import EngineError, ItemError, PrepareError, VlmbatchError, one_line
 from vlmbatch.processor import processor_share
+from vlmbatch.run.threads import lower_priority
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +33,9 @@ MAX_PREPARING = 8
 
 MAX_FETCHING = 32
 """Threads that may wait for the network at a time."""
+
+REQUESTS_IN_HAND = 4
+"""Waiting requests from which on the engine is the bottleneck."""
 
 QUEUE_REQUESTS = 1 << 20
 """Bound of the queue by number; its bytes and ``max_waiting`` are the bounds that matter."""
@@ -135,6 +139,7 @@ class Dispatcher:
         self._waiting: set[Ticket] = set()
         self._running: set[Ticket] = set()
         self._is_closed = False
+        self._lowered = threading.local()
         count = workers or min(MAX_PREPARING, max(2, processor_share().threads))
         self._preparers = concurrent.futures.ThreadPoolExecutor(count, "prepare")
         self._fetchers = concurrent.futures.ThreadPoolExecutor(MAX_FETCHING, "fetch")
@@ -252,10 +257,18 @@ class Dispatcher:
             return
         request.tag, ticket.request = ticket, request
         _resolve(ticket.ready, request)
+        if len(self._queue) >= REQUESTS_IN_HAND:
+            self._lower_priority()
         if not self._queue.put(request):
             self._fail(ticket, EngineError("the engine ended"))
         elif ticket.is_cancelled:  # before it was in the queue, where ``_forget`` looks
             self._forget(ticket)
+
+    def _lower_priority(self) -> None:
+        """Let an engine on the same processor go before this worker thread, as in a run."""
+        if self.engine.device == "cpu" and not hasattr(self._lowered, "is_done"):
+            self._lowered.is_done = True
+            lower_priority()
 
     def _guarded(self, ticket: Ticket, call: Callable[[], Any]) -> Any:
         """Call. Whatever goes wrong is the end of this ticket alone."""

@@ -100,7 +100,8 @@ class Serving:
         for thread in threads:
             thread.start()
         try:
-            asyncio.run(self._http.serve(sockets=[self.socket]))
+            with asyncio.Runner(loop_factory=self._http.config.get_loop_factory()) as runner:
+                runner.run(self._http.serve(sockets=[self.socket]))
         finally:
             self.stop()
             threads[1].join()

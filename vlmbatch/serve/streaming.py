@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import collections
 import contextlib
-from collections.abc import AsyncIterator, Callable
+import functools
+from collections.abc import Callable
 from typing import Any
 
 from starlette.responses import Response
@@ -19,31 +21,72 @@ KEEP_ALIVE = b": keep-alive\n\n"
 """A comment, which clients pass over."""
 
 
-class AnswerStream:
-    """Pieces of text, from the engine's thread to the event loop."""
+class LoopMail:
+    """Calls from other threads to an event loop. Calls that come together wake the loop once: a
+    wake-up for every token of every stream would hold up the engine's thread.
+    """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, count: int) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Take the loop."""
+        self._loop = loop
+        self._calls: collections.deque[Callable[[], None]] = collections.deque()
+        self._is_woken = False
+
+    def send(self, call: Callable[[], None]) -> None:
+        """Have the loop call something; on any thread."""
+        self._calls.append(call)
+        if not self._is_woken:
+            self._is_woken = True
+            with contextlib.suppress(RuntimeError):  # the loop has ended
+                self._loop.call_soon_threadsafe(self._deliver)
+
+    def _deliver(self) -> None:
+        self._is_woken = False  # first: what comes from now on wakes the loop again
+        while self._calls:
+            self._calls.popleft()()
+
+
+class AnswerStream:
+    """Pieces of text, from the engine's thread to the event loop.
+
+    Attributes:
+        count: Number of answers.
+        is_over: Whether the pieces that were got are all.
+    """
+
+    def __init__(self, mail: LoopMail, count: int) -> None:
         """Expect the pieces of ``count`` answers."""
         self.count = count
-        self._loop = loop
-        self._pieces: asyncio.Queue[tuple[int, str] | None] = asyncio.Queue()
+        self.is_over = False
+        self._mail = mail
+        self._pieces: list[tuple[int, str] | None] = []
+        self._is_filled = asyncio.Event()
 
     def put(self, number: int, text: str) -> None:
         """Add a piece of an answer; on any thread."""
-        self._loop.call_soon_threadsafe(self._pieces.put_nowait, (number, text))
+        self._mail.send(functools.partial(self._add, (number, text)))
 
     def end(self) -> None:
         """State that no more pieces come; on any thread."""
-        with contextlib.suppress(RuntimeError):  # the loop has ended
-            self._loop.call_soon_threadsafe(self._pieces.put_nowait, None)
+        self._mail.send(functools.partial(self._add, None))
 
-    async def get(self, seconds: float) -> tuple[int, str] | None:
-        """Return the next piece, or None after the last.
+    async def get(self, seconds: float) -> list[tuple[int, str]]:
+        """Wait for pieces, and return all that are there.
 
         Raises:
-            TimeoutError: There is none within this time.
+            TimeoutError: There are none within this time.
         """
-        return await asyncio.wait_for(self._pieces.get(), seconds)
+        if not self._pieces:
+            async with asyncio.timeout(seconds):
+                await self._is_filled.wait()
+        found, self._pieces = self._pieces, []
+        self._is_filled.clear()
+        self.is_over = None in found
+        return [piece for piece in found if piece is not None]
+
+    def _add(self, piece: tuple[int, str] | None) -> None:
+        self._pieces.append(piece)
+        self._is_filled.set()
 
 
 class StreamReply(Response):
@@ -107,48 +150,59 @@ class StreamReply(Response):
                 task.cancel()
 
     async def _send(self, send: Send) -> None:
-        async for event in self._events():
-            await send({"type": "http.response.body", "body": event, "more_body": True})
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
-
-    async def _events(self) -> AsyncIterator[bytes]:
-        try:
-            for number in range(self._pieces.count):
-                yield self._chunk(number, {"role": "assistant", "content": ""})
-            async for event in self._contents():
-                yield event
-            completions = self._ticket.done.result()
-            check_answered(completions)
-        except Exception as error:
-            yield _event(api_error(error).body())
-            return
-        for number, completion in enumerate(completions):
-            if (logprobs := logprobs_of(completion)) is not None:
-                yield self._chunk(number, {}, logprobs=logprobs)
-            yield self._chunk(number, {}, finish_reason=completion.finish_reason)
-        if self._wants_usage:
-            yield _event(self._maker.usage(completions))
-        self._on_done(completions)
-        yield b"data: [DONE]\n\n"
-
-    async def _contents(self) -> AsyncIterator[bytes]:
-        """Yield the pieces of text, and comments in between."""
+        """Send the events. Those that are there at the same time go in one write."""
         loop = asyncio.get_running_loop()
         end = loop.time() + self._timeout
+        numbers = range(self._pieces.count)
+        data = b"".join(self._chunk(n, {"role": "assistant", "content": ""}) for n in numbers)
+        is_last = False
         while True:
-            left = end - loop.time()
-            if left <= 0:
+            await send({"type": "http.response.body", "body": data, "more_body": not is_last})
+            if is_last:
+                return
+            data, is_last = await self._next(end - loop.time())
+
+    async def _next(self, seconds: float) -> tuple[bytes, bool]:
+        """Wait for the next events.
+
+        Args:
+            seconds: Time that is left for the answer.
+
+        Returns:
+            The events, and whether they are the last; after a silence a comment.
+        """
+        try:
+            if seconds <= 0:
                 self._ticket.cancel()
                 raise ApiError(504, "not answered in time (--timeout)", code="timeout")
             try:
-                piece = await self._pieces.get(min(self._silence, left))
+                pieces = await self._pieces.get(min(self._silence, seconds))
             except TimeoutError:
-                yield KEEP_ALIVE
-                continue
-            if piece is None:
-                return
-            number, text = piece
-            yield self._chunk(number, {"content": text})
+                return KEEP_ALIVE, False
+            events = [self._chunk(number, {"content": text}) for number, text in pieces]
+            if self._pieces.is_over:
+                events += self._ending()
+            return b"".join(events), self._pieces.is_over
+        except Exception as error:
+            return _event(api_error(error).body()), True
+
+    def _ending(self) -> list[bytes]:
+        """Return the events after the last text.
+
+        Raises:
+            Exception: The request failed.
+        """
+        completions = self._ticket.done.result()
+        check_answered(completions)
+        events = []
+        for number, completion in enumerate(completions):
+            if (logprobs := logprobs_of(completion)) is not None:
+                events.append(self._chunk(number, {}, logprobs=logprobs))
+            events.append(self._chunk(number, {}, finish_reason=completion.finish_reason))
+        if self._wants_usage:
+            events.append(_event(self._maker.usage(completions)))
+        self._on_done(completions)
+        return [*events, b"data: [DONE]\n\n"]
 
     def _chunk(self, number: int, delta: dict[str, Any], **rest: Any) -> bytes:
         chunk = self._maker.piece(number, delta, **rest)
