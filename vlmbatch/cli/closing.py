@@ -102,6 +102,7 @@ def _item_lines(job: Job, summary: dict[str, Any], *, interrupted: bool) -> Iter
     if kept.get("edited"):
         texts = count(kept["edited"], "text")
         yield f"{texts} edited in OUTPUT kept (--redo edited asks again)"
+    yield from _gone_lines(summary["gone"])
     if summary["found"] == 0 and summary["error"] is None and not interrupted:
         yield (
             "no images found"
@@ -114,6 +115,14 @@ def _item_lines(job: Job, summary: dict[str, Any], *, interrupted: bool) -> Iter
     if left["without_question"]:
         file = f" in {job.questions_file}" if job.questions_file else ""
         yield f"{count(left['without_question'], 'item')} without a question{file}"
+
+
+def _gone_lines(gone: dict[str, Any]) -> Iterator[str]:
+    if gone.get("rows"):
+        what = f"{count(gone['rows'], 'answer')} about files that are gone"
+        yield f"{what} removed" if gone["pruned"] else f"{what} kept (--prune removes them)"
+    if gone.get("edited"):
+        yield f"{count(gone['edited'], 'edited text')} about files that are gone kept"
 
 
 def failure_lines(figures: dict[str, Any], output: str, task: str = "") -> Iterator[str]:

@@ -21,7 +21,7 @@ from vlmbatch.errors import OutputError
 from vlmbatch.export.wide import WideTable
 from vlmbatch.write.atomic import reason, replacing
 from vlmbatch.write.columns import Row, as_text
-from vlmbatch.write.sidecars.record import find_source
+from vlmbatch.write.sources import find_source
 
 METADATA = "metadata.jsonl"
 TRAIN = "train"

@@ -67,6 +67,11 @@ class OutputOptions:
         metavar="ROWS",
         group="Output",
     )
+    prune: bool = option(
+        False,
+        "Remove rows whose source is gone, but for edited texts.",
+        group="Output",
+    )
     max_errors: str | None = option(
         None,
         "Stop with exit code 4 when more items than N, or P% of those done (judged from 20 on, and "
@@ -119,6 +124,8 @@ class OutputOptions:
                 "max_errors must be a number such as 100 or a share such as 5%, "
                 f"not {self.max_errors!r}"
             )
+        if self.prune and self.output == "-":
+            raise JobError("prune removes rows of an OUTPUT that is kept: give a file with -o")
         self._check_redo()
         self._check_sidecar(media)
 

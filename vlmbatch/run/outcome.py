@@ -8,7 +8,18 @@ from typing import Any
 from vlmbatch.engine import Engine
 
 _FROM_SUMMARY = (
-    *("found", "items", "rows", "status", "errors", "kept", "output", "uncommitted", "sidecars"),
+    *(
+        "found",
+        "items",
+        "rows",
+        "status",
+        "errors",
+        "kept",
+        "output",
+        "gone",
+        "uncommitted",
+        "sidecars",
+    ),
     *("tiles", "prompt_tokens", "new_tokens", "wall_seconds", "error", "interrupted"),
 )
 

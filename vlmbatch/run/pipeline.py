@@ -103,6 +103,7 @@ class Run:
         self._has_answered = threading.Event()
         self._totals: dict[str, int] = {}
         self._edited = 0
+        self._gone: dict[str, Any] = {}
         self._sidecar_counts: dict[str, int] | None = None
         self._connect()
 
@@ -265,6 +266,7 @@ class Run:
         engine, writer = self._opened.engine, self.writer
         close_writer = functools.partial(writer.close, finished=is_well)
         for close in (
+            self._find_gone if is_well else None,
             close_writer,
             self._write_sidecars,
             engine.close if engine else None,
@@ -278,6 +280,9 @@ class Run:
                 else:
                     logger.error("%s", error)
         self._totals, self._edited = writer.totals(), writer.edited()
+
+    def _find_gone(self) -> None:
+        self._gone = self.writer.gone(prune=self.job.prune)
 
     def _write_sidecars(self) -> None:
         """Write the sidecars of this run's items from all their rows in OUTPUT, earlier runs' too.
@@ -306,6 +311,7 @@ class Run:
             error=None if failure is None else f"{type(failure).__name__}: {failure}",
             kept={**intake.kept, **({"edited": self._edited} if self._edited else {})},
             found=intake.found,
+            gone=self._gone,
             output=self._totals,
             uncommitted=writer.num_uncommitted,
             sidecars=self._sidecar_counts,
@@ -328,7 +334,8 @@ class Run:
         """Write the summary and the line of this run. A run that had nothing to do leaves the
         summary of the last one that had.
         """
-        has_done = bool(self.stats.rows or self.job.overwrite or outcome.error)
+        is_changed = self.stats.rows or self._gone.get("pruned") or self.job.overwrite
+        has_done = bool(is_changed or outcome.error)
         try:
             if not isinstance(outcome.error, JobError | NothingFound):
                 self.writer.write_summary(outcome.summary, replace=has_done)

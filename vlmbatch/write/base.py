@@ -163,6 +163,22 @@ class Writer(abc.ABC):
         """
         return 0
 
+    def gone(self, *, prune: bool) -> dict[str, Any]:
+        """Find the rows of earlier runs whose sources are gone. Called after the last row, before
+        ``close``.
+
+        Args:
+            prune: Whether they are removed; edited ones stay.
+
+        Returns:
+            The number of ``rows``, of ``edited`` ones beside them, of ``files``, and whether the
+            rows were ``pruned``; nothing where that is not known.
+
+        Raises:
+            OutputError: Rows cannot be read back.
+        """
+        return {}
+
     def __enter__(self) -> Self:
         return self
 

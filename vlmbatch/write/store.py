@@ -11,6 +11,7 @@ OUTPUT or in both. Each has its key, so none is there twice.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 import threading
 import time
@@ -31,6 +32,7 @@ from vlmbatch.write.lock import OutputLock
 from vlmbatch.write.place import resolve_output
 from vlmbatch.write.publish import Publisher
 from vlmbatch.write.runs import append_run
+from vlmbatch.write.sources import input_folders, is_gone
 from vlmbatch.write.summary import summary_path, write_summary
 
 logger = logging.getLogger(__name__)
@@ -231,6 +233,12 @@ class OutputStore(Writer):
         """Return the number of rows of earlier runs whose text was edited in OUTPUT."""
         with self._guard:
             return self._known.edited()
+
+    def gone(self, *, prune: bool) -> dict[str, Any]:
+        """Find the rows that this run has not seen and whose sources are gone."""
+        is_source_gone = functools.partial(is_gone, folders=input_folders(self._job.inputs))
+        with self._guard:
+            return self._known.gone(is_source_gone, prune=prune)._asdict()
 
     def write(
         self,

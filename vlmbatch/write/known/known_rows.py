@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from typing import Literal, TypeAlias
+from collections.abc import Callable, Sequence
+from typing import Literal, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -20,6 +20,22 @@ RowState: TypeAlias = Literal["new", "done", "touched", "changed"]
 """State of a row at the beginning of a run. ``touched``: its file has another size or time, and
 only its content tells whether it has changed.
 """
+
+
+class Gone(NamedTuple):
+    """Rows whose sources are gone.
+
+    Attributes:
+        rows: Their number, without edited ones.
+        edited: Number of those whose text was edited.
+        files: Number of their sources.
+        pruned: Whether ``rows`` were taken out.
+    """
+
+    rows: int = 0
+    edited: int = 0
+    files: int = 0
+    pruned: bool = False
 
 
 class KnownRows(StoredRows):
@@ -176,3 +192,31 @@ class KnownRows(StoredRows):
             logger.info(message, self._name, len(gone))
             self._index.drop(gone)
             self.is_changed = True
+
+    def gone(self, is_gone: Callable[[str], bool], *, prune: bool) -> Gone:
+        """Find the rows that this run has not seen and whose sources are gone.
+
+        Args:
+            is_gone: Tells that of a source.
+            prune: Whether they are taken out; edited ones stay.
+        """
+        unseen = self._index.unseen()
+        if not len(unseen):
+            return Gone()
+        sources: dict[str, bool] = {}
+        rows, files, edited = [], set[str](), 0
+        for number, row in zip(unseen.tolist(), self._read_rows(unseen), strict=True):
+            source = row["source"]
+            if source not in sources:
+                sources[source] = is_gone(source)
+            if not sources[source]:
+                continue
+            files.add(source)
+            if self._index.is_edited(number):
+                edited += 1
+            else:
+                rows.append(number)
+        if prune and rows:
+            self._index.drop(rows)
+            self.is_changed = True
+        return Gone(len(rows), edited, len(files), prune and bool(rows))

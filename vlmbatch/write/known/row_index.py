@@ -305,6 +305,13 @@ class RowIndex:
         )
         return np.flatnonzero(changed), np.flatnonzero(seen & np.isin(sources, sources[changed]))
 
+    def unseen(self) -> Int64Array:
+        """Return the numbers of the rows that this run has not seen, in the order of OUTPUT."""
+        order = self.in_order()
+        flags = np.array(self._flags, np.uint8)[order]
+        found: Int64Array = order[(flags & _SEEN) == 0]
+        return found
+
     def drop(self, numbers: Iterable[int]) -> None:
         """Take rows out."""
         gone = set(numbers)

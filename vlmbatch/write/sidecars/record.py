@@ -6,16 +6,12 @@ import hashlib
 import itertools
 import json
 import os
-import re
 from pathlib import Path
 from typing import NamedTuple
 
 from vlmbatch.errors import OutputError
-from vlmbatch.urls import is_url
 from vlmbatch.write.atomic import reason, replacing
-
-_ESCAPED = re.compile(rb"\\x([0-9a-f]{2})")
-_ROW_NUMBER = re.compile(r"#\d+$")
+from vlmbatch.write.sources import is_gone
 
 
 class WrittenSidecar(NamedTuple):
@@ -100,28 +96,7 @@ class SidecarRecord:
     def _owner(self, path: bytes) -> str | None:
         """Return the id of the file that has a path; None also when that file is gone."""
         found = self._written.get(path)
-        return None if found is None or _is_gone(found.source) else found.id
-
-
-def find_source(source: str) -> bytes | None:
-    r"""Return the path of the file that a record names; None when there is none. Names that are not
-    UTF-8 stand in records with ``\xNN`` in them.
-    """
-    raw = source.encode()
-    for path in (raw, _ESCAPED.sub(lambda found: bytes.fromhex(found[1].decode()), raw)):
-        if b"\0" not in path and os.path.isfile(path):
-            return path
-    return None
-
-
-def _is_gone(source: str) -> bool:
-    """Return whether a source was a file of a folder and is no longer there. Of URLs and of what is
-    inside archives nobody knows.
-    """
-    if is_url(source) or find_source(source) is not None:
-        return False
-    whole = _ROW_NUMBER.sub("", source)
-    return find_source(whole) is None and os.path.isdir(os.path.dirname(whole) or ".")
+        return None if found is None or is_gone(found.source) else found.id
 
 
 def _digest(content: bytes) -> str:

@@ -26,8 +26,9 @@ from vlmbatch.job import Job
 from vlmbatch.write.atomic import beside, reason
 from vlmbatch.write.columns import Row, clean_text
 from vlmbatch.write.records import FileRows
-from vlmbatch.write.sidecars.record import SidecarRecord, find_source
+from vlmbatch.write.sidecars.record import SidecarRecord
 from vlmbatch.write.sidecars.subtitles import FORMS, make_cues
+from vlmbatch.write.sources import find_source
 
 logger = logging.getLogger(__name__)
 
