@@ -25,7 +25,6 @@ CHECKS = {
     [
         ["--dtype", "float32"],
         ["--dtype", "bfloat16"],
-        ["--quantize", "int8"],
         ["--engine", "transformers"],
         ["--engine", "llama-server"],
     ],

@@ -78,7 +78,9 @@ def cached_checkpoint(name: str, root: Path | None = None) -> Path:
     return folder
 
 
-def write_checkpoint(name: str, folder: Path, seed: int = 0) -> Path:
+def write_checkpoint(
+    name: str, folder: Path, seed: int = 0, *, vision_layers: int | None = None
+) -> Path:
     """Write weights (bfloat16, normal, 0.02) and files. Tokenizer and template are the demo
     model's; its ids are all in the vocabulary.
 
@@ -86,11 +88,12 @@ def write_checkpoint(name: str, folder: Path, seed: int = 0) -> Path:
         name: A row of ``SHAPES``.
         folder: Target folder; created if missing.
         seed: Seed of the weights.
+        vision_layers: Layers of the vision encoder, where it does not matter; None for all.
 
     Returns:
         The folder.
     """
-    write_settings(name, folder)
+    write_settings(name, folder, vision_layers=vision_layers)
     shape = ModelShape.from_checkpoint(find_checkpoint(str(folder)))
     generator = torch.Generator().manual_seed(seed)
     tensors = {}
@@ -105,12 +108,14 @@ def write_checkpoint(name: str, folder: Path, seed: int = 0) -> Path:
     return folder
 
 
-def write_settings(name: str, folder: Path) -> None:
+def write_settings(name: str, folder: Path, *, vision_layers: int | None = None) -> None:
     """Write every file of a random checkpoint except the weights."""
     folder.mkdir(parents=True, exist_ok=True)
     demo = find_checkpoint(DEMO)
     settings = SHAPES[name]
     vision, longest = settings["vision"], settings["longest_edge"]
+    if vision_layers is not None:
+        vision = vision | {"num_hidden_layers": vision_layers}
     text = {
         "model_type": "llama",
         "vocab_size": VOCABULARY,

@@ -110,12 +110,19 @@ def _processor() -> Iterator[Finding]:
     from vlmbatch.engine.threads import num_threads
     from vlmbatch.job import ResourceOptions
     from vlmbatch.processor import processor_share
+    from vlmbatch.selftest.one_sequence import HOW, NAME, kept_rates
 
-    threads = num_threads(ResourceOptions())
+    options = with_user_folders(ResourceOptions())
+    threads = num_threads(options)
     share = processor_share().describe()
     yield Finding("processor", f"{share}: {threads} thread{'' if threads == 1 else 's'}")
     policy = users_policy()
     yield Finding("threads wait", f"as {policy} says" if policy else "asleep, after few spins")
+    rates = kept_rates(options.cache_folder, threads)
+    if rates is None:
+        yield Finding(NAME, f"not timed beside bfloat16 yet: {HOW}")
+    else:
+        yield Finding(NAME, rates.describe(), rates.check().advice)
 
 
 def _devices() -> Iterator[Finding]:

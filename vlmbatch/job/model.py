@@ -49,8 +49,9 @@ class ModelOptions:
         "none",
         "int8 keeps the matrices of the language model as 8-bit integers: a quarter of float32's "
         "memory; some answers change. Faster than float32 on CPUs with VNNI or AMX; elsewhere it "
-        "saves memory only. q4: 4-bit blocks, for --engine onnx. q8_0, q5_0, q4_0: blocks "
-        "of 8, 5 and 4 bits, for --engine llama-server.",
+        "saves memory only. With one sequence bfloat16 may be faster: `vlmbatch doctor --selftest "
+        "--quantize int8` times both. q4: 4-bit blocks, for --engine onnx. q8_0, q5_0, q4_0: "
+        "blocks of 8, 5 and 4 bits, for --engine llama-server.",
         group="Model",
     )
     provider: str | None = option(

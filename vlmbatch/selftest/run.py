@@ -17,6 +17,7 @@ from vlmbatch.job import EngineOptions
 from vlmbatch.selftest.asking import Round
 from vlmbatch.selftest.checks import Check, Subject, check_trial
 from vlmbatch.selftest.memory import MemoryWatch, check_memory, memory_use
+from vlmbatch.selftest.one_sequence import settle_rates
 from vlmbatch.selftest.report import Report
 from vlmbatch.selftest.scenes import Scene, scenes
 from vlmbatch.selftest.speed import speed_of, trial_speed
@@ -37,9 +38,17 @@ def run_selftest(options: EngineOptions, say: Say) -> Report:
         JobError: An option that the engine cannot honour.
         EngineError: The engine cannot be opened. What goes wrong later is a check that failed.
         MissingDependencyError: The engine needs a package that is not installed.
+        OutputError: There is no room for the random weights that int8 is timed with.
     """
     plan = plan_engine(options)
-    return examine(plan, options, watched_device(plan.name, options), say)
+    device = watched_device(plan.name, options)
+    report = examine(plan, options, device, say)
+    if plan.name == "torch" and device == "cpu" and options.quantize == "int8":
+        say("timing int8 beside bfloat16 with one sequence")
+        rates = settle_rates(options)
+        report.speed["one_sequence"] = dataclasses.asdict(rates)
+        report.add(rates.check())
+    return report
 
 
 def watched_device(engine: str, options: EngineOptions) -> str | None:
