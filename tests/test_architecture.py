@@ -28,6 +28,7 @@ FLOOR = {
     "job",
     "core",
     "checkpoint",
+    "cached_files",
     "gguf_files",
     "hub",
     "native_library",
@@ -48,6 +49,7 @@ ALLOWED = {
     "gguf_files": {"errors"},
     "hub": {"errors"},
     "checkpoint": {"errors", "hub", "text_files"},
+    "cached_files": {"checkpoint", "errors"},
     "values": {"errors"},
     "job": {"errors", "tasks", "urls", "values"},
     "questions": FLOOR,
@@ -60,7 +62,7 @@ ALLOWED = {
     "finetune": FLOOR | STAGES,
     "bench": FLOOR | {"read", "prepare", "engine"},
     "selftest": FLOOR | {"read", "engine", "bench", "__version__"},
-    "convert": FLOOR | {"engine"},
+    "convert": FLOOR | {"engine", "prepare"},
     "compare": FLOOR | {"questions", "read", "engine"},
     "cli": FLOOR
     | STAGES

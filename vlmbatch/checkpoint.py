@@ -11,11 +11,14 @@ import dataclasses
 import functools
 import hashlib
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vlmbatch.errors import JobError, ModelLoadError
 from vlmbatch.hub import FILES, VOCABULARIES, hub_folder
 from vlmbatch.text_files import parse_json
+
+if TYPE_CHECKING:
+    import tokenizers
 
 DEMO = "demo"
 KNOWN_MODELS = (
@@ -186,6 +189,23 @@ class Checkpoint:
             )
         return computed
 
+    def tokenizer(self) -> tokenizers.Tokenizer:
+        """Read tokenizer.json, without truncation and padding.
+
+        Raises:
+            ModelLoadError: It is missing or broken.
+        """
+        import tokenizers
+
+        path = self.require("tokenizer.json")
+        try:
+            found = tokenizers.Tokenizer.from_file(str(path))
+        except Exception as error:  # tokenizers raises bare Exception
+            raise ModelLoadError(f"{self.name}: tokenizer.json cannot be read: {error}") from error
+        found.no_truncation()
+        found.no_padding()
+        return found
+
     def tokenizer_config(self) -> dict[str, Any]:
         """Read tokenizer_config.json; empty when it does not exist."""
         return self.read_json("tokenizer_config.json")
@@ -266,11 +286,11 @@ def find_checkpoint(model: str, revision: str | None = None, *, fetch: bool = Fa
     check_revision(model, revision)
     if model == DEMO:
         folder = Path(__file__).parent / "demo"
-        return Checkpoint(folder, DEMO, _folder_revision(folder))
+        return Checkpoint(folder, DEMO, folder_revision(folder))
     folder = Path(model).expanduser()
     if folder.is_dir():
         _refuse_adapter(folder)
-        return Checkpoint(folder, model, _folder_revision(folder))
+        return Checkpoint(folder, model, folder_revision(folder))
     if model.count("/") != 1 or model.startswith((".", "/", "~")):
         raise ModelLoadError(
             f"no such model: {model} is neither a folder, a hub id (owner/name) nor `demo`"
@@ -313,7 +333,7 @@ def _refuse_adapter(folder: Path) -> None:
             )
 
 
-def _folder_revision(folder: Path) -> str:
+def folder_revision(folder: Path) -> str:
     """Return a fingerprint of the small files' contents, and of name, size and time of weights."""
     digest = hashlib.sha256()
     has_tokenizer = (folder / "tokenizer.json").exists()

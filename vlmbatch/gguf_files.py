@@ -9,6 +9,9 @@ from vlmbatch.errors import MissingDependencyError, ModelLoadError
 
 NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5
 """Token types in GGUF."""
+VOCABULARY_FIELDS = tuple(
+    f"tokenizer.ggml.{name}" for name in ("tokens", "token_type", "merges", "pre")
+)
 DIGITS = {"type": "Digits", "individual_digits": True}
 BYTES = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}
 PRE_TOKENIZERS = {"smollm": (DIGITS, BYTES), "granite-docling": (BYTES,)}
@@ -56,20 +59,30 @@ def read_tokenizer(reader: Any) -> Any:
     Raises:
         ModelLoadError: It is not a byte-level BPE with a known pre-tokenizer.
     """
-    import tokenizers
-    from tokenizers import decoders, models, pre_tokenizers
-
-    tokens, kinds, merges, pre = read_fields(
-        reader, *(f"tokenizer.ggml.{name}" for name in ("tokens", "token_type", "merges", "pre"))
-    )
+    tokens, kinds, merges, pre = read_fields(reader, *VOCABULARY_FIELDS)
     if not tokens or not kinds or merges is None or pre not in PRE_TOKENIZERS:
         raise ModelLoadError(
             f"the file's vocabulary is not of this family (pre-tokenizer {pre!r}); there are "
             f"{', '.join(PRE_TOKENIZERS)}"
         )
+    return make_tokenizer(tokens, kinds, merges, pre)
+
+
+def make_tokenizer(tokens: list[str], kinds: list[int], merges: list[str], pre: str) -> Any:
+    """Build a ``tokenizers.Tokenizer`` that splits texts as llama.cpp does.
+
+    Args:
+        tokens: Tokens by id.
+        kinds: Their types.
+        merges: Pairs of tokens, joined by a space.
+        pre: A key of ``PRE_TOKENIZERS``.
+    """
+    import tokenizers
+    from tokenizers import decoders, models, pre_tokenizers
+
     special = [token for token, kind in zip(tokens, kinds, strict=True) if kind == CONTROL]
     added = [token for token, kind in zip(tokens, kinds, strict=True) if kind == USER_DEFINED]
-    pairs = [tuple(merge.split(" ", 1)) for merge in merges]
+    pairs: Any = [tuple(merge.split(" ", 1)) for merge in merges]
     model = models.BPE({token: number for number, token in enumerate(tokens)}, pairs)
     tokenizer = tokenizers.Tokenizer(model)
     steps: list[Any] = [pre_tokenizers.ByteLevel(add_prefix_space=False)]

@@ -6,6 +6,7 @@ callers compute in another way.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import dataclasses
 import hashlib
@@ -86,6 +87,8 @@ class NativeLibrary:
         try:
             _check_owner(path.parent)
             _check_owner(path)
+            with contextlib.suppress(OSError):  # the time of the last use: old ones are removed
+                os.utime(path)
             return ctypes.CDLL(str(path))
         except OSError as error:
             logger.debug("%s is not used: %s", self.source.name, error)

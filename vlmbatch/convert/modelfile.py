@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import re
 from pathlib import Path
 
 from vlmbatch.checkpoint import Checkpoint
 from vlmbatch.engine.torch.shape import ModelShape
+from vlmbatch.errors import ModelLoadError, PrepareError
+from vlmbatch.prepare.chat import ChatTemplate, Message
+from vlmbatch.prepare.prompt import special_tokens
 from vlmbatch.tasks import TASKS, Task
 
 SYSTEMS: dict[Task, str] = {
@@ -42,14 +46,8 @@ MIN_CONTEXT = 2048
 """A photo at full detail takes 1,100 to 1,400 tokens."""
 DEFAULT: tuple[Task, str] = ("vqa", "balance")
 """The variant that is named ``Modelfile``."""
-TEMPLATE = (
-    "<|im_start|>{{ range .Messages }}"
-    '{{ if eq .Role "system" }}System: {{ .Content }}'
-    '{{ else if eq .Role "user" }}User:{{ .Content }}'
-    "{{ else }}Assistant: {{ .Content }}{{ end }}<end_of_utterance>\n"
-    "{{ end }}Assistant:"
-)
-"""The published chat template in Ollama's language. A picture comes first, after ``User:``."""
+_USER, _ANSWER, _SYSTEM = "\x00user\x00", "\x00answer\x00", "\x00system\x00"
+_IMAGE = "<image>"
 
 
 def write_modelfiles(
@@ -67,11 +65,11 @@ def write_modelfiles(
     Returns:
         The files, and the two commands that make and ask a model of Ollama.
     """
-    stops = _stops(checkpoint)
+    stops, template = _stops(checkpoint), ollama_template(checkpoint)
     written = []
     for task in TASKS:
         for level in LEVELS:
-            content = modelfile(text, vision, stops, shape.text.context, task, level)
+            content = modelfile(text, vision, template, stops, shape.text.context, task, level)
             names = [f"Modelfile.{task}-{level}"]
             if (task, level) == DEFAULT:
                 names.insert(0, "Modelfile")
@@ -90,13 +88,20 @@ def write_modelfiles(
 
 
 def modelfile(
-    text: str, vision: str, stops: list[str], context: int, task: Task, level: str
+    text: str,
+    vision: str,
+    template: str,
+    stops: list[str],
+    context: int,
+    task: Task,
+    level: str,
 ) -> str:
     """Return the content of a Modelfile.
 
     Args:
         text: The language model's file, relative to the Modelfile.
         vision: The vision encoder's file.
+        template: The chat template in Ollama's language.
         stops: Texts that end an answer.
         context: The model's context, in tokens.
         task: What it is for.
@@ -109,7 +114,7 @@ def modelfile(
         f"# {task}, {level}",
         f"FROM ./{text}",
         f"FROM ./{vision}",
-        f'TEMPLATE """{TEMPLATE}"""',
+        f'TEMPLATE """{template}"""',
         f'SYSTEM """{SYSTEMS[task]}"""',
         *(f'PARAMETER stop "{stop}"' for stop in stops),
         "PARAMETER temperature 0",
@@ -117,6 +122,54 @@ def modelfile(
         f"PARAMETER num_predict {min(new_tokens, num_ctx // 2)}",
     ]
     return "\n".join(lines) + "\n"
+
+
+def ollama_template(checkpoint: Checkpoint) -> str:
+    """Return the checkpoint's chat template in Ollama's language: what it writes before and after
+    the text of each role. A picture comes first in its turn, where Ollama puts it.
+
+    Raises:
+        ModelLoadError: The template is broken, or writes turns in another way.
+    """
+    chat = ChatTemplate(checkpoint.chat_template(), special_tokens(checkpoint))
+    user: Message = ("user", [("image", ""), ("text", _USER)])
+    try:
+        asked = chat.render([user], opens_answer=False)
+        opened = chat.render([user])
+        answered = chat.render([user, ("assistant", [("text", _ANSWER)])], opens_answer=False)
+        told = chat.render([("system", [("text", _SYSTEM)]), user], opens_answer=False)
+    except PrepareError as error:
+        raise ModelLoadError(f"the checkpoint's chat template is broken: {error}") from error
+    turn = _common_ending(asked, told)
+    head = asked.removesuffix(turn)
+    system, rest = told.removeprefix(head).removesuffix(turn), opened.removeprefix(asked)
+    parts = (
+        _around(turn, _IMAGE + _USER),
+        _around(answered.removeprefix(asked), _ANSWER),
+        _around(system, _SYSTEM),
+    )
+    if None in parts or not opened.startswith(asked):
+        raise ModelLoadError(
+            "the checkpoint's chat template does not write one turn after the other, as Ollama's "
+            "templates do"
+        )
+    users, answers, systems = ("{{ .Content }}".join(part) for part in parts if part)
+    return (
+        f'{head}{{{{ range .Messages }}}}{{{{ if eq .Role "system" }}}}{systems}'
+        f'{{{{ else if eq .Role "user" }}}}{users}{{{{ else }}}}{answers}{{{{ end }}}}{{{{ end }}}}'
+        f"{rest}"
+    )
+
+
+def _common_ending(one: str, other: str) -> str:
+    pairs = zip(reversed(one), reversed(other), strict=False)
+    count = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
+    return one[len(one) - count :]
+
+
+def _around(text: str, content: str) -> tuple[str, str] | None:
+    before, found, after = text.partition(content)
+    return (before, after) if found else None
 
 
 def _stops(checkpoint: Checkpoint) -> list[str]:

@@ -77,16 +77,7 @@ class PromptWriter:
         """Read tokenizer.json, the chat template and the number of image tokens per tile from a
         checkpoint's files.
         """
-        try:
-            tokenizer = tokenizers.Tokenizer.from_file(str(checkpoint.require("tokenizer.json")))
-        except ModelLoadError:
-            raise
-        except Exception as error:  # tokenizers raises bare Exception
-            raise ModelLoadError(
-                f"{checkpoint.name}: tokenizer.json cannot be read: {error}"
-            ) from error
-        tokenizer.no_truncation()
-        tokenizer.no_padding()
+        tokenizer = checkpoint.tokenizer()
         tokens = MediaTokens(checkpoint.image_seq_len())
         if not checkpoint.takes_clips:
             # As the processor of transformers does; not every vocabulary has the last one.
@@ -94,13 +85,7 @@ class PromptWriter:
             tokenizer.add_special_tokens(
                 [tokenizers.AddedToken(token, normalized=False) for token in missing]
             )
-        config = checkpoint.tokenizer_config()
-        special = {
-            name: _token_text(config[name])
-            for name in (f"{kind}_token" for kind in _SPECIAL)
-            if config.get(name)
-        }
-        return cls(tokenizer, checkpoint.chat_template(), tokens, special)
+        return cls(tokenizer, checkpoint.chat_template(), tokens, special_tokens(checkpoint))
 
     def image_prefix(self, rows: int, cols: int) -> list[int]:
         """Return token ids of the chat opening and a picture; every question continues them."""
@@ -265,6 +250,13 @@ class PromptWriter:
                 "checkpoint"
             )
         return int(found)
+
+
+def special_tokens(checkpoint: Checkpoint) -> dict[str, str]:
+    """Return the special tokens that a chat template may name, such as ``bos_token``."""
+    config = checkpoint.tokenizer_config()
+    names = (f"{kind}_token" for kind in _SPECIAL)
+    return {name: _token_text(config[name]) for name in names if config.get(name)}
 
 
 def _token_text(token: Any) -> str:

@@ -15,6 +15,7 @@ from vlmbatch.checkpoint import (
     Checkpoint,
     find_checkpoint,
 )
+from vlmbatch.cli.models.clean import COMMAND as CLEAN
 from vlmbatch.cli.models.compare import COMMAND as COMPARE
 from vlmbatch.convert import TARGETS
 from vlmbatch.errors import JobError
@@ -199,5 +200,6 @@ def _convert(
 
 
 _models.add_command(COMPARE)
+_models.add_command(CLEAN)
 
 COMMANDS = {"models": _models}

@@ -18,7 +18,11 @@ from vlmbatch.convert.gguf.types import (
     check_type,
     k_note,
 )
-from vlmbatch.convert.gguf.verification import check_file, check_vocabulary
+from vlmbatch.convert.gguf.verification import (
+    check_file,
+    check_vocabulary,
+    check_written_vocabulary,
+)
 from vlmbatch.convert.gguf.vocabulary import INEXACT_NOTE, read_vocabulary
 from vlmbatch.convert.modelfile import write_modelfiles
 from vlmbatch.convert.publishing import check_space, publish
@@ -43,6 +47,7 @@ def convert(checkpoint: Checkpoint, options: ConvertOptions) -> Converted:
     is_k = kind in K_TYPES
     text_name = f"{name}-{kind.upper()}.gguf"
     vocabulary = read_vocabulary(checkpoint, shape.text.vocabulary)
+    check_vocabulary(vocabulary, checkpoint)
     text_kind = "f16" if is_k else kind
     text = text_file(text_name, checkpoint, shape, weights, text_kind, vocabulary)
     vision_kind = VISION_TYPES.get(kind, kind)
@@ -59,7 +64,7 @@ def convert(checkpoint: Checkpoint, options: ConvertOptions) -> Converted:
             for file in (text, vision):
                 file.write(room / file.name)
                 check_file(room / file.name, file)
-            check_vocabulary(room / text_name, checkpoint)
+            check_written_vocabulary(room / text_name, vocabulary)
             if options.llama_quantize is not None:
                 _quantize(options.llama_quantize, room / text_name, kind)
             publish([room / text_name, room / vision_name], folder)

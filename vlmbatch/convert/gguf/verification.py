@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tokenizers
 
 from vlmbatch.checkpoint import Checkpoint
 from vlmbatch.convert.gguf.files import GgufFile, quantized
+from vlmbatch.convert.gguf.vocabulary import Vocabulary
 from vlmbatch.errors import ModelLoadError, OutputError
-from vlmbatch.gguf_files import open_gguf, read_tokenizer
+from vlmbatch.gguf_files import VOCABULARY_FIELDS, make_tokenizer, open_gguf, read_fields
 
 SAMPLE = (
     "<|im_start|>User: What's in this picture, taken on 12.03.2024 at 7:45?\n\n"
@@ -46,30 +46,41 @@ def check_file(path: Path, file: GgufFile) -> None:
         raise OutputError(f"{path}: the values of {name} read back differ: try again")
 
 
-def check_vocabulary(path: Path, checkpoint: Checkpoint) -> None:
-    """Tokenize a text with the vocabulary of a file, and with the checkpoint's own.
+def check_vocabulary(vocabulary: Vocabulary, checkpoint: Checkpoint) -> None:
+    """Tokenize a text with a vocabulary as llama.cpp does, and with the checkpoint's own tokenizer:
+    before hours go into the weights.
 
     Raises:
-        ModelLoadError: The checkpoint's own cannot be read.
-        OutputError: Tokens or text differ.
+        ModelLoadError: Tokens or text differ, or the checkpoint's own cannot be read.
     """
+    own = checkpoint.tokenizer()
     try:
-        own = tokenizers.Tokenizer.from_file(str(checkpoint.require("tokenizer.json")))
-    except ModelLoadError:
-        raise
+        theirs = make_tokenizer(
+            vocabulary.tokens, vocabulary.kinds, vocabulary.merges, vocabulary.pre
+        )
     except Exception as error:  # tokenizers raises bare Exception
         raise ModelLoadError(
-            f"{checkpoint.name}: tokenizer.json cannot be read: {error}"
+            f"{checkpoint.name}: tokenizer.json does not fit into GGUF: {error}"
         ) from error
-    own.no_truncation()
-    own.no_padding()
     expected = own.encode(SAMPLE, add_special_tokens=False).ids
-    theirs = read_tokenizer(_open(path))
     ids = theirs.encode(SAMPLE, add_special_tokens=False).ids
-    if ids != expected:
-        raise OutputError(f"{path}: its tokenizer gives other tokens than the checkpoint's")
-    if theirs.decode(ids, skip_special_tokens=False) != own.decode(ids, skip_special_tokens=False):
-        raise OutputError(f"{path}: its tokenizer gives another text than the checkpoint's")
+    spelled = theirs.decode(ids, skip_special_tokens=False)
+    if ids != expected or spelled != own.decode(expected, skip_special_tokens=False):
+        raise ModelLoadError(
+            f"{checkpoint.name}: llama.cpp would split texts into other tokens than its own "
+            "tokenizer: use --engine torch, or convert it --to onnx"
+        )
+
+
+def check_written_vocabulary(path: Path, vocabulary: Vocabulary) -> None:
+    """Compare the vocabulary of a file with what was written.
+
+    Raises:
+        OutputError: They differ.
+    """
+    written = (vocabulary.tokens, vocabulary.kinds, vocabulary.merges, vocabulary.pre)
+    if tuple(read_fields(_open(path), *VOCABULARY_FIELDS)) != written:
+        raise OutputError(f"{path}: the vocabulary read back differs: try again")
 
 
 def _open(path: Path) -> Any:

@@ -5,20 +5,19 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import logging
-import re
 import secrets
 import shutil
-import subprocess
-import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from vlmbatch.cached_files import note_files, note_use
 from vlmbatch.checkpoint import Checkpoint, check_revision, find_checkpoint
+from vlmbatch.engine.converted import converted_folder
 from vlmbatch.engine.llama_server.answer import Vocabulary
 from vlmbatch.engine.llama_server.one_tile import write_one_tile
-from vlmbatch.errors import JobError, MissingDependencyError, ModelLoadError
+from vlmbatch.errors import JobError, ModelLoadError
 from vlmbatch.gguf_files import import_gguf, open_gguf, read_fields, read_tokenizer
 from vlmbatch.hub import gguf_folder
 from vlmbatch.job import EngineOptions
@@ -70,47 +69,13 @@ class GgufModel:
             ModelLoadError: A file is broken or of another kind.
             MissingDependencyError: The package gguf is not installed.
         """
-        text, vision = self.given or self._converted()
+        if self.given is not None:
+            text, vision = self.given
+        else:
+            assert self.checkpoint is not None
+            folder = converted_folder(self.checkpoint, "gguf", self.kind, self.cache, FORMAT)
+            text, vision = _find_pair(folder, None)
         return ReadyModel(text, vision, self.cache, self.checkpoint)
-
-    def _converted(self) -> tuple[Path, Path]:
-        """Return the converted files, which are made by a process of their own: its memory goes
-        with it.
-        """
-        assert self.checkpoint is not None
-        key = hashlib.sha256(f"{self.checkpoint.folder}{self.revision}".encode()).hexdigest()[:12]
-        stem = re.sub(r"[^A-Za-z0-9._-]", "-", Path(self.name).name)
-        folder = self.cache / "gguf" / f"{stem}-{self.kind}-{key}-{FORMAT}"
-        if not folder.is_dir():
-            logger.info("converting %s to GGUF, once: %s", self.name, folder)
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(prefix=".converting-", dir=folder.parent) as room:
-                fresh = Path(room) / "files"
-                _run_conversion(self.checkpoint, self.kind, fresh)
-                try:
-                    fresh.rename(folder)
-                except OSError:
-                    if not folder.is_dir():  # another run was quicker
-                        raise
-        return _find_pair(folder, None)
-
-
-def _run_conversion(checkpoint: Checkpoint, kind: str, folder: Path) -> None:
-    line = [sys.executable, "-m", "vlmbatch", "models", "convert", str(checkpoint.folder)]
-    done = subprocess.run(
-        [*line, "--to", "gguf", "--type", kind, "-o", str(folder)],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        check=False,
-    )
-    if done.returncode:
-        said = done.stderr.decode(errors="replace").strip().splitlines()
-        message = said[-1].removeprefix("vlmbatch: ") if said else "it ended without a word"
-        is_missing = done.returncode == MissingDependencyError.exit_code
-        raise (MissingDependencyError if is_missing else ModelLoadError)(
-            f"{checkpoint.name} cannot be converted: {message}"
-        )
 
 
 class ReadyModel:
@@ -199,10 +164,12 @@ class ReadyModel:
                     tokens.global_image,
                     tokens.fake,
                 )
+                note_files(fresh, (self._text, self._vision))
                 if not folder.is_dir():
                     fresh.rename(folder)
             finally:
                 shutil.rmtree(fresh, ignore_errors=True)
+        note_use(folder)
         return text, vision, self.writer.tokens.seq_len
 
     def vocabulary(self) -> Vocabulary:

@@ -5,15 +5,12 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import logging
-import re
-import subprocess
-import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 from vlmbatch.checkpoint import DEMO, Checkpoint, check_revision, find_checkpoint
-from vlmbatch.errors import MissingDependencyError, ModelLoadError
+from vlmbatch.engine.converted import converted_folder
+from vlmbatch.errors import ModelLoadError
 from vlmbatch.hub import cached_folder
 from vlmbatch.job import EngineOptions
 
@@ -113,30 +110,15 @@ class OnnxModel:
         """Return the graphs, converted if necessary.
 
         Args:
-            cache: Folder for converted graphs.
+            cache: Folder for caches.
 
         Raises:
             ModelLoadError: The checkpoint cannot be converted.
             MissingDependencyError: The packages for that are not installed.
         """
-        return self.given or self._converted(cache / "onnx")
-
-    def _converted(self, cache: Path) -> GraphFiles:
-        checkpoint, kind = self.checkpoint, TYPES[self.suffix]
-        key = hashlib.sha256(f"{checkpoint.folder}{self.revision}".encode()).hexdigest()[:12]
-        stem = re.sub(r"[^A-Za-z0-9._-]", "-", Path(checkpoint.name).name)
-        folder = cache / f"{stem}-{kind}-{key}-{FORMAT}"
-        if not folder.is_dir():
-            logger.warning("converting %s to ONNX, once: %s", checkpoint.name, folder)
-            cache.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(prefix=".converting-", dir=cache) as room:
-                fresh = Path(room) / "model"
-                _run_conversion(checkpoint, kind, fresh)
-                try:
-                    fresh.rename(folder)
-                except OSError:
-                    if not folder.is_dir():  # another run was quicker
-                        raise
+        if self.given is not None:
+            return self.given
+        folder = converted_folder(self.checkpoint, "onnx", TYPES[self.suffix], cache, FORMAT)
         return _find_graphs(folder, (self.suffix,)) or _lacks(folder)
 
 
@@ -200,22 +182,3 @@ def _find_graphs(folder: Path, suffixes: Sequence[str]) -> GraphFiles | None:
                 dtype = DTYPES.get(suffix, "float32+int8")
                 return GraphFiles(vision, embedding, decoders, dtype)
     return None
-
-
-def _run_conversion(checkpoint: Checkpoint, kind: str, folder: Path) -> None:
-    """Convert in a process of its own: its memory goes with it."""
-    line = [sys.executable, "-m", "vlmbatch", "models", "convert", str(checkpoint.folder)]
-    done = subprocess.run(
-        [*line, "--to", "onnx", "--type", kind, "-o", str(folder)],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        check=False,
-    )
-    if done.returncode:
-        said = done.stderr.decode(errors="replace").strip().splitlines()
-        message = said[-1].removeprefix("vlmbatch: ") if said else "it ended without a word"
-        is_missing = done.returncode == MissingDependencyError.exit_code
-        raise (MissingDependencyError if is_missing else ModelLoadError)(
-            f"{checkpoint.name} cannot be converted: {message}"
-        )
