@@ -42,3 +42,26 @@ def test_a_day_of_a_video_team(vlmbatch: Command, tmp_path: Path) -> None:
     assert "# 3 items" in vlmbatch("video", "films", "--scenes", "--dry-run").stdout
     one = ("--scenes", "--scene-threshold", 255, "--dry-run")
     assert "# 1 item\n" in vlmbatch("video", "films", *one).stdout
+
+    # One description of the whole film has no time stamp; one a window has.
+    words = ("--model", "demo", "--detail", "low", "--max-new-tokens", 8)
+    result = vlmbatch("video", "films", "--per", "clip", *words, "-o", "clip.jsonl")
+    assert result.returncode == 0, result.stderr
+    result = vlmbatch("export", "clip.jsonl", "--to", "txt", "-o", "whole")
+    assert result.returncode == 0, result.stderr
+    assert "-->" not in (tmp_path / "whole" / "day.txt").read_text()
+
+    # Two questions a second and a half: subtitles say them, in lines that fit on a screen.
+    asked = ("-q", "color=What color is it?", "-q", "shapes=How many shapes are there here?")
+    at = ("--at", "0,3", *words, "-o", "qa.jsonl", "--sidecar", "srt")
+    result = vlmbatch("video", "films", "--task", "vqa", *asked, *at)
+    assert result.returncode == 0, result.stderr
+    cues = (tmp_path / "films" / "day.srt").read_text()
+    assert "What color is it?" in cues
+    assert max(map(len, cues.splitlines())) <= 42
+    assert all(len(cue.splitlines()) <= 4 for cue in cues.split("\n\n"))
+    # The same as a table for the editors: a row a moment, a column a question.
+    wide = ("--to", "csv", "--wide", "--columns", "time_seconds,color,shapes", "-o", "-")
+    table = vlmbatch("export", "qa.jsonl", *wide).stdout.splitlines()
+    assert table[0] == "time_seconds,color,shapes"
+    assert [line.split(",")[0] for line in table[1:]] == ["0.0", "3.0"]

@@ -85,6 +85,20 @@ def test_rows_say_which_model_and_settings(answered: Path) -> None:
     assert [key for key, _ in engine.answered] == ["00005.jpg"]
 
 
+def test_settings_that_every_row_was_asked_again_with_are_those_of_output(tmp_path: Path) -> None:
+    for number in range(2):
+        write_picture(tmp_path / "photos" / f"{number:05d}.jpg", seed=number)
+    output = tmp_path / "out.jsonl"
+    start(job(tmp_path / "photos", prompt=PROMPT))
+    (tmp_path / "all.txt").write_text("00000.jpg\n00001.jpg\n")
+    other = job(tmp_path / "photos", prompt=PROMPT, max_new_tokens=256)
+    with pytest.raises(OutputError, match=r"256 here\); --overwrite .*, --redo stale asks again"):
+        start(other)
+    assert len(redo(output, f"ids:{tmp_path / 'all.txt'}", max_new_tokens=256)) == 2
+    outcome, engine = start(other)
+    assert (outcome.exit_code, engine.answered) == (0, [])
+
+
 def test_ids_of_a_file_are_asked_again_and_edited_rows_only_when_named(tmp_path: Path) -> None:
     folder = tmp_path / "photos"
     for number in range(3):

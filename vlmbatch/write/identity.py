@@ -16,6 +16,9 @@ from vlmbatch.errors import OtherSettingsError, OutputError
 from vlmbatch.write.columns import Row
 from vlmbatch.write.summary import read_summary
 
+ANSWER_SETTINGS = ("engine", "model", "revision", "detail", "quantize")
+"""Settings, beside those of generation, on which answers depend and not the choice of items."""
+
 _GENERATION = ("max_new_tokens", "temperature", "top_p", "seed")
 """Keys that stood at the top before they stood under their task."""
 
@@ -67,9 +70,11 @@ def check_identity(output: Path | str, there: Mapping[str, Any], here: Mapping[s
         for name in different
     ]
     if differences:
+        may_redo = set(different) <= {*ANSWER_SETTINGS, *_GENERATION}
         raise OtherSettingsError(
             f"{output} was made with other settings ({'; '.join(differences)}); "
-            "--overwrite starts it anew",
+            "--overwrite starts it anew"
+            + (", --redo stale asks again with those given here" if may_redo else ""),
             tuple(different),
         )
 

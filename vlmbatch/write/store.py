@@ -329,8 +329,8 @@ class OutputStore(Writer):
                     f"{error}; what was finished is kept in {self._output.name}.journal, and the "
                     "same command goes on from there"
                 ) from error
-        if finished and "stale" in self._job.redo:
-            known.settle(self._job.task)
+        if finished and self._job.redo:
+            known.settle(self._job.task, is_whole="stale" in self._job.redo)
         if is_old or not known.is_described:
             known.rest(publisher.state)
 

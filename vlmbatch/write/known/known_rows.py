@@ -166,11 +166,17 @@ class KnownRows(StoredRows):
                 found.append(key_digest(row["id"], row["task"], row["prompt"]))
         return frozenset(found)
 
-    def settle(self, task: str) -> None:
-        """Make this run's settings those of OUTPUT, once nothing stale is left."""
-        if self._own_settings(task):
+    def settle(self, task: str, *, is_whole: bool) -> None:
+        """Make this run's settings those of OUTPUT, once nothing else is left.
+
+        Args:
+            task: The task.
+            is_whole: Whether every row of other settings was asked about again.
+        """
+        own = self._own_settings(task)
+        if own and (is_whole or self._index.has_only(own)):
             old = redoing.settings_digest(self.identity, task)
-            self._index.settle_settings(old, own=self._own_settings(task))
+            self._index.settle_settings(old, own=own)
             self.identity = redoing.with_tasks(self._here, self.identity, self._here)
             self.is_described = False
 

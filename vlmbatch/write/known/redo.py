@@ -10,11 +10,8 @@ from typing import Any, NamedTuple, TypeAlias
 from vlmbatch.errors import JobError
 from vlmbatch.text_files import open_text, read_rows
 from vlmbatch.write.columns import Row
-from vlmbatch.write.identity import check_identity
+from vlmbatch.write.identity import ANSWER_SETTINGS, check_identity
 from vlmbatch.write.known.row_index import short_digest
-
-ANSWER_SETTINGS = ("engine", "model", "revision", "detail", "quantize")
-"""Settings that answers depend on and the choice of items does not, beside those of generation."""
 
 
 class KnownFacts(NamedTuple):

@@ -211,6 +211,10 @@ class RowIndex:
             found = self._settings[number]
             self._settings[number] = 0 if found == own else found or old
 
+    def has_only(self, settings: int) -> bool:
+        """Return whether all rows have these settings, which are not those of the identity."""
+        return all(found == settings for found in self._settings[: self._count])
+
     def set_file(self, number: int, source: int, fingerprint: int, content: int) -> None:
         """Set the file that the row was made from, and the state of that file."""
         self._sources[number] = source
