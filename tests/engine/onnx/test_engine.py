@@ -7,87 +7,26 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-import torch
 
 from tests.checkpoints import write_tiny_checkpoint
 from tests.engine.idefics3 import MULTIPLIERS
-from tests.engine.reference import answers, run_all
-from vlmbatch.checkpoint import find_checkpoint
-from vlmbatch.convert import ConvertOptions, convert
-from vlmbatch.core import Conversation, Pixels, Question, Request
+from tests.engine.onnx.asking import agreement, options, picture
+from tests.engine.reference import run_all
+from vlmbatch.core import Conversation, Question
 from vlmbatch.engine import Engine, open_engine, plan_engine
-from vlmbatch.engine.torch.shape import ModelShape
-from vlmbatch.engine.torch.weights import load_model
-from vlmbatch.errors import DeviceError, JobError, ModelLoadError, OutOfMemoryError
-from vlmbatch.job import EngineOptions
+from vlmbatch.errors import JobError, ModelLoadError, OutOfMemoryError
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
 
 from vlmbatch.convert.onnx import export, types  # noqa: E402
-from vlmbatch.convert.onnx.modules import VisionGraph  # noqa: E402
-
-
-def options(folder: Path, name: str = "onnx", **more: Any) -> EngineOptions:
-    return EngineOptions(**{"model": str(folder), "engine": name, "device": "cpu"} | more)
-
-
-@pytest.fixture(scope="module")
-def graphs(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny checkpoint's graphs."""
-    folder = tmp_path_factory.mktemp("graphs") / "tiny"
-    convert(find_checkpoint(str(tiny)), "onnx", ConvertOptions(folder))
-    return folder
 
 
 @pytest.fixture(scope="module")
 def engine(graphs: Path) -> Engine:
     return open_engine(options(graphs, batch_size=4))
-
-
-@pytest.fixture(scope="module")
-def reference(tiny: Path) -> Engine:
-    return open_engine(options(tiny, "torch", dtype="float32"))
-
-
-def picture(seed: int, width: int = 70, height: int = 50) -> Pixels:
-    rng = np.random.default_rng(seed)
-    return Pixels([rng.integers(0, 256, (height, width, 3), np.uint8)])
-
-
-def clip(seed: int) -> Pixels:
-    rng = np.random.default_rng(seed)
-    frames = [rng.integers(0, 256, (40, 60, 3), np.uint8) for _ in range(seed % 3 + 2)]
-    return Pixels(frames, times_seconds=[float(n) for n in range(len(frames))])
-
-
-def requests(engine: Engine, clips: bool = True) -> list[Request]:
-    """Pictures, clips and text of unequal lengths, with one to three questions."""
-    found = []
-    for seed in range(12):
-        is_clip = clips and seed % 3 == 2
-        pixels = clip(seed) if is_clip else picture(seed, 20 + 13 * seed, 90 - 6 * seed)
-        about = Conversation.about("clip" if is_clip else "image", pixels, str(seed))
-        asked = [
-            Question(f"What is {number} {'here ' * seed}?", max_new_tokens=5 + 4 * number + seed)
-            for number in range(seed % 3 + 1)
-        ]
-        found.append(engine.prepare(Conversation(key="t") if seed == 7 else about, asked))
-    return found
-
-
-def agreement(one: Engine, other: Engine, clips: bool = True) -> float:
-    """Share of tokens that two engines have in common, up to the first difference."""
-    mine, theirs = answers(one, requests(one, clips)), answers(other, requests(other, clips))
-    equal = total = 0
-    for key, tokens in theirs.items():
-        same = [a == b for a, b in zip(mine[key], tokens, strict=False)]
-        equal += same.index(False) if False in same else len(same)
-        total += len(tokens)
-    return equal / total
 
 
 def test_tokens_are_those_of_the_torch_engine(engine: Engine, reference: Engine) -> None:
@@ -149,46 +88,6 @@ def test_other_number_formats_answer(
             plan_engine(options(folder, quantize="q4"))
 
 
-class OldVision(torch.nn.Module):
-    """An encoder as some folders have it: four dimensions of pixels, no mask."""
-
-    def __init__(self, folder: Path) -> None:
-        super().__init__()
-        checkpoint = find_checkpoint(str(folder))
-        shape = ModelShape.from_checkpoint(checkpoint)
-        model = load_model(checkpoint, shape, torch.device("cpu"), torch.float32)
-        self.encoder = VisionGraph(model.vision)
-
-    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        mask = torch.ones_like(pixel_values[:, 0], dtype=torch.bool)
-        return self.encoder(pixel_values[None], mask[None])
-
-
-def test_folders_of_other_exporters_are_taken(
-    graphs: Path, tiny: Path, reference: Engine, tmp_path: Path
-) -> None:
-    folder = shutil.copytree(graphs, tmp_path / "model")
-    place = folder / "onnx"
-    with export.quiet():
-        torch.onnx.export(
-            OldVision(tiny).eval(),
-            (torch.rand(2, 3, 32, 32),),
-            place / "vision_encoder.onnx",
-            input_names=["pixel_values"],
-            output_names=["features"],
-            dynamic_shapes={"pixel_values": {0: "tiles"}},
-        )
-    merged = place / "decoder_model_merged.onnx"
-    graph = onnx.load(merged)
-    merged.unlink()
-    export.save_graph(graph, place / "decoder_model.onnx")
-    export.save_graph(graph, place / "decoder_with_past_model.onnx", inline_bytes=1000)
-    for path in place.iterdir():  # beside the small files, not in a folder of their own
-        path.rename(folder / path.name)
-    place.rmdir()
-    assert agreement(open_engine(options(folder)), reference) >= 0.99
-
-
 def test_little_memory_means_fewer_at_a_time(graphs: Path, reference: Engine) -> None:
     whole = open_engine(options(graphs))
     size = whole.budget.weight_bytes  # type: ignore[attr-defined]
@@ -217,13 +116,6 @@ def test_options_of_one_engine_are_refused_by_others(tiny: Path) -> None:
         options(tiny, "torch", provider="cpu").check_engine()
     with pytest.raises(JobError, match="provider must be one of cpu"):
         options(tiny, provider="magic").check_engine()
-
-
-def test_a_provider_that_is_not_there_is_named(graphs: Path) -> None:
-    with pytest.raises(DeviceError, match="no provider tensorrt; it has cpu"):
-        open_engine(options(graphs, device="auto", provider="tensorrt"))
-    with pytest.raises(DeviceError, match="--provider coreml computes on mps, not on --device cpu"):
-        open_engine(options(graphs, provider="coreml"))
 
 
 def test_the_next_engine_is_taken_where_a_graph_is_missing(

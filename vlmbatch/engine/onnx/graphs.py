@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vlmbatch.engine.onnx.files import GraphFiles
-from vlmbatch.engine.onnx.providers import Provider
+from vlmbatch.engine.onnx.providers import LIBRARIES, Provider
 from vlmbatch.engine.torch.shape import ModelShape
 from vlmbatch.errors import DeviceError, ModelLoadError, OutOfMemoryError
 
@@ -65,8 +65,8 @@ class Graph:
         first = provider.chain[0][0] if isinstance(provider.chain[0], tuple) else provider.chain[0]
         if first not in session.get_providers():
             raise DeviceError(
-                f"ONNX Runtime has the provider {provider.name}, but it does not start here: its "
-                "libraries or the device are missing"
+                f"ONNX Runtime's provider {provider.name} does not start here, as its libraries or "
+                f"the device are missing: {LIBRARIES[provider.name]}; or use --device cpu"
             )
         self.path, self._session, self._provider = path, session, provider
         self.inputs = {each.name: TYPES.get(each.type, np.float32) for each in session.get_inputs()}

@@ -15,6 +15,26 @@ PROVIDERS = {
     "openvino": ("OpenVINOExecutionProvider", "cpu"),
 }
 """ONNX Runtime's name of each ``--provider``, and the kind of device that it goes with."""
+_IN_PLACE = "pip uninstall onnxruntime, then pip install "
+INSTALL = {
+    "cpu": "pip install 'vlmbatch[onnx]'",
+    "cuda": f"{_IN_PLACE}'vlmbatch[onnx-gpu]'",
+    "tensorrt": f"{_IN_PLACE}'vlmbatch[onnx-gpu]' tensorrt",
+    "coreml": "the package onnxruntime has it on macOS only",
+    "openvino": f"{_IN_PLACE}onnxruntime-openvino",
+}
+"""What to do where ONNX Runtime lacks a provider. Its packages stand in one folder: two of them
+overwrite each other.
+"""
+LIBRARIES = {
+    "cuda": "install CUDA and cuDNN, as with pip install 'onnxruntime-gpu[cuda,cudnn]', and look "
+    "with nvidia-smi whether the GPU is seen",
+    "tensorrt": "install TensorRT beside CUDA and cuDNN, as with pip install tensorrt "
+    "'onnxruntime-gpu[cuda,cudnn]'",
+    "coreml": "it needs macOS",
+    "openvino": "install OpenVINO, as with pip install openvino",
+}
+"""What to do where a provider is there and does not start."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +78,7 @@ def find_provider(device: str, provider: str | None) -> Provider:
     """Choose the provider of ``--device`` and ``--provider``.
 
     Raises:
-        DeviceError: It is not installed, or does not go with the device; the message says what is.
+        DeviceError: It is not installed, or does not go with the device.
     """
     there = installed_providers()
     kind, _, number = device.partition(":")
@@ -70,8 +90,8 @@ def find_provider(device: str, provider: str | None) -> Provider:
         raise DeviceError(f"--provider {provider} computes on {home}, not on --device {device}")
     if provider not in there:
         raise DeviceError(
-            f"this ONNX Runtime has no provider {provider}; it has {', '.join(there)}"
-            + ("; install vlmbatch[onnx-gpu] in place of vlmbatch[onnx]" if home == "cuda" else "")
+            f"this ONNX Runtime has no provider {provider}, only {', '.join(there)}: "
+            f"{INSTALL[provider]}; or use --device cpu"
         )
     index = int(number or 0)
     chain: list[Any] = [(own, {"device_id": str(index)}) if home == "cuda" else own]
