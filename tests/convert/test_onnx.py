@@ -133,6 +133,32 @@ def test_large_weights_lie_in_a_file_beside_the_graph(
     assert verification.check_graph(path, name, load(tiny), types.TYPES["fp32"]) < 1e-4
 
 
+@pytest.mark.parametrize("kind", ["fp32", "fp16", "int8"])
+def test_the_size_of_weights_is_told_without_writing_them(folder: Path, kind: str) -> None:
+    name = "decoder_model_merged"
+    graph = types.converted(onnx.load(folder / "onnx" / f"{name}.onnx"), name, kind)
+    weights = export.weight_bytes(graph)
+    assert weights == sum(
+        onnx.numpy_helper.to_array(each).nbytes for each in graph.graph.initializer
+    )
+    assert weights < graph.ByteSize() < 2 * weights
+
+
+def test_a_folder_with_weights_beside_its_graphs_says_so(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(export, "INLINE_BYTES", 1000)
+    done = to_onnx(tiny, tmp_path / "graphs")
+    names = {f"{name}.onnx" for name in GRAPHS}
+    assert {path.name for path in done.files} == names | {f"{name}_data" for name in names}
+    config = json.loads((tmp_path / "graphs" / "config.json").read_text())
+    assert config["transformers.js_config"]["use_external_data_format"] == dict.fromkeys(names, 1)
+    for path in done.files:
+        if path.suffix == ".onnx":
+            onnx.checker.check_model(str(path))
+            session(path)
+
+
 def test_a_graph_with_other_weights_is_noticed(folder: Path, tmp_path: Path) -> None:
     other = load(write_tiny_checkpoint(tmp_path / "other", seed=1))
     path = folder / "onnx" / "embed_tokens.onnx"

@@ -1,5 +1,5 @@
-"""transformers.js answers with our folder, where node has it (``npm install --ignore-scripts
-@huggingface/transformers``, found by NODE_PATH).
+"""transformers.js answers with our folder, where node has it: ``npm install --ignore-scripts
+@huggingface/transformers`` in any folder, and ``NODE_PATH`` is that folder's ``node_modules``.
 """
 
 from __future__ import annotations
@@ -24,20 +24,41 @@ pytest.importorskip("onnxruntime")
 
 PROGRAM = Path(__file__).with_name("transformers_js.cjs")
 LIMIT = 12
+WAIT_SECONDS = 300
+"""A node that has not ended by then hangs."""
 
 
-def has_transformers_js() -> bool:
-    node = shutil.which("node")
-    if node is None:
-        return False
-    code = "require.resolve('@huggingface/transformers')"
-    return subprocess.run([node, "-e", code], capture_output=True, check=False).returncode == 0
+def run_node(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        ["node", *arguments],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=WAIT_SECONDS,
+        check=False,
+    )
 
 
-@pytest.mark.skipif(not has_transformers_js(), reason="no node with @huggingface/transformers")
-def test_transformers_js_gives_the_same_tokens(tiny: Path, tmp_path: Path) -> None:
+@pytest.fixture(scope="module", autouse=True)
+def transformers_js() -> None:
+    """Skips where there is no node, or none with the package."""
+    if shutil.which("node") is None:
+        pytest.skip("node is not on PATH")
+    if run_node("-e", "require.resolve('@huggingface/transformers')").returncode:
+        pytest.skip(
+            "node finds no @huggingface/transformers: npm install --ignore-scripts it in a folder, "
+            "and set NODE_PATH to that folder's node_modules"
+        )
+
+
+@pytest.mark.parametrize("inline_bytes", [1 << 30, 1000], ids=["inline", "weights beside"])
+def test_transformers_js_gives_the_same_tokens(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, inline_bytes: int
+) -> None:
+    monkeypatch.setattr("vlmbatch.convert.onnx.export.INLINE_BYTES", inline_bytes)
     folder = tmp_path / "model"
     convert(find_checkpoint(str(tiny)), "onnx", ConvertOptions(folder))
+    assert any((folder / "onnx").glob("*.onnx_data")) is (inline_bytes == 1000)
     engine = open_engine(EngineOptions(model=str(tiny), device="cpu", dtype="float32"))
     rng = np.random.default_rng(0)
     pixels = Pixels([rng.integers(0, 256, (50, 70, 3), np.uint8)])
@@ -52,11 +73,6 @@ def test_transformers_js_gives_the_same_tokens(tiny: Path, tmp_path: Path) -> No
         "limit": LIMIT,
     }
     (tmp_path / "request.json").write_text(json.dumps(asked))
-    done = subprocess.run(
-        ["node", str(PROGRAM), str(folder), str(tmp_path / "request.json")],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = run_node(str(PROGRAM), str(folder), str(tmp_path / "request.json"))
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout.splitlines()[-1]) == list(answers(engine, [request])[0, 0])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import math
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -34,18 +35,29 @@ def export_graphs(model: Model) -> Iterator[tuple[str, onnx.ModelProto]]:
     yield DECODER, _export_decoder(model)
 
 
-def save_graph(graph: onnx.ModelProto, path: Path, inline_bytes: int = INLINE_BYTES) -> list[Path]:
-    """Write a graph, with its weights in a file beside it if it is larger than ``inline_bytes``.
+def save_graph(graph: onnx.ModelProto, path: Path, inline_bytes: int | None = None) -> list[Path]:
+    """Write a graph, with its weights in a file beside it if it is larger than ``inline_bytes``
+    (``INLINE_BYTES`` if None).
 
     Returns:
         The files.
     """
-    if graph.ByteSize() <= inline_bytes:
+    if weight_bytes(graph) <= (INLINE_BYTES if inline_bytes is None else inline_bytes):
         onnx.save(graph, path)
         return [path]
     beside = path.with_name(f"{path.name}_data")
     onnx.save(graph, path, save_as_external_data=True, location=beside.name, size_threshold=1 << 10)
     return [path, beside]
+
+
+def weight_bytes(graph: onnx.ModelProto) -> int:
+    """Return the bytes of a graph's weights. protobuf cannot tell the size of a graph that is
+    larger than its limit.
+    """
+    return sum(
+        math.prod(each.dims) * helper.tensor_dtype_to_np_dtype(each.data_type).itemsize
+        for each in graph.graph.initializer
+    )
 
 
 def cache_names(shape: TextShape, prefix: str) -> list[str]:

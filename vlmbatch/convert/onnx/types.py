@@ -9,7 +9,7 @@ from pathlib import Path
 import onnx
 from onnx import TensorProto, helper
 
-from vlmbatch.convert.onnx.export import EMBEDDING, quiet
+from vlmbatch.convert.onnx.export import EMBEDDING, INLINE_BYTES, quiet, weight_bytes
 from vlmbatch.engine.torch.shape import ModelShape
 from vlmbatch.errors import JobError
 
@@ -146,7 +146,7 @@ def _to_int8(graph: onnx.ModelProto) -> onnx.ModelProto:
             per_channel=True,
             reduce_range=True,
             weight_type=QuantType.QInt8,
-            use_external_data_format=graph.ByteSize() > (1 << 31) - (1 << 20),
+            use_external_data_format=weight_bytes(graph) > INLINE_BYTES,
         )
         return onnx.load(path)
 
