@@ -73,6 +73,13 @@ def test_options_are_printed_as_a_job_file(vlmbatch: Command, tmp_path: Path) ->
     assert (again.returncode, again.stdout) == (0, done.stdout)
 
 
+def test_help_names_the_engines_that_serve(vlmbatch: Command) -> None:
+    for command, has_endpoint in (("serve", False), ("batch", True)):
+        text = " ".join(vlmbatch(command, "--help").stdout.split())
+        assert "onnx: ONNX Runtime." in text
+        assert ("openai: a server, see --endpoint." in text) == has_endpoint
+
+
 def test_bad_options_are_usage_errors(vlmbatch: Command, tmp_path: Path) -> None:
     for arguments, words in (
         (("serve", "--host", "0.0.0.0"), "--api-key-env or --api-key-file"),

@@ -10,6 +10,13 @@ from vlmbatch.errors import JobError
 from vlmbatch.job.option import option
 
 ENGINE_NAMES = ("torch", "transformers", "onnx", "llama-server", "openai")
+LOCAL_ENGINES = (
+    "torch: SmolVLM2 and Idefics3 with continuous batching. transformers: any image-text-to-text "
+    "model of transformers, the reference. onnx: ONNX Runtime. llama-server: llama.cpp's, on GGUF "
+    "files."
+)
+LISTED_ENGINES = "A list takes the first that opens."
+"""Help texts about engines."""
 PROVIDER_NAMES = ("cpu", "cuda", "tensorrt", "coreml", "openvino")
 
 
@@ -32,10 +39,7 @@ class ModelOptions:
     )
     engine: str = option(
         "torch",
-        "torch: SmolVLM2 and Idefics3 with continuous batching. transformers: any "
-        "image-text-to-text model of transformers, the reference. onnx: ONNX Runtime. "
-        "llama-server: llama.cpp's, on GGUF files. openai: a server, see --endpoint. A list takes "
-        "the first that opens.",
+        f"{LOCAL_ENGINES} openai: a server, see --endpoint. {LISTED_ENGINES}",
         metavar="NAME[,NAME]",
         group="Model",
     )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import queue
 import sys
 import threading
 from collections.abc import Callable, Sequence
@@ -142,6 +143,46 @@ class StageThreads:
     def _stop_stages(self) -> None:
         self._todo.stop()
         self._requests.stop()
+
+
+class DaemonThreads:
+    """Runs calls on threads that the end of the process does not wait for: a web server that never
+    answers would hold it up for a minute.
+    """
+
+    def __init__(self, count: int, name: str) -> None:
+        """Start at most ``count`` threads of this name, as they are needed."""
+        self._todo: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._guard = threading.Lock()
+        self._count, self._name, self._num_started = count, name, 0
+        self._is_closed = False
+
+    def submit(self, call: Callable[[], None]) -> None:
+        """Run a call soon. It must not raise.
+
+        Raises:
+            RuntimeError: After ``close``.
+        """
+        with self._guard:
+            if self._is_closed:
+                raise RuntimeError("no more calls are taken")
+            self._todo.put(call)
+            if self._num_started < self._count:
+                self._num_started += 1
+                name = f"{self._name}_{self._num_started}"
+                threading.Thread(target=self._work, name=name, daemon=True).start()
+
+    def close(self) -> None:
+        """Drop the calls that wait, and end the threads after those that they are in."""
+        with self._guard:
+            self._is_closed = True
+            for _ in range(self._num_started):
+                self._todo.put(None)
+
+    def _work(self) -> None:
+        while (call := self._todo.get()) is not None:
+            if not self._is_closed:
+                call()
 
 
 def lower_priority() -> None:

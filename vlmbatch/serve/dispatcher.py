@@ -15,6 +15,7 @@ the dispatcher lives, and resolves the tickets.
 from __future__ import annotations
 
 import concurrent.futures
+import functools
 import logging
 import threading
 from collections.abc import Callable, Sequence
@@ -24,7 +25,7 @@ from vlmbatch.core import Completion, Conversation, Question, Request
 from vlmbatch.engine import Engine, RequestQueue
 from vlmbatch.errors import EngineError, ItemError, PrepareError, VlmbatchError, one_line
 from vlmbatch.processor import processor_share
-from vlmbatch.run.threads import lower_priority
+from vlmbatch.run.threads import DaemonThreads, lower_priority
 
 logger = logging.getLogger(__name__)
 
@@ -142,7 +143,7 @@ class Dispatcher:
         self._lowered = threading.local()
         count = workers or min(MAX_PREPARING, max(2, processor_share().threads))
         self._preparers = concurrent.futures.ThreadPoolExecutor(count, "prepare")
-        self._fetchers = concurrent.futures.ThreadPoolExecutor(MAX_FETCHING, "fetch")
+        self._fetchers = DaemonThreads(MAX_FETCHING, "fetch")
         self._queue = _Feed(QUEUE_REQUESTS, self._take)
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
@@ -204,7 +205,7 @@ class Dispatcher:
             if fetch is None:
                 self._preparers.submit(self._prepare, ticket, load)
             else:
-                self._fetchers.submit(self._fetch, ticket, fetch, load)
+                self._fetchers.submit(functools.partial(self._fetch, ticket, fetch, load))
         except RuntimeError as error:  # the pools were shut down meanwhile
             ticket.fail(EngineError("the engine ended"))
             self._forget(ticket)
@@ -237,7 +238,7 @@ class Dispatcher:
             ticket.cancel()
         self._queue.stop()
         self._preparers.shutdown(wait=False, cancel_futures=True)
-        self._fetchers.shutdown(wait=False, cancel_futures=True)
+        self._fetchers.close()
         if threading.current_thread() is not self._thread:
             self._thread.join(END_SECONDS)
 

@@ -11,6 +11,7 @@ from typing import Any, Self
 from vlmbatch.errors import JobError
 from vlmbatch.job import EngineOptions, job_key, option
 from vlmbatch.job.endpoint import ENDPOINT_ENGINE, EndpointOptions
+from vlmbatch.job.model import LISTED_ENGINES, LOCAL_ENGINES
 from vlmbatch.job.option import check_at_least
 from vlmbatch.job.reporting import ReportingOptions
 from vlmbatch.values import check_types, parse_size
@@ -206,6 +207,13 @@ class ServeJob(ServerOptions, AnsweringOptions):
     Raises:
         JobError: A value is not allowed; the message says which are.
     """
+
+    engine: str = option(
+        EngineOptions.engine,
+        f"{LOCAL_ENGINES} {LISTED_ENGINES}",
+        metavar="NAME[,NAME]",
+        group="Model",
+    )
 
     def __post_init__(self) -> None:
         self._check()
