@@ -37,12 +37,16 @@ def python_blocks(page: Path) -> list[str]:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A folder with what the pages speak of: samples, photos, scans, clips, job files."""
+    """A folder with what the pages speak of: samples, photos and a catalogue of some, scans, clips,
+    job files.
+    """
     samples = ROOT / "sample_data"
     shutil.copytree(samples, tmp_path / "sample_data")
     shutil.copytree(ROOT / "pipelines", tmp_path / "pipelines")
     for source, name in (("images", "photos"), ("scans", "scans"), ("clips", "clips")):
         shutil.copytree(samples / source, tmp_path / name)
+    some = [f"images/{name},photos/{name},9" for name in ("circle.png", "corner-star.png")]
+    (tmp_path / "catalogue.csv").write_text("\n".join(["sku,path,price", *some]) + "\n")
     (tmp_path / "more").mkdir()
     first = min((samples / "images").glob("*.jpg"))
     shutil.copy(first, tmp_path / "more" / "last.jpg")
