@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 import zipfile
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from tests.cli.conftest import Command
@@ -19,6 +22,7 @@ from vlmbatch.job import EngineOptions
 
 ROOT = Path(__file__).parents[2]
 SAMPLES = ROOT / "sample_data"
+WAIT_SECONDS = 60
 QUICK = ("--threads", "1", "--max-new-tokens", "12")
 
 
@@ -111,6 +115,28 @@ def test_bad_usage(vlmbatch: Command, arguments: tuple[str, ...], code: int, mes
     )
     assert done.returncode == code, done.stderr
     assert message in done.stderr
+
+
+def test_nothing_to_ask_about_is_said(vlmbatch: Command, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    done = vlmbatch("models", "compare", "demo", "torch:demo", "empty")
+    assert done.returncode == 66, done.stderr
+    assert "no picture was found" in done.stderr
+
+
+def test_an_interrupted_comparison_leaves_no_process() -> None:
+    line = [sys.executable, "-m", "vlmbatch", "models", "compare", "demo", "torch:demo"]
+    with subprocess.Popen(line, stderr=subprocess.PIPE, text=True) as run:
+        started = psutil.Process(run.pid)
+        while len(children := started.children(recursive=True)) < 2:
+            assert run.poll() is None
+            time.sleep(0.01)  # watching another process, not synchronising with it
+        run.send_signal(signal.SIGINT)
+        _, said = run.communicate(timeout=WAIT_SECONDS)
+    assert run.returncode == 130
+    assert "vlmbatch: interrupted" in said
+    _, alive = psutil.wait_procs(children, WAIT_SECONDS)
+    assert not alive
 
 
 def test_an_installed_package_has_the_samples(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from vlmbatch.compare.answers import Answer, Figures, Said
 
 SHOWN = 5
 """Differences and errors in the table; JSON has all."""
-LABEL, COLUMN = 24, 30
+LABEL, COLUMN = 24, 24
 TEXT_WIDTH = 90
 
 
@@ -23,10 +23,10 @@ def lines(a: Said, b: Said, found: Agreement, job: dict[str, Any]) -> Iterator[s
         f"{_count(items, 'item')}, {_count(found.answers + len(found.errors), 'answer')}; "
         f"{job['task']}, at most {job['max_new_tokens']} new tokens"
     )
-    yield _row("", "A", "B")
-    yield _row("", a.name, b.name)
-    for label, *values in _rows(a, b):
-        yield _row(label, *values)
+    rows = [("", "A", "B"), ("", a.name, b.name), *_rows(a, b)]
+    width = max(COLUMN, *(len(own) for _, own, _ in rows))
+    for label, own, other in rows:
+        yield f"{label:<{LABEL}}{own:<{width}}  {other}".rstrip()
     yield ""
     yield from _agreement_lines(found)
     yield from _difference_lines(found.differences)
@@ -197,10 +197,6 @@ def _share(part: int, whole: int) -> str:
 
 def _count(number: int, what: str) -> str:
     return f"{number} {what}{'' if number == 1 else 's'}"
-
-
-def _row(label: str, a: str, b: str) -> str:
-    return f"{label:<{LABEL}}{a:<{COLUMN}} {b}".rstrip()
 
 
 def _short(text: str) -> str:
