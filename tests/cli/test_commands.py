@@ -153,7 +153,7 @@ def test_a_dry_run_prints_a_job_that_run_takes_back(
         "vqa", "photos", "-q", "Why?", "--model", "no/model", "--detail", "low", "--dry-run"
     )
     assert result.returncode == 0, result.stderr
-    assert result.stdout.startswith("# 4 items\n")
+    assert result.stdout.startswith("# 4 items\n# 4 new, 0 changed, 0 done\n")
     printed = yaml.safe_load(result.stdout)
     assert (printed["questions"], printed["detail"], printed["output"]) == (
         ["Why?"],
@@ -386,7 +386,14 @@ def test_manifests_and_archives_are_inputs_and_carry_columns(
     assert found[:2] == [("photos/0.png", "cat", "ok"), ("photos/gone.png", "dog", "error")]
     assert found[2:] == [(f"shard.tar.gz/{number}.png", None, "ok") for number in range(4)]
     assert "6 answers done before" in vlmbatch(*command).stderr
-    assert "# 6 items" in vlmbatch(*command, "--dry-run").stdout
+    plan = vlmbatch(*command, "--dry-run").stdout
+    assert plan.startswith("# 6 items\n# 0 new, 0 changed, 6 done\n")
+    other = vlmbatch(*command, "--id-column", "label", "--dry-run")
+    assert "# the run is refused: out.parquet was made with other settings (" in other.stdout
+    assert "id_column: none there, label here" in other.stdout
+    refused = vlmbatch(*command, "--id-column", "label")
+    assert (refused.returncode, "id_column: none there, label here" in refused.stderr) == (1, True)
+    assert pq.read_metadata(tmp_path / "out.parquet").num_rows == 6
     refused = vlmbatch("caption", "rows.csv", "--keep", "nope", "--model", tiny)
     assert (refused.returncode, refused.stderr) == (
         2,

@@ -21,8 +21,8 @@ from vlmbatch.core import RECORD_FIELDS, Conversation, Item, Question, Request
 from vlmbatch.engine.scripted import ScriptedEngine
 from vlmbatch.errors import JobError, OutputError
 from vlmbatch.job import Job
-from vlmbatch.run.intake import count_items
 from vlmbatch.run.pipeline import Run
+from vlmbatch.run.plan import count_items
 from vlmbatch.write import read_records
 from vlmbatch.write.columns import common_kind, kind_of
 

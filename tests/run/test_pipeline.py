@@ -22,8 +22,8 @@ from vlmbatch.engine.scripted import ScriptedEngine
 from vlmbatch.errors import EngineError, JobError, NothingFound, OutputError, TooManyErrors
 from vlmbatch.job import Job
 from vlmbatch.read import Reader, open_reader
-from vlmbatch.run.intake import count_items
 from vlmbatch.run.pipeline import Run, run
+from vlmbatch.run.plan import count_items
 from vlmbatch.run.progress import ProgressReporter
 
 

@@ -6,16 +6,20 @@ import logging
 import os
 import sys
 import threading
+from typing import TYPE_CHECKING
 
 import click
 
-from vlmbatch.cli.closing import say_summary
+from vlmbatch.cli.closing import count, say_summary
 from vlmbatch.cli.folders import with_user_folders
 from vlmbatch.cli.logs import name_run, set_up_logging
 from vlmbatch.cli.signals import catch_signals
 from vlmbatch.errors import OutputError, VlmbatchError
 from vlmbatch.job import Job, ReportingOptions
 from vlmbatch.run.events import event
+
+if TYPE_CHECKING:
+    from vlmbatch.run.plan import Plan
 
 logger = logging.getLogger("vlmbatch")
 
@@ -83,17 +87,29 @@ def say_error(job: ReportingOptions, error: BaseException) -> None:
 
 
 def print_job(job: Job) -> None:
-    """Print the resolved job as YAML that ``vlmbatch run`` reads, after its number of items."""
+    """Print the resolved job as YAML that ``vlmbatch run`` reads, after what it would do."""
     import yaml
 
     from vlmbatch.checkpoint import check_revision
-    from vlmbatch.run.intake import count_items
+    from vlmbatch.run.plan import plan_items
 
     check_revision(job.model, job.revision)
-    number = count_items(job)
+    plan = plan_items(job)
     values = {**job.to_dict(), "output": job.output_path}
-    click.echo(f"# {number} item{'' if number == 1 else 's'}")
+    click.echo(f"# {count(plan.items, 'item')}")
+    if job.output_path != "-":
+        click.echo(f"# {_said(plan)}")
     click.echo(yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=120), nl=False)
+
+
+def _said(plan: Plan) -> str:
+    """Return what a run would do with the items."""
+    if plan.refusal is not None:
+        return f"the run is refused: {plan.refusal}"
+    parts = [f"{plan.new} new", f"{plan.changed} changed", f"{plan.done} done"]
+    parts += [f"{plan.again} asked again"] if plan.again else []
+    parts += [f"{plan.unasked} of these without a question"] if plan.unasked else []
+    return ", ".join(parts)
 
 
 def print_estimate(job: Job) -> None:

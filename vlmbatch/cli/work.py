@@ -90,7 +90,8 @@ def add_reporting(command: click.Command, quiet_flags: tuple[str, ...] = ("-q", 
         GroupedOption(
             ["--dry-run"],
             is_flag=True,
-            help="Print the resolved job as YAML and the number of items; load no model.",
+            help="Print the resolved job as YAML, and how many items are new, changed or done; "
+            "load no model.",
         ),
         GroupedOption(["-v", "--verbose"], count=True, help="Log more; twice: log everything."),
         GroupedOption([*quiet_flags, "quiet"], is_flag=True, help="Log errors only."),

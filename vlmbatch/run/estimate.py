@@ -28,7 +28,8 @@ from vlmbatch.prepare import Payload, Preparer
 from vlmbatch.processor import processor_share
 from vlmbatch.questions import Questions, read_questions
 from vlmbatch.read import is_stream, open_reader
-from vlmbatch.run.intake import check_inputs, count_items
+from vlmbatch.run.intake import check_inputs
+from vlmbatch.run.plan import count_items
 from vlmbatch.sample import make_sampler
 from vlmbatch.urls import is_url
 from vlmbatch.write import read_records

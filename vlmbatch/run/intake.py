@@ -5,18 +5,16 @@ from __future__ import annotations
 import logging
 import random
 from collections.abc import Iterator, Sequence
-from typing import BinaryIO
 
 from vlmbatch.core import Item
 from vlmbatch.engine.queue import Channel
 from vlmbatch.errors import JobError
 from vlmbatch.job import Job
-from vlmbatch.questions import Questions, read_questions
+from vlmbatch.questions import Questions
 from vlmbatch.read import Reader, is_stream, open_reader
 from vlmbatch.run.order import InputOrder
 from vlmbatch.run.reporter import Reporter
 from vlmbatch.run.task import Loaded, Original, Result, Task, content_of
-from vlmbatch.sample import make_sampler
 from vlmbatch.urls import is_url
 from vlmbatch.write import Writer
 
@@ -185,29 +183,6 @@ def count_ahead(job: Job, todo: Channel[Task], reporter: Reporter) -> None:
         logger.debug("counting failed", exc_info=True)
         return
     reporter.total(count)
-
-
-def count_items(job: Job, *, stdin: BinaryIO | None = None) -> int:
-    """Count the items of a job; load no picture and no model.
-
-    Raises:
-        JobError: An INPUT or the question file is missing or invalid.
-        NothingFound: The question file asks about other things than the items.
-    """
-    check_inputs(job)
-    questions = read_questions(job)
-    # Frames are counted by their packets where that is possible.
-    sampler = make_sampler(job) if job.media == "video" else None
-    count = 0
-    for item in open_reader(job, stdin=stdin, sampler=sampler, names_only=True):
-        questions.of(item)
-        count += 1
-        if count == job.limit:
-            break
-    # Questions in table rows may be unknown when only counting.
-    if job.question_column is None and count != job.limit and not job.allow_empty:
-        questions.check()
-    return count
 
 
 def check_inputs(job: Job) -> None:

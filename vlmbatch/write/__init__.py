@@ -13,6 +13,7 @@ from vlmbatch.job import Job
 from vlmbatch.urls import is_url
 from vlmbatch.write.base import Writer
 from vlmbatch.write.columns import row_of
+from vlmbatch.write.known.look import OutputLook, look_at_output
 from vlmbatch.write.records import read_by_file, read_records, read_seen
 from vlmbatch.write.remote.file import local_copy
 from vlmbatch.write.remote.output import StagedOutput, UploadPolicy
@@ -31,6 +32,7 @@ from vlmbatch.write.summary import read_summary, summary_path, write_summary
 
 __all__ = [
     "CommitPolicy",
+    "OutputLook",
     "OutputStore",
     "Sidecars",
     "StagedOutput",
@@ -40,6 +42,7 @@ __all__ = [
     "default_staging_root",
     "local_copy",
     "is_stretch",
+    "look_at_output",
     "make_content",
     "open_output",
     "open_sidecars",

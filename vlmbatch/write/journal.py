@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import io
 import json
 import logging
 import os
@@ -28,7 +29,7 @@ import shutil
 import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 from vlmbatch.errors import OutputError
 from vlmbatch.write.atomic import beside, reason, replacing, sync_folder
@@ -171,22 +172,27 @@ class Journal:
     Args:
         path: The file; it has a header.
         end: Offset after its last good line.
+        reads_only: Whether it takes none: the file stays as it is, and need not be there.
 
     Raises:
-        OutputError: It cannot be opened for writing.
+        OutputError: It cannot be opened.
     """
 
-    def __init__(self, path: Path, end: int) -> None:
+    def __init__(self, path: Path, end: int, *, reads_only: bool = False) -> None:
         self._path = path
         self._end = end
         self._pending = bytearray()
         self._folder_is_synced = False
+        self._handle = -1
         try:
-            self._handle = os.open(path, os.O_RDWR)
-            os.ftruncate(self._handle, end)
-            self._reader = open(path, "rb")
+            if not reads_only:
+                self._handle = os.open(path, os.O_RDWR)
+                os.ftruncate(self._handle, end)
+            is_there = not reads_only or path.exists()
+            self._reader: BinaryIO = open(path, "rb") if is_there else io.BytesIO()
         except OSError as error:
-            raise OutputError(f"cannot write {path}: {reason(error)}") from error
+            what = "read" if reads_only else "write"
+            raise OutputError(f"cannot {what} {path}: {reason(error)}") from error
 
     def append(self, line: JournalLine, row: Row) -> int:
         """Take a row; it is in memory until ``commit``.
@@ -243,9 +249,9 @@ class Journal:
 
     def close(self) -> None:
         """Close the file; rows that were not committed are forgotten."""
+        self._reader.close()
         if self._handle >= 0:
             os.close(self._handle)
-            self._reader.close()
             self._handle = -1
 
 

@@ -92,7 +92,9 @@ class VideoReader:
             )
         try:
             file = found.content.as_file()
-            if not self._names_only:
+            if self._names_only:
+                items.digest = file.digest
+            else:
                 digest = file.digest()  # before it is decoded: one that changes is done again
                 items.digest = lambda: digest
             with self._open(file.path) as video:

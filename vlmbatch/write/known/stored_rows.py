@@ -40,6 +40,7 @@ class StoredRows:
         overwrite: Whether the rows that are there do not count.
         name: Name of OUTPUT in messages.
         redo: Whether rows of other settings may stand beside those of this run.
+        reads_only: Whether nothing is written, and rows are only looked up.
 
     Attributes:
         identity: The settings of all rows.
@@ -61,6 +62,7 @@ class StoredRows:
         overwrite: bool,
         name: str,
         redo: bool = False,
+        reads_only: bool = False,
     ) -> None:
         self._output, self._format, self._name = output, format, name
         self._journal_path = beside(output, ".journal")
@@ -71,7 +73,12 @@ class StoredRows:
         self._here, self._redo = self.identity, redo
         self.is_changed = self.is_described = False
         try:
-            self.journal = self._start() if overwrite else self._resume()
+            if reads_only:
+                scan = None if overwrite else self._read_all()
+                end = scan.end if scan else 0
+                self.journal = Journal(self._journal_path, end, reads_only=True)
+            else:
+                self.journal = self._start() if overwrite else self._resume()
         except BaseException:
             self._close_previous()
             raise
@@ -84,8 +91,8 @@ class StoredRows:
         header = Header(self.identity, base=not self._output.exists())
         return Journal(self._journal_path, write_journal(self._journal_path, header))
 
-    def _resume(self) -> Journal:
-        """Read what rows there are, and open the journal that goes on from them."""
+    def _read_all(self) -> JournalScan:
+        """Read what rows there are, and take or check the settings of OUTPUT."""
         scan = JournalScan(self._journal_path)
         if scan.header and not scan.header.base and next(iter(scan), None) is None:
             # --overwrite ended before its first commit: the OUTPUT of before counts again.
@@ -101,11 +108,17 @@ class StoredRows:
                     else previous_identity(self._output, first, self.identity)
                 )
         self._read(scan)
+        if scan.header is not None and len(self._index):
+            self._join_identity(scan.header.identity)
+        return scan
+
+    def _resume(self) -> Journal:
+        """Read what rows there are, and open the journal that goes on from them."""
+        scan = self._read_all()
         if scan.header is None or not len(self._index):
             # The texts of an OUTPUT without a journal count as written: edits are told from them.
             header, lines = Header(self.identity), self._index.lines()
             return Journal(self._journal_path, write_journal(self._journal_path, header, lines))
-        self._join_identity(scan.header.identity)
         if self.identity == scan.header.identity:
             return Journal(self._journal_path, scan.end)
         # Another task's settings join those of the header, which grows by it.
