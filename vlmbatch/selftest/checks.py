@@ -223,7 +223,8 @@ def check_bad(subject: Subject, trial: Trial) -> Check:
     if killed:
         text = f"beside {len(trial.bad)} bad requests, {len(killed)} good ones end in an error: "
         return Check(name, "fail", text + " ".join(str(killed[0].error).split()), subject.way_out)
-    agreed, _ = check_agreement(subject, name, found, trial.together.flat)
+    wanted = [one for place in trial.small for one in trial.together.answers[place]]
+    agreed, _ = check_agreement(subject, name, found, wanted)
     if agreed.status == "fail":
         return dataclasses.replace(agreed, found=f"beside bad requests {agreed.found}")
     refused = sum(one.error is not None for one in trial.bad)

@@ -51,8 +51,9 @@ class Trial:
         again: The same without log-probabilities; the engine is warm now.
         alone: The first question about each scene, each in a run of its own.
         separate: Each question about the scene with most questions, in a request of its own.
-        beside_bad: All scenes at once among bad requests; the answers to these are in ``bad``.
-        bad: Answers to requests that no engine can answer well.
+        small: Places of the scenes of one tile.
+        beside_bad: Answers about these, asked at once among bad requests.
+        bad: Answers to the bad requests, which no engine can answer well.
         bad_file: The error of a damaged picture file; None if it was read without one.
         sampling: Sampled answers.
         stopped: The answer to a question with a stop string.
@@ -65,6 +66,7 @@ class Trial:
     again: Round
     alone: list[Round]
     separate: Round
+    small: list[int]
     beside_bad: list[list[Completion]]
     bad: list[Completion]
     bad_file: DecodeError | None
@@ -82,11 +84,6 @@ class Trial:
 def busiest(scenes: Sequence[Scene]) -> int:
     """Return the place of the scene with most questions."""
     return max(range(len(scenes)), key=lambda place: len(scenes[place].questions))
-
-
-def _wordiest(scenes: Sequence[Scene]) -> Scene:
-    """Return the scene with the longest answer to its first question: most to sample."""
-    return max(scenes, key=lambda scene: len(scene.questions[0][1]))
 
 
 class Asker:
@@ -149,12 +146,13 @@ def run_trial(engine: Engine, scenes: list[Scene], say: Say, *, takes_detail: bo
         [asker.about(pair, [text], logprobs=TOP_TOKENS) for text, _ in pair.questions]
     )
     say("bad pictures among good ones")
-    beside_bad, bad, bad_file = _ask_beside_bad(asker, scenes)
+    small = [place for place, scene in enumerate(scenes) if scene.detail and not scene.is_clip]
+    beside_bad, bad, bad_file = _ask_beside_bad(asker, [scenes[place] for place in small])
     say("sampling and stop strings")
-    sampling = _sample(asker, _wordiest(scenes))
+    sampling = _sample(asker, pair)
     stopped, stop = _stop(asker, pair, again.answers[busiest(scenes)][0].text or "")
     return Trial(
-        *(scenes, together, again, alone, separate, beside_bad, bad, bad_file),
+        *(scenes, together, again, alone, separate, small, beside_bad, bad, bad_file),
         *(sampling, stopped, stop, asker.rounds),
     )
 
@@ -162,7 +160,7 @@ def run_trial(engine: Engine, scenes: list[Scene], say: Say, *, takes_detail: bo
 def _ask_beside_bad(
     asker: Asker, scenes: Sequence[Scene]
 ) -> tuple[list[list[Completion]], list[Completion], DecodeError | None]:
-    """Ask about all scenes, with a request that cannot be answered before each third one."""
+    """Ask about scenes, with a request that cannot be answered before every second one."""
     bad_file: DecodeError | None = None
     try:
         load_image(io.BytesIO(broken_jpeg()), MAX_PIXELS)
@@ -178,9 +176,9 @@ def _ask_beside_bad(
     asked: list[Asked] = []
     places: list[int] = []
     for place, scene in enumerate(scenes):
-        if place % 3 == 0 and place // 3 < len(bad):
+        if place % 2 == 0 and place // 2 < len(bad):
             places.append(len(asked))
-            asked.append(bad[place // 3])
+            asked.append(bad[place // 2])
         asked.append(asker.about(scene))
     answers = asker.ask(asked).answers
     good = [found for place, found in enumerate(answers) if place not in places]
