@@ -18,6 +18,7 @@ from tests.checkpoints import write_tiny_checkpoint
 from tests.engine.idefics3 import MULTIPLIERS
 from vlmbatch.checkpoint import find_checkpoint
 from vlmbatch.convert import Converted, ConvertOptions, convert
+from vlmbatch.engine.torch.device import Memory
 from vlmbatch.engine.torch.shape import ModelShape
 from vlmbatch.engine.torch.weights import Model, load_model
 from vlmbatch.errors import JobError, MissingDependencyError, OutputError
@@ -26,7 +27,7 @@ onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
 
-from vlmbatch.convert.onnx import export, types, verification  # noqa: E402
+from vlmbatch.convert.onnx import conversion, export, types, verification  # noqa: E402
 from vlmbatch.convert.onnx.modules import DecoderGraph  # noqa: E402
 
 GRAPHS = ("vision_encoder", "embed_tokens", "decoder_model_merged")
@@ -227,6 +228,19 @@ def test_space_is_checked_before_anything_is_written(
     with pytest.raises(OutputError, match=r"0\.00 GB free, the files take 0\.00 GB: make room"):
         to_onnx(tiny, tmp_path / "out")
     assert not list((tmp_path / "out").rglob("*.onnx"))
+
+
+def test_memory_that_may_run_out_is_said(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**9, 10**9, 0))
+    for free, is_said in ((10**12, False), (1000, True)):
+        memory = Memory(10**12, free)
+        monkeypatch.setattr(conversion, "device_memory", lambda device, memory=memory: memory)
+        with pytest.raises(OutputError, match="make room"):
+            to_onnx(tiny, tmp_path / "out")
+        assert ("GB of memory, and 0.0 GB are free" in caplog.text) is is_said
 
 
 def test_a_missing_package_is_named(

@@ -67,6 +67,8 @@ def _run_conversion(checkpoint: Checkpoint, target: str, kind: str, folder: Path
     if done.returncode:
         said = done.stderr.decode(errors="replace").strip().splitlines()
         message = said[-1].removeprefix("vlmbatch: ") if said else "it ended without a word"
+        if done.returncode == -9:  # SIGKILL, which Windows has not
+            message += "; the system ended it, as it does when memory runs out"
         is_missing = done.returncode == MissingDependencyError.exit_code
         raise (MissingDependencyError if is_missing else ModelLoadError)(
             f"{checkpoint.name} cannot be converted: {message}"

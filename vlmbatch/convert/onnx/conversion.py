@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 import tempfile
 from pathlib import Path
@@ -16,12 +17,17 @@ from vlmbatch.convert.onnx.export import DECODER, export_graphs, save_graph
 from vlmbatch.convert.onnx.types import GraphType, converted, expected_bytes, find_type
 from vlmbatch.convert.onnx.verification import check_graph
 from vlmbatch.convert.publishing import check_space, publish
+from vlmbatch.engine.torch.device import device_memory
 from vlmbatch.engine.torch.shape import ModelShape
 from vlmbatch.engine.torch.weights import load_model
 from vlmbatch.errors import OutputError, one_line
 from vlmbatch.hub import FILES
 
+logger = logging.getLogger(__name__)
+
 DEFAULT_TYPE = "fp32"
+WEIGHT_COPIES = 4
+"""Copies of the weights in float32 that a conversion holds at its peak, as measured."""
 GRAPHS = "onnx"
 """Folder of the graphs within that of the model."""
 SETTINGS = "transformers.js_config"
@@ -38,6 +44,7 @@ def convert(checkpoint: Checkpoint, options: ConvertOptions) -> Converted:
     try:
         (folder / GRAPHS).mkdir(parents=True, exist_ok=True)
         _check_source(folder, checkpoint)
+        _warn_of_memory(checkpoint, shape)
         check_space(folder, expected_bytes(shape, kind))
         with tempfile.TemporaryDirectory(prefix=".converting-", dir=folder) as temporary:
             room = Path(temporary)
@@ -49,6 +56,20 @@ def convert(checkpoint: Checkpoint, options: ConvertOptions) -> Converted:
         raise OutputError(f"cannot write to {folder}: {one_line(error)}") from error
     notes = [] if kind.tolerance else [f"logits differ from float32's by {distance:.1%} (RMS)"]
     return Converted(tuple(folder / GRAPHS / path.name for path in graphs), tuple(notes))
+
+
+def _warn_of_memory(checkpoint: Checkpoint, shape: ModelShape) -> None:
+    """Say so if memory may run out: the system then ends the program without a word."""
+    needed = WEIGHT_COPIES * expected_bytes(shape, find_type("fp32"))
+    free = device_memory(torch.device("cpu")).free
+    if needed > free:
+        logger.warning(
+            "converting %s takes about %.1f GB of memory, and %.1f GB are free: if it is ended, "
+            "convert on a machine with more",
+            checkpoint.name,
+            needed / 1e9,
+            free / 1e9,
+        )
 
 
 def _write_graphs(
