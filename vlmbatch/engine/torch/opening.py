@@ -150,10 +150,12 @@ def _choose_kernels(
         library_of,
     )
     from vlmbatch.engine.torch.cpu.onednn import can_pack
+    from vlmbatch.engine.torch.cpu.pages import use_huge_pages
     from vlmbatch.engine.torch.device import SMALL_MODEL_PARAMETERS
 
     if model.shape.parameters < SMALL_MODEL_PARAMETERS or model.device.type != "cpu":
         return None, None
+    use_huge_pages(model.language)
     weights = NativeWeights(model.language)
     copies = can_pack(model.device, model.dtype) and budget.reserve_packed(
         packed_bytes(model.vision, model.language) + weights.int8_bytes

@@ -33,6 +33,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from vlmbatch.engine.torch.cpu.pages import zeros
 from vlmbatch.engine.torch.shape import TextShape
 
 ALIKE_PER_CHUNK = 64
@@ -356,10 +357,5 @@ def _without_holes(run: Run) -> list[Run]:
 def _zeros(size: int, device: torch.device, dtype: torch.dtype) -> Tensor:
     if device.type != "cpu":
         return torch.zeros(size, device=device, dtype=dtype)
-    # Pages of a private mapping are zero and exist once they are written; torch writes all of them.
-    private = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if os.name == "posix" else {}
-    try:
-        pages = mmap.mmap(-1, size * dtype.itemsize, **private)
-    except OSError as error:
-        raise MemoryError(f"no {size * dtype.itemsize} bytes of memory") from error
-    return torch.frombuffer(pages, dtype=dtype)
+    import os
+    return zeros(size, dtype, huge=os.environ.get("HUGEKV")=="1")

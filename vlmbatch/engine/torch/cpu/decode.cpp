@@ -1,6 +1,7 @@
-// One decode step of a few sequences: every layer of the language model and the head in one call.
+// One decode step: every layer of the language model and the head in one call.
 //
-// A step reads each weight once and computes little with it, so it takes as long as reading memory.
+// A step of few sequences reads each weight once and computes little with it, so it takes as long as
+// reading memory; one of sixteen or more, as long as its products.
 // In torch a layer is some twenty operations, each with threads to wake and a result to write and
 // read back. Here the threads stay together from the embeddings to the logits and wait for each
 // other only where a product needs all of the one before.
@@ -16,6 +17,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 #include <sched.h>
 #include <omp.h>
 #if defined(__AVX512F__)
@@ -29,6 +31,13 @@ constexpr int PIECES = HEAD_DIM / WIDTH;
 constexpr int SPAN = 256;  // tokens of a sequence that one task attends to
 constexpr int64_t CHUNK_BYTES = 64 << 10;  // of a matrix that one task multiplies
 constexpr int SPINS = 4096;
+constexpr int PIECE = 64;  // most outputs of a task
+#if defined(__AVX512F__)
+constexpr int NEAR = 6;  // rows whose sums stay in registers, four outputs of each
+#else
+constexpr int NEAR = 1;
+#endif
+constexpr int NEAR_BYTES = 2560;  // of each of them, at a time: what the nearest cache can keep
 
 typedef float Floats __attribute__((vector_size(64)));
 typedef int32_t Ints __attribute__((vector_size(64)));
@@ -83,6 +92,20 @@ inline float rounded(float f) { return f; }
 typedef int8_t Weight;
 #else
 typedef Element Weight;
+#endif
+
+// Inputs of products: numbers of the model's dtype, widened where the processor has no product of
+// pairs of bfloat16.
+#if BFLOAT16 && defined(__AVX512BF16__)
+#define DOT_BFLOAT16 1
+typedef Element Input;
+inline Input as_input(float f) { return narrow(f); }
+constexpr int STRIDE = 2 * WIDTH;
+#else
+#define DOT_BFLOAT16 0
+typedef float Input;
+inline Input as_input(float f) { return rounded(f); }
+constexpr int STRIDE = WIDTH;
 #endif
 
 // e^x: 2^n times a polynomial (Cephes, expf), within 2 units in the last place.
@@ -180,52 +203,133 @@ struct Team {
     alignas(64) std::atomic<int64_t> round{0};
 };
 
-// Dot products of some outputs of a matrix with all inputs, (rows, inputs) float32. Weights are
-// read in the order of memory.
-template <int N, class Done>
-inline void dots(const Matrix& matrix, int64_t inputs, int64_t begin, int64_t end, const float* x,
-                 Done done) {
-    constexpr int TOGETHER = N == 1 ? 4 : N == 2 ? 2 : 1;
-    const Weight* w = matrix.weight + begin * inputs;
-    for (int64_t i = begin; i < end; i++, w += inputs) {
-        Floats total[TOGETHER][N] = {};
-        int64_t k = 0;
-        for (; k + TOGETHER * WIDTH <= inputs; k += TOGETHER * WIDTH) {
-            for (int t = 0; t < TOGETHER; t++) {
-                const Weight* here = w + k + t * WIDTH;
-                Floats weights = load(here);
-                for (int n = 0; n < N; n++) total[t][n] += weights * load(x + n * inputs + k + t * WIDTH);
-            }
-        }
-        for (; k < inputs; k += WIDTH) {
-            Floats weights = load(w + k);
-            for (int n = 0; n < N; n++) total[0][n] += weights * load(x + n * inputs + k);
-        }
-        for (int n = 0; n < N; n++) {
-            for (int t = 1; t < TOGETHER; t++) total[0][n] += total[t][n];
-            float y = sum(total[0][n]);
-#if INT8
-            y *= matrix.scale[i];
+// Sums of four vectors.
+typedef float Four __attribute__((vector_size(16)));
+inline Four sums(Floats a, Floats b, Floats c, Floats d) {
+    typedef float Eight __attribute__((vector_size(32)));
+    auto folded = [](Floats v) -> Eight {
+        return __builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7)
+             + __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15);
+    };
+    auto joined = [](Eight v, Eight w) -> Eight {
+        return __builtin_shufflevector(v, w, 0, 8, 2, 10, 4, 12, 6, 14)
+             + __builtin_shufflevector(v, w, 1, 9, 3, 11, 5, 13, 7, 15);
+    };
+    Eight ab = joined(folded(a), folded(b)), cd = joined(folded(c), folded(d));
+    Eight all = __builtin_shufflevector(ab, cd, 0, 1, 8, 9, 4, 5, 12, 13)
+              + __builtin_shufflevector(ab, cd, 2, 3, 10, 11, 6, 7, 14, 15);
+    return __builtin_shufflevector(all, all, 0, 1, 2, 3) + __builtin_shufflevector(all, all, 4, 5, 6, 7);
+}
+
+// A vector of weights or inputs of a product, and their products added to sums.
+#if DOT_BFLOAT16
+typedef __m512bh Vector;
+inline Vector vector(const Element* p) { return (Vector)_mm512_loadu_si512(p); }
+inline Vector vector(const int8_t* p) { return _mm512_cvtne2ps_pbh((__m512)load(p + WIDTH), (__m512)load(p)); }
+inline Floats multiply_add(Floats total, Vector weights, Vector x) {
+    return (Floats)_mm512_dpbf16_ps((__m512)total, weights, x);
+}
+#else
+typedef Floats Vector;
+template <class Number> inline Vector vector(const Number* p) { return load(p); }
+inline Floats multiply_add(Floats total, Vector weights, Vector x) { return total + weights * x; }
 #endif
-            done(i, n, rounded(y));
+
+// Keep a vector in a register: compilers would load it anew for each output.
+inline Vector kept(Vector v) {
+#if defined(__AVX512F__)
+    asm("" : "+v"(v));
+#endif
+    return v;
+}
+
+// Dot products of the inputs [from, to) of OUTPUTS outputs of a matrix with N rows of inputs, added
+// to y: output o of row n at n * PIECE + o. A vector of inputs, once loaded, serves all outputs.
+// Meanwhile some cache lines from `ahead` on are fetched, so many for each vector.
+template <int N, int OUTPUTS>
+void block(const Weight* w, int64_t inputs, int64_t from, int64_t to, const Input* x, const char* ahead,
+           int64_t lines, float* y) {
+    constexpr int TOGETHER = N * OUTPUTS == 1 ? 4 : 1;  // sums of one output, which need not wait for each other
+    Floats total[TOGETHER][OUTPUTS][N] = {};
+    auto take = [&](int64_t k, int t) {
+        Vector given[N];
+        for (int n = 0; n < N; n++) given[n] = kept(vector(x + n * inputs + k));
+        for (int o = 0; o < OUTPUTS; o++) {
+            const Vector weights = vector(w + o * inputs + k);
+            for (int n = 0; n < N; n++) total[t][o][n] = multiply_add(total[t][o][n], weights, given[n]);
+        }
+    };
+    int64_t k = from;
+    for (; k + TOGETHER * STRIDE <= to; k += TOGETHER * STRIDE) {
+        if constexpr (OUTPUTS > 1)
+            for (int64_t line = 0; line < lines; line++, ahead += 64) __builtin_prefetch(ahead, 0, 2);
+        for (int t = 0; t < TOGETHER; t++) take(k + t * STRIDE, t);
+    }
+    if constexpr (TOGETHER > 1)
+        for (; k < to; k += STRIDE) take(k, 0);
+    for (int n = 0; n < N; n++, y += PIECE) {
+        if constexpr (OUTPUTS == 4) {
+            typedef Four Anywhere __attribute__((aligned(4)));
+            *reinterpret_cast<Anywhere*>(y) += sums(total[0][0][n], total[0][1][n], total[0][2][n], total[0][3][n]);
+        } else {
+            for (int t = 1; t < TOGETHER; t++) total[0][0][n] += total[t][0][n];
+            *y += sum(total[0][0][n]);
         }
     }
 }
 
-template <int N = 1, class Done>
-inline void dots_of(int64_t rows, const Matrix& matrix, int64_t inputs, int64_t begin, int64_t end,
-                    const float* x, Done done) {
-    if constexpr (N < ROWS) {
-        if (rows != N) return dots_of<N + 1>(rows, matrix, inputs, begin, end, x, done);
+template <int OUTPUTS, int N = 1>
+inline void block_of(int64_t rows, const Weight* w, int64_t inputs, int64_t from, int64_t to, const Input* x,
+                     const char* ahead, int64_t lines, float* y) {
+    if constexpr (N < NEAR) {
+        if (rows != N) return block_of<OUTPUTS, N + 1>(rows, w, inputs, from, to, x, ahead, lines, y);
     }
-    dots<N>(matrix, inputs, begin, end, x, done);
+    block<N, OUTPUTS>(w, inputs, from, to, x, ahead, lines, y);
 }
 
-inline void normalize(const float* x, const Element* weight, int64_t size, float eps, float* y) {
+// Dot products of the outputs [begin, end), at most PIECE, with all rows. The nearest cache keeps
+// some inputs of some rows, which meet all outputs before the next ones are taken. The processor
+// fetches memory ahead as it sees one row of weights read, not four at once, so the same number of
+// outputs behind these is fetched here, evenly over the whole work.
+template <class Done>
+inline void dots(int64_t rows, const Matrix& matrix, int64_t inputs, int64_t begin, int64_t end,
+                 const Input* x, Done done) {
+    const int64_t groups = (rows + NEAR - 1) / NEAR, count = end - begin;
+    int64_t parts = groups == 1 ? 1 : (inputs * int64_t(sizeof(Input)) + NEAR_BYTES - 1) / NEAR_BYTES;
+    const int64_t length = (inputs / STRIDE + parts - 1) / parts * STRIDE;
+    const int64_t row_bytes = inputs * sizeof(Weight), part_bytes = 4 * row_bytes / (parts * groups);
+    const int64_t lines = (part_bytes * STRIDE / length + 63) / 64;
+    const Weight* w = matrix.weight + begin * inputs;
+    const char* behind = reinterpret_cast<const char*>(w + count * inputs);
+    float y[ROWS * PIECE];
+    memset(y, 0, rows * PIECE * sizeof(float));
+    for (int64_t from = 0; from < inputs; from += length) {
+        const int64_t to = from + length < inputs ? from + length : inputs;
+        for (int64_t group = 0; group < groups; group++, behind += part_bytes) {
+            const int64_t first = rows * group / groups, near = rows * (group + 1) / groups - first;
+            const Input* given = x + first * inputs;
+            float* sums = y + first * PIECE;
+            int64_t o = 0;
+            if (rows > 1)
+                for (; o + 4 <= count; o += 4)
+                    block_of<4>(near, w + o * inputs, inputs, from, to, given, behind + o * row_bytes, lines, sums + o);
+            for (; o < count; o++) block_of<1>(near, w + o * inputs, inputs, from, to, given, behind, 0, sums + o);
+        }
+    }
+    for (int64_t n = 0; n < rows; n++)
+        for (int64_t o = 0; o < count; o++) {
+#if INT8
+            y[n * PIECE + o] *= matrix.scale[begin + o];
+#endif
+            done(begin + o, n, rounded(y[n * PIECE + o]));
+        }
+}
+
+inline void normalize(const float* x, const Element* weight, int64_t size, float eps, Input* y) {
     Floats squares = {};
     for (int64_t i = 0; i < size; i += WIDTH) squares += load(x + i) * load(x + i);
     float factor = 1.f / std::sqrt(eps + sum(squares) / size);
-    for (int64_t i = 0; i < size; i++) y[i] = rounded(rounded(x[i] * factor) * widen(weight[i]));
+    for (int64_t i = 0; i < size; i++) y[i] = as_input(rounded(x[i] * factor) * widen(weight[i]));
 }
 
 inline void rotate(float* x, const Element* cos, const Element* sin) {
@@ -236,7 +340,7 @@ inline void rotate(float* x, const Element* cos, const Element* sin) {
 }
 
 // Softmax of one span, not yet divided by its sum: (largest score, sum, weighted values).
-struct Part { float largest[GROUPS], total[GROUPS], values[GROUPS][HEAD_DIM]; };
+struct alignas(64) Part { float largest[GROUPS], total[GROUPS], values[GROUPS][HEAD_DIM]; };
 
 inline void attend(const Span& span, const float* query, const Element* keys, const Element* values,
                    Part& part) {
@@ -294,6 +398,9 @@ inline void attend(const Span& span, const float* query, const Element* keys, co
         for (int p = 0; p < PIECES; p++) store(&part.values[g][p * WIDTH], mixed[g][p]);
 }
 
+// Round a number of elements up to whole cache lines.
+inline int64_t in_lines(int64_t count) { return (count + 31) / 32 * 32; }
+
 }  // namespace
 
 extern "C" {
@@ -301,8 +408,9 @@ extern "C" {
 // Bytes of scratch memory that a step of so many rows and spans needs.
 int64_t scratch_bytes(const Model* model, int64_t rows, int64_t spans, int64_t threads) {
     int64_t heads = model->kv_heads * GROUPS, wide = (heads + 2 * model->kv_heads) * HEAD_DIM;
-    int64_t floats = rows * (model->hidden + wide + heads * HEAD_DIM + model->mlp)
-                   + threads * rows * (model->hidden > heads * HEAD_DIM ? model->hidden : heads * HEAD_DIM);
+    int64_t inner = model->hidden > heads * HEAD_DIM ? model->hidden : heads * HEAD_DIM;
+    int64_t floats = in_lines(rows * model->hidden) + in_lines(rows * wide) + in_lines(rows * model->mlp)
+                   + threads * in_lines(rows * inner);
     return 256 + 4 * floats + sizeof(Part) * spans * model->kv_heads
          + sizeof(Counter) * threads * (5 * model->layers + 1);
 }
@@ -321,10 +429,11 @@ void decode(const Model* model, int64_t rows, const int64_t* ids, const int64_t*
     Counter* counters = reinterpret_cast<Counter*>((reinterpret_cast<uintptr_t>(scratch) + 63) & ~uintptr_t(63));
     memset((void*)counters, 0, sizeof(Counter) * threads * (5 * m.layers + 1));
     Part* parts = reinterpret_cast<Part*>(counters + threads * (5 * m.layers + 1));
+    // Vectors begin at cache lines: one that lies in two takes twice as long to load.
     float* x = reinterpret_cast<float*>(parts + span_count * m.kv_heads);
-    float* qkv = x + rows * m.hidden;
-    float* activated = qkv + rows * wide;
-    float* own = activated + rows * m.mlp;
+    float* qkv = x + in_lines(rows * m.hidden);
+    Input* activated = reinterpret_cast<Input*>(qkv + in_lines(rows * wide));
+    Input* own = activated + in_lines(rows * m.mlp);
     for (int64_t row = 0; row < rows; row++)
         for (int64_t i = 0; i < m.hidden; i++) 
             x[row * m.hidden + i] = rounded(widen(m.embedding[ids[row] * m.hidden + i]) * m.embedding_multiplier);
@@ -335,15 +444,15 @@ void decode(const Model* model, int64_t rows, const int64_t* ids, const int64_t*
         const int me = omp_get_thread_num();
 #pragma omp single
         team.threads = omp_get_num_threads();  // the system may give fewer
-        float* input = own + me * rows * inner;
+        Input* input = own + me * in_lines(rows * inner);
         int64_t phase = 0;
-        auto product = [&](const Matrix& matrix, int64_t inputs, int64_t outputs, const float* in, auto done) {
+        auto product = [&](const Matrix& matrix, int64_t inputs, int64_t outputs, const Input* in, auto done) {
             int64_t step = CHUNK_BYTES / (inputs * int64_t(sizeof(Weight))) / 4 * 4;
-            if (step < 4) step = 4;
+            step = step < 4 ? 4 : step > PIECE ? PIECE : step;
             int64_t tasks = (outputs + step - 1) / step;
             team.share(me, phase++, tasks, [&](int64_t task) {
                 int64_t end = (task + 1) * step < outputs ? (task + 1) * step : outputs;
-                dots_of(rows, matrix, inputs, task * step, end, in, done);
+                dots(rows, matrix, inputs, task * step, end, in, done);
             });
         };
         auto add = [&](int n, int64_t i, float y) {
@@ -390,17 +499,17 @@ void decode(const Model* model, int64_t rows, const int64_t* ids, const int64_t*
                 while (end < span_count && spans[end].row == row) end++;
                 for (int64_t head = 0; head < m.kv_heads; head++)
                     for (int g = 0; g < GROUPS; g++) {
-                        float* y = input + row * attended_size + (head * GROUPS + g) * HEAD_DIM;
+                        float y[HEAD_DIM] = {};
+                        Input* out = input + row * attended_size + (head * GROUPS + g) * HEAD_DIM;
                         float largest = -INFINITY, total = 0;
                         for (int64_t s = begin; s < end; s++) largest = std::fmax(largest, parts[s * m.kv_heads + head].largest[g]);
-                        for (int d = 0; d < HEAD_DIM; d++) y[d] = 0;
                         for (int64_t s = begin; s < end; s++) {
                             const Part& part = parts[s * m.kv_heads + head];
                             const float weight = std::exp(part.largest[g] - largest);
                             total += weight * part.total[g];
                             for (int d = 0; d < HEAD_DIM; d++) y[d] += weight * part.values[g][d];
                         }
-                        for (int d = 0; d < HEAD_DIM; d++) y[d] = rounded(y[d] / total);
+                        for (int d = 0; d < HEAD_DIM; d++) out[d] = as_input(y[d] / total);
                     }
                 begin = end;
             }
@@ -408,20 +517,22 @@ void decode(const Model* model, int64_t rows, const int64_t* ids, const int64_t*
                     [&](int64_t i, int n, float y) { add(n, i, y); });
             team.wait();
             norm(layer.mlp_norm);
-            // Gate and up: outputs i and mlp + i, a vector of both at a time.
-            team.share(me, phase++, m.mlp / WIDTH, [&](int64_t task) {
-                float gate[ROWS][WIDTH], up[ROWS][WIDTH];
-                const int64_t begin = task * WIDTH;
-                dots_of(rows, layer.gate_up, m.hidden, begin, begin + WIDTH, input,
+            // Gate and up: outputs i and mlp + i.
+            const int64_t pairs = m.mlp % (2 * WIDTH) ? WIDTH : 2 * WIDTH;
+            team.share(me, phase++, m.mlp / pairs, [&](int64_t task) {
+                float gate[ROWS][2 * WIDTH], up[ROWS][2 * WIDTH];
+                const int64_t begin = task * pairs, middle = m.mlp + begin;
+                dots(rows, layer.gate_up, m.hidden, begin, begin + pairs, input,
                      [&](int64_t i, int n, float y) { gate[n][i - begin] = y; });
-                dots_of(rows, layer.gate_up, m.hidden, m.mlp + begin, m.mlp + begin + WIDTH, input,
-                     [&](int64_t i, int n, float y) { up[n][i - m.mlp - begin] = y; });
-                for (int64_t n = 0; n < rows; n++) {
-                    Floats g = load(gate[n]);
-                    store(gate[n], g / (1.f + exponential(-g)));
-                    for (int i = 0; i < WIDTH; i++)
-                        activated[n * m.mlp + begin + i] = rounded(rounded(gate[n][i]) * up[n][i]);
-                }
+                dots(rows, layer.gate_up, m.hidden, middle, middle + pairs, input,
+                     [&](int64_t i, int n, float y) { up[n][i - middle] = y; });
+                for (int64_t n = 0; n < rows; n++)
+                    for (int64_t i = 0; i < pairs; i += WIDTH) {
+                        const Floats g = load(gate[n] + i);
+                        store(gate[n] + i, g / (1.f + exponential(-g)));
+                        for (int64_t j = i; j < i + WIDTH; j++)
+                            activated[n * m.mlp + begin + j] = as_input(rounded(gate[n][j]) * up[n][j]);
+                    }
             });
             team.wait();
             product(layer.down, m.mlp, m.hidden, activated,

@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 SOURCE = Path(__file__).with_name("decode.cpp")
 OPTIONS = ("-O3", "-march=native", "-std=c++17", "-ffp-contract=fast", "-fopenmp", "-w")
-MAX_ROWS = 4
+MAX_ROWS = 64
 """Most sequences of a native step. With more, products of packed matrices are as fast: their
 weights are read once for all sequences, too, and computing takes the time.
 """
