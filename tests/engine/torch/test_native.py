@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import shutil
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +27,13 @@ from vlmbatch.engine.torch.cache import (
     Slot,
 )
 from vlmbatch.engine.torch.cpu.native import (
-    MAX_DIFFERENCE,
     MAX_ROWS,
     SPAN_TOKENS,
-    BackgroundDecoder,
     NativeWeights,
     can_decode,
     library_of,
 )
+from vlmbatch.engine.torch.cpu.trial import MAX_DIFFERENCE, BackgroundDecoder, fastest_rows
 from vlmbatch.engine.torch.engine import TorchEngine
 from vlmbatch.engine.torch.linear import Linear
 from vlmbatch.engine.torch.model import LanguageModel
@@ -52,14 +53,18 @@ def checkpoint(folder: Path) -> Path:
     return write_tiny_checkpoint(folder / "checkpoint", head_dim=16)
 
 
-def decoder_of(language: LanguageModel, folder: Path) -> BackgroundDecoder:
+def decoder_of(
+    language: LanguageModel, folder: Path, kept: Path | None = None
+) -> BackgroundDecoder:
     weights = NativeWeights(language)
-    return BackgroundDecoder(weights, library_of(weights, folder / "libraries", "this"))
+    return BackgroundDecoder(weights, library_of(weights, folder / "libraries", "this"), kept)
 
 
-def with_native(engine: TorchEngine, folder: Path, **settings: Any) -> TorchEngine:
+def with_native(
+    engine: TorchEngine, folder: Path, kept: Path | None = None, **settings: Any
+) -> TorchEngine:
     """Another engine with the same model, and a native decoder that is ready."""
-    native = decoder_of(engine.network.language, folder)
+    native = decoder_of(engine.network.language, folder, kept)
     assert native.wait()
     return TorchEngine(
         engine.network,
@@ -99,14 +104,15 @@ def test_logits_keys_and_values_are_those_of_torch(
     assert native.wait()
     attend = attend_rows_in_products if products else language.attend_rows
     cache = Cache(language.shape, torch.device("cpu"), language.embedding.dtype, attend)
-    lengths = (SPAN_TOKENS - 1, SPAN_TOKENS, 3, 2 * SPAN_TOKENS + 40)
+    lengths = (SPAN_TOKENS - 1, SPAN_TOKENS, 3, 2 * SPAN_TOKENS + 40, *range(1, MAX_ROWS - 3))
     slots = [prompt(cache, language, length, None) for length in lengths]
     shared = slots[3].beginning(SPAN_TOKENS + 44)
     slots[2] = prompt(cache, language, SPAN_TOKENS + 60, shared)
     assert slots[2].shared
+    slots.reverse()
     limit = MAX_DIFFERENCE[language.embedding.dtype] / 2
-    for rows in range(1, MAX_ROWS + 1):
-        for _ in range(3):
+    for rows in (1, 2, 4, 5, 6, 7, 13, 16, MAX_ROWS):
+        for _ in range(3 if rows < 5 else 1):
             chosen = slots[-rows:]
             decoder = native.get(rows)
             assert decoder is not None
@@ -132,10 +138,60 @@ def test_answers_are_those_of_transformers(checkpoint: Path, folder: Path, batch
     wanted = answers_of_transformers(checkpoint)
     end_ids = find_checkpoint(str(checkpoint)).end_token_ids()
     assert_same(engine, mixed_requests(preparer), wanted, end_ids)
-    if batch_size <= MAX_ROWS:
-        assert engine.stats.native_steps == engine.stats.decode_steps > 0
-    else:  # many at a time, until few are left
-        assert 0 < engine.stats.native_steps < engine.stats.decode_steps
+    assert engine.stats.native_steps == engine.stats.decode_steps > 0
+
+
+def test_torch_decodes_more_sequences_than_the_library_is_faster_with(
+    checkpoint: Path, folder: Path
+) -> None:
+    opened, preparer = open_tiny(checkpoint)
+    kept = folder / "rows.json"
+    kept.write_text('{"rows": 2}')
+    engine = with_native(opened, folder, kept=kept, batch_size=6)
+    wanted = answers_of_transformers(checkpoint)
+    end_ids = find_checkpoint(str(checkpoint)).end_token_ids()
+    assert_same(engine, mixed_requests(preparer), wanted, end_ids)
+    assert 0 < engine.stats.native_steps < engine.stats.decode_steps
+
+
+@pytest.mark.parametrize(
+    ("seconds", "expected"),
+    [
+        ([(1, 2), (1, 2), (1, 2), (1, 2)], MAX_ROWS),
+        ([(1, 2), (1, 2), (3, 2)], 4),
+        ([(2, 1)], 0),
+    ],
+)
+def test_the_library_decodes_as_many_as_it_is_faster_with(
+    checkpoint: Path, folder: Path, seconds: list[tuple[float, float]], expected: int
+) -> None:
+    language = open_tiny(checkpoint)[0].network.language
+    decoder = decoder_of(language, folder).get(1)
+    assert decoder is not None
+    times = iter(seconds)
+
+    def fastest(calls: Sequence[Callable[[], object]]) -> list[float]:
+        for call in calls:
+            call()
+        return list(next(times))
+
+    assert fastest_rows(decoder, language, fastest) == expected
+    assert next(times, None) is None
+
+
+@pytest.mark.parametrize("broken", [None, "{", '{"rows": 1000}', "[]"])
+def test_how_many_is_measured_once(checkpoint: Path, folder: Path, broken: str | None) -> None:
+    language = open_tiny(checkpoint)[0].network.language
+    kept = folder / "measured" / "rows.json"
+    kept.unlink(missing_ok=True)
+    if broken is not None:
+        kept.parent.mkdir(exist_ok=True)
+        kept.write_text(broken)
+    decoder_of(language, folder, kept).wait()
+    measured = kept.read_text()
+    assert json.loads(measured)["rows"] in (0, 1, 4, 16, MAX_ROWS)
+    decoder_of(language, folder, kept).wait()
+    assert kept.read_text() == measured
 
 
 def test_a_library_that_computes_something_else_is_not_used(

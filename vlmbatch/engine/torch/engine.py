@@ -32,7 +32,7 @@ from vlmbatch.engine.torch.budget import MemoryBudget
 from vlmbatch.engine.torch.cache import Cache
 from vlmbatch.engine.torch.cleanup import Cleaner
 from vlmbatch.engine.torch.clock import BusyClock
-from vlmbatch.engine.torch.cpu.native import BackgroundDecoder
+from vlmbatch.engine.torch.cpu.trial import BackgroundDecoder
 from vlmbatch.engine.torch.cuda.buckets import RECORD_AFTER, BucketDecoder, Recorder
 from vlmbatch.engine.torch.encoding import TileEncoder
 from vlmbatch.engine.torch.pace import Pace

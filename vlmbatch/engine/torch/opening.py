@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from vlmbatch.engine.torch.budget import MemoryBudget
     from vlmbatch.engine.torch.cpu.choices import KeptChoice
-    from vlmbatch.engine.torch.cpu.native import BackgroundDecoder
+    from vlmbatch.engine.torch.cpu.trial import BackgroundDecoder
     from vlmbatch.engine.torch.engine import TorchEngine
     from vlmbatch.engine.torch.shape import ModelShape
     from vlmbatch.engine.torch.weights import Model
@@ -144,13 +144,13 @@ def _choose_kernels(
     from vlmbatch.engine.torch.cpu.choices import KernelChoices, processor_model
     from vlmbatch.engine.torch.cpu.kernels import packed_bytes
     from vlmbatch.engine.torch.cpu.native import (
-        BackgroundDecoder,
         NativeWeights,
         can_decode,
         library_of,
     )
     from vlmbatch.engine.torch.cpu.onednn import can_pack
     from vlmbatch.engine.torch.cpu.pages import use_huge_pages
+    from vlmbatch.engine.torch.cpu.trial import BackgroundDecoder
     from vlmbatch.engine.torch.device import SMALL_MODEL_PARAMETERS
 
     if model.shape.parameters < SMALL_MODEL_PARAMETERS or model.device.type != "cpu":
@@ -166,5 +166,5 @@ def _choose_kernels(
     if not can_decode(model.language) or not (copies or weights.int8_bytes == 0):
         return choice, None
     budget.packed_bytes += weights.int8_bytes
-    folder = options.cache_folder / "native"
-    return choice, BackgroundDecoder(weights, library_of(weights, folder, str(processor_model())))
+    library = library_of(weights, options.cache_folder / "native", str(processor_model()))
+    return choice, BackgroundDecoder(weights, library, choices.native_rows(model, copies=copies))

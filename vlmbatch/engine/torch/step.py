@@ -21,7 +21,7 @@ from vlmbatch.engine.torch.cache import (
     Slot,
 )
 from vlmbatch.engine.torch.clock import BusyClock
-from vlmbatch.engine.torch.cpu.native import BackgroundDecoder
+from vlmbatch.engine.torch.cpu.trial import BackgroundDecoder
 from vlmbatch.engine.torch.cuda.buckets import BucketDecoder
 from vlmbatch.engine.torch.sampling import Draw, choose_tokens
 from vlmbatch.engine.torch.scheduler import LiveSequence, Work

@@ -26,7 +26,6 @@ from __future__ import annotations
 import dataclasses
 import enum
 import itertools
-import mmap
 import os
 from collections.abc import Iterator
 
@@ -357,5 +356,4 @@ def _without_holes(run: Run) -> list[Run]:
 def _zeros(size: int, device: torch.device, dtype: torch.dtype) -> Tensor:
     if device.type != "cpu":
         return torch.zeros(size, device=device, dtype=dtype)
-    import os
-    return zeros(size, dtype, huge=os.environ.get("HUGEKV")=="1")
+    return zeros(size, dtype, huge=os.environ.get("HUGEKV") == "1")

@@ -110,31 +110,38 @@ class KernelChoices:
             return None
 
     def _save(self, key: Mapping[str, Any], choice: KeptChoice) -> None:
-        """Write a choice beside its file and rename it; without a writable folder it is not
-        kept.
-        """
+        """Keep a choice, if that is possible."""
         path = self._path(key)
         entry = {
             "key": key,
             "kernels": choice.kernels,
             "steadiness": dataclasses.asdict(choice.steadiness),
         }
-        try:
-            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            number, fresh = tempfile.mkstemp(prefix=path.stem, suffix=".tmp", dir=path.parent)
-            try:
-                with os.fdopen(number, "w", encoding="utf-8") as file:
-                    json.dump(entry, file, indent=1)
-                os.replace(fresh, path)
-            except BaseException:
-                os.unlink(fresh)
-                raise
-        except OSError as error:
-            logger.debug("the choice of kernels is not kept: %s", error)
+        write_json(path, entry)
+
+    def native_rows(self, model: Model, *, copies: bool) -> Path:
+        """File for the number of sequences that the compiled decode step of a model is used for."""
+        return self._path({**_key(model, copies=copies), "kept": "native rows"})
 
     def _path(self, key: Mapping[str, Any]) -> Path:
         digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
         return self._folder / f"{digest[:24]}.json"
+
+
+def write_json(path: Path, entry: Mapping[str, Any]) -> None:
+    """Write a value beside its file and rename it; without a writable folder it is not kept."""
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        number, fresh = tempfile.mkstemp(prefix=path.stem, suffix=".tmp", dir=path.parent)
+        try:
+            with os.fdopen(number, "w", encoding="utf-8") as file:
+                json.dump(entry, file, indent=1)
+            os.replace(fresh, path)
+        except BaseException:
+            os.unlink(fresh)
+            raise
+    except OSError as error:
+        logger.debug("the choice of kernels is not kept: %s", error)
 
 
 def _key(model: Model, *, copies: bool) -> dict[str, Any]:

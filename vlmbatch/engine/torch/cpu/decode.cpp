@@ -225,6 +225,8 @@ inline Four sums(Floats a, Floats b, Floats c, Floats d) {
 #if DOT_BFLOAT16
 typedef __m512bh Vector;
 inline Vector vector(const Element* p) { return (Vector)_mm512_loadu_si512(p); }
+inline Vector half(const Element* p) { return (Vector)_mm512_zextsi256_si512(_mm256_loadu_si256((const __m256i*)p)); }
+inline Vector half(const int8_t* p) { return _mm512_cvtne2ps_pbh(__m512(), (__m512)load(p)); }
 inline Vector vector(const int8_t* p) { return _mm512_cvtne2ps_pbh((__m512)load(p + WIDTH), (__m512)load(p)); }
 inline Floats multiply_add(Floats total, Vector weights, Vector x) {
     return (Floats)_mm512_dpbf16_ps((__m512)total, weights, x);
@@ -232,6 +234,7 @@ inline Floats multiply_add(Floats total, Vector weights, Vector x) {
 #else
 typedef Floats Vector;
 template <class Number> inline Vector vector(const Number* p) { return load(p); }
+template <class Number> inline Vector half(const Number* p) { return vector(p); }
 inline Floats multiply_add(Floats total, Vector weights, Vector x) { return total + weights * x; }
 #endif
 
@@ -266,7 +269,11 @@ void block(const Weight* w, int64_t inputs, int64_t from, int64_t to, const Inpu
         for (int t = 0; t < TOGETHER; t++) take(k + t * STRIDE, t);
     }
     if constexpr (TOGETHER > 1)
-        for (; k < to; k += STRIDE) take(k, 0);
+        for (; k + STRIDE <= to; k += STRIDE) take(k, 0);
+    if (STRIDE > WIDTH && k < to)  // WIDTH are left
+        for (int o = 0; o < OUTPUTS; o++)
+            for (int n = 0; n < N; n++)
+                total[0][o][n] = multiply_add(total[0][o][n], half(w + o * inputs + k), half(x + n * inputs + k));
     for (int n = 0; n < N; n++, y += PIECE) {
         if constexpr (OUTPUTS == 4) {
             typedef Four Anywhere __attribute__((aligned(4)));
@@ -296,7 +303,7 @@ inline void dots(int64_t rows, const Matrix& matrix, int64_t inputs, int64_t beg
                  const Input* x, Done done) {
     const int64_t groups = (rows + NEAR - 1) / NEAR, count = end - begin;
     int64_t parts = groups == 1 ? 1 : (inputs * int64_t(sizeof(Input)) + NEAR_BYTES - 1) / NEAR_BYTES;
-    const int64_t length = (inputs / STRIDE + parts - 1) / parts * STRIDE;
+    const int64_t length = ((inputs + STRIDE - 1) / STRIDE + parts - 1) / parts * STRIDE;
     const int64_t row_bytes = inputs * sizeof(Weight), part_bytes = 4 * row_bytes / (parts * groups);
     const int64_t lines = (part_bytes * STRIDE / length + 63) / 64;
     const Weight* w = matrix.weight + begin * inputs;

@@ -1,15 +1,15 @@
-"""Decode steps of few sequences in one native call: ``decode.cpp``, compiled on first use.
+"""Decode steps in one native call: ``decode.cpp``, compiled on first use.
 
 The compiler runs in the background while the engine answers without it, once for a processor and a
-model's shape. Before the library is used, a step of it is compared with one of torch.
+model's shape. Before the library is used, its steps are compared with those of torch (trial.py).
 """
 
 from __future__ import annotations
 
+import copy
 import ctypes
+import dataclasses
 import logging
-import math
-import subprocess
 import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,8 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from vlmbatch.engine.torch.attention import attend_prompt
-from vlmbatch.engine.torch.cache import Cache, DecodeAttention, PrefillAttention, Segment, Slot
+from vlmbatch.engine.torch.cache import Slot
 from vlmbatch.engine.torch.cache.pool import Chunk
 from vlmbatch.engine.torch.cache.prefixes import Piece
 from vlmbatch.engine.torch.cache.slots import piece_views
@@ -31,19 +30,11 @@ logger = logging.getLogger(__name__)
 SOURCE = Path(__file__).with_name("decode.cpp")
 OPTIONS = ("-O3", "-march=native", "-std=c++17", "-ffp-contract=fast", "-fopenmp", "-w")
 MAX_ROWS = 64
-"""Most sequences of a native step. With more, products of packed matrices are as fast: their
-weights are read once for all sequences, too, and computing takes the time.
-"""
+"""Most sequences of a native step: as many as decode together on a CPU, if they are short."""
 SPAN_TOKENS = 256
 """``SPAN`` of decode.cpp."""
 WIDTH = 16
 """``WIDTH`` of decode.cpp: all sizes must be multiples."""
-MAX_DIFFERENCE = {torch.float32: 1e-3, torch.bfloat16: 0.1}
-"""Largest difference from torch's logits, as a share of the largest logit, for the library to be
-trusted. Sums in another order differ by 1e-6 in float32 and by 0.02 in bfloat16.
-"""
-CHECKED_LENGTHS = (SPAN_TOKENS - 1, 20)
-"""Tokens of the sequences of the comparison; with the new one, the first fill a span."""
 
 _POINTER, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
 
@@ -89,6 +80,15 @@ class NativeWeights:
             for layer in language.layers
         ]
         self.head: Linear = language.head
+
+    def first_layers(self, count: int) -> NativeWeights:
+        """Return the weights of a model with the first layers only, and the same head."""
+        part = copy.copy(self)
+        part.language = copy.copy(self.language)
+        part.language.layers = self.language.layers[:count]
+        part.language.shape = dataclasses.replace(self.language.shape, layers=count)
+        part.layers = self.layers[:count]
+        return part
 
     @property
     def is_int8(self) -> bool:
@@ -182,7 +182,7 @@ def can_decode(language: LanguageModel) -> bool:
     sizes = (shape.hidden, shape.mlp, shape.head_dim)
     return (
         embedding.device.type == "cpu"
-        and embedding.dtype in MAX_DIFFERENCE
+        and embedding.dtype in (torch.float32, torch.bfloat16)
         and all(size % WIDTH == 0 for size in sizes)
     )
 
@@ -205,74 +205,6 @@ def library_of(weights: NativeWeights, folder: Path, processor: str) -> NativeLi
     }
     defined = (f"-D{name}={value}" for name, value in constants.items())
     return NativeLibrary(SOURCE, folder, "c++", (*OPTIONS, *defined), key=processor)
-
-
-class BackgroundDecoder:
-    """The native decoder of a model, as soon as there is one."""
-
-    def __init__(self, weights: NativeWeights, library: NativeLibrary) -> None:
-        """Load the library, or start to compile it."""
-        self._weights, self._library = weights, library
-        self._compiler: subprocess.Popen[bytes] | None = None
-        self._decoder = self._load()
-        if self._decoder is None:
-            self._compiler = library.compile()
-
-    def get(self, rows: int) -> NativeDecoder | None:
-        """Return the decoder for a step of so many sequences; None if torch should do it."""
-        if rows > MAX_ROWS:
-            return None
-        if self._compiler is not None and self._compiler.poll() is not None:
-            self._compiler = None
-            self._decoder = self._load()
-        return self._decoder
-
-    def wait(self) -> bool:
-        """Wait for the compiler, for measurements and tests. Return whether there is a decoder."""
-        if self._compiler is not None:
-            self._compiler.wait()
-        return self.get(1) is not None
-
-    def _load(self) -> NativeDecoder | None:
-        library = self._library.load()
-        if library is None:
-            return None
-        decoder = NativeDecoder(library, self._weights)
-        language = self._weights.language
-        difference = difference_from_torch(decoder, language)
-        if difference <= MAX_DIFFERENCE[language.embedding.dtype]:
-            return decoder
-        logger.warning(
-            "the compiled decode step is not used: its logits differ by %.2g of the largest",
-            difference,
-        )
-        return None
-
-
-@torch.inference_mode()
-def difference_from_torch(decoder: NativeDecoder, language: LanguageModel) -> float:
-    """Decode a token of two sequences natively and by torch. Return the largest difference of the
-    logits, as a share of the largest one; infinity if a number is not finite.
-    """
-    shape, embedding = language.shape, language.embedding
-    cache = Cache(shape, embedding.device, embedding.dtype, language.attend_rows)
-    slots: list[Slot] = []
-    for tokens in CHECKED_LENGTHS:
-        slot = cache.take(tokens + 1)
-        assert slot is not None  # the cache has no limit
-        ids = torch.arange(tokens) * 7919 % shape.vocabulary
-        attend = PrefillAttention([Segment(slot, tokens)], attend_prompt)
-        language(language.embed(ids), torch.arange(tokens), attend)
-        attend.finish()
-        slots.append(slot)
-    ids = torch.arange(len(slots))
-    native = decoder.logits(slots, ids.tolist())
-    step = DecodeAttention(cache, slots)
-    order = torch.tensor([slots.index(slot) for slot in step.slots])
-    positions = torch.tensor([slot.length for slot in step.slots])
-    expected = language.logits(language(language.embed(ids[order]), positions, step))
-    share = ((native[order] - expected).abs().max() / expected.abs().max()).item()
-    return share if math.isfinite(share) else math.inf
 
 
 def _matrix(linear: Linear) -> _Matrix:

@@ -10,6 +10,7 @@ elsewhere memory has ordinary pages.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import mmap
 import os
@@ -44,10 +45,8 @@ def zeros(size: int, dtype: torch.dtype, *, huge: bool = False) -> Tensor:
     except OSError as error:
         raise MemoryError(f"no {size * dtype.itemsize} bytes of memory") from error
     if huge and hasattr(mmap, "MADV_HUGEPAGE"):
-        try:
+        with contextlib.suppress(OSError):  # a kernel without them
             pages.madvise(mmap.MADV_HUGEPAGE)
-        except OSError:
-            pass  # a kernel without them
     return torch.frombuffer(pages, dtype=dtype)
 
 
