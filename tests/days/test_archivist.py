@@ -58,6 +58,15 @@ def test_a_day_of_an_archivist(work: Work, tool: Work, tmp_path: Path) -> None:
     page("NEW").save(scans / "torn.jpg")
     assert "1 answer ok" in work(*read).stderr
 
+    # A letter was taken out of the archive. Its row is said, and removed when that is asked for.
+    page("OUT").save(scans / "1950" / "draft.png")
+    work(*read)
+    (scans / "1950" / "draft.png").unlink()
+    (scans / "1950" / "draft.txt").unlink()
+    assert "--prune" in work(*read).stderr
+    work(*read, "--prune")
+    assert len(rows(tmp_path / "texts.jsonl")) == 4
+
     # A finding aid for a spreadsheet; a colleague sends corrections back.
     sheet = ("--to", "csv", "--columns", "id,page,text", "-o", "-")
     found = list(csv.DictReader(io.StringIO(tool("export", "texts.jsonl", *sheet).stdout)))

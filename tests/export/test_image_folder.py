@@ -92,6 +92,15 @@ def test_several_questions_are_columns_and_pictures_without_answer_are_left_out(
     assert json.loads(line) == {"file_name": "00000.jpg", "caption": "a dog", "Colour?": "brown"}
 
 
+def test_a_folder_without_pictures_is_no_success(vlmbatch: Command, tmp_path: Path) -> None:
+    with store(tmp_path / "out.jsonl") as rows:
+        rows.write(record(0))
+    done = vlmbatch("export", "out.jsonl", "--to", "imagefolder", "-o", "set")
+    assert done.returncode == 66
+    assert "1 without a picture file here (a source counts from the folder" in done.stderr
+    assert not (tmp_path / "set").exists()
+
+
 def test_only_a_folder_that_an_export_made_is_replaced(vlmbatch: Command, tmp_path: Path) -> None:
     output(tmp_path, "a.png")
     arguments = ("export", "out.jsonl", "--to", "imagefolder", "-o")

@@ -17,7 +17,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from vlmbatch.errors import OutputError
+from vlmbatch.errors import NothingFound, OutputError
 from vlmbatch.export.wide import WideTable
 from vlmbatch.write.atomic import reason, replacing
 from vlmbatch.write.columns import Row, as_text
@@ -64,6 +64,7 @@ def write_image_folder(
         overwrite: Whether a folder that an export wrote is replaced.
 
     Raises:
+        NothingFound: No item is a picture file with an answer.
         OutputError: It holds something, or cannot be written.
     """
     found: list[tuple[bytes, Row]] = []
@@ -76,6 +77,12 @@ def write_image_folder(
             without_answer += 1
         else:
             found.append((source, row))
+    if not found:
+        raise NothingFound(
+            f"no picture with an answer for {folder}: {without_file} without a picture file here "
+            "(a source counts from the folder in which its run was started), "
+            f"{without_answer} without an answer"
+        )
     names = [_name(row["id"]) for _, row in found]
     in_train = any(map(_SPLIT.search, names))
     if in_train:

@@ -250,6 +250,7 @@ def test_subtitles_say_the_question_where_there_are_several() -> None:
     asked = rows_of({**at, "prompt": "Who?", "text": "A cat."}, {**at, "prompt": "Why?"})
     assert b"\nWho?\nA cat.\n" in (make_content("srt", asked) or b"")
     assert b"Who?" not in (make_content("srt", asked[:1]) or b"")
+    assert b"] Who? A cat. Why? " in (make_content("txt", asked) or b"")
 
 
 def test_the_text_of_a_whole_clip_has_no_time() -> None:

@@ -66,14 +66,14 @@ def make_content(kind: str, rows: Sequence[Row]) -> bytes | None:
 
     Args:
         kind: ``txt``, ``srt`` or ``vtt``. Rows about stretches of a video become cues, in ``txt``
-            lines with timestamps. Cues name the question where there are several. A ``txt`` of a
+            lines with timestamps. Both name the question where there are several. A ``txt`` of a
             document marks the pages.
         rows: The rows about a picture or video, in the order of their answers.
     """
     answers = [row for row in rows if row["status"] != "error" and row["text"] is not None]
     if kind == "txt" and answers and not any(map(is_stretch, answers)):
         return ("\n".join(_marked_texts(answers)) + "\n").encode()
-    says_question = kind != "txt" and len({(row["task"], row["prompt"]) for row in answers}) > 1
+    says_question = len({(row["task"], row["prompt"]) for row in answers}) > 1
     timed = [
         (
             row["time_seconds"],
