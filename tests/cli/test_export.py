@@ -53,7 +53,7 @@ def test_texts_go_to_a_folder_in_the_tree_of_the_ids(
     assert result.returncode == 0
     assert "2 sidecars written" in result.stderr
     assert {
-        path.name: path.read_text(encoding="utf-8") for path in (tmp_path / "texts").iterdir()
+        path.name: path.read_text(encoding="utf-8") for path in (tmp_path / "texts").glob("*.txt")
     } == {
         "00000.txt": "=1+1 naïve\n",
         "00002.txt": "two\nlines\n",
@@ -63,10 +63,9 @@ def test_texts_go_to_a_folder_in_the_tree_of_the_ids(
         "1 file there that we did not write, or that was changed since: kept"
         in vlmbatch("export", output, "--to", "txt", "-o", "texts").stderr
     )
-    assert (
-        "1 sidecar written"
-        in vlmbatch("export", output, "--to", "txt", "-o", "texts", "--overwrite").stderr
-    )
+    again = ("export", output, "--to", "txt", "-o", "texts")
+    assert "kept (--overwrite-all replaces)" in vlmbatch(*again, "--overwrite").stderr
+    assert "1 sidecar written" in vlmbatch(*again, "--overwrite-all").stderr
     assert "2 items without a file on this disk" in vlmbatch("export", output, "--to", "txt").stderr
 
 

@@ -68,7 +68,7 @@ def test_filters_say_which_rows_are_taken(
 
 def test_texts_are_made_of_the_rows_that_are_taken(output: Path, tmp_path: Path) -> None:
     call("export", output, "--to", "txt", "-o", tmp_path / "texts", "--prompt", "Which colour?")
-    assert {path.name: path.read_text() for path in (tmp_path / "texts").iterdir()} == {
+    assert {path.name: path.read_text() for path in (tmp_path / "texts").glob("*.txt")} == {
         "00003.txt": "red\n"
     }
     call("export", output, "--to", "txt", "-o", tmp_path / "one.txt", "--prompt", "Is it round?")

@@ -175,7 +175,12 @@ def _sidecar_lines(counts: dict[str, int]) -> Iterator[str]:
     if counts["kept"]:
         yield (
             f"{count(counts['kept'], 'file')} there that we did not write, or that was changed "
-            "since: kept (--overwrite replaces)"
+            "since: kept (--overwrite-all replaces)"
+        )
+    if counts["kept_ours"]:
+        yield (
+            f"{count(counts['kept_ours'], 'sidecar')} written from another OUTPUT: kept "
+            "(--overwrite replaces)"
         )
     if counts["renamed"]:
         yield (

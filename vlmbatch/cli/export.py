@@ -91,6 +91,11 @@ STATUSES = ("ok", "error", "similar")
 )
 @click.option("--overwrite", is_flag=True, help="Replace what is there.")
 @click.option(
+    "--overwrite-all",
+    is_flag=True,
+    help="Of texts and subtitles, also replace those of others, and those that were edited.",
+)
+@click.option(
     "--bom",
     is_flag=True,
     help="csv: begin with a byte order mark, which Excel needs to read UTF-8.",
@@ -100,6 +105,7 @@ def _export(
     form: str,
     target: str | None,
     overwrite: bool,
+    overwrite_all: bool,
     bom: bool,
     wide: bool,
     link: bool,
@@ -147,7 +153,8 @@ def _export(
             folder = Path(target or name.with_suffix(f".{FOLDER}"))
             export_pictures(Outputs(found, rows), folder, link=link, overwrite=overwrite)
         else:
-            export_texts(name, found[0].path, form, target, rows, overwrite=overwrite)
+            again = {"overwrite": overwrite or overwrite_all, "overwrite_all": overwrite_all}
+            export_texts(name, found[0].path, form, target, rows, **again)
 
 
 def _check_options(
@@ -253,7 +260,14 @@ def export_pictures(outputs: Outputs, folder: Path, *, link: bool, overwrite: bo
 
 
 def export_texts(
-    output: Path, path: Path, form: str, target: str | None, wanted: RowFilter, *, overwrite: bool
+    output: Path,
+    path: Path,
+    form: str,
+    target: str | None,
+    wanted: RowFilter,
+    *,
+    overwrite: bool,
+    overwrite_all: bool,
 ) -> None:
     """Write a text or subtitle file for each picture or video, or the only one.
 
@@ -264,6 +278,7 @@ def export_texts(
         target: Where they go, as given.
         wanted: The rows that are taken.
         overwrite: Whether what is there is replaced.
+        overwrite_all: Whether files of others beside pictures are, too.
     """
     from vlmbatch.cli.closing import say_sidecars
     from vlmbatch.cli.logs import set_up_logging
@@ -284,6 +299,7 @@ def export_texts(
         sidecars_path(output),
         folder=None if target is None else Path(target),
         overwrite=overwrite,
+        overwrite_all=overwrite_all,
     )
     say_sidecars(sidecars.write(files))
 

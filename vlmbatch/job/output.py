@@ -38,7 +38,14 @@ class OutputOptions:
     )
     overwrite: bool = option(
         False,
-        "Start OUTPUT anew, whatever it holds; also replace sidecars of others.",
+        "Start OUTPUT anew, whatever it holds; also replace sidecars that were written from other "
+        "OUTPUTs.",
+        group="Output",
+    )
+    overwrite_all: bool = option(
+        False,
+        "With --sidecar: also replace files of others, and those that were edited. OUTPUT is "
+        "continued as without it.",
         group="Output",
     )
     sidecar: Literal["txt", "srt", "vtt"] | None = option(
@@ -143,6 +150,8 @@ class OutputOptions:
             )
 
     def _check_sidecar(self, media: Kind) -> None:
+        if self.overwrite_all and self.sidecar is None:
+            raise JobError("overwrite_all replaces sidecars of others: say with sidecar which kind")
         if self.sidecar_dir is not None and self.sidecar is None:
             raise JobError("sidecar_dir goes with sidecar: say which kind of files")
         if self.sidecar is not None and self.sidecar not in SIDECARS_BY_MEDIA[media]:

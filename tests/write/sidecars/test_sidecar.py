@@ -58,7 +58,11 @@ def test_a_picture_has_a_text_of_its_name_in_utf8_with_one_newline(photos: Path)
     assert write(photos, [about(photos / "a.b.jpg", "naïve\nlines")]) == {"written": 1}
     assert (photos / "a.b.txt").read_bytes() == "naïve\nlines\n".encode()
     assert write(photos, [about(photos / "a.b.jpg", "naïve\nlines")]) == {"unchanged": 1}
-    assert sorted(path.name for path in photos.iterdir()) == ["a.b.jpg", "a.b.txt"]
+    assert sorted(path.name for path in photos.iterdir()) == [
+        ".vlmbatch-sidecars",
+        "a.b.jpg",
+        "a.b.txt",
+    ]
 
 
 def test_answers_to_several_questions_stand_one_below_the_other(photos: Path) -> None:
@@ -89,14 +93,43 @@ def test_files_of_others_stay_and_ours_follow_the_answer(photos: Path) -> None:
         "a cat\n",
         "a dog, corrected",
     ]
-    assert write(photos, rows, overwrite=True) == {"written": 2, "unchanged": 1}
+    assert write(photos, rows, overwrite=True) == {"unchanged": 1, "kept": 2}
+    assert write(photos, rows, overwrite_all=True) == {"written": 2, "unchanged": 1}
     assert (photos / "hand.txt").read_text() == "a cat\n"
+
+
+def test_files_that_were_written_from_another_output_are_known(photos: Path) -> None:
+    rows = [about(photos / name) for name in ("a.jpg", "edited.jpg")]
+    other = Sidecars("txt", photos.parent / "other.jsonl.sidecars")
+    other.write([(made.id, [row_of(made)]) for made in rows])
+    (photos / "edited.txt").write_text("corrected")
+    (photos / "b.txt").write_text("by hand")
+    rows = [about(photos / name, "a cat") for name in ("a.jpg", "b.jpg", "edited.jpg")]
+    assert write(photos, rows) == {"kept": 2, "kept_ours": 1}
+    assert (photos / "a.txt").read_text() == "a dog\n"
+    assert write(photos, rows, overwrite=True) == {"written": 1, "kept": 2}
+    assert {path.name: path.read_text() for path in photos.glob("*.txt")} == {
+        "a.txt": "a cat\n",
+        "b.txt": "by hand",
+        "edited.txt": "corrected",
+    }
+    assert write(photos, rows, overwrite_all=True) == {"written": 2, "unchanged": 1}
+
+
+@pytest.mark.parametrize("damage", [b"", b"not JSON\n", b'["a"]\n{"name": "a.txt"}\n'])
+def test_a_damaged_index_makes_files_those_of_others(photos: Path, damage: bytes) -> None:
+    row = about(photos / "a.jpg")
+    Sidecars("txt", photos.parent / "other.jsonl.sidecars").write([(row.id, [row_of(row)])])
+    (photos / ".vlmbatch-sidecars").write_bytes(damage)
+    assert write(photos, [about(photos / "a.jpg", "a cat")], overwrite=True) == {"kept": 1}
+    assert write(photos, [about(photos / "b.jpg")]) == {"written": 1}
+    assert b'"b.txt"' in (photos / ".vlmbatch-sidecars").read_bytes()
 
 
 def test_without_the_record_nothing_that_says_something_else_is_replaced(photos: Path) -> None:
     write(photos, [about(photos / "a.jpg")])
     (photos.parent / "out.jsonl.sidecars").unlink()
-    assert write(photos, [about(photos / "a.jpg", "a cat")]) == {"kept": 1}
+    assert write(photos, [about(photos / "a.jpg", "a cat")]) == {"kept_ours": 1}
     assert write(photos, [about(photos / "a.jpg")]) == {"unchanged": 1}
     assert write(photos, [about(photos / "a.jpg", "a cat")]) == {"written": 1}
 
@@ -130,7 +163,7 @@ def test_of_many_with_one_name_the_first_has_it_and_all_have_one(photos: Path) -
     for folder, ordered in (("one", rows), ("two", rows[::-1])):
         (photos.parent / "out.jsonl.sidecars").unlink(missing_ok=True)
         write(photos, ordered, folder=photos / folder)
-        found = {path.name: path.read_text() for path in (photos / folder).iterdir()}
+        found = {path.name: path.read_text() for path in (photos / folder).glob("*.txt")}
         assert sorted(found.values()) == ["jpg\n", "jpg.png\n", "jpg.txt.png\n", "png\n"]
     assert (photos / "one" / "a.txt").read_text() == "png\n"
     assert (photos / "two" / "a.txt").read_text() == "jpg\n"
@@ -192,7 +225,7 @@ def test_a_video_has_one_file_of_all_its_frames_in_order_of_time(photos: Path) -
     assert (
         photos / "v.txt"
     ).read_text() == "[00:00:00.000 --> 00:00:02.000] a\n[00:00:02.000 --> 00:00:03.000] c\n"
-    assert sorted(path.name for path in photos.iterdir()) == [
+    assert sorted(path.name for path in photos.glob("[vw]*")) == [
         "v.mp4",
         "v.srt",
         "v.txt",
@@ -225,7 +258,7 @@ def test_a_pipe_in_the_place_of_a_sidecar_stays_and_is_not_waited_for(photos: Pa
     os.mkfifo(photos / "a.txt")
     assert write(photos, [about(photos / "a.jpg")]) == {"kept": 1}
     assert (photos / "a.txt").is_fifo()
-    assert write(photos, [about(photos / "a.jpg")], overwrite=True) == {"written": 1}
+    assert write(photos, [about(photos / "a.jpg")], overwrite_all=True) == {"written": 1}
     assert (photos / "a.txt").read_text() == "a dog\n"
 
 

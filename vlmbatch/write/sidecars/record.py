@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import json
 import os
@@ -11,6 +10,7 @@ from typing import NamedTuple
 
 from vlmbatch.errors import OutputError
 from vlmbatch.write.atomic import reason, replacing
+from vlmbatch.write.sidecars.folder_index import file_digest
 from vlmbatch.write.sources import is_gone
 
 
@@ -73,11 +73,11 @@ class SidecarRecord:
 
     def is_ours(self, path: bytes, content: bytes) -> bool:
         """Return whether this content was written to a path that was claimed."""
-        return self._written[path].digest == _digest(content)
+        return self._written[path].digest == file_digest(content)
 
     def note(self, path: bytes, content: bytes) -> None:
         """Note the content of a path that was claimed."""
-        self._written[path] = self._written[path]._replace(digest=_digest(content))
+        self._written[path] = self._written[path]._replace(digest=file_digest(content))
 
     def save(self) -> None:
         """Write the record, in order of the paths.
@@ -97,7 +97,3 @@ class SidecarRecord:
         """Return the id of the file that has a path; None also when that file is gone."""
         found = self._written.get(path)
         return None if found is None or is_gone(found.source) else found.id
-
-
-def _digest(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()

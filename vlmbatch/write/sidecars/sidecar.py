@@ -6,8 +6,8 @@ name, the first in OUTPUT gets it and the other keeps its suffix (``photo.png.tx
 given stays with its picture.
 
 Only our own files are replaced. ``OUTPUT.sidecars`` names those that were written, with the
-SHA-256 of each. A file that differs from it, because somebody else wrote it or it was corrected by
-hand, stays as it is.
+SHA-256 of each, and ``.vlmbatch-sidecars`` in their folder knows those of every OUTPUT. A file that
+differs from it, because somebody else wrote it or it was corrected by hand, stays as it is.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import collections
 import logging
 import os
 import stat
-import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal, TypeAlias
@@ -26,6 +25,7 @@ from vlmbatch.job import Job
 from vlmbatch.write.atomic import beside, reason
 from vlmbatch.write.columns import Row, clean_text
 from vlmbatch.write.records import FileRows
+from vlmbatch.write.sidecars.folder_index import FolderIndexes, replace_file
 from vlmbatch.write.sidecars.record import SidecarRecord
 from vlmbatch.write.sidecars.subtitles import FORMS, make_cues
 from vlmbatch.write.sources import find_source
@@ -35,8 +35,8 @@ logger = logging.getLogger(__name__)
 SHOWN = 3
 """Number of files that warnings of one kind name."""
 
-COUNTS = ("written", "unchanged", "kept", "renamed", "no_place")
-SidecarOutcome: TypeAlias = Literal["written", "unchanged", "kept"]
+COUNTS = ("written", "unchanged", "kept", "kept_ours", "renamed", "no_place")
+SidecarOutcome: TypeAlias = Literal["written", "unchanged", "kept", "kept_ours"]
 
 
 def sidecars_path(output: Path) -> Path:
@@ -57,7 +57,13 @@ def open_sidecars(job: Job, output: Path | None) -> Sidecars | None:
     if job.sidecar is None or output is None:
         return None
     folder = None if job.sidecar_dir is None else Path(job.sidecar_dir)
-    return Sidecars(job.sidecar, sidecars_path(output), folder=folder, overwrite=job.overwrite)
+    return Sidecars(
+        job.sidecar,
+        sidecars_path(output),
+        folder=folder,
+        overwrite=job.overwrite,
+        overwrite_all=job.overwrite_all,
+    )
 
 
 def make_content(kind: str, rows: Sequence[Row]) -> bytes | None:
@@ -111,17 +117,25 @@ class Sidecars:
         kind: ``txt``, ``srt`` or ``vtt``.
         record: ``OUTPUT.sidecars``.
         folder: Where the files go, in the same tree as the ids; None puts them beside the sources.
-        overwrite: Whether files that are not ours are replaced too.
+        overwrite: Whether files that were written from another OUTPUT are replaced too.
+        overwrite_all: Whether files of others, or that were edited, are replaced too.
 
     Raises:
         OutputError: The folder cannot be made.
     """
 
     def __init__(
-        self, kind: str, record: Path, *, folder: Path | None = None, overwrite: bool = False
+        self,
+        kind: str,
+        record: Path,
+        *,
+        folder: Path | None = None,
+        overwrite: bool = False,
+        overwrite_all: bool = False,
     ) -> None:
         self._kind, self._record_path, self._folder = kind, record, folder
-        self._overwrite = overwrite
+        self._overwrite, self._overwrite_all = overwrite or overwrite_all, overwrite_all
+        self._indexes = FolderIndexes()
         if folder is not None:
             try:
                 folder.mkdir(parents=True, exist_ok=True)
@@ -136,8 +150,9 @@ class Sidecars:
 
         Returns:
             The number of sidecars that were ``written``; are ``unchanged``; were ``kept`` because
-            they are not ours; are ``renamed`` because another has the name (they count as written
-            or unchanged too); and have ``no_place`` because their source is no file here.
+            they are not ours, or ``kept_ours`` because they are another OUTPUT's; are ``renamed``
+            because another has the name (they count as written or unchanged too); and have
+            ``no_place`` because their source is no file here.
 
         Raises:
             OutputError: Some could not be written; the others were.
@@ -172,6 +187,7 @@ class Sidecars:
                     "%s is there and was not written from this output: it stays as it is",
                     os.fsdecode(path),
                 )
+        self._indexes.save()
         if counts["written"]:
             # Once for all: an fsync takes milliseconds, and there may be a million files.
             os.sync()
@@ -205,32 +221,21 @@ class Sidecars:
             if stat.S_ISREG(mode) or stat.S_ISDIR(mode):
                 with open(path, "rb") as file:
                     there = file.read()
-            elif not self._overwrite:
+            elif not self._overwrite_all:
                 return "kept"  # a pipe or a device, which must not be read
         except FileNotFoundError:
             os.makedirs(os.path.dirname(path), exist_ok=True)
         if there != content:
             # A file without content, which a power cut may leave, holds nothing to lose.
             holds_something = there is not None and there.strip(b"\0\r\n\t ")
-            if holds_something and not self._overwrite and not record.is_ours(path, there or b""):
-                return "kept"
-            _replace(path, content)
+            if holds_something and not self._overwrite_all:
+                is_of_output = record.is_ours(path, there or b"")
+                is_ours = is_of_output or self._indexes.has(path, there or b"")
+                if not is_ours:
+                    return "kept"
+                if not is_of_output and not self._overwrite:
+                    return "kept_ours"
+            replace_file(path, content)
         record.note(path, content)
+        self._indexes.note(path, content)
         return "unchanged" if there == content else "written"
-
-
-def _replace(path: bytes, content: bytes) -> None:
-    """Replace a file whole, without waiting for the disk.
-
-    The temporary name is the same at every try, so that killed runs leave one file and not many. It
-    is short, as a longer one than the file's might be too long.
-    """
-    temporary = os.path.join(os.path.dirname(path), b".%08x.tmp" % zlib.crc32(path))
-    try:
-        with open(temporary, "wb") as file:
-            file.write(content)
-        os.replace(temporary, path)
-    except OSError:
-        if os.path.isfile(temporary):
-            os.unlink(temporary)
-        raise
