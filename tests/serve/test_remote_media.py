@@ -59,6 +59,21 @@ def test_a_video_behind_a_url_is_answered_as_its_data(
     assert site.count("/clip.mp4") == 1
 
 
+def test_a_picture_behind_a_url(demo: LiveServer, scripted: LiveServer, site: WebServer) -> None:
+    url = site.url("/picture.png", png())
+    data = image_part(png())["image_url"]["url"]
+    assert answer_of(ask(demo, "image_url", url)) == answer_of(ask(demo, "image_url", data))
+    assert ask(scripted, "image_url", url).status_code == 400
+    away = Answer(status=302, headers={"location": "file:///etc/passwd"})
+    for broken, words in (
+        (site.url("/nothing", Answer(status=404)), "HTTP 404"),
+        (site.url("/away", away), ""),
+    ):
+        found = ask(demo, "image_url", broken)
+        assert found.status_code == 400
+        assert words in found.json()["error"]["message"]
+
+
 def test_what_is_no_video_is_a_400_that_names_its_place(demo: LiveServer, site: WebServer) -> None:
     for url, words in (
         (site.url("/text", b"no video at all"), "not a video"),
