@@ -76,6 +76,7 @@ def test_a_day_of_an_operator(tool: Work, tmp_path: Path, monkeypatch: pytest.Mo
     for number in range(3):
         shape(tmp_path / "photos" / f"bad{number}.png", "blue")
     shape(tmp_path / "photos" / "broken.png", "green", "square")
+    assert "4 changed, 1 done" in tool("run", "nightly.yaml", "--dry-run").stdout
     log = events(tool(*nightly).stderr)
     assert log["run_finished"]["items"] == 4
     assert {row["status"] for row in rows(tmp_path / "captions.jsonl")} == {"ok"}

@@ -22,7 +22,7 @@ def photos(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("suffix", ["jsonl", "csv", "parquet"])
 def test_a_name_is_a_column_and_no_part_of_the_question(photos: Path, suffix: str) -> None:
-    asked = ["colour=Which colour?", "Is x = 5?", "=E=mc2?"]
+    asked = ["colour= Which colour?", "Is x = 5?", "=E=mc2?"]
     output = str(photos.parent / f"qa.{suffix}")
     named = job(photos, task="vqa", questions=asked, output=output)
     start(named)
@@ -60,6 +60,7 @@ def test_questions_of_a_file_may_share_a_name(photos: Path) -> None:
 @pytest.mark.parametrize(
     ("questions", "said"),
     [
+        (["colour="], "an empty question or prompt"),
         (["text=What?"], "a question cannot be named 'text': every row has a column of that name"),
         (["a=What?", "b=What?"], "'What?' has two names, a and b: give one"),
     ],

@@ -21,7 +21,7 @@ PER_BY_MEDIA = {"image": ("page", "tile"), "video": ("frame", "clip", "window")}
 QUESTION_NAME = "question_name"
 """Column of an OUTPUT, and of a question file, with the names of questions."""
 
-_NAMED = re.compile(r"([^\W\d][\w-]*)?=(?=\S)(.*)", re.DOTALL)
+_NAMED = re.compile(r"([^\W\d][\w-]*)?=(.*)", re.DOTALL)
 
 IMAGE_TOKEN = "<image>"
 """Token that stands for pixels in the prompts of the published checkpoints."""
@@ -126,7 +126,7 @@ def split_name(text: str) -> tuple[str | None, str]:
     which ``=`` may begin.
     """
     found = _NAMED.fullmatch(text)
-    return (found[1], found[2]) if found else (None, text)
+    return (found[1], found[2].strip()) if found else (None, text)
 
 
 def check_question(text: str) -> None:
