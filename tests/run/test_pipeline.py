@@ -287,6 +287,16 @@ def test_a_number_of_errors_is_that_of_this_run(photos: Path) -> None:
         )
 
 
+def test_errors_are_counted_in_rows_when_they_are_made_and_when_they_are_kept(
+    photos: Path,
+) -> None:
+    asked = job(photos, task="vqa", questions=["Who?", "Why?"])
+    first, _ = start(asked)
+    assert (first.summary["items"], first.summary["status"]) == (20, {"ok": 38, "error": 2})
+    again, _ = start(asked)
+    assert again.summary["kept"] == {"items": 20, "rows": 40, "errors": 2}
+
+
 def test_a_stopped_run_keeps_what_is_finished_and_goes_on_later(photos: Path) -> None:
     def answer(key: str, question: str) -> str:
         if key == "04.png":

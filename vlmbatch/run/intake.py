@@ -103,12 +103,12 @@ class Intake:
             self.unasked += 1
             self._reporter.item(error=False, kept=True, new_tokens=0)
             return None
-        todo, failed, num_kept, task = [], False, 0, self._job.task
+        todo, num_failed, num_kept, task = [], 0, 0, self._job.task
         for number, question in enumerate(asked):
             if self._is_done(item, question):
                 index = self._order.index(item.place)
                 status = self._writer.keep(item.id, task, question, index, number)
-                failed |= status == "error"
+                num_failed += status == "error"
                 num_kept += status is not None  # --redo asks about no new rows
             else:
                 todo.append((number, question))
@@ -123,10 +123,10 @@ class Intake:
             self._original = original = Original(item.id, frozenset(asked), pending)
         self.kept["rows"] += num_kept
         self.not_there += len(asked) - len(todo) - num_kept
-        self.kept["errors"] += failed
+        self.kept["errors"] += num_failed
         if not todo:
             self.kept["items"] += 1
-            self._reporter.item(error=failed, kept=True, new_tokens=0)
+            self._reporter.item(error=num_failed > 0, kept=True, new_tokens=0)
             return None
         return Task(item, tuple(todo), order, original)
 
