@@ -38,6 +38,10 @@ def test_models_and_doctor_say_what_is_there(vlmbatch: Command, tiny: Path) -> N
     assert doctor.returncode == 0, doctor.stderr
     for word in ("engine torch", "engine transformers", "device cpu", "h264", "model demo"):
         assert word in doctor.stdout
+    lines = doctor.stdout.splitlines()
+    names = [line["name"] for line in json.loads(vlmbatch("doctor", "--json").stdout)]
+    assert all(any(line[2:].startswith(f"{name} ") for line in lines) for name in names)
+    assert "vlmbatch doctor --selftest" in lines[-1]
 
 
 def test_doctor_names_a_second_build_of_opencv(

@@ -279,10 +279,12 @@ def _doctor(as_json: bool, selftest: bool, **values: Any) -> None:
     if as_json:
         click.echo(json.dumps([dataclasses.asdict(finding) for finding in findings], indent=2))
         return
+    width = max(len(finding.name) for finding in findings) + 1
     for finding in findings:
-        click.echo(f"{'!' if finding.advice else ' '} {finding.name:<26}{finding.found}")
+        click.echo(f"{'!' if finding.advice else ' '} {finding.name:<{width}}{finding.found}")
         if finding.advice:
-            click.echo(f"  {'':<26}-> {finding.advice}")
+            click.echo(f"  {'':<{width}}-> {finding.advice}")
+    click.echo("vlmbatch doctor --selftest tests an engine on this machine")
 
 
 def _test(values: dict[str, Any], *, as_json: bool) -> None:
