@@ -82,3 +82,9 @@ def test_a_day_of_an_archivist(work: Work, tool: Work, tmp_path: Path) -> None:
     done = work(*read)
     assert "1 text edited in OUTPUT kept" in done.stderr
     assert "Two thousand" in (scans / "register.txt").read_text()
+
+    # The archivist's own notes stay until they are given up by name.
+    tool("export", "texts.jsonl", "--to", "txt", "--overwrite")
+    assert (scans / "1950" / "letter.txt").read_text() == "my own notes\n"
+    tool("export", "texts.jsonl", "--to", "txt", "--overwrite-all")
+    assert (scans / "1950" / "letter.txt").read_text() != "my own notes\n"
