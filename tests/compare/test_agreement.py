@@ -93,6 +93,16 @@ def test_an_end_that_one_engine_does_not_count_is_no_difference() -> None:
     assert (found.equal, found.compared, found.differences) == (1, 1, ())
 
 
+def test_tokens_that_differ_without_a_trace_in_the_text_are_a_difference() -> None:
+    tops = [{"": -1.0, "x": -2.0}]
+    ours = answer("", [7, 8], [-1.0, -1.0], names=["", ""], top=tops * 2)
+    theirs = answer("", [7, 9], [-1.0, -1.0], names=["", ""], top=tops * 2)
+    found = agree([ours], [theirs])
+    assert (found.equal_answers, found.equal, found.compared) == (1, 1, 2)
+    (difference,) = found.differences
+    assert difference.margin_a is difference.margin_b is None
+
+
 def test_other_vocabularies_are_compared_by_the_texts_of_tokens() -> None:
     ours = answer("red dog", [1, 2], [-1.0, -1.0], names=["red", " dog"])
     theirs = answer("red dog", [2, 5], [-1.0, -1.0], names=["red", " dog"])

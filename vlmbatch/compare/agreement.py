@@ -115,15 +115,14 @@ def agreement(a: Said, b: Said) -> Agreement:
     for one, other in whole:
         ours, theirs = spell(one), spell(other)
         same = tokens_before_difference(ours, theirs)
-        if one.text == other.text:  # one of them may leave out the token that ends it
-            same = min(len(ours), len(theirs))
         equal += same
-        if one.text != other.text:
+        # An engine may leave out the token that ends an answer: the shorter one is then all equal.
+        if one.text == other.text and same == min(len(ours), len(theirs)):
+            compared += same
+        else:
             compared += same + 1
             not_compared += max(0, len(ours) - same - 1)
             differences.append(_difference(one, other, same, ours, theirs))
-        else:
-            compared += same
         changes += _changes(one, other, same)
     differences.sort(key=lambda each: _rank(each.margin_a), reverse=True)
     return Agreement(
@@ -204,7 +203,9 @@ def _margin(own: Token | None, other: Token | None) -> float | None:
     if own is None or other is None:
         return None
     found = [logprob for text, logprob in own.top if text == other.text]
-    return own.logprob - found[0] if found else None
+    # Several tokens may have one text, such as parts of characters: which one it is, is not known.
+    is_known = len(found) == 1 and own.text != other.text
+    return own.logprob - found[0] if is_known else None
 
 
 def _changes(a: Answer, b: Answer, equal: int) -> Iterator[float]:
