@@ -310,11 +310,13 @@ class RowIndex:
         return np.flatnonzero(changed), np.flatnonzero(seen & np.isin(sources, sources[changed]))
 
     def unseen(self) -> Int64Array:
-        """Return the numbers of the rows that this run has not seen, in the order of OUTPUT."""
-        order = self.in_order()
-        flags = np.array(self._flags, np.uint8)[order]
-        found: Int64Array = order[(flags & _SEEN) == 0]
-        return found
+        """Return the numbers of the rows that this run has not seen, those in OUTPUT in its order,
+        so that it is read once.
+        """
+        flags = np.array(self._flags, np.uint8)[: self._count]
+        found = np.flatnonzero((flags & (_SEEN | _GONE)) == 0)
+        order: Int64Array = found[np.argsort(-1 - self.places()[found], kind="stable")]
+        return order
 
     def drop(self, numbers: Iterable[int]) -> None:
         """Take rows out."""
