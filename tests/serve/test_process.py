@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -62,6 +64,31 @@ def test_a_job_file_serves_logs_json_and_ends_at_sigterm(monkeypatch: pytest.Mon
     assert line["completion_tokens"] == found.json()["usage"]["completion_tokens"]
     for secret in ("private", "secret-key", "base64"):
         assert secret not in rest
+
+
+def test_the_image_of_the_docs_starts_and_is_found_healthy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its last lines, as they stand: the command, and the check of its health."""
+    monkeypatch.setenv("VLMBATCH_KEY", "secret-key")
+    page = (ROOT / "docs" / "server.md").read_text("utf-8")
+    lines = page.split("```dockerfile\n")[1].split("```")[0].splitlines()
+    found = dict(line.split(" ", 1) for line in lines if line[:1].isupper())
+    extra = re.search(r"\.\[(\w+)\]", page)
+    assert extra is not None
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    assert extra[1] in project["optional-dependencies"]
+    command = [*json.loads(found["ENTRYPOINT"]), *json.loads(found["CMD"])]
+    assert command[0] in project["scripts"]
+    with started(*command[1:], "--model", "demo", "--port", "0") as (process, stderr):
+        port = re.search(r"listening on http://[0-9.]+:(\d+)", stderr.readline())
+        assert port is not None
+        assert "ready: " in stderr.readline()
+        program = shlex.split(found["HEALTHCHECK"])[1:]
+        assert program[:2] == ["python", "-c"]
+        check = program[2].replace(f":{found['EXPOSE']}/", f":{port[1]}/")
+        assert port[1] in check
+        subprocess.run([sys.executable, "-c", check], check=True)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(WAIT) == 0
 
 
 def test_options_are_printed_as_a_job_file(vlmbatch: Command, tmp_path: Path) -> None:
