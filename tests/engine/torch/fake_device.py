@@ -91,6 +91,10 @@ class OnDevice(Tensor):
         """The fake device."""
         return self.placed
 
+    def storage_offset(self) -> int:
+        """Place of its first number in its storage."""
+        return self.held.storage_offset()
+
     def tolist(self) -> Any:
         """The numbers, after a wait."""
         self.allocation.gpu.counts.downloads += 1
@@ -116,11 +120,12 @@ class Graph:
     def replay(self) -> None:
         """Compute everything again, into the same tensors."""
         self.gpu.counts.replays += 1
-        for func, args, kwargs, result in self.operations:
-            again = func(*args, **kwargs)
-            for old, new in zip(tree_leaves(result), tree_leaves(again), strict=True):
-                if isinstance(old, Tensor) and old.data_ptr() != new.data_ptr():
-                    old.copy_(new)
+        with _disable_current_modes():
+            for func, args, kwargs, result in self.operations:
+                again = func(*args, **kwargs)
+                for old, new in zip(tree_leaves(result), tree_leaves(again), strict=True):
+                    if isinstance(old, Tensor) and old.data_ptr() != new.data_ptr():
+                        old.copy_(new)
 
     def reset(self) -> None:
         """Drop the operations."""
@@ -134,6 +139,7 @@ class FakeDevice(TorchDispatchMode):
         counts: Things it was asked for so far.
         limit_bytes: Bytes that it has.
         refusal: Makes the error where they do not suffice.
+        refusals: Number of allocations from now on that are refused in any case.
         allocated, most_allocated: Bytes in use, now and at most so far.
         written_bytes, largest_written: Bytes of all results of kernels, and of the largest.
         failing: A phase of recording that fails: ``begin``, ``body``, ``end`` or ``replay``.
@@ -141,13 +147,13 @@ class FakeDevice(TorchDispatchMode):
         capturing: The graph that is being recorded.
     """
 
-    def __init__(self, limit_bytes: int = 1 << 40) -> None:
+    def __init__(self, limit_bytes: int = 1 << 28) -> None:
         super().__init__()
         self.device = torch.device("cuda", 0)
         self.counts = Counts()
         self.limit_bytes = limit_bytes
         self.refusal: Callable[[], Exception] = lambda: torch.OutOfMemoryError("out of memory")
-        self.allocated = self.most_allocated = 0
+        self.allocated = self.most_allocated = self.refusals = 0
         self.written_bytes = self.largest_written = 0
         self.failing, self.stream = "", "default"
         self.capturing: Graph | None = None
@@ -234,7 +240,8 @@ class FakeDevice(TorchDispatchMode):
         for tensor in here:
             if tensor.held.untyped_storage().data_ptr() == pointer and held.numel():
                 return OnDevice(held, self.device, tensor.allocation)
-        if self.allocated + held.nbytes > self.limit_bytes:
+        if self.refusals or self.allocated + held.nbytes > self.limit_bytes:
+            self.refusals = max(0, self.refusals - 1)
             raise self.refusal()
         return OnDevice(held, self.device, Allocation(self, held.nbytes))
 
@@ -334,7 +341,7 @@ def _patched_torch(gpu: FakeDevice) -> Iterator[None]:
             gpu.counts.waits += 1
 
         def elapsed_time(self, other: Event) -> float:
-            return 0.0
+            return 1.0
 
     class Stream:
         def __init__(self, device: object = None) -> None:
@@ -344,6 +351,9 @@ def _patched_torch(gpu: FakeDevice) -> Iterator[None]:
             pass
 
         wait_event = wait_stream
+
+        def synchronize(self) -> None:
+            gpu.counts.waits += 1
 
     @contextlib.contextmanager
     def stream(wanted: Any) -> Iterator[None]:

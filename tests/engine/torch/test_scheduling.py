@@ -21,9 +21,8 @@ from vlmbatch.core import Conversation, Pixels, Request
 from vlmbatch.engine import RequestQueue
 from vlmbatch.engine.torch.budget import CAPS, MemoryBudget
 from vlmbatch.engine.torch.cache import DecodeAttention, slot_capacity
+from vlmbatch.engine.torch.cache.features import FeatureCache
 from vlmbatch.engine.torch.engine import TorchEngine
-from vlmbatch.engine.torch.features import FeatureCache
-from vlmbatch.engine.torch.sampling import Draw, sample
 from vlmbatch.engine.torch.shape import ModelShape
 from vlmbatch.errors import GenerateError, OutOfMemoryError
 
@@ -75,12 +74,6 @@ def test_sampling_depends_on_the_seed_and_not_on_the_batch(tiny: Path) -> None:
     assert sample(batch_size=1) == once
     engine, preparer = open_tiny(tiny)
     assert answers(engine, mixed_requests(preparer)[:6]) != once
-
-
-def test_top_p_keeps_only_the_nucleus() -> None:
-    logits = torch.log(torch.tensor([0.5, 0.3, 0.15, 0.05]))
-    draws = [Draw(1.0, 0.7, torch.Generator().manual_seed(seed)) for seed in range(200)]
-    assert {int(sample(logits, draw)) for draw in draws} == {0, 1}
 
 
 def test_text_streams_piece_by_piece(tiny: Path) -> None:

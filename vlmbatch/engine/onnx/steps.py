@@ -14,6 +14,7 @@ from vlmbatch.engine.base import EngineStats
 from vlmbatch.engine.onnx.cache import Array, RowBatch, RowCache, RowSlot, joined, right_aligned
 from vlmbatch.engine.onnx.graphs import GraphModel
 from vlmbatch.engine.torch.clock import BusyClock
+from vlmbatch.engine.torch.prompts import join_prompts
 from vlmbatch.engine.torch.scheduler import LiveSequence
 from vlmbatch.engine.torch.step import Steps, take_tokens
 
@@ -93,12 +94,12 @@ class PaddedSteps(Steps):
         prompts = []
         for sequence in sequences:
             self._rows.fill(sequence.slot)
-            question = torch.tensor(sequence.work.prompt_ids(sequence.question))
-            parts = [self._graphs.embed(question)]
-            prefix = len(sequence.work.payload.prefix_ids) - sequence.slot.length
-            if prefix:
-                parts.insert(0, self._prefix_embeds(sequence.work, 0))
-            prompts.append(Prompt(sequence, torch.cat(parts).numpy(), prefix))
+            joined_prompt = join_prompts([sequence], self._image_token_id)
+            embeds = self._graphs.embed(torch.from_numpy(joined_prompt.ids))
+            if joined_prompt.features:
+                features = torch.cat(joined_prompt.features).to(embeds.dtype)
+                embeds.index_copy_(0, torch.from_numpy(joined_prompt.images), features)
+            prompts.append(Prompt(sequence, embeds.numpy(), joined_prompt.prefixes[0]))
         for group in _alike(prompts):
             self._prefill_group(group)
 

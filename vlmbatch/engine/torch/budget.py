@@ -31,29 +31,36 @@ class Caps:
     """Limits of one call by kind of device; larger calls are not faster.
 
     Attributes:
-        sequences: Sequences decoded together.
+        sequences: Sequences decoded together, whatever the memory.
         patches: Patches in one encoder call.
         prefill_tokens: Tokens in one prefill.
         short_sequences: Sequences decoded together if all prompts are short.
+        most_sequences: Sequences decoded together where the cache has room for them; 0 for no more
+            than without.
     """
 
     sequences: int
     patches: int
     prefill_tokens: int
     short_sequences: int
+    most_sequences: int = 0
 
 
 CAPS = {
     "cpu": Caps(32, 4096, 2048, 64),
-    "cuda": Caps(256, 65536, 16384, 256),
+    "cuda": Caps(256, 65536, 16384, 256, 1024),
     "mps": Caps(64, 16384, 4096, 64),
 }
 """Caps by device type. On two cores an encoder call of four 512-pixel tiles is as fast per tile as
 a larger one. Decoding gains little above 32 sequences of a thousand tokens, whose keys take longer
-to read than the weights; of short sequences, 64 were 1.05 to 1.7 times as fast as 32.
+to read than the weights; of short sequences, 64 were 1.05 to 1.7 times as fast as 32. A GPU
+takes as many as its memory holds: frames of one tile then fill an encoder call beside those that
+are decoded.
 """
 SHORT_TOKENS = 512
 """Maximum length of a short prompt, in tokens."""
+LONG_TOKENS = 2048
+"""Length of a sequence for which the cache should have room, where prompts are long."""
 
 
 @dataclasses.dataclass
@@ -69,6 +76,7 @@ class MemoryBudget:
             been measured.
         packed_bytes: Bytes of packed copies of weights (cpu/onednn.py); 0 without them.
         quantized: Whether the matrices of the language model are 8-bit integers.
+        graph_bytes: Bytes that recorded decode steps hold (cuda/graphs.py).
     """
 
     shape: ModelShape
@@ -78,6 +86,7 @@ class MemoryBudget:
     tile_bytes: int = 0
     packed_bytes: int = 0
     quantized: bool = False
+    graph_bytes: int = 0
 
     def __post_init__(self) -> None:
         self.tile_bytes = self.tile_bytes or self.shape.tile_bytes(self.itemsize)
@@ -92,12 +101,17 @@ class MemoryBudget:
         """Bytes reserved for activations: a quarter of what the weights leave, and at least one
         tile's.
         """
-        return max(int(WORKSPACE_SHARE * (self.limit - self.weight_bytes)), self.tile_bytes)
+        return max(self._workspace - self.graph_bytes, self.tile_bytes)
+
+    @property
+    def _workspace(self) -> int:
+        return int(WORKSPACE_SHARE * (self.limit - self.weight_bytes))
 
     @property
     def cache_bytes(self) -> int:
         """Bytes available to the KV cache."""
-        return max(0, self.limit - self.weight_bytes - self.workspace_bytes)
+        workspace = max(self._workspace, self.tile_bytes)
+        return max(0, self.limit - self.weight_bytes - workspace)
 
     @property
     def kept_bytes(self) -> int:
@@ -123,6 +137,12 @@ class MemoryBudget:
         text = self.shape.text
         token_bytes = (6 * text.hidden + 3 * text.mlp) * self.itemsize
         return max(1, min(self.caps.prefill_tokens, self.workspace_bytes // token_bytes))
+
+    def max_sequences(self, *, is_short: bool) -> int:
+        """Maximum number of sequences decoded together, if all prompts are short or not."""
+        fewest = self.caps.short_sequences if is_short else self.caps.sequences
+        each = (SHORT_TOKENS if is_short else LONG_TOKENS) * self.shape.kv_bytes(self.itemsize)
+        return max(fewest, min(self.caps.most_sequences, self.cache_bytes // each))
 
     def reserve_packed(self, size: int) -> bool:
         """Reserve memory for packed copies of weights if they fit in a quarter of the remaining
@@ -185,6 +205,7 @@ class MemoryBudget:
             "workspace_bytes": self.workspace_bytes,
             "cache_bytes": self.cache_bytes,
             "tile_bytes": self.tile_bytes,
+            "graph_bytes": self.graph_bytes,
             "kv_bytes_per_token": self.shape.kv_bytes(self.itemsize),
             "tiles_at_once": self.tiles_at_once,
         }

@@ -221,6 +221,11 @@ def _inactive_file_bytes(folder: Path) -> int:
     return 0
 
 
+def peak_bytes(device: torch.device) -> int | None:
+    """Peak allocated memory of a CUDA device, or None elsewhere."""
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
+
+
 def synchronize(device: torch.device) -> None:
     """Wait until the device is idle, for correct timing."""
     if device.type == "cuda":

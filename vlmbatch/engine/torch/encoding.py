@@ -10,9 +10,9 @@ import torch
 
 from vlmbatch.engine.base import EngineStats
 from vlmbatch.engine.torch.budget import MemoryBudget
+from vlmbatch.engine.torch.cache.features import FeatureCache
 from vlmbatch.engine.torch.cuda.peak_memory import measure_peak
 from vlmbatch.engine.torch.cuda.uploads import TileUploads
-from vlmbatch.engine.torch.features import FeatureCache
 from vlmbatch.engine.torch.scheduler import Scheduler
 from vlmbatch.engine.torch.weights import Model
 from vlmbatch.prepare import Payload
@@ -62,9 +62,12 @@ class TileEncoder:
         self._stats.tiles_reused += len(wanted) - len(chosen)
         self._stats.vision_calls += 1
         self._stats.max_tiles = max(self._stats.max_tiles, len(chosen))
+        # On a GPU the tiles of a call are kept together, without a kernel for each.
+        is_copied = encoded.device.type == "cpu"
         for name, number in fresh.items():
             if isinstance(name, bytes):
-                self._kept.put(name, encoded[number].clone())
+                features = encoded[number]
+                self._kept.put(name, features.clone() if is_copied else features)
         keys = (
             payload.tile_keys[number] if payload.tile_keys else place
             for place, (payload, number) in enumerate(wanted)

@@ -37,7 +37,7 @@ from vlmbatch.engine.torch.cuda.buckets import RECORD_AFTER, BucketDecoder, Reco
 from vlmbatch.engine.torch.encoding import TileEncoder
 from vlmbatch.engine.torch.pace import Pace
 from vlmbatch.engine.torch.recovery import Recovery
-from vlmbatch.engine.torch.scheduler import LiveSequence, Scheduler, TileRun, Work
+from vlmbatch.engine.torch.scheduler import LiveSequence, Scheduler, TileRun, Work, book_vision
 from vlmbatch.engine.torch.step import Steps
 from vlmbatch.engine.torch.validation import are_words, find_fault
 from vlmbatch.engine.torch.weights import Model
@@ -93,19 +93,19 @@ class TorchEngine:
         self.stats = EngineStats(memory=budget.describe())
         self.scheduler = Scheduler(budget, batch_size)
         self.encoder = TileEncoder(model, budget, self.scheduler, self.stats)
+        placed = model.shape.text, model.device, model.dtype, model.language.attend_rows
         self.cache = Cache(
-            model.shape.text,
-            model.device,
-            model.dtype,
-            model.language.attend_rows,
+            *placed,
             limit_bytes=self._cache_bytes,
             kept_bytes=lambda: budget.kept_bytes,
             reuse_prefixes=reuse_prefixes,
+            tokens_first=True if recorder else None,
         )
-        self._clock, self.pace = BusyClock(self.stats), Pace()
-        self._buckets = recorder and BucketDecoder(
-            model, self.cache, self.stats, recorder, record_after=record_after
-        )
+        self._clock, self.pace = BusyClock(self.stats, model.device), Pace()
+        self._buckets: BucketDecoder | None = None
+        if recorder is not None:
+            fixed = model, self.cache, budget, self.stats, recorder
+            self._buckets = BucketDecoder(*fixed, record_after=record_after)
         decoders = preparer.decode, self._buckets, native
         self._steps = Steps(model, self.cache, self.stats, self._clock, *decoders)
         self._cleaner = Cleaner(self.cache, self.stats)
@@ -138,9 +138,13 @@ class TorchEngine:
                     self._clock.skip(time.perf_counter() - paused)
                 is_over = self.scheduler.is_idle
             finally:
-                # What is kept for later requests stays, unless some of it is in use.
-                if not is_over or self.cache.kept is None:
+                # What is kept for later requests stays, unless some of it is in use; so do recorded
+                # steps, with the storage that they read.
+                if not is_over or (self.cache.kept is None and self._buckets is None):
                     self._clear()
+                elif self.cache.kept is None:
+                    self.encoder.clear()
+                self.stats.peak_device_bytes = devices.peak_bytes(self.network.device)
 
     def close(self) -> None:
         """See ``Engine``."""
@@ -225,17 +229,14 @@ class TorchEngine:
         if self._buckets:
             self._buckets.clear()
         for work in self._recovery.handle(phase, size, works, message):
-            self._fail(
-                work,
-                GenerateError(
-                    f"out of memory in {phase} with nothing else in the batch: {message}"
-                ),
-            )
+            text = f"out of memory in {phase} with nothing else in the batch: {message}"
+            self._fail(work, GenerateError(text))
 
     def _encode(self, runs: list[TileRun]) -> None:
         """Encode tiles of several requests in one call."""
         for run in runs:
             run.work.started()
+        begun = self._clock.begin()
         features = self.encoder.features(_tiles_of(runs))
         begin = 0
         for run in runs:
@@ -245,12 +246,14 @@ class TorchEngine:
             begin += count
         if self.encoder.is_ahead:
             self.encoder.send_ahead(_tiles_of(self.scheduler.next_tiles()))
-        devices.synchronize(self.network.device)
-        seconds = self._clock.lap("vision")
-        self.pace.encoded(begin, seconds)
-        for run in runs:
-            run.work.vision_seconds += seconds
-            run.work.shared_seconds += seconds * (run.end - run.begin) / begin
+
+        def book(seconds: float) -> None:
+            self.pace.encoded(begin, seconds)
+            book_vision(runs, seconds)
+
+        if self.network.device.type == "mps":
+            devices.synchronize(self.network.device)
+        self._clock.end("vision", begun, book)
 
     def _start(self, questions: list[tuple[Work, int]]) -> None:
         """Take slots for questions and prefill them."""
@@ -275,13 +278,9 @@ class TorchEngine:
     def _after_token(self, sequence: LiveSequence) -> None:
         """Stream the newest text; finish the sequence at its end."""
         if not math.isfinite(sequence.logprob):
-            self._finish(
-                sequence,
-                error=GenerateError(
-                    f"the model gave no finite numbers in {self.dtype.partition('+')[0]}; "
-                    "try --dtype float32"
-                ),
-            )
+            dtype = self.dtype.partition("+")[0]
+            text = f"the model gave no finite numbers in {dtype}; try --dtype float32"
+            self._finish(sequence, error=GenerateError(text))
             return
         stop = sequence.tokens[-1] in self._end_ids and not sequence.asked.ignore_eos
         is_last = stop or len(sequence.tokens) >= sequence.max_tokens
@@ -385,9 +384,6 @@ class TorchEngine:
             self._buckets.clear()
         self.cache.clear()
         self.encoder.clear()
-        device = self.network.device
-        if device.type == "cuda":
-            self.stats.peak_device_bytes = torch.cuda.max_memory_allocated(device)
         try:
             self._cleaner.clean()
         except RuntimeError as error:

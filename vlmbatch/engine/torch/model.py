@@ -21,6 +21,7 @@ from vlmbatch.engine.torch.attention import (
     AttendTiles,
     attend_prompt,
 )
+from vlmbatch.engine.torch.cache.packed import AttendRowsOf
 from vlmbatch.engine.torch.linear import Linear, QuantizedLinear
 from vlmbatch.engine.torch.shape import ModelShape, TextShape, VisionShape
 
@@ -198,6 +199,8 @@ class LanguageModel:
         self.cos, self.sin = rotary_table(shape.text, self.embedding.device, self.embedding.dtype)
         self.attend_prompt: AttendPrompt = attend_prompt
         self.attend_rows: AttendRows = F.scaled_dot_product_attention
+        self.attend_rows_of: AttendRowsOf | None = None
+        """Attention of rows over a pool with tokens first; None on a CPU."""
 
     def embed(self, ids: Tensor) -> Tensor:
         """Embeddings (N, hidden) of token ids (N,)."""

@@ -61,7 +61,8 @@ def _open(
 ) -> TorchEngine:
     from vlmbatch.engine.threads import use_threads
     from vlmbatch.engine.torch.budget import CAPS, MemoryBudget
-    from vlmbatch.engine.torch.cuda.buckets import CudaGraphs
+    from vlmbatch.engine.torch.cuda.graphs import CudaGraphs, can_record
+    from vlmbatch.engine.torch.cuda.kernels import check_device, use_device_attention
     from vlmbatch.engine.torch.device import (
         device_memory,
         find_device,
@@ -88,6 +89,9 @@ def _open(
     budget.check(checkpoint.name, options.max_new_tokens or 64)
     end_ids = checkpoint.end_token_ids()
     model = _load(checkpoint, shape, device, dtype, quantized=quantized)
+    if device.type != "cpu":
+        use_device_attention(model)
+        check_device(model)
     choice, native = _choose_kernels(options, model, budget, continued=continued)
     engine = TorchEngine(
         model,
@@ -98,7 +102,7 @@ def _open(
         end_ids=end_ids,
         batch_size=options.batch_size,
         reuse_prefixes=reuse_prefixes,
-        recorder=CudaGraphs(device) if device.type == "cuda" else None,
+        recorder=CudaGraphs(device) if device.type == "cuda" and can_record() else None,
         native=native,
     )
     engine.stats.threads = threads

@@ -137,6 +137,14 @@ class TileRun:
     end: int
 
 
+def book_vision(runs: list[TileRun], seconds: float) -> None:
+    """Book the seconds of an encoder call on the requests of its tiles."""
+    tiles = sum(run.end - run.begin for run in runs)
+    for run in runs:
+        run.work.vision_seconds += seconds
+        run.work.shared_seconds += seconds * (run.end - run.begin) / tiles
+
+
 class Scheduler:
     """Requests in progress and their next steps.
 
@@ -154,8 +162,8 @@ class Scheduler:
         self.waiting: collections.deque[Work] = collections.deque()
         self.live: list[LiveSequence] = []
         self.budget = budget
-        self.max_sequences = batch_size or budget.caps.short_sequences
-        self.max_long_sequences = batch_size or budget.caps.sequences
+        self.max_sequences = batch_size or budget.max_sequences(is_short=True)
+        self.max_long_sequences = batch_size or budget.max_sequences(is_short=False)
         self.max_tiles: int | None = None
         self.max_prefill_tokens = budget.prefill_tokens
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Collection, Hashable, Sequence
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
+from types import MappingProxyType
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,15 +16,17 @@ from vlmbatch.engine.base import EngineStats
 from vlmbatch.engine.torch.budget import gib
 from vlmbatch.engine.torch.cache import (
     Cache,
-    DecodeAttention,
-    PrefillAttention,
     Prefix,
     Segment,
     Slot,
+    attend_last,
+    attend_prompts,
 )
 from vlmbatch.engine.torch.clock import BusyClock
 from vlmbatch.engine.torch.cpu.trial import BackgroundDecoder
 from vlmbatch.engine.torch.cuda.buckets import BucketDecoder
+from vlmbatch.engine.torch.cuda.transfers import fetch
+from vlmbatch.engine.torch.prompts import join_prompts, remaining_ids
 from vlmbatch.engine.torch.sampling import Draw, choose_tokens
 from vlmbatch.engine.torch.scheduler import LiveSequence, Work
 from vlmbatch.engine.torch.weights import Model
@@ -127,19 +131,25 @@ class Steps:
         return live
 
     def _decode_by_torch(self, alive: Sequence[LiveSequence]) -> list[LiveSequence]:
+        if self._buckets is not None and all(s.asked.logprobs is None for s in alive):
+            slots, last = [s.slot for s in alive], [s.tokens[-1] for s in alive]
+            found = self._buckets.step(slots, last, [s.draw for s in alive])
+            if found is not None:
+                append_tokens(alive, found)
+                for slot in slots:
+                    slot.length += 1
+                return list(alive)
         by_slot: dict[Slot, LiveSequence] = {sequence.slot: sequence for sequence in alive}
-        attend = DecodeAttention(self._cache, list(by_slot))
+        language = self._model.language
+        attend, place = attend_last(self._cache, [*by_slot], language.attend_rows_of)
         live = [by_slot[slot] for slot in attend.slots]
-        language, device = self._model.language, self._model.device
-        last = [sequence.tokens[-1] for sequence in live]
-
-        def ordinary() -> Tensor:
-            positions = torch.tensor([slot.length for slot in attend.slots], device=device)
-            embeds = language.embed(torch.tensor(last, device=device))
-            return language.logits(language(embeds, positions, attend))
-
-        buckets = self._buckets
-        take_tokens(live, buckets.logits(attend.slots, last, ordinary) if buckets else ordinary())
+        tokens = [sequence.tokens[-1] for sequence in live]
+        positions = [slot.length for slot in attend.slots]
+        ids, at = place(np.array(tokens), np.array(positions))
+        logits = language.logits(language(language.embed(ids), at, attend))
+        take_tokens(live, logits)
+        if self._buckets is not None:
+            self._buckets.consider(attend.slots, tokens, logits)
         attend.finish()
         return live
 
@@ -244,49 +254,37 @@ class Steps:
         """Run what is not yet computed of prompts through the language model side by side, and
         choose the next token of each answer.
         """
-        language, device = self._model.language, self._model.device
-        embeds, positions, segments, shared = [], [], [], []
+        language = self._model.language
         for sequence in sequences:
             self._cache.fill(sequence.slot)
-            work, start = sequence.work, sequence.slot.length
-            prefix = max(0, len(work.payload.prefix_ids) - start)
-            question = work.prompt_ids(sequence.question)
-            question = question[max(0, start - len(work.payload.prefix_ids)) :]
-            if prefix:
-                embeds.append(self._prefix_embeds(work, start))
-            embeds.append(language.embed(torch.tensor(question, device=device)))
-            tokens = prefix + len(question)
-            positions.append(torch.arange(start, start + tokens, device=device))
-            segments.append(Segment(sequence.slot, tokens))
-            shared.append(prefix)
-        attend = PrefillAttention(segments, language.attend_prompt)
-        hidden = language(torch.cat(embeds), torch.cat(positions), attend)
+        by_slot = {sequence.slot: sequence for sequence in sequences}
+        segments = [Segment(s.slot, len(remaining_ids(s)[0])) for s in sequences]
+        kernels = language.attend_prompt, language.attend_rows_of
+        attend, place = attend_prompts(self._cache, segments, *kernels)
+        sequences = [by_slot[segment.slot] for segment in attend.segments]
+        prompts = join_prompts(sequences, self._image_token_id)
+        ids, positions, images, ends = place(
+            prompts.ids, prompts.positions, prompts.images, prompts.ends
+        )
+        embeds = language.embed(ids)
+        if prompts.features:
+            features = torch.cat(prompts.features).to(embeds.dtype)
+            embeds.index_copy_(0, images, features)
+        hidden = language(embeds, positions, attend)
         attend.finish()
-        ends = torch.tensor([segment.tokens for segment in segments], device=device).cumsum(0) - 1
-        take_tokens(sequences, language.logits(hidden[ends]))
-        total = sum(segment.tokens for segment in segments)
+        take_tokens(sequences, language.logits(hidden.index_select(0, ends)))
+        total = len(prompts.ids)
         seconds = self._clock.lap("prefill")
-        for sequence, segment, prefix in zip(sequences, segments, shared, strict=True):
+        parts = zip(sequences, prompts.counts, prompts.prefixes, strict=True)
+        for sequence, count, prefix in parts:
             sequence.prefill_seconds += seconds
             sequence.work.shared_seconds += seconds * prefix / total
-            sequence.compute_seconds += seconds * (segment.tokens - prefix) / total
+            sequence.compute_seconds += seconds * (count - prefix) / total
             if prefix:
                 sequence.work.prefill_seconds += seconds
             sequence.first_token_at = sequence.first_token_at or time.perf_counter()
         self._stats.prefill_tokens += total
         self._stats.prefill_calls += 1
-
-    def _prefix_embeds(self, work: Work, start: int) -> Tensor:
-        """Embeddings (tokens, hidden) of a prefix from a token on, with vision features in place of
-        the image tokens.
-        """
-        ids = torch.tensor(work.payload.prefix_ids[start:], device=self._model.device)
-        embeds = self._model.language.embed(ids)
-        if work.features:
-            places = ids == self._image_token_id
-            features = torch.cat(work.features)
-            embeds[places] = features[len(features) - int(places.sum()) :].to(embeds.dtype)
-        return embeds
 
 
 def covers_prefix(work: Work, prefix: Prefix | None) -> bool:
@@ -301,20 +299,36 @@ def take_tokens(sequences: Sequence[LiveSequence], logits: Tensor) -> None:
         sequences: The sequences.
         logits: Float32, (n, vocabulary).
     """
-    tokens, logprobs = choose_tokens(logits, [sequence.draw for sequence in sequences])
-    chosen = logprobs.gather(1, torch.tensor(tokens, device=logprobs.device)[:, None])[
-        :, 0
-    ].tolist()
+    chosen, logprobs = choose_tokens(logits, [sequence.draw for sequence in sequences])
     top = {
         place: logprobs[place].topk(min(count, logprobs.shape[1])) if count else None
         for place, sequence in enumerate(sequences)
         if (count := sequence.asked.logprobs) is not None
     }
+    ranked = {
+        place: [*zip(fetch(best.indices), fetch(best.values), strict=True)] if best else []
+        for place, best in top.items()
+    }
     # After everything that can run out of memory, so that a step counts whole or not at all.
-    for place, (sequence, token, logprob) in enumerate(zip(sequences, tokens, chosen, strict=True)):
-        sequence.tokens.append(token)
+    append_tokens(sequences, fetch(chosen), ranked)
+
+
+def append_tokens(
+    sequences: Sequence[LiveSequence],
+    chosen: Sequence[Sequence[float]],
+    ranked: Mapping[int, list[tuple[int, float]]] = MappingProxyType({}),
+) -> None:
+    """Append a token to every sequence.
+
+    Args:
+        sequences: The sequences.
+        chosen: Tokens and their log-probabilities.
+        ranked: By index, the most likely tokens of sequences that ask for them.
+    """
+    for place, (sequence, token, logprob) in enumerate(zip(sequences, *chosen, strict=True)):
+        sequence.tokens.append(int(token))
         sequence.logprob += logprob
-        if place in top:
-            best = top[place]
-            ranked = zip(best.indices.tolist(), best.values.tolist(), strict=True) if best else ()
-            sequence.logprobs.append((logprob, list(ranked)))
+        if place in ranked:
+            sequence.logprobs.append((logprob, ranked[place]))
+        if sequence.draw is not None:
+            sequence.draw.taken()

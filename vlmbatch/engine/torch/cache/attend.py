@@ -1,10 +1,13 @@
-"""Attention over the pool: of prompts, and of one new token for each of many sequences."""
+"""Attention over the pool: of prompts on a CPU, and of one new token for each of many sequences.
+packed.py has that of GPUs.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -16,23 +19,25 @@ from vlmbatch.engine.torch.attention import (
     attend_shared,
     attend_shared_in_products,
 )
+from vlmbatch.engine.torch.cache.packed import (
+    AttendRowsOf,
+    PackedAttention,
+    Segment,
+    attend_varlen,
+)
 from vlmbatch.engine.torch.cache.pool import Chunk
 from vlmbatch.engine.torch.cache.prefixes import Piece
 from vlmbatch.engine.torch.cache.slots import Cache, Slot, piece_views
+from vlmbatch.engine.torch.cuda.transfers import upload_all
 from vlmbatch.engine.torch.shape import TextShape
+
+Place = Callable[..., list[Tensor]]
+"""Takes int64 vectors to the device, with those that an attention needs."""
 
 HOLE_TOKENS = 512
 """Tokens of extents that belong to no sequence of a step and are attended nevertheless, if that
 leaves one product in the place of two: about what starting another one costs.
 """
-
-
-@dataclasses.dataclass(frozen=True)
-class Segment:
-    """Tokens of one sequence in a prefill: its slot and their number."""
-
-    slot: Slot
-    tokens: int
 
 
 class PrefillAttention:
@@ -67,6 +72,11 @@ class PrefillAttention:
             keys = torch.cat([*(each for each, _ in before), keys], dim=1)
             values = torch.cat([*(each for _, each in before), values], dim=1)
         return self.attend(query.transpose(0, 1), keys, values).reshape(tokens, -1)
+
+    @property
+    def slots(self) -> list[Slot]:
+        """The slots in order."""
+        return [segment.slot for segment in self.segments]
 
     def finish(self) -> None:
         """Add the tokens to their slots' lengths, after the last layer."""
@@ -166,6 +176,34 @@ class DecodeAttention:
         """Add the token to every slot's length, after the last layer."""
         for slot in self.slots:
             slot.length += 1
+
+
+def attend_prompts(
+    cache: Cache, segments: Sequence[Segment], attend: AttendPrompt, rows: AttendRowsOf | None
+) -> tuple[PrefillAttention | PackedAttention, Place]:
+    """Return the attention of a prefill and the way of its tokens to the device.
+
+    Args:
+        cache: The KV cache.
+        segments: The prompts.
+        attend: Attention of one prompt.
+        rows: Attention of all of them, or None.
+    """
+    if rows is None:
+        place = functools.partial(upload_all, cache.device)
+        return PrefillAttention(segments, attend), place
+    packed = PackedAttention(segments, rows)
+    return packed, functools.partial(packed.upload, cache.device)
+
+
+def attend_last(
+    cache: Cache, slots: Sequence[Slot], rows: AttendRowsOf | None
+) -> tuple[DecodeAttention | PackedAttention, Place]:
+    """Return the attention of one new token for each slot and the way of these to the device."""
+    if rows is attend_varlen:
+        packed = PackedAttention([Segment(slot, 1) for slot in slots], rows)
+        return packed, functools.partial(packed.upload, cache.device)
+    return DecodeAttention(cache, slots), functools.partial(upload_all, cache.device)
 
 
 def _side_by_side(slots: Sequence[Slot]) -> Iterator[list[Slot]]:

@@ -4,7 +4,7 @@ A place in the pool is an ``Extent``: a run of tokens that one sequence reserves
 prompt and its longest answer. Extents of one capacity stand side by side in ``Run``s, so that one
 product attends for all of their sequences. Nothing moves: giving an extent back leaves a hole,
 which the next sequence of that capacity fills, and growing adds a chunk of storage beside the
-others.
+others. On CUDA the first chunk has all the room: a recorded step knows one address.
 
 Per layer, keys and values of a chunk are one flat tensor each. With H heads of D numbers, token t
 of an extent that begins at token b and holds c tokens is, in numbers from the tensor's beginning:
@@ -26,7 +26,6 @@ from __future__ import annotations
 import dataclasses
 import enum
 import itertools
-import os
 from collections.abc import Iterator
 
 import torch
@@ -144,8 +143,14 @@ class Chunk:
     ) -> None:
         self.shape, self.tokens, self.layout = shape, tokens, layout
         size = tokens * shape.kv_heads * shape.head_dim
-        self.keys = [_zeros(size, device, dtype) for _ in range(shape.layers)]
-        self.values = [_zeros(size, device, dtype) for _ in range(shape.layers)]
+        self._whole: Tensor | None = None
+        if layout is Layout.TOKENS:
+            self._whole = torch.zeros(2, shape.layers, size, device=device, dtype=dtype)
+            keys, values = self._whole.unbind()
+            self.keys, self.values = list(keys.unbind()), list(values.unbind())
+        else:
+            self.keys = [zeros(size, dtype) for _ in range(shape.layers)]
+            self.values = [zeros(size, dtype) for _ in range(shape.layers)]
         self.free = [(0, tokens)]
         self.serial = next(_serials)
         self.used = self.most_used = 0
@@ -171,10 +176,19 @@ class Chunk:
             strides = key_strides = (per_extent, capacity * dim, dim, 1)
             if self.layout is Layout.HEADS_TRANSPOSED:
                 key_strides = (per_extent, capacity * dim, 1, capacity)
+        keys, values = self.keys[layer], self.values[layer]
         return (
-            self.keys[layer].as_strided(size, key_strides, offset),
-            self.values[layer].as_strided(size, strides, offset),
+            keys.as_strided(size, key_strides, keys.storage_offset() + offset),
+            values.as_strided(size, strides, values.storage_offset() + offset),
         )
+
+    def all_layers(self, begin: int, tokens: int) -> Tensor:
+        """Return the tokens from a place on with tokens first, (2, layers, tokens, kv_heads * D):
+        keys and values of every layer in one tensor, so that one kernel copies or clears them.
+        """
+        assert self._whole is not None
+        lines = self._whole.view(*self._whole.shape[:2], self.tokens, -1)
+        return lines[:, :, begin : begin + tokens]
 
     def take_range(self, begin: int, end: int) -> None:
         """Take tokens out of the free ranges; they must be free."""
@@ -207,9 +221,17 @@ class Pool:
     """
 
     def __init__(
-        self, shape: TextShape, device: torch.device, dtype: torch.dtype, layout: Layout
+        self,
+        shape: TextShape,
+        device: torch.device,
+        dtype: torch.dtype,
+        layout: Layout,
+        *,
+        is_flat: bool = False,
     ) -> None:
+        """Set up without chunks; with ``is_flat`` the first one has all the room there is."""
         self.shape, self.device, self.dtype, self.layout = shape, device, dtype, layout
+        self._is_flat = is_flat
         self.chunks: list[Chunk] = []
         self._runs: dict[int, list[Run]] = {}
 
@@ -324,11 +346,14 @@ class Pool:
         if room < capacity:
             return False
         wanted = max(ALIKE_PER_CHUNK * capacity, sum(chunk.tokens for chunk in self.chunks))
-        for tokens in (min(room, wanted), min(room, 4 * capacity), capacity):
+        sizes = [min(room, wanted), min(room, 4 * capacity), capacity]
+        if self._is_flat:
+            sizes = [max(room >> halved, capacity) for halved in range(4)] + sizes[1:]
+        for place, tokens in enumerate(sizes):
             try:
                 chunk = Chunk(self.shape, tokens, self.device, self.dtype, self.layout)
             except (RuntimeError, MemoryError):  # out of memory: a smaller chunk may fit
-                if tokens == capacity:
+                if place == len(sizes) - 1:
                     raise
                 continue
             self.chunks.append(chunk)
@@ -351,9 +376,3 @@ def _without_holes(run: Run) -> list[Run]:
         extent.run, extent.number = parts[-1], len(parts[-1].extents)
         parts[-1].extents.append(extent)
     return parts
-
-
-def _zeros(size: int, device: torch.device, dtype: torch.dtype) -> Tensor:
-    if device.type != "cpu":
-        return torch.zeros(size, device=device, dtype=dtype)
-    return zeros(size, dtype, huge=os.environ.get("HUGEKV") == "1")

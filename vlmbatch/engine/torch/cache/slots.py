@@ -89,6 +89,7 @@ class Cache:
         limit_bytes: Callable[[], int] = lambda: sys.maxsize,
         kept_bytes: Callable[[], int] = lambda: sys.maxsize,
         reuse_prefixes: bool = False,
+        tokens_first: bool | None = None,
     ) -> None:
         """Set up without storage.
 
@@ -99,20 +100,24 @@ class Cache:
             limit_bytes: Gives the most bytes that the storage may take.
             kept_bytes: Gives the most bytes of it that kept prefixes may take on a CPU.
             reuse_prefixes: Whether to keep what sequences leave behind, for later requests.
+            tokens_first: Whether to store tokens first, the layout of GPUs; by default elsewhere
+                than on a CPU.
         """
         self.shape, self.device, self.dtype = shape, device, dtype
         self.limit_bytes, self.kept_bytes = limit_bytes, kept_bytes
         self._reuse_prefixes = reuse_prefixes
-        self.shared_tokens = SHARED_TOKENS if device.type == "cpu" else sys.maxsize
+        self._tokens_first = device.type != "cpu" if tokens_first is None else tokens_first
+        self.shared_tokens = sys.maxsize if self._tokens_first else SHARED_TOKENS
         self.use(attend_rows)
 
     def use(self, attend_rows: AttendRows) -> None:
         """Begin with an empty pool in the layout that an attention wants."""
         self.attend_rows = attend_rows
-        layout = Layout.HEADS if self.device.type == "cpu" else Layout.TOKENS
+        layout = Layout.TOKENS if self._tokens_first else Layout.HEADS
         if attend_rows is attend_rows_in_products:
             layout = Layout.HEADS_TRANSPOSED
-        self.pool = Pool(self.shape, self.device, self.dtype, layout)
+        is_flat = self.device.type == "cuda"
+        self.pool = Pool(self.shape, self.device, self.dtype, layout, is_flat=is_flat)
         # Free memory of a processor is for others too; a device's is reserved for the engine.
         most = self.kept_bytes if self.device.type == "cpu" else self.limit_bytes
         self.kept = KeptPrefixes(self.pool, most) if self._reuse_prefixes else None
@@ -151,13 +156,22 @@ class Cache:
         begin = slot.own_length
         for piece in slot.copied:
             end = begin + piece.tokens
-            for layer in range(self.shape.layers):
-                keys, values = slot.views(layer, end)
-                keys[:, begin:], values[:, begin:] = piece_views(piece, layer)
+            self._copy(piece, slot, begin, end)
             begin = end
         slot.length = slot.offset + begin
         copied, slot.copied = slot.copied, ()
         self._release(copied)
+
+    def _copy(self, piece: Piece, slot: Slot, begin: int, end: int) -> None:
+        """Copy a piece to some tokens of a slot's extent."""
+        if self.pool.layout is Layout.TOKENS:
+            target, source = slot.extent, piece.extent
+            copied = source.chunk.all_layers(source.begin, piece.tokens)
+            target.chunk.all_layers(target.begin + begin, piece.tokens).copy_(copied)
+            return
+        for layer in range(self.shape.layers):
+            keys, values = slot.views(layer, end)
+            keys[:, begin:], values[:, begin:] = piece_views(piece, layer)
 
     def give_back(self, slot: Slot, words: Sequence[Hashable] | None = None) -> None:
         """Free a slot, or keep its tokens for later requests.
@@ -175,8 +189,12 @@ class Cache:
 
     def erase(self, slot: Slot) -> None:
         """Zero the tokens of a slot: numbers that are not finite would reach the next sequence."""
+        extent = slot.extent
+        if self.pool.layout is Layout.TOKENS:
+            extent.chunk.all_layers(extent.begin, extent.capacity).zero_()
+            return
         for layer in range(self.shape.layers):
-            for store in slot.views(layer, slot.extent.capacity):
+            for store in slot.views(layer, extent.capacity):
                 store.zero_()
 
     def drop_kept(self) -> bool:

@@ -1,51 +1,70 @@
-"""Decode steps of fixed shapes: rows padded to a bucket, each attending a padded number of tokens.
-A GPU replays such a step as one CUDA graph, without host work in between.
+"""Decode steps of fixed shapes: rows padded to a power of two. A GPU replays such a step as one
+CUDA graph, without host work in between.
 
-A row is a token, its position, and the offset of its extent in the pool: sequences may stand
-anywhere in a chunk, and a step is the same for all of them. Its keys and values are gathered by
-offset; a kernel that reads them in place can stand for that (variable-length attention takes the
-same offsets), and then the number of rows alone makes the step.
+A row is a token, its position, and the place of its extent in the pool: sequences may stand
+anywhere in a chunk, and a step is the same for all of them. Where a kernel takes rows of any
+lengths (CUDA in 16 bits), the number of rows alone makes the step; elsewhere also the number of
+tokens that each row gathers. A second step of the same size samples, while somebody wants that.
 
-The computation is plain torch, the same on every device; only ``CudaGraphs`` records it. Each
-number of rows and of tokens is a step of its own, recorded once it has occurred a few times. Its
-first replay is compared with the ordinary step: a step that differs is rejected, and an error while
-recording turns recording off. The ordinary step then takes over, and the summary says so.
+The computation is plain torch, the same on every device; only ``CudaGraphs`` records it. A step is
+recorded once it has occurred a few times, on padding rows. Its first replay is compared with the
+ordinary step: a step that differs is rejected. An error while recording is survived: the ordinary
+step takes over, recording is tried again later, and the summary says so.
 """
 
 from __future__ import annotations
 
 import collections
-import functools
 import logging
-import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
 
+import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from vlmbatch.engine.base import EngineStats
-from vlmbatch.engine.torch.cache import Cache, Slot, wide_mask
-from vlmbatch.engine.torch.cache.pool import Chunk, Extent, Layout
+from vlmbatch.engine.torch.budget import MemoryBudget
+from vlmbatch.engine.torch.cache import Cache, Slot
+from vlmbatch.engine.torch.cache.packed import attend_varlen
+from vlmbatch.engine.torch.cache.pool import Chunk, Extent
+from vlmbatch.engine.torch.cuda.recorded import Compute, RecordedStep
+from vlmbatch.engine.torch.cuda.transfers import fetch, upload
+from vlmbatch.engine.torch.sampling import Draw
 from vlmbatch.engine.torch.weights import Model
 
 logger = logging.getLogger(__name__)
 
-Compute = Callable[[], Tensor]
-Recorder = Callable[[Compute], Compute]
-"""Takes a computation on fixed buffers and returns a faster equivalent; each result is overwritten
-by the next.
-"""
-
-TOLERANCE = {torch.float32: 1e-3, torch.float16: 1e-2, torch.bfloat16: 5e-2}
-"""Tolerance of a recorded step's logits, relative to the largest logit of the ordinary step."""
+TOLERANCE = {torch.float32: 1e-3, torch.float16: 5e-2, torch.bfloat16: 0.25}
+"""Largest difference of a recorded step's log-probabilities from those of the ordinary step."""
 RECORD_AFTER = 4
 """Number of times that a step must occur before it is recorded."""
 MIN_TOKENS = 256
-"""Fewest tokens that a step attends: below, longer steps would save less than recording costs."""
+"""Fewest tokens that a step gathers: below, longer steps would save less than recording costs."""
 MAX_STEPS = 64
 """Maximum number of recorded steps; each takes some megabytes on the device."""
-WARM_UP_ROUNDS = 2
+RETRY_AFTER, MAX_FAILURES = 256, 3
+"""Number of steps before recording is tried again after an error, and errors after which it is not.
+"""
+
+
+class Recorder(Protocol):
+    """Makes computations on fixed buffers faster."""
+
+    @property
+    def held_bytes(self) -> int:
+        """Device memory that its recordings keep."""
+        ...
+
+    def __call__(self, compute: Compute) -> Compute:
+        """Return an equivalent of a computation, each result of which is overwritten by the
+        next.
+        """
+        ...
+
+    def clear(self) -> None:
+        """Let go of what belongs to recordings that are dropped."""
+        ...
 
 
 def bucket_of(count: int) -> int:
@@ -53,92 +72,15 @@ def bucket_of(count: int) -> int:
     return 1 << (count - 1).bit_length()
 
 
-class BucketAttention:
-    """Attention of one new token for every row of a bucket, over rows gathered from a chunk.
-
-    Padding rows write to the first token of an extent that no sequence has.
+class Key(NamedTuple):
+    """The shape of a step: its chunk's serial, its rows, the tokens that each gathers (0 where a
+    kernel takes any number), and whether it samples.
     """
 
-    def __init__(self, chunk: Chunk, tokens: int, inputs: Tensor) -> None:
-        """Take the chunk, the number of tokens to attend, and the rows as ``Step`` has them."""
-        self._chunk = chunk
-        _, positions, begins, capacities = inputs.unbind()
-        shape = chunk.shape
-        heads = torch.arange(shape.kv_heads, device=inputs.device)
-        steps = torch.arange(tokens, device=inputs.device)
-        # In lines of D numbers, see cache/pool.py.
-        if chunk.layout is Layout.TOKENS:
-            head, token = heads.expand(len(positions), -1), shape.kv_heads
-        else:
-            head, token = heads * capacities[:, None], 1
-        base = begins[:, None] * shape.kv_heads + head
-        last = chunk.tokens * shape.kv_heads - 1
-        self._seen = (base[:, :, None] + steps * token).clamp_max(last)
-        self._written = (base + positions[:, None] * token).flatten()
-        self._mask = wide_mask(shape, positions, tokens, chunk.keys[0].dtype)
-
-    def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """See ``Attend``."""
-        dim = key.shape[2]
-        seen = []
-        for store, new in ((self._chunk.keys, key), (self._chunk.values, value)):
-            lines = store[layer].view(-1, dim)
-            lines.index_copy_(0, self._written, new.reshape(-1, dim))
-            seen.append(lines[self._seen])
-        q = query.reshape(len(query), key.shape[1], -1, dim)
-        out = F.scaled_dot_product_attention(q, seen[0], seen[1], attn_mask=self._mask)
-        return out.reshape(len(query), -1)
-
-
-class Step:
-    """A decode step for a number of rows and of tokens, on its own buffers.
-
-    Attributes:
-        inputs: int64 (4, rows) on the device: last token, position, first token of the extent and
-            its capacity.
-    """
-
-    def __init__(self, model: Model, padding: Extent, rows: int, tokens: int) -> None:
-        """Take an extent that padding rows write to; all rows must be in its chunk."""
-        self._tokens = tokens
-        self._padding = torch.tensor([[0], [0], [padding.begin], [padding.capacity]])
-        self.inputs = self._padding.repeat(1, rows).to(model.device)
-        self._staging = torch.zeros(
-            (4, rows), dtype=torch.int64, pin_memory=model.device.type == "cuda"
-        )
-        # A step may outlive its chunk and must not keep its memory.
-        self._chunk = weakref.ref(padding.chunk)
-        self._language = model.language
-        self.replay: Compute = self.compute
-
-    def compute(self) -> Tensor:
-        """Compute float32 logits (rows, vocabulary), padding included."""
-        chunk = self._chunk()
-        assert chunk is not None  # steps are only used for the chunk that they were made for
-        attend = BucketAttention(chunk, self._tokens, self.inputs)
-        tokens, positions = self.inputs[0], self.inputs[1]
-        return self._language.logits(
-            self._language(self._language.embed(tokens), positions, attend)
-        )
-
-    def logits(self, slots: Sequence[Slot], tokens: Sequence[int]) -> Tensor:
-        """Return float32 logits (slots, vocabulary); overwritten by the next step."""
-        self.load(slots, tokens)
-        return self.replay()[: len(slots)]
-
-    def load(self, slots: Sequence[Slot], tokens: Sequence[int]) -> None:
-        """Fill the buffers with the last tokens of slots."""
-        rows = [
-            (token, slot.length, slot.extent.begin, slot.extent.capacity)
-            for slot, token in zip(slots, tokens, strict=True)
-        ]
-        self._staging.copy_(self._padding.expand_as(self._staging))
-        self._staging[:, : len(rows)] = torch.tensor(rows).T
-        self.inputs.copy_(self._staging, non_blocking=True)
-
-
-Key = tuple[int, int, int]
-"""A chunk's serial, and numbers of rows and of tokens."""
+    chunk: int
+    rows: int
+    tokens: int
+    is_sampled: bool
 
 
 class BucketDecoder:
@@ -148,6 +90,7 @@ class BucketDecoder:
         self,
         model: Model,
         cache: Cache,
+        budget: MemoryBudget,
         stats: EngineStats,
         recorder: Recorder,
         *,
@@ -157,56 +100,96 @@ class BucketDecoder:
 
         Args:
             model: The model.
-            cache: The KV cache.
+            cache: The KV cache, with tokens first.
+            budget: The memory budget; it is told what recorded steps hold.
             stats: Its ``graphs`` is updated.
-            recorder: ``CudaGraphs``, or ``no_recording``.
+            recorder: ``CudaGraphs``, or another one that tests take.
             record_after: Number of times that a step must occur before it is recorded.
         """
-        self._model, self._cache, self._stats, self._record, self._record_after = (
-            model,
-            cache,
-            stats,
-            recorder,
-            record_after,
-        )
-        self._steps: dict[Key, Step] = {}
+        self._model, self._cache, self._budget, self._stats = model, cache, budget, stats
+        self.recorder, self._record_after = recorder, record_after
+        self._steps: dict[Key, RecordedStep] = {}
         self._counts: collections.Counter[Key] = collections.Counter()
-        self._rejected: set[tuple[int, int]] = set()
+        self._rejected: set[Key] = set()
         self._paddings: dict[int, Slot] = {}
-        self.failed = False
+        self._failures = self._pause = 0
+        self._wanted: Key | None = None
         stats.graphs = {"recorded": 0, "replayed": 0, "notes": []}
 
-    def logits(self, slots: Sequence[Slot], tokens: Sequence[int], ordinary: Compute) -> Tensor:
-        """Compute float32 logits (slots, vocabulary).
+    def step(
+        self, slots: Sequence[Slot], tokens: Sequence[int], draws: Sequence[Draw | None]
+    ) -> list[list[float]] | None:
+        """Decode a token for slots with a recorded step; None if there is none.
 
         Args:
-            slots: The slots of the step.
+            slots: The slots; their lengths do not change.
             tokens: The last token of each.
-            ordinary: The same step without fixed shapes. It is called at most once, and adds no
-                token to a slot's length.
-        """
-        key = self._key(slots)
-        step = self._steps.get(key) if key else None
-        if step is not None:
-            self._stats.graphs["replayed"] += 1
-            return step.logits(slots, tokens)
-        logits = ordinary()
-        if key and self._is_worth_recording(key):
-            self._try_to_record(key, slots, tokens, logits)
-        return logits
+            draws: Options of those that are sampled.
 
-    def _key(self, slots: Sequence[Slot]) -> Key | None:
+        Returns:
+            The tokens and their log-probabilities.
+        """
+        is_sampled = any(draw is not None for draw in draws)
+        key = self._key(slots, is_sampled=is_sampled)
+        step = self._steps.get(key) if key else None
+        self._wanted = key
+        if step is None:
+            return None
+        self._stats.graphs["replayed"] += 1
+        return step(slots, tokens, draws)
+
+    def consider(self, slots: Sequence[Slot], tokens: Sequence[int], logits: Tensor) -> None:
+        """Record the step that was asked for last, if it has occurred often enough.
+
+        Args:
+            slots: The slots of the ordinary step; their lengths are those before it.
+            tokens: The last token of each, before it.
+            logits: What it gave, float32 (slots, vocabulary).
+        """
+        key = self._wanted
+        if key is None or not self._is_worth_recording(key):
+            return
+        padding = self._padding(slots[0].extent.chunk)
+        if padding is None:
+            return
+        message = ""
+        try:
+            step = RecordedStep(
+                self._model, padding, key.rows, key.tokens, is_sampled=key.is_sampled
+            )
+            step.replay = self.recorder(step.compute)
+            chosen, logprobs = step(slots, tokens)
+            is_same = _is_same(logits, chosen, logprobs, TOLERANCE[self._model.dtype])
+        except RuntimeError as error:
+            message = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        if message:  # outside the except block, where the error keeps the step's tensors alive
+            self._failed(message)
+        elif is_same:
+            self._steps[key] = step
+            self._budget.graph_bytes = self.recorder.held_bytes
+            self._stats.graphs["recorded"] += 1
+        else:
+            self._rejected.add(key)
+            self._note(
+                f"a recorded decode step of {key.rows} rows gave other tokens; it is done one "
+                "operation at a time"
+            )
+
+    def _key(self, slots: Sequence[Slot], *, is_sampled: bool) -> Key | None:
         """The step that these slots need; None if their tokens are not all in one chunk, each in
         its own extent.
         """
         chunk = slots[0].extent.chunk
         if any(slot.shared or slot.extent.chunk is not chunk for slot in slots):
             return None
-        longest = max(slot.length for slot in slots) + 1
-        return chunk.serial, bucket_of(len(slots)), max(MIN_TOKENS, bucket_of(longest))
+        tokens = 0
+        if self._model.language.attend_rows_of is not attend_varlen:
+            tokens = max(MIN_TOKENS, bucket_of(max(slot.length for slot in slots) + 1))
+        return Key(chunk.serial, bucket_of(len(slots)), tokens, is_sampled)
 
     def _is_worth_recording(self, key: Key) -> bool:
-        if self.failed or key[1:] in self._rejected:
+        self._pause = max(0, self._pause - 1)
+        if self._pause or self._failures >= MAX_FAILURES or key in self._rejected:
             return False
         self._counts[key] += 1
         if self._counts[key] < self._record_after:
@@ -225,56 +208,38 @@ class BucketDecoder:
             self._paddings[chunk.serial] = slot
         return self._paddings[chunk.serial].extent
 
-    def _try_to_record(
-        self, key: Key, slots: Sequence[Slot], tokens: Sequence[int], expected: Tensor
-    ) -> None:
-        """Record a step and compare its first replay with the ordinary logits. It writes the same
-        keys and values to the same positions.
-        """
-        padding = self._padding(slots[0].extent.chunk)
-        if padding is None:
-            return
-        try:
-            step = Step(self._model, padding, *key[1:])
-            step.load(slots, tokens)
-            step.replay = self._record(step.compute)
-            replayed = step.logits(slots, tokens)
-            difference = float(
-                (replayed - expected).abs().max() / expected.abs().max().clamp_min(1e-6)
-            )
-        except RuntimeError as error:
-            message = " ".join(str(error).split())[:200]
-            self.failed = True
-            self.clear()
-            self._note(
-                f"recording decode steps failed ({type(error).__name__}: {message}); they are "
-                "done one operation at a time"
-            )
-            return
-        if difference <= TOLERANCE[self._model.dtype]:  # False also for NaN
-            self._steps[key] = step
-            self._stats.graphs["recorded"] += 1
-        else:
-            self._rejected.add(key[1:])
-            self._note(
-                f"a recorded decode step of {key[1]} rows gave other logits "
-                f"({difference:.2g} of the largest); it is done one operation at a time"
-            )
+    def _failed(self, message: str) -> None:
+        """Drop all steps, whose memory may be what another one lacked; try again later."""
+        self._failures += 1
+        self._pause = RETRY_AFTER
+        self.clear()
+        goes_on = "for now" if self._failures < MAX_FAILURES else "from now on"
+        self._note(
+            f"recording decode steps failed ({message}); they are done one operation at a time "
+            f"{goes_on}"
+        )
 
     def forget_stale(self) -> None:
         """Drop steps whose chunks are gone."""
         serials = {chunk.serial for chunk in self._cache.pool.chunks}
         for known in (self._steps, self._counts):
-            for key in [key for key in known if key[0] not in serials]:
+            for key in [key for key in known if key.chunk not in serials]:
                 del known[key]
+        if not self._steps:
+            self._let_go()
 
     def clear(self) -> None:
         """Drop all steps."""
         self._steps.clear()
         self._counts.clear()
+        self._let_go()
         for slot in self._paddings.values():
             self._cache.give_back(slot)
         self._paddings.clear()
+
+    def _let_go(self) -> None:
+        self.recorder.clear()
+        self._budget.graph_bytes = 0
 
     def _note(self, text: str) -> None:
         if not self._stats.graphs["notes"]:
@@ -282,37 +247,21 @@ class BucketDecoder:
         self._stats.graphs["notes"].append(text)
 
 
-def no_recording(compute: Compute) -> Compute:
-    """Return the computation unchanged, to test fixed shapes without a GPU."""
-    return compute
+def _is_same(
+    logits: Tensor, tokens: Sequence[float], logprobs: Sequence[float], tolerance: float
+) -> bool:
+    """True if greedy tokens and their log-probabilities are those of logits. Where two tokens are
+    about equally likely, rounding may choose either.
 
-
-class CudaGraphs:
-    """Records steps as CUDA graphs that share memory: a result is used before the next replay."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._stream = torch.cuda.Stream(device)
-        self._pool = torch.cuda.graph_pool_handle()
-
-    def __call__(self, compute: Compute) -> Compute:
-        """See ``Recorder``."""
-        current = torch.cuda.current_stream(self._device)
-        self._stream.wait_stream(current)
-        with torch.cuda.stream(self._stream):
-            for _ in range(
-                WARM_UP_ROUNDS
-            ):  # kernels must be chosen and memory allocated before recording
-                compute()
-        current.wait_stream(self._stream)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(
-            graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"
-        ):
-            logits = compute()
-        return functools.partial(_replay, graph, logits)
-
-
-def _replay(graph: torch.cuda.CUDAGraph, logits: Tensor) -> Tensor:
-    graph.replay()
-    return logits
+    Args:
+        logits: Float32, (n, vocabulary).
+        tokens, logprobs: What a recorded step chose.
+        tolerance: Largest difference of a log-probability.
+    """
+    chosen = upload(np.array(tokens, np.int64), logits.device)
+    known = torch.log_softmax(logits, dim=-1)
+    own, best = fetch(torch.stack((known.gather(1, chosen[:, None])[:, 0], known.amax(dim=-1))))
+    return all(
+        abs(mine - found) <= tolerance and mine >= most - tolerance  # False if not a number
+        for mine, most, found in zip(own, best, logprobs, strict=True)
+    )
