@@ -274,3 +274,15 @@ def test_after_the_first_answer_decode_steps_take_their_share_of_encoding() -> N
     assert extra == pytest.approx(SHARE * 100 / 0.02, abs=1)
     pace.encoded(4, 4.0)
     assert pace.wants_step(live)
+
+
+def test_a_device_with_memory_decodes_more_sequences_together(shape: ModelShape) -> None:
+    caps = Caps(4, 10**6, 10**6, 8, most_sequences=64)
+    small, large = (MemoryBudget(shape, 4, limit, caps) for limit in (10**6, 10**12))
+    assert [small.max_sequences(is_short=short) for short in (False, True)] == [4, 8]
+    assert [large.max_sequences(is_short=short) for short in (False, True)] == [64, 64]
+    assert Scheduler(large, None).capacity == 64
+    assert Scheduler(large, 3).capacity == 3
+    held = dataclasses.replace(large, graph_bytes=10**9)
+    assert held.workspace_bytes == large.workspace_bytes - 10**9
+    assert held.cache_bytes == large.cache_bytes
