@@ -181,6 +181,8 @@ def test_a_job_file_may_say_how_it_is_told(
     (tmp_path / "job.yaml").write_text(
         f"inputs: photos\nmodel: {tiny}\nmax_new_tokens: 2\noutput: '-'\nquiet: true\n"
     )
+    told = vlmbatch("run", "job.yaml", "--log-format", "json", "--set", "quiet=false")
+    assert '"event": "run_started"' in told.stderr
     result = vlmbatch("run", "job.yaml")
     assert (result.returncode, result.stderr, len(result.stdout.splitlines())) == (0, "", 4)
     printed = vlmbatch("run", "job.yaml", "--set", "dry-run=true").stdout

@@ -34,7 +34,13 @@ def main() -> int:
     outcome = run.start()
     if outcome.error is not None:
         print(outcome.error, file=sys.stderr)
-        say_summary(job, outcome.summary, interrupted=outcome.interrupted, names_output=False)
+        say_summary(
+            job,
+            outcome.summary,
+            exit_code=outcome.exit_code,
+            interrupted=outcome.interrupted,
+            names_output=False,
+        )
     return outcome.exit_code
 
 

@@ -61,6 +61,7 @@ def test_a_full_disk_ends_a_run_and_more_room_lets_it_go_on(
     assert sorted(path.name for path in small_disk.iterdir()) == [
         "out.jsonl",
         "out.jsonl.journal",
+        "out.jsonl.runs.jsonl",
         "out.jsonl.summary.json",
     ]
 

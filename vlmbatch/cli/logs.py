@@ -66,8 +66,9 @@ def set_up_logging(form: str, *, verbose: int, quiet: bool, bar: bool) -> None:
     logging.getLogger("py.warnings").handlers = [handler] if verbose else [logging.NullHandler()]
     logging.getLogger("py.warnings").propagate = False
     # The progress and the closing lines of a run are shown without --verbose, in JSON all events.
-    for name in ("vlmbatch.report", *(["vlmbatch.events"] if form == "json" else [])):
-        logging.getLogger(name).setLevel(logging.ERROR if quiet else logging.INFO)
+    shown = logging.ERROR if quiet else logging.INFO
+    logging.getLogger("vlmbatch.report").setLevel(shown)
+    logging.getLogger("vlmbatch.events").setLevel(shown if form == "json" else logging.NOTSET)
 
 
 def name_run(run_id: str) -> None:

@@ -24,7 +24,6 @@ from vlmbatch.evaluate.options import COVERAGE, ERROR_RATES, EvalOptions
 from vlmbatch.evaluate.reference import Reference, read_reference
 from vlmbatch.evaluate.tally import Group, Tally, WorstRow
 from vlmbatch.evaluate.text_folder import read_text_folder
-from vlmbatch.urls import is_url
 from vlmbatch.write import local_copy, read_records
 from vlmbatch.write.columns import TEXT_ORIGINAL
 
@@ -110,7 +109,7 @@ def evaluate_files(
             return functools.partial(read_records, path, ROW_COLUMNS)
 
         read = reader(output)
-        is_own = not reference.is_dir() and not is_url(output) and reference.samefile(output)
+        is_own = reference.is_file() and Path(output).is_file() and reference.samefile(output)
         if is_own:
             read = functools.partial(_model_texts, Path(output))
         right = (
