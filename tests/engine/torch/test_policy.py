@@ -261,13 +261,18 @@ def test_a_pace_waits_for_nothing_before_costs_are_known() -> None:
     assert not pace.wants_step([*live, Pending(tiles=1, max_tokens=48, tokens=1)])
 
 
-def test_after_the_first_answer_decode_steps_take_their_share_of_encoding() -> None:
+@pytest.mark.parametrize("first", [0, 48])
+def test_decode_steps_take_their_share_of_encoding_that_of_the_first_answer_counts(
+    first: int,
+) -> None:
     pace = Pace()
     live = [Pending(tiles=13, max_tokens=48, tokens=1)]
     pace.encoded(100, 100.0)
     pace.decoded(0.02, was_extra=False)
+    for _ in range(first):
+        pace.decoded(0.02, was_extra=True)
     pace.answered()
-    extra = 0
+    extra = first
     while pace.wants_step(live):
         pace.decoded(0.02, was_extra=True)
         extra += 1

@@ -7,7 +7,7 @@ steps cost little beside it:
 - The first answer of a run is decoded to its end at once, if that takes at most ``FIRST_SHARE`` of
   the time that its pictures took to encode.
 - After that, each encoder call allows decode steps for ``SHARE`` of its time. What is not used adds
-  up; so the whole run takes no longer than that share.
+  up, and what the first answer took counts; so the whole run takes no longer than that share.
 
 Where decoding takes about as long as encoding (frames of one tile, a GPU), batches must grow for
 speed, and the encoder goes first. Costs are measured as the engine runs.
@@ -74,7 +74,7 @@ class Pace:
             was_extra: Whether an encoder call waited for it.
         """
         self.step_seconds = _smooth(self.step_seconds, seconds)
-        if was_extra and self._is_answered:
+        if was_extra:
             self._allowed_seconds -= seconds
 
     def answered(self) -> None:
