@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +87,21 @@ def train_tokenizer() -> tokenizers.Tokenizer:
     return tokenizer
 
 
+TOKENIZER_SETTINGS = {
+    "tokenizer_class": "PreTrainedTokenizerFast",
+    "bos_token": "<|im_start|>",
+    "eos_token": "<end_of_utterance>",
+    "pad_token": "<|im_end|>",
+    "model_max_length": 2048,
+    "clean_up_tokenization_spaces": False,
+    "fake_image_token": "<fake_token_around_image>",
+    "image_token": "<image>",
+    "global_image_token": "<global-img>",
+    "end_of_utterance_token": "<end_of_utterance>",
+}
+"""Content of tokenizer_config.json."""
+
+
 def write_checkpoint(folder: Path, *, seed: int = 0) -> None:
     """Writes every file of an untrained checkpoint in the hub's layout."""
     import torch
@@ -98,14 +114,36 @@ def write_checkpoint(folder: Path, *, seed: int = 0) -> None:
         name: tokenizer.token_to_id(name)
         for name in ("<|im_start|>", "<|im_end|>", "<image>", "<end_of_utterance>")
     }
-    size = tokenizer.get_vocab_size()
-    config = transformers.SmolVLMConfig(
+    config = _config(ids, tokenizer.get_vocab_size())
+    torch.manual_seed(seed)
+    model = transformers.SmolVLMForConditionalGeneration(config)
+    _initialize(model)
+    model.generation_config = transformers.GenerationConfig(
+        bos_token_id=ids["<|im_start|>"],
+        eos_token_id=ids["<end_of_utterance>"],
+        pad_token_id=ids["<|im_end|>"],
+    )
+    model.save_pretrained(folder)
+    _write_json(folder / "preprocessor_config.json", _preprocessor())
+    _write_json(
+        folder / "processor_config.json",
+        {"processor_class": "SmolVLMProcessor", "image_seq_len": (TILE // PATCH // SCALE) ** 2},
+    )
+    _write_json(folder / "tokenizer_config.json", TOKENIZER_SETTINGS)
+    (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE, encoding="utf-8")
+
+
+def _config(ids: Mapping[str, int | None], vocabulary: int) -> Any:
+    """Gives the configuration; ``ids`` are those of the special tokens."""
+    import transformers
+
+    return transformers.SmolVLMConfig(
         image_token_id=ids["<image>"],
         scale_factor=SCALE,
         tie_word_embeddings=False,
         text_config={
             "model_type": "llama",
-            "vocab_size": size,
+            "vocab_size": vocabulary,
             "hidden_size": 192,
             "intermediate_size": 384,
             "num_hidden_layers": 4,
@@ -128,36 +166,6 @@ def write_checkpoint(folder: Path, *, seed: int = 0) -> None:
             "patch_size": PATCH,
         },
     )
-    torch.manual_seed(seed)
-    model = transformers.SmolVLMForConditionalGeneration(config)
-    _initialize(model)
-    model.generation_config = transformers.GenerationConfig(
-        bos_token_id=ids["<|im_start|>"],
-        eos_token_id=ids["<end_of_utterance>"],
-        pad_token_id=ids["<|im_end|>"],
-    )
-    model.save_pretrained(folder)
-    _write_json(folder / "preprocessor_config.json", _preprocessor())
-    _write_json(
-        folder / "processor_config.json",
-        {"processor_class": "SmolVLMProcessor", "image_seq_len": (TILE // PATCH // SCALE) ** 2},
-    )
-    _write_json(
-        folder / "tokenizer_config.json",
-        {
-            "tokenizer_class": "PreTrainedTokenizerFast",
-            "bos_token": "<|im_start|>",
-            "eos_token": "<end_of_utterance>",
-            "pad_token": "<|im_end|>",
-            "model_max_length": 2048,
-            "clean_up_tokenization_spaces": False,
-            "fake_image_token": "<fake_token_around_image>",
-            "image_token": "<image>",
-            "global_image_token": "<global-img>",
-            "end_of_utterance_token": "<end_of_utterance>",
-        },
-    )
-    (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE, encoding="utf-8")
 
 
 def _initialize(model: Any) -> None:
