@@ -40,6 +40,8 @@ constexpr int NEAR = 1;
 constexpr int NEAR_BYTES = 2560;  // of each of them, at a time: what the nearest cache can keep
 
 typedef float Floats __attribute__((vector_size(64)));
+typedef float Eight __attribute__((vector_size(32)));
+typedef float Four __attribute__((vector_size(16)));
 typedef int32_t Ints __attribute__((vector_size(64)));
 typedef uint32_t Words __attribute__((vector_size(64)));
 typedef Floats FloatsAnywhere __attribute__((aligned(4)));
@@ -64,8 +66,6 @@ inline Floats load(const int8_t* p) {
 }
 #endif
 inline float sum(Floats v) {
-    typedef float Eight __attribute__((vector_size(32)));
-    typedef float Four __attribute__((vector_size(16)));
     Eight e = __builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7)
             + __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15);
     Four f = __builtin_shufflevector(e, e, 0, 1, 2, 3) + __builtin_shufflevector(e, e, 4, 5, 6, 7);
@@ -204,9 +204,7 @@ struct Team {
 };
 
 // Sums of four vectors.
-typedef float Four __attribute__((vector_size(16)));
 inline Four sums(Floats a, Floats b, Floats c, Floats d) {
-    typedef float Eight __attribute__((vector_size(32)));
     auto folded = [](Floats v) -> Eight {
         return __builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7)
              + __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15);

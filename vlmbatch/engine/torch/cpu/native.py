@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 import ctypes
 import dataclasses
-import logging
 import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -24,8 +23,6 @@ from vlmbatch.engine.torch.cache.slots import piece_views
 from vlmbatch.engine.torch.linear import Linear, QuantizedLinear
 from vlmbatch.engine.torch.model import LanguageModel, TextLayer
 from vlmbatch.native_library import NativeLibrary
-
-logger = logging.getLogger(__name__)
 
 SOURCE = Path(__file__).with_name("decode.cpp")
 OPTIONS = ("-O3", "-march=native", "-std=c++17", "-ffp-contract=fast", "-fopenmp", "-w")
