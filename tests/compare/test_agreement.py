@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import pytest
 
 from vlmbatch.compare.agreement import END, Agreement, agreement
-from vlmbatch.compare.answers import Answer, Figures, Said, Token
+from vlmbatch.compare.answers import Answer, Figures, SideAnswers
+from vlmbatch.core import TokenLogprob
 
 FIGURES = Figures("torch", "demo", "", "cpu", "float32", 1.0, 2.0, 10**8, None)
 
@@ -25,7 +26,7 @@ def answer(
     names = names or [f"t{each}" for each in ids]
     tops = top or [{}] * len(names)
     tokens = tuple(
-        Token(name, logprob, tuple(likely.items()))
+        TokenLogprob(name, logprob, tuple(likely.items()))
         for name, logprob, likely in zip(names, logprobs, tops, strict=False)
     )
     return Answer(
@@ -35,7 +36,7 @@ def answer(
 
 def agree(ours: Sequence[Answer], theirs: Sequence[Answer]) -> Agreement:
     a, b = (
-        Said(name, FIGURES, {each.key: each for each in answers})
+        SideAnswers(name, FIGURES, {each.key: each for each in answers})
         for name, answers in (("a", ours), ("b", theirs))
     )
     return agreement(a, b)

@@ -227,10 +227,10 @@ def test_a_difference_counts_unless_rounding_explains_it(
     word: str, dtype: str, status: str
 ) -> None:
     other = answered(f"a {word}", ("a", -0.1, ()), (word, -0.7, ()))
-    check, agreement = check_agreement(
+    check, equality = check_agreement(
         Subject("torch", "cpu", dtype, True), "reference", [other], [ORIGINAL]
     )
-    assert (check.status, agreement.equal, agreement.tokens_before) == (status, 0, 1)
+    assert (check.status, equality.equal, equality.tokens_before) == (status, 0, 1)
 
 
 def test_integers_may_change_some_answers() -> None:

@@ -8,25 +8,15 @@ import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image
 
+from vlmbatch.core import UInt8Array
+from vlmbatch.selftest.scenes import COLORS
 from vlmbatch.tasks import DEFAULT_PROMPTS
 
-UInt8Array = npt.NDArray[np.uint8]
 Question = tuple[str, str]
 Thing = tuple[int, int, int]  # shape, colour, character; each counted from 1, 0 for none
 NOTHING: Thing = (0, 0, 0)
-COLORS: dict[str, tuple[int, int, int]] = {
-    "red": (220, 35, 40),
-    "green": (35, 150, 60),
-    "blue": (40, 75, 215),
-    "yellow": (245, 220, 40),
-    "purple": (140, 50, 170),
-    "orange": (245, 140, 25),
-    "black": (18, 18, 18),
-    "white": (247, 247, 247),
-}
 BACKGROUNDS = (
     (250, 250, 250),
     (12, 12, 12),

@@ -9,8 +9,9 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
-from vlmbatch.compare.answers import Answer, Said, Token
-from vlmbatch.engine.agreement import tokens_before_difference
+from vlmbatch.compare.answers import Answer, SideAnswers
+from vlmbatch.core import TokenLogprob
+from vlmbatch.engine.first_difference import tokens_before_difference
 
 Unit = Literal["tokens", "words"]
 Pair = tuple[Answer, Answer]
@@ -102,7 +103,7 @@ class Agreement:
         return self.equal / self.compared if self.compared else None
 
 
-def agreement(a: Said, b: Said) -> Agreement:
+def agreement(a: SideAnswers, b: SideAnswers) -> Agreement:
     """Compare two sides. An answer that only one side has is not equal."""
     keys = sorted({*a.answers, *b.answers})
     pairs = [(_of(a, key), _of(b, key)) for key in keys]
@@ -138,7 +139,7 @@ def agreement(a: Said, b: Said) -> Agreement:
     )
 
 
-def _of(said: Said, key: tuple[tuple[int, int], str]) -> Answer:
+def _of(said: SideAnswers, key: tuple[tuple[int, int], str]) -> Answer:
     place, question = key
     return said.answers.get(key) or Answer(place, "", question, error="not asked")
 
@@ -159,7 +160,7 @@ def _is_one_vocabulary(answers: Sequence[Answer]) -> bool:
     """Whether an id stands for the same text in all answers, as far as they tell."""
     texts: dict[int, str] = {}
     return all(
-        texts.setdefault(number, token.text) == token.text
+        texts.setdefault(number, token.token) == token.token
         for answer in answers
         for number, token in zip(answer.ids, answer.tokens, strict=False)
     )
@@ -170,7 +171,7 @@ def _ids(answer: Answer) -> Sequence[Any]:
 
 
 def _texts(answer: Answer) -> Sequence[Any]:
-    return [token.text for token in answer.tokens]
+    return [token.token for token in answer.tokens]
 
 
 def _words(answer: Answer) -> Sequence[Any]:
@@ -192,19 +193,19 @@ def _difference(
     )
 
 
-def _name(token: Token | None, pieces: Sequence[Any], place: int) -> str:
+def _name(token: TokenLogprob | None, pieces: Sequence[Any], place: int) -> str:
     if token is not None:
-        return token.text
+        return token.token
     return str(pieces[place]) if place < len(pieces) else END
 
 
-def _margin(own: Token | None, other: Token | None) -> float | None:
+def _margin(own: TokenLogprob | None, other: TokenLogprob | None) -> float | None:
     """Return the log-probability of a side's own token minus that of the other side's token."""
     if own is None or other is None:
         return None
-    found = [logprob for text, logprob in own.top if text == other.text]
+    found = [logprob for text, logprob in own.top if text == other.token]
     # Several tokens may have one text, such as parts of characters: which one it is, is not known.
-    is_known = len(found) == 1 and own.text != other.text
+    is_known = len(found) == 1 and own.token != other.token
     return own.logprob - found[0] if is_known else None
 
 

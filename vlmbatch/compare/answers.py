@@ -4,20 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-
-@dataclasses.dataclass(frozen=True)
-class Token:
-    """A token of an answer.
-
-    Attributes:
-        text: Its text.
-        logprob: Its log-probability.
-        top: The most likely tokens at its position, each with its log-probability.
-    """
-
-    text: str
-    logprob: float
-    top: tuple[tuple[str, float], ...] = ()
+from vlmbatch.core import TokenLogprob
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +31,7 @@ class Answer:
     new_tokens: int | None = None
     mean_logprob: float | None = None
     ids: tuple[int, ...] = ()
-    tokens: tuple[Token, ...] = ()
+    tokens: tuple[TokenLogprob, ...] = ()
 
     @property
     def key(self) -> tuple[tuple[int, int], str]:
@@ -77,7 +64,7 @@ class Figures:
 
 
 @dataclasses.dataclass(frozen=True)
-class Said:
+class SideAnswers:
     """A side's answers and figures.
 
     Attributes:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import psutil
 
-from vlmbatch.compare.answers import Answer, Figures, Token
+from vlmbatch.compare.answers import Answer, Figures
 from vlmbatch.core import Completion, Conversation, Item
 from vlmbatch.engine import Engine, EnginePlan, RequestQueue
 from vlmbatch.engine.options import make_question
@@ -181,7 +181,7 @@ def _answer(job: Job, done: Completion) -> Answer:
         done.new_tokens,
         done.mean_logprob,
         tuple(done.token_ids),
-        tuple(Token(each.token, each.logprob, tuple(each.top)) for each in done.logprobs),
+        tuple(done.logprobs),
     )
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from vlmbatch.compare.answers import Said
+from vlmbatch.compare.answers import SideAnswers
 from vlmbatch.compare.process import SideProcess
 from vlmbatch.compare.sides import Side
 
 
-def compare(a: Side, b: Side, progress: Callable[[], None] = lambda: None) -> tuple[Said, Said]:
+def compare(
+    a: Side, b: Side, progress: Callable[[], None] = lambda: None
+) -> tuple[SideAnswers, SideAnswers]:
     """Ask both sides.
 
     Args:

@@ -15,7 +15,7 @@ from multiprocessing.connection import Connection
 from types import TracebackType
 from typing import Any, Self
 
-from vlmbatch.compare.answers import Answer, Said
+from vlmbatch.compare.answers import Answer, SideAnswers
 from vlmbatch.compare.sides import Side
 from vlmbatch.errors import EngineError, VlmbatchError, one_line
 
@@ -42,7 +42,7 @@ class SideProcess:
         """
         self._receive()
 
-    def ask(self, progress: Callable[[], None]) -> Said:
+    def ask(self, progress: Callable[[], None]) -> SideAnswers:
         """Let it answer.
 
         Args:
@@ -56,7 +56,7 @@ class SideProcess:
         while True:
             kind, value = self._receive()
             if kind == "end":
-                return Said(self._side.text, value, answers)
+                return SideAnswers(self._side.text, value, answers)
             answers[value.key] = value
             progress()
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from vlmbatch.compare.agreement import NEAR_TIE, Agreement, Difference
-from vlmbatch.compare.answers import Answer, Figures, Said
+from vlmbatch.compare.answers import Answer, Figures, SideAnswers
 
 SHOWN = 5
 """Differences and errors in the table; JSON has all."""
@@ -16,7 +16,7 @@ LABEL, COLUMN = 24, 24
 TEXT_WIDTH = 90
 
 
-def lines(a: Said, b: Said, found: Agreement, job: dict[str, Any]) -> Iterator[str]:
+def lines(a: SideAnswers, b: SideAnswers, found: Agreement, job: dict[str, Any]) -> Iterator[str]:
     """Yield the lines of the table."""
     items = len({place for said in (a, b) for place, _ in said.answers})
     yield (
@@ -33,7 +33,7 @@ def lines(a: Said, b: Said, found: Agreement, job: dict[str, Any]) -> Iterator[s
     yield from _error_lines(found.errors)
 
 
-def _rows(a: Said, b: Said) -> Iterator[tuple[str, str, str]]:
+def _rows(a: SideAnswers, b: SideAnswers) -> Iterator[tuple[str, str, str]]:
     sides = (a, b)
     for label, values in {
         "engine": [side.figures.engine for side in sides],
@@ -107,7 +107,9 @@ def _more(count: int) -> Iterator[str]:
         yield f"… and {count - SHOWN} more: --json has all"
 
 
-def describe(a: Said, b: Said, found: Agreement, job: dict[str, Any]) -> dict[str, Any]:
+def describe(
+    a: SideAnswers, b: SideAnswers, found: Agreement, job: dict[str, Any]
+) -> dict[str, Any]:
     """Return everything as plain JSON values."""
     return {
         "a": _side(a),
@@ -148,7 +150,7 @@ def describe(a: Said, b: Said, found: Agreement, job: dict[str, Any]) -> dict[st
     }
 
 
-def _side(said: Said) -> dict[str, Any]:
+def _side(said: SideAnswers) -> dict[str, Any]:
     answers, seconds = len(_good(said)), said.figures.seconds
     tokens = _new_tokens(said)
     return {
@@ -163,22 +165,22 @@ def _side(said: Said) -> dict[str, Any]:
     }
 
 
-def _good(said: Said) -> list[Answer]:
+def _good(said: SideAnswers) -> list[Answer]:
     return [answer for answer in said.answers.values() if answer.error is None]
 
 
-def _new_tokens(said: Said) -> int | None:
+def _new_tokens(said: SideAnswers) -> int | None:
     counts = [answer.new_tokens for answer in _good(said)]
     return None if None in counts else sum(count or 0 for count in counts)
 
 
-def _mean_logprob(said: Said) -> float | None:
+def _mean_logprob(said: SideAnswers) -> float | None:
     """Mean of the answers' means."""
     known = [each.mean_logprob for each in _good(said) if each.mean_logprob is not None]
     return math.fsum(known) / len(known) if known else None
 
 
-def _rate(said: Said, count: int | None) -> str:
+def _rate(said: SideAnswers, count: int | None) -> str:
     figures: Figures = said.figures
     return "not known" if count is None else f"{count / figures.seconds:.2f}"
 

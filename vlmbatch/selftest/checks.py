@@ -9,9 +9,10 @@ from collections.abc import Iterator, Sequence
 from typing import Literal
 
 from vlmbatch.core import Completion
-from vlmbatch.engine.agreement import Agreement, AnswerPair, tokens_before_difference, units
+from vlmbatch.engine.first_difference import tokens_before_difference
 from vlmbatch.errors import ItemError
 from vlmbatch.selftest.asking import Round
+from vlmbatch.selftest.equality import AnswerPair, Equality, units
 from vlmbatch.selftest.trial import TEMPERATURE, Trial
 
 Status = Literal["pass", "warn", "fail", "skip"]
@@ -149,29 +150,29 @@ def _says(text: str, wanted: str) -> bool:
 
 def check_agreement(
     subject: Subject, name: str, found: Sequence[Completion], reference: Sequence[Completion]
-) -> tuple[Check, Agreement]:
+) -> tuple[Check, Equality]:
     """Compare answers with others to the same questions: equal, or different where rounding may
     change places of two tokens.
     """
-    agreement = Agreement.of(
+    equality = Equality.of(
         AnswerPair.of(one, other) for one, other in zip(found, reference, strict=True)
     )
-    text = f"{agreement.equal} of {agreement.answers} answers are equal"
+    text = f"{equality.equal} of {equality.answers} answers are equal"
     differing = [
         (one, other)
         for one, other in zip(found, reference, strict=True)
         if one.text is None or one.text != other.text
     ]
     if not differing:
-        return Check(name, "pass", text), agreement
-    text += f", the others differ after {agreement.median_before:g} tokens"
+        return Check(name, "pass", text), equality
+    text += f", the others differ after {equality.median_before:g} tokens"
     far = [pair for pair in differing if difference_margin(*pair) > subject.margin]
     if not far:
-        return Check(name, "pass", f"{text}, where two tokens are as likely"), agreement
+        return Check(name, "pass", f"{text}, where two tokens are as likely"), equality
     text += f": {far[0][0].text!r}, not {far[0][1].text!r}"
-    if subject.is_quantized and agreement.share_equal >= 0.5:
-        return Check(name, "warn", text, "integers change some answers: none keeps all"), agreement
-    return Check(name, "fail", text, subject.way_out), agreement
+    if subject.is_quantized and equality.share_equal >= 0.5:
+        return Check(name, "warn", text, "integers change some answers: none keeps all"), equality
+    return Check(name, "fail", text, subject.way_out), equality
 
 
 def check_logprobs(subject: Subject, trial: Trial, reference: Round | None) -> Check:
@@ -275,7 +276,7 @@ def check_stop(subject: Subject, trial: Trial) -> Check:
 
 def check_trial(
     subject: Subject, trial: Trial, reference: Round | None, missing: str
-) -> Iterator[tuple[Check, Agreement | None]]:
+) -> Iterator[tuple[Check, Equality | None]]:
     """Make all checks of answers.
 
     Args:

@@ -148,10 +148,10 @@ def _judge(
 ) -> None:
     """Add what the answers tell to a report."""
     subject = Subject(engine.name, engine.device, engine.dtype, plan.model == DEMO)
-    for check, agreement in check_trial(subject, trial, reference, missing):
+    for check, equality in check_trial(subject, trial, reference, missing):
         report.add(check)
-        if agreement is not None:
-            report.agreement[check.name] = agreement.describe()
+        if equality is not None:
+            report.agreement[check.name] = equality.describe()
     speed = trial_speed(trial)
     report.speed["engine"] = dataclasses.asdict(speed)
     report.add(Check("speed", "pass", speed.describe()))

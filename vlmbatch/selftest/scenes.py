@@ -20,8 +20,11 @@ COLORS = {
     "blue": (40, 75, 215),
     "yellow": (245, 220, 40),
     "purple": (140, 50, 170),
+    "orange": (245, 140, 25),
     "black": (18, 18, 18),
+    "white": (247, 247, 247),
 }
+"""Colours that the demo model knows by name; its training draws with them, too."""
 PALE, DARK = (250, 250, 250), (12, 12, 12)
 CORNERS = {"square": 4, "triangle": 3, "star": 10}
 PICTURE_SIZE, WIDE_SIZE, CLIP_SIZE = (320, 240), (640, 240), (160, 120)

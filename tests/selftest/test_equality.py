@@ -1,4 +1,4 @@
-"""Agreement of answers: what is counted, by hand."""
+"""Equality of answers: what is counted, by hand."""
 
 from __future__ import annotations
 
@@ -7,19 +7,13 @@ import math
 import pytest
 
 from vlmbatch.core import Completion, Conversation, Question, Request
-from vlmbatch.engine.agreement import Agreement, AnswerPair, tokens_before_difference
+from vlmbatch.selftest.equality import AnswerPair, Equality
 
 REQUEST = Request(Conversation(), [Question("?")], None)
 
 
 def said(text: str | None, ids: tuple[int, ...] = (), logprob: float | None = None) -> Completion:
     return Completion(REQUEST, 0, text=text, token_ids=ids, mean_logprob=logprob)
-
-
-def test_tokens_are_counted_up_to_the_first_difference() -> None:
-    assert tokens_before_difference([1, 2, 3], [1, 2, 4]) == 2
-    assert tokens_before_difference([1, 2], [1, 2, 4]) == 2
-    assert tokens_before_difference([], [1]) == 0
 
 
 def test_tokens_are_compared_where_both_tell_them_and_words_elsewhere() -> None:
@@ -36,7 +30,7 @@ def test_an_error_equals_nothing() -> None:
 
 
 def test_figures_over_all_pairs() -> None:
-    found = Agreement.of(
+    found = Equality.of(
         [
             AnswerPair(True, 4, 4, 0.1),
             AnswerPair(False, 1, 4, -0.3),
@@ -52,8 +46,8 @@ def test_figures_over_all_pairs() -> None:
 
 
 def test_a_number_that_is_none_stays_visible() -> None:
-    found = Agreement.of([AnswerPair(True, 4, 4, 0.1), AnswerPair(True, 4, 4, math.nan)])
+    found = Equality.of([AnswerPair(True, 4, 4, 0.1), AnswerPair(True, 4, 4, math.nan)])
     assert found.max_logprob_change is not None
     assert math.isnan(found.max_logprob_change)
     assert found.describe()["max_logprob_change"] is None
-    assert Agreement.of([]).describe()["share_equal"] == 1.0
+    assert Equality.of([]).describe()["share_equal"] == 1.0

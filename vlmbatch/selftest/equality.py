@@ -1,5 +1,5 @@
-"""Agreement of two sources of answers to the same questions: equal answers, tokens before the first
-difference, change of log-probability.
+"""Equality of answers with a reference's answers to the same questions: equal texts, tokens before
+the first difference, change of log-probability.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Hashable, Iterable, Sequence
 from typing import Any
 
 from vlmbatch.core import Completion
+from vlmbatch.engine.first_difference import tokens_before_difference
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -50,18 +51,8 @@ def units(first: Completion, second: Completion) -> tuple[Sequence[Hashable], Se
     return (first.text or "").split(), (second.text or "").split()
 
 
-def tokens_before_difference(first: Sequence[Hashable], second: Sequence[Hashable]) -> int:
-    """Count the tokens that two sequences begin with in common."""
-    count = 0
-    for own, other in zip(first, second, strict=False):
-        if own != other:
-            break
-        count += 1
-    return count
-
-
 @dataclasses.dataclass(frozen=True, slots=True)
-class Agreement:
+class Equality:
     """Figures over all pairs.
 
     Attributes:
@@ -85,7 +76,7 @@ class Agreement:
     max_logprob_change: float | None
 
     @classmethod
-    def of(cls, pairs: Iterable[AnswerPair]) -> Agreement:
+    def of(cls, pairs: Iterable[AnswerPair]) -> Equality:
         """Sum up pairs."""
         pairs = list(pairs)
         changes = [pair.logprob_change for pair in pairs if pair.logprob_change is not None]
