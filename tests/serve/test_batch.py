@@ -18,8 +18,8 @@ from tests.cli.conftest import vlmbatch as vlmbatch
 from tests.serve.conftest import WAIT, Gate, image_part, png, request
 from vlmbatch.engine.scripted import ScriptedEngine
 from vlmbatch.errors import EngineError, JobError, NothingFound, OutputError, OutputLockedError
-from vlmbatch.serve.batch import Batch
-from vlmbatch.serve.batch_output import BatchOutput
+from vlmbatch.serve.batch.output import BatchOutput
+from vlmbatch.serve.batch.run import Batch
 from vlmbatch.serve.settings import BatchJob
 
 

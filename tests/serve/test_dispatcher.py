@@ -45,6 +45,38 @@ def gate() -> Iterator[Gate]:
     gate.go.set()
 
 
+def test_the_engine_is_opened_on_the_thread_that_runs_it() -> None:
+    threads: list[threading.Thread] = []
+
+    def note(key: str, question: str) -> str:
+        threads.append(threading.current_thread())
+        return "yes"
+
+    def open_scripted() -> Engine:
+        threads.append(threading.current_thread())
+        return ScriptedEngine(note)
+
+    dispatcher = Dispatcher(open_scripted)
+    dispatcher.submit(about("a"), [Question("Is it?")]).done.result(WAIT)
+    dispatcher.close()
+    opened, ran = threads
+    assert opened is ran is not threading.current_thread()
+
+
+def test_an_engine_that_cannot_be_opened_is_the_callers_error() -> None:
+    before = set(threading.enumerate())
+    begun: list[threading.Thread] = []
+
+    def open_nothing() -> Engine:
+        begun.append(threading.current_thread())
+        raise EngineError("no such device")
+
+    with pytest.raises(EngineError, match="no such device"):
+        Dispatcher(open_nothing)
+    begun[0].join(WAIT)
+    assert set(threading.enumerate()) <= before
+
+
 def test_many_threads_get_their_own_answers() -> None:
     dispatcher = Dispatcher(ScriptedEngine())
 

@@ -10,7 +10,7 @@ import pytest
 from tests.serve.conftest import LiveServer, request
 from tests.serve.test_batch import line, texts, write
 from vlmbatch.errors import OtherSettingsError, OutOfMemoryError
-from vlmbatch.serve.batch import Batch
+from vlmbatch.serve.batch.run import Batch
 from vlmbatch.serve.server import Serving
 from vlmbatch.serve.settings import BatchJob, ServeJob
 

@@ -87,7 +87,7 @@ def _run_batch(requests: str, verbose: int, quiet: bool, **values: Any) -> None:
     set_up_logging(job.log_format, verbose=verbose, quiet=quiet, bar=False)
     require(BATCH)
     from vlmbatch.cli.execute import say_error
-    from vlmbatch.serve.batch import Batch, describe
+    from vlmbatch.serve.batch.run import Batch, describe
 
     try:
         batch = Batch(with_user_folders(job))

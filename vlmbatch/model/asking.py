@@ -25,7 +25,8 @@ from vlmbatch.model.options import Answering
 from vlmbatch.run.order import InputOrder
 from vlmbatch.run.record import RecordMaker
 from vlmbatch.run.task import Loaded, Result, Task
-from vlmbatch.serve.dispatcher import ClosedError, Dispatcher, Ticket
+from vlmbatch.serve.dispatcher import ClosedError, Dispatcher
+from vlmbatch.serve.ticket import Ticket
 from vlmbatch.tasks import Task as TaskName
 
 PICTURES_AHEAD = 64

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -21,7 +22,8 @@ from vlmbatch.model.messages import read_messages
 from vlmbatch.model.options import AnswerSettings, ModelSettings, answering, engine_options
 from vlmbatch.model.pictures import PictureLike, items_of
 from vlmbatch.model.replies import Reply, ReplyStream, reply_of
-from vlmbatch.serve.dispatcher import ClosedError, Dispatcher, Ticket
+from vlmbatch.serve.dispatcher import ClosedError, Dispatcher
+from vlmbatch.serve.ticket import Ticket
 from vlmbatch.tasks import TASKS, Task, default_prompt
 
 CHAT_MAX_NEW_TOKENS = 512
@@ -63,8 +65,9 @@ class Model:
         """
         self._options = engine_options(os.fspath(model), settings)
         self._max_new_tokens = settings.get("max_new_tokens")
-        self.engine: Engine = open_engine(self._options, reuse_prefixes=True)
-        self._dispatcher = Dispatcher(self.engine, workers=self._options.read_workers)
+        opening = functools.partial(open_engine, self._options, reuse_prefixes=True)
+        self._dispatcher = Dispatcher(opening, workers=self._options.read_workers)
+        self.engine: Engine = self._dispatcher.engine
         self._close = weakref.finalize(self, _close, self._dispatcher, self.engine)
 
     def ask(

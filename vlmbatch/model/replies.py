@@ -9,7 +9,7 @@ from typing import Self
 
 from vlmbatch.core import Completion
 from vlmbatch.errors import EngineError, GenerateError
-from vlmbatch.serve.dispatcher import Ticket
+from vlmbatch.serve.ticket import Ticket
 
 
 class Reply(str):

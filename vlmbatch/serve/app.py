@@ -21,7 +21,7 @@ from vlmbatch.core import Completion
 from vlmbatch.errors import EngineError
 from vlmbatch.serve.answers import ReplyMaker, model_of, to_json
 from vlmbatch.serve.body import read_body
-from vlmbatch.serve.dispatcher import QueueFullError, Ticket
+from vlmbatch.serve.dispatcher import QueueFullError
 from vlmbatch.serve.entrance import Entrance, Served, path_label
 from vlmbatch.serve.errors import ApiError, api_error, draining, loading
 from vlmbatch.serve.guard import Guard
@@ -31,6 +31,7 @@ from vlmbatch.serve.protocol import ChatRequest, read_json
 from vlmbatch.serve.service import ChatService
 from vlmbatch.serve.settings import ServeJob
 from vlmbatch.serve.streaming import AnswerStream, LoopMail, StreamReply
+from vlmbatch.serve.ticket import Ticket
 
 logger = logging.getLogger(__name__)
 

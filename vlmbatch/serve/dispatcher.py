@@ -3,8 +3,8 @@
     caller -> fetching threads -> preparing threads -> queue -> engine thread -> tickets
 
 ``Dispatcher.submit`` takes a request from any thread and returns a ``Ticket`` at once. Worker
-threads load the pixels and call ``Engine.prepare``. One thread is inside ``Engine.run`` as long as
-the dispatcher lives, and resolves the tickets.
+threads load the pixels and call ``Engine.prepare``. One thread opens the engine, is inside
+``Engine.run`` as long as the dispatcher lives, and resolves the tickets.
 
     dispatcher = Dispatcher(engine)
     ticket = dispatcher.submit(conversation, [Question("What is this?")])
@@ -21,11 +21,12 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
-from vlmbatch.core import Completion, Conversation, Question, Request
+from vlmbatch.core import Conversation, Question, Request
 from vlmbatch.engine import Engine, RequestQueue
 from vlmbatch.errors import EngineError, ItemError, PrepareError, VlmbatchError, one_line
 from vlmbatch.processor import processor_share
 from vlmbatch.run.threads import DaemonThreads, lower_priority
+from vlmbatch.serve.ticket import Ticket, resolve
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +46,7 @@ END_SECONDS = 30.0
 """Time that the engine has to end after it was told to stop: one step."""
 
 Load: TypeAlias = Callable[[], Conversation]
+OpenEngine: TypeAlias = Callable[[], Engine]
 
 
 class QueueFullError(VlmbatchError):
@@ -53,59 +55,6 @@ class QueueFullError(VlmbatchError):
 
 class ClosedError(VlmbatchError):
     """The dispatcher takes no more requests, because it is being closed."""
-
-
-class Ticket:
-    """A request on its way through a dispatcher.
-
-    Attributes:
-        questions: Its questions.
-        ready: Resolves with the prepared ``Request`` once the pixels are decoded and the prompt is
-            written. Raises as ``done`` does if that fails.
-        done: Resolves with one ``Completion`` a question, in their order; what went wrong with a
-            single question is in its ``error``. Raises ``ItemError`` if the request could not be
-            prepared, ``EngineError`` if the engine ended, ``CancelledError`` after ``cancel``.
-    """
-
-    def __init__(self, questions: Sequence[Question], forget: Callable[[Ticket], None]) -> None:
-        """Take the questions, and what to call when the ticket is cancelled."""
-        self.questions = tuple(questions)
-        self.ready: concurrent.futures.Future[Request] = concurrent.futures.Future()
-        self.done: concurrent.futures.Future[list[Completion]] = concurrent.futures.Future()
-        self.request: Request | None = None
-        self._forget = forget
-        self._completions: list[Completion | None] = [None] * len(self.questions)
-
-    @property
-    def is_cancelled(self) -> bool:
-        """True after ``cancel``."""
-        return self.done.cancelled()
-
-    def cancel(self) -> None:
-        """Give up all its questions, wherever they are; harmless when it is done. ``done`` is
-        cancelled at once, and the engine frees its place within one step.
-        """
-        if self.done.cancel():
-            self.ready.cancel()
-            self._forget(self)
-
-    def complete(self, completion: Completion) -> bool:
-        """Take a completion; the last one resolves the ticket. Return whether it was the last. For
-        the dispatcher.
-        """
-        self._completions[completion.question] = completion
-        found = [each for each in self._completions if each is not None]
-        if len(found) < len(self._completions):
-            return False
-        self._completions, self.request = [], None
-        _resolve(self.done, found)
-        return True
-
-    def fail(self, error: BaseException) -> None:
-        """End it with an error. For the dispatcher."""
-        for future in (self.ready, self.done):
-            if not future.done():
-                _resolve(future, error)
 
 
 class Dispatcher:
@@ -119,19 +68,30 @@ class Dispatcher:
 
     def __init__(
         self,
-        engine: Engine,
+        engine: Engine | OpenEngine,
         *,
         workers: int | None = None,
         max_waiting: int | None = None,
     ) -> None:
-        """Start the threads.
+        """Open the engine, and start the threads.
 
         Args:
-            engine: An open engine; nobody else runs it. It is closed by its owner.
+            engine: A function that opens the engine, on the thread that will run it; or an open
+                engine. Nobody else runs it. It is closed by its owner.
             workers: Threads that decode and prepare; by the number of cores if None.
             max_waiting: Most requests that may wait for the engine; None for no limit.
+
+        Raises:
+            VlmbatchError: The engine cannot be opened.
         """
-        self.engine = engine
+        # The current CUDA device belongs to a thread, and so does an OpenMP team: with the idle
+        # team of another thread that opened the model, OpenMP counts more threads than cores and
+        # hardly spins, which took a tenth of the throughput.
+        opened: concurrent.futures.Future[Engine] = concurrent.futures.Future()
+        open_engine = engine if callable(engine) else lambda: engine
+        run = functools.partial(self._open_and_run, open_engine, opened)
+        self._thread = threading.Thread(target=run, name="engine", daemon=True)
+        self._queue = _Feed(QUEUE_REQUESTS, self._take)
         self.failure: BaseException | None = None
         self.died = threading.Event()
         self._max_waiting = max_waiting
@@ -141,12 +101,11 @@ class Dispatcher:
         self._running: set[Ticket] = set()
         self._is_closed = False
         self._lowered = threading.local()
+        self._thread.start()
+        self.engine = opened.result()
         count = workers or min(MAX_PREPARING, max(2, processor_share().threads))
         self._preparers = concurrent.futures.ThreadPoolExecutor(count, "prepare")
         self._fetchers = DaemonThreads(MAX_FETCHING, "fetch")
-        self._queue = _Feed(QUEUE_REQUESTS, self._take)
-        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
-        self._thread.start()
 
     @property
     def num_waiting(self) -> int:
@@ -257,7 +216,7 @@ class Dispatcher:
         if request is _FAILED or ticket.is_cancelled:
             return
         request.tag, ticket.request = ticket, request
-        _resolve(ticket.ready, request)
+        resolve(ticket.ready, request)
         if len(self._queue) >= REQUESTS_IN_HAND:
             self._lower_priority()
         if not self._queue.put(request):
@@ -284,11 +243,22 @@ class Dispatcher:
             self._fail(ticket, translated)
         return _FAILED
 
-    def _run(self) -> None:
-        """Drive the engine until the queue is stopped; the engine's thread."""
+    def _open_and_run(
+        self, open_engine: OpenEngine, opened: concurrent.futures.Future[Engine]
+    ) -> None:
+        """Open the engine and drive it until the queue is stopped; the engine's thread."""
+        try:
+            engine = open_engine()
+        except BaseException as error:
+            opened.set_exception(error)
+            return
+        opened.set_result(engine)
+        self._run(engine)
+
+    def _run(self, engine: Engine) -> None:
         failure: BaseException | None = None
         try:
-            for completion in self.engine.run(self._queue):
+            for completion in engine.run(self._queue):
                 ticket: Ticket = completion.request.tag
                 if ticket.complete(completion):
                     completion.request.tag = None  # a circle would keep the tiles in memory
@@ -359,14 +329,3 @@ def _end_of(failure: BaseException) -> EngineError:
     error = EngineError(f"the engine has ended: {one_line(failure)}")
     error.__cause__ = failure
     return error
-
-
-def _resolve(future: concurrent.futures.Future[Any], value: Any) -> None:
-    """Set the result of a future, or its exception, unless it was cancelled meanwhile."""
-    try:
-        if isinstance(value, BaseException):
-            future.set_exception(value)
-        else:
-            future.set_result(value)
-    except concurrent.futures.InvalidStateError:
-        return

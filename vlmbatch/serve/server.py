@@ -112,13 +112,14 @@ class Serving:
     def _open(self) -> None:
         """Load the model, then watch that the engine lives."""
         try:
-            engine = (self._plan.open_reusing or self._plan.open)()
-            service = ChatService(engine, self._options, self._options.max_queued)
+            open_engine = self._plan.open_reusing or self._plan.open
+            service = ChatService(open_engine, self._options, self._options.max_queued)
         except BaseException as error:
             self._failure = error
             self.stop()
             return
         self._server.open(service)
+        engine = service.engine
         report.info("ready: %s on %s, %s", engine.model, engine.device, engine.dtype)
         while not self._is_ending.is_set():
             if service.dispatcher.died.wait(WATCH_SECONDS):

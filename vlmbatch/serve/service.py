@@ -6,9 +6,10 @@ from collections.abc import Callable
 from typing import Any
 
 from vlmbatch.engine import Engine
-from vlmbatch.serve.dispatcher import Dispatcher, Ticket
+from vlmbatch.serve.dispatcher import Dispatcher, OpenEngine
 from vlmbatch.serve.protocol import ChatRequest, read_chat_request
 from vlmbatch.serve.settings import AnsweringOptions
+from vlmbatch.serve.ticket import Ticket
 
 
 class ChatService:
@@ -20,17 +21,24 @@ class ChatService:
     """
 
     def __init__(
-        self, engine: Engine, options: AnsweringOptions, max_waiting: int | None = None
+        self,
+        engine: Engine | OpenEngine,
+        options: AnsweringOptions,
+        max_waiting: int | None = None,
     ) -> None:
         """Start to answer.
 
         Args:
-            engine: The engine; ``close`` closes it.
+            engine: The engine, or a function that opens it; ``close`` closes it.
             options: Limits, and the defaults of generation.
             max_waiting: Most requests that may wait.
+
+        Raises:
+            VlmbatchError: The engine cannot be opened.
         """
-        self.engine, self._options = engine, options
+        self._options = options
         self.dispatcher = Dispatcher(engine, workers=options.read_workers, max_waiting=max_waiting)
+        self.engine = self.dispatcher.engine
 
     def read(self, values: Any) -> ChatRequest:
         """Understand a chat request.

@@ -14,8 +14,8 @@ from starlette.types import Receive, Scope, Send
 
 from vlmbatch.core import Completion
 from vlmbatch.serve.answers import ReplyMaker, check_answered, logprobs_of, to_json
-from vlmbatch.serve.dispatcher import Ticket
 from vlmbatch.serve.errors import ApiError, api_error
+from vlmbatch.serve.ticket import Ticket
 
 KEEP_ALIVE = b": keep-alive\n\n"
 """A comment, which clients pass over."""

@@ -5,6 +5,7 @@ dispatcher as the server.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import logging
 import queue
@@ -16,12 +17,13 @@ from typing import Any
 from vlmbatch.engine import Engine, EngineChoice, EnginePlan
 from vlmbatch.errors import EngineError, JobError, NothingFound
 from vlmbatch.serve.answers import ReplyMaker
-from vlmbatch.serve.batch_output import BatchOutput, read_requests
-from vlmbatch.serve.dispatcher import Ticket
+from vlmbatch.serve.batch.output import BatchOutput, read_requests
+from vlmbatch.serve.dispatcher import OpenEngine
 from vlmbatch.serve.errors import ApiError, api_error
 from vlmbatch.serve.protocol import read_chat_request, read_json
 from vlmbatch.serve.service import ChatService
 from vlmbatch.serve.settings import BatchJob
+from vlmbatch.serve.ticket import Ticket
 
 report = logging.getLogger("vlmbatch.report")
 
@@ -132,11 +134,13 @@ class Batch:
     def _open_service(self) -> ChatService:
         """Return the service, with the model loaded if it is not yet."""
         if self._service is None:
-            engine = self._engine
+            engine: Engine | OpenEngine | None = self._engine
             if engine is None:
                 assert self._choice is not None
                 report.info("loading %s", self._plan.model)
-                engine = self._choice.open(reuse_prefixes=True, taken=self._begin_again)
+                engine = functools.partial(
+                    self._choice.open, reuse_prefixes=True, taken=self._begin_again
+                )
             self._service = ChatService(engine, self._job)
         return self._service
 
