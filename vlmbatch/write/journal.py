@@ -73,11 +73,23 @@ class Header:
 class JournalLine(NamedTuple):
     """A line about a row. Its place is the offset of the line, or -1 when the row itself stands in
     OUTPUT; digests that are not known are 0.
+
+    Attributes:
+        key: From ``key_digest``.
+        source: Digest of the file's path.
+        fingerprint: Digest of the file's fingerprint.
+        place: See above.
+        row_index: Place of the item in input order.
+        question: The question's place among those about the item.
+        status: The row's, or ``edited``.
+        content: Digest of the file's content.
+        text: Digest of the text as the model wrote it.
+        settings: Digest of the row's settings; 0 for those of the identity.
     """
 
     key: bytes
-    source: int
-    fingerprint: int
+    source: int = 0
+    fingerprint: int = 0
     place: int = -1
     row_index: int = 0
     question: int = 0

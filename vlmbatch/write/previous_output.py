@@ -17,6 +17,7 @@ from vlmbatch.errors import OutputError
 from vlmbatch.write.atomic import reason
 from vlmbatch.write.columns import Row
 from vlmbatch.write.formats import Format
+from vlmbatch.write.journal import JournalLine
 from vlmbatch.write.jsonl import decode, encode
 from vlmbatch.write.known.row_index import Int64Array, RowIndex, key_digest, text_digest
 
@@ -65,10 +66,13 @@ class PreviousOutput:
             texts = (id, task, prompt, status)
             if not (isinstance(place, int) and all(isinstance(text, str) for text in texts)):
                 raise self._foreign(f"row {self.count + 1} is not a record")
-            key = key_digest(id, task, prompt)
-            index.put(
-                key, place=-1 - self.count, index=place, status=status, text=text_digest(text)
+            line = JournalLine(
+                key_digest(id, task, prompt),
+                row_index=place,
+                status=status,
+                text=text_digest(text),
             )
+            index.put(line, -1 - self.count)
             self.count += 1
 
     def read(self, columns: Sequence[str] | None = None) -> Iterator[Row]:

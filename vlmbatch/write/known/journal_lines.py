@@ -35,7 +35,7 @@ class JournalLines:
             if line.place >= 0:
                 if number is not None and not self._is_described:
                     self._replace(number, line)
-                self._index.put_line(line, line.place)
+                self._index.put(line, line.place)
                 self.has_rows = True
                 self.has_corrections |= line.status == EDITED
                 self.has_settings |= bool(line.settings)
@@ -46,7 +46,7 @@ class JournalLines:
                 self.standing = -1
                 return
             else:
-                self._index.put_line(line, -1 - self.standing)
+                self._index.put(line, -1 - self.standing)
                 self.standing += 1
         for number, place in self._replaced.items():
             self._index.put_back(number, place)

@@ -125,7 +125,7 @@ class KnownRows(StoredRows):
         if line.settings:
             row[SETTINGS] = redoing.describe(self._here, row["task"])
             self.extras[SETTINGS] = None
-        self._index.put_line(line, self.journal.append(line, row), seen=True)
+        self._index.put(line, self.journal.append(line, row), seen=True)
         self.is_changed = True
 
     def correct(self, id: str, task: str, prompt: str, text: str) -> bool:
@@ -142,7 +142,7 @@ class KnownRows(StoredRows):
         row |= {"text": text, **(GOOD if row["status"] == "error" else {})}
         facts = self._index.facts(number)
         line = JournalLine(key, row_index=row["index"], status=EDITED, **facts)
-        self._index.put_line(line, self.journal.append(line, row))
+        self._index.put(line, self.journal.append(line, row))
         self.extras[TEXT_ORIGINAL] = None
         self.is_changed = True
         return True

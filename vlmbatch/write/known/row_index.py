@@ -70,67 +70,29 @@ class RowIndex:
         """Return the row's number; None when it is not there."""
         return self._numbers.get(key)
 
-    def put(
-        self,
-        key: bytes,
-        *,
-        place: int,
-        index: int,
-        status: str,
-        question: int = 0,
-        source: int = 0,
-        fingerprint: int = 0,
-        content: int = 0,
-        text: int = 0,
-        settings: int = 0,
-        seen: bool = False,
-    ) -> None:
-        """Add a row, or replace what is known about it.
+    def put(self, line: JournalLine, place: int, *, seen: bool = False) -> None:
+        """Add the row of a journal line, or replace what is known about it.
 
         Args:
-            key: From ``key_digest``.
-            place: Offset in the journal, or ``-1 - position`` in the OUTPUT of before.
-            index: Place of the item in input order.
-            status: The row's, or ``edited``.
-            question: The question's place among those about the item.
-            source: Digest of the file's path.
-            fingerprint: Digest of the file's fingerprint.
-            content: Digest of the file's content.
-            text: Digest of the text as the model wrote it.
-            settings: Digest of the row's settings; 0 for those of the identity.
+            line: The line.
+            place: Offset of the row in the journal, or ``-1 - position`` in the OUTPUT of before.
             seen: Whether the row belongs to this run's items.
         """
-        number = self._numbers.get(key)
+        number = self._numbers.get(line.key)
         if number is None:
             number = self._count
             self._make_room(number)
             self._count += 1
         self._places[number] = place
-        self._indexes[number] = index
-        self._questions[number] = question
-        self._sources[number] = source
-        self._fingerprints[number] = fingerprint
-        self._contents[number] = content
-        self._texts[number] = text
-        self._settings[number] = settings
-        self._flags[number] = _FLAGS.get(status, 0) | (_SEEN if seen else 0)
-        self._numbers[key] = number  # last, so that an interruption leaves no row half known
-
-    def put_line(self, line: JournalLine, place: int, *, seen: bool = False) -> None:
-        """Add the row of a journal line, or replace what is known about it."""
-        self.put(
-            line.key,
-            place=place,
-            index=line.row_index,
-            status=line.status,
-            question=line.question,
-            source=line.source,
-            fingerprint=line.fingerprint,
-            content=line.content,
-            text=line.text,
-            settings=line.settings,
-            seen=seen,
-        )
+        self._indexes[number] = line.row_index
+        self._questions[number] = line.question
+        self._sources[number] = line.source
+        self._fingerprints[number] = line.fingerprint
+        self._contents[number] = line.content
+        self._texts[number] = line.text
+        self._settings[number] = line.settings
+        self._flags[number] = _FLAGS.get(line.status, 0) | (_SEEN if seen else 0)
+        self._numbers[line.key] = number  # last, so that an interruption leaves no row half known
 
     def _make_room(self, number: int) -> None:
         if number < len(self._flags):

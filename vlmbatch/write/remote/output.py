@@ -25,7 +25,7 @@ from vlmbatch.job import Job
 from vlmbatch.write.atomic import beside, reason
 from vlmbatch.write.journal import JournalScan
 from vlmbatch.write.remote.file import RemoteFile, Wait
-from vlmbatch.write.remote.staging import BESIDE, Staging, default_staging_root, file_state
+from vlmbatch.write.remote.staging import BESIDE, Staging, default_staging_root, size_and_time
 from vlmbatch.write.runs import RUNS, merge_runs, read_runs
 from vlmbatch.write.store import DEFAULT_POLICY, CommitPolicy, OutputStore
 from vlmbatch.write.summary import summary_path
@@ -157,7 +157,7 @@ class StagedOutput(OutputStore):
             if self._thread is not None:
                 self._thread.join()
             super().close(finished=finished)
-            if self.path.exists() and file_state(self.path) != self._staging.state.staged:
+            if self.path.exists() and size_and_time(self.path) != self._staging.state.staged:
                 self._upload_last()
             self._is_uploaded = True
         finally:
@@ -198,7 +198,7 @@ class StagedOutput(OutputStore):
         self._next_upload = now + 1.0
         if self._job.overwrite and not self._publisher.has_published:
             return  # the staged file still is the one to be overwritten
-        if file_state(self.path) not in (None, self._staging.state.staged):
+        if size_and_time(self.path) not in (None, self._staging.state.staged):
             self._thread = threading.Thread(
                 target=self._upload_in_background, name="uploader", daemon=True
             )
@@ -238,7 +238,7 @@ class StagedOutput(OutputStore):
         """Publish the staged file beside OUTPUT; return its URL."""
         part = self._remote.part(run_id)
         part.put(self._staging.path, self._wait)
-        self._staging.save(staged=file_state(self._staging.path))
+        self._staging.save(staged=size_and_time(self._staging.path))
         return part.shown
 
     def _upload(self, wait: Wait) -> None:

@@ -108,7 +108,9 @@ class Staging:
             OutputError: The journal cannot be read.
         """
         scan = JournalScan(beside(self.path, ".journal"))
-        return file_state(self.path) == self.state.staged and all(line.place < 0 for line in scan)
+        return size_and_time(self.path) == self.state.staged and all(
+            line.place < 0 for line in scan
+        )
 
     def save(self, **changes: Any) -> None:
         """Change the state, on the disk too.
@@ -161,7 +163,7 @@ class Staging:
             header = None
         self.save(
             synced=there,
-            staged=file_state(self.path),
+            staged=size_and_time(self.path),
             identity=header and header.identity,
             is_partial=False,
         )
@@ -182,7 +184,7 @@ class Staging:
             os.link(self.path, copy)
         except OSError:
             shutil.copy2(self.path, copy)
-        return copy, file_state(copy)
+        return copy, size_and_time(copy)
 
     def remove_copy(self) -> None:
         """Remove the copy and what was put beside it."""
@@ -210,7 +212,7 @@ class Staging:
             remove(path)
 
 
-def file_state(path: Path) -> tuple[int, int] | None:
+def size_and_time(path: Path) -> tuple[int, int] | None:
     """Return the size and the time of the last change (ns), which a copy keeps; None when there is
     no file.
     """
