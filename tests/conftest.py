@@ -1,13 +1,16 @@
-"""What all tests share: tiny checkpoints, made once."""
+"""What all tests share: tiny checkpoints, made once, and an end of processes that a test left."""
 
 from __future__ import annotations
 
 import gc
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from tests.processes import end_all
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault(
@@ -28,6 +31,12 @@ def pytest_collection_finish() -> None:
 def pytest_unconfigure() -> None:
     """Gives them back, so that they are taken down in order."""
     gc.unfreeze()
+
+
+@pytest.fixture(autouse=True)
+def _no_process_is_left() -> Iterator[None]:
+    yield
+    end_all()
 
 
 @pytest.fixture(scope="session")

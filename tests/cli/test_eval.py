@@ -12,6 +12,9 @@ from click.testing import CliRunner, Result
 from tests.write.rows import SUFFIXES, failed, record, store
 from vlmbatch.cli import main
 
+JOINED = ("--answer-column", "content", "--id-prefix", "pictures/")
+"""Options that join the reference below."""
+
 
 def run(*arguments: object) -> Result:
     from vlmbatch.errors import VlmbatchError
@@ -55,9 +58,7 @@ def reference(tmp_path: Path) -> Path:
 
 
 def test_a_table_says_how_good_the_answers_are(output: Path, reference: Path) -> None:
-    result = run(
-        output, "--reference", reference, "--answer-column", "content", "--id-prefix", "pictures/"
-    )
+    result = run(output, "--reference", reference, *JOINED)
     assert result.exit_code == 0, result.output
     assert "4 rows scored" in result.output
     assert "1 error row among these" in result.output
@@ -77,16 +78,7 @@ def test_longer_ids_of_a_reference_are_joined_by_the_end_of_the_path(
 
 
 def test_json_goes_to_stdout_or_to_a_file(output: Path, reference: Path, tmp_path: Path) -> None:
-    arguments = [
-        output,
-        "--reference",
-        reference,
-        "--answer-column",
-        "content",
-        "--id-prefix",
-        "pictures/",
-        "--json",
-    ]
+    arguments = [output, "--reference", reference, *JOINED, "--json"]
     printed = json.loads(run(*arguments).stdout)
     assert printed["all"]["scores"]["normalized"]["value"] == 0.5
     assert run(*arguments, tmp_path / "scores.json").stdout.startswith(str(output))
@@ -98,15 +90,7 @@ def test_json_goes_to_stdout_or_to_a_file(output: Path, reference: Path, tmp_pat
 
 
 def test_a_limit_that_is_not_held_is_exit_code_4(output: Path, reference: Path) -> None:
-    arguments = [
-        output,
-        "--reference",
-        reference,
-        "--answer-column",
-        "content",
-        "--id-prefix",
-        "pictures/",
-    ]
+    arguments = [output, "--reference", reference, *JOINED]
     assert (
         run(*arguments, "--fail-under", "normalized=0.5", "--fail-under", "cer=0.9").exit_code == 0
     )
@@ -134,19 +118,7 @@ def test_two_outputs_side_by_side(output: Path, reference: Path, tmp_path: Path)
     with store(other) as opened:
         for made in (record(0, "A red circle."), record(1, "A blue square."), record(2, "A moon.")):
             opened.write(made)
-    result = run(
-        output,
-        "--against",
-        other,
-        "--reference",
-        reference,
-        "--answer-column",
-        "content",
-        "--id-prefix",
-        "pictures/",
-        "--metric",
-        "exact",
-    )
+    result = run(output, "--against", other, "--reference", reference, *JOINED, "--metric", "exact")
     assert result.exit_code == 0, result.output
     assert "3 rows scored" in result.output
     assert "1 row not in" in result.output

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from tests.media import HEIGHT, WIDTH, write_picture, write_video
+from tests.processes import start
 from vlmbatch.core import UInt8Array
 
 PICTURES, QUESTIONS = 90, 8
@@ -45,15 +46,8 @@ def command(tmp_path: Path, tiny: Path) -> list[str]:
 
 
 def begin(command: list[str], folder: Path) -> subprocess.Popen[str]:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        command,
-        cwd=folder,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return start(command, cwd=folder, env={**os.environ, "OMP_NUM_THREADS": "1"}, **pipes)
 
 
 def rows(folder: Path) -> list[tuple[str, str]]:
@@ -189,14 +183,8 @@ def test_an_open_stdin_does_not_hold_up_an_interrupted_run(tmp_path: Path, tiny:
         "out.jsonl",
     ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(
-        command,
-        cwd=tmp_path,
-        env=environment,
-        stdin=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    pipes = {"stdin": subprocess.PIPE, "stderr": subprocess.PIPE}
+    process = start(command, cwd=tmp_path, env=environment, **pipes)
     assert process.stdin is not None
     assert process.stderr is not None
     process.stdin.write("a.png\n")

@@ -8,7 +8,6 @@ import errno
 import json
 import shutil
 import sys
-from collections import namedtuple
 from pathlib import Path
 from typing import Any
 
@@ -249,11 +248,8 @@ def test_a_damaged_file_is_noticed(tiny: Path, tmp_path: Path) -> None:
         check_file(path, file)
 
 
-def test_space_is_checked_before_anything_is_written(
-    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**9, 10**9 - 1000, 1000))
+@pytest.mark.usefixtures("full_disk")
+def test_space_is_checked_before_anything_is_written(tiny: Path, tmp_path: Path) -> None:
     with pytest.raises(OutputError, match=r"0\.00 GB free, the files take 0\.02 GB: make room"):
         to_gguf(tiny, tmp_path / "out")
     assert not list((tmp_path / "out").iterdir())

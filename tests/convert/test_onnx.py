@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-from collections import namedtuple
 from pathlib import Path
 from typing import Any
 
@@ -220,21 +219,17 @@ def test_an_unknown_type_is_named(tiny: Path, tmp_path: Path) -> None:
         to_onnx(tiny, tmp_path, "q8_0")
 
 
-def test_space_is_checked_before_anything_is_written(
-    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**9, 10**9 - 1000, 1000))
+@pytest.mark.usefixtures("full_disk")
+def test_space_is_checked_before_anything_is_written(tiny: Path, tmp_path: Path) -> None:
     with pytest.raises(OutputError, match=r"0\.00 GB free, the files take 0\.00 GB: make room"):
         to_onnx(tiny, tmp_path / "out")
     assert not list((tmp_path / "out").rglob("*.onnx"))
 
 
+@pytest.mark.usefixtures("full_disk")
 def test_memory_that_may_run_out_is_said(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**9, 10**9, 0))
     for free, is_said in ((10**12, False), (1000, True)):
         memory = Memory(10**12, free)
         monkeypatch.setattr(conversion, "device_memory", lambda device, memory=memory: memory)

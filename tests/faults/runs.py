@@ -12,9 +12,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tests.media import write_picture
+from tests.processes import start
 from vlmbatch.write import read_records
 
 ROOT = Path(__file__).parents[2]
+CAPTION_PHOTOS = (
+    *("caption", "photos", "--model", "demo", "--detail", "low"),
+    *("--max-new-tokens", 4, "--progress", "off"),
+)
+"""A run over ``photos`` with the demo model; it needs an OUTPUT."""
 
 
 def write_photos(folder: Path, count: int) -> list[str]:
@@ -31,15 +37,8 @@ def begin(
     """Starts a command in a folder."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     command = [sys.executable, *program, *map(str, arguments)]
-    return subprocess.Popen(
-        command,
-        cwd=folder,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        **options,
-    )  # type: ignore[call-overload]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return start(command, cwd=folder, env=environment, **pipes, **options)
 
 
 def finish(

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.runs import begin, finish, ids_of, kept_on_disk, write_photos
+from tests.faults.runs import CAPTION_PHOTOS, begin, finish, ids_of, kept_on_disk, write_photos
 
 SCRIPTED = ("-m", "tests.faults.scripted")
 
@@ -111,20 +111,7 @@ def test_links_beside_their_files_keep_their_ids_through_a_kill(tmp_path: Path) 
 def test_fifty_kills_over_five_hundred_pictures(tmp_path: Path, suffix: str) -> None:
     wanted = write_photos(tmp_path / "photos", 500)
     output = tmp_path / f"out.{suffix}"
-    arguments = (
-        "caption",
-        "photos",
-        "--model",
-        "demo",
-        "--detail",
-        "low",
-        "--max-new-tokens",
-        4,
-        "--progress",
-        "off",
-        "-o",
-        output,
-    )
+    arguments = (*CAPTION_PHOTOS, "-o", output)
     begun = time.monotonic()
     assert finish(tmp_path, *arguments)[0] == 0
     whole_run = time.monotonic() - begun

@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.faults.runs import begin
+from tests.faults.runs import CAPTION_PHOTOS, begin
 from tests.media import write_picture
 from vlmbatch.write import read_records
 
@@ -49,21 +49,7 @@ def write_items(folder: Path) -> None:
 def test_memory_threads_and_files_do_not_grow_over_a_long_run(tmp_path: Path) -> None:
     write_items(tmp_path / "photos")
     journal, output = tmp_path / "out.jsonl.journal", tmp_path / "out.jsonl"
-    arguments = (
-        "caption",
-        "photos",
-        "--model",
-        "demo",
-        "--detail",
-        "low",
-        "--max-new-tokens",
-        3,
-        "--progress",
-        "off",
-        "-o",
-        "out.jsonl",
-    )
-    process = begin(tmp_path, *arguments)
+    process = begin(tmp_path, *CAPTION_PHOTOS, "-o", "out.jsonl")
     watched = psutil.Process(process.pid)
     seen: list[tuple[int, int, int, int]] = []  # rows in the journal, bytes, threads, open files
     rows = place = 0

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
+from tests.processes import start
 from vlmbatch.finetune import FinetuneJob
 from vlmbatch.finetune.run import Finetuning, TrainingOutcome
 
@@ -30,6 +31,4 @@ def begin(job: FinetuneJob, options: str) -> subprocess.Popen[str]:
         *("--batch-size", "2", "--gradient-accumulation", "1", "--learning-rate", "1e-3"),
         *options.split(),
     ]
-    return subprocess.Popen(
-        command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE, text=True
-    )
+    return start(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE)

@@ -38,6 +38,12 @@ from vlmbatch.write.lock import OutputLock
 pytestmark = pytest.mark.timeout(600)
 
 
+def assert_answers_as_the_reference(folder: Path) -> None:
+    engine, asker = open_tiny(folder)
+    ends = find_checkpoint(str(folder)).end_token_ids()
+    assert_same(engine, mixed_requests(asker), wanted_answers(folder), ends)
+
+
 def test_the_demo_model_learns_another_wording(tmp_path: Path) -> None:
     data = write_scenes(tmp_path, 36, lambda caption: f"Look: {caption}")
     job = FinetuneJob(
@@ -84,13 +90,7 @@ def test_out_is_a_complete_checkpoint_that_answers_as_transformers_does(
         for name in before
         if ("text_model.layers" in name and "norm" not in name) or "connector" in name
     }
-    requests = mixed_requests(open_tiny(out)[1])
-    assert_same(
-        open_tiny(out)[0],
-        requests,
-        wanted_answers(out),
-        find_checkpoint(str(out)).end_token_ids(),
-    )
+    assert_answers_as_the_reference(out)
 
 
 FROZEN = {
@@ -141,13 +141,7 @@ def test_every_form_of_checkpoint_is_trained_and_keeps_its_number_format(
     assert {name: (value.shape, value.dtype) for name, value in kept.items()} == {
         name: (value.shape, value.dtype) for name, value in weights(out).items()
     }
-    requests = mixed_requests(open_tiny(out)[1])
-    assert_same(
-        open_tiny(out)[0],
-        requests,
-        wanted_answers(out),
-        find_checkpoint(str(out)).end_token_ids(),
-    )
+    assert_answers_as_the_reference(out)
 
 
 @pytest.mark.parametrize("full", [False, True], ids=["adapter", "full"])

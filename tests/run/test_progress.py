@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.media import write_picture
+from tests.processes import start
 
 RUN = """
 import vlmbatch
@@ -93,7 +94,7 @@ def test_a_terminal_has_a_bar(folder: Path) -> None:
     master, terminal = pty.openpty()
     termios.tcsetwinsize(terminal, (24, 80))
     code = RUN.replace("JOB", "{}").replace("OPTIONS", "{}")
-    process = subprocess.Popen(
+    process = start(
         [sys.executable, "-c", code],
         cwd=folder,
         env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},

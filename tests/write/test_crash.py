@@ -16,6 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.processes import start
 from tests.write.rows import ONLY_WHEN_ASKED, SUFFIXES, ids, is_done, record, store, texts
 from vlmbatch.errors import OutputError, OutputLockedError
 from vlmbatch.write import read_records
@@ -26,12 +27,8 @@ ROOT = Path(__file__).parents[2]
 
 
 def child(*arguments: object) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "tests.write.child", *map(str, arguments)],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
+    command = [sys.executable, "-m", "tests.write.child", *map(str, arguments)]
+    return start(command, cwd=ROOT, stdout=subprocess.PIPE)
 
 
 def killed_run(output: Path, n_rows: int) -> bytes:

@@ -7,20 +7,13 @@ import re
 import shutil
 from pathlib import Path
 
-import pytest
-
-from tests.write.rows import SUFFIXES, failed, is_done, record, store, texts
+from tests.write.rows import failed, is_done, record, store, texts
 from vlmbatch.core import Record
 from vlmbatch.write import CommitPolicy
 from vlmbatch.write.formats import find_format
 from vlmbatch.write.records import read_records
 
 EAGER = CommitPolicy(rows=1, seconds=0, publish_seconds=0, publish_share=float("inf"))
-
-
-@pytest.fixture(params=SUFFIXES)
-def output(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
-    return tmp_path / f"out.{request.param}"
 
 
 def write(output: Path, *records: Record, fingerprint: str = "1:1", **options: object) -> None:

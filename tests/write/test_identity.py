@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 
 from tests.write.rows import (
-    SUFFIXES,
     ids,
     is_done,
     record,
@@ -18,11 +17,6 @@ from tests.write.rows import (
 from vlmbatch.errors import OutputError
 from vlmbatch.job import Job
 from vlmbatch.write import OutputStore, read_records, write_summary
-
-
-@pytest.fixture(params=SUFFIXES)
-def output(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
-    return tmp_path / f"out.{request.param}"
 
 
 class TestRefusal:

@@ -10,18 +10,12 @@ import pytest
 
 from tests.write.rows import (
     ONLY_WHEN_ASKED,
-    SUFFIXES,
     ids,
     record,
     store,
 )
 from vlmbatch.errors import OutputError
 from vlmbatch.write import CommitPolicy
-
-
-@pytest.fixture(params=SUFFIXES)
-def output(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
-    return tmp_path / f"out.{request.param}"
 
 
 class TestCommitPolicy:

@@ -6,16 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.write.rows import SUFFIXES, failed, record, store
+from tests.write.rows import failed, record, store
 from vlmbatch.core import Record
 from vlmbatch.errors import OutputError
 from vlmbatch.write import read_by_file, read_seen
 from vlmbatch.write.records import file_name
-
-
-@pytest.fixture(params=SUFFIXES)
-def output(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
-    return tmp_path / f"out.{request.param}"
 
 
 def frame(video: str, number: int, text: str, **changes: object) -> Record:

@@ -10,7 +10,6 @@ import pytest
 
 from tests.write.rows import (
     PROMPT,
-    SUFFIXES,
     failed,
     ids,
     is_done,
@@ -20,11 +19,6 @@ from tests.write.rows import (
 )
 from vlmbatch.core import Record
 from vlmbatch.write import read_records
-
-
-@pytest.fixture(params=SUFFIXES)
-def output(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
-    return tmp_path / f"out.{request.param}"
 
 
 def identity_of(path: Path) -> tuple[int, int, int]:

@@ -11,6 +11,8 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from tests.servers import serving_on_a_thread
+
 Json = dict[str, Any]
 Step = Callable[["Handler"], None]
 
@@ -102,14 +104,9 @@ class Server(http.server.ThreadingHTTPServer):
 
 @contextlib.contextmanager
 def serving(*steps: Step) -> Iterator[Server]:
-    with Server(list(steps)) as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-        thread.start()
-        try:
-            yield server
-        finally:
-            server.shutdown()
-            thread.join()
+    server = Server(list(steps))
+    with serving_on_a_thread(server):
+        yield server
 
 
 def reply(text: str = "yes", **rest: Any) -> Json:

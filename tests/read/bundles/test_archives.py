@@ -17,14 +17,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pytest
 
 from tests.bundles import tar_bytes
-from tests.media import picture, write_picture
+from tests.media import write_picture
+from tests.read.loading import error, seed_of
 from vlmbatch.core import Item
-from vlmbatch.errors import ItemError, JobError
+from vlmbatch.errors import JobError
 from vlmbatch.job import Job
 from vlmbatch.read import Reader, open_reader
 
@@ -53,18 +53,6 @@ def open_archive(path: Path, **options: Any) -> Reader:
 
 def items(path: Path, **options: Any) -> list[Item]:
     return list(open_archive(path, **options))
-
-
-def error(item: Item) -> str:
-    with pytest.raises(ItemError) as caught:
-        item.load()
-    return str(caught.value)
-
-
-def seed_of(item: Item) -> int:
-    return next(
-        seed for seed in range(4) if np.array_equal(item.load().frames[0], picture(seed=seed))
-    )
 
 
 def write_zip(path: Path, entries: list[tuple[str, bytes]]) -> Path:

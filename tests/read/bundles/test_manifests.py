@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import fsspec
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tests.media import picture, write_picture, write_video
+from tests.media import write_picture, write_video
+from tests.read.loading import error, seed_of
 from vlmbatch.core import Item
-from vlmbatch.errors import ItemError, JobError
+from vlmbatch.errors import JobError
 from vlmbatch.job import Job
 from vlmbatch.read import open_reader
 from vlmbatch.sample import make_sampler
@@ -48,19 +48,6 @@ def write_csv(path: Path, *rows: list[Any]) -> Path:
 
 def items(*inputs: Path, **options: Any) -> list[Item]:
     return list(open_reader(Job(inputs=tuple(map(str, inputs)), **options)))
-
-
-def error(item: Item) -> str:
-    with pytest.raises(ItemError) as caught:
-        item.load()
-    return str(caught.value)
-
-
-def seed_of(item: Item) -> int:
-    """The number of the picture that an item gives."""
-    return next(
-        seed for seed in range(4) if np.array_equal(item.load().frames[0], picture(seed=seed))
-    )
 
 
 def test_a_list_of_paths_counts_from_its_own_folder(

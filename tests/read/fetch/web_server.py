@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import http.server
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+from tests.servers import serving_on_a_thread
 
 
 @dataclasses.dataclass
@@ -75,11 +76,6 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 @contextmanager
 def serving() -> Iterator[WebServer]:
     """A server while the block runs."""
-    with WebServer() as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        try:
-            yield server
-        finally:
-            server.shutdown()
-            thread.join()
+    server = WebServer()
+    with serving_on_a_thread(server):
+        yield server

@@ -14,6 +14,7 @@ from threading import Thread
 import pytest
 
 from tests.media import write_video
+from tests.processes import start
 from vlmbatch.errors import ReadError
 from vlmbatch.job import Job
 from vlmbatch.read import open_reader
@@ -45,13 +46,8 @@ def begin(copies: Path) -> tuple[subprocess.Popen[str], Path]:
         "TMPDIR": str(copies),
         "PYTHONPATH": str(Path(__file__).parents[3]),
     }
-    process = subprocess.Popen(
-        [sys.executable, "-c", COPIES],
-        env=environment,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    process = start([sys.executable, "-c", COPIES], env=environment, **pipes)
     assert process.stdout is not None
     return process, Path(process.stdout.readline().strip())
 
