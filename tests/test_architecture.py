@@ -21,6 +21,7 @@ FLOOR = {
     "tasks",
     "urls",
     "values",
+    "wording",
     "text_files",
     "filesystems",
     "control_groups",
@@ -51,6 +52,7 @@ ALLOWED = {
     "checkpoint": {"errors", "hub", "text_files"},
     "cached_files": {"checkpoint", "errors"},
     "values": {"errors"},
+    "wording": set(),
     "job": {"errors", "tasks", "urls", "values"},
     "questions": FLOOR,
     "evaluate": FLOOR | {"write"},
@@ -85,9 +87,9 @@ ALLOWED = {
     "__init__": FLOOR | {"model", "run", "write"},
 }
 HOMES = {
-    "torch": {"engine", "finetune", "bench", "convert", "selftest", "cli/doctor.py"},
+    "torch": {"engine", "finetune", "bench", "convert", "selftest", "cli/doctor"},
     "pyarrow": {"write", "read"},
-    "av": {"read", "sample", "cli/doctor.py"},
+    "av": {"read", "sample", "cli/doctor"},
     "scenedetect": {"sample"},
     "cv2": {"sample", "prepare", "read/pictures/colours.py"},
     "click": {"cli"},

@@ -21,6 +21,10 @@ _MARKS = (
 )
 """Byte order marks. Those of UTF-32 come first: one of them begins with that of UTF-16."""
 
+ID_COLUMNS = ("id", "image", "video", "file", "path")
+PROMPT_COLUMNS = ("prompt", "question")
+"""Names of the columns by which tables of people say which answer a row is about."""
+
 DELIMITERS = (",", ";", "\t")
 MAX_LINES = 10_000
 """Lines that one row of a CSV file may take."""

@@ -20,8 +20,8 @@ from vlmbatch.evaluate.texts import (
     edit_distance,
     normalize,
     normalize_vqa,
-    one_line,
     similarity,
+    single_spaced,
 )
 
 WORDS = st.lists(
@@ -58,7 +58,10 @@ def test_the_edit_distance_of_textbook_words() -> None:
 @settings(deadline=None)
 @given(PAIRS)
 def test_error_rates_of_a_whole_output_are_jiwers(pairs: list[tuple[str, str]]) -> None:
-    expected, given_ = [one_line(pair[0]) for pair in pairs], [one_line(pair[1]) for pair in pairs]
+    expected, given_ = (
+        [single_spaced(pair[0]) for pair in pairs],
+        [single_spaced(pair[1]) for pair in pairs],
+    )
     rows: list[tuple[str | None, list[str]]] = [(text, [answer]) for answer, text in pairs]
     if any(expected):
         assert score("wer", rows) == pytest.approx(jiwer.wer(expected, given_))

@@ -26,6 +26,7 @@ from vlmbatch.engine.torch.device import empty_cache
 from vlmbatch.job import Detail
 from vlmbatch.prepare.compiled import shared_resizer
 from vlmbatch.read.pictures.decode import load_image
+from vlmbatch.wording import number_of
 
 MAX_PIXELS = 200_000_000
 SAMPLE_SECONDS = 0.005
@@ -68,7 +69,7 @@ def vision(bench: Bench) -> Iterator[Measurement]:
         "tiles": len(requests),
         "calls": calls,
     }
-    what = f"{len(requests)} tiles in {calls} call{'' if calls == 1 else 's'}"
+    what = f"{len(requests)} tiles in {number_of(calls, 'call')}"
     yield Measurement(
         "vision",
         what,
@@ -102,10 +103,7 @@ def prefill(bench: Bench) -> Iterator[Measurement]:
         "prompt_tokens": requests[0].payload.prompt_tokens,
     }
     note = share(operations * rate, bench.gemm.per_second, "gemm")
-    what = (
-        f"{len(requests)} prompt{'' if len(requests) == 1 else 's'} of "
-        f"{requests[0].payload.prompt_tokens} tokens"
-    )
+    what = f"{number_of(len(requests), 'prompt')} of {requests[0].payload.prompt_tokens} tokens"
     yield Measurement("prefill", what, rate, "tokens/s", note, details)
 
 
@@ -148,7 +146,7 @@ def decode(bench: Bench) -> Iterator[Measurement]:
             "share_of_copy": moved / bench.copy.per_second,
             "share_of_gemm": computed / bench.gemm.per_second,
         }
-        what = f"{count} sequence{'' if count == 1 else 's'}" + (
+        what = number_of(count, "sequence") + (
             f", {together} at a time" if together < count else ""
         )
         note = (
@@ -158,9 +156,7 @@ def decode(bench: Bench) -> Iterator[Measurement]:
         )
         yield Measurement("decode", what, rate, "tokens/s", note, details)
         if theirs:
-            yield _ratio(
-                "decode", f"generate, {count} sequence{'' if count == 1 else 's'}", rates, theirs
-            )
+            yield _ratio("decode", f"generate, {number_of(count, 'sequence')}", rates, theirs)
 
 
 def first_token(bench: Bench) -> Iterator[Measurement]:
@@ -181,7 +177,7 @@ def first_token(bench: Bench) -> Iterator[Measurement]:
             "tokens": requests[0].payload.prompt_tokens,
         }
         what = (
-            f"{name} ({requests[0].tiles} tile{'' if requests[0].tiles == 1 else 's'}, "
+            f"{name} ({number_of(requests[0].tiles or 0, 'tile')}, "
             f"{requests[0].payload.prompt_tokens} tokens)"
         )
         yield Measurement(

@@ -15,7 +15,7 @@ from vlmbatch.bench.sizes import NAMES, QUICK_NAMES, Sizes, choose_sizes
 from vlmbatch.bench.subject import Subject
 from vlmbatch.checkpoint import find_checkpoint
 from vlmbatch.engine.torch.device import is_out_of_memory
-from vlmbatch.errors import ItemError, JobError
+from vlmbatch.errors import ItemError, JobError, one_line
 from vlmbatch.job import EngineOptions
 
 
@@ -109,7 +109,7 @@ def run(
                     "failed",
                     None,
                     "",
-                    " ".join(str(error).split()),
+                    one_line(error),
                     {"error_type": type(error).__name__},
                     failed=True,
                 )

@@ -14,6 +14,7 @@ from vlmbatch.bench.rows import Measurement, number, spread, summarize
 from vlmbatch.bench.subject import Outcome
 from vlmbatch.core import Picture, Request
 from vlmbatch.job import Detail
+from vlmbatch.wording import number_of
 
 LENGTHS = (8, 128, 16, 96, 32, 64, 24, 48)
 """Tokens of answers of very different length, in turn."""
@@ -156,5 +157,5 @@ def speed(work: Work, outcomes: Sequence[Outcome]) -> Measurement:
 def _tiles(requests: Sequence[Request]) -> str:
     counts = sorted({(request.tiles or 0) for request in requests})
     if len(counts) == 1:
-        return f"{counts[0]} tile{'' if counts[0] == 1 else 's'}"
+        return number_of(counts[0], "tile")
     return f"{counts[0]} to {counts[-1]} tiles"

@@ -15,6 +15,7 @@ from vlmbatch.bench.sizes import NAMES
 from vlmbatch.cli.folders import with_user_folders
 from vlmbatch.cli.options import GroupedCommand, GroupedOption, given, job_options
 from vlmbatch.job import Job
+from vlmbatch.wording import number_of
 
 HELP = """Measure the phases of a model and whole workloads against the limits of this machine.
 
@@ -67,7 +68,7 @@ class Report:
     def head(self, machine: dict[str, Any]) -> None:
         """Print the model and the machine."""
         self._machine = machine
-        threads = f"{machine['threads']} thread{'' if machine['threads'] == 1 else 's'}"
+        threads = number_of(machine["threads"], "thread")
         cores = f", {threads} on {machine['share']}" if machine["device"] == "cpu" else ""
         reference = f", transformers {machine['transformers']}" if machine["transformers"] else ""
         dtype = machine["dtype"] + (

@@ -10,6 +10,7 @@ from typing import Any
 from vlmbatch.job import Job
 from vlmbatch.run.events import event
 from vlmbatch.urls import without_credentials
+from vlmbatch.wording import number_of
 
 logger = logging.getLogger("vlmbatch")
 report = logging.getLogger("vlmbatch.report")
@@ -19,11 +20,6 @@ _COUNTS = (
     *("tiles", "prompt_tokens", "new_tokens", "wall_seconds", "items_per_second"),
 )
 """Figures of a summary that the event of a run's end has."""
-
-
-def count(number: int, name: str) -> str:
-    """Return ``1 item`` or ``3 items``."""
-    return f"{number} {name}{'' if number == 1 else 's'}"
 
 
 def say_sidecars(counts: dict[str, int]) -> None:
@@ -79,13 +75,13 @@ def _first_line(summary: dict[str, Any]) -> str:
     )
     rows = summary["rows"]
     parts = [
-        f"{count(status.get('ok', 0), 'answer')} ok",
+        f"{number_of(status.get('ok', 0), 'answer')} ok",
         *([f"{status['similar']} similar"] if "similar" in status else []),
-        count(status.get("error", 0), "error"),
-        *([f"only {rows - lost} of these {count(rows, 'row')} stored"] if lost else []),
-        *([f"{count(kept['rows'], 'answer')} done before"] if kept["rows"] else []),
+        number_of(status.get("error", 0), "error"),
+        *([f"only {rows - lost} of these {number_of(rows, 'row')} stored"] if lost else []),
+        *([f"{number_of(kept['rows'], 'answer')} done before"] if kept["rows"] else []),
     ]
-    items = count(summary["items"], "item")
+    items = number_of(summary["items"], "item")
     return f"{items} in {summary['wall_seconds']:.1f} s ({rate}): {', '.join(parts)}"
 
 
@@ -93,14 +89,14 @@ def _item_lines(job: Job, summary: dict[str, Any], *, interrupted: bool) -> Iter
     kept, left = summary["kept"], summary["left_alone"]
     if left["other_media"]:
         other, command = ("video", "video") if job.media == "image" else ("image", "caption")
-        yield f"{count(left['other_media'], other)} left alone (use `vlmbatch {command}`)"
+        yield f"{number_of(left['other_media'], other)} left alone (use `vlmbatch {command}`)"
     if kept["errors"]:
         yield (
-            f"{count(kept['errors'], 'kept error')}: done before and not asked again; "
+            f"{number_of(kept['errors'], 'kept error')}: done before and not asked again; "
             "--retry-errors asks again"
         )
     if kept.get("edited"):
-        texts = count(kept["edited"], "text")
+        texts = number_of(kept["edited"], "text")
         yield f"{texts} edited in OUTPUT kept (--redo edited asks again)"
     yield from _gone_lines(summary["gone"])
     if summary["found"] == 0 and summary["error"] is None and not interrupted:
@@ -110,19 +106,19 @@ def _item_lines(job: Job, summary: dict[str, Any], *, interrupted: bool) -> Iter
             else "no videos found, or nothing of them was asked for"
         )
     if left["not_in_output"]:
-        answers = count(left["not_in_output"], "answer")
+        answers = number_of(left["not_in_output"], "answer")
         yield f"{answers} not in OUTPUT yet: the command without --redo asks for them"
     if left["without_question"]:
         file = f" in {job.questions_file}" if job.questions_file else ""
-        yield f"{count(left['without_question'], 'item')} without a question{file}"
+        yield f"{number_of(left['without_question'], 'item')} without a question{file}"
 
 
 def _gone_lines(gone: dict[str, Any]) -> Iterator[str]:
     if gone.get("rows"):
-        what = f"{count(gone['rows'], 'answer')} about files that are gone"
+        what = f"{number_of(gone['rows'], 'answer')} about files that are gone"
         yield f"{what} removed" if gone["pruned"] else f"{what} kept (--prune removes them)"
     if gone.get("edited"):
-        yield f"{count(gone['edited'], 'edited text')} about files that are gone kept"
+        yield f"{number_of(gone['edited'], 'edited text')} about files that are gone kept"
 
 
 def failure_lines(figures: dict[str, Any], output: str, task: str = "") -> Iterator[str]:
@@ -154,16 +150,16 @@ def _advice(summary: dict[str, Any]) -> Iterator[str]:
     if "similar" in summary["status"]:
         frames, answers = summary["items"], summary["status"]["similar"]
         yield (
-            f"{summary['similar_items']} of {count(frames, 'frame')} resembled an earlier one: "
-            f"so many encodes and {count(answers, 'answer')} saved"
+            f"{summary['similar_items']} of {number_of(frames, 'frame')} resembled an earlier one: "
+            f"so many encodes and {number_of(answers, 'answer')} saved"
         )
     native, full, low = (summary[f"{name}_tiles"] for name in ("native", "full", "low"))
     if native and native <= 0.75 * full:
         yield (f"small pictures were enlarged to {full} tiles; --detail native would take {native}")
     if summary["job"]["media"] == "video" and low and full >= 2 * low:
         yield (
-            f"{count(low, 'frame')} took {full} tiles; --detail low takes one tile a frame, which "
-            "is enough where no small text matters"
+            f"{number_of(low, 'frame')} took {full} tiles; --detail low takes one tile a frame, "
+            "which is enough where no small text matters"
         )
     for oom in summary["engine"].get("oom_events", [])[:3]:
         yield f"out of memory in {oom['phase']} with {oom['size']}: {oom['action']}"
@@ -171,24 +167,24 @@ def _advice(summary: dict[str, Any]) -> Iterator[str]:
 
 def _sidecar_lines(counts: dict[str, int]) -> Iterator[str]:
     same = f" ({counts['unchanged']} more are as they were)" if counts["unchanged"] else ""
-    yield f"{count(counts['written'], 'sidecar')} written{same}"
+    yield f"{number_of(counts['written'], 'sidecar')} written{same}"
     if counts["kept"]:
         yield (
-            f"{count(counts['kept'], 'file')} there that we did not write, or that was changed "
+            f"{number_of(counts['kept'], 'file')} there that we did not write, or that was changed "
             "since: kept (--overwrite-all replaces)"
         )
     if counts["kept_ours"]:
         yield (
-            f"{count(counts['kept_ours'], 'sidecar')} written from another OUTPUT: kept "
+            f"{number_of(counts['kept_ours'], 'sidecar')} written from another OUTPUT: kept "
             "(--overwrite replaces)"
         )
     if counts["renamed"]:
         yield (
-            f"{count(counts['renamed'], 'sidecar')} named after the whole file, because another "
-            "one has the shorter name"
+            f"{number_of(counts['renamed'], 'sidecar')} named after the whole file, because "
+            "another one has the shorter name"
         )
     if counts["no_place"]:
         yield (
-            f"{count(counts['no_place'], 'item')} without a file on this disk to stand beside; "
+            f"{number_of(counts['no_place'], 'item')} without a file on this disk to stand beside; "
             "use --sidecar-dir DIR"
         )

@@ -9,6 +9,7 @@ import click
 
 from vlmbatch.cli.options import OutputName
 from vlmbatch.urls import without_credentials
+from vlmbatch.wording import number_of
 
 SHOWN = 3
 
@@ -38,7 +39,7 @@ def _correct(output: str, corrections: str) -> None:
     if len(done.unused) > SHOWN:
         click.echo(f"left out: {len(done.unused) - SHOWN} more", err=True)
     same = f", {done.same} as they were" if done.same else ""
-    texts = f"{done.texts} text{'' if done.texts == 1 else 's'} corrected"
+    texts = f"{number_of(done.texts, 'text')} corrected"
     click.echo(f"{texts}{same} -> {without_credentials(output)}", err=True)
 
 

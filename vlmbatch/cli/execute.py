@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING
 
 import click
 
-from vlmbatch.cli.closing import count, say_summary
+from vlmbatch.cli.closing import say_summary
 from vlmbatch.cli.folders import with_user_folders
 from vlmbatch.cli.logs import name_run, set_up_logging
 from vlmbatch.cli.signals import catch_signals
-from vlmbatch.errors import OutputError, VlmbatchError
+from vlmbatch.errors import OutputError, VlmbatchError, one_line
 from vlmbatch.job import Job, ReportingOptions
 from vlmbatch.run.events import event
+from vlmbatch.wording import number_of
 
 if TYPE_CHECKING:
     from vlmbatch.run.plan import Plan
@@ -77,7 +78,7 @@ def _run(job: Job, *, bar: bool, lines: bool) -> None:
 
 def say_error(job: ReportingOptions, error: BaseException) -> None:
     """Say what ended a run, as one line in the format of its log."""
-    text = " ".join(str(error).split())
+    text = one_line(error)
     if job.log_format == "json":
         code = getattr(error, "exit_code", 1)
         fields = event("error", error_type=type(error).__name__, error=text, exit_code=code)
@@ -96,7 +97,7 @@ def print_job(job: Job) -> None:
     check_revision(job.model, job.revision)
     plan = plan_items(job)
     values = {**job.to_dict(), "output": job.output_path}
-    click.echo(f"# {count(plan.items, 'item')}")
+    click.echo(f"# {number_of(plan.items, 'item')}")
     if job.output_path != "-":
         click.echo(f"# {_said(plan)}")
     click.echo(yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=120), nl=False)
@@ -115,7 +116,7 @@ def _said(plan: Plan) -> str:
 def print_estimate(job: Job) -> None:
     """Print how long a job takes on this machine at each detail."""
     from vlmbatch.run.estimate import estimate_job
-    from vlmbatch.run.progress import clock
+    from vlmbatch.run.progress import duration
 
     found = estimate_job(job)
     if not found.items:
@@ -126,7 +127,7 @@ def print_estimate(job: Job) -> None:
     click.echo(f"{items}{questions}; torch on {found.device}, {found.dtype}")
     click.echo(f"{'detail':<10}{'tiles':>12}{'time':>16}{'at most':>16}")
     for row in found.details:
-        times = f"{clock(row.seconds):>16}{clock(row.most_seconds):>16}"
+        times = f"{duration(row.seconds):>16}{duration(row.most_seconds):>16}"
         click.echo(f"{row.detail:<10}{row.tiles:>12,}{times}")
     click.echo(
         f"time: answers of {found.new_tokens:.0f} tokens; "

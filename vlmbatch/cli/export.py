@@ -13,6 +13,7 @@ from vlmbatch.errors import JobError
 from vlmbatch.export.rows import RowFilter, TableLayout
 from vlmbatch.tasks import TASKS
 from vlmbatch.urls import is_url, url_name, without_credentials
+from vlmbatch.wording import number_of
 
 if TYPE_CHECKING:
     from vlmbatch.export.outputs import Outputs
@@ -209,8 +210,7 @@ def export_table(
     count = write_table(outputs, form, place, layout, table, overwrite=overwrite, opening=opening)
     _say_repeated(outputs, table)
     if place != "-":
-        rows = f"{count} row{'' if count == 1 else 's'}"
-        click.echo(f"{rows} -> {without_credentials(place)}", err=True)
+        click.echo(f"{number_of(count, 'row')} -> {without_credentials(place)}", err=True)
 
 
 def _say_repeated(outputs: Outputs, table: WideTable | None) -> None:
@@ -249,13 +249,13 @@ def export_pictures(outputs: Outputs, folder: Path, *, link: bool, overwrite: bo
         (done.without_file, "no picture file on this disk (frames, pages, archives, URLs)"),
     ):
         if count:
-            click.echo(f"left out: {count} item{'' if count == 1 else 's'}: {what}", err=True)
+            click.echo(f"left out: {number_of(count, 'item')}: {what}", err=True)
     if done.in_train:
         click.echo(
             "datasets would read a split in some names: all pictures are in the folder train",
             err=True,
         )
-    pictures = f"{done.pictures} picture{'' if done.pictures == 1 else 's'}"
+    pictures = number_of(done.pictures, "picture")
     click.echo(f"{pictures}{' (links)' if link else ''} -> {folder}", err=True)
 
 

@@ -15,7 +15,7 @@ import click
 
 import vlmbatch
 from vlmbatch.cli.waiting import set_waiting_policy
-from vlmbatch.errors import VlmbatchError
+from vlmbatch.errors import VlmbatchError, one_line
 
 COMMANDS = {
     "caption": ("vlmbatch.cli.work", "Write one caption for each image."),
@@ -141,7 +141,7 @@ def main() -> None:
         error.show()
         sys.exit(error.exit_code)
     except VlmbatchError as error:
-        click.echo(f"vlmbatch: {' '.join(str(error).split())}", err=True)
+        click.echo(f"vlmbatch: {one_line(error)}", err=True)
         sys.exit(error.exit_code)
     except (KeyboardInterrupt, click.Abort):
         click.echo("vlmbatch: interrupted", err=True)

@@ -11,13 +11,14 @@ import click
 from vlmbatch.cli.closing import failure_lines
 from vlmbatch.errors import JobError
 from vlmbatch.urls import without_credentials
+from vlmbatch.wording import number_of
 
 
 def show(output: str, figures: dict[str, Any]) -> None:
     """Print the figures of an OUTPUT as a table."""
     click.echo(f"{output}: {figures['items']} items, {figures['rows']} rows")
     for name, count in figures["models"].items():
-        click.echo(f"  {count} row{'' if count == 1 else 's'} by {name}")
+        click.echo(f"  {number_of(count, 'row')} by {name}")
     status = ", ".join(f"{count} {name}" for name, count in figures["status"].items()) or "nothing"
     click.echo(f"status      {status}")
     for line in failure_lines(figures, output):

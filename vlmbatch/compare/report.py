@@ -9,6 +9,7 @@ from typing import Any
 
 from vlmbatch.compare.agreement import NEAR_TIE, Agreement, Difference
 from vlmbatch.compare.answers import Answer, Figures, SideAnswers
+from vlmbatch.wording import number_of, shortened
 
 SHOWN = 5
 """Differences and errors in the table; JSON has all."""
@@ -20,7 +21,7 @@ def lines(a: SideAnswers, b: SideAnswers, found: Agreement, job: dict[str, Any])
     """Yield the lines of the table."""
     items = len({place for said in (a, b) for place, _ in said.answers})
     yield (
-        f"{_count(items, 'item')}, {_count(found.answers + len(found.errors), 'answer')}; "
+        f"{number_of(items, 'item')}, {number_of(found.answers + len(found.errors), 'answer')}; "
         f"{job['task']}, at most {job['max_new_tokens']} new tokens"
     )
     rows = [("", "A", "B"), ("", a.name, b.name), *_rows(a, b)]
@@ -71,7 +72,7 @@ def _agreement_lines(found: Agreement) -> Iterator[str]:
     if found.differences:
         ties = sum(each.is_near_tie for each in found.differences)
         yield (
-            f"{'near ties':<{LABEL}}{ties} of {_count(len(found.differences), 'difference')}: A "
+            f"{'near ties':<{LABEL}}{ties} of {number_of(len(found.differences), 'difference')}: A "
             f"found both tokens equally likely, to {NEAR_TIE}"
         )
 
@@ -81,15 +82,15 @@ def _difference_lines(differences: Sequence[Difference]) -> Iterator[str]:
         yield ""
         yield "first differences, the clearest first:"
     for each in differences[:SHOWN]:
-        yield f"{each.a.id}: {_short(each.a.question)}"
+        yield f"{each.a.id}: {shortened(each.a.question, TEXT_WIDTH)}"
         margins = "".join(
             f"; {name} by {_number(margin)}"
             for name, margin in (("A", each.margin_a), ("B", each.margin_b))
             if margin is not None
         )
         yield f"  after {each.equal}: A {each.token_a!r}, B {each.token_b!r}{margins}"
-        yield f"  A: {_short(each.a.text or '')}"
-        yield f"  B: {_short(each.b.text or '')}"
+        yield f"  A: {shortened(each.a.text or '', TEXT_WIDTH)}"
+        yield f"  B: {shortened(each.b.text or '', TEXT_WIDTH)}"
     yield from _more(len(differences))
 
 
@@ -195,12 +196,3 @@ def _size(value: int | None) -> str:
 
 def _share(part: int, whole: int) -> str:
     return f"{part} of {whole} ({100 * part / whole:.1f} %)" if whole else "none to compare"
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}{'' if number == 1 else 's'}"
-
-
-def _short(text: str) -> str:
-    line = " ".join(text.split())
-    return line if len(line) <= TEXT_WIDTH else line[: TEXT_WIDTH - 1] + "…"

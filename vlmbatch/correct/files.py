@@ -6,15 +6,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from vlmbatch.errors import JobError
-from vlmbatch.text_files import read_rows, read_text
+from vlmbatch.errors import JobError, one_line
+from vlmbatch.text_files import ID_COLUMNS, PROMPT_COLUMNS, read_rows, read_text
 from vlmbatch.write import is_stretch, make_content
 from vlmbatch.write.columns import Row, clean_text
 from vlmbatch.write.records import file_name
 
-ID_COLUMNS = ("id", "image", "video", "file", "path")
 TEXT_COLUMNS = ("text", "caption", "answer")
-PROMPT_COLUMNS = ("prompt", "question")
 _KNOWN = frozenset((*ID_COLUMNS, *TEXT_COLUMNS, *PROMPT_COLUMNS, "task"))
 
 
@@ -60,8 +58,7 @@ class FileCorrections:
         except JobError:
             raise
         except (OSError, ValueError) as error:
-            reason = getattr(error, "strerror", None) or error
-            raise JobError(f"corrections {path}: {reason}") from error
+            raise JobError(f"corrections {path}: {one_line(error)}") from error
 
     def _add(self, number: int, row: dict[str, Any]) -> None:
         where = f"corrections {self._path}, line {number}"
@@ -135,7 +132,7 @@ class FolderCorrections:
         try:
             text = read_text(str(path))
         except (OSError, ValueError) as error:
-            raise JobError(f"{path}: {getattr(error, 'strerror', None) or error}") from error
+            raise JobError(f"{path}: {one_line(error)}") from error
         is_single = len(rows) == 1 and not is_stretch(rows[0])
         if is_single:
             if text:

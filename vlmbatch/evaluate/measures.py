@@ -13,7 +13,7 @@ import numpy as np
 
 from vlmbatch.errors import MissingDependencyError
 from vlmbatch.evaluate.bootstrap import FloatArray
-from vlmbatch.evaluate.texts import normalize, normalize_vqa, one_line, similarity
+from vlmbatch.evaluate.texts import normalize, normalize_vqa, similarity, single_spaced
 
 VQA_ANSWERS = 4
 """Least number of right answers for VQA accuracy: with fewer, its formula never reaches 1."""
@@ -105,8 +105,8 @@ class ErrorRate:
 
     def row(self, text: str | None, answers: Sequence[str]) -> Sequence[float]:
         """Return edits and length for the right answer with the lowest error rate."""
-        given = one_line(text or "")
-        found = [self._count(given, one_line(answer)) for answer in dict.fromkeys(answers)]
+        given = single_spaced(text or "")
+        found = [self._count(given, single_spaced(answer)) for answer in dict.fromkeys(answers)]
         return min(found, key=lambda pair: (pair[0] / max(pair[1], 1.0), -pair[1]))
 
     def _count(self, given: str, expected: str) -> tuple[float, float]:
@@ -186,8 +186,10 @@ def vqa_accuracy(text: str, answers: Sequence[str]) -> float:
 
 def closest_similarity(text: str, answers: Sequence[str]) -> float:
     """Return the similarity to the closest right answer, without case and white space."""
-    given = one_line(text).lower()
-    return max(similarity(given, one_line(answer).lower()) for answer in dict.fromkeys(answers))
+    given = single_spaced(text).lower()
+    return max(
+        similarity(given, single_spaced(answer).lower()) for answer in dict.fromkeys(answers)
+    )
 
 
 MEASURES: dict[str, Callable[[], Measure]] = {

@@ -12,14 +12,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from vlmbatch.errors import JobError
+from vlmbatch.errors import JobError, one_line
 from vlmbatch.evaluate.options import Columns
 from vlmbatch.evaluate.texts import clean
-from vlmbatch.text_files import parse_json, read_rows
+from vlmbatch.text_files import ID_COLUMNS, PROMPT_COLUMNS, parse_json, read_rows
 from vlmbatch.write.columns import clean_text
 
-ID_COLUMNS = ("id", "image", "video", "file", "path")
-PROMPT_COLUMNS = ("prompt", "question")
 ANSWER_COLUMNS = ("answers", "answer", "caption", "text")
 
 NumberedRows = Iterator[tuple[int, Mapping[str, Any]]]
@@ -96,7 +94,7 @@ def read_reference(path: Path, columns: Columns, *, ignore_prompt: bool = False)
         for number, row in rows(path, names):
             _add(reference, row, wanted, f"reference {path}, {unit} {number}")
     except OSError as error:
-        raise JobError(f"reference {path}: {error.strerror or error}") from error
+        raise JobError(f"reference {path}: {one_line(error)}") from error
     except JobError:
         raise
     except ValueError as error:

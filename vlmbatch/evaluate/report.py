@@ -12,6 +12,7 @@ from vlmbatch.evaluate.join import Names
 from vlmbatch.evaluate.options import ERROR_RATES, EvalOptions
 from vlmbatch.evaluate.score import Evaluation
 from vlmbatch.evaluate.tally import Figure, Group, Score, WorstRow
+from vlmbatch.wording import number_of, shortened
 
 NAME_WIDTH, PROMPT_WIDTH, TEXT_WIDTH = 28, 60, 200
 NUM_ANSWERS, NUM_STARTS = 3, 3
@@ -73,7 +74,7 @@ def lines(
     """
     counts = found.counts
     both = f"{output} and {against}" if against else output
-    yield f"{both} against {reference}: {_count(counts.scored, 'row')} scored"
+    yield f"{both} against {reference}: {number_of(counts.scored, 'row')} scored"
     yield from (f"  {note}" for note in _notes(found, against))
     if len(found.tasks) > 1:
         yield from _table("all tasks", found.overall)
@@ -82,10 +83,10 @@ def lines(
         asked = {prompt: each for (name, prompt), each in found.questions.items() if name == task}
         if len(asked) > 1 or found.more_questions:
             for prompt, each in asked.items():
-                yield from _table(f"{task}: {_short(prompt, PROMPT_WIDTH)}", each)
+                yield from _table(f"{task}: {shortened(prompt, PROMPT_WIDTH)}", each)
     if found.more_questions:
         all_questions = len(found.questions) + found.more_questions
-        more = _count(found.more_questions, "more question")
+        more = number_of(found.more_questions, "more question")
         yield f"{more}: --max-questions {all_questions} scores each"
     if found.worst:
         yield ""
@@ -101,17 +102,23 @@ def _notes(found: Evaluation, against: str | None) -> Iterator[str]:
         yield "what the model said, against the corrected texts"
     yield from _id_notes(found.ids)
     wrong, wrong_there = (
-        _count(number, "error row") for number in (counts.errors, counts.other_errors)
+        number_of(number, "error row") for number in (counts.errors, counts.other_errors)
     )
-    entries, rows = _count(len(found.reference.entries), "right answer"), _count(counts.rows, "row")
-    without = _count(found.reference.without_answer, "row")
+    entries, rows = (
+        number_of(len(found.reference.entries), "right answer"),
+        number_of(counts.rows, "row"),
+    )
+    without = number_of(found.reference.without_answer, "row")
     notes = (
         (counts.errors, f"{wrong} among these, each a wrong answer"),
         (counts.other_errors, f"{wrong_there} among these in {against}, each a wrong answer"),
         (missing.count, f"{missing.count} of {entries} not in OUTPUT: {_some(missing)}"),
         (extra.count, f"{extra.count} of {rows} of OUTPUT not in the reference: {_some(extra)}"),
-        (here.count, f"{_count(here.count, 'row')} not in {against}: {_some(here)}"),
-        (there.count, f"{_count(there.count, 'row')} of {against} not in OUTPUT: {_some(there)}"),
+        (here.count, f"{number_of(here.count, 'row')} not in {against}: {_some(here)}"),
+        (
+            there.count,
+            f"{number_of(there.count, 'row')} of {against} not in OUTPUT: {_some(there)}",
+        ),
         (found.reference.without_answer, f"{without} of the reference without an answer"),
     )
     yield from (note for count, note in notes if count)
@@ -123,17 +130,17 @@ def _id_notes(ids: IdMatch) -> Iterator[str]:
     """Say that ids were joined by the end of the path, and how the two sides begin."""
     if not ids.by_path_end:
         return
-    number = _count(len(ids.by_path_end), "id")
+    number = number_of(len(ids.by_path_end), "id")
     yield f"no id is the same on both sides: joined {number} by the end of the path"
     for removed, added, count in ids.differences()[:NUM_STARTS]:
         side, start = ("the reference", added) if added else ("OUTPUT", removed)
-        yield f"  {_count(count, 'id')} of {side} begin{'s' * (count == 1)} with {start}"
+        yield f"  {number_of(count, 'id')} of {side} begin{'s' * (count == 1)} with {start}"
 
 
 def _table(title: str, group: Group) -> Iterator[str]:
     yield ""
     paired = any(score.there for score in group.scores.values())
-    title = f"{title} ({_count(group.rows, 'row')})"
+    title = f"{title} ({number_of(group.rows, 'row')})"
     if len(title) > NAME_WIDTH:
         yield title
         title = ""
@@ -178,12 +185,12 @@ def _interval(figure: Figure, digits: int, sign: str = "") -> str:
 def _worst_lines(row: WorstRow) -> Iterator[str]:
     pair = row.pair
     other = "" if row.other is None else f" ({row.other:.4f})"
-    yield f"  {row.score:.4f}{other}  {pair.id}  {_short(pair.prompt, PROMPT_WIDTH)}"
+    yield f"  {row.score:.4f}{other}  {pair.id}  {shortened(pair.prompt, PROMPT_WIDTH)}"
     yield f"    answer    {_said(pair.text)}"
     if row.other is not None:
         yield f"    other     {_said(pair.other)}"
     answers = list(dict.fromkeys(pair.answers))
-    shown = " | ".join(_short(answer, TEXT_WIDTH) for answer in answers[:NUM_ANSWERS])
+    shown = " | ".join(shortened(answer, TEXT_WIDTH) for answer in answers[:NUM_ANSWERS])
     more = f" (and {len(answers) - NUM_ANSWERS} more)" if len(answers) > NUM_ANSWERS else ""
     yield f"    expected  {shown}{more}"
 
@@ -218,19 +225,10 @@ def _json(score: Score) -> dict[str, Any]:
 
 
 def _some(names: Names) -> str:
-    return ", ".join(_short(name, PROMPT_WIDTH) for name in names.first) + (
+    return ", ".join(shortened(name, PROMPT_WIDTH) for name in names.first) + (
         " …" if names.count > len(names.first) else ""
     )
 
 
 def _said(text: str | None) -> str:
-    return "(error)" if text is None else _short(text, TEXT_WIDTH) or "(nothing)"
-
-
-def _short(text: str, width: int) -> str:
-    text = " ".join(text.split())
-    return text if len(text) <= width else text[: width - 1] + "…"
-
-
-def _count(number: int, name: str) -> str:
-    return f"{number} {name}{'' if number == 1 else 's'}"
+    return "(error)" if text is None else shortened(text, TEXT_WIDTH) or "(nothing)"

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from vlmbatch.errors import JobError
+from vlmbatch.errors import JobError, one_line
 from vlmbatch.evaluate.options import Columns, EvalOptions
 from vlmbatch.evaluate.reference import Reference, RightAnswers
 from vlmbatch.evaluate.texts import clean
@@ -51,8 +51,7 @@ def read_text_folder(
             else:
                 reference.without_answer += 1
     except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise JobError(f"reference {folder}: {reason}") from error
+        raise JobError(f"reference {folder}: {one_line(error)}") from error
     if not reference.entries:
         raise JobError(
             f"reference {folder}: no .txt file in it is about a picture of OUTPUT, such as "

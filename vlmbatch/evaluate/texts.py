@@ -35,7 +35,7 @@ def clean(text: str) -> str:
     return (text if text.isascii() else unicodedata.normalize("NFC", clean_text(text))).strip()
 
 
-def one_line(text: str) -> str:
+def single_spaced(text: str) -> str:
     """Replace every run of white space by one space: line breaks of a scan are no errors."""
     return " ".join(text.split())
 

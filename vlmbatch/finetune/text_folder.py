@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from vlmbatch.errors import JobError
+from vlmbatch.errors import JobError, one_line
 from vlmbatch.finetune.rows import TrainingData, TrainingRow, read_data
 from vlmbatch.job import Job
 from vlmbatch.read.files.kinds import media_of
@@ -37,7 +37,7 @@ def read_any_data(path: Path, prompt: str | None, video_job: Job) -> TrainingDat
                 TrainingRow(text, "image", str(path / about), instruction, answer, error=error)
             )
     except (OSError, ValueError) as error:
-        raise JobError(f"{path}: {getattr(error, 'strerror', None) or error}") from error
+        raise JobError(f"{path}: {one_line(error)}") from error
     if not rows:
         raise JobError(f"{path}: there is no .txt file beside a picture in it")
     return TrainingData(rows, video_job)

@@ -143,7 +143,7 @@ class ProgressReporter:
             *([f"{activity.tiles:,} tiles"] if activity.tiles else []),
             f"{activity.tokens / seconds:.0f} tokens/s",
             f"{activity.in_work} in work",
-            "time left ?" if left is None else f"{clock(left)} left",
+            "time left ?" if left is None else f"{duration(left)} left",
         ], fields
 
     def _tick(self) -> None:
@@ -217,7 +217,7 @@ def _seconds_left(seconds: float, done: float, whole: float, ratio: float) -> fl
     return seconds * (max(0.0, whole - done) / done if done else ratio)
 
 
-def clock(seconds: float) -> str:
+def duration(seconds: float) -> str:
     """Seconds as a person says them: ``45 s``, ``12 min``, ``3 h 05 min``."""
     if seconds < 90:
         return f"{seconds:.0f} s"

@@ -10,7 +10,7 @@ from typing import Literal
 
 from vlmbatch.core import Completion
 from vlmbatch.engine.first_difference import tokens_before_difference
-from vlmbatch.errors import ItemError
+from vlmbatch.errors import ItemError, one_line
 from vlmbatch.selftest.asking import Round
 from vlmbatch.selftest.equality import AnswerPair, Equality, units
 from vlmbatch.selftest.trial import TEMPERATURE, Trial
@@ -110,7 +110,7 @@ def check_answers(subject: Subject, rounds: Sequence[Round], trial: Trial) -> Ch
             "answers", "fail", f"of {owed} questions {' and '.join(parts)}", subject.way_out
         )
     if errors:
-        first = " ".join(str(errors[0]).split())
+        first = one_line(errors[0])
         text = f"{len(errors)} of {len(good)} good questions ended in an error: {first}"
         return Check("answers", "fail", text, subject.way_out)
     return Check("answers", "pass", f"one for each of {owed} questions")
@@ -220,10 +220,10 @@ def check_bad(subject: Subject, trial: Trial) -> Check:
     if odd:
         return Check(name, "fail", f"one ends in {type(odd[0]).__name__}", subject.way_out)
     found = [one for answers in trial.beside_bad for one in answers]
-    killed = [one for one in found if one.error is not None]
+    killed = [one.error for one in found if one.error is not None]
     if killed:
         text = f"beside {len(trial.bad)} bad requests, {len(killed)} good ones end in an error: "
-        return Check(name, "fail", text + " ".join(str(killed[0].error).split()), subject.way_out)
+        return Check(name, "fail", text + one_line(killed[0]), subject.way_out)
     wanted = [one for place in trial.small for one in trial.together.answers[place]]
     agreed, _ = check_agreement(subject, name, found, wanted)
     if agreed.status == "fail":

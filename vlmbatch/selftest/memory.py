@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 import psutil
 import torch
 
+from vlmbatch.bench.subject import used_bytes
 from vlmbatch.core import Completion
 from vlmbatch.engine import Engine
 from vlmbatch.engine.torch.budget import gib
@@ -90,10 +91,8 @@ class MemoryWatch:
     def _used(self) -> int:
         if self._device.type == "cuda":
             return torch.cuda.max_memory_allocated(self._device)
-        if self._device.type == "mps":
-            return torch.mps.driver_allocated_memory()
+        found = used_bytes(self._device)
         pids: list[int] = getattr(self._engine, "pids", [])
-        found = int(psutil.Process().memory_info().rss)
         for pid in pids:
             with contextlib.suppress(psutil.Error):
                 found += int(psutil.Process(pid).memory_info().rss)

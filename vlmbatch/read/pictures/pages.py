@@ -17,6 +17,7 @@ from vlmbatch.read.files.page_choice import PDF_MARK, SINGLE, PageChoice, is_doc
 from vlmbatch.read.files.source import DiskFile, Listed, Source
 from vlmbatch.read.pictures import pdf
 from vlmbatch.read.pictures.decode import count_frames, load_image
+from vlmbatch.wording import number_of
 
 logger = logging.getLogger(__name__)
 
@@ -86,7 +87,7 @@ class PagePicker:
             )
 
     def _leave_out(self, listed: Listed, total: int) -> None:
-        pages = f"{total} page{'' if total == 1 else 's'}"
+        pages = number_of(total, "page")
         why = f"{listed.source} has {pages}, --pages {self._options.pages} is none of them"
         logger.info("%s", why)
         self._counts.leave_out(why)

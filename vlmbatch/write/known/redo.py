@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
-from vlmbatch.errors import JobError
+from vlmbatch.errors import JobError, one_line
 from vlmbatch.text_files import open_text, read_rows
 from vlmbatch.write.columns import Row
 from vlmbatch.write.identity import ANSWER_SETTINGS, check_identity
@@ -71,8 +71,7 @@ def _read_ids(path: Path) -> frozenset[str]:
     except KeyError as error:
         raise JobError(f"redo ids:{path}: it has no column id") from error
     except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise JobError(f"redo ids:{path}: {reason}") from error
+        raise JobError(f"redo ids:{path}: {one_line(error)}") from error
 
 
 def check_items(output: str, there: Mapping[str, Any], here: Mapping[str, Any]) -> None:
