@@ -19,7 +19,7 @@ from PIL import Image
 from vlmbatch.engine import Engine, open_engine
 from vlmbatch.engine.scripted import ScriptedEngine
 from vlmbatch.job import EngineOptions
-from vlmbatch.serve.server import Serving
+from vlmbatch.serve.server import Server
 from vlmbatch.serve.settings import ServeJob
 
 WAIT = 60
@@ -30,12 +30,12 @@ class LiveServer:
 
     Attributes:
         url: Its URL.
-        serving: What runs it.
+        server: The server.
         client: An HTTP client of it.
     """
 
-    def __init__(self, serving: Serving) -> None:
-        self.serving, self.url = serving, serving.url
+    def __init__(self, server: Server) -> None:
+        self.server, self.url = server, server.url
         self.client = httpx2.Client(base_url=self.url, timeout=WAIT)
         self.thread = threading.Thread(target=self._run)
         self.error: BaseException | None = None
@@ -43,7 +43,7 @@ class LiveServer:
 
     def _run(self) -> None:
         try:
-            self.serving.run()
+            self.server.run()
         except BaseException as error:
             self.error = error
 
@@ -67,7 +67,7 @@ class LiveServer:
         return self.client.post("/v1/chat/completions", content=body)
 
     def end(self) -> None:
-        self.serving.stop()
+        self.server.stop()
         self.thread.join(WAIT)
         assert not self.thread.is_alive()
         self.client.close()
@@ -96,7 +96,7 @@ def png(size: int = 16, seed: int = 0) -> bytes:
 def live(engine: Engine, **options: Any) -> Iterator[LiveServer]:
     """A server on a free port, ready to answer."""
     job = ServeJob(**{"port": 0, "drain": 5.0, **options})
-    server = LiveServer(Serving(job, engine))
+    server = LiveServer(Server(job, engine))
     try:
         server.wait_until_ready()
         yield server

@@ -15,7 +15,7 @@ import pytest
 from tests.serve.conftest import WAIT, Gate, LiveServer, image_part, live, png, request
 from vlmbatch.engine.scripted import ScriptedEngine
 from vlmbatch.errors import JobError
-from vlmbatch.serve.server import AddressError, Serving
+from vlmbatch.serve.server import AddressError, Server
 from vlmbatch.serve.settings import ServeJob
 
 TEXT = {"type": "text", "text": "What?"}
@@ -268,7 +268,7 @@ def test_a_draining_server_takes_no_more_and_finishes_what_it_has(gate: Gate) ->
         thread = threading.Thread(target=lambda: found.append(server.chat("last")))
         thread.start()
         assert gate.begun.wait(WAIT)
-        server.serving.stop()
+        server.server.stop()
         health = server.wait_for("/health", lambda answer: answer.status_code == 503)
         assert health.json() == {"status": "draining"}
         late = server.chat("late")
@@ -293,7 +293,7 @@ def test_after_the_time_to_drain_what_is_left_is_told(gate: Gate) -> None:
         server.wait_for(
             "/", lambda answer: answer.json()["running"] + answer.json()["waiting"] == 2
         )
-        server.serving.stop()
+        server.server.stop()
         for thread in asking:
             thread.join(WAIT)
         gate.go.set()
@@ -321,7 +321,7 @@ def test_while_the_model_is_loaded_the_server_says_so(
 
     plan = EnginePlan("scripted", "script", "", open_slowly)
     monkeypatch.setattr("vlmbatch.serve.server.plan_engine", lambda options: plan)
-    server = LiveServer(Serving(ServeJob(port=0)))
+    server = LiveServer(Server(ServeJob(port=0)))
     try:
         health = server.wait_for("/health", lambda found: True)
         assert (health.status_code, health.json()) == (503, {"status": "loading"})
@@ -391,10 +391,10 @@ def test_another_address_needs_a_key(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("NO_KEY_HERE", raising=False)
     job = ServeJob(host="0.0.0.0", port=0, api_key_env="NO_KEY_HERE")
     with pytest.raises(JobError, match="NO_KEY_HERE: the variable is not set"):
-        Serving(job, ScriptedEngine())
+        Server(job, ScriptedEngine())
 
 
 def test_an_address_that_is_taken_is_named(scripted: LiveServer) -> None:
     port = int(scripted.url.rpartition(":")[2])
     with pytest.raises(AddressError, match=f"port {port}: Address already in use"):
-        Serving(ServeJob(port=port), ScriptedEngine())
+        Server(ServeJob(port=port), ScriptedEngine())

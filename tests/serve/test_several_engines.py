@@ -11,7 +11,7 @@ from tests.serve.conftest import LiveServer, request
 from tests.serve.test_batch import line, texts, write
 from vlmbatch.errors import OtherSettingsError, OutOfMemoryError
 from vlmbatch.serve.batch.run import Batch
-from vlmbatch.serve.server import Serving
+from vlmbatch.serve.server import Server
 from vlmbatch.serve.settings import BatchJob, ServeJob
 
 pytest.importorskip("onnxruntime")
@@ -22,7 +22,7 @@ def test_a_server_answers_with_the_next_engine(
 ) -> None:
     model = str(broken_graphs)
     server = LiveServer(
-        Serving(ServeJob(port=0, drain=5.0, model=model, engine="onnx,torch", device="cpu"))
+        Server(ServeJob(port=0, drain=5.0, model=model, engine="onnx,torch", device="cpu"))
     )
     try:
         server.wait_until_ready()

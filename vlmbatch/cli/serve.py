@@ -49,10 +49,10 @@ def serve(job: ServeJob, *, dry_run: bool, verbose: int, quiet: bool) -> None:
         return
     require()
     from vlmbatch.cli.execute import say_error
-    from vlmbatch.serve.server import Serving
+    from vlmbatch.serve.server import Server
 
     try:
-        Serving(with_user_folders(job)).run()
+        Server(with_user_folders(job)).run()
     except VlmbatchError as error:
         say_error(job, error)
         raise click.exceptions.Exit(error.exit_code) from error

@@ -22,15 +22,15 @@ from vlmbatch.errors import EngineError
 from vlmbatch.serve.answers import ReplyMaker, model_of, to_json
 from vlmbatch.serve.body import read_body
 from vlmbatch.serve.dispatcher import QueueFullError
-from vlmbatch.serve.entrance import Entrance, Served, path_label
 from vlmbatch.serve.errors import ApiError, api_error, draining, loading
 from vlmbatch.serve.guard import Guard
 from vlmbatch.serve.metrics import CONTENT_TYPE, Metrics
+from vlmbatch.serve.middleware import RequestLog, RequestMiddleware, path_label
 from vlmbatch.serve.openapi import describe_api
 from vlmbatch.serve.protocol import ChatRequest, read_json
 from vlmbatch.serve.service import ChatService
 from vlmbatch.serve.settings import ServeJob
-from vlmbatch.serve.streaming import AnswerStream, LoopMail, StreamReply
+from vlmbatch.serve.streaming import AnswerStream, LoopCalls, StreamReply
 from vlmbatch.serve.ticket import Ticket
 
 logger = logging.getLogger(__name__)
@@ -39,7 +39,7 @@ SMALL_BODY = 1 << 16
 """Bodies up to this size are parsed at once, larger ones on another thread."""
 
 
-class Server:
+class Application:
     """The state behind the routes.
 
     Attributes:
@@ -60,16 +60,16 @@ class Server:
         self.service: ChatService | None = None
         self.is_draining = False
         self._reading = 0
-        self._mail: LoopMail | None = None
+        self._calls: LoopCalls | None = None
         self._parsers = concurrent.futures.ThreadPoolExecutor(2, "parse")
-        self.app = self._make_app(Guard(options))
+        self.asgi = self._make_asgi(Guard(options))
 
     def open(self, service: ChatService) -> None:
         """Begin to answer."""
         self.metrics.watch(service)
         self.service = service
 
-    def _make_app(self, guard: Guard) -> ASGIApp:
+    def _make_asgi(self, guard: Guard) -> ASGIApp:
         routes = [
             Route("/", self.status),
             Route("/health", self.health),
@@ -86,7 +86,7 @@ class Server:
                 HTTPException: _http_error,
             },
         )
-        return Entrance(app, guard, self.metrics, path_label(routes))
+        return RequestMiddleware(app, guard, self.metrics, path_label(routes))
 
     @property
     def state(self) -> str:
@@ -149,7 +149,7 @@ class Server:
             del body
         finally:
             self._reading -= 1
-        Served.of(request.scope).note_prompt(chat)
+        RequestLog.of(request.scope).note_prompt(chat)
         gone = asyncio.create_task(_client_gone(request))
         is_streaming = False
         try:
@@ -194,8 +194,8 @@ class Server:
         request: Request,
     ) -> Response:
         """Answer in pieces, once the request is prepared: what is wrong with it is a 400."""
-        self._mail = self._mail or LoopMail(asyncio.get_running_loop())
-        stream = AnswerStream(self._mail, len(chat.questions))
+        self._calls = self._calls or LoopCalls(asyncio.get_running_loop())
+        stream = AnswerStream(self._calls, len(chat.questions))
         ticket = self._submit(service, chat, stream)
         if await self._wait(ticket.ready, ticket, gone, begun) is None:
             return Response(status_code=499)
@@ -255,7 +255,7 @@ class Server:
 
     def _note(self, request: Request, completions: list[Completion], seconds: float) -> None:
         self.metrics.observe(completions, seconds)
-        Served.of(request.scope).note_answer(completions)
+        RequestLog.of(request.scope).note_answer(completions)
 
     def _running(self) -> ChatService:
         """Return the service.

@@ -14,7 +14,7 @@ import uvicorn
 
 from vlmbatch.engine import Engine, EnginePlan, plan_engine
 from vlmbatch.errors import EngineError, VlmbatchError, one_line
-from vlmbatch.serve.app import Server
+from vlmbatch.serve.app import Application
 from vlmbatch.serve.service import ChatService
 from vlmbatch.serve.settings import ServeJob
 
@@ -47,7 +47,7 @@ class HttpServer(uvicorn.Server):
         self._drain()
 
 
-class Serving:
+class Server:
     """A server from its first to its last moment."""
 
     def __init__(self, options: ServeJob, engine: Engine | None = None) -> None:
@@ -64,14 +64,14 @@ class Serving:
         """
         self._options = options
         self._plan = EnginePlan.of(engine) if engine else plan_engine(options)
-        self._server = Server(options)
+        self._app = Application(options)
         self._failure: BaseException | None = None
         self._is_ending = threading.Event()
         self.socket = listen(options.host, options.port)
         host, port = self.socket.getsockname()[:2]
         self.url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
         config = uvicorn.Config(
-            self._server.app,
+            self._app.asgi,
             log_config=None,
             access_log=False,
             timeout_keep_alive=KEEP_ALIVE_SECONDS,
@@ -118,7 +118,7 @@ class Serving:
             self._failure = error
             self.stop()
             return
-        self._server.open(service)
+        self._app.open(service)
         engine = service.engine
         report.info("ready: %s on %s, %s", engine.model, engine.device, engine.dtype)
         while not self._is_ending.is_set():
@@ -131,8 +131,8 @@ class Serving:
     def _end(self) -> None:
         """Drain once told to, then end the HTTP server."""
         self._is_ending.wait()
-        self._server.is_draining = True
-        service = self._server.service
+        self._app.is_draining = True
+        service = self._app.service
         if service is not None:
             waiting = service.dispatcher.num_waiting + service.dispatcher.num_running
             if waiting and self._failure is None:

@@ -21,7 +21,7 @@ KEEP_ALIVE = b": keep-alive\n\n"
 """A comment, which clients pass over."""
 
 
-class LoopMail:
+class LoopCalls:
     """Calls from other threads to an event loop. Calls that come together wake the loop once: a
     wake-up for every token of every stream would hold up the engine's thread.
     """
@@ -54,21 +54,21 @@ class AnswerStream:
         is_over: Whether the pieces that were got are all.
     """
 
-    def __init__(self, mail: LoopMail, count: int) -> None:
+    def __init__(self, calls: LoopCalls, count: int) -> None:
         """Expect the pieces of ``count`` answers."""
         self.count = count
         self.is_over = False
-        self._mail = mail
+        self._calls = calls
         self._pieces: list[tuple[int, str] | None] = []
         self._is_filled = asyncio.Event()
 
     def put(self, number: int, text: str) -> None:
         """Add a piece of an answer; on any thread."""
-        self._mail.send(functools.partial(self._add, (number, text)))
+        self._calls.send(functools.partial(self._add, (number, text)))
 
     def end(self) -> None:
         """State that no more pieces come; on any thread."""
-        self._mail.send(functools.partial(self._add, None))
+        self._calls.send(functools.partial(self._add, None))
 
     async def get(self, seconds: float) -> list[tuple[int, str]]:
         """Wait for pieces, and return all that are there.

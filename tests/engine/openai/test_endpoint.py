@@ -30,15 +30,15 @@ from tests.engine.openai.server import (
 )
 from vlmbatch.core import Completion, Conversation, Part, Pixels, Question, Turn
 from vlmbatch.engine import RequestQueue, open_engine, plan_engine
-from vlmbatch.engine.openai.asking import Patience
 from vlmbatch.engine.openai.client import EndpointClient
 from vlmbatch.engine.openai.engine import EndpointEngine
 from vlmbatch.engine.openai.messages import Messages
 from vlmbatch.engine.openai.opening import CLIP, PICTURE
+from vlmbatch.engine.openai.retries import RetryLimits
 from vlmbatch.errors import EngineError, GenerateError, JobError, ModelLoadError, PrepareError
 from vlmbatch.job import EngineOptions, Job
 
-QUICK = Patience(
+QUICK = RetryLimits(
     first_seconds=0.001, longest_seconds=0.01, gone_seconds=0.2, busy_seconds=0.3, failures=5
 )
 MESSAGES = Messages(PICTURE, CLIP)
@@ -50,11 +50,11 @@ def engine_for(
     timeout: float = 30,
     key: str | None = None,
     messages: Messages = MESSAGES,
-    patience: Patience = QUICK,
+    limits: RetryLimits = QUICK,
 ) -> EndpointEngine:
     connect = functools.partial(EndpointClient, url, key, connections=in_flight, timeout=timeout)
     return EndpointEngine(
-        connect, messages, model="m", endpoint=url, in_flight=in_flight, patience=patience
+        connect, messages, model="m", endpoint=url, in_flight=in_flight, limits=limits
     )
 
 
@@ -171,7 +171,7 @@ def test_a_storm_of_429_ends_the_run_when_it_never_ends() -> None:
 
 def test_a_storm_of_429_passes_and_all_are_answered() -> None:
     with serving(*[says(429, retry_after="0.01")] * 30) as server:
-        engine = engine_for(server.url, patience=dataclasses.replace(QUICK, busy_seconds=60))
+        engine = engine_for(server.url, limits=dataclasses.replace(QUICK, busy_seconds=60))
         found = ask(engine, *(f"What {number}?" for number in range(12)))
     assert [done.text for done in found] == ["yes"] * 12
 

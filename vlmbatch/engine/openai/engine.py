@@ -1,6 +1,6 @@
 """The engine: one event loop on a thread of its own, and a task for each request at the endpoint.
 
-queue -> tasks (at most ``in_flight``) -> gate (fewer while the endpoint is busy) -> results
+queue -> tasks, at most ``in_flight`` -> ``ConcurrencyLimit``, lower while it is busy -> results
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from vlmbatch.core import Completion, Conversation, Question, Request
 from vlmbatch.engine.base import EngineStats
 from vlmbatch.engine.busy import BusyShares
 from vlmbatch.engine.openai.answer import Answer
-from vlmbatch.engine.openai.asking import PATIENCE, Asker, Patience
 from vlmbatch.engine.openai.client import EndpointClient
+from vlmbatch.engine.openai.concurrency import ConcurrencyLimit
 from vlmbatch.engine.openai.dialect import Dialect
-from vlmbatch.engine.openai.gate import Gate
 from vlmbatch.engine.openai.messages import Messages
+from vlmbatch.engine.openai.retries import RETRY_LIMITS, RetryingClient, RetryLimits
 from vlmbatch.engine.options import check_questions
 from vlmbatch.engine.queue import RequestQueue
 from vlmbatch.errors import EngineError, ItemError, PrepareError
@@ -49,7 +49,7 @@ class EndpointEngine:
         model: str,
         endpoint: str,
         in_flight: int,
-        patience: Patience = PATIENCE,
+        limits: RetryLimits = RETRY_LIMITS,
     ) -> None:
         """Set up; connect to nothing.
 
@@ -59,12 +59,12 @@ class EndpointEngine:
             model: Name of the model.
             endpoint: The endpoint's URL, as records state it in ``device``.
             in_flight: Most requests at a time.
-            patience: How long the endpoint is waited for.
+            limits: How long the endpoint is waited for.
         """
         self.model, self.device = model, endpoint
         self.stats = EngineStats()
         self._connect, self._messages = connect, messages
-        self._in_flight, self._patience = in_flight, patience
+        self._in_flight, self._limits = in_flight, limits
         self._dialect = Dialect()
         self._shares = BusyShares(self.stats)
         self._is_closed = False
@@ -124,9 +124,9 @@ class EndpointEngine:
         a slow endpoint.
         """
         loop = asyncio.get_running_loop()
-        gate = Gate(self._in_flight)
+        concurrency = ConcurrencyLimit(self._in_flight)
         client = self._connect()
-        asker = Asker(client, gate, self.model, self._dialect, self._patience)
+        retrying = RetryingClient(client, concurrency, self.model, self._dialect, self._limits)
         open_tasks: set[asyncio.Task[None]] = set()
         try:
             while goes_on() and not (source.ended and not open_tasks):
@@ -138,7 +138,7 @@ class EndpointEngine:
                         open_tasks, timeout=LOOK_SECONDS, return_when=asyncio.FIRST_COMPLETED
                     )
                 if request is not None:
-                    coroutine = self._answer_request(request, asker, results, goes_on)
+                    coroutine = self._answer_request(request, retrying, results, goes_on)
                     open_tasks.add(loop.create_task(coroutine))
                 for task in [task for task in open_tasks if task.done()]:
                     open_tasks.remove(task)
@@ -150,7 +150,11 @@ class EndpointEngine:
             await client.close()
 
     async def _answer_request(
-        self, request: Request, asker: Asker, results: Results, goes_on: Callable[[], bool]
+        self,
+        request: Request,
+        retrying: RetryingClient,
+        results: Results,
+        goes_on: Callable[[], bool],
     ) -> None:
         """Ask the questions of a request."""
         wait = max(0.0, time.perf_counter() - request.queued_at)
@@ -159,7 +163,7 @@ class EndpointEngine:
             key = object()
             self._shares.begin(key)
             try:
-                done = await self._answer(answer, asker, goes_on)
+                done = await self._answer(answer, retrying, goes_on)
             finally:
                 share = self._shares.end(key)
             done.timing = answer.timing(wait, share)
@@ -169,7 +173,7 @@ class EndpointEngine:
             results.put(done)
 
     async def _answer(
-        self, answer: Answer, asker: Asker, goes_on: Callable[[], bool]
+        self, answer: Answer, retrying: RetryingClient, goes_on: Callable[[], bool]
     ) -> Completion:
         """Ask one question, unless it is cancelled, or the run stops.
 
@@ -181,7 +185,7 @@ class EndpointEngine:
             return goes_on() and not answer.request.is_cancelled(answer.number)
 
         try:
-            if await _while_wanted(asker.ask(answer), is_wanted):
+            if await _while_wanted(retrying.ask(answer), is_wanted):
                 return answer.completion()
         except ItemError as error:
             return Completion(

@@ -12,10 +12,10 @@ from pathlib import Path
 
 from vlmbatch.checkpoint import DEMO, Checkpoint, find_checkpoint
 from vlmbatch.engine.base import EnginePlan
-from vlmbatch.engine.openai.asking import ADVICE
 from vlmbatch.engine.openai.client import EndpointClient, Interrupted, Refused, Unreachable
 from vlmbatch.engine.openai.engine import MAX_TEMPERATURE, EndpointEngine
 from vlmbatch.engine.openai.messages import Messages
+from vlmbatch.engine.openai.retries import ADVICE
 from vlmbatch.errors import JobError, MissingDependencyError, ModelLoadError
 from vlmbatch.hub import cached_folder
 from vlmbatch.job import EngineOptions

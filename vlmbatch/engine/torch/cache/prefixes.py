@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Hashable, Sequence
 
 from vlmbatch.engine.torch.cache.pool import Extent, Pool
-from vlmbatch.engine.torch.cache.word_tree import Words, WordTree
+from vlmbatch.engine.torch.cache.radix_tree import RadixTree, Words
 
 MIN_TOKENS = 16
 """Fewest tokens that are worth continuing: less is computed as fast as it is looked up."""
@@ -89,7 +89,7 @@ class KeptPrefixes:
             max_bytes: Gives the most memory that their extents may take.
         """
         self._pool, self._max_bytes = pool, max_bytes
-        self._by_words: WordTree[KeptPrefix] = WordTree()
+        self._by_words: RadixTree[KeptPrefix] = RadixTree()
         self._by_use: collections.OrderedDict[int, KeptPrefix] = collections.OrderedDict()
         self.bytes = 0
 

@@ -33,7 +33,7 @@ _ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _SHOWN = 200
 
 
-class Served:
+class RequestLog:
     """Notes about a request for its line in the log.
 
     Attributes:
@@ -54,9 +54,9 @@ class Served:
         }
 
     @staticmethod
-    def of(scope: MutableMapping[str, Any]) -> Served:
+    def of(scope: MutableMapping[str, Any]) -> RequestLog:
         """Return the notes about a request."""
-        found: Served = scope["vlmbatch"]
+        found: RequestLog = scope["vlmbatch"]
         return found
 
     def note_prompt(self, chat: ChatRequest) -> None:
@@ -98,7 +98,7 @@ class Served:
         )
 
 
-class Entrance:
+class RequestMiddleware:
     """See the module."""
 
     def __init__(
@@ -120,19 +120,19 @@ class Entrance:
             await self._app(scope, receive, send)
             return
         begun = time.perf_counter()
-        served = scope["vlmbatch"] = Served(scope)
+        log = scope["vlmbatch"] = RequestLog(scope)
         status = 499
 
         async def send_noted(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                MutableHeaders(scope=message)["x-request-id"] = served.id
+                MutableHeaders(scope=message)["x-request-id"] = log.id
             await send(message)
 
         try:
             try:
-                self._guard.check(scope["path"], served.headers)
+                self._guard.check(scope["path"], log.headers)
                 await self._app(scope, receive, send_noted)
             except ApiError as error:
                 await _send_error(error, send_noted)
@@ -143,7 +143,7 @@ class Entrance:
                 await _send_error(api_error(error), send_noted)
         finally:
             self._metrics.count(self._label(scope), status)
-            served.log(status, time.perf_counter() - begun)
+            log.log(status, time.perf_counter() - begun)
 
 
 async def _send_error(error: ApiError, send: Send) -> None:

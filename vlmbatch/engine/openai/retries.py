@@ -1,4 +1,4 @@
-"""Ask until there is an answer: which failures are tried again, how long, and which end the run."""
+"""Retries: failures that are tried again, for how long, and failures that end the run."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import time
 
 from vlmbatch.engine.openai.answer import Answer, NoLongerWanted
 from vlmbatch.engine.openai.client import EndpointClient, Interrupted, Refused, Unreachable
+from vlmbatch.engine.openai.concurrency import ConcurrencyLimit
 from vlmbatch.engine.openai.dialect import Dialect
-from vlmbatch.engine.openai.gate import Gate
 from vlmbatch.errors import EngineError, GenerateError
 
 logger = logging.getLogger(__name__)
@@ -28,8 +28,8 @@ ADVICE = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Patience:
-    """Limits of waiting for the endpoint.
+class RetryLimits:
+    """Limits of retries and of waiting for the endpoint.
 
     Attributes:
         first_seconds: First wait between two tries; each further one is twice as long.
@@ -58,15 +58,15 @@ class Patience:
         return max(own * random.uniform(0.75, 1.0), min(asked or 0.0, self.busy_seconds))
 
 
-PATIENCE = Patience()
+RETRY_LIMITS = RetryLimits()
 
 
-class Breaker:
+class CircuitBreaker:
     """Ends the run when the endpoint is gone."""
 
-    def __init__(self, patience: Patience) -> None:
+    def __init__(self, limits: RetryLimits) -> None:
         """Take the limits."""
-        self._patience = patience
+        self._limits = limits
         self._since: dict[str, float] = {}
         self._failures = 0
 
@@ -85,7 +85,7 @@ class Breaker:
         Raises:
             EngineError: There has been none for too long.
         """
-        self._check("gone", self._patience.gone_seconds, f"the endpoint is gone: {error}")
+        self._check("gone", self._limits.gone_seconds, f"the endpoint is gone: {error}")
 
     def busy(self, error: Exception) -> None:
         """Note that it is busy.
@@ -93,7 +93,7 @@ class Breaker:
         Raises:
             EngineError: It has been for too long.
         """
-        self._check("busy", self._patience.busy_seconds, str(error))
+        self._check("busy", self._limits.busy_seconds, str(error))
 
     def failed(self, error: Exception) -> None:
         """Note a question that could not be answered.
@@ -102,7 +102,7 @@ class Breaker:
             EngineError: So it was with all of the last ones.
         """
         self._failures += 1
-        if self._failures >= self._patience.failures:
+        if self._failures >= self._limits.failures:
             raise EngineError(
                 f"the last {self._failures} questions all failed: {error}; run the same command "
                 "again to go on"
@@ -114,24 +114,29 @@ class Breaker:
             raise EngineError(f"{reason}, for {seconds:.0f} s; run the same command again to go on")
 
 
-class Asker:
-    """Asks one endpoint. Used inside one event loop."""
+class RetryingClient:
+    """Asks one endpoint until it has answered. Used inside one event loop."""
 
     def __init__(
-        self, client: EndpointClient, gate: Gate, model: str, dialect: Dialect, patience: Patience
+        self,
+        client: EndpointClient,
+        concurrency: ConcurrencyLimit,
+        model: str,
+        dialect: Dialect,
+        limits: RetryLimits,
     ) -> None:
         """Take what asking needs.
 
         Args:
             client: Sends a request.
-            gate: Bounds the requests at a time.
+            concurrency: Limits the requests in flight.
             model: Name of the model.
             dialect: What the endpoint takes; it learns.
-            patience: Limits of trying again.
+            limits: Limits of trying again.
         """
-        self._client, self._gate, self._model = client, gate, model
-        self._dialect, self._patience = dialect, patience
-        self._breaker = Breaker(patience)
+        self._client, self._concurrency, self._model = client, concurrency, model
+        self._dialect, self._limits = dialect, limits
+        self._breaker = CircuitBreaker(limits)
 
     async def ask(self, answer: Answer) -> None:
         """Ask until the answer is whole, or no longer wanted.
@@ -163,11 +168,11 @@ class Asker:
             except Refused as error:
                 problem, asked_seconds = error, error.retry_after
                 is_busy = error.status in BUSY
-                if not is_busy and tries + 1 >= self._patience.tries:
+                if not is_busy and tries + 1 >= self._limits.tries:
                     self._breaker.failed(error)
                     raise GenerateError(f"{error}; asked {tries + 1} times") from error
             tries += 1
-            seconds = self._patience.wait_seconds(tries, asked_seconds)
+            seconds = self._limits.wait_seconds(tries, asked_seconds)
             logger.info("%s; trying again in %.1f s", problem, seconds)
             await asyncio.sleep(seconds)
 
@@ -181,7 +186,7 @@ class Asker:
             EngineError: Nothing can.
         """
         loop = asyncio.get_running_loop()
-        async with self._gate.place():
+        async with self._concurrency.slot():
             begun = loop.time()
             answer.begin()
             body = answer.body(self._model, self._dialect)
@@ -195,14 +200,14 @@ class Asker:
                 self._breaker.answered()
                 raise
             except Unreachable:
-                self._gate.narrow(begun)
+                self._concurrency.halve(begun)
                 raise
             except Refused as error:
                 if self._dialect.learn(error, body):
                     return False
                 self._judge(error, begun)
                 raise
-            self._gate.widen()
+            self._concurrency.grow()
             self._breaker.answered()
             return True
 
@@ -215,9 +220,9 @@ class Asker:
         """
         self._breaker.connected()
         if error.status in BUSY:
-            self._gate.narrow(begun)
+            self._concurrency.halve(begun)
             if error.retry_after is not None:
-                self._gate.pause(min(error.retry_after, self._patience.busy_seconds))
+                self._concurrency.pause(min(error.retry_after, self._limits.busy_seconds))
             self._breaker.busy(error)
         elif error.status in ENDING:
             raise EngineError(f"{error}: {ADVICE[error.status]}") from error

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vlmbatch.engine.torch.cache.word_tree import Words, WordTree
+from vlmbatch.engine.torch.cache.radix_tree import RadixTree, Words
 
 WORDS = st.lists(st.sampled_from([0, 1, b"tile"]), min_size=1, max_size=7).map(tuple)
 
@@ -20,7 +20,7 @@ def equal(one: Words, other: Words) -> int:
 def test_the_tree_finds_what_a_search_through_all_finds(
     added: list[Words], data: st.DataObject, asked: Words
 ) -> None:
-    tree: WordTree[int] = WordTree()
+    tree: RadixTree[int] = RadixTree()
     left = dict(enumerate(added))
     for number, words in left.items():
         tree.add(words, number)
@@ -38,7 +38,7 @@ def test_the_tree_finds_what_a_search_through_all_finds(
 
 
 def test_nothing_stays_of_what_was_removed() -> None:
-    tree: WordTree[str] = WordTree()
+    tree: RadixTree[str] = RadixTree()
     for words in ((1, 2, 3), (1, 2, 4), (1,), (1, 2, 3)):
         tree.add(words, "it")
     for words in ((1,), (1, 2, 3), (1, 2, 4), (1, 2, 3)):

@@ -1,4 +1,4 @@
-"""A limit of the requests at the endpoint at a time."""
+"""A limit for the number of requests in flight."""
 
 from __future__ import annotations
 
@@ -7,58 +7,58 @@ import contextlib
 from collections.abc import AsyncIterator
 
 
-class Gate:
-    """Lets so many requests through at a time: fewer when the endpoint is busy, and slowly more
-    again. Used inside one event loop.
+class ConcurrencyLimit:
+    """Limits the number of requests in flight: half as many when the endpoint is busy, and slowly
+    more again (additive increase, multiplicative decrease). Used inside one event loop.
 
     Attributes:
-        limit: The present number; it grows by one once that many requests were answered.
+        limit: The present limit; it grows by one once that many requests were answered.
     """
 
     def __init__(self, most: int) -> None:
         """Allow ``most`` at a time."""
         self._most, self.limit = most, float(most)
-        self._inside = 0
-        self._narrowed_at = self._opens_at = float("-inf")
+        self._in_flight = 0
+        self._halved_at = self._opens_at = float("-inf")
         self._waiting: list[asyncio.Future[None]] = []
 
     @contextlib.asynccontextmanager
-    async def place(self) -> AsyncIterator[None]:
-        """Wait for a place, and hold it."""
+    async def slot(self) -> AsyncIterator[None]:
+        """Wait for a slot, and hold it."""
         loop = asyncio.get_running_loop()
         while True:
             if (left := self._opens_at - loop.time()) > 0:
                 await asyncio.sleep(left)
-            elif self._inside >= int(self.limit):
+            elif self._in_flight >= int(self.limit):
                 turn: asyncio.Future[None] = loop.create_future()
                 self._waiting.append(turn)
                 await turn
             else:
                 break
-        self._inside += 1
+        self._in_flight += 1
         try:
             yield
         finally:
-            self._inside -= 1
+            self._in_flight -= 1
             self._wake()
 
-    def narrow(self, since: float) -> None:
-        """Halve the number: the endpoint is busy.
+    def halve(self, since: float) -> None:
+        """Halve the limit: the endpoint is busy.
 
         Args:
             since: Time of the loop when the request was sent. Requests that were sent before the
                 last halving do not halve again.
         """
-        if since >= self._narrowed_at:
-            self._narrowed_at = asyncio.get_running_loop().time()
+        if since >= self._halved_at:
+            self._halved_at = asyncio.get_running_loop().time()
             self.limit = max(1.0, int(self.limit) / 2)
 
     def pause(self, seconds: float) -> None:
-        """Let no more through for a time."""
+        """Start no more requests for a time."""
         self._opens_at = max(self._opens_at, asyncio.get_running_loop().time() + seconds)
 
-    def widen(self) -> None:
-        """Raise the number a little: a request was answered."""
+    def grow(self) -> None:
+        """Raise the limit a little: a request was answered."""
         self.limit = min(self._most, self.limit + 1 / self.limit)
         self._wake()
 

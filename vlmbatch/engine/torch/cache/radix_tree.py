@@ -27,7 +27,7 @@ class _Node(Generic[T]):
     below: dict[Hashable, _Node[T]] = dataclasses.field(default_factory=dict)
 
 
-class WordTree(Generic[T]):
+class RadixTree(Generic[T]):
     """Values by sequences of words. Words that sequences begin with alike are stored once."""
 
     def __init__(self) -> None:
