@@ -11,6 +11,11 @@ from vlmbatch.job.option import check_at_least, option
 from vlmbatch.values import parse_size
 
 
+def usual_cache_root() -> Path:
+    """Return the platform's folder for the caches of a user's programs."""
+    return Path.home() / ("Library/Caches" if sys.platform == "darwin" else ".cache")
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ResourceOptions:
     """Limits of memory and threads. See the help text of each field."""
@@ -56,8 +61,7 @@ class ResourceOptions:
         """``cache_dir``, or the platform's usual one."""
         if self.cache_dir is not None:
             return Path(self.cache_dir)
-        usual = "Library/Caches" if sys.platform == "darwin" else ".cache"
-        return Path.home() / usual / "vlmbatch"
+        return usual_cache_root() / "vlmbatch"
 
     @property
     def max_memory_bytes(self) -> int | None:

@@ -75,7 +75,7 @@ class VideoOptions:
     )
     window: float | None = option(
         None,
-        "Length of a window with --per window. [default: 30]",
+        f"Length of a window with --per window. [default: {DEFAULT_WINDOW_SECONDS:g}]",
         metavar="SECONDS",
         group="Video",
     )

@@ -10,7 +10,6 @@ from typing import IO, Any, BinaryIO, NoReturn, Protocol
 
 from vlmbatch.core import Item, Pixels
 from vlmbatch.errors import DecodeError, ItemError, ReadError
-from vlmbatch.errors import one_line as one_line
 
 WHOLE_BYTES = 64 << 20
 """Size up to which the digest of a file is that of all its bytes."""

@@ -7,9 +7,8 @@ import sys
 from collections.abc import Iterator
 from typing import BinaryIO
 
-from vlmbatch.errors import JobError, MissingDependencyError, VlmbatchError
+from vlmbatch.errors import JobError, MissingDependencyError, VlmbatchError, one_line
 from vlmbatch.job import Kind
-from vlmbatch.read.base import one_line
 from vlmbatch.read.bundles.kinds import bundle_kind
 from vlmbatch.read.extras import missing_for
 from vlmbatch.read.fetch.remote import Web
@@ -58,15 +57,15 @@ class GivenInput:
             raise
         except Exception as exc:  # a store's own errors, too
             what = "cannot look at" if is_url(text) else "cannot list the folder"
-            shown = printable(without_credentials(self._root))
-            raise JobError(f"{what} {shown}: {one_line(exc)}") from exc
+            place = printable(without_credentials(self._root))
+            raise JobError(f"{what} {place}: {one_line(exc)}") from exc
 
     def _look(self) -> None:
         """Find out what it is."""
-        text, shown = self.text, printable(without_credentials(self.text))
+        text, name = self.text, printable(without_credentials(self.text))
         kind = self._place.kind_of(text)
         if kind is None and not is_glob(text):
-            raise JobError(f"no such file or folder: {shown}")
+            raise JobError(f"no such file or folder: {name}")
         self.kind = kind or "glob"
         if kind == "file":
             self._check_file()
@@ -77,10 +76,10 @@ class GivenInput:
             self.glob = Glob.parse(text)
             self._root = self.glob.root
             if is_url(text) and not is_url(self._root):
-                raise JobError(f"a bucket cannot be a pattern: {shown}")
+                raise JobError(f"a bucket cannot be a pattern: {name}")
             self._begun = Begun(self._walked)
             if self._begun.is_empty and not self._allow_empty:
-                raise JobError(f"no file matches {shown}")
+                raise JobError(f"no file matches {name}")
         if is_url(text):
             self.name = url_name(text) if kind == "folder" else url_host(text)
         else:

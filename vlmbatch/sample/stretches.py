@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from vlmbatch.job import Per
+from vlmbatch.job.video import DEFAULT_WINDOW_SECONDS
 from vlmbatch.sample.base import TOLERANCE_SECONDS, Stretch, Video, Way
 from vlmbatch.sample.on_screen import listed, on_screen, rounding_seconds
 from vlmbatch.sample.similar import SimilarFrames
@@ -38,7 +39,7 @@ class StretchSampler:
     per: Per = "frame"
     start_seconds: float = 0.0
     end_seconds: float = math.inf
-    window_seconds: float = 30.0
+    window_seconds: float = DEFAULT_WINDOW_SECONDS
     skip_similar: float | None = None
     needs_pixels: bool = False
 

@@ -9,9 +9,9 @@ import os
 import urllib.parse
 from collections.abc import Iterator, Mapping
 
-from vlmbatch.errors import JobError, ReadError
+from vlmbatch.errors import JobError, ReadError, one_line
 from vlmbatch.job import InputOptions, QuestionOptions
-from vlmbatch.read.base import Counts, one_line
+from vlmbatch.read.base import Counts
 from vlmbatch.read.bundles.cells import cell_of, first_named, held_bytes, id_text
 from vlmbatch.read.bundles.columns import carried, questions_of, with_columns
 from vlmbatch.read.bundles.table import Cells

@@ -6,8 +6,7 @@ import itertools
 from collections.abc import Collection, Sequence
 from typing import Any
 
-from vlmbatch.errors import JobError, ReadError
-from vlmbatch.read.base import one_line
+from vlmbatch.errors import JobError, ReadError, one_line
 from vlmbatch.read.bundles.table import Cells, Rows, Table
 
 BATCH_ROWS = 16

@@ -10,8 +10,7 @@ import itertools
 import os
 from collections.abc import Callable, Collection, Iterator
 
-from vlmbatch.errors import JobError, ReadError
-from vlmbatch.read.base import one_line
+from vlmbatch.errors import JobError, ReadError, one_line
 from vlmbatch.read.bundles.parquet import open_parquet
 from vlmbatch.read.bundles.table import ReadRows, Rows, Table
 from vlmbatch.read.files.kinds import printable, read_paths

@@ -13,8 +13,7 @@ import tarfile
 from collections.abc import Callable, Iterator
 from typing import IO, Any, BinaryIO
 
-from vlmbatch.errors import ReadError
-from vlmbatch.read.base import one_line
+from vlmbatch.errors import ReadError, one_line
 from vlmbatch.read.bundles.limits import (
     BUFFER_BYTES,
     COPY_BYTES,

@@ -7,8 +7,7 @@ import tarfile
 from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO, NamedTuple, Self
 
-from vlmbatch.errors import ReadError
-from vlmbatch.read.base import one_line
+from vlmbatch.errors import ReadError, one_line
 from vlmbatch.read.bundles.limits import COPY_BYTES, MAX_LINKS, link_target, plain_name
 from vlmbatch.read.files.kinds import printable
 from vlmbatch.read.files.source import Source

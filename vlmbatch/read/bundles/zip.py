@@ -6,8 +6,7 @@ import stat
 import zipfile
 from collections.abc import Iterator
 
-from vlmbatch.errors import ReadError
-from vlmbatch.read.base import one_line
+from vlmbatch.errors import ReadError, one_line
 from vlmbatch.read.bundles.limits import (
     COPY_BYTES,
     MAX_LINKS,

@@ -21,8 +21,8 @@ from typing import Any, BinaryIO
 import httpcore2
 import httpx2
 
-from vlmbatch.errors import ReadError
-from vlmbatch.read.base import check_file_size, copy_within, one_line
+from vlmbatch.errors import ReadError, one_line
+from vlmbatch.read.base import check_file_size, copy_within
 from vlmbatch.urls import without_credentials
 
 logger = logging.getLogger(__name__)

@@ -8,9 +8,9 @@ import functools
 from collections.abc import Iterable
 from typing import Any, BinaryIO, Literal
 
-from vlmbatch.errors import JobError, MissingDependencyError, ReadError
+from vlmbatch.errors import JobError, MissingDependencyError, ReadError, one_line
 from vlmbatch.filesystems import file_fingerprint, open_store
-from vlmbatch.read.base import check_file_size, copy_within, one_line
+from vlmbatch.read.base import check_file_size, copy_within
 from vlmbatch.read.files.walk import Entry, Glob, ListFolder, WalkedFile
 
 _CHUNK_BYTES = 1 << 20

@@ -15,8 +15,8 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import IO, Any, BinaryIO, NoReturn, Self
 
 from vlmbatch.core import Pixels
-from vlmbatch.errors import DecodeError, ItemError, ReadError
-from vlmbatch.read.base import check_file_size, content_digest, one_line
+from vlmbatch.errors import DecodeError, ItemError, ReadError, one_line
+from vlmbatch.read.base import check_file_size, content_digest
 from vlmbatch.read.files.temporary import TemporaryFile
 
 _NOTHING: Mapping[str, Any] = types.MappingProxyType({})

@@ -22,8 +22,7 @@ import weakref
 from collections.abc import Callable
 from typing import BinaryIO
 
-from vlmbatch.errors import ReadError
-from vlmbatch.read.base import one_line
+from vlmbatch.errors import ReadError, one_line
 
 logger = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from fnmatch import fnmatch
 from typing import Literal, NamedTuple
 
-from vlmbatch.read.base import one_line
+from vlmbatch.errors import one_line
 from vlmbatch.read.files.kinds import is_system_folder
 
 _WILDCARD = re.compile(r"[*?\[]")

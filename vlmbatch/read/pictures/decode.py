@@ -11,8 +11,8 @@ from typing import IO
 from PIL import GifImagePlugin, Image, UnidentifiedImageError
 
 from vlmbatch.core import Pixels
-from vlmbatch.errors import DecodeError, ItemError, ReadError
-from vlmbatch.read.base import check_size, one_line
+from vlmbatch.errors import DecodeError, ItemError, ReadError, one_line
+from vlmbatch.read.base import check_size
 from vlmbatch.read.extras import is_there
 from vlmbatch.read.files.source import DiskFile
 from vlmbatch.read.pictures.colours import decode_rgb

@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from vlmbatch.core import Pixels
-from vlmbatch.errors import DecodeError, ItemError
+from vlmbatch.errors import DecodeError, ItemError, one_line
 from vlmbatch.job import InputOptions
-from vlmbatch.read.base import Counts, failing_load, one_line
+from vlmbatch.read.base import Counts, failing_load
 from vlmbatch.read.files.page_choice import PDF_MARK, SINGLE, PageChoice, is_document
 from vlmbatch.read.files.source import DiskFile, Listed, Source
 from vlmbatch.read.pictures import pdf

@@ -11,8 +11,8 @@ from typing import IO, Any
 import numpy as np
 
 from vlmbatch.core import Pixels
-from vlmbatch.errors import DecodeError, ItemError, ReadError
-from vlmbatch.read.base import check_size, one_line
+from vlmbatch.errors import DecodeError, ItemError, ReadError, one_line
+from vlmbatch.read.base import check_size
 
 _POINTS_PER_INCH = 72
 _guard = threading.Lock()

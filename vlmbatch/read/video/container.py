@@ -6,9 +6,8 @@ from collections.abc import Callable, Iterator
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
-from vlmbatch.errors import DecodeError
+from vlmbatch.errors import DecodeError, one_line
 from vlmbatch.processor import processor_share
-from vlmbatch.read.base import one_line
 from vlmbatch.read.files.source import DiskFile
 from vlmbatch.read.video.restarts import Jumps, continued
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from fractions import Fraction
 from typing import TYPE_CHECKING
 
-from vlmbatch.read.base import one_line
+from vlmbatch.errors import one_line
 from vlmbatch.read.video.clock import Clock, Extent
 from vlmbatch.read.video.container import SAME_SECONDS, Demuxer, drops_exactly
 from vlmbatch.read.video.skipping import MarkedPacket, Sieve, Unsure, leave_out, mark

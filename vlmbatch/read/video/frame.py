@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 
 from vlmbatch.core import UInt8Array
-from vlmbatch.errors import DecodeError
-from vlmbatch.read.base import check_size, one_line
+from vlmbatch.errors import DecodeError, one_line
+from vlmbatch.read.base import check_size
 
 if TYPE_CHECKING:
     import av

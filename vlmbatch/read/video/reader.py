@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, BinaryIO
 
 from vlmbatch.core import Item, Pixels
-from vlmbatch.errors import DecodeError, ItemError, JobError
+from vlmbatch.errors import DecodeError, ItemError, JobError, one_line
 from vlmbatch.job import Job, VideoOptions
-from vlmbatch.read.base import Counts, one_line
+from vlmbatch.read.base import Counts
 from vlmbatch.read.files.source import DiskFile, Listed
 from vlmbatch.read.listing import Listing
 from vlmbatch.read.video.file import VideoFile

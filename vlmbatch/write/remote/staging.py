@@ -13,11 +13,11 @@ import json
 import logging
 import os
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
 from vlmbatch.errors import OutputError, one_line
+from vlmbatch.job.resources import usual_cache_root
 from vlmbatch.urls import url_name
 from vlmbatch.write.atomic import beside, reason, remove, replacing
 from vlmbatch.write.formats import find_format
@@ -38,8 +38,7 @@ def default_staging_root(cache: Path | None = None) -> Path:
     Args:
         cache: The user's folder for caches, where that is not the platform's usual one.
     """
-    usual = Path.home() / ("Library/Caches" if sys.platform == "darwin" else ".cache")
-    return (cache or usual) / "vlmbatch" / "outputs"
+    return (cache or usual_cache_root()) / "vlmbatch" / "outputs"
 
 
 @dataclasses.dataclass
