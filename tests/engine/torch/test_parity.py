@@ -213,7 +213,7 @@ def test_vision_positions_round_as_the_reference_rounds() -> None:
 def test_the_norm_is_llamas_with_and_without_gradients(dtype: torch.dtype) -> None:
     from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
-    from vlmbatch.engine.torch.model import rms_norm
+    from vlmbatch.engine.torch.pointwise import rms_norm
 
     reference = LlamaRMSNorm(48, eps=1e-5).to(dtype)
     x = (

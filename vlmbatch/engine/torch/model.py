@@ -2,13 +2,13 @@
 
 The language model takes tokens of many sequences side by side, without padding. Only attention
 knows where a sequence ends; the caller passes it in (see cache.py). Query, key and value
-projections are one matrix, and so are gate and up. Norms, rotary embedding and softmax follow
-transformers' modules in order and precision.
+projections are one matrix, and so are gate and up. What stands between the products is in
+pointwise.py. Norms, rotary embedding and softmax follow transformers' modules in order and
+precision. The sum of a layer's output and its input is left to the next layer, which adds and
+normalizes in one operation.
 """
 
 from __future__ import annotations
-
-import functools
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +23,7 @@ from vlmbatch.engine.torch.attention import (
 )
 from vlmbatch.engine.torch.cache.packed import AttendRowsOf
 from vlmbatch.engine.torch.linear import Linear, QuantizedLinear
+from vlmbatch.engine.torch.pointwise import EAGER, Pointwise, add
 from vlmbatch.engine.torch.shape import ModelShape, TextShape, VisionShape
 
 WIDENED_BYTES = 16 << 20
@@ -106,6 +107,7 @@ class VisionEncoder:
             for i in range(shape.vision.layers)
         ]
         self.norm = (vision("post_layernorm.weight"), vision("post_layernorm.bias"))
+        self.pointwise = EAGER
         self.projection = weights.linear("connector.modality_projection.proj")
 
     def __call__(self, tiles: Tensor) -> Tensor:
@@ -125,10 +127,10 @@ class VisionEncoder:
 
     def hidden(self, tiles: Tensor) -> Tensor:
         """Hidden states of the patches after the last norm, (n, patches, hidden)."""
-        x = self.patch(self._patches(tiles)) + self.position
+        x, change = self.patch(self._patches(tiles)) + self.position, None
         for layer in self.layers:
-            x = layer(x)
-        return F.layer_norm(x, x.shape[-1:], *self.norm, eps=self.shape.norm_eps)
+            x, change = layer(x, change, self.pointwise)
+        return self.pointwise.add_layer_norm(x, change, *self.norm, self.shape.norm_eps)[1]
 
     def project(self, x: Tensor) -> Tensor:
         """Join patches and project them to the language model: (n, patches, hidden) to (n,
@@ -169,16 +171,22 @@ class VisionLayer:
         self.fc1 = weights.linear("mlp.fc1", bias=True)
         self.fc2 = weights.linear("mlp.fc2", bias=True)
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """Map (n, patches, hidden) to the same shape."""
+    def __call__(
+        self, x: Tensor, change: Tensor | None, pointwise: Pointwise
+    ) -> tuple[Tensor, Tensor]:
+        """Map x (n, patches, hidden), and what is to be added to it, to the same of the next
+        layer.
+        """
         n, patches, hidden = x.shape
-        qkv = self.qkv(F.layer_norm(x, (hidden,), *self.norm1, eps=self.eps))
+        x, normed = pointwise.add_layer_norm(x, change, *self.norm1, self.eps)
+        qkv = self.qkv(normed)
         query, key, value = qkv.view(n, patches, 3, self.heads, hidden // self.heads).permute(
             2, 0, 3, 1, 4
         )
         attended = self.attend(query, key, value)
-        x = x + self.out(attended.transpose(1, 2).reshape(n, patches, hidden))
-        return x + self.fc2(self.fc1.gelu(F.layer_norm(x, (hidden,), *self.norm2, eps=self.eps)))
+        change = self.out(attended.transpose(1, 2).reshape(n, patches, hidden))
+        x, normed = pointwise.add_layer_norm(x, change, *self.norm2, self.eps)
+        return x, self.fc2(self.fc1.gelu(normed))
 
 
 class LanguageModel:
@@ -201,6 +209,7 @@ class LanguageModel:
         self.attend_rows: AttendRows = F.scaled_dot_product_attention
         self.attend_rows_of: AttendRowsOf | None = None
         """Attention of rows over a pool with tokens first; None on a CPU."""
+        self.pointwise = EAGER
 
     def embed(self, ids: Tensor) -> Tensor:
         """Embeddings (N, hidden) of token ids (N,)."""
@@ -217,13 +226,15 @@ class LanguageModel:
         cos, sin = self.cos[positions].unsqueeze(1), self.sin[positions].unsqueeze(1)
         if self.shape.embedding_multiplier != 1:
             x = x * self.shape.embedding_multiplier
+        change = None
         for number, layer in enumerate(self.layers):
-            x = layer(number, x, cos, sin, attend)
-        return x
+            x, change = layer(number, x, change, (cos, sin), attend, self.pointwise)
+        return add(x, change, self.shape.residual_multiplier)
 
     def logits(self, x: Tensor) -> Tensor:
         """Float32 logits (n, vocabulary) of hidden states (n, hidden)."""
-        return self.head(rms_norm(x, self.norm, self.shape.norm_eps)).float()
+        _, normed = self.pointwise.add_rms_norm(x, None, self.norm, self.shape.norm_eps, 1.0)
+        return self.head(normed).float()
 
 
 class TextLayer:
@@ -238,53 +249,35 @@ class TextLayer:
         self.gate_up = weights.linear("mlp.gate_proj", "mlp.up_proj")
         self.down = weights.linear("mlp.down_proj")
 
-    def __call__(self, number: int, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
-        """Map (N, hidden) to the same shape; cos and sin are (N, 1, head_dim)."""
-        shape = self.shape
-        qkv = self.qkv(rms_norm(x, self.input_norm, shape.norm_eps)).view(
-            len(x), -1, shape.head_dim
+    def __call__(
+        self,
+        number: int,
+        x: Tensor,
+        change: Tensor | None,
+        rotation: tuple[Tensor, Tensor],
+        attend: Attend,
+        pointwise: Pointwise,
+    ) -> tuple[Tensor, Tensor]:
+        """Map x (N, hidden), and what is to be added to it, to the same of the next layer.
+
+        Args:
+            number: Number of the layer.
+            x: Hidden states.
+            change: The layer before, as what is to be added; None for the first layer.
+            rotation: Cosines and sines of the tokens' positions, each (N, 1, head_dim).
+            attend: Attention.
+            pointwise: What is done between the products.
+        """
+        shape, added = self.shape, self.shape.residual_multiplier
+        x, normed = pointwise.add_rms_norm(x, change, self.input_norm, shape.norm_eps, added)
+        qkv = self.qkv(normed).view(len(x), -1, shape.head_dim)
+        query, key = pointwise.rotate(
+            qkv, *rotation, shape.heads, shape.kv_heads, shape.query_multiplier
         )
-        unrotated, value = qkv.split((shape.heads + shape.kv_heads, shape.kv_heads), dim=1)
-        query, key = rotate(unrotated, cos, sin).split((shape.heads, shape.kv_heads), dim=1)
-        if shape.query_multiplier != 1:
-            query = query * shape.query_multiplier
-        x = self._add(x, self.out(attend(number, query, key, value)))
-        gate, up = self.gate_up(rms_norm(x, self.mlp_norm, shape.norm_eps)).chunk(2, dim=-1)
-        return self._add(x, self.down(F.silu(gate).mul_(up)))
-
-    def _add(self, x: Tensor, change: Tensor) -> Tensor:
-        multiplier = self.shape.residual_multiplier
-        return x + change if multiplier == 1 else x + change * multiplier
-
-
-def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """RMS norm as in LlamaRMSNorm: in float32, rounded to x's dtype before the multiplication with
-    the weight.
-    """
-    if torch.is_grad_enabled():  # sqrt(x)**2, used below, has no gradient at zero
-        return (
-            F.rms_norm(x, x.shape[-1:], weight, eps)
-            if x.dtype == torch.float32
-            else weight * F.rms_norm(x.float(), x.shape[-1:], None, eps).to(x.dtype)
-        )
-    length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
-    scale = torch.addcmul(_constant(eps, x.device), length, length, value=1 / x.shape[-1]).rsqrt_()
-    return (
-        (x * scale).mul_(weight) if x.dtype == torch.float32 else weight * (x * scale).to(x.dtype)
-    )
-
-
-@functools.cache
-def _constant(value: float, device: torch.device) -> Tensor:
-    with torch.inference_mode(False):
-        return torch.tensor(value, dtype=torch.float32, device=device)
-
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Apply the rotary embedding to (N, heads, D), with the halves of D paired as in Llama; ``sin``
-    is negated in the first half, see ``rotary_table``.
-    """
-    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, dims=-1), sin)
+        value = qkv[:, shape.heads + shape.kv_heads :]
+        change = self.out(attend(number, query, key, value))
+        x, normed = pointwise.add_rms_norm(x, change, self.mlp_norm, shape.norm_eps, added)
+        return x, self.down(pointwise.gate(self.gate_up(normed)))
 
 
 def rotary_table(
