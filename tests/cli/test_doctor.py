@@ -6,8 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.cli.conftest import Command
+from tests.engine.torch.fake_device import FakeDevice
 from vlmbatch.engine.torch.cpu import int8 as digits
 
 
@@ -42,6 +44,26 @@ def test_models_and_doctor_say_what_is_there(vlmbatch: Command, tiny: Path) -> N
     names = [line["name"] for line in json.loads(vlmbatch("doctor", "--json").stdout)]
     assert all(any(line[2:].startswith(f"{name} ") for line in lines) for name in names)
     assert "vlmbatch doctor --selftest" in lines[-1]
+
+
+def test_doctor_says_whether_a_gpu_records_steps_and_fuses_layers(
+    vlmbatch: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def findings() -> dict[str, tuple[str, str]]:
+        with FakeDevice():
+            shown = vlmbatch("doctor", "--json").stdout
+        return {line["name"]: (line["found"], line["advice"]) for line in json.loads(shown)}
+
+    assert "cuda graphs" not in [
+        line["name"] for line in json.loads(vlmbatch("doctor", "--json").stdout)
+    ]
+    assert findings()["cuda graphs"] == ("decode steps are recorded", "")
+    monkeypatch.setattr(torch, "__version__", "2.11.0+cu130")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    found = findings()
+    assert "torch 2.11.0+cu130 may not survive" in found["cuda graphs"][0]
+    assert found["cuda graphs"][1] == "install torch 2.13 or newer"
+    assert found["fused layers"][0] == "the package triton is not installed"
 
 
 def test_doctor_names_a_second_build_of_opencv(

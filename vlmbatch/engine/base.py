@@ -36,6 +36,8 @@ class EngineStats:
         threads: Number of threads that compute on a CPU; 0 on another device.
         graphs: On CUDA: number of fixed-shape decode steps recorded and replayed, and notes on
             those that could not be. Empty elsewhere.
+        fused: On CUDA: whether the operations between a layer's products are ``used`` compiled, the
+            ``seconds`` that compiling took, and ``notes`` on why not. Empty elsewhere.
         peak_device_bytes: Peak allocated device memory, or None on a CPU.
     """
 
@@ -61,6 +63,7 @@ class EngineStats:
     kernel_choice: dict[str, Any] = dataclasses.field(default_factory=dict)
     threads: int = 0
     graphs: dict[str, Any] = dataclasses.field(default_factory=dict)
+    fused: dict[str, Any] = dataclasses.field(default_factory=dict)
     peak_device_bytes: int | None = None
 
 

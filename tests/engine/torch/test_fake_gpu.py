@@ -126,6 +126,20 @@ def test_a_capture_that_fails_is_survived_and_tried_again(
             assert engine.stats.graphs["replayed"] > 0
 
 
+def test_an_old_torch_records_nothing_and_the_summary_says_so(
+    tiny: Path, plain: Answers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "__version__", "2.12.1+cu130")
+    with FakeDevice() as gpu:
+        engine, preparer = open_tiny(tiny, device="cuda")
+        assert tokens_of(engine, mixed_requests(preparer)) == plain
+        assert gpu.counts.replays == 0
+    (note,) = engine.stats.graphs["notes"]
+    assert "torch 2.12.1+cu130 may not survive" in note
+    assert "install torch 2.13 or newer" in note
+    assert engine.stats.graphs["replayed"] == 0
+
+
 MESSAGES: dict[str, Callable[[], Exception]] = {
     "CUDA": lambda: torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB."),
     "cuBLAS": lambda: RuntimeError("CUDA error: CUBLAS_STATUS_NOT_INITIALIZED"),

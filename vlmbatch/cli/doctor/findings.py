@@ -142,7 +142,9 @@ def _devices() -> Iterator[Finding]:
             f"device {name}",
             f"{label}, {gib(memory.free)} of {gib(memory.total)} free, computes in {dtype}",
         )
-    if not torch.cuda.is_available() and shutil.which("nvidia-smi"):
+    if torch.cuda.is_available():
+        yield from _kernels()
+    elif shutil.which("nvidia-smi"):
         yield Finding(
             "cuda",
             "there is an NVIDIA driver, but this torch has no CUDA",
@@ -153,6 +155,20 @@ def _devices() -> Iterator[Finding]:
         yield Finding(
             "memory limit", f"{gib(group.total)} for this control group, {gib(group.free)} free"
         )
+
+
+def _kernels() -> Iterator[Finding]:
+    """Say whether decode steps are recorded and layers compiled on CUDA."""
+    from vlmbatch.engine.torch.cuda.fused import why_not_compiled
+    from vlmbatch.engine.torch.cuda.graphs import why_no_graphs
+
+    without_graphs, not_compiled = why_no_graphs(), why_not_compiled()
+    advice = "install torch 2.13 or newer" if without_graphs else ""
+    yield Finding("cuda graphs", without_graphs or "decode steps are recorded", advice)
+    advice = "layers are computed one operation at a time; pip install triton"
+    yield Finding(
+        "fused layers", not_compiled or "compiled by triton", advice if not_compiled else ""
+    )
 
 
 def _formats() -> Iterator[Finding]:

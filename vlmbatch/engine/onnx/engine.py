@@ -9,9 +9,8 @@ from vlmbatch.engine.onnx.cache import RowCache
 from vlmbatch.engine.onnx.graphs import GraphModel
 from vlmbatch.engine.onnx.steps import PaddedSteps
 from vlmbatch.engine.torch.budget import MemoryBudget
-from vlmbatch.engine.torch.cleanup import Cleaner
 from vlmbatch.engine.torch.engine import TorchEngine
-from vlmbatch.engine.torch.recovery import Recovery
+from vlmbatch.engine.torch.recovery import Cleaner, Recovery
 from vlmbatch.prepare import Preparer
 
 

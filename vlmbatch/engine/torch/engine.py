@@ -30,13 +30,12 @@ from vlmbatch.engine.queue import RequestQueue
 from vlmbatch.engine.torch import device as devices
 from vlmbatch.engine.torch.budget import MemoryBudget
 from vlmbatch.engine.torch.cache import Cache
-from vlmbatch.engine.torch.cleanup import Cleaner
 from vlmbatch.engine.torch.clock import BusyClock
 from vlmbatch.engine.torch.cpu.trial import BackgroundDecoder
 from vlmbatch.engine.torch.cuda.buckets import RECORD_AFTER, BucketDecoder, Recorder
 from vlmbatch.engine.torch.encoding import TileEncoder
 from vlmbatch.engine.torch.pace import Pace
-from vlmbatch.engine.torch.recovery import Recovery
+from vlmbatch.engine.torch.recovery import Cleaner, Recovery
 from vlmbatch.engine.torch.scheduler import LiveSequence, Scheduler, TileRun, Work, book_vision
 from vlmbatch.engine.torch.step import Steps
 from vlmbatch.engine.torch.validation import are_words, find_fault

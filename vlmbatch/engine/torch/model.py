@@ -233,8 +233,9 @@ class LanguageModel:
 
     def logits(self, x: Tensor) -> Tensor:
         """Float32 logits (n, vocabulary) of hidden states (n, hidden)."""
-        _, normed = self.pointwise.add_rms_norm(x, None, self.norm, self.shape.norm_eps, 1.0)
-        return self.head(normed).float()
+        shape = self.shape
+        norm = self.norm, shape.norm_eps, shape.residual_multiplier
+        return self.head(self.pointwise.add_rms_norm(x, None, *norm)[1]).float()
 
 
 class TextLayer:

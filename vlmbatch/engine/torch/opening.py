@@ -5,7 +5,7 @@ kernels.
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vlmbatch.checkpoint import Checkpoint, find_checkpoint
 from vlmbatch.engine.base import EnginePlan
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from vlmbatch.engine.torch.budget import MemoryBudget
     from vlmbatch.engine.torch.cpu.choices import KeptChoice
     from vlmbatch.engine.torch.cpu.trial import BackgroundDecoder
+    from vlmbatch.engine.torch.cuda.graphs import CudaGraphs
     from vlmbatch.engine.torch.engine import TorchEngine
     from vlmbatch.engine.torch.shape import ModelShape
     from vlmbatch.engine.torch.weights import Model
@@ -61,8 +62,6 @@ def _open(
 ) -> TorchEngine:
     from vlmbatch.engine.threads import use_threads
     from vlmbatch.engine.torch.budget import CAPS, MemoryBudget
-    from vlmbatch.engine.torch.cuda.graphs import CudaGraphs, can_record
-    from vlmbatch.engine.torch.cuda.kernels import check_device, use_device_attention
     from vlmbatch.engine.torch.device import (
         device_memory,
         find_device,
@@ -89,9 +88,8 @@ def _open(
     budget.check(checkpoint.name, options.max_new_tokens or 64)
     end_ids = checkpoint.end_token_ids()
     model = _load(checkpoint, shape, device, dtype, quantized=quantized)
-    if device.type != "cpu":
-        use_device_attention(model)
-        check_device(model)
+    fused = _use_gpu(model) if device.type != "cpu" else {}
+    recorder, graphs = _recorder(device)
     choice, native = _choose_kernels(options, model, budget, continued=continued)
     engine = TorchEngine(
         model,
@@ -102,14 +100,43 @@ def _open(
         end_ids=end_ids,
         batch_size=options.batch_size,
         reuse_prefixes=reuse_prefixes,
-        recorder=CudaGraphs(device) if device.type == "cuda" and can_record() else None,
+        recorder=recorder,
         native=native,
     )
-    engine.stats.threads = threads
+    engine.stats.threads, engine.stats.fused = threads, fused
+    engine.stats.graphs = graphs or engine.stats.graphs
     if choice is not None:
         engine.stats.kernels = {kind: list(rows) for kind, rows in choice.kernels.items()}
         engine.stats.kernel_choice = choice.steadiness.describe()
     return engine
+
+
+def _use_gpu(model: Model) -> dict[str, Any]:
+    """Make a model use the kernels of its GPU, and check them; return ``EngineStats.fused``.
+
+    Raises:
+        DeviceError: The GPU computes otherwise than the CPU.
+    """
+    from vlmbatch.engine.torch.cuda.fused import fuse_layers
+    from vlmbatch.engine.torch.cuda.kernels import check_device, use_device_attention
+
+    use_device_attention(model)
+    check_device(model)
+    return fuse_layers(model) if model.device.type == "cuda" else {}
+
+
+def _recorder(device: torch.device) -> tuple[CudaGraphs | None, dict[str, Any]]:
+    """Return what records decode steps on CUDA, or ``EngineStats.graphs`` with the reason why
+    nothing does.
+    """
+    from vlmbatch.engine.torch.cuda.graphs import CudaGraphs, why_no_graphs
+
+    if device.type != "cuda":
+        return None, {}
+    if reason := why_no_graphs():
+        note = f"{reason}; install torch 2.13 or newer"
+        return None, {"recorded": 0, "replayed": 0, "notes": [note]}
+    return CudaGraphs(device), {}
 
 
 def _load(

@@ -1,4 +1,4 @@
-"""What a layer does between its matrix products, one operation of torch after another.
+"""The operations of a layer between its matrix products, each by functions of torch.
 
 On CUDA the same is compiled, so that each of these is one kernel or two (cuda/fused.py).
 """

@@ -73,29 +73,50 @@ def check_device(model: Model) -> None:
     Raises:
         DeviceError: They differ by more than rounding.
     """
+    device, dtype = model.device, model.dtype
+    vision, language = _on_cpu(_first_layer(model.vision)), _on_cpu(_first_layer(model.language))
+    wanted = _compute(model, vision, language, torch.device("cpu"), torch.float32)
+    for what, found in first_layers(model).items():
+        error = difference(found, wanted[what])
+        if not error <= TOLERANCE[dtype]:  # also where it is not a number
+            name = str(dtype).removeprefix("torch.")
+            raise DeviceError(
+                f"{device} computes {what} in {name} otherwise than the processor does (by "
+                f"{error:.2g} of the largest number); use --device cpu, another --dtype or "
+                "another version of torch"
+            )
+
+
+def first_layers(model: Model) -> dict[str, Tensor]:
+    """Compute a tile, and prompts and decode steps, with the first layers of a model; return what
+    they give on the CPU in float32.
+    """
+    vision, language = _first_layer(model.vision), _first_layer(model.language)
+    return _compute(model, vision, language, model.device, model.dtype)
+
+
+def difference(found: Tensor, wanted: Tensor) -> float:
+    """Largest difference of two tensors, relative to the largest number."""
+    return float((found - wanted).abs().max() / wanted.abs().max())
+
+
+def _compute(
+    model: Model,
+    vision: VisionEncoder,
+    language: LanguageModel,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> dict[str, Tensor]:
     drawn = np.random.default_rng(0)
     edge, hidden = model.shape.vision.image_size, model.shape.text.hidden
     tile = torch.from_numpy(drawn.integers(0, 256, (1, 3, edge, edge), dtype=np.uint8))
     tokens = sum(CHECKED_PROMPTS) + CHECKED_STEPS * len(CHECKED_PROMPTS)
     x = torch.from_numpy(drawn.standard_normal((tokens, hidden), dtype=np.float32))
-    device, dtype = model.device, model.dtype
-    vision, language = _first_layer(model.vision), _first_layer(model.language)
-    pairs = {
-        "pictures": (vision.hidden(tile.to(device)), _on_cpu(vision).hidden(tile)),
-        "text": (
-            _states(language, x.to(device, dtype), model),
-            _states(_on_cpu(language), x, model),
-        ),
+    found = {
+        "pictures": vision.hidden(tile.to(device)),
+        "text": _states(language, x.to(device, dtype), model),
     }
-    for what, (found, wanted) in pairs.items():
-        error = (found.cpu().float() - wanted).abs().max() / wanted.abs().max()
-        if not float(error) <= TOLERANCE[dtype]:  # also where it is not a number
-            name = str(dtype).removeprefix("torch.")
-            raise DeviceError(
-                f"{device} computes {what} in {name} otherwise than the processor does (by "
-                f"{float(error):.2g} of the largest number); use --device cpu, another --dtype or "
-                "another version of torch"
-            )
+    return {what: numbers.cpu().float() for what, numbers in found.items()}
 
 
 def _states(language: LanguageModel, x: Tensor, model: Model) -> Tensor:
