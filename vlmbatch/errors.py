@@ -7,7 +7,8 @@
     │   ├── ReadError                   the bytes cannot be read: missing, not permitted, too large
     │   ├── DecodeError                 the bytes are no picture or video, or a broken one
     │   ├── PrepareError                the pixels or words cannot be made into a request
-    │   └── GenerateError               the model could not answer the request
+    │   ├── GenerateError               the model could not answer the request
+    │   └── IncompleteAnswer            an answer of a fixed form ended before it was whole
     ├── EngineError                 1   the run cannot go on; finished rows are committed
     │   ├── ModelLoadError              the checkpoint is missing, incomplete or of another kind
     │   ├── OutOfMemoryError            the model, or a batch of one, does not fit
@@ -62,6 +63,10 @@ class PrepareError(ItemError):
 
 class GenerateError(ItemError):
     """The model could not answer a request."""
+
+
+class IncompleteAnswer(ItemError):
+    """An answer that must have a form was cut off before it had it."""
 
 
 class EngineError(VlmbatchError):

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import json
+import re
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -13,7 +16,16 @@ import pytest
 
 from tests.checkpoints import write_tiny_checkpoint
 from tests.serve.conftest import live
-from vlmbatch.core import Completion, Conversation, Part, Pixels, Question, Request, Turn
+from vlmbatch.core import (
+    Completion,
+    Constraint,
+    Conversation,
+    Part,
+    Pixels,
+    Question,
+    Request,
+    Turn,
+)
 from vlmbatch.engine import Engine, EngineStats, RequestQueue, open_engine
 from vlmbatch.engine.openai.engine import EndpointEngine
 from vlmbatch.engine.scripted import ScriptedEngine
@@ -298,6 +310,34 @@ class TestEngines:
         for questions in ([], [Question("\ud800")], [Question("?", max_new_tokens=0)]):
             with pytest.raises(PrepareError):
                 engine.prepare(about(0), questions)
+
+    def test_an_answer_has_the_form_that_is_asked_for_or_prepare_refuses_it(
+        self, engine: Engine
+    ) -> None:
+        forms = [
+            Constraint("choices", '["red", "green and blue"]'),
+            Constraint("regex", "[0-9]{2}:[0-9]{2}"),
+            Constraint("schema", '{"type": "array", "items": {"type": "boolean"}, "maxItems": 2}'),
+        ]
+        asked = [Question("What?", 40, constraint=form) for form in forms]
+        if not getattr(engine, "takes_constraints", False):
+            for question in asked:
+                with pytest.raises(PrepareError, match=question.constraint.kind):  # type: ignore[union-attr]
+                    engine.prepare(about(0), [question])
+            return
+        mixed = [engine.prepare(about(0), [*asked, long("Why?")]), engine.prepare(about(1), asked)]
+        together = answer(engine, *mixed)
+        for seed, found in enumerate(together):
+            chosen, matched, valid = (str(one.text) for one in found[:3])
+            assert chosen in ("red", "green and blue")
+            assert re.fullmatch("[0-9]{2}:[0-9]{2}", matched)
+            assert all(each in (True, False) for each in json.loads(valid))
+            for question, one in zip(asked, found, strict=False):
+                assert one.finish_reason == "stop"
+                assert ask(engine, about(seed), question)[0].text == one.text
+        assert together[0][3].text == ask(engine, about(0), long("Why?"))[0].text
+        with pytest.raises(PrepareError, match="stop"):
+            engine.prepare(about(0), [dataclasses.replace(asked[0], stop=("e",))])
 
     def test_a_run_ends_when_the_queue_is_stopped(self, engine: Engine) -> None:
         queue = RequestQueue(10, 1 << 62)

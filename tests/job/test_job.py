@@ -210,6 +210,38 @@ def test_identity_holds_what_an_answer_depends_on_and_no_more() -> None:
     )
 
 
+def test_choices_are_texts_between_commas_or_a_list() -> None:
+    for given in ("red, dark blue,3", ["red", "dark blue", 3], ("red ", "dark blue", "3", "red")):
+        assert Job.from_dict({**INPUTS, "choices": given}).choices == ("red", "dark blue", "3")
+        assert Job(inputs=("a",), choices=given).choices == ("red", "dark blue", "3")  # type: ignore[arg-type]
+    assert Job.from_dict({**INPUTS, "choices": ["a,b", "c"]}).choices == ("a,b", "c")
+
+
+def test_identity_has_the_digest_of_the_form_of_the_task_and_none_without_one(
+    tmp_path: Path,
+) -> None:
+    free = Job.from_dict(INPUTS).identity()
+    assert not set(free["tasks"]["caption"]) & {"schema", "regex", "choices"}
+    path = tmp_path / "a.json"
+
+    def of(**form: object) -> dict[str, object]:
+        identity = Job.from_dict({**INPUTS, **form}).identity()
+        rest = dict(identity["tasks"]["caption"])
+        found = {name: rest.pop(name) for name in form}
+        assert {**identity, "tasks": {"caption": rest}} == free
+        return found
+
+    assert of(choices="a,b") == of(choices=["a", "b"]) != of(choices=["b", "a"])
+    assert of(regex="a,b") != of(regex="a")
+    path.write_text('{"type": "object",  "minProperties": 1}')
+    first = of(schema=str(path))
+    assert str(first["schema"]).startswith("sha256:")
+    path.write_text('{"type":"object","minProperties":1}')
+    assert of(schema=str(path)) == first
+    path.write_text('{"type":"object","minProperties":2}')
+    assert of(schema=str(path)) != first
+
+
 def test_python_programs_write_lists_paths_and_single_entries(tmp_path: Path) -> None:
     job = Job(inputs=["photos", tmp_path], task="vqa", questions=["a?", "b?"])
     assert (job.inputs, job.questions) == (("photos", str(tmp_path)), ("a?", "b?"))

@@ -263,5 +263,12 @@ def _type_settings(field: dataclasses.Field[Any], plain: Any, media: Kind | None
     return {"type": plain}
 
 
-_TYPES: dict[str, Any] = {"every": str, "at": TIMES, "start": TIME, "end": TIME, "window": TIME}
+_TYPES: dict[str, Any] = {
+    "every": str,
+    "choices": str,
+    "at": TIMES,
+    "start": TIME,
+    "end": TIME,
+    "window": TIME,
+}
 """Types of fields that are written in a form of their own."""

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from vlmbatch.core.completion import Completion, FinishReason, Timing, TokenLogprob
 from vlmbatch.core.conversation import (
+    Constraint,
+    ConstraintKind,
     Conversation,
     Part,
     PartKind,
@@ -24,6 +26,8 @@ from vlmbatch.core.record import RECORD_FIELDS, Record, Status, utc_now
 
 __all__ = [
     "Completion",
+    "Constraint",
+    "ConstraintKind",
     "Conversation",
     "FinishReason",
     "Item",

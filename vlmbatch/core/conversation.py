@@ -11,6 +11,7 @@ from vlmbatch.core.item import Media, Pixels
 
 PartKind = Literal["text", "picture", "clip", "tile"]
 Role = Literal["system", "user", "assistant"]
+ConstraintKind = Literal["schema", "regex", "choices"]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -78,6 +79,26 @@ class Conversation:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class Constraint:
+    """The form that an answer must have.
+
+    Attributes:
+        kind: ``schema`` (JSON that is valid under a JSON Schema), ``regex`` (text that a regular
+            expression matches as a whole) or ``choices`` (one of several texts).
+        text: The schema as JSON, the expression, or the texts as a JSON list.
+    """
+
+    kind: ConstraintKind
+    text: str
+
+    @property
+    def digest(self) -> str:
+        """Digest of its text, as OUTPUT's identity has it."""
+        data = self.text.encode("utf-8", "surrogatepass")
+        return f"sha256:{hashlib.sha256(data).hexdigest()[:16]}"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class Question:
     """A text that continues a conversation, and its generation options.
 
@@ -90,6 +111,7 @@ class Question:
         seed: Sampling seed. ``draw_seed`` mixes in the conversation's key and the text, so that the
             questions of a job draw differently.
         stop: Strings that end the answer and are not part of it; they may span tokens.
+        constraint: The form that the answer must have; None for any text.
         logprobs: Number of most likely tokens to report beside each token of the answer, 0 for that
             token alone; None reports nothing.
         ignore_eos: Continue after the end-of-sequence token, for benchmarks of equal lengths.
@@ -103,6 +125,7 @@ class Question:
     top_p: float = 1.0
     seed: int = 0
     stop: tuple[str, ...] = ()
+    constraint: Constraint | None = None
     logprobs: int | None = None
     ignore_eos: bool = False
     on_text: Callable[[str], None] | None = None

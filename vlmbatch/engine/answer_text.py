@@ -29,7 +29,8 @@ class AnswerText:
         """Follow the answer to a question.
 
         Args:
-            question: Its ``on_text`` and ``stop`` are used.
+            question: Its ``on_text`` and ``stop`` are used. With a constraint, white space around
+                the answer belongs to it.
             decode: Turns token ids into text without special tokens.
         """
         self._question, self._decode = question, decode
@@ -58,12 +59,15 @@ class AnswerText:
             text = text[: self._end]
         elif not is_last:
             text = text[: len(text) - self._held_back(text)]
-        self._stream(text.strip())
+        self._stream(self._stripped(text))
 
     def text(self, tokens: Sequence[int]) -> str:
         """Return the answer: stripped, up to a stop string."""
         text = self._decode(tokens)
-        return (text if self._end is None else text[: self._end]).strip()
+        return self._stripped(text if self._end is None else text[: self._end])
+
+    def _stripped(self, text: str) -> str:
+        return text if self._question.constraint else text.strip()
 
     def _held_back(self, text: str) -> int:
         """Count the characters at the end that a later token may change."""

@@ -72,7 +72,9 @@ class Engine(Protocol):
 
     An engine may also have ``cut(conversation) -> list[Conversation]``, which cuts a picture into
     conversations about its tiles, in reading order; without it there is no ``--per tile``. One that
-    takes pictures only has an attribute ``takes_clips``, False.
+    takes pictures only has an attribute ``takes_clips``, False; one that honours the constraint of
+    a question has ``takes_constraints``, True, and the others refuse such a question in
+    ``prepare``.
 
     Attributes:
         name: Name of the engine, as records state it.
@@ -129,6 +131,7 @@ class EnginePlan:
             None if the engine keeps nothing between requests.
         can_cut: Whether the engine has ``cut``.
         takes_clips: Whether the model takes clips beside pictures.
+        takes_constraints: Whether the engine honours the constraint of a question.
         open_again: Load the model to continue an OUTPUT that has rows: as ``open``, but what was
             chosen for them by measuring is not measured again.
     """
@@ -140,6 +143,7 @@ class EnginePlan:
     open_reusing: Callable[[], Engine] | None = None
     can_cut: bool = False
     takes_clips: bool = True
+    takes_constraints: bool = False
     open_again: Callable[[], Engine] | None = None
 
     def open_for(self, *, continued: bool) -> Engine:
@@ -156,4 +160,5 @@ class EnginePlan:
             lambda: engine,
             can_cut=hasattr(engine, "cut"),
             takes_clips=getattr(engine, "takes_clips", True),
+            takes_constraints=getattr(engine, "takes_constraints", False),
         )

@@ -5,13 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
-from vlmbatch.core import Question
+from vlmbatch.core import Constraint, Question
 from vlmbatch.errors import PrepareError
 from vlmbatch.job import GenerationOptions
 
 
 def make_question(
-    text: str, options: GenerationOptions, on_text: Callable[[str], None] | None = None
+    text: str,
+    options: GenerationOptions,
+    on_text: Callable[[str], None] | None = None,
+    constraint: Constraint | None = None,
 ) -> Question:
     """Make a question with the generation options of a job."""
     return Question(
@@ -20,15 +23,21 @@ def make_question(
         temperature=options.temperature,
         top_p=options.top_p,
         seed=options.seed,
+        constraint=constraint,
         on_text=on_text,
     )
 
 
-def check_questions(questions: Sequence[Question]) -> None:
+def check_questions(questions: Sequence[Question], *, takes_constraints: bool = False) -> None:
     """Check that there are questions and that each is valid.
 
+    Args:
+        questions: The questions.
+        takes_constraints: Whether the engine gives answers the form that a question asks for.
+
     Raises:
-        PrepareError: There is none, or one is not valid text or has an option out of range.
+        PrepareError: There is none, or one is not valid text or has an option out of range, or that
+            the engine does not have.
     """
     if not questions:
         raise PrepareError("there is no question to ask")
@@ -47,3 +56,13 @@ def check_questions(questions: Sequence[Question]) -> None:
             raise PrepareError("a stop string must not be empty")
         if question.logprobs is not None and question.logprobs < 0:
             raise PrepareError(f"logprobs must be 0 or more, not {question.logprobs}")
+        if question.constraint is not None:
+            _check_constraint(question, takes_constraints=takes_constraints)
+
+
+def _check_constraint(question: Question, *, takes_constraints: bool) -> None:
+    if not takes_constraints:
+        assert question.constraint is not None
+        raise PrepareError(f"this engine has no {question.constraint.kind}; the torch engine has")
+    if question.stop or question.ignore_eos:
+        raise PrepareError("an answer of a fixed form ends where it is whole: leave out stop")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from vlmbatch.job.constraint import ConstraintOptions
 from vlmbatch.job.engine import EngineOptions
 from vlmbatch.job.generation import Detail, GenerationOptions
 from vlmbatch.job.inputs import InputOptions
@@ -20,6 +21,7 @@ from vlmbatch.job.video import (
 )
 
 __all__ = [
+    "ConstraintOptions",
     "DEFAULT_FPS",
     "DEFAULT_SCENE_THRESHOLD",
     "DEFAULT_SKIP_SIMILAR",

@@ -18,6 +18,7 @@ from typing import Any
 
 from vlmbatch import tasks
 from vlmbatch.errors import JobError
+from vlmbatch.job.constraint import CONSTRAINED_ENGINES, ConstraintOptions, split_choices
 from vlmbatch.job.engine import EngineOptions
 from vlmbatch.job.generation import MAX_NEW_TOKENS
 from vlmbatch.job.inputs import DEFAULT_DPI, InputOptions
@@ -36,6 +37,7 @@ class Job(
     VideoOptions,
     OutputOptions,
     EngineOptions,
+    ConstraintOptions,
     QuestionOptions,
     InputOptions,
 ):
@@ -62,10 +64,13 @@ class Job(
         self.check_engine()
         self.check_output(self.media)
         self.check_questions(self.media, self.inputs)
+        self.check_constraint()
         self._check_media()
 
     def _check_media(self) -> None:
         """Check the rules between the groups."""
+        if self.constraint_option is not None:
+            self._check_engines(self.constraint_option)
         if self.media != "video":
             for field in dataclasses.fields(VideoOptions):
                 if getattr(self, field.name) != field.default:
@@ -88,6 +93,17 @@ class Job(
             )
         if self.skip_similar is not None and self.shuffle:
             raise JobError("skip_similar compares frames in their order: leave out shuffle")
+
+    def _check_engines(self, name: str) -> None:
+        """Check that the form of answers can be had."""
+        for engine in self.engines:
+            if engine not in CONSTRAINED_ENGINES:
+                raise JobError(
+                    f"engine {engine} has no --{name}; use --engine "
+                    + " or ".join(CONSTRAINED_ENGINES)
+                )
+        if self.per == "tile":
+            raise JobError(f"{name} gives one answer its form; --per tile joins several to one")
 
     @property
     def is_clip(self) -> bool:
@@ -115,7 +131,8 @@ class Job(
         found: dict[str, Any] = {"model": self.model, "detail": self.detail}
         if self.quantize != "none":
             found["quantize"] = self.quantize
-        found["tasks"] = {self.task: self.generation_identity()}
+        settings = self.generation_identity() | self.constraint_identity()
+        found["tasks"] = {self.task: settings}
         for name in ("path_column", "id_column"):
             if getattr(self, name) is not None:
                 found[name] = getattr(self, name)
@@ -191,6 +208,8 @@ def _as_given(key: str, value: Any) -> Any:
     """A value as Python programs may write it: a path, a list, or one entry of a list."""
     if isinstance(value, os.PathLike):
         value = os.fspath(value)
+    if key == "choices":
+        return split_choices(value)
     if key in _TUPLES and isinstance(value, str):
         return (value,)
     if key in _TUPLES and isinstance(value, list | tuple):
@@ -209,7 +228,7 @@ def _plain_value(key: str, value: Any) -> Any:
     """Convert a value of YAML or the command line to the field's type."""
     if isinstance(value, Sequence) and not isinstance(value, str | bytes):
         value = tuple(value)
-    elif key in _TUPLES and value is not None:
+    elif key in _TUPLES and value is not None and key != "choices":
         value = (value,)
     elif value in ("auto", None) and key in ("batch_size", "threads", "read_workers"):
         value = None

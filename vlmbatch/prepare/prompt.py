@@ -142,6 +142,11 @@ class PromptWriter:
         """Return token ids after the last frame: the break, the question and the turn's end."""
         return self._question(f"{VIDEO_OUTRO}{question}{self.tokens.end_of_utterance}\nAssistant:")
 
+    @property
+    def before_answer(self) -> str:
+        """Text that the template writes between the prompt and an answer, such as a space."""
+        return self._before_answer
+
     def answer(self, text: str) -> list[int]:
         """Return token ids of an answer as a training target: what the template writes after the
         start of the assistant's turn, up to the token that ends it.

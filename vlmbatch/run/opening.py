@@ -106,6 +106,10 @@ def _check_plan(job: Job, plan: EnginePlan) -> None:
     """Refuse options that the engine or its model cannot honour."""
     if job.per == "tile" and not plan.can_cut:
         raise JobError(f"the engine {plan.name} does not cut pictures: leave out --per tile")
+    if job.constraint_option is not None and not plan.takes_constraints:
+        raise JobError(
+            f"the engine {plan.name} has no --{job.constraint_option}; the torch engine has"
+        )
     if job.is_clip and not plan.takes_clips:
         raise JobError(
             f"{plan.model} takes pictures, no video: leave out --per {job.per} to ask about single "

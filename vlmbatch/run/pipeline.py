@@ -23,6 +23,7 @@ from typing import Any, BinaryIO, TextIO
 
 from vlmbatch.core import utc_now
 from vlmbatch.engine import Engine, RequestQueue
+from vlmbatch.engine.constraints import checked_constraint
 from vlmbatch.engine.queue import Channel
 from vlmbatch.errors import (
     EngineError,
@@ -80,14 +81,15 @@ class Run:
             stdout: Target of the OUTPUT ``-``.
 
         Raises:
-            JobError: An INPUT or the question file is missing, or the engine cannot honour an
-                option.
+            JobError: An INPUT or the question file is missing, the form of answers cannot be
+                compiled, or the engine cannot honour an option.
             ModelLoadError: The checkpoint is missing.
             OutputError: OUTPUT cannot be written, or was made with other settings.
         """
         check_inputs(job)
         self.job = job
         self.questions: Questions = read_questions(job)
+        self._constraint = checked_constraint(job)
         self.reader: Reader = open_reader(
             job,
             stdin=stdin,
@@ -129,7 +131,9 @@ class Run:
         self._intake = Intake(
             job, self.questions, writer, self.reporter, self._todo, self._queue, order
         )
-        self._preparation = Preparation(job, self._todo, self._requests, self._queue)
+        self._preparation = Preparation(
+            job, self._constraint, self._todo, self._requests, self._queue
+        )
         maker = RecordMaker(
             job.task,
             plan.model,

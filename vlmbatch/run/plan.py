@@ -7,6 +7,7 @@ import dataclasses
 from typing import BinaryIO
 
 from vlmbatch.core import Item
+from vlmbatch.engine.constraints import checked_constraint
 from vlmbatch.errors import OutputError
 from vlmbatch.job import Job
 from vlmbatch.questions import Questions, read_questions
@@ -43,10 +44,12 @@ def plan_items(job: Job, *, stdin: BinaryIO | None = None) -> Plan:
     """Say what a run of a job would do; load no picture and no model.
 
     Raises:
-        JobError: An INPUT or the question file is missing or invalid.
+        JobError: An INPUT or the question file is missing or invalid, or the form of answers cannot
+            be compiled.
         NothingFound: The question file asks about other things than the items.
     """
     check_inputs(job)
+    checked_constraint(job)
     plan = Plan()
     with contextlib.ExitStack() as stack:
         look: OutputLook | None = None

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from vlmbatch.core import Conversation, Pixels, Request, picture_size
+from vlmbatch.core import Constraint, Conversation, Pixels, Request, picture_size
 from vlmbatch.engine import Engine, RequestQueue
 from vlmbatch.engine.options import make_question
 from vlmbatch.engine.queue import Channel
@@ -58,6 +58,7 @@ class Preparation:
     def __init__(
         self,
         job: Job,
+        constraint: Constraint | None,
         todo: Channel[Task],
         requests: RequestQueue,
         results: Channel[Result],
@@ -66,11 +67,13 @@ class Preparation:
 
         Args:
             job: The job.
+            constraint: The form of its answers.
             todo: Gives what is to be loaded.
             requests: Takes the requests.
             results: Takes the errors of items.
         """
-        self._job, self._todo, self._requests, self._results = job, todo, requests, results
+        self._job, self._constraint = job, constraint
+        self._todo, self._requests, self._results = todo, requests, results
         self._guard = threading.Lock()
         self.items = self.tiles = 0
 
@@ -123,7 +126,10 @@ class Preparation:
 
     def _make_requests(self, engine: Any, task: Task, conversation: Conversation) -> list[Request]:
         """Make the request of an item, or one for each of its tiles."""
-        questions = [make_question(question, self._job) for _, question in task.asked]
+        questions = [
+            make_question(question, self._job, constraint=self._constraint)
+            for _, question in task.asked
+        ]
         if self._job.per != "tile":
             return [engine.prepare(conversation, questions)]
         return [engine.prepare(tile, questions) for tile in engine.cut(conversation)]

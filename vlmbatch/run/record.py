@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from vlmbatch.core import Record, Timing, utc_now
+from vlmbatch.core import Completion, Record, Timing, utc_now
 from vlmbatch.engine import Engine
 from vlmbatch.errors import GenerateError
 from vlmbatch.job.questions import QUESTION_NAME
@@ -60,7 +60,7 @@ class RecordMaker:
             height=loaded.size[1] if loaded.size else None,
             task=self.task,
             prompt=result.question,
-            text=parse_answer(self.task, done.text or "") if done and is_answered else None,
+            text=self._text(done) if done and is_answered else None,
             status="ok" if error is None else "error",
             error_type=type(error).__name__ if error else None,
             error=" ".join(str(error).split()) if error else None,
@@ -87,6 +87,12 @@ class RecordMaker:
             created_at=utc_now(),
             extra=self._extra(result),
         )
+
+    def _text(self, done: Completion) -> str:
+        """Return the answer: one of a fixed form as it was generated."""
+        text = done.text or ""
+        has_form = done.request.questions[done.question].constraint is not None
+        return text if has_form else parse_answer(self.task, text)
 
     def _extra(self, result: Result) -> dict[str, Any]:
         """Return the columns that not every OUTPUT has."""

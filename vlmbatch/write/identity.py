@@ -22,6 +22,9 @@ ANSWER_SETTINGS = ("engine", "model", "revision", "detail", "quantize")
 _GENERATION = ("max_new_tokens", "temperature", "top_p", "seed")
 """Keys that stood at the top before they stood under their task."""
 
+_FORMS = ("schema", "regex", "choices")
+"""Digests of the form of answers, under their task."""
+
 
 def previous_identity(output: Path, first: Row, here: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings of an OUTPUT without a journal: from its summary, or this run's settings
@@ -70,7 +73,7 @@ def check_identity(output: Path | str, there: Mapping[str, Any], here: Mapping[s
         for name in different
     ]
     if differences:
-        may_redo = set(different) <= {*ANSWER_SETTINGS, *_GENERATION}
+        may_redo = set(different) <= {*ANSWER_SETTINGS, *_GENERATION, *_FORMS}
         raise OtherSettingsError(
             f"{output} was made with other settings ({'; '.join(differences)}); "
             "--overwrite starts it anew"

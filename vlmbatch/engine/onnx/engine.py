@@ -68,6 +68,7 @@ class OnnxEngine(TorchEngine):
         rows = RowCache(token_bytes, model.language.place, lambda: budget.cache_bytes)
         cache: Any = rows
         self.cache = cache
-        self._steps = PaddedSteps(model, rows, self.stats, self._clock, preparer.decode)
+        decoders = preparer.decode, self.constraints
+        self._steps = PaddedSteps(model, rows, self.stats, self._clock, *decoders)
         self._cleaner = Cleaner(cache, self.stats)
         self._recovery = Recovery(self.scheduler, cache, self.stats, self._cleaner)

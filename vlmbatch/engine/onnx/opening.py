@@ -51,6 +51,7 @@ def plan_engine(options: EngineOptions) -> EnginePlan:
         functools.partial(_open, options, model, preparer),
         can_cut=True,
         takes_clips=preparer.takes_clips,
+        takes_constraints=True,
     )
 
 

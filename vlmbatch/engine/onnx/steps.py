@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from vlmbatch.engine.base import EngineStats
+from vlmbatch.engine.constraints import Constraints
 from vlmbatch.engine.onnx.cache import Array, RowBatch, RowCache, RowSlot, joined, right_aligned
 from vlmbatch.engine.onnx.graphs import GraphModel
 from vlmbatch.engine.torch.clock import BusyClock
@@ -54,11 +55,12 @@ class PaddedSteps(Steps):
         stats: EngineStats,
         clock: BusyClock,
         decode: Callable[[Sequence[int]], str],
+        constraints: Constraints,
     ) -> None:
         """See ``Steps``."""
         network: Any = model
         places: Any = cache
-        super().__init__(network, places, stats, clock, decode, None)
+        super().__init__(network, places, stats, clock, decode, None, None, constraints)
         self._graphs, self._rows = model.language, cache
 
     def decode(self, alive: Sequence[LiveSequence]) -> list[LiveSequence]:

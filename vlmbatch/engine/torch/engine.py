@@ -9,7 +9,6 @@ budget.py bounds both. When memory runs out, the failed step is halved and the l
 from __future__ import annotations
 
 import logging
-import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 
@@ -25,6 +24,7 @@ from vlmbatch.core import (
     TokenLogprob,
 )
 from vlmbatch.engine.base import EngineStats
+from vlmbatch.engine.constraints import Constraints
 from vlmbatch.engine.options import check_questions
 from vlmbatch.engine.queue import RequestQueue
 from vlmbatch.engine.torch import device as devices
@@ -50,6 +50,7 @@ class TorchEngine:
     """Answer requests with a loaded model. See ``Engine`` for the contract; one thread runs it."""
 
     name = "torch"
+    takes_constraints = True
 
     def __init__(
         self,
@@ -83,8 +84,7 @@ class TorchEngine:
             native: Decode steps of few sequences by a compiled library (cpu/native.py).
         """
         self.network, self._preparer, self._end_ids = model, preparer, end_ids
-        self.native = native
-        self.model, self.revision = model_name, revision
+        self.native, self.model, self.revision = native, model_name, revision
         self.takes_clips = preparer.takes_clips
         self.device = str(model.device)
         self.dtype = str(model.dtype).removeprefix("torch.") + ("+int8" if model.quantized else "")
@@ -105,7 +105,8 @@ class TorchEngine:
         if recorder is not None:
             fixed = model, self.cache, budget, self.stats, recorder
             self._buckets = BucketDecoder(*fixed, record_after=record_after)
-        decoders = preparer.decode, self._buckets, native
+        self.constraints = Constraints(preparer.writer, model.shape.text.vocabulary, end_ids)
+        decoders = preparer.decode, self._buckets, native, self.constraints
         self._steps = Steps(model, self.cache, self.stats, self._clock, *decoders)
         self._cleaner = Cleaner(self.cache, self.stats)
         self._recovery = Recovery(self.scheduler, self.cache, self.stats, self._cleaner)
@@ -114,7 +115,10 @@ class TorchEngine:
 
     def prepare(self, conversation: Conversation, questions: Sequence[Question]) -> Request:
         """See ``Engine``."""
-        check_questions(questions)
+        check_questions(questions, takes_constraints=True)
+        for question in questions:
+            if question.constraint is not None:
+                self.constraints.compile(question.constraint)
         return self._preparer.prepare(conversation, questions)
 
     def cut(self, conversation: Conversation) -> list[Conversation]:
@@ -276,25 +280,9 @@ class TorchEngine:
 
     def _after_token(self, sequence: LiveSequence) -> None:
         """Stream the newest text; finish the sequence at its end."""
-        if not math.isfinite(sequence.logprob):
-            dtype = self.dtype.partition("+")[0]
-            text = f"the model gave no finite numbers in {dtype}; try --dtype float32"
-            self._finish(sequence, error=GenerateError(text))
-            return
-        stop = sequence.tokens[-1] in self._end_ids and not sequence.asked.ignore_eos
-        is_last = stop or len(sequence.tokens) >= sequence.max_tokens
-        if sequence.text.is_needed:
-            sequence.text.follow(self._words(sequence), is_last=is_last)
-        if sequence.text.is_broken:
-            self._finish(sequence, "cancelled")
-        elif stop or sequence.text.is_stopped:
-            self._finish(sequence, "stop")
-        elif is_last:
-            self._finish(sequence, "length")
-
-    def _words(self, sequence: LiveSequence) -> list[int]:
-        """The tokens of an answer without end tokens."""
-        return [token for token in sequence.tokens if token not in self._end_ids]
+        ending = sequence.follow(self._end_ids, self.dtype)
+        if ending is not None:
+            self._finish(sequence, *ending)
 
     def _finish(
         self,
@@ -349,7 +337,7 @@ class TorchEngine:
         timing, tokens = done.timing, sequence.tokens
         timing.prefill_seconds = max(sequence.prefill_seconds, sequence.work.prefill_seconds)
         timing.decode_seconds = time.perf_counter() - sequence.first_token_at
-        done.text = sequence.text.text(self._words(sequence))
+        done.text = sequence.text.text(sequence.words(self._end_ids))
         done.new_tokens, done.token_ids = len(tokens), tuple(tokens)
         done.mean_logprob = sequence.logprob / len(tokens)
         done.batch_size = sequence.batch_size

@@ -48,6 +48,7 @@ def plan_engine(options: EngineOptions) -> EnginePlan:
         functools.partial(opened, reuse_prefixes=True),
         can_cut=True,
         takes_clips=preparer.takes_clips,
+        takes_constraints=True,
         open_again=functools.partial(_open, options, checkpoint, preparer, continued=True),
     )
 

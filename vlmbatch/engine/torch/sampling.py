@@ -48,19 +48,24 @@ class Draw:
         self.drawn = None
 
 
-def choose_tokens(logits: Tensor, draws: Sequence[Draw | None]) -> tuple[Tensor, Tensor]:
+def choose_tokens(
+    logits: Tensor, draws: Sequence[Draw | None], bits: npt.NDArray[np.int32] | None = None
+) -> tuple[Tensor, Tensor]:
     """Choose the next token of every sequence.
 
     Args:
         logits: Float32, (n, vocabulary).
         draws: Sampling options of each sequence; None takes the most likely token.
+        bits: The tokens that may be chosen, see ``allowed_logits``; None: all.
 
     Returns:
         The tokens and their log-probabilities, as one float32 tensor (2, n); and all
-        log-probabilities, (n, vocabulary). These are under the model, before temperature, and not
-        finite where the logits are not. float32 holds numbers of tokens up to 2^24.
+        log-probabilities, (n, vocabulary). These are under the model, before temperature and of all
+        tokens, and not finite where the logits are not. float32 holds numbers of tokens up to 2^24.
     """
     logprobs = torch.log_softmax(logits, dim=-1)
+    if bits is not None:
+        logits = allowed_logits(logits, upload(bits, logits.device))
     tokens = logits.argmax(dim=-1)
     rows = [row for row, draw in enumerate(draws) if draw is not None]
     if rows:
@@ -73,6 +78,19 @@ def choose_tokens(logits: Tensor, draws: Sequence[Draw | None]) -> tuple[Tensor,
             drawn = sample(logits.index_select(0, index), settings, is_nucleus=is_nucleus)
             tokens.index_copy_(0, index, drawn)
     return with_logprobs(tokens, logprobs), logprobs
+
+
+def allowed_logits(logits: Tensor, bits: Tensor) -> Tensor:
+    """Return logits with minus infinity for the tokens that may not be chosen.
+
+    Args:
+        logits: Float32, (n, vocabulary).
+        bits: int32 (n, words): a bit for each token, the lowest first, set for those allowed.
+    """
+    octets = bits.view(torch.uint8)[:, :, None]
+    steps = torch.arange(8, dtype=torch.uint8, device=bits.device)
+    allowed = ((octets >> steps) & 1).flatten(1)[:, : logits.shape[1]]
+    return logits.masked_fill(allowed == 0, -torch.inf)
 
 
 def with_logprobs(tokens: Tensor, logprobs: Tensor) -> Tensor:

@@ -12,14 +12,21 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import math
 import time
-from typing import Any
+from collections.abc import Collection
+from typing import Any, TypeAlias
 
-from vlmbatch.core import Question, Request
+from vlmbatch.core import FinishReason, Question, Request
 from vlmbatch.engine.answer_text import AnswerText
+from vlmbatch.engine.constraints import ConstraintState
 from vlmbatch.engine.torch.budget import SHORT_TOKENS, MemoryBudget
 from vlmbatch.engine.torch.pace import Pending
+from vlmbatch.errors import GenerateError, IncompleteAnswer, ItemError
 from vlmbatch.prepare import Payload
+
+Ending: TypeAlias = tuple[FinishReason | None, ItemError | None]
+"""Reason that an answer ended, or the error that it became."""
 
 
 @dataclasses.dataclass(eq=False, slots=True)
@@ -99,6 +106,7 @@ class LiveSequence:
         text: The text of the answer so far.
         slot: Its slot of the KV cache; None if it has none.
         max_tokens: Longest answer that the question and the context allow.
+        constraint: The state of the form that its answer must have; None for any text.
         tokens: The answer so far.
         logprob: Sum of the log-probabilities of its tokens.
         logprobs: Log-probability of each token, and the most likely tokens with theirs, if the
@@ -113,6 +121,7 @@ class LiveSequence:
     draw: Any
     text: AnswerText
     max_tokens: int
+    constraint: ConstraintState | None = None
     slot: Any = None
     tokens: list[int] = dataclasses.field(default_factory=list)
     logprob: float = 0.0
@@ -126,6 +135,43 @@ class LiveSequence:
     def asked(self) -> Question:
         """Its question."""
         return self.work.request.questions[self.question]
+
+    def words(self, end_ids: Collection[int]) -> list[int]:
+        """Return its tokens without end tokens."""
+        return [token for token in self.tokens if token not in end_ids]
+
+    def follow(self, end_ids: Collection[int], dtype: str) -> Ending | None:
+        """Stream its newest text. Return its end; None if it goes on.
+
+        Args:
+            end_ids: Tokens that end an answer.
+            dtype: The dtype that the model computes in.
+        """
+        if not math.isfinite(self.logprob):
+            name = dtype.partition("+")[0]
+            text = f"the model gave no finite numbers in {name}; try --dtype float32"
+            return None, GenerateError(text)
+        stop = self.tokens[-1] in end_ids and not self.asked.ignore_eos
+        is_last = stop or len(self.tokens) >= self.max_tokens
+        if self.text.is_needed:
+            self.text.follow(self.words(end_ids), is_last=is_last)
+        if self.text.is_broken:
+            return "cancelled", None
+        if self.constraint is not None and (is_last or self.constraint.fault):
+            return self._end_of_form(self.constraint)
+        if stop or self.text.is_stopped:
+            return "stop", None
+        return ("length", None) if is_last else None
+
+    def _end_of_form(self, constraint: ConstraintState) -> Ending:
+        """Return the end of an answer of a fixed form. Its end tokens come where it is whole."""
+        if constraint.fault:
+            return None, GenerateError(f"the form of its answer failed: {constraint.fault}")
+        if constraint.is_complete:
+            return "stop" if constraint.is_over else "length", None
+        limit = self.asked.max_new_tokens
+        cause = f"--max-new-tokens {limit}" if self.max_tokens == limit else "the model's context"
+        return None, IncompleteAnswer(f"{cause} ended the answer before it was whole")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from vlmbatch.engine.answer_text import AnswerText
 from vlmbatch.engine.base import EngineStats
+from vlmbatch.engine.constraints import Constraints, next_bits
 from vlmbatch.engine.torch.budget import gib
 from vlmbatch.engine.torch.cache import (
     Cache,
@@ -45,7 +46,8 @@ class Steps:
         clock: BusyClock,
         decode: Callable[[Sequence[int]], str],
         buckets: BucketDecoder | None,
-        native: BackgroundDecoder | None = None,
+        native: BackgroundDecoder | None,
+        constraints: Constraints,
     ) -> None:
         """Set up with an engine's parts.
 
@@ -57,10 +59,12 @@ class Steps:
             decode: Turns token ids into text.
             buckets: Decode steps of fixed shapes, or None for ordinary steps.
             native: Decode steps of few sequences by a compiled library, or None without one.
+            constraints: The forms that answers may have.
         """
         self._model, self._cache = model, cache
         self._stats, self._clock, self._decode = stats, clock, decode
         self._buckets, self._native = buckets, native
+        self._constraints = constraints
         self._image_token_id = model.shape.image_token_id
 
     def place(self, questions: Sequence[tuple[Work, int]]) -> list[LiveSequence]:
@@ -133,7 +137,8 @@ class Steps:
     def _decode_by_torch(self, alive: Sequence[LiveSequence]) -> list[LiveSequence]:
         if self._buckets is not None and all(s.asked.logprobs is None for s in alive):
             slots, last = [s.slot for s in alive], [s.tokens[-1] for s in alive]
-            found = self._buckets.step(slots, last, [s.draw for s in alive])
+            choices = [s.draw for s in alive], [s.constraint for s in alive]
+            found = self._buckets.step(slots, last, *choices)
             if found is not None:
                 append_tokens(alive, found)
                 for slot in slots:
@@ -162,7 +167,12 @@ class Steps:
             generator = torch.Generator().manual_seed(seed)
             draw = Draw(question.temperature, question.top_p, generator)
         max_tokens = min(question.max_new_tokens, self._model.shape.text.context - prompt)
-        return LiveSequence(work, number, draw, AnswerText(question, self._decode), max_tokens)
+        decode, constraint = self._decode, None
+        if question.constraint is not None:
+            constraint = self._constraints.begin(question.constraint)
+            decode = constraint.decode
+        text = AnswerText(question, decode)
+        return LiveSequence(work, number, draw, text, max_tokens, constraint)
 
     def too_large(self, work: Work, number: int) -> GenerateError:
         """Return the error of a question that does not fit into an empty cache."""
@@ -299,7 +309,8 @@ def take_tokens(sequences: Sequence[LiveSequence], logits: Tensor) -> None:
         sequences: The sequences.
         logits: Float32, (n, vocabulary).
     """
-    chosen, logprobs = choose_tokens(logits, [sequence.draw for sequence in sequences])
+    bits = next_bits([sequence.constraint for sequence in sequences], logits.shape[1])
+    chosen, logprobs = choose_tokens(logits, [sequence.draw for sequence in sequences], bits)
     top = {
         place: logprobs[place].topk(min(count, logprobs.shape[1])) if count else None
         for place, sequence in enumerate(sequences)
@@ -327,6 +338,8 @@ def append_tokens(
     """
     for place, (sequence, token, logprob) in enumerate(zip(sequences, *chosen, strict=True)):
         sequence.tokens.append(int(token))
+        if sequence.constraint is not None:
+            sequence.constraint.take(int(token))
         sequence.logprob += logprob
         if place in ranked:
             sequence.logprobs.append((logprob, ranked[place]))

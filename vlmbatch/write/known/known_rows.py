@@ -155,7 +155,7 @@ class KnownRows(StoredRows):
         """Return the keys of the rows of a task that are to be asked about again."""
         is_chosen, own = redoing.make_choice(redo), self._own_settings(task)
         order, found = self.in_order(), []
-        columns = ("id", "task", "prompt", "finish_reason", "mean_logprob")
+        columns = ("id", "task", "prompt", "finish_reason", "error_type", "mean_logprob")
         for number, row in zip(order.tolist(), self.rows(order, columns), strict=True):
             facts = redoing.KnownFacts(
                 self._index.is_error(number),

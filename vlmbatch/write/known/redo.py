@@ -52,7 +52,9 @@ def _choice(value: str) -> Choice:
         ids = _read_ids(Path(argument))
         return lambda row, facts: row["id"] in ids or row["id"].rpartition("#")[0] in ids
     return {
-        "cut-off": lambda row, facts: row["finish_reason"] == "length",
+        "cut-off": lambda row, facts: (
+            row["finish_reason"] == "length" or row["error_type"] == "IncompleteAnswer"
+        ),
         "errors": lambda row, facts: facts.is_error,
         "edited": lambda row, facts: facts.is_edited,
         "stale": lambda row, facts: facts.is_stale,

@@ -4,7 +4,8 @@ CUDA graph, without host work in between.
 A row is a token, its position, and the place of its extent in the pool: sequences may stand
 anywhere in a chunk, and a step is the same for all of them. Where a kernel takes rows of any
 lengths (CUDA in 16 bits), the number of rows alone makes the step; elsewhere also the number of
-tokens that each row gathers. A second step of the same size samples, while somebody wants that.
+tokens that each row gathers. A second step of the same size samples, and another one masks the
+tokens that answers of a fixed form may not go on with, while somebody wants that.
 
 The computation is plain torch, the same on every device; only ``CudaGraphs`` records it. A step is
 recorded once it has occurred a few times, on padding rows. Its first replay is compared with the
@@ -24,6 +25,7 @@ import torch
 from torch import Tensor
 
 from vlmbatch.engine.base import EngineStats
+from vlmbatch.engine.constraints import ConstraintState
 from vlmbatch.engine.torch.budget import MemoryBudget
 from vlmbatch.engine.torch.cache import Cache, Slot
 from vlmbatch.engine.torch.cache.packed import attend_varlen
@@ -74,13 +76,14 @@ def bucket_of(count: int) -> int:
 
 class Key(NamedTuple):
     """The shape of a step: its chunk's serial, its rows, the tokens that each gathers (0 where a
-    kernel takes any number), and whether it samples.
+    kernel takes any number), whether it samples, and whether it masks tokens.
     """
 
     chunk: int
     rows: int
     tokens: int
     is_sampled: bool
+    is_masked: bool
 
 
 class BucketDecoder:
@@ -117,7 +120,11 @@ class BucketDecoder:
         stats.graphs = {"recorded": 0, "replayed": 0, "notes": []}
 
     def step(
-        self, slots: Sequence[Slot], tokens: Sequence[int], draws: Sequence[Draw | None]
+        self,
+        slots: Sequence[Slot],
+        tokens: Sequence[int],
+        draws: Sequence[Draw | None],
+        constraints: Sequence[ConstraintState | None] = (),
     ) -> list[list[float]] | None:
         """Decode a token for slots with a recorded step; None if there is none.
 
@@ -125,18 +132,18 @@ class BucketDecoder:
             slots: The slots; their lengths do not change.
             tokens: The last token of each.
             draws: Options of those that are sampled.
+            constraints: States of those whose answers have a fixed form.
 
         Returns:
             The tokens and their log-probabilities.
         """
-        is_sampled = any(draw is not None for draw in draws)
-        key = self._key(slots, is_sampled=is_sampled)
+        key = self._key(slots, is_sampled=any(draws), is_masked=any(constraints))
         step = self._steps.get(key) if key else None
         self._wanted = key
         if step is None:
             return None
         self._stats.graphs["replayed"] += 1
-        return step(slots, tokens, draws)
+        return step(slots, tokens, draws, constraints)
 
     def consider(self, slots: Sequence[Slot], tokens: Sequence[int], logits: Tensor) -> None:
         """Record the step that was asked for last, if it has occurred often enough.
@@ -155,7 +162,12 @@ class BucketDecoder:
         message = ""
         try:
             step = RecordedStep(
-                self._model, padding, key.rows, key.tokens, is_sampled=key.is_sampled
+                self._model,
+                padding,
+                key.rows,
+                key.tokens,
+                is_sampled=key.is_sampled,
+                is_masked=key.is_masked,
             )
             step.replay = self.recorder(step.compute)
             chosen, logprobs = step(slots, tokens)
@@ -175,7 +187,7 @@ class BucketDecoder:
                 "operation at a time"
             )
 
-    def _key(self, slots: Sequence[Slot], *, is_sampled: bool) -> Key | None:
+    def _key(self, slots: Sequence[Slot], *, is_sampled: bool, is_masked: bool) -> Key | None:
         """The step that these slots need; None if their tokens are not all in one chunk, each in
         its own extent.
         """
@@ -185,7 +197,7 @@ class BucketDecoder:
         tokens = 0
         if self._model.language.attend_rows_of is not attend_varlen:
             tokens = max(MIN_TOKENS, bucket_of(max(slot.length for slot in slots) + 1))
-        return Key(chunk.serial, bucket_of(len(slots)), tokens, is_sampled)
+        return Key(chunk.serial, bucket_of(len(slots)), tokens, is_sampled, is_masked)
 
     def _is_worth_recording(self, key: Key) -> bool:
         self._pause = max(0, self._pause - 1)

@@ -9,11 +9,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vlmbatch.engine.constraints import ConstraintState, fill_bits, num_words
 from vlmbatch.engine.torch.cache import Rows, Slot, wide_mask
 from vlmbatch.engine.torch.cache.packed import attend_varlen, write
 from vlmbatch.engine.torch.cache.pool import Chunk, Extent
 from vlmbatch.engine.torch.cuda.transfers import fetch
-from vlmbatch.engine.torch.sampling import Draw, sample, settings_of, with_logprobs
+from vlmbatch.engine.torch.sampling import (
+    Draw,
+    allowed_logits,
+    sample,
+    settings_of,
+    with_logprobs,
+)
 from vlmbatch.engine.torch.weights import Model
 
 Compute = Callable[[], Tensor]
@@ -62,16 +69,25 @@ class RecordedStep:
     """A decode step for a number of rows.
 
     The tokens that it chooses are the next step's input, where they lie: as long as the same
-    sequences go on, nothing is sent but the numbers that sampling needs.
+    sequences go on, nothing is sent but the numbers that sampling needs, and which tokens answers
+    of a fixed form may go on with.
 
     Attributes:
         inputs: int64 (4, rows) on the device: last token, position, first token of the extent, and
             1 where a sequence lives; padding rows write to an extent that no sequence has.
         settings: Float32 (3, rows) on the device, see ``settings_of``; None if no row is sampled.
+        bits: int32 (rows, words) on the device, see ``allowed_logits``; None if no row is masked.
     """
 
     def __init__(
-        self, model: Model, padding: Extent, rows: int, tokens: int, *, is_sampled: bool
+        self,
+        model: Model,
+        padding: Extent,
+        rows: int,
+        tokens: int,
+        *,
+        is_sampled: bool,
+        is_masked: bool = False,
     ) -> None:
         """Set up with padding rows alone.
 
@@ -81,6 +97,7 @@ class RecordedStep:
             rows: Number of rows.
             tokens: Number of tokens to gather for each; 0 to attend by a kernel that takes any.
             is_sampled: Whether some tokens are sampled.
+            is_masked: Whether some rows may not choose every token.
         """
         self._tokens, self._language = tokens, model.language
         self._padding = torch.tensor([[0], [0], [padding.begin], [0]])
@@ -91,6 +108,11 @@ class RecordedStep:
         if is_sampled:
             self._numbers = torch.zeros((3, rows), pin_memory=is_cuda)
             self.settings = torch.zeros((3, rows), device=model.device)
+        self.bits: Tensor | None = None
+        if is_masked:
+            words = num_words(model.shape.text.vocabulary)
+            self._allowed = torch.full((rows, words), -1, dtype=torch.int32, pin_memory=is_cuda)
+            self.bits = torch.full_like(self._allowed, -1, device=model.device, pin_memory=False)
         # A step may outlive its chunk and must not keep its memory.
         self._chunk = weakref.ref(padding.chunk)
         self._state: list[tuple[int, int, int, int]] | None = None
@@ -107,17 +129,22 @@ class RecordedStep:
         else:
             attend = RowAttention(chunk, self.inputs, language.shape.context)
         logits = language.logits(language(language.embed(tokens), positions, attend))
+        allowed = logits if self.bits is None else allowed_logits(logits, self.bits)
         if self.settings is None:
-            chosen = logits.argmax(dim=-1)
+            chosen = allowed.argmax(dim=-1)
         else:
-            chosen = sample(logits, self.settings, is_nucleus=True)
+            chosen = sample(allowed, self.settings, is_nucleus=True)
         found = with_logprobs(chosen, torch.log_softmax(logits, dim=-1))
         tokens.copy_(chosen)
         positions.add_(living)
         return found
 
     def __call__(
-        self, slots: Sequence[Slot], tokens: Sequence[int], draws: Sequence[Draw | None] = ()
+        self,
+        slots: Sequence[Slot],
+        tokens: Sequence[int],
+        draws: Sequence[Draw | None] = (),
+        constraints: Sequence[ConstraintState | None] = (),
     ) -> list[list[float]]:
         """Decode a token for slots.
 
@@ -125,6 +152,7 @@ class RecordedStep:
             slots: The slots; their lengths do not change.
             tokens: The last token of each.
             draws: Options of those that are sampled; without them every row is greedy.
+            constraints: States of those that may not choose every token.
 
         Returns:
             The tokens and their log-probabilities.
@@ -142,6 +170,9 @@ class RecordedStep:
             options = [*draws, *[None] * (self._numbers.shape[1] - len(draws))]
             self._numbers.copy_(torch.from_numpy(settings_of(options)))
             self.settings.copy_(self._numbers, non_blocking=True)
+        if self.bits is not None:
+            fill_bits(constraints, self._allowed.numpy())
+            self.bits.copy_(self._allowed, non_blocking=True)
         found = [row[: len(slots)] for row in fetch(self.replay())]
         self._state = [
             (int(token), length + 1, begin, 1)
