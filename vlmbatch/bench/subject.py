@@ -85,11 +85,7 @@ class Subject:
         self.threads = use_threads(options)
         self.quantize = options.quantize
         self.options = dataclasses.replace(options, model=str(checkpoint.folder), revision=None)
-        self.preparer = functools.cache(
-            functools.partial(
-                Preparer.from_checkpoint, self.checkpoint, cache_folder=options.cache_folder
-            )
-        )
+        self.preparer = functools.cache(self._preparer)
 
     @functools.cached_property
     def engine(self) -> TorchEngine:
@@ -103,6 +99,13 @@ class Subject:
         if engine.native is not None:
             engine.native.wait()  # as in a run that is not the first one on this machine
         return engine
+
+    def _preparer(self, detail: Detail) -> Preparer:
+        folder = self.options.cache_folder
+        found = Preparer.from_checkpoint(self.checkpoint, detail, folder)
+        if self.device.type == "cpu":
+            return found
+        return found.leaving_pictures(self.engine.uncut_bytes)  # as in a run on this device
 
     def conversations(self, pictures: Sequence[Picture]) -> list[Conversation]:
         """Make one conversation per picture."""

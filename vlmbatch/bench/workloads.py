@@ -97,7 +97,7 @@ def _lengths(bench: Bench) -> Work:
 def _scans(bench: Bench) -> Work:
     pictures = [scan(page) for page in range(bench.sizes.scans)]
     work = _work(bench, "scans", "", pictures, "full", 48)
-    tiles = [tile.tobytes() for request in work.requests for tile in request.payload.tiles]
+    tiles = [key for request in work.requests for key in request.payload.tile_keys]
     different = f"{len(set(tiles))} of {len(tiles)} tiles differ"
     return dataclasses.replace(work, what=f"{len(pictures)} scans, {different}, 48 tokens")
 

@@ -38,6 +38,8 @@ class EngineStats:
             those that could not be. Empty elsewhere.
         fused: On CUDA: whether the operations between a layer's products are ``used`` compiled, the
             ``seconds`` that compiling took, and ``notes`` on why not. Empty elsewhere.
+        resizing: On a GPU: whether it is ``used`` to resize pictures, and ``notes`` on why not.
+            Empty elsewhere.
         peak_device_bytes: Peak allocated device memory, or None on a CPU.
     """
 
@@ -64,6 +66,7 @@ class EngineStats:
     threads: int = 0
     graphs: dict[str, Any] = dataclasses.field(default_factory=dict)
     fused: dict[str, Any] = dataclasses.field(default_factory=dict)
+    resizing: dict[str, Any] = dataclasses.field(default_factory=dict)
     peak_device_bytes: int | None = None
 
 

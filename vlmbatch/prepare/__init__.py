@@ -4,7 +4,7 @@ in threads, without torch.
 
 from __future__ import annotations
 
-from vlmbatch.prepare.payload import Payload
+from vlmbatch.prepare.payload import Payload, UncutPicture, UncutTiles
 from vlmbatch.prepare.preparer import Preparer
 
-__all__ = ["Payload", "Preparer"]
+__all__ = ["Payload", "Preparer", "UncutPicture", "UncutTiles"]

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +28,11 @@ from vlmbatch.core import (
 from vlmbatch.errors import PrepareError
 from vlmbatch.job import Detail, ResourceOptions
 from vlmbatch.prepare.compiled import shared_resizer
-from vlmbatch.prepare.digests import digest_tile
+from vlmbatch.prepare.digests import digest_tiles
+from vlmbatch.prepare.lanczos import is_worth_leaving
 from vlmbatch.prepare.media_text import image_text, video_text
 from vlmbatch.prepare.page_layout import lay_out
-from vlmbatch.prepare.payload import Payload
+from vlmbatch.prepare.payload import Payload, UncutPicture, UncutTiles
 from vlmbatch.prepare.prompt import PromptWriter
 from vlmbatch.prepare.settings import read_tile_settings
 from vlmbatch.prepare.tiles import TileSettings, cut_tiles, fit_picture, plan_tiles
@@ -58,6 +59,7 @@ class Preparer:
         context: int,
         detail: Detail = "full",
         cache_folder: Path | None = None,
+        uncut_bytes: int = 0,
     ) -> None:
         """Set up with the values that ``from_checkpoint`` reads.
 
@@ -69,6 +71,8 @@ class Preparer:
             detail: ``full`` follows the checkpoint, ``native`` does not enlarge small pictures
                 beyond a whole tile, ``low`` is one tile.
             cache_folder: Keeps what is compiled for this machine; None for the user's usual one.
+            uncut_bytes: Leave pictures to the engine's device, if that cuts one in so much memory;
+                0 to cut all of them here.
         """
         self.writer = writer
         self.seq_len = writer.tokens.seq_len
@@ -77,6 +81,7 @@ class Preparer:
         self._full = picture
         self._clip = clip
         self._cache_folder = cache_folder or ResourceOptions().cache_folder
+        self.uncut_bytes = uncut_bytes
         self._compiled = shared_resizer(self._cache_folder)
         self._image_prefix = functools.lru_cache(maxsize=64)(
             lambda rows, cols: tuple(writer.image_prefix(rows, cols))
@@ -89,9 +94,21 @@ class Preparer:
         )
 
     def __reduce__(self) -> tuple[Any, ...]:
+        return self._maker(self.uncut_bytes), (self.writer, self._full, self._clip)
+
+    def leaving_pictures(self, uncut_bytes: int) -> Preparer:
+        """The same preparer, but pictures whose upload is worth it are left to the device.
+
+        Args:
+            uncut_bytes: See ``__init__``.
+        """
+        return self._maker(uncut_bytes)(self.writer, self._full, self._clip)
+
+    def _maker(self, uncut_bytes: int) -> Callable[..., Preparer]:
         settings: dict[str, Any] = {"detail": self.detail, "cache_folder": self._cache_folder}
-        make = functools.partial(Preparer, context=self.context, **settings)
-        return make, (self.writer, self._full, self._clip)
+        return functools.partial(
+            Preparer, context=self.context, uncut_bytes=uncut_bytes, **settings
+        )
 
     @classmethod
     def from_checkpoint(
@@ -150,7 +167,7 @@ class Preparer:
         seeds = [
             draw_seed(question.seed, conversation.key, question.text) for question in questions
         ]
-        keys = [digest_tile(tile) for tile in tiles]
+        keys = digest_tiles(tiles)
         payload = Payload(tiles, prefix_ids, question_ids, seeds, keys)
         return Request(
             conversation.without_pixels(),
@@ -265,15 +282,18 @@ class Preparer:
         duration = pixels.duration_seconds
         return times, times[-1] if duration is None else duration  # like the processor
 
-    def _tiles(self, media: Sequence[Part]) -> UInt8Array:
+    def _tiles(self, media: Sequence[Part]) -> UInt8Array | UncutTiles:
         """The tiles of all media, uint8 (n, 3, E, E)."""
         edge = self._full.tile_edge
         found = [tiles for part in media for tiles in self._cut(part)]
-        if not found:
+        cut = [part for part in found if isinstance(part, np.ndarray)]
+        if len(cut) < len(found):
+            return UncutTiles(found, edge)
+        if not cut:
             return np.zeros((0, 3, edge, edge), np.uint8)
-        return found[0] if len(found) == 1 else np.concatenate(found)
+        return cut[0] if len(cut) == 1 else np.concatenate(cut)
 
-    def _cut(self, part: Part) -> list[UInt8Array]:
+    def _cut(self, part: Part) -> list[UInt8Array | UncutPicture]:
         frames = _frames(part)
         if part.kind == "tile":
             tile = np.ascontiguousarray(np.asarray(frames[0], np.uint8).transpose(2, 0, 1))
@@ -281,11 +301,22 @@ class Preparer:
         try:
             if part.kind == "picture":
                 settings = self._settings(picture_size(frames[0]), part.detail)
-                return [cut_tiles(frames[0], settings, self._compiled)[0]]
+                return [self._cut_or_leave(frames[0], settings)]
             assert self._clip is not None  # checked by prepare
-            return [cut_tiles(frame, self._clip, self._compiled)[0] for frame in frames]
+            return [self._cut_or_leave(frame, self._clip) for frame in frames]
         except (ValueError, OSError, MemoryError) as error:
             raise _uncuttable(frames[0], error) from error
+
+    def _cut_or_leave(self, picture: Picture, settings: TileSettings) -> UInt8Array | UncutPicture:
+        if self.uncut_bytes:
+            size = picture_size(picture)
+            plan = plan_tiles(*size, settings)
+            if is_worth_leaving(size, plan, settings, self.uncut_bytes):
+                # An array is copied: it may be the caller's, or a view of a video's buffer.
+                is_array = isinstance(picture, np.ndarray)
+                pixels = np.array(picture, order="C") if is_array else np.asarray(picture)
+                return UncutPicture(pixels, plan, settings.tile_edge)
+        return cut_tiles(picture, settings, self._compiled)[0]
 
     def _check_context(self, prompt_tokens: int, media: Sequence[Part]) -> None:
         if prompt_tokens + 1 <= self.context:

@@ -70,6 +70,15 @@ class TilePlan:
         """Number of tiles, the global view included."""
         return self.rows * self.cols + 1
 
+    def sizes(self, size: tuple[int, int], edge: int) -> list[tuple[int, int]]:
+        """The sizes that a picture of a size has one after the other: its own, resized, fitted, and
+        the global view's, without those that change nothing.
+        """
+        found = [size]
+        for to in (self.resized, self.fitted, (edge, edge)):
+            found += [to] if to != found[-1] else []
+        return found
+
 
 def plan_tiles(width: int, height: int, settings: TileSettings) -> TilePlan:
     """Plan the tiles of a picture from its size alone.
@@ -105,13 +114,7 @@ def fit_picture(picture: Picture, settings: TileSettings) -> tuple[Image.Image, 
         The picture, and its plan.
     """
     plan = plan_tiles(*picture_size(picture), settings)
-    resample = Image.Resampling(settings.resample)
-    image = Image.fromarray(picture) if isinstance(picture, np.ndarray) else picture
-    if plan.resized != image.size:
-        image = image.resize(plan.resized, resample)
-    if plan.fitted != image.size:
-        image = image.resize(plan.fitted, resample)
-    return image, plan
+    return _fit(picture, plan, Image.Resampling(settings.resample)), plan
 
 
 def cut_tiles(
@@ -128,30 +131,44 @@ def cut_tiles(
         Tiles, uint8, (n_tiles, 3, E, E), and their plan.
     """
     plan = plan_tiles(*picture_size(picture), settings)
-    edge = settings.tile_edge
-    tiles = np.empty((plan.n_tiles, 3, edge, edge), np.uint8)
-    if compiled is None or settings.resample != Image.Resampling.LANCZOS:
-        _fill(tiles, picture, settings)
-        return tiles, plan
+    edge, resample = settings.tile_edge, Image.Resampling(settings.resample)
+    if compiled is None or resample != Image.Resampling.LANCZOS:
+        return cut_as_planned(picture, plan, edge, resample), plan
     resizer = compiled.get()
     if resizer is None:
         started = time.thread_time()
-        _fill(tiles, picture, settings)
+        tiles = cut_as_planned(picture, plan, edge)
         compiled.add_pillow_seconds(time.thread_time() - started)
     else:
+        tiles = np.empty((plan.n_tiles, 3, edge, edge), np.uint8)
         _fill_fast(tiles, picture, plan, resizer)
     return tiles, plan
 
 
-def _fill(tiles: UInt8Array, picture: Picture, settings: TileSettings) -> None:
-    """Fill in the tiles with Pillow."""
-    image, plan = fit_picture(picture, settings)
-    edge = settings.tile_edge
+def cut_as_planned(
+    picture: Picture,
+    plan: TilePlan,
+    edge: int,
+    resample: Image.Resampling = Image.Resampling.LANCZOS,
+) -> UInt8Array:
+    """Cut a picture into tiles of a plan with Pillow; see ``cut_tiles``."""
+    tiles = np.empty((plan.n_tiles, 3, edge, edge), np.uint8)
+    image = _fit(picture, plan, resample)
     if plan.rows:
         grid = np.asarray(image).reshape(plan.rows, edge, plan.cols, edge, 3)
         tiles[:-1].reshape(plan.rows, plan.cols, 3, edge, edge)[:] = grid.transpose(0, 2, 4, 1, 3)
-        image = image.resize((edge, edge), Image.Resampling(settings.resample))
+        image = image.resize((edge, edge), resample)
     tiles[-1] = np.asarray(image).transpose(2, 0, 1)
+    return tiles
+
+
+def _fit(picture: Picture, plan: TilePlan, resample: Image.Resampling) -> Image.Image:
+    image = Image.fromarray(picture) if isinstance(picture, np.ndarray) else picture
+    if plan.resized != image.size:
+        image = image.resize(plan.resized, resample)
+    if plan.fitted != image.size:
+        image = image.resize(plan.fitted, resample)
+    return image
 
 
 def _fill_fast(tiles: UInt8Array, picture: Picture, plan: TilePlan, resizer: Resizer) -> None:

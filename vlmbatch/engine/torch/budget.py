@@ -104,6 +104,13 @@ class MemoryBudget:
         return max(self._workspace - self.graph_bytes, self.tile_bytes)
 
     @property
+    def resizing_bytes(self) -> int:
+        """Most bytes that resizing pictures on a GPU takes: half of what the encoder, which comes
+        after it, has; the pictures and their tiles lie in the rest.
+        """
+        return self.workspace_bytes // 2
+
+    @property
     def _workspace(self) -> int:
         return int(WORKSPACE_SHARE * (self.limit - self.weight_bytes))
 

@@ -37,7 +37,7 @@ class TileEncoder:
         """
         self._model, self._budget, self._scheduler, self._stats = model, budget, scheduler, stats
         self.is_measured = model.device.type != "cuda"
-        self.uploads = TileUploads(model.device)
+        self.uploads = TileUploads(model.device, resizing_bytes=budget.resizing_bytes)
         self._kept = FeatureCache()
 
     @property

@@ -85,7 +85,7 @@ class TorchEngine:
         """
         self.network, self._preparer, self._end_ids = model, preparer, end_ids
         self.native, self.model, self.revision = native, model_name, revision
-        self.takes_clips = preparer.takes_clips
+        self.takes_clips, self.uncut_bytes = preparer.takes_clips, preparer.uncut_bytes
         self.device = str(model.device)
         self.dtype = str(model.dtype).removeprefix("torch.") + ("+int8" if model.quantized else "")
         self.budget = budget

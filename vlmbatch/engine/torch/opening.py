@@ -5,6 +5,7 @@ kernels.
 from __future__ import annotations
 
 import functools
+import logging
 from typing import TYPE_CHECKING, Any
 
 from vlmbatch.checkpoint import Checkpoint, find_checkpoint
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
     from vlmbatch.engine.torch.engine import TorchEngine
     from vlmbatch.engine.torch.shape import ModelShape
     from vlmbatch.engine.torch.weights import Model
+
+
+logger = logging.getLogger(__name__)
 
 
 def plan_engine(options: EngineOptions) -> EnginePlan:
@@ -90,6 +94,7 @@ def _open(
     end_ids = checkpoint.end_token_ids()
     model = _load(checkpoint, shape, device, dtype, quantized=quantized)
     fused = _use_gpu(model) if device.type != "cpu" else {}
+    preparer, resizing = _share_resizing(preparer, device, budget)
     recorder, graphs = _recorder(device)
     choice, native = _choose_kernels(options, model, budget, continued=continued)
     engine = TorchEngine(
@@ -105,7 +110,7 @@ def _open(
         native=native,
     )
     engine.stats.threads, engine.stats.fused = threads, fused
-    engine.stats.graphs = graphs or engine.stats.graphs
+    engine.stats.graphs, engine.stats.resizing = graphs or engine.stats.graphs, resizing
     if choice is not None:
         engine.stats.kernels = {kind: list(rows) for kind, rows in choice.kernels.items()}
         engine.stats.kernel_choice = choice.steadiness.describe()
@@ -165,6 +170,23 @@ def _load(
         raise OutOfMemoryError(
             f"{checkpoint.name} did not fit while it was loaded ({message})"
         ) from error
+
+
+def _share_resizing(
+    preparer: Preparer, device: torch.device, budget: MemoryBudget
+) -> tuple[Preparer, dict[str, Any]]:
+    """Leave resizing to a GPU that has the bits of Pillow. Return the preparer, and
+    ``EngineStats.resizing``.
+    """
+    if device.type == "cpu":
+        return preparer, {}
+    from vlmbatch.engine.torch.cuda.resizing_check import find_resizing_fault
+
+    note = find_resizing_fault(device)
+    if note:
+        logger.warning("pictures are resized on the CPU: on %s %s", device, note)
+        return preparer, {"used": False, "notes": [note]}
+    return preparer.leaving_pictures(budget.resizing_bytes), {"used": True, "notes": []}
 
 
 def _choose_kernels(
