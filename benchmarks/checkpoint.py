@@ -8,7 +8,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from vlmbatch.bench.checkpoint import SHAPES, write_checkpoint
+from vlmbatch.bench.checkpoint import write_checkpoint
+from vlmbatch.bench.shapes import SHAPES
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)

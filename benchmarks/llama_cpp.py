@@ -176,7 +176,7 @@ def compare(options: argparse.Namespace, folder: Path) -> None:
     dtype, quantize = TYPES[options.dtype]
     bench = open_bench(
         Settings(
-            Job(device="cpu", dtype=dtype, quantize=quantize),
+            Job.from_dict({"device": "cpu", "dtype": dtype, "quantize": quantize}),
             shape=options.shape,
             quick=options.quick,
         )

@@ -101,9 +101,9 @@ def _run(commands: Sequence[Sequence[str]]) -> float:
     ]
     errors = [process.communicate()[1] for process in running]
     seconds = time.perf_counter() - begun
-    for process, error in zip(running, errors, strict=True):
+    for command, process, error in zip(commands, running, errors, strict=True):
         if process.returncode:
-            raise RuntimeError(f"{' '.join(process.args)[:80]} …: {error[-500:]}")
+            raise RuntimeError(f"{' '.join(command)[:80]} …: {error[-500:]}")
     return seconds
 
 

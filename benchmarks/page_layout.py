@@ -58,7 +58,7 @@ def draw_page(rng: np.random.Generator, kind: str, height: int) -> Page:
     font = ImageFont.load_default(height / 0.73)
     words = []
     for top in _starts(rng, kind, [height, height]):
-        boxes = {}
+        boxes: dict[str, tuple[float, float, float]] = {}
         while len(boxes) < 2:
             word = random_word(rng, 2)
             left, upper, right, _ = font.getbbox(word)

@@ -249,16 +249,16 @@ class Load:
 def first_token(tally: Tally) -> dict[str, float | None]:
     """Seconds to the first token of a stream."""
     times = tally.first_token
-    cut = statistics.quantiles(times, n=100) if len(times) > 1 else [None] * 99
+    cuts = statistics.quantiles(times, n=100) if len(times) > 1 else None
     return {
-        f"first_token_p{rank}_seconds": None if cut[rank - 1] is None else round(cut[rank - 1], 3)
+        f"first_token_p{rank}_seconds": None if cuts is None else round(cuts[rank - 1], 3)
         for rank in (50, 99)
     }
 
 
 def main() -> None:
     """Parse the options, measure, print."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="demo")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--pictures", type=int, default=600, help="of a round")

@@ -16,6 +16,7 @@ core of an idle machine these are the wall times.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import statistics
@@ -30,11 +31,13 @@ from typing import Any
 import av
 import cv2
 import numpy as np
+import numpy.typing as npt
 
 from vlmbatch.job import Job
 from vlmbatch.read import open_reader
 from vlmbatch.sample import make_sampler
 
+Array = npt.NDArray[Any]
 WIDTH, HEIGHT, FPS = 1920, 1080, 25
 WAYS: dict[str, dict[str, Any]] = {"--fps 1": {"fps": 1.0}, "--num-frames 16": {"num_frames": 16}}
 
@@ -43,8 +46,9 @@ def write_moving_video(path: Path, seconds: int, key_every_seconds: float = 10.0
     """Draw a camera that pans over a textured field, with objects that move across it."""
     rng = np.random.default_rng(0)
     coarse = rng.integers(0, 256, (HEIGHT // 24, (WIDTH + 800) // 24, 3), dtype=np.uint8)
-    field = cv2.resize(coarse, (WIDTH + 800, HEIGHT), interpolation=cv2.INTER_CUBIC)
-    field = cv2.add(field, rng.integers(0, 24, field.shape, dtype=np.uint8))
+    smooth = cv2.resize(coarse, (WIDTH + 800, HEIGHT), interpolation=cv2.INTER_CUBIC)
+    grain = rng.integers(0, 24, smooth.shape, np.uint8)
+    field: npt.NDArray[np.uint8] = np.asarray(cv2.add(smooth, grain), np.uint8)
     with av.open(str(path), "w") as container:
         stream = container.add_stream(
             "libx264",
@@ -71,16 +75,17 @@ def write_moving_video(path: Path, seconds: int, key_every_seconds: float = 10.0
         container.mux(stream.encode(None))
 
 
-def ours(path: Path, way: dict[str, Any]) -> list[np.ndarray]:
+def ours(path: Path, way: dict[str, Any]) -> list[Array]:
     """Load the pictures as the pipeline does."""
     job = Job(inputs=(str(path),), media="video", **way)
-    return [item.load().frames[0] for item in open_reader(job, sampler=make_sampler(job))]
+    items = open_reader(job, sampler=make_sampler(job))
+    return [np.asarray(item.load().frames[0]) for item in items]
 
 
-def with_opencv(path: Path, wanted: set[int]) -> list[np.ndarray]:
+def with_opencv(path: Path, wanted: set[int]) -> list[Array]:
     """Read every frame, and keep the sampled ones."""
     capture = cv2.VideoCapture(str(path), cv2.CAP_FFMPEG, [cv2.CAP_PROP_N_THREADS, 1])
-    found = []
+    found: list[Array] = []
     number = 0
     while True:
         there, picture = capture.read()
@@ -91,7 +96,7 @@ def with_opencv(path: Path, wanted: set[int]) -> list[np.ndarray]:
         number += 1
 
 
-def with_pyav(path: Path, wanted: set[int]) -> list[np.ndarray]:
+def with_pyav(path: Path, wanted: set[int]) -> list[Array]:
     """Decode every frame, and convert the sampled ones."""
     with av.open(str(path)) as container:
         container.streams.video[0].codec_context.thread_count = 1
@@ -130,10 +135,10 @@ def measure(path: Path, rounds: int) -> list[dict[str, Any]]:
         total = sum(packet.size > 0 for packet in container.demux(video=0))
     for name, way in WAYS.items():
         wanted = numbers_of(path, way)
-        sides: dict[str, Callable[[], list[np.ndarray]]] = {
-            "ours": lambda way=way: ours(path, way),
-            "opencv": lambda wanted=wanted: with_opencv(path, wanted),
-            "pyav": lambda wanted=wanted: with_pyav(path, wanted),
+        sides: dict[str, Callable[[], list[Array]]] = {
+            "ours": functools.partial(ours, path, way),
+            "opencv": functools.partial(with_opencv, path, wanted),
+            "pyav": functools.partial(with_pyav, path, wanted),
         }
         times = []
         for _ in range(rounds):
@@ -167,7 +172,7 @@ def measure(path: Path, rounds: int) -> list[dict[str, Any]]:
     return rows
 
 
-def _timed(call: Callable[[], list[np.ndarray]]) -> tuple[list[np.ndarray], float]:
+def _timed(call: Callable[[], list[Array]]) -> tuple[list[Array], float]:
     start = time.process_time()
     found = call()
     return found, time.process_time() - start

@@ -110,11 +110,12 @@ def write_checkpoint(folder: Path, *, seed: int = 0) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer = train_tokenizer()
     tokenizer.save(str(folder / "tokenizer.json"))
+    vocabulary = tokenizer.get_vocab()
     ids = {
-        name: tokenizer.token_to_id(name)
+        name: vocabulary[name]
         for name in ("<|im_start|>", "<|im_end|>", "<image>", "<end_of_utterance>")
     }
-    config = _config(ids, tokenizer.get_vocab_size())
+    config = _config(ids, len(vocabulary))
     torch.manual_seed(seed)
     model = transformers.SmolVLMForConditionalGeneration(config)
     _initialize(model)
@@ -133,7 +134,7 @@ def write_checkpoint(folder: Path, *, seed: int = 0) -> None:
     (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE, encoding="utf-8")
 
 
-def _config(ids: Mapping[str, int | None], vocabulary: int) -> Any:
+def _config(ids: Mapping[str, int], vocabulary: int) -> Any:
     """Gives the configuration; ``ids`` are those of the special tokens."""
     import transformers
 

@@ -86,11 +86,10 @@ def score(
                 right[f"{turn} {detail}: {kind}"].append(correct)
     answers = [correct for kind, found in right.items() if ":" not in kind for correct in found]
     figures = {
-        "token_loss": torch.cat(losses).mean(),
-        "token_accuracy": torch.cat(hits).float().mean(),
-        "answer_accuracy": np.mean(answers),
+        "token_loss": float(torch.cat(losses).mean()),
+        "token_accuracy": float(torch.cat(hits).float().mean()),
+        "answer_accuracy": float(np.mean(answers)),
+        "answers": len(answers),
     }
     shares = {kind: sum(found) / len(found) for kind, found in sorted(right.items())}
-    return {name: float(value) for name, value in figures.items()} | {
-        "answers": len(answers)
-    }, shares
+    return figures, shares

@@ -173,7 +173,8 @@ def spelled_before(now: Tokenizer, before: Tokenizer) -> list[int | list[int]]:
     """For each token of ``now``, its id in ``before``, or the ids that spell it there."""
     spelled: list[int | list[int]] = []
     for number in range(now.get_vocab_size()):
-        known = before.token_to_id(now.id_to_token(number))
+        token = now.id_to_token(number)
+        known = None if token is None else before.token_to_id(token)
         if known is not None:
             spelled.append(known)
         else:

@@ -159,7 +159,14 @@ def train(arguments: argparse.Namespace) -> bool:
                     optimizer, lambda step: arguments.learning_rate * schedule(step)
                 ),
             ),  # a state keeps no function
-            callbacks=[steering, TrainingLog(folder, found.step if found else 0)],
+            callbacks=[
+                steering,
+                TrainingLog(
+                    folder,
+                    found.step if found else 0,
+                    num_rows=schedule.total * arguments.batch_size,  # scenes: all are drawn
+                ),
+            ],
         )
         trainer.remove_callback(transformers.PrinterCallback)
         trainer.train(resume_from_checkpoint=str(found.path) if found else None)

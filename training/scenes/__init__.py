@@ -15,7 +15,6 @@ from training.scenes.base import (
     BACKGROUNDS,
     CAPTION_PROMPTS,
     CLIP_PROMPTS,
-    COLORS,
     OCR_PROMPTS,
     Clip,
     Question,
@@ -34,6 +33,7 @@ from training.scenes.shapes import (
     shape_scene,
 )
 from training.scenes.words import CHARACTERS, page_scene, random_page, random_text, text_scene
+from vlmbatch.selftest.scenes import COLORS
 
 __all__ = [
     "BACKGROUNDS",

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from training.scenes.base import COLORS, NOTHING, Clip, random_background, with_article
+from training.scenes.base import NOTHING, Clip, random_background, with_article
 from training.scenes.shapes import SHAPES, Shape, draw_shapes
+from vlmbatch.selftest.scenes import COLORS
 
 DIRECTIONS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
 

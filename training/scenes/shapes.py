@@ -9,7 +9,9 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw
 
-from training.scenes.base import COLORS, NOTHING, Question, Scene, UInt8Array, harder, with_article
+from training.scenes.base import NOTHING, Question, Scene, harder, with_article
+from vlmbatch.core import UInt8Array
+from vlmbatch.selftest.scenes import COLORS
 
 SHAPES = ("circle", "square", "triangle", "star")
 GRID = (

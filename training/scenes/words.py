@@ -9,7 +9,8 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from training.scenes.base import BACKGROUNDS, COLORS, NOTHING, Scene, Thing, harder
+from training.scenes.base import BACKGROUNDS, NOTHING, Scene, Thing, harder
+from vlmbatch.selftest.scenes import COLORS
 
 WEIGHTS = (0.0, 0.0, 0.02, 0.04)
 CHARACTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
