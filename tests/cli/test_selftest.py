@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.conftest import Command
+from tests.engine.torch.fake_device import FakeDevice
 from tests.serve.conftest import live
 from vlmbatch.engine import open_engine
 from vlmbatch.job import EngineOptions
@@ -50,6 +51,17 @@ def test_an_engine_on_this_machine_is_well(
     assert str(tmp_path) not in done.stdout
     assert f"/{getpass.getuser()}/" not in done.stdout
     assert "selftest: opening" in done.stderr
+
+
+@pytest.mark.parametrize("kind", ["cuda", "mps"])
+def test_a_simulated_gpu_is_well(vlmbatch: Command, kind: str) -> None:
+    with FakeDevice(limit_bytes=1 << 30, kind=kind):
+        done = vlmbatch("doctor", "--selftest", "--device", kind, "--json")
+    assert done.returncode == 0, done.stdout
+    checks = {check["name"]: check["status"] for check in json.loads(done.stdout)["checks"]}
+    assert set(checks) >= CHECKS
+    assert set(checks.values()) == {"pass"}
+    assert ("kernels" in checks) is (kind == "cuda")
 
 
 def test_a_server_is_tested_by_its_address_alone(vlmbatch: Command) -> None:

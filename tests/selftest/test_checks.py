@@ -10,12 +10,18 @@ import numpy as np
 import pytest
 
 from vlmbatch.core import Completion, Conversation, Question, Request, TokenLogprob
-from vlmbatch.engine import RequestQueue
+from vlmbatch.engine import EngineStats, RequestQueue
 from vlmbatch.engine.base import EnginePlan
 from vlmbatch.engine.scripted import ScriptedEngine
 from vlmbatch.errors import EngineError, GenerateError
 from vlmbatch.job import EngineOptions
-from vlmbatch.selftest.checks import Check, Subject, check_agreement, difference_margin
+from vlmbatch.selftest.checks import (
+    Check,
+    Subject,
+    check_agreement,
+    check_kernels,
+    difference_margin,
+)
 from vlmbatch.selftest.report import Report, without_names
 from vlmbatch.selftest.run import examine
 from vlmbatch.selftest.scenes import scenes
@@ -249,3 +255,16 @@ def test_a_report_names_no_folder_and_no_host() -> None:
     assert "jo" not in text
     assert "x.gguf" in text
     assert without_names("and/or 3/4 of a/b") == "and/or 3/4 of a/b"
+
+
+def test_steps_and_layers_that_are_not_as_fast_as_they_could_be_are_told() -> None:
+    stats = EngineStats()
+    assert check_kernels(stats) is None
+    stats.graphs = {"recorded": 3, "replayed": 70, "notes": []}
+    stats.fused = {"used": True, "seconds": 4.2, "notes": []}
+    found = check_kernels(stats)
+    assert found == Check("kernels", "pass", "3 decode steps are recorded, 70 replayed")
+    stats.graphs["notes"], stats.fused["notes"] = ["torch 2.12 is old"], ["no triton"]
+    found = check_kernels(stats)
+    assert found is not None
+    assert (found.status, found.found) == ("warn", "torch 2.12 is old; no triton")

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from typing import Literal
 
 from vlmbatch.core import Completion
+from vlmbatch.engine import EngineStats
 from vlmbatch.engine.first_difference import tokens_before_difference
 from vlmbatch.errors import ItemError, one_line
 from vlmbatch.selftest.asking import Round
@@ -301,3 +302,16 @@ def check_trial(
     yield check_seeds(subject, trial), None
     yield check_stop(subject, trial), None
     yield check_logprobs(subject, trial, reference), None
+
+
+def check_kernels(stats: EngineStats) -> Check | None:
+    """Check that decode steps are recorded and layers compiled, where an engine does that."""
+    if not stats.graphs and not stats.fused:
+        return None
+    notes = [*stats.graphs.get("notes", ()), *stats.fused.get("notes", ())]
+    if not notes:
+        replayed = stats.graphs.get("replayed", 0)
+        text = f"{stats.graphs.get('recorded', 0)} decode steps are recorded, {replayed} replayed"
+        return Check("kernels", "pass", text)
+    advice = f"the words are right, decoding is slower{REPORT}"
+    return Check("kernels", "warn", "; ".join(notes), advice)

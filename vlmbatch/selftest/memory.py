@@ -107,6 +107,10 @@ def memory_use(engine: Engine, answers: Sequence[Completion], seen: int | None) 
     limit = figures.get("limit_bytes", figures.get("limit"))
     if "weight_bytes" not in figures:
         return MemoryUse(seen, None, limit)
+    if engine.name == "torch" and engine.device.startswith("cuda"):
+        # There the storage of keys and values is taken whole, whatever is asked.
+        fixed = figures["weight_bytes"] + figures["cache_bytes"] + figures["graph_bytes"]
+        return MemoryUse(seen, fixed + engine.stats.max_tiles * figures["tile_bytes"], limit)
     longest = max(((one.prompt_tokens or 0) + (one.new_tokens or 0) for one in answers), default=0)
     predicted = (
         figures["weight_bytes"]

@@ -71,7 +71,6 @@ class Report:
             "dtype": engine.dtype,
             "quantize": options.quantize,
             "kernels": engine.stats.kernels,
-            "fused": engine.stats.fused,
             "threads": engine.stats.threads,
         }
 

@@ -15,7 +15,7 @@ from vlmbatch.errors import ModelLoadError, VlmbatchError
 from vlmbatch.hub import cached_folder
 from vlmbatch.job import EngineOptions
 from vlmbatch.selftest.asking import Round
-from vlmbatch.selftest.checks import Check, Subject, check_trial
+from vlmbatch.selftest.checks import Check, Subject, check_kernels, check_trial
 from vlmbatch.selftest.memory import MemoryWatch, check_memory, memory_use
 from vlmbatch.selftest.one_sequence import settle_rates
 from vlmbatch.selftest.report import Report
@@ -152,6 +152,9 @@ def _judge(
         report.add(check)
         if equality is not None:
             report.agreement[check.name] = equality.describe()
+    kernels = check_kernels(engine.stats)
+    if kernels is not None:
+        report.add(kernels)
     speed = trial_speed(trial)
     report.speed["engine"] = dataclasses.asdict(speed)
     report.add(Check("speed", "pass", speed.describe()))

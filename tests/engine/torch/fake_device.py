@@ -3,7 +3,8 @@ refused.
 
 ``FakeDevice`` refuses operations on tensors of both sides, counts kernels, copies and waits, holds
 an allocator with a limit, and records graphs: a replay computes the recorded operations again, into
-the tensors that they gave.
+the tensors that they gave. As an Apple GPU it has neither graphs, streams, pinned memory nor
+float64, and takes attention's queries in one piece only.
 """
 
 from __future__ import annotations
@@ -24,6 +25,10 @@ WAITS = ("_local_scalar_dense", "item", "nonzero", "masked_select", "is_nonzero"
 """Operations whose results the host needs to go on."""
 COPIES = ("to", "_to_copy", "copy_")
 MIXED = "Expected all tensors to be on the same device, but found at least two devices"
+NO_FLOAT64 = (
+    "Cannot convert a MPS Tensor to float64 dtype as the MPS framework doesn't support float64. "
+    "Please use float32 instead."
+)
 CAPTURING = "operation not permitted when stream is capturing"
 
 
@@ -133,9 +138,11 @@ class Graph:
 
 
 class FakeDevice(TorchDispatchMode):
-    """A CUDA device while the context lasts.
+    """A CUDA or MPS device while the context lasts.
 
     Attributes:
+        device: The device, of type ``cuda`` or ``mps``.
+        operations: Names of the operations that were done here.
         counts: Things it was asked for so far.
         limit_bytes: Bytes that it has.
         refusal: Makes the error where they do not suffice.
@@ -147,9 +154,10 @@ class FakeDevice(TorchDispatchMode):
         capturing: The graph that is being recorded.
     """
 
-    def __init__(self, limit_bytes: int = 1 << 28) -> None:
+    def __init__(self, limit_bytes: int = 1 << 28, kind: str = "cuda") -> None:
         super().__init__()
-        self.device = torch.device("cuda", 0)
+        self.device = torch.device(kind, 0)
+        self.operations: set[str] = set()
         self.counts = Counts()
         self.limit_bytes = limit_bytes
         self.refusal: Callable[[], Exception] = lambda: torch.OutOfMemoryError("out of memory")
@@ -161,7 +169,8 @@ class FakeDevice(TorchDispatchMode):
         self._context = contextlib.ExitStack()
 
     def __enter__(self) -> FakeDevice:
-        self._context.enter_context(_patched_torch(self))
+        patched = _patched_torch if self.device.type == "cuda" else _patched_mps
+        self._context.enter_context(patched(self))
         # Else some operations are taken apart before they come here, by code that asks for CUDA.
         self._context.enter_context(torch.inference_mode())
         super().__enter__()
@@ -211,6 +220,8 @@ class FakeDevice(TorchDispatchMode):
             raise RuntimeError(f"{MIXED}, {self.device} and cpu! ({func})")
         self._count_waits(name, args, here)
         is_pinned = kwargs.pop("pin_memory", False)
+        if self.device.type == "mps":
+            _refuse_as_mps(name, args, kwargs, is_pinned=is_pinned, lands_here=lands_here)
         if target is not None:
             kwargs["device"] = "cpu"
             if name == "to" and len(args) > 1 and isinstance(args[1], (str, torch.device)):
@@ -232,6 +243,9 @@ class FakeDevice(TorchDispatchMode):
         """Wrap a result; count the kernel and record it unless it is only a view."""
         owners = {tensor.held.untyped_storage().data_ptr(): tensor for tensor in here}
         leaves = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
+        self.operations.add(func.name() if hasattr(func, "name") else name)
+        if self.device.type == "mps" and any(leaf.dtype == torch.float64 for leaf in leaves):
+            raise TypeError(NO_FLOAT64)
         fresh = [leaf for leaf in leaves if leaf.untyped_storage().data_ptr() not in owners]
         if name.endswith("_") or fresh or kwargs.get("out") is not None:
             written = sum(leaf.nbytes for leaf in leaves)
@@ -294,6 +308,18 @@ class FakeDevice(TorchDispatchMode):
             self.counts.waits += 1
 
 
+def _refuse_as_mps(name: str, args: Any, kwargs: Any, *, is_pinned: bool, lands_here: bool) -> None:
+    """Refuse what MPS does not have, or has mistaken."""
+    if is_pinned:
+        raise RuntimeError("MPS has no pinned memory")
+    if lands_here and kwargs.get("dtype") == torch.float64:
+        raise TypeError(NO_FLOAT64)
+    if name == "scaled_dot_product_attention" and lands_here and not args[0].held.is_contiguous():
+        raise RuntimeError(
+            "the queries are not contiguous: other rows would be read (pytorch#181133)"
+        )
+
+
 def _numbers(value: Any) -> Any:
     return value.held if isinstance(value, OnDevice) else value
 
@@ -338,6 +364,32 @@ def varlen_attention(
         attended = torch.softmax(scores, -1) @ v
         out[begins[row] : begins[row + 1]] = attended.transpose(0, 1).to(out.dtype)
     return out, torch.zeros(0), torch.zeros(0)
+
+
+@contextlib.contextmanager
+def _patched_mps(gpu: FakeDevice) -> Iterator[None]:
+    """torch's functions for MPS on a machine without it."""
+
+    def wait() -> None:
+        gpu.counts.waits += 1
+
+    functions: dict[str, Any] = {
+        "recommended_max_memory": lambda: gpu.limit_bytes,
+        "driver_allocated_memory": lambda: gpu.allocated,
+        "current_allocated_memory": lambda: gpu.allocated,
+        "synchronize": wait,
+        "empty_cache": lambda: None,
+    }
+    known = {"is_available": lambda: True, "get_name": lambda: "Apple M4"}
+    with (
+        mock.patch.multiple(torch.mps, **functions),
+        mock.patch.multiple(torch.backends.mps, **known),
+    ):
+        torch._C._set_only_lift_cpu_tensors(True)
+        try:
+            yield
+        finally:
+            torch._C._set_only_lift_cpu_tensors(False)
 
 
 @contextlib.contextmanager

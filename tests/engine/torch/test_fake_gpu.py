@@ -80,6 +80,15 @@ def test_answers_in_16_bits_are_those_of_the_cpu(tiny: Path, settings: dict[str,
     assert engine.stats.graphs["replayed"] == engine.stats.decode_steps - 4
 
 
+def test_steps_with_log_probabilities_are_never_recorded_as_those_before_them(tiny: Path) -> None:
+    with FakeDevice() as gpu:
+        engine, preparer = open_tiny(tiny, device="cuda")
+        tokens_of(engine, alike(preparer, 1, 4))
+        tokens_of(engine, [changed(each, logprobs=2) for each in alike(preparer, 4, 12)])
+        assert engine.stats.graphs == {"recorded": 0, "replayed": 0, "notes": []}
+        assert gpu.counts.replays == 0
+
+
 def counts_of_a_run(tiny: Path, count: int, tokens: int) -> tuple[Counts, TorchEngine]:
     """Counts of a run whose steps are recorded already."""
     with FakeDevice() as gpu:

@@ -139,21 +139,22 @@ class BucketDecoder:
         """
         key = self._key(slots, is_sampled=any(draws), is_masked=any(constraints))
         step = self._steps.get(key) if key else None
-        self._wanted = key
+        self._wanted = key if step is None else None
         if step is None:
             return None
         self._stats.graphs["replayed"] += 1
         return step(slots, tokens, draws, constraints)
 
     def consider(self, slots: Sequence[Slot], tokens: Sequence[int], logits: Tensor) -> None:
-        """Record the step that was asked for last, if it has occurred often enough.
+        """Record the step that was asked for, if it has occurred often enough. Where none was, as
+        for answers with the most likely tokens of each position, nothing is recorded.
 
         Args:
             slots: The slots of the ordinary step; their lengths are those before it.
             tokens: The last token of each, before it.
             logits: What it gave, float32 (slots, vocabulary).
         """
-        key = self._wanted
+        key, self._wanted = self._wanted, None
         if key is None or not self._is_worth_recording(key):
             return
         padding = self._padding(slots[0].extent.chunk)
@@ -242,6 +243,7 @@ class BucketDecoder:
 
     def clear(self) -> None:
         """Drop all steps."""
+        self._wanted = None
         self._steps.clear()
         self._counts.clear()
         self._let_go()

@@ -97,8 +97,10 @@ def fuse_layers(
     Returns:
         ``EngineStats.fused``.
     """
+    if make is torch.compile and model.shape.parameters < SMALL_MODEL_PARAMETERS:
+        return {"used": False, "seconds": 0.0, "notes": []}  # it takes longer than the answers
     begun = clock()
-    reason = "" if make is not torch.compile else _why_not(model)
+    reason = why_not_compiled() if make is torch.compile else ""
     if not reason:
         try:
             _fuse(model, make, clock)
@@ -129,13 +131,6 @@ def _fuse(model: Model, make: Compile, clock: Callable[[], float]) -> None:
             raise ValueError(
                 f"compiled, they give other {what} (by {error:.2g} of the largest number)"
             )
-
-
-def _why_not(model: Model) -> str:
-    """Return the reason why a model's layers are not compiled here; empty if they can be."""
-    if model.shape.parameters < SMALL_MODEL_PARAMETERS:
-        return "the model is small, and compiling takes longer than its answers"
-    return why_not_compiled()
 
 
 def why_not_compiled() -> str:
