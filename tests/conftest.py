@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from tests.processes import end_all
@@ -18,6 +19,15 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     )  # the cores are busy with the other workers' tests
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may ask the network
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+hypothesis.settings.register_profile(
+    "vlmbatch",
+    deadline=None,  # no test asserts a time, and machines are busy
+    suppress_health_check=[
+        hypothesis.HealthCheck.too_slow,
+        hypothesis.HealthCheck.function_scoped_fixture,
+    ],
+)
+hypothesis.settings.load_profile("vlmbatch")
 
 
 def pytest_collection_finish() -> None:

@@ -6,7 +6,7 @@ import codecs
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vlmbatch.errors import JobError
@@ -101,9 +101,7 @@ def test_what_cannot_be_opened_is_named(tmp_path: Path, name: str) -> None:
         st.text(max_size=300).map(lambda t: t.encode("utf-8", "surrogatepass")),
     )
 )
-@settings(
-    max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=100)
 def test_no_file_raises_anything_but_a_job_error(tmp_path: Path, suffix: str, data: bytes) -> None:
     (tmp_path / f"q.{suffix}").write_bytes(data)
     message = "one"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.cli.conftest import Command
@@ -44,7 +44,6 @@ def test_what_is_no_job_file_is_one_line(vlmbatch: Command, tmp_path: Path, text
 
 
 @given(values=st.dictionaries(FIELDS, VALUES, max_size=3))
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 def test_any_values_are_a_job_or_an_error(tmp_path: Path, values: dict[str, object]) -> None:
     (tmp_path / "job.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
     with contextlib.suppress(JobError):
@@ -53,7 +52,6 @@ def test_any_values_are_a_job_or_an_error(tmp_path: Path, values: dict[str, obje
 
 
 @given(text=YAML_TEXT)
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 def test_any_text_is_a_job_or_an_error(tmp_path: Path, text: str) -> None:
     (tmp_path / "job.yaml").write_text(f"inputs: a\n{text}", encoding="utf-8")
     with contextlib.suppress(JobError):

@@ -52,7 +52,7 @@ class Listener:
         return self.answer.text(range(self.used))
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(WORDS, STOPS, CUTS)
 @example("abé", ["bé"], [2, 3])  # half a character behind the beginning of a stop string
 @example("a\n.b", ["\n.b"], [1, 2, 3])
@@ -79,7 +79,7 @@ def test_pieces_join_to_the_text_and_hold_no_stop(
         assert found == text.strip()
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(WORDS, st.text(st.sampled_from("ab \né"), min_size=1, max_size=4), CUTS)
 def test_an_answer_is_what_stands_before_its_first_stop_string(
     text: str, stop: str, cuts: list[int]
@@ -87,7 +87,7 @@ def test_an_answer_is_what_stands_before_its_first_stop_string(
     assert Listener(split(text, cuts), [stop]).follow() == text.split(stop)[0].strip()
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(WORDS, CUTS, st.integers(1, 4))
 def test_a_listener_that_raises_hears_nothing_more(text: str, cuts: list[int], at: int) -> None:
     heard = Listener(split(text, cuts))

@@ -9,7 +9,7 @@ import jiwer
 import numpy as np
 import pytest
 import rapidfuzz
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from sacrebleu.metrics import CHRF
 
@@ -37,7 +37,6 @@ def score(name: str, rows: list[tuple[str | None, list[str]]]) -> float:
     return float(measure.combine(sums, len(rows))[0])
 
 
-@settings(deadline=None)
 @given(st.text(max_size=80), st.text(max_size=80))
 def test_the_edit_distance_is_levenshteins(first: str, second: str) -> None:
     assert edit_distance(first, second) == rapidfuzz.distance.Levenshtein.distance(first, second)
@@ -55,7 +54,6 @@ def test_the_edit_distance_of_textbook_words() -> None:
     ) == (3, 2, 3, 3)
 
 
-@settings(deadline=None)
 @given(PAIRS)
 def test_error_rates_of_a_whole_output_are_jiwers(pairs: list[tuple[str, str]]) -> None:
     expected, given_ = (
@@ -72,7 +70,6 @@ def test_error_rates_of_a_whole_output_are_jiwers(pairs: list[tuple[str, str]]) 
         )
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(WORDS, st.tuples(WORDS, WORDS)), min_size=1, max_size=6))
 def test_chrf_of_a_whole_output_is_sacrebleus(rows: list[tuple[str, tuple[str, str]]]) -> None:
     expected = (
@@ -130,7 +127,6 @@ def test_vqa_accuracy_with_ten_answers_has_its_known_values(matches: int, accura
     )
 
 
-@settings(deadline=None)
 @given(st.lists(st.sampled_from(["one", "2", "red"]), min_size=1, max_size=10))
 def test_vqa_accuracy_is_the_mean_over_the_sets_that_leave_one_out(answers: list[str]) -> None:
     subsets = list(itertools.combinations(map(normalize_vqa, answers), len(answers) - 1))
@@ -196,7 +192,6 @@ def test_answers_that_differ(first: str, second: str) -> None:
     assert normalize(first) != normalize(second)
 
 
-@settings(deadline=None)
 @given(st.text(max_size=40))
 def test_normalizing_twice_changes_nothing_more(text: str) -> None:
     once = normalize(clean(text))

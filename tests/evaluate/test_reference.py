@@ -9,7 +9,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.write.rows import SUFFIXES, failed, record, store
@@ -185,7 +185,6 @@ KEYS = st.sampled_from(["id", "image", "prompt", "question", "answer", "answers"
 
 
 @given(rows=st.lists(st.dictionaries(KEYS, JSON, max_size=6), max_size=3))
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_values_are_read_or_are_an_error(tmp_path: Path, rows: list[dict[str, object]]) -> None:
     path = tmp_path / "r.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
@@ -194,7 +193,6 @@ def test_any_values_are_read_or_are_an_error(tmp_path: Path, rows: list[dict[str
 
 
 @given(content=st.binary(max_size=200) | st.text(max_size=200).map(str.encode))
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_bytes_are_read_or_are_an_error(tmp_path: Path, content: bytes) -> None:
     for name in ("r.jsonl", "r.csv", "r.parquet"):
         (tmp_path / name).write_bytes(content)

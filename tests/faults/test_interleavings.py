@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from tests.media import picture
 from tests.write.rows import record, store
 from vlmbatch.engine.scripted import ScriptedEngine
-from vlmbatch.errors import OutputError
+from vlmbatch.errors import NothingFound, OutputError
 from vlmbatch.job import Job
 from vlmbatch.run.pipeline import Run
 from vlmbatch.write import CommitPolicy, OutputStore, read_records
@@ -63,21 +63,22 @@ def one_run(
         return running.start().exit_code
     write, written = rows.write, 0
 
-    def until_killed(*values: Any) -> None:
+    def until_killed(*values: Any, **options: Any) -> None:
         nonlocal written
         if written == killed_after:
             rows.abandon()
             raise Killed
         written += 1
-        write(*values)
+        write(*values, **options)
 
     rows.write = until_killed  # type: ignore[method-assign]
     outcome = running.start()
     rows.abandon()
+    assert outcome.error is None or isinstance(outcome.error, Killed | NothingFound)
     return outcome.exit_code
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(steps=STEPS, suffix=st.sampled_from(SUFFIXES))
 def test_any_order_of_runs_and_changes_leaves_every_row_once(
     steps: list[tuple[str, int]], suffix: str
@@ -104,7 +105,7 @@ def test_any_order_of_runs_and_changes_leaves_every_row_once(
                     fail=lambda key: what == "run" and key == "1.png",
                 )
                 code = one_run(folder, output, engine, retry_errors=what == "retry")
-                assert code in (0, 1, 3)
+                assert code in (0, 1, 3) or (code == 66 and not versions)
             if not output.exists():
                 continue
             found = {row["id"]: row for row in read_records(output)}
@@ -120,7 +121,7 @@ def test_any_order_of_runs_and_changes_leaves_every_row_once(
         shutil.rmtree(root)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(data=st.data(), suffix=st.sampled_from(SUFFIXES))
 def test_a_journal_with_any_damage_gives_good_rows_or_is_refused(
     data: st.DataObject, suffix: str

@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.finetune.data import write_rows
@@ -205,7 +205,6 @@ OUTPUT_KEYS = ("source", "status", "text", "prompt", "media", "time_seconds")
         max_size=3,
     )
 )
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_values_are_rows_good_or_bad(tmp_path: Path, rows: list[dict[str, Any]]) -> None:
     path = write_rows(tmp_path / "data.jsonl", rows)
     with contextlib.suppress(JobError):  # no row with status ok

@@ -104,7 +104,7 @@ TURNS = st.lists(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(TURNS, PIECES)
 def test_any_words_in_any_turns(
     preparer: Preparer, oracle: Oracle, drawn: list[tuple[Any, str, bool, str]], question: str

@@ -184,7 +184,7 @@ def test_a_line_without_gaps_is_cut_at_the_edge() -> None:
     assert sum(int((row != 250).sum()) for row in rows) >= 8 * 2 * EDGE
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     places=st.lists(st.tuples(*[st.integers(0, 9)] * 2, st.integers(2, 11)), max_size=30),
     size=st.tuples(st.integers(1, 4), st.integers(1, 4)),
@@ -206,7 +206,7 @@ def test_every_word_is_whole_in_one_tile(
     assert all(tile.shape == (EDGE, EDGE, 3) for tile in tiles)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(seed=st.integers(0, 2**32 - 1), share=st.sampled_from([0.0, 0.001, 0.02, 0.3, 0.9, 1.0]))
 def test_any_ink_becomes_tiles(seed: int, share: float) -> None:
     dice = np.random.default_rng(seed)

@@ -126,7 +126,7 @@ def test_counts_are_spelled_as_num2words_spells_them() -> None:
         assert number_words(number) == num2words.num2words(number)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.lists(st.floats(0, 20_000), min_size=1, max_size=70), st.floats(0, 200_000))
 def test_video_text_is_the_processors(times: list[float], duration: float) -> None:
     assert video_text(times, duration, TOKENS) == reference_video(times, duration)
@@ -150,14 +150,14 @@ def test_prefix_and_question_are_the_whole_prompt(
     assert writer.image_prefix(*grid) + writer.image_question(question) == whole_ids(writer, text)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(WORDS, st.sampled_from([BYTES, MERGED]))
 def test_any_question_continues_a_picture(question: str, writer: PromptWriter) -> None:
     text = f"<|im_start|>User:{image_text(2, 3, TOKENS)}{question}<end_of_utterance>\nAssistant:"
     assert writer.image_prefix(2, 3) + writer.image_question(question) == whole_ids(writer, text)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(WORDS, st.sampled_from([BYTES, MERGED]), st.integers(1, 5))
 def test_any_question_continues_a_clip(question: str, writer: PromptWriter, frames: int) -> None:
     times = [1.5 * number for number in range(frames)]

@@ -47,7 +47,7 @@ def resized(resizer: Resizer, picture: object, width: int, height: int) -> np.nd
     return grid[0, 0].transpose(1, 2, 0)
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(edges, edges, edges, edges, st.integers(0, 99), st.booleans())
 def test_any_size_and_ratio(
     resizer: Resizer, width: int, height: int, to_width: int, to_height: int, seed: int, array: bool
@@ -80,7 +80,7 @@ def test_photos(resizer: Resizer, size: tuple[int, int], to: tuple[int, int]) ->
     assert np.array_equal(resized(resizer, Image.fromarray(found), *to), expected)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     st.tuples(st.integers(1, 4), st.integers(1, 4)),
     st.tuples(st.integers(1, 90), st.integers(1, 90)),

@@ -115,7 +115,7 @@ def reference_sizes(
     return (width, height), asked[0]
 
 
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=1500)
 @given(st.integers(1, 6000), st.integers(1, 6000), st.sampled_from(SHAPES))
 def test_plan_follows_the_processors_arithmetic(
     width: int, height: int, shape: tuple[int, int]
@@ -130,7 +130,7 @@ def test_plan_follows_the_processors_arithmetic(
     assert plan.n_tiles == (1 if one else plan.rows * plan.cols + 1)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.integers(1, 6000), st.integers(1, 6000), st.sampled_from(SHAPES[:5]))
 def test_native_never_takes_more_tiles_than_full(
     width: int, height: int, shape: tuple[int, int]
@@ -164,7 +164,7 @@ def test_video_frames(size: tuple[int, int]) -> None:
     assert_equal_tiles(picture(*size), TileSettings(64, 64, split=False))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.integers(1, 400),
     st.integers(1, 400),

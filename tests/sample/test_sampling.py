@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from vlmbatch.job import Job
@@ -107,7 +107,6 @@ def test_times_that_are_no_binary_fractions_are_met() -> None:
     assert chosen(film(400, 10.0), fps=0.1) == [[0, 10, 20, 30]]
 
 
-@settings(deadline=None)
 @given(
     gaps=st.lists(st.integers(1, 3000), min_size=1, max_size=30),
     fps=st.sampled_from([0.3, 1.0, 2.0, 7.0, 25.0]),
@@ -183,7 +182,6 @@ def reference_indices(
     return [int(index) for index in np.unique(np.linspace(start, end, wanted, dtype=int))]
 
 
-@settings(deadline=None)
 @given(
     total=st.integers(1, 5000),
     native_fps=st.sampled_from([1.0, 5.0, 10.0, 30.0]),
@@ -308,7 +306,6 @@ class Sparse(Film):
                 yield Still(time)
 
 
-@settings(deadline=None)
 @given(
     gaps=st.lists(st.integers(1, 3000), min_size=1, max_size=60),
     first=st.sampled_from([0, 40, 700]),

@@ -281,7 +281,7 @@ STEPS = st.lists(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(steps=STEPS, suffix=st.sampled_from(SUFFIXES), cut=st.integers(0, 40))
 def test_any_order_of_writes_commits_and_crashes_keeps_each_committed_row_once(
     steps: list[tuple[str, int]], suffix: str, cut: int

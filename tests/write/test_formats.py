@@ -110,7 +110,7 @@ class TestRoundTrip:
             with pytest.raises(OutputError):
                 list(FORMATS[suffix].read_rows(io.BytesIO(content)))
 
-    @settings(max_examples=30, deadline=None)
+    @settings(max_examples=30)
     @given(
         text=st.text(st.characters(exclude_categories=["Cs"])),
         number=st.floats(allow_nan=False, allow_infinity=False),

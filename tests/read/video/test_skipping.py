@@ -8,7 +8,7 @@ import dataclasses
 import random
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from vlmbatch.read.video.skipping import (
@@ -82,7 +82,6 @@ def decode(steps: list[MarkedPacket], fed: list[MarkedPacket]) -> set[int]:
     return whole
 
 
-@settings(deadline=None)
 @given(
     seed=st.integers(0, 10_000),
     groups=st.integers(1, 6),

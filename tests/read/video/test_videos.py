@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.media import HEIGHT, WIDTH, number_of, numbered, write_video
@@ -378,9 +378,7 @@ def test_skipping_gives_the_same_pictures_with_every_kind_of_reference(
         assert same(chosen(path, as_it_is, **way), chosen(path, **way))
 
 
-@settings(
-    max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=8)
 @given(
     gaps=st.lists(st.integers(1, 900), min_size=5, max_size=60),
     key_every=st.integers(3, 30),

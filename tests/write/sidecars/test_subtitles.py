@@ -90,7 +90,7 @@ awkward = st.text(st.characters(exclude_categories=["Cs"])) | st.sampled_from(
 
 
 @pytest.mark.parametrize(("write", "read"), [(srt, read_srt), (vtt, read_vtt)])
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(texts=st.lists(st.tuples(st.floats(0.0005, 3), st.floats(0, 5), awkward), max_size=8))
 def test_any_texts_come_back_in_order_without_overlap(
     write: object, read: object, texts: list[tuple[float, float, str]]
@@ -118,7 +118,7 @@ def test_no_line_of_a_text_is_blank() -> None:
     assert text_lines("") == []
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     lines=st.lists(st.lists(st.text("abcdef", min_size=1, max_size=60), min_size=1), min_size=1),
     start=st.integers(0, 1000),
