@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import dataclasses
+import json
+import re
 import shutil
 import threading
 from collections.abc import Iterator
@@ -256,3 +258,49 @@ def test_a_closed_model_says_so() -> None:
     ):
         with pytest.raises(vlmbatch.EngineError, match="closed"):
             call()
+
+
+def test_answers_have_the_form_that_is_asked_for(model: vlmbatch.Model, tmp_path: Path) -> None:
+    schema = {"type": "array", "items": {"enum": ["red", "blue"]}, "minItems": 2, "maxItems": 2}
+    (tmp_path / "schema.json").write_text(json.dumps(schema))
+    for given in (schema, tmp_path / "schema.json", str(tmp_path / "schema.json")):
+        (found,) = model.ask(CIRCLE, "What is this?", schema=given)
+        assert set(json.loads(found.text or "")) <= {"red", "blue"}
+    (found,) = model.ask(CIRCLE, "What is this?", regex=" [0-9]{3}")
+    assert re.fullmatch(" [0-9]{3}", found.text or "")
+    assert {r.text for r in model.ask([CIRCLE, STAR], "What?", choices=["a", "b, c"])} <= {
+        "a",
+        "b, c",
+    }
+    (cut,) = model.ask(CIRCLE, "What is this?", schema=schema, max_new_tokens=2)
+    assert (cut.status, cut.error_type, cut.text) == ("error", "IncompleteAnswer", None)
+    message = [{"role": "user", "content": "What color is it?"}]
+    assert model.chat(message, choices="red,green") in ("red", "green")
+    with pytest.raises(vlmbatch.IncompleteAnswer):
+        model.chat(message, schema=schema, max_new_tokens=2)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"regex": "a("}, "regex cannot be compiled: unclosed group"),
+        ({"schema": {"type": "foo"}}, "Invalid type: foo"),
+        ({"schema": "nowhere.json"}, "schema nowhere.json: No such file"),
+        ({"schema": 3}, "schema must be text"),
+        ({"choices": ["a"], "regex": "a"}, "give one of regex and choices"),
+        ({"choices": ["a"], "stop": "a"}, "stop does not go with choices"),
+    ],
+)
+def test_a_form_that_cannot_be_had_is_refused(
+    model: vlmbatch.Model, settings: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(JobError, match=re.escape(message)):
+        model.ask(CIRCLE, "What is this?", **settings)
+
+
+def test_an_engine_without_forms_of_answers_says_so(
+    model: vlmbatch.Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(model.engine, "takes_constraints", False)
+    with pytest.raises(JobError, match="engine torch has no regex"):
+        model.ask(CIRCLE, "What is this?", regex="a")

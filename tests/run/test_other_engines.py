@@ -13,7 +13,7 @@ from tests.media import write_picture
 from vlmbatch.core import Completion, Conversation, Question, Record, Request
 from vlmbatch.engine import RequestQueue
 from vlmbatch.engine.scripted import ScriptedEngine
-from vlmbatch.errors import OutputError
+from vlmbatch.errors import JobError, OutputError
 from vlmbatch.job import Job
 from vlmbatch.run.pipeline import Run, run
 from vlmbatch.write import read_records
@@ -131,3 +131,9 @@ def test_a_cancelled_question_is_an_error_row(job: Job) -> None:
     found = rows(job)
     assert [row["status"] for row in found] == ["ok", "error", "ok"]
     assert (found[1]["text"], found[1]["error_type"]) == (None, "GenerateError")
+
+
+def test_an_engine_without_forms_of_answers_is_refused(job: Job) -> None:
+    with pytest.raises(JobError, match="engine scripted has no --choices; the torch engine has"):
+        Run(dataclasses.replace(job, choices=("red", "blue")), engine=ScriptedEngine())
+    assert not Path(job.output_path).exists()

@@ -14,12 +14,10 @@ from vlmbatch.core import (
     Completion,
     Conversation,
     Item,
-    Question,
     Record,
     Request,
     picture_size,
 )
-from vlmbatch.engine.options import make_question
 from vlmbatch.errors import DecodeError, EngineError, ItemError, one_line
 from vlmbatch.model.options import Answering
 from vlmbatch.run.order import InputOrder
@@ -71,7 +69,7 @@ class Asking:
         self._order.add(item.place)
         texts = item.questions or self._texts
         picture = _Picture(Task(item, tuple(enumerate(texts)), 0))
-        questions = [self._question(text) for text in texts]
+        questions = [self._how.question(text) for text in texts]
         try:
             picture.ticket = self._dispatcher.submit(picture.load, questions)
         except ClosedError as error:
@@ -79,10 +77,6 @@ class Asking:
         self._open.add(picture)
         picture.ticket.ready.add_done_callback(picture.note_ready)
         picture.ticket.done.add_done_callback(lambda _: self._done.put(picture))
-
-    def _question(self, text: str) -> Question:
-        question = make_question(text, self._how.options)
-        return dataclasses.replace(question, stop=self._how.stop)
 
     def _finished(self) -> Iterator[Record]:
         """Wait for a picture, and yield its rows."""

@@ -12,14 +12,19 @@ from typing import Any, Literal, Self, Unpack, overload
 
 from vlmbatch.core import Conversation, Question, Record
 from vlmbatch.engine import Engine, open_engine
-from vlmbatch.engine.options import make_question
 from vlmbatch.errors import EngineError, JobError
 from vlmbatch.job import EngineOptions
 from vlmbatch.job.generation import MAX_NEW_TOKENS
 from vlmbatch.job.questions import check_question
 from vlmbatch.model.asking import Asking
 from vlmbatch.model.messages import read_messages
-from vlmbatch.model.options import AnswerSettings, ModelSettings, answering, engine_options
+from vlmbatch.model.options import (
+    Answering,
+    AnswerSettings,
+    ModelSettings,
+    answering,
+    engine_options,
+)
 from vlmbatch.model.pictures import PictureLike, items_of
 from vlmbatch.model.replies import Reply, ReplyStream, reply_of
 from vlmbatch.serve.dispatcher import ClosedError, Dispatcher
@@ -108,7 +113,7 @@ class Model:
             if not isinstance(text, str):
                 raise JobError(f"a question is text, not {text!r:.100}")
             check_question(text)
-        how = answering(self._options, settings, self._max_new_tokens or MAX_NEW_TOKENS[task])
+        how = self._answering(settings, MAX_NEW_TOKENS[task])
         self._check_open()
         asking = Asking(self._dispatcher, task, texts, how)
         return self._kept_for(asking.records(items_of(pictures, task)))
@@ -169,11 +174,10 @@ class Model:
             ItemError: A picture or video cannot be read, or the chat is too long.
             EngineError: The engine cannot go on, or was closed.
         """
-        default = self._max_new_tokens or CHAT_MAX_NEW_TOKENS
-        how = answering(self._options, settings, default)
+        how = self._answering(settings, CHAT_MAX_NEW_TOKENS)
         self._check_open()
         conversation, text = read_messages(messages)
-        question = dataclasses.replace(make_question(text, how.options), stop=how.stop)
+        question = how.question(text)
         if not stream:
             ticket = self._submit(conversation, question)
             try:
@@ -214,6 +218,14 @@ class Model:
             return self._dispatcher.submit(conversation, [question])
         except ClosedError as error:
             raise EngineError("the model was closed: open another Model") from error
+
+    def _answering(self, settings: Mapping[str, Any], max_new_tokens: int) -> Answering:
+        """Check the options of a call, whose answers have so many tokens by default."""
+        how = answering(self._options, settings, self._max_new_tokens or max_new_tokens)
+        if how.constraint is not None and not getattr(self.engine, "takes_constraints", False):
+            kind, name = how.constraint.kind, self.engine.name
+            raise JobError(f"the engine {name} has no {kind}; the torch engine has")
+        return how
 
     def _check_open(self) -> None:
         if not self._close.alive:

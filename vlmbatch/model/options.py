@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, TypedDict
 
+from vlmbatch.core import Constraint, Question
+from vlmbatch.engine.constraints import check_constraint, checked_constraint
+from vlmbatch.engine.options import make_question
 from vlmbatch.errors import JobError
-from vlmbatch.job import Detail, EngineOptions
+from vlmbatch.job import ConstraintOptions, Detail, EngineOptions
+from vlmbatch.job.constraint import CONSTRAINTS, schema_constraint, split_choices
 from vlmbatch.values import check_types
 
 
@@ -22,6 +27,9 @@ class AnswerSettings(TypedDict, total=False):
             probability.
         seed: Seed of sampling.
         stop: A string, or several, that end the answer and are not part of it.
+        schema: A JSON Schema, or a file with one, under which the answer is valid.
+        regex: A regular expression that matches the answer as a whole.
+        choices: Texts one of which is the answer.
     """
 
     max_new_tokens: int
@@ -29,6 +37,9 @@ class AnswerSettings(TypedDict, total=False):
     top_p: float
     seed: int
     stop: str | Sequence[str]
+    schema: Mapping[str, Any] | str | os.PathLike[str]
+    regex: str
+    choices: str | Sequence[str]
 
 
 class ModelSettings(TypedDict, total=False):
@@ -93,10 +104,17 @@ class Answering:
     Attributes:
         options: Those that a job has, too.
         stop: Strings that end an answer.
+        constraint: The form that an answer must have.
     """
 
     options: EngineOptions
     stop: tuple[str, ...] = ()
+    constraint: Constraint | None = None
+
+    def question(self, text: str) -> Question:
+        """Make a question with these options."""
+        question = make_question(text, self.options, constraint=self.constraint)
+        return dataclasses.replace(question, stop=self.stop)
 
 
 def engine_options(model: str, settings: Mapping[str, Any]) -> EngineOptions:
@@ -112,7 +130,7 @@ def engine_options(model: str, settings: Mapping[str, Any]) -> EngineOptions:
 def answering(
     base: EngineOptions, settings: Mapping[str, Any], default_max_new_tokens: int | None
 ) -> Answering:
-    """Check the options of a call.
+    """Check the options of a call; a form of answers can be compiled.
 
     Args:
         base: The model's, for what the call does not give.
@@ -130,7 +148,30 @@ def answering(
     stops = (stop,) if isinstance(stop, str) else tuple(stop) if _is_list(stop) else ("",)
     if not all(isinstance(text, str) and text for text in stops):
         raise JobError(f"stop must be a text or several, none of them empty, not {stop!r}")
-    return Answering(_checked(dataclasses.replace(base, **values)), stops)
+    constraint = _constraint({name: values.pop(name) for name in CONSTRAINTS if name in values})
+    if constraint is not None and stops:
+        raise JobError(f"stop does not go with {constraint.kind}: the form ends the answer")
+    return Answering(_checked(dataclasses.replace(base, **values)), stops, constraint)
+
+
+def _constraint(given: Mapping[str, Any]) -> Constraint | None:
+    """Return the form of answers, which can be compiled; None for any text."""
+    schema = given.get("schema")
+    form = dict(given)
+    if isinstance(schema, Mapping):
+        form["schema"] = "given"
+    elif isinstance(schema, os.PathLike):
+        form["schema"] = os.fspath(schema)
+    if "choices" in form:
+        form["choices"] = split_choices(form["choices"])
+    options = ConstraintOptions(**form)
+    check_types(options)
+    options.check_constraint()
+    if not isinstance(schema, Mapping):
+        return checked_constraint(options)
+    constraint = schema_constraint(dict(schema))
+    check_constraint(constraint)
+    return constraint
 
 
 def _checked(options: EngineOptions) -> EngineOptions:

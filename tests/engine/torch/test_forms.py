@@ -194,6 +194,22 @@ def test_an_answer_that_is_cut_off_is_an_error_and_no_half(tiny: Path) -> None:
         assert str(done.error) == f"--max-new-tokens {limit} ended the answer before it was whole"
 
 
+def test_questions_beside_one_that_is_cut_off_keep_what_they_share(tiny: Path) -> None:
+    engine, preparer = open_tiny(tiny, batch_size=1)
+    request = mixed_requests(preparer)[2]
+    assert len(request.questions) == 3
+    wanted = run_all(engine, [request])
+    forms = [FORMS[2], None, None]
+    questions = [
+        dataclasses.replace(question, constraint=form, max_new_tokens=6 if form else 24)
+        for question, form in zip(request.questions, forms, strict=True)
+    ]
+    cut = Request(request.conversation, questions, request.payload, request.payload_bytes)
+    found = run_all(engine, [cut])
+    assert isinstance(found[0, 0].error, IncompleteAnswer)
+    assert [facts(found[0, n]) for n in (1, 2)] == [facts(wanted[0, n]) for n in (1, 2)]
+
+
 def test_an_answer_that_is_whole_at_the_limit_is_an_answer(tiny: Path) -> None:
     engine, preparer = open_tiny(tiny)
     (request, *_) = mixed_requests(preparer)

@@ -9,6 +9,7 @@ budget.py bounds both. When memory runs out, the failed step is halved and the l
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 
@@ -293,7 +294,7 @@ class TorchEngine:
         """Free a living sequence and complete its question."""
         self.scheduler.live.remove(sequence)
         self.pace.answered()
-        if error is not None:
+        if not math.isfinite(sequence.logprob):
             self.cache.erase(sequence.slot)
             self._steps.release([sequence])
         else:
