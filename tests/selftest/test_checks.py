@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from collections.abc import Callable, Iterator
@@ -15,6 +16,7 @@ from vlmbatch.engine.base import EnginePlan
 from vlmbatch.engine.scripted import ScriptedEngine
 from vlmbatch.errors import EngineError, GenerateError
 from vlmbatch.job import EngineOptions
+from vlmbatch.selftest.asking import Asked, ask
 from vlmbatch.selftest.checks import (
     Check,
     Subject,
@@ -268,3 +270,11 @@ def test_steps_and_layers_that_are_not_as_fast_as_they_could_be_are_told() -> No
     found = check_kernels(stats)
     assert found is not None
     assert (found.status, found.found) == ("warn", "torch 2.12 is old; no triton")
+
+
+def test_how_many_answers_there_are_is_said_every_few_seconds() -> None:
+    times, said = itertools.count(step=3), list[str]()
+    questions = tuple(Question(text) for text in ("a", "b", "c", "d"))
+    engine = ScriptedEngine(batch_size=4)
+    ask(engine, [Asked(Conversation(), questions)], said.append, lambda: float(next(times)))
+    assert said == ["2 of 4 answers", "4 of 4 answers"]

@@ -5,12 +5,17 @@ from __future__ import annotations
 import collections
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from vlmbatch.core import Completion, Conversation, Question, Request
 from vlmbatch.engine import Engine, EngineStats
 from vlmbatch.engine.timing import closed_queue, difference
 from vlmbatch.errors import GenerateError, ItemError
+
+Say = Callable[[str], None]
+"""Takes what is done now, for the user."""
+SAY_SECONDS = 5.0
+"""Time after which the number of answers is said again."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,9 +52,20 @@ class Round:
         return [one for answers in self.answers for one in answers]
 
 
-def ask(engine: Engine, asked: Sequence[Asked]) -> Round:
+def ask(
+    engine: Engine,
+    asked: Sequence[Asked],
+    say: Say,
+    clock: Callable[[], float] = time.monotonic,
+) -> Round:
     """Put all questions into one queue, and wait for the answers. What cannot be prepared, or is
     lost, is an answer with an error.
+
+    Args:
+        engine: The engine.
+        asked: The conversations and questions.
+        say: Called with the number of answers every few seconds.
+        clock: Tells seconds.
 
     Raises:
         EngineError: The engine cannot go on.
@@ -60,11 +76,16 @@ def ask(engine: Engine, asked: Sequence[Asked]) -> Round:
     requests = [each for each in prepared if isinstance(each, Request)]
     found: dict[tuple[int, int], Completion] = {}
     counts: collections.Counter[tuple[int, int]] = collections.Counter()
+    owed = sum(len(request.questions) for request in requests)
+    said = clock()
     if requests:
         for done in engine.run(closed_queue(requests)):
             key = (id(done.request), done.question)
             found[key] = done
             counts[key] += 1
+            if clock() - said > SAY_SECONDS:
+                said = clock()
+                say(f"{len(found)} of {owed} answers")
     answers = [
         [
             _failed(each.questions, number, one)
@@ -75,7 +96,6 @@ def ask(engine: Engine, asked: Sequence[Asked]) -> Round:
         ]
         for each, one in zip(asked, prepared, strict=True)
     ]
-    owed = sum(len(request.questions) for request in requests)
     return Round(
         answers,
         time.perf_counter() - begun,

@@ -14,14 +14,14 @@ from vlmbatch.engine.torch.device import find_device
 from vlmbatch.errors import ModelLoadError, VlmbatchError
 from vlmbatch.hub import cached_folder
 from vlmbatch.job import EngineOptions
-from vlmbatch.selftest.asking import Round
+from vlmbatch.selftest.asking import Round, Say
 from vlmbatch.selftest.checks import Check, Subject, check_kernels, check_trial
 from vlmbatch.selftest.memory import MemoryWatch, check_memory, memory_use
 from vlmbatch.selftest.one_sequence import settle_rates
 from vlmbatch.selftest.report import Report
 from vlmbatch.selftest.scenes import Scene, scenes
 from vlmbatch.selftest.speed import speed_of, trial_speed
-from vlmbatch.selftest.trial import Say, Trial, ask_reference, run_trial
+from vlmbatch.selftest.trial import Trial, ask_reference, run_trial
 
 TILED_TYPES = ("smolvlm", "idefics3")
 """Types of models that can take a picture as one tile."""
@@ -83,7 +83,7 @@ def examine(plan: EnginePlan, options: EngineOptions, device: str | None, say: S
     drawn = scenes(with_clip=plan.takes_clips)
     takes_detail = _takes_detail(plan.model)
     say("asking the reference: torch on the CPU in float32")
-    reference, missing = _ask_reference(plan, options, drawn, takes_detail=takes_detail)
+    reference, missing = _ask_reference(plan, options, drawn, say, takes_detail=takes_detail)
     say(f"opening {plan.name} with {Path(plan.model).name}")
     watch = None if device is None else MemoryWatch(device)
     trial: Trial | None = None
@@ -110,7 +110,12 @@ def examine(plan: EnginePlan, options: EngineOptions, device: str | None, say: S
 
 
 def _ask_reference(
-    plan: EnginePlan, options: EngineOptions, drawn: list[Scene], *, takes_detail: bool
+    plan: EnginePlan,
+    options: EngineOptions,
+    drawn: list[Scene],
+    say: Say,
+    *,
+    takes_detail: bool,
 ) -> tuple[Round | None, str]:
     """Return the reference's answers, or the reason for having none."""
     if not _is_here(plan.model):
@@ -129,7 +134,7 @@ def _ask_reference(
     except VlmbatchError as error:
         return None, f"there is nothing to compare with: {error}"
     try:
-        return ask_reference(engine, drawn, takes_detail=takes_detail), ""
+        return ask_reference(engine, drawn, say, takes_detail=takes_detail), ""
     except VlmbatchError as error:
         return None, f"there is nothing to compare with: {error}"
     finally:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from vlmbatch.core import Completion, Conversation, Pixels, Question
 from vlmbatch.engine import Engine
 from vlmbatch.errors import DecodeError
 from vlmbatch.read.pictures.decode import load_image
-from vlmbatch.selftest.asking import Asked, Round, ask
+from vlmbatch.selftest.asking import Asked, Round, Say, ask
 from vlmbatch.selftest.scenes import Scene, broken_jpeg, strip
 
 MAX_NEW_TOKENS = 24
@@ -23,8 +23,6 @@ SEEDS = (1, 2, 3, 4, 5, 6, 7, 8)
 MAX_PIXELS = 10**8
 TOO_MANY_WORDS = 20_000
 """Words of a question that is longer than the context of these models."""
-
-Say = Callable[[str], None]
 
 
 @dataclasses.dataclass
@@ -89,14 +87,15 @@ def busiest(scenes: Sequence[Scene]) -> int:
 class Asker:
     """Asks about scenes, and keeps every round."""
 
-    def __init__(self, engine: Engine, *, takes_detail: bool) -> None:
+    def __init__(self, engine: Engine, say: Say, *, takes_detail: bool) -> None:
         """Ask an engine.
 
         Args:
             engine: The engine.
+            say: Called with the number of answers every few seconds.
             takes_detail: Whether its model can take a picture at low detail.
         """
-        self.engine, self.takes_detail = engine, takes_detail
+        self.engine, self.say, self.takes_detail = engine, say, takes_detail
         self.rounds: list[Round] = []
 
     def about(self, scene: Scene, texts: Sequence[str] = (), **options: object) -> Asked:
@@ -109,14 +108,16 @@ class Asker:
 
     def ask(self, asked: Sequence[Asked]) -> Round:
         """Ask in one run."""
-        found = ask(self.engine, asked)
+        found = ask(self.engine, asked, self.say)
         self.rounds.append(found)
         return found
 
 
-def ask_reference(engine: Engine, scenes: Sequence[Scene], *, takes_detail: bool) -> Round:
+def ask_reference(
+    engine: Engine, scenes: Sequence[Scene], say: Say, *, takes_detail: bool
+) -> Round:
     """Ask the reference about all scenes, with the most likely tokens beside each token."""
-    asker = Asker(engine, takes_detail=takes_detail)
+    asker = Asker(engine, say, takes_detail=takes_detail)
     return asker.ask([asker.about(scene, logprobs=TOP_TOKENS) for scene in scenes])
 
 
@@ -132,9 +133,10 @@ def run_trial(engine: Engine, scenes: list[Scene], say: Say, *, takes_detail: bo
     Raises:
         EngineError: The engine cannot go on.
     """
-    asker = Asker(engine, takes_detail=takes_detail)
+    asker = Asker(engine, say, takes_detail=takes_detail)
     say("all questions at once")
     together = asker.ask([asker.about(scene, logprobs=2) for scene in scenes])
+    say("all questions again")
     again = asker.ask([asker.about(scene) for scene in scenes])
     say("one question at a time")
     alone = [

@@ -190,7 +190,7 @@ class FakeDevice(TorchDispatchMode):
         assert isinstance(tensor, OnDevice)
         return tensor.held
 
-    def compile(self, function: Callable[..., Any], *, options: object) -> Callable[..., Any]:
+    def compile(self, function: Callable[..., Any], **options: object) -> Callable[..., Any]:
         """Stand for ``torch.compile``: what a function does is one kernel for each size of its
         results.
         """

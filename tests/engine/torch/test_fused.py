@@ -116,6 +116,40 @@ def test_a_fused_layer_on_a_device_gives_the_same_words_with_fewer_kernels(
     assert launched[1] < 0.6 * launched[0]
 
 
+def test_recorded_steps_are_those_of_the_fused_layer(
+    tiny: Path, plain: dict[tuple[int, int], Sequence[int]]
+) -> None:
+    with FakeDevice() as gpu:
+        engine, preparer = open_tiny(tiny, device="cuda")
+        assert fuse_layers(engine.network, gpu.compile)["used"]
+        assert tokens_of(engine, mixed_requests(preparer)) == plain
+        assert engine.stats.graphs["notes"] == []
+        assert engine.stats.graphs["replayed"] > 0
+
+
+def without_a_compiler(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
+    """torch.compile as far as the graph, which counts."""
+    found: Callable[..., Any] = torch.compile(function, backend="eager", dynamic=options["dynamic"])
+    return found
+
+
+@torch.inference_mode()
+def test_models_of_other_sizes_are_compiled_for_themselves(tiny: Path) -> None:
+    models = [open_tiny(folder)[0].network for folder in (tiny, Path("demo"))] * 3
+    graphs, compiled = len(fused.FUNCTIONS) + 2, []
+    for model in models:
+        before = graphs_compiled()
+        operations = compile_operations(model, without_a_compiler)
+        assert graphs_compiled() - before == graphs
+        compiled.append((operations, samples(model)))
+    before = graphs_compiled()
+    for operations, given in compiled:
+        for name in fused.FUNCTIONS:
+            for arguments in given[name]:
+                getattr(operations, name)(*rows_of(arguments, 3))
+    assert graphs_compiled() == before
+
+
 class Ticks:
     """A clock that goes on by some seconds whenever it is looked at."""
 
@@ -127,7 +161,7 @@ class Ticks:
         return self.now
 
 
-def wrong(function: Callable[..., Any], *, options: object) -> Callable[..., Any]:
+def wrong(function: Callable[..., Any], **options: object) -> Callable[..., Any]:
     def compiled(*arguments: Any) -> Any:
         found = function(*arguments)
         return found * 1.5 if isinstance(found, Tensor) else found
@@ -135,11 +169,11 @@ def wrong(function: Callable[..., Any], *, options: object) -> Callable[..., Any
     return compiled
 
 
-def broken(function: Callable[..., Any], *, options: object) -> Callable[..., Any]:
+def broken(function: Callable[..., Any], **options: object) -> Callable[..., Any]:
     raise RuntimeError("Failed to find C compiler. Please specify via CC environment variable.")
 
 
-def same(function: Callable[..., Any], *, options: object) -> Callable[..., Any]:
+def same(function: Callable[..., Any], **options: object) -> Callable[..., Any]:
     return lambda *arguments: function(*arguments)
 
 
@@ -149,7 +183,7 @@ def same(function: Callable[..., Any], *, options: object) -> Callable[..., Any]
         (wrong, 0, "ValueError: compiled, they give other text"),
         (broken, 0, "RuntimeError: Failed to find C compiler"),
         (same, 60, "TimeoutError: compiling takes more than 180 seconds"),
-        (lambda function, options: function, 0, "RuntimeError: torch.compile is switched off"),
+        (lambda function, **options: function, 0, "RuntimeError: torch.compile is switched off"),
     ],
     ids=["computes otherwise", "cannot be compiled", "takes too long", "switched off"],
 )

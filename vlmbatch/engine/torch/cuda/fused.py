@@ -11,6 +11,7 @@ from __future__ import annotations
 import importlib.util
 import logging
 import time
+import types
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -160,8 +161,9 @@ def compile_operations(
     for name, function in FUNCTIONS.items():
         if clock() - begun > LIMIT_SECONDS:
             raise TimeoutError(f"compiling takes more than {LIMIT_SECONDS:g} seconds")
-        found[name] = make(function, options=OPTIONS)
-        if found[name] is function or torch._dynamo.config.disable:
+        own = _copy(function)
+        found[name] = make(own, options=OPTIONS, dynamic=False)
+        if found[name] is own or torch._dynamo.config.disable:
             raise RuntimeError("torch.compile is switched off (TORCH_COMPILE_DISABLE)")
         for arguments in given[name]:
             for argument in arguments:
@@ -169,6 +171,15 @@ def compile_operations(
                     _mark_rows(argument)
             found[name](*arguments)
     return Pointwise(**found)
+
+
+def _copy(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function with code of its own: torch keeps what it compiled by code, and after some others
+    compiles no more. Those of a model that was closed are not to be in the way.
+    """
+    assert isinstance(function, types.FunctionType)
+    code = function.__code__.replace()
+    return types.FunctionType(code, function.__globals__, function.__name__)
 
 
 def _mark_rows(x: Tensor) -> None:
