@@ -41,7 +41,7 @@ def sampler(way: str, **options: object) -> StretchSampler:
 
 def times(chosen: StretchSampler, video: object) -> list[float]:
     """Times of the chosen frames, stretch by stretch."""
-    return [frame.time_seconds for span in chosen(video) for frame in span.choose(video)]
+    return [frame.time_seconds for stretch in chosen(video) for frame in stretch.choose(video)]
 
 
 def decoded(clip: Path, chosen: StretchSampler) -> list[float]:
@@ -92,11 +92,11 @@ class TestSampler:
             return
         chosen = sampler(way, per="window", window=1.5)
         with VideoFile(str(clip), 10**8) as video:
-            for span in chosen(video):
-                for frame in span.choose(video):
+            for stretch in chosen(video):
+                for frame in stretch.choose(video):
                     shown_until = frame.time_seconds + 1 / FPS
-                    assert span.start_seconds < shown_until
-                    assert frame.time_seconds < span.end_seconds
+                    assert stretch.start_seconds < shown_until
+                    assert frame.time_seconds < stretch.end_seconds
 
     def test_items_have_the_times_and_ids_of_their_frames(self, clip: Path, way: str) -> None:
         chosen = decoded(clip, sampler(way))

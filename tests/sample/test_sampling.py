@@ -60,7 +60,8 @@ def film(count: int = 100, fps: float = 10.0, first: float = 0.0) -> Film:
 def chosen(video: Film, **options: object) -> list[list[float]]:
     sampler = make_sampler(Job(media="video", **options))
     return [
-        [round(frame.time_seconds, 6) for frame in span.choose(video)] for span in sampler(video)
+        [round(frame.time_seconds, 6) for frame in stretch.choose(video)]
+        for stretch in sampler(video)
     ]
 
 
@@ -216,7 +217,7 @@ def test_every_in_a_clip_is_thinned_with_a_warning(caplog: pytest.LogCaptureFixt
 
 def test_windows_cover_the_video() -> None:
     sampler = make_sampler(Job(media="video", per="window", window=4.0, start=1.0))
-    assert [(span.start_seconds, span.end_seconds) for span in sampler(film(100))] == [
+    assert [(stretch.start_seconds, stretch.end_seconds) for stretch in sampler(film(100))] == [
         (1.0, 5.0),
         (5.0, 9.0),
         (9.0, 10.0),
@@ -234,7 +235,7 @@ def test_windows_cover_the_video() -> None:
 def test_a_last_window_under_a_second_is_part_of_the_one_before() -> None:
     def windows(count: int, **options: object) -> list[tuple[float, float]]:
         sampler = make_sampler(Job(media="video", per="window", **options))
-        return [(span.start_seconds, span.end_seconds) for span in sampler(film(count))]
+        return [(stretch.start_seconds, stretch.end_seconds) for stretch in sampler(film(count))]
 
     assert windows(109, window=5.0) == [(0, 5), (5, 10.9)]
     assert windows(110, window=5.0) == [(0, 5), (5, 10), (10, 11)]

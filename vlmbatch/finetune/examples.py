@@ -112,8 +112,8 @@ def _load_frame(row: TrainingRow, max_pixels: int) -> Pixels:
 
     sampler = make_sampler(Job(inputs=(row.path,), media="video", at=(row.time_seconds or 0.0,)))
     with VideoFile(row.path, max_pixels) as video:
-        for span in sampler(video):
-            for frame in span.choose(video):
+        for stretch in sampler(video):
+            for frame in stretch.choose(video):
                 return Pixels((frame.rgb(),))
     raise DecodeError(f"no frame at {row.time_seconds} s")
 
@@ -122,13 +122,13 @@ def _load_clip(row: TrainingRow, job: Job, max_pixels: int) -> Pixels:
     from vlmbatch.read.video.file import VideoFile
 
     with VideoFile(row.path, max_pixels) as video:
-        spans = list(make_sampler(job)(video))
-    for span in spans:
+        stretches = list(make_sampler(job)(video))
+    for stretch in stretches:
         if (
             row.time_seconds is None
-            or abs(span.start_seconds - row.time_seconds) < TIME_TOLERANCE_SECONDS
+            or abs(stretch.start_seconds - row.time_seconds) < TIME_TOLERANCE_SECONDS
         ):
-            return load_clip(row.path, max_pixels, span)
+            return load_clip(row.path, max_pixels, stretch)
     raise DecodeError(
         "no frames"
         if row.time_seconds is None

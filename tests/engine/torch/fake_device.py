@@ -124,6 +124,11 @@ class Graph:
 
     def replay(self) -> None:
         """Compute everything again, into the same tensors."""
+        if self.gpu.replays_left == 0:
+            self.gpu.replays_left = None
+            raise self.gpu.refusal()
+        if self.gpu.replays_left is not None:
+            self.gpu.replays_left -= 1
         self.gpu.counts.replays += 1
         with _disable_current_modes():
             for func, args, kwargs, result in self.operations:
@@ -149,7 +154,9 @@ class FakeDevice(TorchDispatchMode):
         refusals: Number of allocations from now on that are refused in any case.
         allocated, most_allocated: Bytes in use, now and at most so far.
         written_bytes, largest_written: Bytes of all results of kernels, and of the largest.
-        failing: A phase of recording that fails: ``begin``, ``body``, ``end`` or ``replay``.
+        failing: A phase of recording that fails: ``begin``, ``body`` or ``end``.
+        replays_left: Number of replays before one that ends in ``refusal``; None if none does.
+        falsified: Name of an operation that computes something else here.
         stream: Name of the current stream.
         capturing: The graph that is being recorded.
     """
@@ -163,7 +170,9 @@ class FakeDevice(TorchDispatchMode):
         self.refusal: Callable[[], Exception] = lambda: torch.OutOfMemoryError("out of memory")
         self.allocated = self.most_allocated = self.refusals = 0
         self.written_bytes = self.largest_written = 0
-        self.failing, self.stream = "", "default"
+        self.failing = self.falsified = ""
+        self.replays_left: int | None = None
+        self.stream = "default"
         self.capturing: Graph | None = None
         self._pinned: list[Tensor] = []
         self._context = contextlib.ExitStack()
@@ -231,6 +240,8 @@ class FakeDevice(TorchDispatchMode):
         if name == "_varlen_attn":
             func = varlen_attention
         result = func(*args, **kwargs)
+        if here and name == self.falsified:
+            result = result * 1.5
         if is_pinned:
             self._pinned.append(result)
         if not lands_here:

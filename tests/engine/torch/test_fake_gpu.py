@@ -13,6 +13,9 @@ import numpy as np
 import pytest
 import torch
 
+from tests.cli.conftest import Command
+from tests.cli.conftest import photos as photos
+from tests.cli.conftest import vlmbatch as vlmbatch
 from tests.engine.reference import changed, run_all
 from tests.engine.torch.fake_device import Counts, FakeDevice
 from tests.engine.torch.test_parity import Asker, mixed_requests, open_tiny
@@ -173,6 +176,56 @@ def test_a_device_without_memory_gets_smaller_calls(
         engine.close()
         gc.collect()
         assert gpu.allocated <= held  # no error keeps activations alive
+
+
+def test_a_replay_without_memory_makes_the_batch_smaller_and_drops_recorded_steps(
+    tiny: Path, plain: Answers
+) -> None:
+    for error in (MESSAGES["CUDA"], MESSAGES["cuBLAS"]):
+        with FakeDevice() as gpu:
+            engine, preparer = open_tiny(tiny, device="cuda")
+            assert tokens_of(engine, mixed_requests(preparer)) == plain
+            recorded = engine.stats.graphs["recorded"]
+            gpu.refusal, gpu.replays_left = error, 3
+            assert tokens_of(engine, mixed_requests(preparer)) == plain
+            (event,) = engine.stats.oom_events
+            assert event["phase"] == "decode"
+            assert engine.scheduler.max_sequences == event["size"] // 2
+            # They are recorded again, for as many sequences as there are now.
+            assert engine.stats.graphs["recorded"] > recorded
+            assert engine.stats.graphs["notes"] == []
+            assert gpu.stream == "default"
+
+
+def test_a_replay_that_fails_otherwise_ends_the_run_with_what_was_finished(
+    tiny: Path, photos: Path, vlmbatch: Command
+) -> None:
+    with FakeDevice() as gpu:
+        gpu.refusal = lambda: RuntimeError("CUDA error: an illegal memory access")
+        gpu.replays_left = 8
+        job = ("caption", photos, "--model", tiny, "--device", "cuda", "--dtype", "float32")
+        options = "--max-new-tokens", "8", "--batch-size", "1", "-o", photos / "out.jsonl"
+        done = vlmbatch(*job, *options)
+    assert done.returncode == 1
+    assert "decode failed: RuntimeError: CUDA error: an illegal memory access" in done.stderr
+    rows = (photos / "out.jsonl").read_text().splitlines()
+    assert 0 < len(rows) < 4
+    again = vlmbatch("caption", photos, "--model", tiny, "--dtype", "float32", *options)
+    assert again.returncode == 0, again.stderr
+    assert len((photos / "out.jsonl").read_text().splitlines()) == 4
+
+
+@pytest.mark.parametrize(
+    ("operation", "what"),
+    [("gelu", "pictures"), ("silu", "text"), ("layer_norm", "pictures")],
+)
+def test_a_device_that_falsifies_pictures_or_text_is_refused_and_named(
+    tiny: Path, operation: str, what: str
+) -> None:
+    with FakeDevice() as gpu:
+        gpu.falsified = operation
+        with pytest.raises(DeviceError, match=rf"cuda.* computes {what} in float32 otherwise"):
+            open_tiny(tiny, device="cuda")
 
 
 def test_a_device_that_computes_otherwise_is_refused_at_the_start(

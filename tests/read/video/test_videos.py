@@ -236,8 +236,8 @@ def test_skipping_decodes_less(tmp_path: Path, way: dict[str, object], most: int
     path = write_video(tmp_path / "a.mp4", 200)
     job = Job(inputs=(str(path),), media="video", **way)
     with VideoFile(str(path), LIMIT) as video:
-        (span,) = make_sampler(job)(video)
-        assert [number_of(frame.rgb()) for frame in span.choose(video)]
+        (stretch,) = make_sampler(job)(video)
+        assert [number_of(frame.rgb()) for frame in stretch.choose(video)]
         assert video.counts.num_decoded <= most
 
 

@@ -12,7 +12,7 @@ from vlmbatch.errors import DecodeError
 from vlmbatch.read.video.clock import Extent
 from vlmbatch.read.video.container import SAME_SECONDS
 from vlmbatch.read.video.file import VideoFile
-from vlmbatch.read.video.sampling import Span
+from vlmbatch.read.video.sampling import Stretch
 
 logger = logging.getLogger(__name__)
 
@@ -50,14 +50,18 @@ def load_frame(
 
 
 def load_clip(
-    path: str, max_pixels: int, span: Span, stream: int | None = None, extent: Extent | None = None
+    path: str,
+    max_pixels: int,
+    stretch: Stretch,
+    stream: int | None = None,
+    extent: Extent | None = None,
 ) -> Pixels:
     """Decode the chosen frames of a stretch of a video.
 
     Args:
         path: The file.
         max_pixels: Frames with more pixels are refused before they are decoded.
-        span: The stretch and the choice.
+        stretch: The stretch and the choice.
         stream: The video stream, from 0; None chooses one.
         extent: The video's, when it is known.
 
@@ -71,16 +75,16 @@ def load_clip(
     frames, times = [], []
     with VideoFile(path, max_pixels, stream, extent) as video:
         lost = video.lost_from_seconds
-        if lost is not None and lost <= span.start_seconds:
+        if lost is not None and lost <= stretch.start_seconds:
             raise cut_off(lost)
-        for frame in span.choose(video):
+        for frame in stretch.choose(video):
             frames.append(frame.rgb())
             times.append(frame.time_seconds)
         if not frames:
             raise no_frames(video)
         if video.counts.num_broken:
             logger.warning("%s: %s", path, damage(video))
-        elif lost is not None and lost < span.end_seconds:
+        elif lost is not None and lost < stretch.end_seconds:
             logger.warning("%s: %s", path, cut_off(lost))
         return Pixels(frames, tuple(times), video.extent.end_seconds)
 

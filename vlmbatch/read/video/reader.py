@@ -180,8 +180,8 @@ class VideoReader:
                 load = functools.partial(_picture, pending)
             return items.item(mark, load, start, end, similar_to)
 
-        for span in self._sampler(video):
-            for frame in span.choose(video):
+        for stretch in self._sampler(video):
+            for frame in stretch.choose(video):
                 if pending is not None:
                     yield item(frame.time_seconds)
                 mark = _mark(frame, pending)
@@ -195,10 +195,10 @@ class VideoReader:
             yield item(end)
 
     def _clips(self, items: VideoItems, file: DiskFile, video: VideoFile) -> Iterator[Item]:
-        for span in self._sampler(video):
-            start, end = span.start_seconds, span.end_seconds
+        for stretch in self._sampler(video):
+            start, end = stretch.start_seconds, stretch.end_seconds
             mark = f"#t={start:.3f}-{end:.3f}" if self._job.per == "window" else ""
-            yield items.item(mark, self._bind(file, load_clip, video, span=span), start, end)
+            yield items.item(mark, self._bind(file, load_clip, video, stretch=stretch), start, end)
         if not video.end_seconds:
             raise DecodeError("no frames")
 

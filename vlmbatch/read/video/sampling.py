@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 
-class Span(Protocol):
+class Stretch(Protocol):
     """A stretch of a video and the choice of frames in it."""
 
     @property
@@ -34,7 +34,7 @@ class Judge(Protocol):
 
 
 class Sampler(Protocol):
-    """A choice of spans in each video."""
+    """A choice of stretches in each video."""
 
     @property
     def needs_pixels(self) -> bool:
@@ -45,6 +45,6 @@ class Sampler(Protocol):
         """Return a judge of the frames of a video; None when every frame counts."""
         ...
 
-    def __call__(self, video: Any) -> Iterator[Span]:
-        """Yield the spans in order of time."""
+    def __call__(self, video: Any) -> Iterator[Stretch]:
+        """Yield the stretches in order of time."""
         ...
