@@ -125,7 +125,7 @@ def is_worth_leaving(size: Size, plan: TilePlan, settings: TileSettings, limit_b
     return most <= limit_bytes
 
 
-@functools.lru_cache(maxsize=256)
+@functools.lru_cache(maxsize=128)
 def resize_passes(size: Size, to: Size) -> tuple[Pass, ...]:
     """The passes of Pillow's resize, in order; none between equal sizes.
 
@@ -137,7 +137,7 @@ def resize_passes(size: Size, to: Size) -> tuple[Pass, ...]:
     return tuple(tall + wide if is_vertical_first(size, to) else wide + tall)
 
 
-@functools.lru_cache(maxsize=512)
+@functools.lru_cache(maxsize=256)
 def working_bytes(size: Size, to: Size) -> int:
     """Bytes that a resize takes on a device at most.
 
@@ -154,7 +154,7 @@ def working_bytes(size: Size, to: Size) -> int:
     return most
 
 
-@functools.lru_cache(maxsize=256)
+@functools.lru_cache(maxsize=128)
 def weigh(in_size: int, out_size: int) -> Axis:
     """The weights of a pass.
 

@@ -4,6 +4,7 @@ that cannot do it leaves it to the CPU.
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,13 +14,16 @@ import numpy as np
 import pytest
 import torch
 
-from tests.engine.reference import Key
+from tests.engine.reference import Key, run_all
 from tests.engine.torch.fake_device import FakeDevice, OnDevice
 from tests.engine.torch.test_fake_gpu import alike, tokens_of
-from tests.engine.torch.test_parity import mixed_requests, open_tiny
+from tests.engine.torch.test_parity import Asker, mixed_requests, open_tiny
+from vlmbatch.engine import open_engine
+from vlmbatch.engine.torch.budget import RESIZING_BYTES
 from vlmbatch.engine.torch.cuda.cutting import TileCutter
 from vlmbatch.engine.torch.cuda.resizing_check import find_resizing_fault
 from vlmbatch.engine.torch.cuda.uploads import TileUploads
+from vlmbatch.job import EngineOptions, Job
 from vlmbatch.prepare import Payload, UncutPicture, UncutTiles
 from vlmbatch.prepare.tiles import TileSettings, plan_tiles
 
@@ -208,11 +212,12 @@ class Rounding(FakeDevice):
         return self.put(weights.held.bfloat16().float())
 
 
-def test_a_device_with_the_bits_of_pillow_resizes(tiny: Path) -> None:
+@pytest.mark.parametrize("kind", ["cuda", "mps"])
+def test_a_device_with_the_bits_of_pillow_resizes(tiny: Path, kind: str) -> None:
     assert find_resizing_fault(CPU) == ""
-    with FakeDevice() as gpu:
+    with FakeDevice(kind=kind) as gpu:
         assert find_resizing_fault(gpu.device) == ""
-        engine, preparer = open_tiny(tiny, device="cuda")
+        engine, preparer = open_tiny(tiny, device=kind)
         assert engine.stats.resizing == {"used": True, "notes": []}
         assert isinstance(alike(preparer, 1)[0].payload.tiles, UncutTiles)
     engine, preparer = open_tiny(tiny)
@@ -283,3 +288,25 @@ def test_memory_that_runs_out_in_the_middle_of_a_picture_changes_no_answer(
         assert tokens_of(engine, requests) == first_of(plain)
         sizes = [event["size"] for event in engine.stats.oom_events]
         assert sizes == [32, 16, 8]
+
+
+def test_a_picture_that_was_left_is_known_again_in_a_chat(tiny: Path) -> None:
+    with FakeDevice():
+        options = EngineOptions(model=str(tiny), dtype="float32", device="cuda")
+        engine = open_engine(options, reuse_prefixes=True)
+        asker = Asker(engine, Job(model=str(tiny)))
+        first, again = (run_all(engine, alike(asker, 1))[0, 0] for _ in range(2))
+        assert first.cached_tokens == 0
+        assert again.cached_tokens == again.prompt_tokens - 1
+        assert again.token_ids == first.token_ids
+        assert engine.stats.tiles == 17
+        engine.close()
+
+
+def test_resizing_takes_half_of_what_the_encoder_may_and_no_more_than_it_has_use_for(
+    tiny: Path,
+) -> None:
+    budget = open_tiny(tiny)[0].budget
+    for limit, expected in ((1 << 40, RESIZING_BYTES), (1 << 28, None)):
+        changed = dataclasses.replace(budget, limit=limit)
+        assert changed.resizing_bytes == (expected or changed.workspace_bytes // 2)

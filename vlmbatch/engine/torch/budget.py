@@ -22,6 +22,8 @@ KNOWN_PARAMETERS = dict(zip(KNOWN_MODELS + IDEFICS3_MODELS, _SMOLVLM2 + _IDEFICS
 WORKSPACE_SHARE = 0.25
 PACKED_SHARE = 0.25
 LEAST_KEPT_BYTES = 32 << 20
+RESIZING_BYTES = 1 << 29
+"""Enough for seven pictures of 640 x 480 at once, which make millions of pixels each."""
 LARGEST_PICTURE_TILES = 17
 """Tiles of a square picture at full detail: 4 x 4 and the global view."""
 
@@ -105,10 +107,10 @@ class MemoryBudget:
 
     @property
     def resizing_bytes(self) -> int:
-        """Most bytes that resizing pictures on a GPU takes: half of what the encoder, which comes
-        after it, has; the pictures and their tiles lie in the rest.
+        """Most bytes that resizing pictures on a GPU takes: at most half of what the encoder, which
+        comes after it, has; the pictures and their tiles lie in the rest.
         """
-        return self.workspace_bytes // 2
+        return min(self.workspace_bytes // 2, RESIZING_BYTES)
 
     @property
     def _workspace(self) -> int:
