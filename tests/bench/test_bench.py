@@ -15,6 +15,7 @@ import torch
 from click.testing import CliRunner
 
 from tests.checkpoints import write_tiny_checkpoint
+from tests.engine.torch.fake_device import FakeDevice
 from vlmbatch.bench import checkpoint as checkpoints
 from vlmbatch.bench import flops, phases, pictures, shapes, workloads
 from vlmbatch.bench.bench import Bench
@@ -28,7 +29,7 @@ from vlmbatch.engine.torch.budget import KNOWN_PARAMETERS
 from vlmbatch.engine.torch.shape import ModelShape
 from vlmbatch.errors import JobError, OutputError
 from vlmbatch.job import Job
-from vlmbatch.prepare import Preparer
+from vlmbatch.prepare import Preparer, UncutTiles
 
 SIZES = Sizes(
     rounds=1,
@@ -59,6 +60,16 @@ def settings_for(model: Path | str, **settings: object) -> Settings:
 
 def subject_for(tiny: Path) -> Subject:
     return open_bench(settings_for(tiny), SIZES).subject
+
+
+def test_pictures_are_left_to_a_gpu_as_in_a_run(tiny: Path) -> None:
+    with FakeDevice():
+        settings = Settings(Job(device="cuda", dtype="float32"), model=str(tiny))
+        subject = open_bench(settings, SIZES).subject
+        assert subject.preparer("low").uncut_bytes == subject.engine.uncut_bytes > 0
+        (request,) = subject.requests(pictures.photos(1, ((40, 30),)), ["Why?"], "full")
+        assert isinstance(request.payload.tiles, UncutTiles)
+    assert subject_for(tiny).preparer("low").uncut_bytes == 0
 
 
 @pytest.fixture(scope="module")

@@ -12,6 +12,7 @@ from PIL import Image
 from tests.prepare.test_preparer import SEQ_LEN, TILE, ask, clip, image, load, noise, payload
 from vlmbatch.core import Conversation, Part, Pixels, Turn
 from vlmbatch.prepare import Preparer, UncutPicture, UncutTiles
+from vlmbatch.prepare.digests import digest_tile
 
 LIMIT_BYTES = 1 << 28
 
@@ -108,6 +109,45 @@ def load_native(preparer: Preparer) -> Preparer:
     made = pickle.loads(pickle.dumps(preparer))
     made.detail = "native"
     return made
+
+
+def page(width: int, height: int, seed: int) -> np.ndarray:
+    """Paper of one colour with a few blots."""
+    drawn = np.random.default_rng(seed)
+    pixels = np.full((height, width, 3), drawn.integers(0, 256, 3), np.uint8)
+    for _ in range(2):
+        top, left = (int(drawn.integers(edge)) for edge in (height, width))
+        pixels[top : top + 9, left : left + 9] ^= np.uint8(1)
+    return pixels
+
+
+def test_tiles_of_one_colour_are_known_and_equal_keys_are_equal_tiles(leaving: Preparer) -> None:
+    shared = 0
+    for seed in range(60):
+        width, height = (int(edge) for edge in np.random.default_rng(seed).integers(9, 99, 2))
+        pixels = Pixels([page(width, height, seed)])
+        found = payload(leaving, Conversation.about("image", pixels, "a.png"))
+        assert isinstance(found.tiles, UncutTiles)
+        tiles = cut(found.tiles)
+        by_key = dict(zip(found.tile_keys, tiles, strict=True))
+        assert all(
+            np.array_equal(by_key[key], tile)
+            for key, tile in zip(found.tile_keys, tiles, strict=True)
+        )
+        flat = {digest_tile(tile) for tile in tiles if (tile == tile[:, :1, :1]).all()}
+        shared += len(tiles) - len(by_key)
+        for key, tile in zip(found.tile_keys, tiles, strict=True):
+            # of one colour from farther than the filter sees: by the digest of the tile itself
+            assert (key == digest_tile(tile)) <= (digest_tile(tile) in flat)
+    assert shared > 100
+
+
+def test_a_blank_page_is_one_tile_here_and_there(leaving: Preparer, here: Preparer) -> None:
+    blank = Pixels([np.full((60, 80, 3), (250, 249, 7), np.uint8)])
+    about = Conversation.about("image", blank, "a.png")
+    keys = set(payload(leaving, about).tile_keys)
+    assert len(keys) == 1
+    assert keys == set(payload(here, about).tile_keys)
 
 
 def test_frames_that_are_equal_share_a_key(leaving: Preparer) -> None:

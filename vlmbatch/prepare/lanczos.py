@@ -125,6 +125,16 @@ def is_worth_leaving(size: Size, plan: TilePlan, settings: TileSettings, limit_b
     return most <= limit_bytes
 
 
+def input_range(in_size: int, out_size: int, begin: int, end: int) -> tuple[int, int]:
+    """The input pixels that make the output pixels ``begin`` to ``end`` of a pass."""
+    if in_size == out_size:
+        return begin, end
+    scale = in_size / out_size
+    support = LOBES * max(scale, 1.0)
+    first = int((begin + 0.5) * scale - support + 0.5)
+    return max(0, first), min(in_size, int((end - 0.5) * scale + support + 0.5))
+
+
 @functools.lru_cache(maxsize=128)
 def resize_passes(size: Size, to: Size) -> tuple[Pass, ...]:
     """The passes of Pillow's resize, in order; none between equal sizes.

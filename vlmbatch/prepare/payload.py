@@ -75,7 +75,7 @@ class Payload:
         question_ids: For each question the token ids that follow the prefix.
         seeds: For each question its sampling seed.
         tile_keys: For each tile a digest of its pixels, or of its picture's pixels and its place
-            there, to find equal tiles.
+            there, to find equal tiles; see digests.py.
     """
 
     tiles: UInt8Array | UncutTiles

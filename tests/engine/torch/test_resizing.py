@@ -18,6 +18,7 @@ from tests.engine.reference import Key, run_all
 from tests.engine.torch.fake_device import FakeDevice, OnDevice
 from tests.engine.torch.test_fake_gpu import alike, tokens_of
 from tests.engine.torch.test_parity import Asker, mixed_requests, open_tiny
+from vlmbatch.core import Conversation, Pixels
 from vlmbatch.engine import open_engine
 from vlmbatch.engine.torch.budget import RESIZING_BYTES
 from vlmbatch.engine.torch.cuda.cutting import TileCutter
@@ -301,6 +302,21 @@ def test_a_picture_that_was_left_is_known_again_in_a_chat(tiny: Path) -> None:
         assert again.token_ids == first.token_ids
         assert engine.stats.tiles == 17
         engine.close()
+
+
+def test_blank_tiles_of_pictures_that_were_left_are_encoded_once(tiny: Path) -> None:
+    drawn = np.random.default_rng(0)
+    with FakeDevice():
+        engine, preparer = open_tiny(tiny, device="cuda")
+        requests = []
+        for number in range(3):
+            page = np.full((48, 48, 3), 255, np.uint8)
+            page[:8, :8] = drawn.integers(0, 256, (8, 8, 3), dtype=np.uint8)
+            about = Conversation.about("image", Pixels([page]), str(number))
+            requests.append(preparer.prepare(about, ["Why?"]))
+        tokens_of(engine, requests)
+        tiles = np.concatenate([cut(*request.payload.tiles.parts) for request in requests])
+        assert engine.stats.tiles == len({tile.tobytes() for tile in tiles}) < len(tiles) / 2
 
 
 def test_resizing_takes_half_of_what_the_encoder_may_and_no_more_than_it_has_use_for(
