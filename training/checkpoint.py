@@ -102,7 +102,7 @@ TOKENIZER_SETTINGS = {
 """Content of tokenizer_config.json."""
 
 
-def write_checkpoint(folder: Path, *, seed: int = 0) -> None:
+def write_checkpoint(folder: Path) -> None:
     """Writes every file of an untrained checkpoint in the hub's layout."""
     import torch
     import transformers
@@ -116,7 +116,7 @@ def write_checkpoint(folder: Path, *, seed: int = 0) -> None:
         for name in ("<|im_start|>", "<|im_end|>", "<image>", "<end_of_utterance>")
     }
     config = _config(ids, len(vocabulary))
-    torch.manual_seed(seed)
+    torch.manual_seed(0)
     model = transformers.SmolVLMForConditionalGeneration(config)
     _initialize(model)
     model.generation_config = transformers.GenerationConfig(

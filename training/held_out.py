@@ -51,7 +51,7 @@ def draw(maker: ExampleMaker, kind: str, detail: str, rng: np.random.Generator) 
 
 @torch.no_grad()
 def score(
-    model: Trainee, checkpoint: Checkpoint, count: int, seed: int = SEED
+    model: Trainee, checkpoint: Checkpoint, count: int
 ) -> tuple[dict[str, float], dict[str, float]]:
     """How well unseen scenes and clips are answered: figures over all answers, and the share
     exactly right by what is drawn, detail and kind of question.
@@ -63,9 +63,8 @@ def score(
         model: What answers.
         checkpoint: Its files.
         count: Pictures of each kind at each detail.
-        seed: Of the drawings.
     """
-    maker, rng = ExampleMaker(checkpoint), np.random.default_rng(seed)
+    maker, rng = ExampleMaker(checkpoint), np.random.default_rng(SEED)
     losses, hits = [], []
     right: dict[str, list[bool]] = collections.defaultdict(list)
     for turn, detail in (

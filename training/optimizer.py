@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+WEIGHT_DECAY = 0.05
+
 
 class MuonWithAdamW(torch.optim.Optimizer):
     """Two optimizers that step together.
@@ -24,13 +26,12 @@ class MuonWithAdamW(torch.optim.Optimizer):
         matrices: Sequence[torch.Tensor],
         others: Sequence[torch.Tensor],
         lr: float,
-        weight_decay: float = 0.05,
     ) -> None:
         self.muon = torch.optim.Muon(
-            matrices, lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"
+            matrices, lr=lr, weight_decay=WEIGHT_DECAY, adjust_lr_fn="match_rms_adamw"
         )
         self.adamw = torch.optim.AdamW(
-            others, lr=lr, betas=(0.9, 0.98), weight_decay=weight_decay, fused=True
+            others, lr=lr, betas=(0.9, 0.98), weight_decay=WEIGHT_DECAY, fused=True
         )
         super().__init__([*self.muon.param_groups, *self.adamw.param_groups], {})
 

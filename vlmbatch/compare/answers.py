@@ -1,4 +1,4 @@
-"""The answers of a side, and what they took."""
+"""Answers of a side, with the time and memory that they took."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ class Answer:
 
     @property
     def key(self) -> tuple[tuple[int, int], str]:
-        """The same for the answers of two sides to one question."""
+        """Place and question, by which the answers of two sides belong together."""
         return self.place, self.question
 
 
 @dataclasses.dataclass(frozen=True)
 class Figures:
-    """A side as its engine describes it, and what its answers took.
+    """Engine of a side, and the time and memory that its answers took.
 
     Attributes:
         engine, model, revision, device, dtype: As the engine says; see ``Engine``.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from vlmbatch.core import Constraint, Question
 from vlmbatch.errors import PrepareError
@@ -11,10 +11,7 @@ from vlmbatch.job import GenerationOptions
 
 
 def make_question(
-    text: str,
-    options: GenerationOptions,
-    on_text: Callable[[str], None] | None = None,
-    constraint: Constraint | None = None,
+    text: str, options: GenerationOptions, constraint: Constraint | None = None
 ) -> Question:
     """Make a question with the generation options of a job."""
     return Question(
@@ -24,7 +21,6 @@ def make_question(
         top_p=options.top_p,
         seed=options.seed,
         constraint=constraint,
-        on_text=on_text,
     )
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from typing import BinaryIO
 
 from vlmbatch.core import Item
 from vlmbatch.engine.constraints import checked_constraint
@@ -40,7 +39,7 @@ class Plan:
     refusal: str | None = None
 
 
-def plan_items(job: Job, *, stdin: BinaryIO | None = None) -> Plan:
+def plan_items(job: Job) -> Plan:
     """Say what a run of a job would do; load no picture and no model.
 
     Raises:
@@ -57,25 +56,25 @@ def plan_items(job: Job, *, stdin: BinaryIO | None = None) -> Plan:
             look = stack.enter_context(look_at_output(job))
         except OutputError as error:
             plan.refusal = str(error)
-        _count(job, plan, look, stdin)
+        _count(job, plan, look)
     return plan
 
 
-def count_items(job: Job, *, stdin: BinaryIO | None = None) -> int:
+def count_items(job: Job) -> int:
     """Count the items of a job; load no picture and no model. Raises as ``plan_items`` does."""
     check_inputs(job)
     plan = Plan()
-    _count(job, plan, None, stdin)
+    _count(job, plan, None)
     return plan.items
 
 
-def _count(job: Job, plan: Plan, look: OutputLook | None, stdin: BinaryIO | None) -> None:
+def _count(job: Job, plan: Plan, look: OutputLook | None) -> None:
     questions = read_questions(job)
     # Frames are counted by their packets where that is possible. The state of other files is needed
     # where it is compared with OUTPUT.
     sampler = make_sampler(job) if job.media == "video" else None
     names_only = job.media == "video" or look is None
-    for item in open_reader(job, stdin=stdin, sampler=sampler, names_only=names_only):
+    for item in open_reader(job, sampler=sampler, names_only=names_only):
         _add(plan, item, questions, look)
         if plan.items == job.limit:
             break

@@ -31,12 +31,12 @@ class PageChoice:
         self._of_documents = ranges or ((1, None),)
         self._of_pictures = ranges or ((1, 1),)
 
-    def counts(self, suffix: str, head: bytes = b"") -> bool:
-        """Return whether the number of pages of a file has to be known."""
-        return not self.only_first and (self.of_all_files or is_document(suffix, head))
+    def counts(self, suffix: str) -> bool:
+        """Return whether the number of pages of a file has to be known, by its extension."""
+        return not self.only_first and (self.of_all_files or is_document(suffix, b""))
 
     def counts_of(self, content: Source) -> bool:
-        """As ``counts``. First bytes are looked at where there is no extension."""
+        """Return the same of a source; where it has no extension, its first bytes tell."""
         if self.only_first or self.of_all_files:
             return self.of_all_files
         return is_document(content.suffix, b"" if content.suffix else content.head())
