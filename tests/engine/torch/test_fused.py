@@ -10,6 +10,7 @@ import os
 import shutil
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -202,6 +203,16 @@ def test_a_layer_that_cannot_be_fused_is_left_as_it_was_with_one_warning(
         assert [reason in note for note in state["notes"]] == [True]
         assert [reason in record.getMessage() for record in caplog.records] == [True]
         assert model.language.pointwise is model.vision.pointwise is EAGER
+
+
+def test_advice_of_the_compiler_to_round_more_reaches_nobody(tiny: Path) -> None:
+    def advising(function: Callable[..., Any], **options: object) -> Callable[..., Any]:
+        warnings.warn("TensorFloat32 tensor cores are not enabled", stacklevel=1)
+        return same(function)
+
+    with FakeDevice():
+        state = fuse_layers(open_tiny(tiny, device="cuda")[0].network, advising)
+    assert (state["used"], state["notes"]) == (True, [])
 
 
 def larger(model: Model) -> Model:
