@@ -48,15 +48,15 @@ def ask(job: Job, plan: EnginePlan, tell: Callable[[Answer], None]) -> Figures:
         ended = time.perf_counter()
         is_here = job.endpoint is None
         return Figures(
-            engine.name,
-            engine.model,
-            engine.revision,
-            engine.device,
-            engine.dtype,
-            loaded - begun,
-            ended - loaded,
-            _peak_bytes() if is_here else None,
-            engine.stats.peak_device_bytes,
+            engine=engine.name,
+            model=engine.model,
+            revision=engine.revision,
+            device=engine.device,
+            dtype=engine.dtype,
+            load_seconds=loaded - begun,
+            seconds=ended - loaded,
+            memory_bytes=_peak_bytes() if is_here else None,
+            device_bytes=engine.stats.peak_device_bytes,
         )
     finally:
         engine.close()

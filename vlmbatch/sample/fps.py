@@ -21,8 +21,8 @@ SKIP_SECONDS = 1
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Fps:
-    """So many instants a second, from the start on; a clip follows the checkpoint's own rule with
-    this rate.
+    """A number of instants a second, from the start on. A clip follows the checkpoint's own rule
+    with this rate.
 
     Attributes:
         fps: Instants a second, above 0.
