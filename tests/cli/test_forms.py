@@ -70,7 +70,7 @@ def test_an_answer_that_is_cut_off_is_an_error_row_that_is_asked_again(
     for row in rows(tmp_path / "out.jsonl"):
         assert (row["status"], row["text"]) == ("error", None)
         assert row["error_type"] == "IncompleteAnswer"
-        assert row["error"] == "--max-new-tokens 5 ended the answer before it was whole"
+        assert row["error"] == "--max-new-tokens 5 ended the answer before it was whole: allow more"
     again = vlmbatch(*asked, "--redo", "cut-off", "--max-new-tokens", "64")
     assert again.returncode == 0, again.stderr
     assert {row["status"] for row in rows(tmp_path / "out.jsonl")} == {"ok"}

@@ -17,7 +17,7 @@ from vlmbatch.job import EngineOptions
 CHECKS = {
     *("answers", "known answers", "reference", "the same again", "one and many"),
     *("many questions", "bad pictures", "seeds", "stop strings", "log-probabilities"),
-    *("speed", "speed of reference", "memory"),
+    *("forms", "speed", "speed of reference", "memory"),
 }
 
 

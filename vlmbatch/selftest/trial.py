@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 import io
 from collections.abc import Sequence
+from importlib.util import find_spec
 
-from vlmbatch.core import Completion, Conversation, Pixels, Question
+from vlmbatch.core import Completion, Constraint, Conversation, Pixels, Question
 from vlmbatch.engine import Engine
 from vlmbatch.errors import DecodeError
 from vlmbatch.read.pictures.decode import load_image
@@ -21,6 +22,8 @@ TEMPERATURE = 2.0
 """The demo model is so sure of its answers that a lower one samples the same words."""
 SEEDS = (1, 2, 3, 4, 5, 6, 7, 8)
 MAX_PIXELS = 10**8
+FORM = Constraint("regex", "[a-z]{20}")
+"""A form whose answers are long enough for decode steps to be recorded."""
 TOO_MANY_WORDS = 20_000
 """Words of a question that is longer than the context of these models."""
 
@@ -56,6 +59,8 @@ class Trial:
         sampling: Sampled answers.
         stopped: The answer to a question with a stop string.
         stop: That string; empty if no answer was long enough to have one.
+        formed: Answers about the small scenes, every second of which must have a form; None if the
+            engine gives none.
         rounds: All runs.
     """
 
@@ -71,6 +76,7 @@ class Trial:
     sampling: Sampling
     stopped: Completion | None
     stop: str
+    formed: Round | None
     rounds: list[Round]
 
     @property
@@ -150,12 +156,22 @@ def run_trial(engine: Engine, scenes: list[Scene], say: Say, *, takes_detail: bo
     say("bad pictures among good ones")
     small = [place for place, scene in enumerate(scenes) if scene.detail and not scene.is_clip]
     beside_bad, bad, bad_file = _ask_beside_bad(asker, [scenes[place] for place in small])
+    formed = None
+    if getattr(engine, "takes_constraints", False) and find_spec("llguidance"):
+        say("answers of a fixed form among others")
+        forms = [None if number % 2 else FORM for number in range(len(small))]
+        formed = asker.ask(
+            [
+                asker.about(scenes[place], [scenes[place].questions[0][0]], constraint=form)
+                for place, form in zip(small, forms, strict=True)
+            ]
+        )
     say("sampling and stop strings")
     sampling = _sample(asker, pair)
     stopped, stop = _stop(asker, pair, again.answers[busiest(scenes)][0].text or "")
     return Trial(
         *(scenes, together, again, alone, separate, small, beside_bad, bad, bad_file),
-        *(sampling, stopped, stop, asker.rounds),
+        *(sampling, stopped, stop, formed, asker.rounds),
     )
 
 

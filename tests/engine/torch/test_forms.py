@@ -16,7 +16,7 @@ import torch
 
 from tests.engine.reference import Key, changed, run_all
 from tests.engine.torch.fake_device import Counts, FakeDevice
-from tests.engine.torch.test_buckets import open_in_buckets
+from tests.engine.torch.test_buckets import needs_cuda, open_in_buckets
 from tests.engine.torch.test_parity import Asker, mixed_requests, open_tiny
 from tests.engine.torch.test_scheduling import FailingLanguage
 from vlmbatch.core import Completion, Constraint, Conversation, Pixels, Request
@@ -118,6 +118,26 @@ def test_a_device_gives_the_tokens_of_the_cpu(tiny: Path, alone: Found) -> None:
         assert gpu.counts.replays > engine.stats.graphs["recorded"] > 0
 
 
+class TestOnCuda:
+    pytestmark = needs_cuda
+
+    @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+    def test_answers_have_their_forms(self, tiny: Path, alone: Found, dtype: str) -> None:
+        torch.backends.cuda.matmul.allow_tf32 = False
+        engine, preparer = open_tiny(tiny, device="cuda", dtype=dtype)
+        requests = with_forms(mixed_requests(preparer))
+        for _ in range(2):  # the second time by steps that are recorded
+            found = answers(engine, requests)
+            for (number, question), (_, text, _, error) in found.items():
+                form = requests[number].questions[question].constraint
+                assert error is None
+                assert form is None or has_form(str(text), form)
+            if dtype == "float32":
+                assert found == alone
+        assert engine.stats.graphs["notes"] == []
+        assert engine.stats.graphs["replayed"] > engine.stats.graphs["recorded"] > 0
+
+
 def alike(preparer: Asker, count: int, tokens: int, form: Constraint | None) -> list[Request]:
     """Questions about as many small pictures, with answers of so many tokens; the first of them
     wants a form.
@@ -191,7 +211,10 @@ def test_an_answer_that_is_cut_off_is_an_error_and_no_half(tiny: Path) -> None:
         done = run_all(engine, [short])[0, 0]
         assert isinstance(done.error, IncompleteAnswer)
         assert (done.text, done.finish_reason) == (None, None)
-        assert str(done.error) == f"--max-new-tokens {limit} ended the answer before it was whole"
+        assert (
+            str(done.error)
+            == f"--max-new-tokens {limit} ended the answer before it was whole: allow more"
+        )
 
 
 def test_questions_beside_one_that_is_cut_off_keep_what_they_share(tiny: Path) -> None:

@@ -215,7 +215,8 @@ def _extras() -> Iterator[Finding]:
     from vlmbatch.read.extras import EXTRAS, REMOTE, is_there
 
     needed = {extra: (what, [module]) for extra, (what, module, _) in EXTRAS.items()} | {
-        "remote": ("URLs", list(REMOTE.values()))
+        "remote": ("URLs", list(REMOTE.values())),
+        "constraints": ("answers of a fixed form", ["llguidance"]),
     }
     for extra, (what, modules) in needed.items():
         missing = [module for module in modules if not is_there(module)]

@@ -170,8 +170,11 @@ class LiveSequence:
         if constraint.is_complete:
             return "stop" if constraint.is_over else "length", None
         limit = self.asked.max_new_tokens
-        cause = f"--max-new-tokens {limit}" if self.max_tokens == limit else "the model's context"
-        return None, IncompleteAnswer(f"{cause} ended the answer before it was whole")
+        if self.max_tokens == limit:
+            text = f"--max-new-tokens {limit} ended the answer before it was whole: allow more"
+        else:
+            text = "the model's context ended the answer before it was whole: shorten the prompt"
+        return None, IncompleteAnswer(text)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
