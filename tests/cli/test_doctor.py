@@ -59,11 +59,13 @@ def test_doctor_says_whether_a_gpu_records_steps_and_fuses_layers(
     ]
     assert findings()["cuda graphs"] == ("decode steps are recorded", "")
     monkeypatch.setattr(torch, "__version__", "2.11.0+cu130")
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     found = findings()
     assert "torch 2.11.0+cu130 may not survive" in found["cuda graphs"][0]
     assert found["cuda graphs"][1] == "install torch 2.13 or newer"
-    assert found["fused layers"][0] == "the package triton is not installed"
+    assert found["fused layers"][0] == "torch 2.11.0+cu130 is older than 2.13"
+    monkeypatch.undo()
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert findings()["fused layers"][0] == "the package triton is not installed"
 
 
 def test_doctor_names_a_second_build_of_opencv(

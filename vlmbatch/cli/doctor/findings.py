@@ -165,9 +165,11 @@ def _kernels() -> Iterator[Finding]:
     without_graphs, not_compiled = why_no_graphs(), why_not_compiled()
     advice = "install torch 2.13 or newer" if without_graphs else ""
     yield Finding("cuda graphs", without_graphs or "decode steps are recorded", advice)
-    advice = "layers are computed one operation at a time; pip install triton"
+    advice = "; install torch 2.13 or newer, and triton (triton-windows on Windows)"
     yield Finding(
-        "fused layers", not_compiled or "compiled by triton", advice if not_compiled else ""
+        "fused layers",
+        not_compiled or "compiled by triton",
+        f"layers are computed one operation at a time{advice}" if not_compiled else "",
     )
 
 

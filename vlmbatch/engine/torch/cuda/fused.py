@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vlmbatch.engine.torch import pointwise as eager
+from vlmbatch.engine.torch.cuda.graphs import is_older_torch
 from vlmbatch.engine.torch.cuda.kernels import TOLERANCE, difference, first_layers
 from vlmbatch.engine.torch.device import SMALL_MODEL_PARAMETERS
 from vlmbatch.engine.torch.pointwise import Pointwise
@@ -140,6 +141,8 @@ def _fuse(model: Model, make: Compile, clock: Callable[[], float]) -> None:
 
 def why_not_compiled() -> str:
     """Return the reason why nothing can be compiled for CUDA here; empty if it can be tried."""
+    if is_older_torch():
+        return f"torch {torch.__version__} is older than 2.13"
     if importlib.util.find_spec("triton") is None:
         return "the package triton is not installed"
     return ""

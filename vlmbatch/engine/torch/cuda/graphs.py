@@ -15,10 +15,15 @@ SINCE = (2, 13)
 """The first torch that ends a failed capture: earlier ones may refuse every later one."""
 
 
+def is_older_torch() -> bool:
+    """True if torch is older than the version that is needed, and was tested."""
+    major, minor = str(torch.__version__).split(".")[:2]
+    return (int(major), int(minor)) < SINCE
+
+
 def why_no_graphs() -> str:
     """Return the reason why this version of torch records no steps; empty if it does."""
-    major, minor = str(torch.__version__).split(".")[:2]
-    if (int(major), int(minor)) >= SINCE:
+    if not is_older_torch():
         return ""
     return (
         f"torch {torch.__version__} may not survive a recording that fails: decode steps are done "
