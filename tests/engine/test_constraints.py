@@ -21,7 +21,7 @@ from vlmbatch.engine.constraints import (
     next_bits,
     num_words,
 )
-from vlmbatch.errors import JobError, PrepareError
+from vlmbatch.errors import JobError, MissingDependencyError, PrepareError
 from vlmbatch.prepare import Preparer
 
 CHECKPOINT = find_checkpoint("demo")
@@ -182,3 +182,13 @@ def test_what_cannot_be_compiled_is_said_in_one_line(
     assert "WHOLE" not in str(refused.value)
     with pytest.raises(PrepareError, match=re.escape(str(refused.value))):
         constraints.begin(constraint)
+
+
+def test_a_package_that_is_missing_is_named_with_its_extra(
+    constraints: Constraints, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(MissingDependencyError, match=r"--regex needs .*vlmbatch\[constraints\]"):
+        check_constraint(regex("a"))
+    with pytest.raises(MissingDependencyError):
+        constraints.begin(regex("not compiled before"))

@@ -68,7 +68,7 @@ class Constraints:
     """Compiles forms for the tokenizer of a model. Thread-safe.
 
     Attributes:
-        lead: Text that comes before every answer and is no part of it.
+        lead: White space that comes before every answer and is no part of it.
     """
 
     def __init__(self, writer: PromptWriter, vocabulary: int, end_ids: Collection[int]) -> None:
@@ -80,7 +80,7 @@ class Constraints:
             end_ids: Tokens that end an answer.
         """
         self._parts = writer.tokenizer, vocabulary, sorted(end_ids)
-        self.lead = writer.before_answer
+        self.lead = writer.before_answer if writer.before_answer.isspace() else ""
         self._guard = threading.Lock()
         self._compiled = functools.lru_cache(MAX_COMPILED)(self._compile)
 
@@ -104,7 +104,13 @@ class Constraints:
         import llguidance
 
         tokenizer, vocabulary, end_ids = self._parts
-        return llguidance.LLTokenizer(tokenizer.to_str(), n_vocab=vocabulary, eos_token=end_ids)
+        described = json.loads(tokenizer.to_str())
+        # A prompt's tokens may include some that the model does not have and an answer never has.
+        described["added_tokens"] = [
+            token for token in described["added_tokens"] if token["id"] < vocabulary
+        ]
+        text = json.dumps(described, ensure_ascii=False)
+        return llguidance.LLTokenizer(text, n_vocab=vocabulary, eos_token=end_ids)
 
     @functools.cached_property
     def executor(self) -> LLExecutor:

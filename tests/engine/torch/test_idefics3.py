@@ -24,7 +24,7 @@ from tests.engine.idefics3 import (
 )
 from tests.engine.reference import Reference, run_all
 from vlmbatch.checkpoint import find_checkpoint
-from vlmbatch.core import Conversation, Pixels, Question, Request
+from vlmbatch.core import Constraint, Conversation, Pixels, Question, Request
 from vlmbatch.engine import Engine, open_engine, plan_engine
 from vlmbatch.engine.torch import device
 from vlmbatch.errors import PrepareError
@@ -170,6 +170,17 @@ def test_transformers_answers_for_them_too(tmp_path: Path, pictures: list[Path])
         assert one[key].token_ids == completion.token_ids
         assert one[key].prompt_tokens == completion.prompt_tokens
         assert one[key].mean_logprob == pytest.approx(completion.mean_logprob, abs=1e-4)
+
+
+@pytest.mark.parametrize("name", ["SmolVLM", "granite-docling", "SmolVLM-Instruct"])
+def test_answers_have_the_form_that_is_asked_for(tmp_path: Path, name: str) -> None:
+    """A prompt may have tokens that the model lacks: granite-docling has no end of utterance."""
+    engine = open_torch(write_idefics3(tmp_path / "model", **CHECKPOINTS[name]))
+    texts = ["red", "dark blue", " é 7"]
+    form = Constraint("choices", json.dumps(texts))
+    asked = [Question(f"What {number}?", NEW_TOKENS, constraint=form) for number in range(6)]
+    found = run_all(engine, [engine.prepare(Conversation(), asked)])
+    assert {done.text for done in found.values()} <= set(texts)
 
 
 @pytest.mark.parametrize("name", ["torch", "transformers"])
