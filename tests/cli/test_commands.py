@@ -45,7 +45,7 @@ def test_caption_writes_a_file_named_after_its_input(
     assert "4 items" in result.stderr
     assert "Traceback" not in result.stderr
     summary = json.loads((tmp_path / "photos.caption.jsonl.summary.json").read_text())
-    assert summary["engine"]["max_sequences"] == 4
+    assert 1 <= summary["engine"]["max_sequences"] <= 4  # how many meet is the machine's affair
     total = sum(float(str(row["compute_seconds"])) for row in found)
     assert total == pytest.approx(summary["engine"]["busy_seconds"], rel=0.05)
     assert process("caption", "photos", "--model", tiny, "--max-new-tokens", 4).returncode == 0
