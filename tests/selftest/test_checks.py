@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import json
 import math
+import threading
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
@@ -282,9 +282,28 @@ def test_steps_and_layers_that_are_not_as_fast_as_they_could_be_are_told() -> No
     assert (found.status, found.found) == ("warn", "torch 2.12 is old; no triton")
 
 
-def test_how_many_answers_there_are_is_said_every_few_seconds() -> None:
-    times, said = itertools.count(step=3), list[str]()
-    questions = tuple(Question(text) for text in ("a", "b", "c", "d"))
-    engine = ScriptedEngine(batch_size=4)
-    ask(engine, [Asked(Conversation(), questions)], said.append, lambda: float(next(times)))
-    assert said == ["2 of 4 answers", "4 of 4 answers"]
+class Waiting(ScriptedEngine):
+    """Answers once somebody has heard how far it is."""
+
+    def __init__(self) -> None:
+        super().__init__(batch_size=4)
+        self.heard = threading.Event()
+
+    def run(self, source: RequestQueue) -> Iterator[Completion]:
+        self.stats.tiles += 12
+        assert self.heard.wait(60)
+        yield from super().run(source)
+
+
+def test_how_far_an_engine_is_is_said_while_it_works() -> None:
+    engine, said = Waiting(), list[str]()
+    engine.stats.tiles = 100  # of a run before
+
+    def say(what: str) -> None:
+        said.append(what)
+        if what.startswith("12 tiles"):
+            engine.heard.set()
+
+    found = ask(engine, [Asked(Conversation(), (Question("a"),))], say, every_seconds=0.01)
+    assert "12 tiles encoded, 0 tokens decoded" in said
+    assert found.owed == len(found.flat) == 1

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from vlmbatch.core import Completion, Conversation, Question, Request
 from vlmbatch.engine import Engine, EngineStats
@@ -14,8 +16,8 @@ from vlmbatch.errors import GenerateError, ItemError
 
 Say = Callable[[str], None]
 """Takes what is done now, for the user."""
-SAY_SECONDS = 5.0
-"""Time after which the number of answers is said again."""
+SAY_SECONDS = 15.0
+"""Time after which it is said again how far an engine is."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +58,7 @@ def ask(
     engine: Engine,
     asked: Sequence[Asked],
     say: Say,
-    clock: Callable[[], float] = time.monotonic,
+    every_seconds: float = SAY_SECONDS,
 ) -> Round:
     """Put all questions into one queue, and wait for the answers. What cannot be prepared, or is
     lost, is an answer with an error.
@@ -64,8 +66,8 @@ def ask(
     Args:
         engine: The engine.
         asked: The conversations and questions.
-        say: Called with the number of answers every few seconds.
-        clock: Tells seconds.
+        say: Called with what is done so far, on a thread of its own.
+        every_seconds: Time between two of these calls.
 
     Raises:
         EngineError: The engine cannot go on.
@@ -76,16 +78,12 @@ def ask(
     requests = [each for each in prepared if isinstance(each, Request)]
     found: dict[tuple[int, int], Completion] = {}
     counts: collections.Counter[tuple[int, int]] = collections.Counter()
-    owed = sum(len(request.questions) for request in requests)
-    said = clock()
     if requests:
-        for done in engine.run(closed_queue(requests)):
-            key = (id(done.request), done.question)
-            found[key] = done
-            counts[key] += 1
-            if clock() - said > SAY_SECONDS:
-                said = clock()
-                say(f"{len(found)} of {owed} answers")
+        with telling(engine, say, every_seconds):
+            for done in engine.run(closed_queue(requests)):
+                key = (id(done.request), done.question)
+                found[key] = done
+                counts[key] += 1
     answers = [
         [
             _failed(each.questions, number, one)
@@ -96,6 +94,7 @@ def ask(
         ]
         for each, one in zip(asked, prepared, strict=True)
     ]
+    owed = sum(len(request.questions) for request in requests)
     return Round(
         answers,
         time.perf_counter() - begun,
@@ -104,6 +103,28 @@ def ask(
         lost=owed - len(found),
         doubled=counts.total() - len(found),
     )
+
+
+@contextlib.contextmanager
+def telling(engine: Engine, say: Say, every_seconds: float) -> Iterator[None]:
+    """Say at intervals what an engine has done since the block began: on a CPU, the first answer
+    of a large model takes minutes.
+    """
+    before = dataclasses.replace(engine.stats)
+    ended = threading.Event()
+
+    def tell() -> None:
+        while not ended.wait(every_seconds):
+            done = difference(before, engine.stats)
+            say(f"{done.tiles} tiles encoded, {done.decode_tokens} tokens decoded")
+
+    teller = threading.Thread(target=tell, name="telling", daemon=True)
+    teller.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        teller.join()
 
 
 def _prepare(engine: Engine, asked: Asked) -> Request | ItemError:

@@ -98,7 +98,7 @@ class Asker:
 
         Args:
             engine: The engine.
-            say: Called with the number of answers every few seconds.
+            say: Called with what is done so far, every few seconds.
             takes_detail: Whether its model can take a picture at low detail.
         """
         self.engine, self.say, self.takes_detail = engine, say, takes_detail
