@@ -19,6 +19,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.engine.idefics3 import MULTIPLIERS, docling_options, write_idefics3
 from tests.engine.reference import answers
 from tests.engine.torch.fake_device import FakeDevice
 from tests.engine.torch.test_fake_gpu import alike, tokens_of
@@ -126,6 +127,16 @@ def test_recorded_steps_are_those_of_the_fused_layer(
         assert tokens_of(engine, mixed_requests(preparer)) == plain
         assert engine.stats.graphs["notes"] == []
         assert engine.stats.graphs["replayed"] > 0
+
+
+def test_multipliers_of_a_granite_are_in_its_fused_layer(tmp_path: Path) -> None:
+    folder = write_idefics3(tmp_path / "model", **docling_options(granite=MULTIPLIERS))
+    engine, preparer = open_tiny(folder)
+    wanted = tokens_of(engine, alike(preparer, 6, 12))
+    with FakeDevice() as gpu:
+        engine, preparer = open_tiny(folder, device="cuda")
+        assert fuse_layers(engine.network, gpu.compile)["used"]
+        assert tokens_of(engine, alike(preparer, 6, 12)) == wanted
 
 
 def without_a_compiler(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
