@@ -112,7 +112,7 @@ def test_an_output_belongs_to_the_form_of_its_task(vlmbatch: Command, tmp_path: 
         (["--regex", "a", "--engine", "onnx,llama-server"], "engine llama-server has no --regex"),
     ],
 )
-@pytest.mark.parametrize("dry", [(), ("--dry-run",)])
+@pytest.mark.parametrize("dry", [(), ("--dry-run",), ("--estimate",)])
 def test_what_cannot_be_had_is_refused_before_a_model_is_loaded(
     vlmbatch: Command, tmp_path: Path, arguments: list[str], message: str, dry: tuple[str, ...]
 ) -> None:

@@ -21,6 +21,7 @@ import numpy as np
 from vlmbatch.checkpoint import find_checkpoint
 from vlmbatch.core import Conversation, Item, Pixels, Question, Request
 from vlmbatch.engine import EngineStats, open_engine
+from vlmbatch.engine.constraints import checked_constraint
 from vlmbatch.engine.timing import again, closed_queue, difference, lengthen, with_payload
 from vlmbatch.errors import ItemError, JobError, OutputError
 from vlmbatch.job import Detail, Job
@@ -128,6 +129,7 @@ def estimate_job(job: Job) -> Estimate:
         EngineError: The model cannot be loaded.
     """
     check_inputs(job)
+    checked_constraint(job)
     if job.engines[0] != "torch":
         raise JobError(f"--estimate times the engine torch, not {job.engine}")
     if any(is_url(text) or text == "-" for text in job.inputs):
