@@ -118,6 +118,12 @@ def test_every_answer_is_json_that_is_valid_under_the_schema(
         jsonschema.validate(found, value)
 
 
+def test_end_tokens_that_the_tokenizer_lacks_are_left_out() -> None:
+    writer = Preparer.from_checkpoint(CHECKPOINT).writer
+    lacking = Constraints(writer, PADDED, {END, PADDED - 1, 10**6})
+    assert random_answer(lacking, choices("red", "blue"), 1) in ("red", "blue")
+
+
 def test_json_is_written_as_python_writes_it(constraints: Constraints) -> None:
     value = {"type": "object", "properties": {"a": {"const": 1}, "b": {"const": [1, 2]}}}
     fixed = {**value, "required": ["a", "b"], "additionalProperties": False}

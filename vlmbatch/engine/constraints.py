@@ -79,7 +79,9 @@ class Constraints:
             vocabulary: Number of its tokens, as logits have them.
             end_ids: Tokens that end an answer.
         """
-        self._parts = writer.tokenizer, vocabulary, sorted(end_ids)
+        is_word = writer.tokenizer.id_to_token
+        ends = [token for token in sorted(end_ids) if token < vocabulary and is_word(token)]
+        self._parts = writer.tokenizer, vocabulary, ends
         self.lead = writer.before_answer if writer.before_answer.isspace() else ""
         self._guard = threading.Lock()
         self._compiled = functools.lru_cache(MAX_COMPILED)(self._compile)
