@@ -6,7 +6,8 @@ from vlmbatch.job.constraint import ConstraintOptions
 from vlmbatch.job.engine import EngineOptions
 from vlmbatch.job.generation import Detail, GenerationOptions
 from vlmbatch.job.inputs import InputOptions
-from vlmbatch.job.job import Job, job_key
+from vlmbatch.job.job import Job
+from vlmbatch.job.keys import job_key
 from vlmbatch.job.model import ModelOptions
 from vlmbatch.job.option import Kind, option
 from vlmbatch.job.output import OutputOptions

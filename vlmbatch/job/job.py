@@ -9,7 +9,6 @@ between groups are checked here.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -22,6 +21,7 @@ from vlmbatch.job.constraint import CONSTRAINED_ENGINES, ConstraintOptions, spli
 from vlmbatch.job.engine import EngineOptions
 from vlmbatch.job.generation import MAX_NEW_TOKENS
 from vlmbatch.job.inputs import DEFAULT_DPI, InputOptions
+from vlmbatch.job.keys import by_field
 from vlmbatch.job.output import OutputOptions
 from vlmbatch.job.questions import DEFAULT_PER, QuestionOptions
 from vlmbatch.job.reporting import ReportingOptions
@@ -185,19 +185,10 @@ class Job(
             JobError: An unknown key (the nearest known one is named) or a value that is not
                 allowed.
         """
-        known = {field.name for field in dataclasses.fields(cls)}
-        resolved: dict[str, Any] = {}
-        for raw, value in values.items():
-            key = job_key(str(raw))
-            if key not in known:
-                near = difflib.get_close_matches(key, [*known, *ALIASES], 1, cutoff=0.5)
-                hint = f"; did you mean {near[0]!r}?" if near else ""
-                raise JobError(f"unknown key {raw!r}{hint}")
-            resolved[key] = _plain_value(key, value)
-        return cls(**resolved)
+        given = by_field(values, cls)
+        return cls(**{key: _plain_value(key, value) for key, value in given.items()})
 
 
-ALIASES = {"input": "inputs", "question": "questions"}
 _TUPLES = {
     field.name for field in dataclasses.fields(Job) if field.default == () or field.name == "inputs"
 }
@@ -217,11 +208,6 @@ def _as_given(key: str, value: Any) -> Any:
             os.fspath(entry) if isinstance(entry, os.PathLike) else entry for entry in value
         )
     return value
-
-
-def job_key(text: str) -> str:
-    """Return the field for a key of a job file."""
-    return ALIASES.get(text, text).replace("-", "_")
 
 
 def _plain_value(key: str, value: Any) -> Any:

@@ -123,11 +123,6 @@ class Dispatcher:
         with self._guard:
             return sum(len(ticket.questions) for ticket in self._running)
 
-    @property
-    def is_closed(self) -> bool:
-        """True if no more requests are taken."""
-        return self._is_closed or self.died.is_set()
-
     def submit(
         self,
         conversation: Conversation | Load,

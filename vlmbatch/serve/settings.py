@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import ipaddress
 from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
 from vlmbatch.errors import JobError
-from vlmbatch.job import EngineOptions, job_key, option
+from vlmbatch.job import EngineOptions, option
 from vlmbatch.job.endpoint import ENDPOINT_ENGINE, EndpointOptions
+from vlmbatch.job.keys import by_field
 from vlmbatch.job.model import LISTED_ENGINES, LOCAL_ENGINES
 from vlmbatch.job.option import check_at_least
 from vlmbatch.job.reporting import ReportingOptions
@@ -179,16 +179,7 @@ class AnsweringOptions(ReportingOptions, EngineOptions, MediaLimits):
             JobError: An unknown key (the nearest known one is named) or a value that is not
                 allowed.
         """
-        known = {field.name for field in dataclasses.fields(cls)}
-        resolved: dict[str, Any] = {}
-        for raw, value in values.items():
-            key = job_key(str(raw))
-            if key not in known:
-                near = difflib.get_close_matches(key, known, 1, cutoff=0.5)
-                hint = f"; did you mean {near[0]!r}?" if near else ""
-                raise JobError(f"unknown key {raw!r}{hint}")
-            resolved[key] = value
-        return cls(**resolved)
+        return cls(**by_field(values, cls))
 
     def to_dict(self) -> dict[str, Any]:
         """Return every setting, as YAML and JSON values."""
