@@ -82,6 +82,38 @@ def test_the_edited_files_beside_pictures_correct(output: Path) -> None:
     assert (folder / "2019" / "2.txt").read_text("utf-8-sig").strip() == "two dogs"
 
 
+def test_what_vlmbatch_wrote_takes_no_correction_back(output: Path) -> None:
+    before = [row["text"] for row in rows(output)]
+    folder, fixed, sheet = output.parent / "photos", "2019/0.png", output.parent / "sheet.jsonl"
+    lines(sheet, *({"id": f"2019/{n}.png", "text": before[n]} for n in range(3)))
+    changed = lines(output.parent / "fixed.jsonl", {"id": fixed, "text": "a red barn"})
+    correct_output(str(output), changed)
+    (folder / "2019" / "2.txt").write_text("two dogs\n")
+    # The sidecar of the corrected row has the model's text still, and nobody edited it.
+    assert correct_output(str(output), folder) == Corrected(1, 2, (), kept=(fixed,))
+    # Nor do the rows of a sheet that was written before.
+    kept = (fixed, "2019/2.png")
+    assert correct_output(str(output), sheet) == Corrected(0, 3, (), kept=kept)
+    wanted = ["a red barn", before[1], "two dogs"]
+    assert [row["text"] for row in rows(output)] == wanted
+    assert [row["text_original"] for row in rows(output)] == [before[0], None, before[2]]
+    # A run writes the corrected texts into the sidecars: these are no corrections either.
+    start(job(folder, output=str(output), sidecar="txt"))
+    lines(changed, {"id": fixed, "text": "a barn"})
+    assert correct_output(str(output), changed) == Corrected(1, 0, (), replaced=(fixed,))
+    assert correct_output(str(output), folder) == Corrected(0, 3, (), kept=(fixed,))
+    assert [row["text"] for row in rows(output)] == ["a barn", *wanted[1:]]
+
+
+def test_a_sidecar_without_an_index_takes_no_correction_back(output: Path) -> None:
+    file = lines(output.parent / "fixed.jsonl", {"id": "2019/0.png", "text": "a red barn"})
+    correct_output(str(output), file)
+    folder = output.parent / "photos"
+    (folder / "2019" / ".vlmbatch-sidecars").unlink()
+    assert correct_output(str(output), folder) == Corrected(0, 3, (), kept=("2019/0.png",))
+    assert rows(output)[0]["text"] == "a red barn"
+
+
 def test_a_csv_of_a_spreadsheet_corrects_one_of_two_questions(output: Path) -> None:
     asked = job(
         output.parent / "photos", output=str(output.parent / "qa.jsonl"), task="vqa",

@@ -39,6 +39,13 @@ def test_a_day_of_a_dataset_captioner(work: Work, tool: Work, tmp_path: Path) ->
     assert "1 text corrected" in tool("correct", "captions.jsonl", "photos").stderr
     (tmp_path / "sheet.csv").write_text("id;text\ndot.png;a green apple\n")
     assert "1 text corrected" in tool("correct", "captions.jsonl", "sheet.csv").stderr
+    # Sheets and files that stand as they were written take neither of them back.
+    done = tool("correct", "captions.jsonl", "unsure.csv")
+    assert "0 texts corrected" in done.stderr
+    assert "kept: what unsure.csv has there was written by vlmbatch" in done.stderr
+    done = tool("correct", "captions.jsonl", "photos")
+    assert "0 texts corrected" in done.stderr
+    assert "1 text (such as dot.png) kept: what photos has there" in done.stderr
     texts = {row["id"]: row["text"] for row in rows(tmp_path / "captions.jsonl")}
     assert texts["2019/circle.png"] == "a red balloon"
     assert texts["dot.png"] == "a green apple"

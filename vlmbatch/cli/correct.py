@@ -24,9 +24,10 @@ def _correct(output: str, corrections: str) -> None:
     column prompt or task tells several answers about an item apart. FOLDER has the .txt files of
     --sidecar, edited: the pictures' folder, or that of --sidecar-dir.
 
-    In OUTPUT, text becomes the corrected text, and text_original keeps what the model said. Later
-    runs keep corrected rows, whatever happens to their sources. eval and finetune take the
-    corrected OUTPUT.
+    A sidecar that nobody edited, and the model's own text, are no corrections: they take no other
+    correction back. In OUTPUT, text becomes the corrected text, and text_original keeps what the
+    model said. Later runs keep corrected rows, whatever happens to their sources. eval and
+    finetune take the corrected OUTPUT.
     """
     from vlmbatch.correct import correct_output
     from vlmbatch.write import default_staging_root
@@ -38,9 +39,22 @@ def _correct(output: str, corrections: str) -> None:
         click.echo(f"left out: {reason}", err=True)
     if len(done.unused) > SHOWN:
         click.echo(f"left out: {len(done.unused) - SHOWN} more", err=True)
+    source = os.path.normpath(corrections)
+    if done.replaced:
+        click.echo(f"{_texts(done.replaced)} corrected before: {source} replaces them", err=True)
+    if done.kept:
+        click.echo(
+            f"{_texts(done.kept)} kept: what {source} has there was written by vlmbatch, and is no "
+            "correction (--redo ids:FILE asks the model again)",
+            err=True,
+        )
     same = f", {done.same} as they were" if done.same else ""
     texts = f"{number_of(done.texts, 'text')} corrected"
     click.echo(f"{texts}{same} -> {without_credentials(output)}", err=True)
+
+
+def _texts(ids: tuple[str, ...]) -> str:
+    return f"{number_of(len(ids), 'text')} (such as {ids[0]})"
 
 
 COMMANDS = {"correct": _correct}

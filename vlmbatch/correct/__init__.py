@@ -4,18 +4,20 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import itertools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from vlmbatch.correct.files import Corrections, FileCorrections, FolderCorrections
+from vlmbatch.correct.files import Corrections, FileCorrections, FolderCorrections, NewText
 from vlmbatch.errors import JobError, NothingFound
 from vlmbatch.job import Job
 from vlmbatch.urls import is_url
 from vlmbatch.write import OutputStore, StagedOutput, read_summary
 from vlmbatch.write.columns import Row
+from vlmbatch.write.known.known_rows import CorrectionOutcome
 from vlmbatch.write.records import file_name
 
 __all__ = ["Corrected", "correct_output"]
@@ -27,17 +29,23 @@ class Corrected:
 
     Attributes:
         texts: Number of texts that were replaced.
-        same: Number of corrections that say what OUTPUT says.
+        same: Number of rows that stay as they are.
         unused: Corrections that no row took, each with the reason, in their order.
+        replaced: Ids of those rows of ``texts`` that had another correction.
+        kept: Ids of those rows of ``same`` for which there is another text that vlmbatch wrote
+            itself: in a sidecar that nobody edited, or the model's own.
     """
 
     texts: int
     same: int
     unused: tuple[str, ...]
+    replaced: tuple[str, ...] = ()
+    kept: tuple[str, ...] = ()
 
 
 def correct_output(output: str, source: Path, *, staging_dir: str | None = None) -> Corrected:
-    """Put corrections into an OUTPUT, whole or not at all.
+    """Put corrections into an OUTPUT, whole or not at all. A text that vlmbatch wrote and nobody
+    edited is no correction: it takes no other correction back.
 
     Args:
         output: The file, or its URL.
@@ -54,7 +62,7 @@ def correct_output(output: str, source: Path, *, staging_dir: str | None = None)
     corrections: Corrections
     corrections = FolderCorrections(source) if source.is_dir() else FileCorrections(source)
     with _open(output, staging_dir) as store:
-        found: list[tuple[Row, str]] = []
+        found: list[NewText] = []
         for _, rows in itertools.groupby(_rows(store), lambda row: file_name(row["id"])):
             found += corrections.of(list(rows))
         unused = corrections.unused()
@@ -63,10 +71,14 @@ def correct_output(output: str, source: Path, *, staging_dir: str | None = None)
                 f"nothing in {source} is for a row of {output}"
                 + (f": {unused[0]}" if unused else "")
             )
-        corrected = sum(
-            store.correct(row["id"], row["task"], row["prompt"], text) for row, text in found
-        )
-    return Corrected(corrected, len(found) - corrected, tuple(unused))
+        ids = collections.defaultdict[CorrectionOutcome, list[str]](list)
+        for row, text, is_ours in found:
+            key = (row["id"], row["task"], row["prompt"])
+            ids[store.correct(*key, text, is_ours=is_ours)].append(row["id"])
+    texts = len(ids["corrected"]) + len(ids["replaced"])
+    return Corrected(
+        texts, len(found) - texts, tuple(unused), tuple(ids["replaced"]), tuple(ids["kept"])
+    )
 
 
 def _rows(store: OutputStore) -> Iterator[Row]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -11,15 +12,24 @@ from vlmbatch.text_files import ID_COLUMNS, PROMPT_COLUMNS, read_rows, read_text
 from vlmbatch.write import is_stretch, make_content
 from vlmbatch.write.columns import Row, clean_text
 from vlmbatch.write.records import file_name
+from vlmbatch.write.sidecars.folder_index import FolderIndexes
 
 TEXT_COLUMNS = ("text", "caption", "answer")
 _KNOWN = frozenset((*ID_COLUMNS, *TEXT_COLUMNS, *PROMPT_COLUMNS, "task"))
 
 
+class NewText(NamedTuple):
+    """A row and a text for it. ``is_ours``: vlmbatch wrote that text, and nobody edited it."""
+
+    row: Row
+    text: str
+    is_ours: bool = False
+
+
 class Corrections(Protocol):
     """Corrections for the rows of an OUTPUT."""
 
-    def of(self, rows: Sequence[Row]) -> Iterator[tuple[Row, str]]:
+    def of(self, rows: Sequence[Row]) -> Iterator[NewText]:
         """Yield the rows about a picture or video for which there is a text, with that text."""
         ...
 
@@ -74,7 +84,7 @@ class FileCorrections:
         found = Correction(number, str(text), prompt, row.get("task") or None)
         self._by_id.setdefault(clean_text(str(item)), []).append(found)
 
-    def of(self, rows: Sequence[Row]) -> Iterator[tuple[Row, str]]:
+    def of(self, rows: Sequence[Row]) -> Iterator[NewText]:
         """Yield the rows that the file has a text for.
 
         Raises:
@@ -94,7 +104,7 @@ class FileCorrections:
                         "rows: add a column prompt, or task"
                     )
                 takers[found.number] = row
-                yield row, found.text
+                yield NewText(row, found.text)
         self._used |= takers.keys()
 
     def unused(self) -> list[str]:
@@ -115,10 +125,11 @@ class FolderCorrections:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        self._indexes = FolderIndexes()
         self._taken: set[Path] = set()
         self._unused: list[str] = []
 
-    def of(self, rows: Sequence[Row]) -> Iterator[tuple[Row, str]]:
+    def of(self, rows: Sequence[Row]) -> Iterator[NewText]:
         """Yield the row that the sidecar is of.
 
         Raises:
@@ -131,13 +142,14 @@ class FolderCorrections:
         self._taken.add(path)
         try:
             text = read_text(str(path))
+            is_ours = self._indexes.has(os.fsencode(path), path.read_bytes())
         except (OSError, ValueError) as error:
             raise JobError(f"{path}: {one_line(error)}") from error
         is_single = len(rows) == 1 and not is_stretch(rows[0])
         if is_single:
             if text:
-                yield rows[0], text
-        elif text != (make_content("txt", rows) or b"").decode().strip():
+                yield NewText(rows[0], text, is_ours)
+        elif not is_ours and text != (make_content("txt", rows) or b"").decode().strip():
             self._unused.append(
                 f"{path} has the answers of several rows of {name!r}: correct these in a .csv or "
                 ".jsonl with a column id"

@@ -26,7 +26,7 @@ from vlmbatch.write.atomic import beside, remove
 from vlmbatch.write.base import Writer
 from vlmbatch.write.columns import Row, clean_text, row_of
 from vlmbatch.write.formats import find_format
-from vlmbatch.write.known.known_rows import KnownRows
+from vlmbatch.write.known.known_rows import CorrectionOutcome, KnownRows
 from vlmbatch.write.known.row_index import key_digest
 from vlmbatch.write.lock import OutputLock
 from vlmbatch.write.place import resolve_output
@@ -219,15 +219,13 @@ class OutputStore(Writer):
         """Yield the rows of earlier runs, in order, restricted to ``columns``."""
         return self._known.rows(self._known.in_order(), columns)
 
-    def correct(self, id: str, task: str, prompt: str, text: str) -> bool:
-        """Put a person's text in the place of a row's, which ``text_original`` keeps.
-
-        Returns:
-            Whether it is another one.
-        """
+    def correct(
+        self, id: str, task: str, prompt: str, text: str, *, is_ours: bool = False
+    ) -> CorrectionOutcome:
+        """Put a person's text in the place of a row's; see ``KnownRows.correct``."""
         with self._guard:
             self._check_open()
-            return self._known.correct(id, task, prompt, clean_text(text))
+            return self._known.correct(id, task, prompt, clean_text(text), is_ours=is_ours)
 
     def edited(self) -> int:
         """Return the number of rows of earlier runs whose text was edited in OUTPUT."""

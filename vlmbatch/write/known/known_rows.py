@@ -16,6 +16,11 @@ from vlmbatch.write.known.stored_rows import StoredRows
 
 logger = logging.getLogger(__name__)
 
+CorrectionOutcome: TypeAlias = Literal["corrected", "replaced", "same", "kept"]
+"""``replaced``: it took the place of another correction. ``same``: OUTPUT has this text.
+``kept``: it is a text of vlmbatch, which corrects nothing, and OUTPUT has another one.
+"""
+
 RowState: TypeAlias = Literal["new", "done", "touched", "changed"]
 """State of a row at the beginning of a run. ``touched``: its file has another size or time, and
 only its content tells whether it has changed.
@@ -128,16 +133,28 @@ class KnownRows(StoredRows):
         self._index.put(line, self.journal.append(line, row), seen=True)
         self.is_changed = True
 
-    def correct(self, id: str, task: str, prompt: str, text: str) -> bool:
-        """Put a person's text in the place of a row's; return whether it is another one."""
+    def correct(
+        self, id: str, task: str, prompt: str, text: str, *, is_ours: bool
+    ) -> CorrectionOutcome:
+        """Put a person's text in the place of a row's.
+
+        Args:
+            id, task, prompt: The row's.
+            text: The text.
+            is_ours: Whether vlmbatch wrote it, so that it is no correction. The model's own text
+                of an edited row never is one.
+        """
         key = key_digest(id, task, prompt)
         number = self._index.number(key)
         if number is None:
-            return False
+            return "kept"
         [row] = self._read_rows(np.array([number]))
         if text_digest(row["text"]) == text_digest(text):
-            return False
-        if not self._index.is_edited(number):  # else the model's text is kept already, or lost
+            return "same"
+        is_edited = self._index.is_edited(number)
+        if is_ours or (is_edited and self._index.text(number) == text_digest(text)):
+            return "kept"
+        if not is_edited:  # else the model's text is kept already, or lost
             row[TEXT_ORIGINAL] = row["text"]
         row |= {"text": text, **(GOOD if row["status"] == "error" else {})}
         facts = self._index.facts(number)
@@ -145,7 +162,7 @@ class KnownRows(StoredRows):
         self._index.put(line, self.journal.append(line, row))
         self.extras[TEXT_ORIGINAL] = None
         self.is_changed = True
-        return True
+        return "replaced" if is_edited else "corrected"
 
     def _own_settings(self, task: str) -> int:
         """Return the digest of this run's settings; 0 when they are those of the identity."""
