@@ -8,7 +8,7 @@
     │   ├── DecodeError                 the bytes are no picture or video, or a broken one
     │   ├── PrepareError                the pixels or words cannot be made into a request
     │   ├── GenerateError               the model could not answer the request
-    │   └── IncompleteAnswer            an answer of a fixed form ended before it was whole
+    │   └── IncompleteAnswer            a constrained answer ended before it was whole
     ├── EngineError                 1   the run cannot go on; finished rows are committed
     │   ├── ModelLoadError              the checkpoint is missing, incomplete or of another kind
     │   ├── OutOfMemoryError            the model, or a batch of one, does not fit
@@ -66,7 +66,7 @@ class GenerateError(ItemError):
 
 
 class IncompleteAnswer(ItemError):
-    """An answer that must have a form was cut off before it had it."""
+    """A constrained answer was cut off before it was whole."""
 
 
 class EngineError(VlmbatchError):

@@ -17,7 +17,7 @@ from vlmbatch.job import EngineOptions
 CHECKS = {
     *("answers", "known answers", "reference", "the same again", "one and many"),
     *("many questions", "bad pictures", "seeds", "stop strings", "log-probabilities"),
-    *("forms", "speed", "speed of reference", "memory"),
+    *("constraints", "speed", "speed of reference", "memory"),
 }
 
 

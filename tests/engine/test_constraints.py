@@ -1,4 +1,4 @@
-"""Forms of answers: every way through the allowed tokens ends in a text that has the form."""
+"""Constraints: every way through the allowed tokens ends in a text that satisfies them."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from tests.engine.reference import Key, run_all
-from tests.engine.torch.test_forms import FORMS
+from tests.engine.torch.test_constrained_steps import CONSTRAINTS
 from tests.engine.torch.test_parity import open_tiny, picture
 from vlmbatch.core import Completion, Conversation, Part, Pixels, Question, Request, Turn
 from vlmbatch.engine import RequestQueue
@@ -55,7 +55,7 @@ def random_question(rng: np.random.Generator) -> Question:
     sampled = rng.random() < 0.5
     stop = tuple(letters[: int(rng.integers(0, 4))])
     ignore_eos = bool(rng.random() < 0.3)
-    form = None if stop or ignore_eos else FORMS[int(rng.integers(0, len(FORMS)))]
+    constraint = None if stop or ignore_eos else CONSTRAINTS[int(rng.integers(0, len(CONSTRAINTS)))]
     return Question(
         str(rng.choice(WORDS)),
         max_new_tokens=int(rng.integers(1, 25)),
@@ -63,7 +63,7 @@ def random_question(rng: np.random.Generator) -> Question:
         top_p=float(rng.choice([0.5, 0.9, 1.0])),
         seed=int(rng.integers(0, 1000)),
         stop=stop,
-        constraint=form,
+        constraint=constraint,
         logprobs=None if rng.random() < 0.6 else int(rng.integers(0, 4)),
         ignore_eos=ignore_eos,
     )
@@ -77,13 +77,13 @@ class Asked:
         conversation, questions: What is asked.
         end: What is done to a question, by its number: ``cancel`` or ``raise`` at its piece of the
             number beside it, 0 before the run.
-        is_malformed: Whether its payload holds a token that is not in the vocabulary.
+        is_malconstrained: Whether its payload holds a token that is not in the vocabulary.
     """
 
     conversation: Conversation
     questions: list[Question]
     end: dict[int, tuple[str, int]]
-    is_malformed: bool
+    is_malconstrained: bool
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +104,7 @@ def asked() -> list[Asked]:
 
 def prepare_plainly(engine: TorchEngine, each: Asked) -> Request:
     request = engine.prepare(each.conversation, each.questions)
-    if each.is_malformed:
+    if each.is_malconstrained:
         ids = [*request.payload.prefix_ids, 10**6]
         request.payload = dataclasses.replace(request.payload, prefix_ids=ids)
     return request
@@ -181,10 +181,10 @@ def test_every_answer_is_that_of_the_request_alone(
         requests.append(request)
     found = run_all(engine, requests)
     assert found.keys() == alone.keys()
-    reasons, formed, incomplete = set(), 0, 0
+    reasons, constrained, incomplete = set(), 0, 0
     for key, done in found.items():
         wanted, ended = alone[key], asked[key[0]].end.get(key[1])
-        if asked[key[0]].is_malformed:
+        if asked[key[0]].is_malconstrained:
             assert isinstance(done.error, GenerateError)
             assert isinstance(wanted.error, GenerateError)
             continue
@@ -204,7 +204,7 @@ def test_every_answer_is_that_of_the_request_alone(
             assert done.text.startswith(heard)
             continue
         assert wanted.error is None
-        formed += done.request.questions[key[1]].constraint is not None
+        constrained += done.request.questions[key[1]].constraint is not None
         assert tokens == tuple(wanted.token_ids)
         assert (done.text, done.finish_reason) == (wanted.text, wanted.finish_reason)
         assert heard == done.text
@@ -212,7 +212,7 @@ def test_every_answer_is_that_of_the_request_alone(
         assert done.mean_logprob == pytest.approx(wanted.mean_logprob, abs=1e-4)
         assert_same_logprobs(done, wanted)
     assert reasons == {"stop", "length", "cancelled"}
-    assert min(formed, incomplete) > 10
+    assert min(constrained, incomplete) > 10
     assert engine.stats.max_sequences == (batch_size or engine.budget.caps.short_sequences)
 
 

@@ -90,7 +90,7 @@ def test_an_engine_that_is_right_is_well() -> None:
     assert failed(report) == []
     assert report.is_well
     assert list(report.lines())[-1] == "all is well"
-    assert {check.name for check in report.checks if check.status != "pass"} == {"forms"}
+    assert {check.name for check in report.checks if check.status != "pass"} == {"constraints"}
 
 
 class OneWordWhenBatched(Knowing):
@@ -163,7 +163,7 @@ class Endless(Knowing):
             yield done
 
 
-class Formless(Knowing):
+class Unconstrained(Knowing):
     takes_constraints = True
 
     def prepare(self, conversation: Conversation, questions: Sequence[Question]) -> Request:
@@ -198,7 +198,7 @@ class Forgetful(Knowing):
         (OverLimit, {"memory"}),
         (Seedless, {"seeds"}),
         (Endless, {"stop strings"}),
-        (Formless, {"forms"}),
+        (Unconstrained, {"constraints"}),
         (Dying, {"engine"}),
         (Forgetful, {"the same again"}),
     ],

@@ -80,7 +80,7 @@ class Conversation:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Constraint:
-    """The form that an answer must have.
+    """A constraint on the text of an answer.
 
     Attributes:
         kind: ``schema`` (JSON that is valid under a JSON Schema), ``regex`` (text that a regular
@@ -111,7 +111,7 @@ class Question:
         seed: Sampling seed. ``draw_seed`` mixes in the conversation's key and the text, so that the
             questions of a job draw differently.
         stop: Strings that end the answer and are not part of it; they may span tokens.
-        constraint: The form that the answer must have; None for any text.
+        constraint: What the answer must satisfy; None for any text.
         logprobs: Number of most likely tokens to report beside each token of the answer, 0 for that
             token alone; None reports nothing.
         ignore_eos: Continue after the end-of-sequence token, for benchmarks of equal lengths.

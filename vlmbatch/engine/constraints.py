@@ -1,9 +1,9 @@
-"""Answers of a fixed form: which tokens may come next, by llguidance.
+"""Constrained decoding: which tokens may come next, by llguidance.
 
-A form is compiled once for a tokenizer. Each answer then has a state of its own, which follows its
-tokens and allows those that lead to a whole answer; the tokens that end an answer are among them
-where it is whole. JSON has the white space of Python's ``json.dumps``: free white space would let a
-model write blanks until its answer is cut off.
+A constraint is compiled once for a tokenizer. Each answer then has a state of its own, which
+follows its tokens and allows those that lead to a whole answer; the tokens that end an answer are
+among them where it is whole. JSON has the white space of Python's ``json.dumps``: free white space
+would let a model write blanks until its answer is cut off.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ if TYPE_CHECKING:
     from llguidance import LLExecutor, LLMatcher, LLTokenizer
 
 MAX_COMPILED = 64
-"""Number of compiled forms that are kept."""
+"""Number of compiled constraints that are kept."""
 _JSON_SPACES = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 
 
 def check_constraint(constraint: Constraint) -> None:
-    """Check that a form can be compiled, without a model.
+    """Check that a constraint can be compiled, without a model.
 
     Raises:
         JobError: It cannot; the message says why.
@@ -52,10 +52,10 @@ def check_constraint(constraint: Constraint) -> None:
 
 
 def checked_constraint(options: ConstraintOptions) -> Constraint | None:
-    """Return the form of a job's answers, which can be compiled; None for any text.
+    """Return the constraint of a job's answers, which can be compiled; None for any text.
 
     Raises:
-        JobError: A file cannot be read, or the form not be compiled.
+        JobError: A file cannot be read, or the constraint not be compiled.
         MissingDependencyError: llguidance is not installed.
     """
     constraint = options.read_constraint()
@@ -65,7 +65,7 @@ def checked_constraint(options: ConstraintOptions) -> Constraint | None:
 
 
 class Constraints:
-    """Compiles forms for the tokenizer of a model. Thread-safe.
+    """Compiles constraints for the tokenizer of a model. Thread-safe.
 
     Attributes:
         lead: White space that comes before every answer and is no part of it.
@@ -137,7 +137,7 @@ class Constraints:
 
 
 class ConstraintState:
-    """The form of one answer, as far as its tokens have come.
+    """The constraint of one answer, as far as its tokens have come.
 
     Attributes:
         constraints: Compiled it.
@@ -163,7 +163,7 @@ class ConstraintState:
 
     @property
     def fault(self) -> str:
-        """Reason why the form cannot be followed any more; empty as long as it can."""
+        """Reason why the constraint cannot be followed any more; empty as long as it can."""
         return _reason(self.matcher.get_error()) if self.matcher.is_error() else ""
 
     def decode(self, tokens: Sequence[int]) -> str:
@@ -180,7 +180,7 @@ def num_words(vocabulary: int) -> int:
 def next_bits(
     states: Sequence[ConstraintState | None], vocabulary: int
 ) -> npt.NDArray[np.int32] | None:
-    """Return the tokens that may come next, see ``fill_bits``; None if no answer has a form."""
+    """Return the tokens that may come next, see ``fill_bits``; None if no answer is constrained."""
     if not any(states):
         return None
     bits = np.empty((len(states), num_words(vocabulary)), np.int32)
@@ -190,7 +190,7 @@ def next_bits(
 
 def fill_bits(states: Sequence[ConstraintState | None], bits: npt.NDArray[np.int32]) -> None:
     """Set a bit for each token that may come next, the lowest bit first: all of them where an
-    answer has no form, in rows without an answer, and where the form has a fault.
+    answer is not constrained, in rows without an answer, and where the constraint has a fault.
 
     Args:
         states: The states of the answers.
@@ -215,7 +215,7 @@ def _need_library(constraint: Constraint) -> None:
 
 
 def _grammar(constraint: Constraint, lead: str = "") -> str:
-    """Return a form in llguidance's dialect of Lark.
+    """Return a constraint in llguidance's dialect of Lark.
 
     Raises:
         ValueError: The text of the constraint is not valid text, or not JSON where it should be.

@@ -29,7 +29,7 @@ def check_questions(questions: Sequence[Question], *, takes_constraints: bool = 
 
     Args:
         questions: The questions.
-        takes_constraints: Whether the engine gives answers the form that a question asks for.
+        takes_constraints: Whether the engine honours the constraint of a question.
 
     Raises:
         PrepareError: There is none, or one is not valid text or has an option out of range, or that
@@ -61,4 +61,4 @@ def _check_constraint(question: Question, *, takes_constraints: bool) -> None:
         assert question.constraint is not None
         raise PrepareError(f"this engine has no {question.constraint.kind}; the torch engine has")
     if question.stop or question.ignore_eos:
-        raise PrepareError("an answer of a fixed form ends where it is whole: leave out stop")
+        raise PrepareError("a constrained answer ends where it is whole: leave out stop")

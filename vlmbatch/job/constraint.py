@@ -1,4 +1,4 @@
-"""Constraint options: the form that every answer must have."""
+"""Constraint options: what the text of every answer must satisfy."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ CONSTRAINED_ENGINES = ("torch", "onnx")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ConstraintOptions:
-    """The form of answers. See the help text of each field."""
+    """The constraint of answers. See the help text of each field."""
 
     schema: str | None = option(
         None,
@@ -48,7 +48,7 @@ class ConstraintOptions:
         """
         given = [name for name in CONSTRAINTS if getattr(self, name) not in (None, ())]
         if len(given) > 1:
-            raise JobError(f"give one of {' and '.join(given)}: an answer has one form")
+            raise JobError(f"give one of {' and '.join(given)}: an answer has one constraint")
         if self.regex == "":
             raise JobError("regex is empty: it matches no answer")
         if not all(self.choices):
@@ -60,7 +60,7 @@ class ConstraintOptions:
         return next((name for name in CONSTRAINTS if getattr(self, name)), None)
 
     def read_constraint(self) -> Constraint | None:
-        """Return the form of answers; None for any text. Reads the file of a schema.
+        """Return the constraint of answers; None for any text. Reads the file of a schema.
 
         Raises:
             JobError: The file cannot be read, or is no JSON Schema.
@@ -74,7 +74,7 @@ class ConstraintOptions:
         return None if self.schema is None else read_schema(self.schema)
 
     def constraint_identity(self) -> dict[str, str]:
-        """Return the form as OUTPUT's identity has it: nothing if answers are free."""
+        """Return the constraint as OUTPUT's identity has it: nothing if answers are free."""
         constraint = self.read_constraint()
         return {} if constraint is None else {constraint.kind: constraint.digest}
 
@@ -94,7 +94,7 @@ def read_schema(path: str) -> Constraint:
 
 
 def schema_constraint(schema: Any, name: str = "schema") -> Constraint:
-    """Return the form that a JSON Schema describes. The order of its keys counts.
+    """Return the constraint to a JSON Schema. The order of its keys counts.
 
     Raises:
         JobError: It is no JSON object.

@@ -95,7 +95,7 @@ class Job(
             raise JobError("skip_similar compares frames in their order: leave out shuffle")
 
     def _check_engines(self, name: str) -> None:
-        """Check that the form of answers can be had."""
+        """Check that the engines honour a constraint."""
         for engine in self.engines:
             if engine not in CONSTRAINED_ENGINES:
                 raise JobError(
@@ -103,7 +103,7 @@ class Job(
                     + " or ".join(CONSTRAINED_ENGINES)
                 )
         if self.per == "tile":
-            raise JobError(f"{name} gives one answer its form; --per tile joins several to one")
+            raise JobError(f"{name} constrains one answer; --per tile joins several to one")
 
     @property
     def is_clip(self) -> bool:

@@ -104,7 +104,7 @@ class Answering:
     Attributes:
         options: Those that a job has, too.
         stop: Strings that end an answer.
-        constraint: The form that an answer must have.
+        constraint: What an answer must satisfy.
     """
 
     options: EngineOptions
@@ -130,7 +130,7 @@ def engine_options(model: str, settings: Mapping[str, Any]) -> EngineOptions:
 def answering(
     base: EngineOptions, settings: Mapping[str, Any], default_max_new_tokens: int | None
 ) -> Answering:
-    """Check the options of a call; a form of answers can be compiled.
+    """Check the options of a call; a constraint can be compiled.
 
     Args:
         base: The model's, for what the call does not give.
@@ -150,21 +150,21 @@ def answering(
         raise JobError(f"stop must be a text or several, none of them empty, not {stop!r}")
     constraint = _constraint({name: values.pop(name) for name in CONSTRAINTS if name in values})
     if constraint is not None and stops:
-        raise JobError(f"stop does not go with {constraint.kind}: the form ends the answer")
+        raise JobError(f"stop does not go with {constraint.kind}: the constraint ends the answer")
     return Answering(_checked(dataclasses.replace(base, **values)), stops, constraint)
 
 
 def _constraint(given: Mapping[str, Any]) -> Constraint | None:
-    """Return the form of answers, which can be compiled; None for any text."""
+    """Return the constraint of answers, which can be compiled; None for any text."""
     schema = given.get("schema")
-    form = dict(given)
+    values = dict(given)
     if isinstance(schema, Mapping):
-        form["schema"] = "given"
+        values["schema"] = "given"
     elif isinstance(schema, os.PathLike):
-        form["schema"] = os.fspath(schema)
-    if "choices" in form:
-        form["choices"] = split_choices(form["choices"])
-    options = ConstraintOptions(**form)
+        values["schema"] = os.fspath(schema)
+    if "choices" in values:
+        values["choices"] = split_choices(values["choices"])
+    options = ConstraintOptions(**values)
     check_types(options)
     options.check_constraint()
     if not isinstance(schema, Mapping):

@@ -81,7 +81,7 @@ class Run:
             stdout: Target of the OUTPUT ``-``.
 
         Raises:
-            JobError: An INPUT or the question file is missing, the form of answers cannot be
+            JobError: An INPUT or the question file is missing, the constraint cannot be
                 compiled, or the engine cannot honour an option.
             ModelLoadError: The checkpoint is missing.
             OutputError: OUTPUT cannot be written, or was made with other settings.

@@ -43,8 +43,8 @@ def plan_items(job: Job) -> Plan:
     """Say what a run of a job would do; load no picture and no model.
 
     Raises:
-        JobError: An INPUT or the question file is missing or invalid, or the form of answers cannot
-            be compiled.
+        JobError: An INPUT or the question file is missing or invalid, or the constraint of answers
+            cannot be compiled.
         NothingFound: The question file asks about other things than the items.
     """
     check_inputs(job)

@@ -67,7 +67,7 @@ class Preparation:
 
         Args:
             job: The job.
-            constraint: The form of its answers.
+            constraint: The constraint of its answers.
             todo: Gives what is to be loaded.
             requests: Takes the requests.
             results: Takes the errors of items.

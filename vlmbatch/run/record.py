@@ -89,7 +89,7 @@ class RecordMaker:
         )
 
     def _text(self, done: Completion) -> str:
-        """Return the answer: one of a fixed form as it was generated."""
+        """Return the answer: a constrained one as it was generated."""
         text = done.text or ""
         has_form = done.request.questions[done.question].constraint is not None
         return text if has_form else parse_answer(self.task, text)

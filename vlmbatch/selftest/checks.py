@@ -14,7 +14,7 @@ from vlmbatch.engine.first_difference import tokens_before_difference
 from vlmbatch.errors import ItemError, one_line
 from vlmbatch.selftest.asking import Round
 from vlmbatch.selftest.equality import AnswerPair, Equality, units
-from vlmbatch.selftest.trial import FORM, TEMPERATURE, Trial
+from vlmbatch.selftest.trial import CONSTRAINT, TEMPERATURE, Trial
 
 Status = Literal["pass", "warn", "fail", "skip"]
 MARGINS = {"float32": 0.02, "bfloat16": 0.5, "float16": 0.3}
@@ -276,17 +276,17 @@ def check_stop(subject: Subject, trial: Trial) -> Check:
 
 
 def check_form(subject: Subject, trial: Trial) -> Check:
-    """Check that answers have the form that is asked for."""
-    name = "forms"
-    if trial.formed is None:
+    """Check that answers satisfy the constraint that is asked for."""
+    name = "constraints"
+    if trial.constrained is None:
         text = "the engine has no --regex, or llguidance is not installed"
         return Check(name, "skip", text, "the torch engine has, with 'vlmbatch[constraints]'")
-    found = trial.formed.flat[::2]
-    wrong = [one for one in found if not re.fullmatch(FORM.text, one.text or "")]
+    found = trial.constrained.flat[::2]
+    wrong = [one for one in found if not re.fullmatch(CONSTRAINT.text, one.text or "")]
     if not wrong:
-        return Check(name, "pass", f"{len(found)} answers have the form that was asked for")
+        return Check(name, "pass", f"{len(found)} answers satisfy their constraint")
     shown = repr(wrong[0].text) if wrong[0].error is None else one_line(wrong[0].error)
-    text = f"{len(wrong)} of {len(found)} answers have not the form {FORM.text}: {shown}"
+    text = f"{len(wrong)} of {len(found)} answers do not match {CONSTRAINT.text}: {shown}"
     return Check(name, "fail", text, subject.way_out)
 
 
@@ -317,9 +317,9 @@ def check_trial(
     yield check_seeds(subject, trial), None
     yield check_stop(subject, trial), None
     yield check_form(subject, trial), None
-    if trial.formed is not None:
+    if trial.constrained is not None:
         beside = [first[place] for place in trial.small[1::2]]
-        yield check_agreement(subject, "beside forms", trial.formed.flat[1::2], beside)
+        yield check_agreement(subject, "beside constraints", trial.constrained.flat[1::2], beside)
     yield check_logprobs(subject, trial, reference), None
 
 

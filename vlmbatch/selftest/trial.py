@@ -22,8 +22,8 @@ TEMPERATURE = 2.0
 """The demo model is so sure of its answers that a lower one samples the same words."""
 SEEDS = (1, 2, 3, 4, 5, 6, 7, 8)
 MAX_PIXELS = 10**8
-FORM = Constraint("regex", "[a-z]{20}")
-"""A form whose answers are long enough for decode steps to be recorded."""
+CONSTRAINT = Constraint("regex", "[a-z]{20}")
+"""A constraint whose answers are long enough for decode steps to be recorded."""
 TOO_MANY_WORDS = 20_000
 """Words of a question that is longer than the context of these models."""
 
@@ -59,8 +59,8 @@ class Trial:
         sampling: Sampled answers.
         stopped: The answer to a question with a stop string.
         stop: That string; empty if no answer was long enough to have one.
-        formed: Answers about the small scenes, every second of which must have a form; None if the
-            engine gives none.
+        constrained: Answers about the small scenes, every second of which is constrained; None if
+            the engine takes no constraints.
         rounds: All runs.
     """
 
@@ -76,7 +76,7 @@ class Trial:
     sampling: Sampling
     stopped: Completion | None
     stop: str
-    formed: Round | None
+    constrained: Round | None
     rounds: list[Round]
 
     @property
@@ -156,14 +156,14 @@ def run_trial(engine: Engine, scenes: list[Scene], say: Say, *, takes_detail: bo
     say("bad pictures among good ones")
     small = [place for place, scene in enumerate(scenes) if scene.detail and not scene.is_clip]
     beside_bad, bad, bad_file = _ask_beside_bad(asker, [scenes[place] for place in small])
-    formed = None
+    constrained = None
     if getattr(engine, "takes_constraints", False) and find_spec("llguidance"):
-        say("answers of a fixed form among others")
-        forms = [None if number % 2 else FORM for number in range(len(small))]
-        formed = asker.ask(
+        say("constrained answers among others")
+        constraints = [None if number % 2 else CONSTRAINT for number in range(len(small))]
+        constrained = asker.ask(
             [
-                asker.about(scenes[place], [scenes[place].questions[0][0]], constraint=form)
-                for place, form in zip(small, forms, strict=True)
+                asker.about(scenes[place], [scenes[place].questions[0][0]], constraint=constraint)
+                for place, constraint in zip(small, constraints, strict=True)
             ]
         )
     say("sampling and stop strings")
@@ -171,7 +171,7 @@ def run_trial(engine: Engine, scenes: list[Scene], say: Say, *, takes_detail: bo
     stopped, stop = _stop(asker, pair, again.answers[busiest(scenes)][0].text or "")
     return Trial(
         *(scenes, together, again, alone, separate, small, beside_bad, bad, bad_file),
-        *(sampling, stopped, stop, formed, asker.rounds),
+        *(sampling, stopped, stop, constrained, asker.rounds),
     )
 
 

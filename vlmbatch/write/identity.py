@@ -23,7 +23,7 @@ _GENERATION = ("max_new_tokens", "temperature", "top_p", "seed")
 """Keys that stood at the top before they stood under their task."""
 
 _FORMS = ("schema", "regex", "choices")
-"""Digests of the form of answers, under their task."""
+"""Digests of the constraint of answers, under their task."""
 
 
 def previous_identity(output: Path, first: Row, here: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from tests.checkpoints import write_tiny_checkpoint
-from tests.engine.torch.test_forms import answers as facts_by_key
-from tests.engine.torch.test_forms import with_forms
+from tests.engine.torch.test_constrained_steps import answers as facts_by_key
+from tests.engine.torch.test_constrained_steps import with_constraints
 from tests.engine.torch.test_parity import assert_same, mixed_requests, open_tiny
 from tests.engine.torch.test_parity import wanted_answers as answers_of_transformers
 from vlmbatch.checkpoint import find_checkpoint
@@ -146,8 +146,8 @@ def test_answers_are_those_of_transformers(checkpoint: Path, folder: Path, batch
 def test_answers_of_a_fixed_form_are_those_of_torch(checkpoint: Path, folder: Path) -> None:
     opened, preparer = open_tiny(checkpoint)
     engine = with_native(opened, folder, batch_size=4)
-    wanted = facts_by_key(opened, with_forms(mixed_requests(preparer)))
-    assert facts_by_key(engine, with_forms(mixed_requests(preparer))) == wanted
+    wanted = facts_by_key(opened, with_constraints(mixed_requests(preparer)))
+    assert facts_by_key(engine, with_constraints(mixed_requests(preparer))) == wanted
     assert engine.stats.native_steps == engine.stats.decode_steps > 0
 
 

@@ -218,7 +218,7 @@ def _extras() -> Iterator[Finding]:
 
     needed = {extra: (what, [module]) for extra, (what, module, _) in EXTRAS.items()} | {
         "remote": ("URLs", list(REMOTE.values())),
-        "constraints": ("answers of a fixed form", ["llguidance"]),
+        "constraints": ("constrained answers", ["llguidance"]),
     }
     for extra, (what, modules) in needed.items():
         missing = [module for module in modules if not is_there(module)]

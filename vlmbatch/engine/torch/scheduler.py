@@ -106,7 +106,7 @@ class LiveSequence:
         text: The text of the answer so far.
         slot: Its slot of the KV cache; None if it has none.
         max_tokens: Longest answer that the question and the context allow.
-        constraint: The state of the form that its answer must have; None for any text.
+        constraint: The state of its constraint; None for any text.
         tokens: The answer so far.
         logprob: Sum of the log-probabilities of its tokens.
         logprobs: Log-probability of each token, and the most likely tokens with theirs, if the
@@ -164,9 +164,9 @@ class LiveSequence:
         return ("length", None) if is_last else None
 
     def _end_of_form(self, constraint: ConstraintState) -> Ending:
-        """Return the end of an answer of a fixed form. Its end tokens come where it is whole."""
+        """Return the end of a constrained answer. Its end tokens come where it is whole."""
         if constraint.fault:
-            return None, GenerateError(f"the form of its answer failed: {constraint.fault}")
+            return None, GenerateError(f"the constraint of its answer failed: {constraint.fault}")
         if constraint.is_complete:
             return "stop" if constraint.is_over else "length", None
         limit = self.asked.max_new_tokens

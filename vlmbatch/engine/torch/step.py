@@ -59,7 +59,7 @@ class Steps:
             decode: Turns token ids into text.
             buckets: Decode steps of fixed shapes, or None for ordinary steps.
             native: Decode steps of few sequences by a compiled library, or None without one.
-            constraints: The forms that answers may have.
+            constraints: Compiles the constraints of answers.
         """
         self._model, self._cache = model, cache
         self._stats, self._clock, self._decode = stats, clock, decode

@@ -5,7 +5,7 @@ A row is a token, its position, and the place of its extent in the pool: sequenc
 anywhere in a chunk, and a step is the same for all of them. Where a kernel takes rows of any
 lengths (CUDA in 16 bits), the number of rows alone makes the step; elsewhere also the number of
 tokens that each row gathers. A second step of the same size samples, and another one masks the
-tokens that answers of a fixed form may not go on with, while somebody wants that.
+tokens that constrained answers may not go on with, while somebody wants that.
 
 The computation is plain torch, the same on every device; only ``CudaGraphs`` records it. A step is
 recorded once it has occurred a few times, on padding rows. Its first replay is compared with the
@@ -132,7 +132,7 @@ class BucketDecoder:
             slots: The slots; their lengths do not change.
             tokens: The last token of each.
             draws: Options of those that are sampled.
-            constraints: States of those whose answers have a fixed form.
+            constraints: States of those whose answers are constrained.
 
         Returns:
             The tokens and their log-probabilities.

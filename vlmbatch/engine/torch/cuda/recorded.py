@@ -69,8 +69,8 @@ class RecordedStep:
     """A decode step for a number of rows.
 
     The tokens that it chooses are the next step's input, where they lie: as long as the same
-    sequences go on, nothing is sent but the numbers that sampling needs, and which tokens answers
-    of a fixed form may go on with.
+    sequences go on, nothing is sent but the numbers that sampling needs, and which tokens
+    constrained answers may go on with.
 
     Attributes:
         inputs: int64 (4, rows) on the device: last token, position, first token of the extent, and

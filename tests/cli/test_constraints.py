@@ -87,7 +87,7 @@ def test_an_output_belongs_to_the_form_of_its_task(vlmbatch: Command, tmp_path: 
         assert result.returncode == 1
         assert re.search(names, result.stderr), result.stderr
         assert "--redo stale" in result.stderr
-    # Another task in the same OUTPUT has no form of its own.
+    # Another task in the same OUTPUT has no constraint of its own.
     assert vlmbatch("caption", IMAGES, *ASK[2:], "-o", "o.jsonl").returncode == 0
     assert vlmbatch("vqa", IMAGES, *ASK, "--choices", "red,blue", "-o", "o.jsonl").returncode == 0
     redone = vlmbatch("vqa", IMAGES, *ASK, "--choices", "green", "-o", "o.jsonl", "--redo", "stale")
@@ -125,7 +125,7 @@ def test_what_cannot_be_had_is_refused_before_a_model_is_loaded(
     assert len(result.stderr.strip().splitlines()) == 1
 
 
-def test_tiles_are_joined_and_have_no_form(vlmbatch: Command) -> None:
+def test_tiles_are_joined_and_have_no_constraint(vlmbatch: Command) -> None:
     result = vlmbatch("ocr", IMAGES, "--model", "demo", "--per", "tile", "--choices", "a,b")
     assert result.returncode == 2
     assert "--per tile joins several" in result.stderr

@@ -1,4 +1,4 @@
-"""Answers of a fixed form in the torch engine: the same on every path, and nobody else's answer
+"""Constrained answers in the torch engine: the same on every path, and nobody else's answer
 changes.
 """
 
@@ -25,7 +25,7 @@ from vlmbatch.engine.torch.sampling import Draw, allowed_logits, choose_tokens
 from vlmbatch.errors import GenerateError, IncompleteAnswer, PrepareError
 
 CHOICES = Constraint("choices", '["red", "dark blue", "green"]')
-FORMS = (
+CONSTRAINTS = (
     CHOICES,
     Constraint("regex", "[0-9]{2}:[0-9]{2}( [ap]m)?"),
     Constraint(
@@ -39,17 +39,19 @@ FORMS = (
 Found = dict[Key, tuple[object, ...]]
 
 
-def with_forms(requests: Sequence[Request], **options: object) -> list[Request]:
-    """The same requests, three quarters of whose questions want a form."""
+def with_constraints(requests: Sequence[Request], **options: object) -> list[Request]:
+    """The same requests, three quarters of whose questions are constrained."""
     number = 0
     found = []
     for request in requests:
         questions = []
         for question in request.questions:
-            form = FORMS[number % len(FORMS)]
-            longest = question.max_new_tokens if form is None else 64
+            constraint = CONSTRAINTS[number % len(CONSTRAINTS)]
+            longest = question.max_new_tokens if constraint is None else 64
             questions.append(
-                dataclasses.replace(question, constraint=form, max_new_tokens=longest, **options)  # type: ignore[arg-type]
+                dataclasses.replace(
+                    question, constraint=constraint, max_new_tokens=longest, **options
+                )  # type: ignore[arg-type]
             )
             number += 1
         found.append(
@@ -58,11 +60,11 @@ def with_forms(requests: Sequence[Request], **options: object) -> list[Request]:
     return found
 
 
-def has_form(text: str, form: Constraint) -> bool:
-    if form.kind == "choices":
-        return text in json.loads(form.text)
-    if form.kind == "regex":
-        return re.fullmatch(form.text, text) is not None
+def satisfies(text: str, constraint: Constraint) -> bool:
+    if constraint.kind == "choices":
+        return text in json.loads(constraint.text)
+    if constraint.kind == "regex":
+        return re.fullmatch(constraint.text, text) is not None
     value = json.loads(text)
     return list(value) == ["a", "b"] and value["a"] in range(1000) and value["b"] in ("x", "y")
 
@@ -79,7 +81,7 @@ def answers(engine: TorchEngine, requests: Sequence[Request]) -> Found:
 def alone(tiny: Path) -> Found:
     """Each question by itself."""
     engine, preparer = open_tiny(tiny, batch_size=1)
-    return answers(engine, with_forms(mixed_requests(preparer)))
+    return answers(engine, with_constraints(mixed_requests(preparer)))
 
 
 @pytest.mark.parametrize("batch_size", [None, 3])
@@ -87,22 +89,22 @@ def test_answers_have_their_forms_and_are_those_of_the_question_alone(
     tiny: Path, alone: Found, plain: dict[Key, Sequence[int]], batch_size: int | None
 ) -> None:
     engine, preparer = open_tiny(tiny, batch_size=batch_size)
-    requests = with_forms(mixed_requests(preparer))
+    requests = with_constraints(mixed_requests(preparer))
     found = answers(engine, requests)
     assert found == alone
     for (number, question), (tokens, text, reason, error) in found.items():
-        form = requests[number].questions[question].constraint
+        constraint = requests[number].questions[question].constraint
         assert error is None
-        if form is None:
+        if constraint is None:
             assert tokens == tuple(plain[number, question])
         else:
             assert reason == "stop"
-            assert has_form(str(text), form)
+            assert satisfies(str(text), constraint)
 
 
 def test_a_recorded_step_masks_as_the_ordinary_one_does(tiny: Path, alone: Found) -> None:
     engine, preparer = open_in_buckets(tiny)
-    assert answers(engine, with_forms(mixed_requests(preparer))) == alone
+    assert answers(engine, with_constraints(mixed_requests(preparer))) == alone
     graphs = engine.stats.graphs
     assert graphs["notes"] == []
     assert graphs["replayed"] > graphs["recorded"] > 0
@@ -111,7 +113,7 @@ def test_a_recorded_step_masks_as_the_ordinary_one_does(tiny: Path, alone: Found
 def test_a_device_gives_the_tokens_of_the_cpu(tiny: Path, alone: Found) -> None:
     with FakeDevice() as gpu:
         engine, preparer = open_tiny(tiny, device="cuda")
-        requests = with_forms(mixed_requests(preparer))
+        requests = with_constraints(mixed_requests(preparer))
         assert answers(engine, requests) == alone
         assert engine.stats.graphs["notes"] == []
         assert answers(engine, requests) == alone  # by steps that are recorded
@@ -125,63 +127,63 @@ class TestOnCuda:
     def test_answers_have_their_forms(self, tiny: Path, alone: Found, dtype: str) -> None:
         torch.backends.cuda.matmul.allow_tf32 = False
         engine, preparer = open_tiny(tiny, device="cuda", dtype=dtype)
-        requests = with_forms(mixed_requests(preparer))
+        requests = with_constraints(mixed_requests(preparer))
         for _ in range(2):  # the second time by steps that are recorded
             found = answers(engine, requests)
             for (number, question), (_, text, _, error) in found.items():
-                form = requests[number].questions[question].constraint
+                constraint = requests[number].questions[question].constraint
                 assert error is None
-                assert form is None or has_form(str(text), form)
+                assert constraint is None or satisfies(str(text), constraint)
             if dtype == "float32":
                 assert found == alone
         assert engine.stats.graphs["notes"] == []
         assert engine.stats.graphs["replayed"] > engine.stats.graphs["recorded"] > 0
 
 
-def alike(preparer: Asker, count: int, tokens: int, form: Constraint | None) -> list[Request]:
+def alike(preparer: Asker, count: int, tokens: int, constraint: Constraint | None) -> list[Request]:
     """Questions about as many small pictures, with answers of so many tokens; the first of them
-    wants a form.
+    is constrained.
     """
     drawn = np.random.default_rng(1)
     found = []
     for number in range(count):
         pixels = Pixels([drawn.integers(0, 256, (40, 40, 3), dtype=np.uint8)])
         request = preparer.prepare(Conversation.about("image", pixels, str(number)), ["Why?"])
-        own = form if number == 0 else None
+        own = constraint if number == 0 else None
         settings = {"constraint": own, "max_new_tokens": tokens, "ignore_eos": own is None}
         found.append(changed(request, **settings))
     return found
 
 
 def counts_of_a_run(
-    tiny: Path, count: int, tokens: int, form: Constraint | None
+    tiny: Path, count: int, tokens: int, constraint: Constraint | None
 ) -> tuple[Counts, TorchEngine]:
     """Counts of a run whose steps are recorded already."""
     with FakeDevice() as gpu:
         engine, preparer = open_tiny(tiny, device="cuda", dtype="float16")
-        run_all(engine, alike(preparer, count, 16, form))
+        run_all(engine, alike(preparer, count, 16, constraint))
         before = gpu.counts.copy()
-        run_all(engine, alike(preparer, count, tokens, form))
+        run_all(engine, alike(preparer, count, tokens, constraint))
         return gpu.counts.since(before), engine
 
 
 def test_a_masked_step_sends_one_buffer_and_waits_as_before(tiny: Path) -> None:
-    form = Constraint("regex", "[a-z]{40,}")
+    constraint = Constraint("regex", "[a-z]{40,}")
     for count in (2, 24):
-        short, _ = counts_of_a_run(tiny, count, 8, form)
-        long, engine = counts_of_a_run(tiny, count, 24, form)
+        short, _ = counts_of_a_run(tiny, count, 8, constraint)
+        long, engine = counts_of_a_run(tiny, count, 24, constraint)
         steps = dict.fromkeys(("replays", "uploads", "downloads", "waits"), 16)
         assert long.since(short) == Counts(kernels=16, **steps)  # the copies into the buffer
         assert engine.stats.graphs["recorded"] == 1
 
 
 def test_a_step_is_recorded_again_for_masks_only_while_somebody_wants_a_form(tiny: Path) -> None:
-    form = Constraint("regex", "[a-z]{40,}")
+    constraint = Constraint("regex", "[a-z]{40,}")
     with FakeDevice() as gpu:
         engine, preparer = open_tiny(tiny, device="cuda", dtype="float16")
         run_all(engine, alike(preparer, 8, 16, None))
         assert engine.stats.graphs["recorded"] == 1
-        run_all(engine, alike(preparer, 8, 16, form))
+        run_all(engine, alike(preparer, 8, 16, constraint))
         assert engine.stats.graphs["recorded"] == 2
         before = gpu.counts.copy()
         run_all(engine, alike(preparer, 8, 16, None))
@@ -197,7 +199,7 @@ def test_a_form_survives_memory_that_runs_out(tiny: Path, alone: Found, phase: s
     first = 8 if phase == "decode" else 0  # in the middle of the answers
     language = FailingLanguage(engine.network.language, phase, first=first)
     object.__setattr__(engine.network, "language", language)
-    assert answers(engine, with_forms(mixed_requests(preparer))) == alone
+    assert answers(engine, with_constraints(mixed_requests(preparer))) == alone
     assert {event["phase"] for event in engine.stats.oom_events} == {phase}
     if phase == "decode":
         assert "wait for a place" in engine.stats.oom_events[0]["action"]
@@ -206,8 +208,8 @@ def test_a_form_survives_memory_that_runs_out(tiny: Path, alone: Found, phase: s
 def test_an_answer_that_is_cut_off_is_an_error_and_no_half(tiny: Path) -> None:
     engine, preparer = open_tiny(tiny)
     (request, *_) = mixed_requests(preparer)
-    for form, limit in ((FORMS[2], 6), (CHOICES, 1)):
-        short = changed(request, constraint=form, max_new_tokens=limit)
+    for constraint, limit in ((CONSTRAINTS[2], 6), (CHOICES, 1)):
+        short = changed(request, constraint=constraint, max_new_tokens=limit)
         done = run_all(engine, [short])[0, 0]
         assert isinstance(done.error, IncompleteAnswer)
         assert (done.text, done.finish_reason) == (None, None)
@@ -222,10 +224,10 @@ def test_questions_beside_one_that_is_cut_off_keep_what_they_share(tiny: Path) -
     request = mixed_requests(preparer)[2]
     assert len(request.questions) == 3
     wanted = run_all(engine, [request])
-    forms = [FORMS[2], None, None]
+    constraints = [CONSTRAINTS[2], None, None]
     questions = [
-        dataclasses.replace(question, constraint=form, max_new_tokens=6 if form else 24)
-        for question, form in zip(request.questions, forms, strict=True)
+        dataclasses.replace(question, constraint=constraint, max_new_tokens=6 if constraint else 24)
+        for question, constraint in zip(request.questions, constraints, strict=True)
     ]
     cut = Request(request.conversation, questions, request.payload, request.payload_bytes)
     found = run_all(engine, [cut])
@@ -277,23 +279,23 @@ def test_pieces_make_up_an_answer_with_its_spaces(tiny: Path) -> None:
     engine, preparer = open_tiny(tiny)
     (request, *_) = mixed_requests(preparer)
     pieces: list[str] = []
-    form = Constraint("regex", " {2}[ab] {2}")
-    done = run_all(engine, [changed(request, constraint=form, on_text=pieces.append)])[0, 0]
+    constraint = Constraint("regex", " {2}[ab] {2}")
+    done = run_all(engine, [changed(request, constraint=constraint, on_text=pieces.append)])[0, 0]
     assert done.text in ("  a  ", "  b  ")
     assert "".join(pieces) == done.text
 
 
 def test_a_form_that_fails_ends_its_question_alone(tiny: Path, alone: Found) -> None:
-    """A form that llguidance gives up on as it goes."""
+    """A constraint that llguidance gives up on as it goes."""
     engine, preparer = open_tiny(tiny)
-    requests = with_forms(mixed_requests(preparer))
-    matcher = engine.constraints.compile(FORMS[1])  # type: ignore[arg-type]
+    requests = with_constraints(mixed_requests(preparer))
+    matcher = engine.constraints.compile(CONSTRAINTS[1])  # type: ignore[arg-type]
     matcher.consume_token(5)  # no digit: every copy of it has the error
     found = run_all(engine, requests)
     for key, done in found.items():
-        if requests[key[0]].questions[key[1]].constraint == FORMS[1]:
+        if requests[key[0]].questions[key[1]].constraint == CONSTRAINTS[1]:
             assert isinstance(done.error, GenerateError)
-            assert "the form of its answer failed" in str(done.error)
+            assert "the constraint of its answer failed" in str(done.error)
         else:
             assert facts(done) == alone[key]
 
