@@ -144,9 +144,69 @@ def test_a_key_of_a_job_file_stands_there_once(
     vlmbatch: Command, photos: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "job.yaml").write_text("inputs: photos\nbatch-size: 3\nbatch_size: 4\n")
-    result = vlmbatch("run", "job.yaml", "--dry-run")
+    (tmp_path / "server.yaml").write_text("serve:\n  port: 1\n  port: 2\n")
+    for name, key, line in (("job", "batch_size", 3), ("server", "port", 3)):
+        result = vlmbatch("run", f"{name}.yaml", "--dry-run")
+        where = f"{name}.yaml, line {line}: the key {key!r} is there already, in line {line - 1}"
+        assert (result.returncode, result.stderr) == (2, f"vlmbatch: {where}: give it once\n")
+
+
+@pytest.mark.parametrize(
+    ("text", "arguments", "message"),
+    [
+        ("limit: 0", ["--set", "seed=1"], "job.yaml: limit must be at least 1, not 0"),
+        ("limit: 1", ["--set", "limt=1"], "--set limt: unknown key 'limt'; did you mean 'limit'?"),
+        ("limit: 1", ["--set", "seed=1", "--set", "fps=1"], "--set fps: fps goes with videos"),
+        ("limit: 1", ["--output", "x.txt"], "--output: output must end in .jsonl"),
+        ("limit: 0\ntask: vqa", ["--set", "questions=Why?"], "job.yaml: limit must be"),
+        ("task: vqa", ["--limit", "1"], "job.yaml: vqa needs questions"),
+        ("port: 1", [], "job.yaml: port goes with a server: write it under `serve:`"),
+        ("serve:", ["--set", "prot=1"], "--set prot: unknown key 'prot'; did you mean 'port'?"),
+        ("serve:", ["--limit", "1"], "--limit: a server has no limit; leave it out"),
+        ("serve:\ntask: ocr", ["--set", "port=1"], "job.yaml: a server has no task"),
+    ],
+)
+def test_an_error_names_the_file_the_setting_or_the_option(
+    vlmbatch: Command, tmp_path: Path, text: str, arguments: list[str], message: str
+) -> None:
+    inputs = "" if "serve:" in text else "inputs: photos\n"
+    (tmp_path / "job.yaml").write_text(f"{inputs}{text}\n")
+    result = vlmbatch("run", "job.yaml", *arguments)
     assert result.returncode == 2
-    assert "job.yaml, line 3: the key 'batch_size' is there already" in result.stderr
+    assert result.stderr.startswith(f"vlmbatch: {message}"), result.stderr
+
+
+def test_a_setting_replaces_a_key_however_it_is_written(
+    vlmbatch: Command, photos: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "job.yaml").write_text("inputs: photos\nbatch-size: 3\nmodel: demo\n")
+    changes = ("--set", "batch_size=4", "--set", "batch-size=5")
+    result = vlmbatch("run", "job.yaml", "--dry-run", *changes)
+    assert yaml.safe_load(result.stdout)["batch_size"] == 5
+
+
+def test_batch_needs_an_output_and_help_says_so(vlmbatch: Command, tmp_path: Path) -> None:
+    (tmp_path / "requests.jsonl").write_text("")
+    result = vlmbatch("batch", "requests.jsonl", "--model", "demo")
+    assert result.returncode == 2
+    assert "batch needs an OUTPUT: give a .jsonl file with -o" in result.stderr
+    text = " ".join(vlmbatch("batch", "--help").stdout.split())
+    assert "OUTPUT, a .jsonl file. [required]" in text
+    assert "[default: ]" not in text
+
+
+def test_a_server_says_only_options_that_it_has(
+    vlmbatch: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    printed = yaml.safe_load(vlmbatch("serve", "--dry-run").stdout)["serve"]
+    text = vlmbatch("serve", "--help").stdout
+    missing = [key for key in printed if f"--{key.replace('_', '-')} " not in text]
+    assert missing == []
+    monkeypatch.setenv("HOME", "/home/of/mine")
+    printed = vlmbatch("serve", "--api-key-file=~/keys", "--dry-run").stdout
+    assert "api_key_file: /home/of/mine/keys\n" in printed
+    for command in ("serve", "batch"):
+        assert "--shuffle" not in vlmbatch(command, "--help").stdout
 
 
 @pytest.mark.parametrize(

@@ -51,9 +51,6 @@ def folder(tmp_path: Path) -> Path:
     first = min((samples / "images").glob("*.jpg"))
     shutil.copy(first, tmp_path / "more" / "last.jpg")
     shutil.copy(min((samples / "clips").glob("*.mp4")), tmp_path / "clip.mp4")
-    shutil.copy(
-        tmp_path / "pipelines" / "nightly-captions.yaml", tmp_path / "pipelines" / "nightly.yaml"
-    )
     return tmp_path
 
 

@@ -61,7 +61,11 @@ def test_a_job_comes_back_from_its_yaml(values: dict[str, object]) -> None:
         ({"task": "vqa"}, "vqa needs questions"),
         ({"task": "vqa", "questions": ["a"], "questions_file": "b.txt"}, "not from both"),
         ({"task": "vqa", "questions": ["a"], "prompt": "b"}, "vqa takes questions"),
-        ({"questions": ["a"]}, "questions go with the task vqa"),
+        ({"questions": ["a"]}, "questions go with the task vqa: choose it with --task vqa"),
+        ({"task": "vqa", "questions": {"a b": "c"}}, "a name is a word of letters"),
+        ({"task": "vqa", "questions": {"a": ["c"]}}, "names and texts such as `color: What"),
+        ({"output": "$NOWHERE/x.jsonl"}, r"output: there is no \$NOWHERE, and variables"),
+        ({"inputs": ["a", "b/${NOT_HERE}/*.png"]}, r"inputs: there is no b/\$\{NOT_HERE\}"),
         ({"prompt": "  "}, "an empty question or prompt"),
         ({"fps": 1.0}, "fps goes with videos"),
         ({"media": "video", "fps": 1, "every": 2}, "fps and every are different ways"),
@@ -262,3 +266,36 @@ def test_every_counts_frames_and_seconds_are_sent_to_fps(text: str, way_out: str
     with pytest.raises(JobError, match=re.escape(way_out)):
         Job.from_dict({**INPUTS, "media": "video", "every": text})
     assert Job.from_dict({**INPUTS, "media": "video", "every": "25"}).every == 25
+
+
+def test_questions_may_be_names_and_texts() -> None:
+    for given in ({"color": "Which?", "n": "How many?"}, [{"color": "Which?"}, "n=How many?"]):
+        job = Job.from_dict({**INPUTS, "task": "vqa", "questions": given})
+        assert job.questions == ("color=Which?", "n=How many?")
+
+
+def test_a_tilde_is_the_home_folder_in_paths_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/of/mine")
+    job = Job.from_dict(
+        {
+            "inputs": ["~/photos", "a/~/b", "~nobody-of-this-name", "https://host/~me/a.png"],
+            "output": "~/out.jsonl",
+            "cache_dir": "~",
+            "task": "vqa",
+            "questions": "~/what?",
+            "exclude": "~*",
+        }
+    )
+    assert job.inputs[0] == "/home/of/mine/photos"
+    assert job.inputs[1:] == ("a/~/b", "~nobody-of-this-name", "https://host/~me/a.png")
+    assert (job.output, job.cache_dir) == ("/home/of/mine/out.jsonl", "/home/of/mine")
+    assert (job.questions, job.exclude) == (("~/what?",), ("~*",))
+
+
+def test_a_dollar_is_a_character_of_names_that_are_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "$HOME").mkdir()
+    monkeypatch.chdir(tmp_path)
+    job = Job(inputs=["$HOME", "price$5.png"], output="$HOME/a$b.csv")
+    assert (job.inputs, job.output) == (("$HOME", "price$5.png"), "$HOME/a$b.csv")

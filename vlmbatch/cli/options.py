@@ -227,7 +227,11 @@ def _option(field: dataclasses.Field[Any], hint: Any, media: Kind | None) -> cli
     settings = _type_settings(field, _plain(hint), media)
     if settings.get("type") is NUMBER_OR_AUTO:
         text += " [default: auto]"
-    elif not settings.get("is_flag") and field.default not in (None, ()) and "[default" not in text:
+    elif (
+        not settings.get("is_flag")
+        and field.default not in (None, (), "")
+        and "[default" not in text
+    ):
         text += f" [default: {field.default}]"
     return GroupedOption(
         [*flags, field.name],

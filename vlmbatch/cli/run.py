@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import click
@@ -32,23 +34,106 @@ class RunFlags:
         check_types(self)
 
 
-def read_job_file(name: str, settings: dict[str, Any]) -> tuple[Job | ServeJob, RunFlags]:
+@dataclasses.dataclass(frozen=True)
+class _Part:
+    """Keys and values from one place.
+
+    Attributes:
+        origin: The place, for messages: the file, a ``--set``, or an option.
+        values: The values by key, as they are written.
+    """
+
+    origin: str
+    values: Mapping[str, Any]
+
+
+_FLAGS = {field.name for field in dataclasses.fields(RunFlags)}
+
+
+def read_job_file(
+    name: str, settings: Mapping[str, Any], options: Mapping[str, Any] = MappingProxyType({})
+) -> tuple[Job | ServeJob, RunFlags]:
     """Read a job and its flags from a YAML file. One with the key ``serve`` is a server.
 
     Args:
         name: The file, or ``-`` for stdin. Paths in it are relative to the current folder.
-        settings: Keys to replace or add.
+        settings: Keys to replace or add: those of ``--set``.
+        options: The same, of options.
 
     Raises:
         JobError: It cannot be read, is no mapping, or has a bad key or value; the message names the
-            file.
+            file, the ``--set`` or the option.
+    """
+    values = _read_values(name)
+    is_server = "serve" in values
+    try:
+        parts = [_Part(name, _server_values(values) if is_server else values)]
+    except JobError as error:
+        raise JobError(f"{name}: {error}") from error
+    parts += [_Part(f"--set {key}", {key: value}) for key, value in settings.items()]
+    parts += [_Part("--" + key.replace("_", "-"), {key: value}) for key, value in options.items()]
+    try:
+        return _make(parts, is_server)
+    except JobError as error:
+        raise JobError(f"{_origin(parts, str(error), is_server)}: {error}") from error
+
+
+def _make(parts: Sequence[_Part], is_server: bool) -> tuple[Job | ServeJob, RunFlags]:
+    """Make a job of values; later ones replace earlier ones, however their key is written."""
+    written = {job_key(str(key)): key for part in parts for key in part.values}
+    found = {job_key(str(key)): value for part in parts for key, value in part.values.items()}
+    flags = {key: found.pop(key) for key in _FLAGS & found.keys()}
+    _check_kind(found, is_server)
+    values = {written[key]: value for key, value in found.items()}
+    job = ServeJob.from_dict(values) if is_server else Job.from_dict(values)
+    return job, RunFlags(**{key: value for key, value in flags.items() if value is not None})
+
+
+def _check_kind(values: Mapping[str, Any], is_server: bool) -> None:
+    """Refuse keys of a job in a server's file, and the other way round."""
+    jobs, servers = ({each.name for each in dataclasses.fields(of)} for of in (Job, ServeJob))
+    for key in values:
+        if is_server and key in jobs - servers:
+            raise JobError(f"a server has no {key}; leave it out")
+        if not is_server and key in servers - jobs:
+            raise JobError(f"{key} goes with a server: write it under `serve:`")
+
+
+def _origin(parts: Sequence[_Part], message: str, is_server: bool) -> str:
+    """Return the place that is to blame for an error: the one that brings it, unless the error
+    begins with a key that stands elsewhere.
+    """
+    blamed = next(
+        part
+        for number, part in enumerate(parts, 1)
+        if number == len(parts) or _error(parts[:number], is_server) == message
+    )
+    key = job_key(message.split(maxsplit=1)[0])
+    named = [part for part in parts if key in map(job_key, map(str, part.values))]
+    return blamed.origin if not named or blamed in (parts[0], *named) else named[-1].origin
+
+
+def _error(parts: Sequence[_Part], is_server: bool) -> str:
+    """Return what is wrong with values; empty if nothing is."""
+    try:
+        _make(parts, is_server)
+    except JobError as error:
+        return str(error)
+    return ""
+
+
+def _read_values(name: str) -> dict[str, Any]:
+    """Read the keys and values of a YAML file.
+
+    Raises:
+        JobError: It cannot be read, is no mapping, or has a key twice.
     """
     import yaml
 
     try:
         text = sys.stdin.read() if name == "-" else _read_text(name)
         values = yaml.safe_load(text)
-        _check_keys_once(yaml.compose(text, yaml.SafeLoader), name)
+        root = yaml.compose(text, yaml.SafeLoader)
     except OSError as error:
         raise JobError(f"{name}: {error.strerror}") from error
     except UnicodeDecodeError as error:
@@ -59,22 +144,8 @@ def read_job_file(name: str, settings: dict[str, Any]) -> tuple[Job | ServeJob, 
         raise JobError(f"{name}: not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
         raise JobError(f"{name}: a job file holds keys and values, such as `task: caption`")
-    is_server = "serve" in values
-    try:
-        values = {**(_server_values(values) if is_server else values), **settings}
-    except JobError as error:
-        raise JobError(f"{name}: {error}") from error
-    flags = {
-        key: values.pop(key)
-        for key in list(values)
-        if job_key(str(key)) in ("dry_run", "estimate", "verbose", "quiet")
-    }
-    try:
-        job = ServeJob.from_dict(values) if is_server else Job.from_dict(values)
-        given = {job_key(key): value for key, value in flags.items() if value is not None}
-        return job, RunFlags(**given)
-    except JobError as error:
-        raise JobError(f"{name}: {error}") from error
+    _check_keys_once(root, name)
+    return values
 
 
 def _server_values(values: dict[str, Any]) -> dict[str, Any]:
@@ -109,14 +180,17 @@ def _check_keys_once(node: Any, name: str) -> None:
     Raises:
         JobError: A key is there twice; the message has its line.
     """
-    seen: set[str] = set()
-    for key, _ in node.value if getattr(node, "id", None) == "mapping" else ():
-        written = job_key(str(key.value))
-        if written in seen:
+    lines: dict[str, int] = {}
+    for key, value in node.value if getattr(node, "id", None) == "mapping" else ():
+        written, line = job_key(str(key.value)), key.start_mark.line + 1
+        if written in lines:
             raise JobError(
-                f"{name}, line {key.start_mark.line + 1}: the key {key.value!r} is there already"
+                f"{name}, line {line}: the key {key.value!r} is there already, in line "
+                f"{lines[written]}: give it once"
             )
-        seen.add(written)
+        lines[written] = line
+        if written == "serve":
+            _check_keys_once(value, name)
 
 
 def _callback(
@@ -132,7 +206,7 @@ def _callback(
     from vlmbatch.cli.options import given
     from vlmbatch.cli.serve import serve
 
-    job, flags = read_job_file(pipeline, {**parse_settings(settings), **given(values)})
+    job, flags = read_job_file(pipeline, parse_settings(settings), given(values))
     if isinstance(job, ServeJob):
         serve(
             job,

@@ -28,6 +28,7 @@ class ConstraintOptions:
         None,
         "Every answer is JSON that is valid under this JSON Schema.",
         metavar="FILE",
+        is_path=True,
         group="Generation",
     )
     regex: str | None = option(

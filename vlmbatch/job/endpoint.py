@@ -31,7 +31,11 @@ class EndpointOptions:
         group="Model",
     )
     api_key_file: str | None = option(
-        None, "File with the key of the --endpoint.", metavar="FILE", group="Model"
+        None,
+        "File with the key of the --endpoint.",
+        metavar="FILE",
+        group="Model",
+        is_path=True,
     )
     in_flight: int = option(
         16,

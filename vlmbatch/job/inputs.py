@@ -18,7 +18,7 @@ TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
 class InputOptions:
     """Options of reading. See the help text of each field."""
 
-    inputs: Sequence[str] = ()
+    inputs: Sequence[str] = dataclasses.field(default=(), metadata={"is_path": True})
     media: Kind = "image"
     limit: int | None = option(None, "Stop after this many items.", metavar="N", group="Items")
     shuffle: bool = option(

@@ -23,7 +23,8 @@ from vlmbatch.job.generation import MAX_NEW_TOKENS
 from vlmbatch.job.inputs import DEFAULT_DPI, InputOptions
 from vlmbatch.job.keys import by_field
 from vlmbatch.job.output import OutputOptions
-from vlmbatch.job.questions import DEFAULT_PER, QuestionOptions
+from vlmbatch.job.paths import expand_homes
+from vlmbatch.job.questions import DEFAULT_PER, QuestionOptions, named_questions
 from vlmbatch.job.reporting import ReportingOptions
 from vlmbatch.job.video import DEFAULT_SKIP_SIMILAR, VideoOptions
 from vlmbatch.urls import is_url, url_name, without_credentials
@@ -55,6 +56,7 @@ class Job(
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             object.__setattr__(self, field.name, _as_given(field.name, value))
+        expand_homes(self)
         if self.per is None:
             object.__setattr__(self, "per", DEFAULT_PER.get(str(self.media), "page"))
         if self.max_new_tokens is None:
@@ -201,6 +203,8 @@ def _as_given(key: str, value: Any) -> Any:
         value = os.fspath(value)
     if key == "choices":
         return split_choices(value)
+    if key == "questions":
+        value = named_questions(value)
     if key in _TUPLES and isinstance(value, str):
         return (value,)
     if key in _TUPLES and isinstance(value, list | tuple):
@@ -214,7 +218,7 @@ def _plain_value(key: str, value: Any) -> Any:
     """Convert a value of YAML or the command line to the field's type."""
     if isinstance(value, Sequence) and not isinstance(value, str | bytes):
         value = tuple(value)
-    elif key in _TUPLES and value is not None and key != "choices":
+    elif key in _TUPLES and value is not None and key not in ("choices", "questions"):
         value = (value,)
     elif value in ("auto", None) and key in ("batch_size", "threads", "read_workers"):
         value = None

@@ -29,6 +29,7 @@ class ModelOptions:
         "Hub id, local folder, or `demo`: SmolVLM2, or the Idefics3 family (SmolVLM, SmolDocling, "
         "granite-docling), which takes pictures only. With --engine llama-server also a GGUF file.",
         metavar="MODEL",
+        is_path=True,
         group="Model",
     )
     revision: str | None = option(
@@ -70,12 +71,14 @@ class ModelOptions:
         "llama.cpp's server for --engine llama-server. [default: llama-server on PATH, else that "
         "of the package xllamacpp]",
         metavar="PATH",
+        is_path=True,
         group="Model",
     )
     mmproj: str | None = option(
         None,
         "Vision encoder of a --model that is a GGUF file. [default: the mmproj file beside it]",
         metavar="FILE",
+        is_path=True,
         group="Model",
     )
 

@@ -19,7 +19,7 @@ def option(default: Any, text: str | Mapping[str, str], **metadata: Any) -> Any:
         text: The help text, or one for each kind of media.
         metadata: ``metavar``; ``flags`` (short ones); ``group`` (its heading in ``--help``);
             ``media`` (the only kind of media that has it); ``choices`` (allowed values for each
-            kind of media).
+            kind of media); ``is_path`` (names files or folders).
     """
     return dataclasses.field(default=default, metadata={"help": text, **metadata})
 

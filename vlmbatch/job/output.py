@@ -27,6 +27,7 @@ class OutputOptions:
         "is JSONL on stdout. [default: INPUTNAME.TASK.jsonl here]",
         flags=("-o",),
         metavar="PATH",
+        is_path=True,
         group="",
     )
     staging_dir: str | None = option(
@@ -34,6 +35,7 @@ class OutputOptions:
         "Local folder for the rows of an OUTPUT that is a URL, until they are uploaded. "
         "[default: in the user's cache folder]",
         metavar="DIR",
+        is_path=True,
         group="Output",
     )
     overwrite: bool = option(
@@ -63,6 +65,7 @@ class OutputOptions:
         None,
         "Write sidecars here, in the same tree as the ids, instead of beside the sources.",
         metavar="DIR",
+        is_path=True,
         group="Output",
     )
     retry_errors: bool = option(False, "Retry the error rows of an earlier run.", group="Output")

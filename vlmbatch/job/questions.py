@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 from vlmbatch import tasks
 from vlmbatch.errors import JobError
@@ -21,7 +21,8 @@ PER_BY_MEDIA = {"image": ("page", "tile"), "video": ("frame", "clip", "window")}
 QUESTION_NAME = "question_name"
 """Column of an OUTPUT, and of a question file, with the names of questions."""
 
-_NAMED = re.compile(r"([^\W\d][\w-]*)?=(.*)", re.DOTALL)
+_NAME = re.compile(r"[^\W\d][\w-]*")
+_NAMED = re.compile(rf"({_NAME.pattern})?=(.*)", re.DOTALL)
 
 IMAGE_TOKEN = "<image>"
 """Token that stands for pixels in the prompts of the published checkpoints."""
@@ -48,6 +49,7 @@ class QuestionOptions:
         "Questions from a file: .txt with one a line, .jsonl or .csv with rows of id and question.",
         flags=("--questions",),
         metavar="FILE",
+        is_path=True,
         group="Question",
     )
     question_column: str | None = option(
@@ -99,7 +101,8 @@ class QuestionOptions:
     def _check_instruction(self) -> None:
         if self.questions or self.questions_file:
             raise JobError(
-                f"questions go with the task vqa; give {self.task} its instruction with `prompt`"
+                "questions go with the task vqa: choose it with --task vqa (`vlmbatch vqa` for "
+                f"pictures), or give {self.task} its instruction with --prompt"
             )
         if self.question_column:
             raise JobError(f"question_column goes with the task vqa, not with {self.task}")
@@ -119,6 +122,30 @@ class QuestionOptions:
                 "vqa needs questions: either -q TEXT (as often as you like) or --questions FILE, "
                 "or a manifest with a column of questions"
             )
+
+
+def named_questions(value: Any) -> Any:
+    """Return questions with their names as texts: ``{color: What color is it?}``, alone or in a
+    list, becomes ``color=What color is it?``; anything else stays.
+
+    Raises:
+        JobError: A name, or its question, is not allowed.
+    """
+    if isinstance(value, list | tuple):
+        return tuple(
+            text
+            for entry in value
+            for text in (named_questions(entry) if isinstance(entry, Mapping) else (entry,))
+        )
+    if not isinstance(value, Mapping):
+        return value
+    for name, text in value.items():
+        if not isinstance(name, str) or not _NAME.fullmatch(name) or not isinstance(text, str):
+            raise JobError(
+                "questions takes texts, or names and texts such as `color: What color is it?`; a "
+                f"name is a word of letters, digits, _ and -; not {name!r}: {text!r}"
+            )
+    return tuple(f"{name}={text}" for name, text in value.items())
 
 
 def split_name(text: str) -> tuple[str | None, str]:

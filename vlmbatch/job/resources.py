@@ -53,6 +53,7 @@ class ResourceOptions:
         "Folder for what is made once on a machine: the choice of kernels, converted models. "
         "[default: vlmbatch in the user's folder for caches]",
         metavar="PATH",
+        is_path=True,
         group="Resources",
     )
 

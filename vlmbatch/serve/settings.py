@@ -13,6 +13,7 @@ from vlmbatch.job.endpoint import ENDPOINT_ENGINE, EndpointOptions
 from vlmbatch.job.keys import by_field
 from vlmbatch.job.model import LISTED_ENGINES, LOCAL_ENGINES
 from vlmbatch.job.option import check_at_least
+from vlmbatch.job.paths import expand_homes
 from vlmbatch.job.reporting import ReportingOptions
 from vlmbatch.values import check_types, parse_size
 
@@ -71,6 +72,7 @@ class ServerOptions:
         None,
         "File with the keys that clients may send, one a line.",
         metavar="FILE",
+        is_path=True,
         group="Server",
     )
     no_auth: bool = option(
@@ -156,6 +158,12 @@ class AnsweringOptions(ReportingOptions, EngineOptions, MediaLimits):
         metavar="N",
         group="Generation",
     )
+    seed: int = option(
+        0,
+        "Seed of sampling of requests that do not say it; 0: another one for each.",
+        metavar="N",
+        group="Generation",
+    )
 
     def _check(self) -> None:
         for field in dataclasses.fields(self):
@@ -167,6 +175,7 @@ class AnsweringOptions(ReportingOptions, EngineOptions, MediaLimits):
                 object.__setattr__(self, field.name, str(value))
             elif field.name in ("batch_size", "read_workers") and value == "auto":
                 object.__setattr__(self, field.name, None)
+        expand_homes(self)
         check_types(self)
         self.check_engine()
         self.check_limits()
@@ -210,6 +219,12 @@ class ServeJob(ServerOptions, AnsweringOptions):
         self._check()
         self.check_server()
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return every setting of a server; without those of an endpoint, which it never asks."""
+        own = {field.name for field in dataclasses.fields(ServerOptions)}
+        others = {field.name for field in dataclasses.fields(EndpointOptions)} - own
+        return {name: value for name, value in super().to_dict().items() if name not in others}
+
     def check_endpoint(self, engines: Sequence[str]) -> None:
         """Refuse options of an endpoint: the keys of a server are those of its own clients.
 
@@ -237,7 +252,12 @@ class BatchJob(AnsweringOptions):
 
     requests: str = ""
     output: str = option(
-        "", "OUTPUT, a .jsonl file.", flags=("-o",), metavar="PATH", group="Output"
+        "",
+        "OUTPUT, a .jsonl file. [required]",
+        flags=("-o",),
+        metavar="PATH",
+        group="Output",
+        is_path=True,
     )
     overwrite: bool = option(
         False, "Start anew: the answers that OUTPUT has do not count.", group="Output"
@@ -249,5 +269,7 @@ class BatchJob(AnsweringOptions):
 
     def __post_init__(self) -> None:
         self._check()
+        if not self.output:
+            raise JobError("batch needs an OUTPUT: give a .jsonl file with -o")
         if not self.output.lower().endswith(".jsonl"):
             raise JobError(f"output must end in .jsonl, not {self.output!r}")
