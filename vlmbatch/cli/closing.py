@@ -61,6 +61,8 @@ def say_summary(
             report.info("%s", line)
     for line in _item_lines(job, summary, interrupted=interrupted):
         report.info("%s", line, extra=event("note"))
+    for line in other_file_lines(summary["other_files"]):
+        logger.warning("%s", line, extra=event("note"))
     if summary["questions"]:
         logger.warning("%s", summary["questions"]["hint"])
     for line in _advice(summary):
@@ -111,6 +113,23 @@ def _item_lines(job: Job, summary: dict[str, Any], *, interrupted: bool) -> Iter
     if left["without_question"]:
         file = f" in {job.questions_file}" if job.questions_file else ""
         yield f"{number_of(left['without_question'], 'item')} without a question{file}"
+
+
+def other_file_lines(found: dict[str, Any]) -> Iterator[str]:
+    """Yield what becomes of rows when other files have their ids.
+
+    Args:
+        found: What ``Writer.other_files`` gives.
+    """
+    for outcome, its in found.items():
+        id, was, now = (without_credentials(its["example"][name]) for name in ("id", "was", "now"))
+        files = f"{number_of(its['files'], 'file')} {'has' if its['files'] == 1 else 'have'}"
+        yield (
+            f"{files} the id of another one, whose row is replaced ({id}: was {was}, is {now} now)"
+            if outcome == "replaced"
+            else f"{files} the id of another one, whose corrected text is kept ({id}: it is of "
+            f"{was}, and {now} gets no row)"
+        ) + "; another OUTPUT or their common folder as INPUT keeps both"
 
 
 def _gone_lines(gone: dict[str, Any]) -> Iterator[str]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from vlmbatch.cli.closing import say_summary
+from vlmbatch.cli.closing import other_file_lines, say_summary
 from vlmbatch.cli.folders import with_user_folders
 from vlmbatch.cli.logs import name_run, set_up_logging
 from vlmbatch.cli.signals import catch_signals
@@ -100,6 +100,8 @@ def print_job(job: Job) -> None:
     click.echo(f"# {number_of(plan.items, 'item')}")
     if job.output_path != "-":
         click.echo(f"# {_said(plan)}")
+        for line in other_file_lines(plan.other_files):
+            click.echo(f"# {line}")
     click.echo(yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=120), nl=False)
 
 

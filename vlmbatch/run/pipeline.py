@@ -106,6 +106,7 @@ class Run:
         self._totals: dict[str, int] = {}
         self._edited = 0
         self._gone: dict[str, Any] = {}
+        self._other_files: dict[str, Any] = {}
         self._sidecar_counts: dict[str, int] | None = None
         self._connect()
 
@@ -284,6 +285,7 @@ class Run:
                 else:
                     logger.error("%s", error)
         self._totals, self._edited = writer.totals(), writer.edited()
+        self._other_files = writer.other_files()
 
     def _find_gone(self) -> None:
         self._gone = self.writer.gone(prune=self.job.prune)
@@ -316,6 +318,7 @@ class Run:
             kept={**intake.kept, **({"edited": self._edited} if self._edited else {})},
             found=intake.found,
             gone=self._gone,
+            other_files=self._other_files,
             output=self._totals,
             uncommitted=writer.num_uncommitted,
             sidecars=self._sidecar_counts,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+from typing import Any
 
 from vlmbatch.core import Item
 from vlmbatch.engine.constraints import checked_constraint
@@ -27,6 +28,7 @@ class Plan:
         again: Others that ``--retry-errors`` or ``--redo`` asks about again.
         done: Others: nothing is asked about them.
         unasked: Those without a question, which are done too.
+        other_files: Files that have the id of another one; see ``Writer.other_files``.
         refusal: Why the run would be refused; None: it would not.
     """
 
@@ -36,6 +38,7 @@ class Plan:
     again: int = 0
     done: int = 0
     unasked: int = 0
+    other_files: dict[str, Any] = dataclasses.field(default_factory=dict)
     refusal: str | None = None
 
 
@@ -57,6 +60,7 @@ def plan_items(job: Job) -> Plan:
         except OutputError as error:
             plan.refusal = str(error)
         _count(job, plan, look)
+        plan.other_files = look.other_files() if look else {}
     return plan
 
 

@@ -163,6 +163,13 @@ class Writer(abc.ABC):
         """
         return 0
 
+    def other_files(self) -> dict[str, Any]:
+        """Return the number and an example of the files that have the id of another one: those
+        whose rows were ``replaced``, and those for which an edited text was ``kept``. Nothing where
+        that is not known.
+        """
+        return {}
+
     def gone(self, *, prune: bool) -> dict[str, Any]:
         """Find the rows of earlier runs whose sources are gone. Called after the last row, before
         ``close``.

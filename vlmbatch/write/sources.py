@@ -51,6 +51,33 @@ def is_gone(source: str, folders: Sequence[str] = ()) -> bool:
     return os.path.isdir(path)
 
 
+def is_other_file(was: str, now: str) -> bool:
+    """Return whether two sources are two files that are both there. A file that was moved, or that
+    has another path in this run, is no other one.
+
+    Args:
+        was, now: As records have them. What is inside an archive counts as the archive.
+    """
+    if was == now or is_url(was) or is_url(now):
+        return False
+    paths = [_find_outer(source) for source in (was, now)]
+    try:
+        return None not in paths and not os.path.samefile(*filter(None, paths))
+    except OSError:
+        return False
+
+
+def _find_outer(source: str) -> bytes | None:
+    """Return the path of the file that a record names, or of the archive or table that has it."""
+    source = _ROW_NUMBER.sub("", source)
+    while source:
+        found = find_source(source)
+        if found is not None:
+            return found
+        source = os.path.dirname(source) if source != os.path.dirname(source) else ""
+    return None
+
+
 def input_folders(inputs: Sequence[str]) -> list[str]:
     """Return the folders of this disk that INPUTs are, or stand in, where these are there."""
     found = []

@@ -10,6 +10,7 @@ OUTPUT or in both. Each has its key, so none is there twice.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import logging
@@ -171,19 +172,23 @@ class OutputStore(Writer):
         """Return whether the row is there, its file is the same as far as is known, and it is no
         error to be done again. A text that was edited in OUTPUT is done, whatever its file is now.
         """
+        key, known = (id, task, prompt), self._known
         if self._chosen is not None:
-            return key_digest(id, task, prompt) not in self._chosen
-        retry = self._job.retry_errors
-        with self._guard:
-            state = self._known.state(id, task, prompt, source, fingerprint, retry_errors=retry)
-        if state != "touched" or digest is None:
-            return state == "done"
-        try:
-            content = digest()  # reads the file: the lock is not held
-        except ItemError:
-            return False
-        with self._guard:
-            return self._known.has_content(id, task, prompt, source, fingerprint, content)
+            is_done, state = key_digest(*key) not in self._chosen, "redo"
+        else:
+            retry = self._job.retry_errors
+            with self._guard:
+                state = known.state(*key, source, fingerprint, retry_errors=retry)
+            is_done = state == "done"
+        if state in ("touched", "other") and digest is not None:
+            with contextlib.suppress(ItemError):
+                content = digest()  # reads the file: the lock is not held
+                with self._guard:
+                    is_done = known.has_content(*key, source, fingerprint, content)
+        if not is_done:
+            with self._guard:
+                known.note_other_file(*key, source, "kept" if state == "other" else "replaced")
+        return is_done or state == "other"
 
     def keep(self, id: str, task: str, prompt: str, index: int, question: int = 0) -> Status | None:
         """Give a row of an earlier run its place in this run's input order."""
@@ -231,6 +236,11 @@ class OutputStore(Writer):
         """Return the number of rows of earlier runs whose text was edited in OUTPUT."""
         with self._guard:
             return self._known.edited()
+
+    def other_files(self) -> dict[str, Any]:
+        """Return the files that have the id of another one; see ``OtherFiles.describe``."""
+        with self._guard:
+            return self._known.other_files.describe()
 
     def gone(self, *, prune: bool) -> dict[str, Any]:
         """Find the rows that this run has not seen and whose sources are gone."""

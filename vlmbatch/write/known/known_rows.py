@@ -8,11 +8,15 @@ from typing import Literal, NamedTuple, TypeAlias
 
 import numpy as np
 
+from vlmbatch.errors import OutputError
 from vlmbatch.write.columns import GOOD, SETTINGS, TEXT_ORIGINAL, Row
 from vlmbatch.write.journal import EDITED, JournalLine
 from vlmbatch.write.known import redo as redoing
+from vlmbatch.write.known.other_files import OtherFileOutcome
 from vlmbatch.write.known.row_index import key_digest, short_digest, text_digest
 from vlmbatch.write.known.stored_rows import StoredRows
+from vlmbatch.write.records import file_name
+from vlmbatch.write.sources import is_other_file
 
 logger = logging.getLogger(__name__)
 
@@ -21,9 +25,10 @@ CorrectionOutcome: TypeAlias = Literal["corrected", "replaced", "same", "kept"]
 ``kept``: it is a text of vlmbatch, which corrects nothing, and OUTPUT has another one.
 """
 
-RowState: TypeAlias = Literal["new", "done", "touched", "changed"]
+RowState: TypeAlias = Literal["new", "done", "touched", "changed", "other"]
 """State of a row at the beginning of a run. ``touched``: its file has another size or time, and
-only its content tells whether it has changed.
+only its content tells whether it has changed. ``other``: the same, and its text was edited, which
+stays; but another file may have its id now.
 """
 
 
@@ -69,6 +74,8 @@ class KnownRows(StoredRows):
         if not digest or digest == known:
             return "done"
         if self._index.is_edited(number):
+            if self._other_file(number, (id, task, prompt), source) is not None:
+                return "other"
             self._set_file(number, source, digest, 0)
             return "done"
         if not known:
@@ -87,6 +94,33 @@ class KnownRows(StoredRows):
             return False
         self._set_file(number, source, short_digest(fingerprint), self._index.content(number))
         return True
+
+    def note_other_file(
+        self, id: str, task: str, prompt: str, source: str, outcome: OtherFileOutcome
+    ) -> None:
+        """Note when a row is another file's, which is still there.
+
+        Args:
+            id, task, prompt: The row's.
+            source: The file that has its id now.
+            outcome: What becomes of the row.
+        """
+        name, number = file_name(id), self._index.number(key_digest(id, task, prompt))
+        if number is None or self.other_files.has(outcome, name):
+            return
+        was = self._other_file(number, (id, task, prompt), source)
+        if was is not None:
+            self.other_files.note(outcome, name, was, source)
+
+    def _other_file(self, number: int, key: tuple[str, str, str], source: str) -> str | None:
+        """Return the source of a row when it is another file; else None."""
+        if self._index.source(number) == short_digest(source):
+            return None
+        try:
+            record = self.find(*key)
+        except OutputError:  # no room to look a row up: this is worth a line, and not the run
+            return None
+        return record.source if record and is_other_file(record.source, source) else None
 
     def _set_file(self, number: int, source: str, fingerprint: int, content: int) -> None:
         self._index.set_file(number, short_digest(source), fingerprint, content)

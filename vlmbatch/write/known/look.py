@@ -68,19 +68,30 @@ class OutputLook:
         if self._chosen is not None:
             if self._known.state(id, task, prompt, source, "", retry_errors=False) == "new":
                 return "left"
-            return "again" if key_digest(id, task, prompt) in self._chosen else "done"
+            if key_digest(id, task, prompt) not in self._chosen:
+                return "done"
+            self._known.note_other_file(id, task, prompt, source, "replaced")
+            return "again"
         row = (id, task, prompt, source, fingerprint)
         state = self._known.state(*row, retry_errors=False)
-        if state == "touched":
-            try:
+        if state in ("touched", "other"):
+            is_same = False
+            with contextlib.suppress(ItemError):
                 is_same = digest is not None and self._known.has_content(*row, digest())
-            except ItemError:
-                is_same = False
-            state = "done" if is_same else "changed"
-        if state != "done":
-            return state
+            if state == "other" and not is_same:
+                self._known.note_other_file(id, task, prompt, source, "kept")
+            state = "done" if is_same or state == "other" else "changed"
+        if state == "new":
+            return "new"
+        if state == "changed":
+            self._known.note_other_file(id, task, prompt, source, "replaced")
+            return "changed"
         is_retried = self._known.state(*row, retry_errors=self._job.retry_errors) != "done"
         return "again" if is_retried else "done"
+
+    def other_files(self) -> dict[str, Any]:
+        """Return the files that have the id of another one. See ``Writer.other_files``."""
+        return self._known.other_files.describe()
 
     def close(self) -> None:
         """Close the files."""

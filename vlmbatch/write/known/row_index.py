@@ -155,6 +155,10 @@ class RowIndex:
             "settings": self._settings[number],
         }
 
+    def source(self, number: int) -> int:
+        """Return the digest of the path of the row's file; 0 when it is not known."""
+        return self._sources[number]
+
     def content(self, number: int) -> int:
         """Return the digest of the file's content; 0 when it is not known."""
         return self._contents[number]

@@ -26,6 +26,7 @@ from vlmbatch.write.journal import (
 )
 from vlmbatch.write.known import redo as redoing
 from vlmbatch.write.known.journal_lines import JournalLines
+from vlmbatch.write.known.other_files import OtherFiles
 from vlmbatch.write.known.row_index import Int64Array, RowIndex, key_digest
 from vlmbatch.write.previous_output import PreviousOutput
 
@@ -46,6 +47,7 @@ class StoredRows:
         identity: The settings of all rows.
         extras: Further columns that rows have.
         journal: Takes new rows.
+        other_files: Files that have the id of another one, as far as they were noted.
         is_changed: Whether the rows differ from those that OUTPUT holds.
         is_described: Whether the journal at rest says all about OUTPUT.
 
@@ -70,7 +72,8 @@ class StoredRows:
         self._previous: PreviousOutput | None = None
         self.identity: dict[str, Any] = plain_json(dict(identity or {}))
         self.extras: dict[str, None] = {}
-        self._here, self._redo = self.identity, redo
+        self.other_files = OtherFiles()
+        self._here, self._redo, self._reads_only = self.identity, redo, reads_only
         self.is_changed = self.is_described = False
         try:
             if reads_only:
@@ -98,7 +101,8 @@ class StoredRows:
             # --overwrite ended before its first commit: the OUTPUT of before counts again.
             scan.header = None
         if (scan.header is None or scan.header.base) and self._output.exists():
-            self._previous = PreviousOutput(self._output, self._format, self._output.parent)
+            scratch = None if self._reads_only else self._output.parent
+            self._previous = PreviousOutput(self._output, self._format, scratch)
             first = self._previous.first()
             if first is not None:
                 self.extras |= dict.fromkeys(name for name in first if name not in COLUMNS)
