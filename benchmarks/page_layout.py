@@ -27,7 +27,7 @@ from vlmbatch.core import UInt8Array
 from vlmbatch.job import Job
 from vlmbatch.prepare.page_layout import lay_out
 from vlmbatch.prepare.tiles import TileSettings, fit_picture
-from vlmbatch.run.pipeline import run
+from vlmbatch.run.from_python import run
 
 EDGE, PAGE, GAP = 96, 192, 22
 """Edge of the demo model's tiles, of a page of 2 x 2 of them, and least space between words, in

@@ -14,6 +14,8 @@ begins.
 
 from __future__ import annotations
 
+import sys
+import types
 from typing import TYPE_CHECKING, Any
 
 from vlmbatch.errors import (
@@ -41,7 +43,7 @@ if TYPE_CHECKING:
     from vlmbatch.core import Record
     from vlmbatch.job import Job
     from vlmbatch.model import Model, Reply, ReplyStream
-    from vlmbatch.run.pipeline import run
+    from vlmbatch.run.from_python import run
     from vlmbatch.write.records import read
 
 __version__ = "0.1.0"
@@ -82,7 +84,7 @@ _LAZY = {
     "Reply": "vlmbatch.model",
     "ReplyStream": "vlmbatch.model",
     "read": "vlmbatch.write.records",
-    "run": "vlmbatch.run.pipeline",
+    "run": "vlmbatch.run.from_python",
 }
 
 
@@ -97,3 +99,16 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
+
+
+class _Package(types.ModuleType):
+    """The package, in which ``run`` and ``read`` stay functions: an import of the packages of these
+    names would put those in their place.
+    """
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not (name in _LAZY and isinstance(value, types.ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

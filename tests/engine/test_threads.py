@@ -17,6 +17,7 @@ from tests.media import write_picture
 from vlmbatch.engine import open_engine
 from vlmbatch.job import Job, ResourceOptions
 from vlmbatch.processor import ProcessorShare
+from vlmbatch.run import preparation
 from vlmbatch.run.pipeline import Run
 from vlmbatch.run.preparation import (
     MAX_READ_WORKERS,
@@ -60,7 +61,7 @@ def test_readers_are_as_many_as_cores_and_more_beside_a_gpu(
 ) -> None:
     def workers(cores: int, *, is_clip: bool = False, on_cpu: bool = True) -> int:
         share = ProcessorShare(cores, None, cores)
-        monkeypatch.setattr("vlmbatch.run.preparation.processor_share", lambda: share)
+        monkeypatch.setattr(preparation, "processor_share", lambda: share)
         return num_workers(ResourceOptions(), is_clip=is_clip, on_cpu=on_cpu)
 
     assert [workers(cores) for cores in (1, 2, 6, 96)] == [2, 2, 6, MAX_READ_WORKERS]

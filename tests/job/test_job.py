@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -299,3 +300,46 @@ def test_a_dollar_is_a_character_of_names_that_are_there(
     monkeypatch.chdir(tmp_path)
     job = Job(inputs=["$HOME", "price$5.png"], output="$HOME/a$b.csv")
     assert (job.inputs, job.output) == (("$HOME", "price$5.png"), "$HOME/a$b.csv")
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"modle": "demo"}, "Job has no option modle; did you mean model?"),
+        ({"input": "photos"}, "Job has no option input; did you mean inputs?"),
+        ({"zzzz": 1}, "Job has no option zzzz; there are inputs, "),
+    ],
+)
+def test_a_wrong_keyword_names_the_nearest_option(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(JobError, match=re.escape(message)):
+        Job(**values)
+
+
+def test_a_job_takes_keywords_and_says_so() -> None:
+    with pytest.raises(JobError, match=re.escape("such as Job(inputs='photos')")):
+        Job("photos")  # type: ignore[misc]
+
+
+def test_a_job_is_read_from_a_file_as_the_command_reads_it(tmp_path: Path) -> None:
+    path = tmp_path / "job.yaml"
+    path.write_text("input: photos\nmax-new-tokens: 8\ndry_run: true\nlimit: 5\n")
+    expected = Job(inputs="photos", max_new_tokens=8, limit=2)
+    assert Job.from_yaml(path, limit=2) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("modle: demo", "unknown key 'modle'; did you mean 'model'?"),
+        ("serve:\n  port: 8000", "is the file of a server, not of a job: use `vlmbatch run`"),
+        ("- photos", "a job file holds keys and values"),
+        (None, "No such file"),
+    ],
+)
+def test_a_job_file_that_is_none_is_named(tmp_path: Path, text: str | None, message: str) -> None:
+    path = tmp_path / "job.yaml"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(JobError, match=re.escape(message)) as caught:
+        Job.from_yaml(path)
+    assert str(path) in str(caught.value)

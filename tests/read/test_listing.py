@@ -11,7 +11,7 @@ import pytest
 from tests.media import write_picture
 from vlmbatch.errors import JobError
 from vlmbatch.job import Job
-from vlmbatch.read import open_reader
+from vlmbatch.read import listing, open_reader
 from vlmbatch.read.files.kinds import file_status
 from vlmbatch.read.files.source import Listed, Unreadable
 from vlmbatch.read.listing import Listing
@@ -307,7 +307,7 @@ def test_counting_looks_at_no_file_that_nobody_would_open(
         looked_at.append(os.path.basename(path))
         return file_status(path)
 
-    monkeypatch.setattr("vlmbatch.read.listing.file_status", watched)
+    monkeypatch.setattr(listing, "file_status", watched)
     counted = list(open_reader(job, names_only=True))
     assert looked_at == ["pipe.pdf"]
     assert [item.id for item in counted] == [item.id for item in open_reader(job)]

@@ -21,6 +21,7 @@ from vlmbatch.core import RECORD_FIELDS, Conversation, Item, Question, Request
 from vlmbatch.engine.scripted import ScriptedEngine
 from vlmbatch.errors import JobError, OutputError
 from vlmbatch.job import Job
+from vlmbatch.run import pipeline
 from vlmbatch.run.pipeline import Run
 from vlmbatch.run.plan import count_items
 from vlmbatch.write import read_records
@@ -233,7 +234,7 @@ def test_waiting_pictures_of_a_table_are_bounded_by_their_bytes(
     count, workers, most_waiting = 60, 8, 4
     held = (folder / "0.png").read_bytes()
     pq.write_table(pa.table({"image": [held] * count}), folder / "rows.parquet")
-    monkeypatch.setattr("vlmbatch.run.pipeline.HELD_BYTES", most_waiting * len(held))
+    monkeypatch.setattr(pipeline, "HELD_BYTES", most_waiting * len(held))
     changed, listed, prepared = threading.Condition(), [0], [0]
     ahead = []
 

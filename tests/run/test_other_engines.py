@@ -15,7 +15,8 @@ from vlmbatch.engine import RequestQueue
 from vlmbatch.engine.scripted import ScriptedEngine
 from vlmbatch.errors import JobError, OutputError
 from vlmbatch.job import Job
-from vlmbatch.run.pipeline import Run, run
+from vlmbatch.run.from_python import run
+from vlmbatch.run.pipeline import Run
 from vlmbatch.write import read_records
 
 

@@ -22,7 +22,9 @@ from vlmbatch.engine.scripted import ScriptedEngine
 from vlmbatch.errors import EngineError, JobError, NothingFound, OutputError, TooManyErrors
 from vlmbatch.job import Job
 from vlmbatch.read import Reader, open_reader
-from vlmbatch.run.pipeline import Run, run
+from vlmbatch.run import intake
+from vlmbatch.run.from_python import run
+from vlmbatch.run.pipeline import Run
 from vlmbatch.run.plan import count_items
 from vlmbatch.run.progress import ProgressReporter
 
@@ -393,7 +395,7 @@ def test_items_are_counted_for_the_progress_after_the_first_answer_not_before(
                 yield from items[10:]
 
         running.reader = LongListing()
-        monkeypatch.setattr("vlmbatch.run.intake.open_reader", watched)
+        monkeypatch.setattr(intake, "open_reader", watched)
         assert running.start().exit_code == 3
     assert len(answers_before_counting) == 1
     assert answers_before_counting[0] > 0

@@ -16,7 +16,8 @@ from vlmbatch.cli.main import cli
 from vlmbatch.engine import open_engine, plan_engine
 from vlmbatch.errors import EngineError, JobError, OtherSettingsError, OutOfMemoryError
 from vlmbatch.job import Job
-from vlmbatch.run.pipeline import Run, run
+from vlmbatch.run.from_python import run
+from vlmbatch.run.pipeline import Run
 from vlmbatch.write import read_records
 
 pytest.importorskip("onnxruntime")

@@ -19,7 +19,7 @@ from tests.media import write_video
 from tests.serve.conftest import LiveServer, image_part, live
 from vlmbatch.engine import open_engine
 from vlmbatch.job import EngineOptions, Job
-from vlmbatch.run.pipeline import run
+from vlmbatch.run.from_python import run
 
 SAMPLES = Path(__file__).parents[2] / "sample_data" / "images"
 QUESTION = "What is in this picture?"

@@ -14,8 +14,8 @@ from vlmbatch.cli.options import GroupedCommand, GroupedOption, job_options, par
 from vlmbatch.cli.work import add_estimate, add_reporting
 from vlmbatch.errors import JobError
 from vlmbatch.job import Job, job_key
+from vlmbatch.job.file import COMMAND_KEYS, parse_job_values, read_job_values
 from vlmbatch.serve.settings import ServeJob
-from vlmbatch.text_files import open_text
 from vlmbatch.values import check_types
 
 
@@ -47,7 +47,7 @@ class _Part:
     values: Mapping[str, Any]
 
 
-_FLAGS = {field.name for field in dataclasses.fields(RunFlags)}
+_FLAGS = set(COMMAND_KEYS)
 
 
 def read_job_file(
@@ -64,7 +64,7 @@ def read_job_file(
         JobError: It cannot be read, is no mapping, or has a bad key or value; the message names the
             file, the ``--set`` or the option.
     """
-    values = _read_values(name)
+    values = parse_job_values(_read_stdin(), name) if name == "-" else read_job_values(name)
     is_server = "serve" in values
     try:
         parts = [_Part(name, _server_values(values) if is_server else values)]
@@ -122,32 +122,6 @@ def _error(parts: Sequence[_Part], is_server: bool) -> str:
     return ""
 
 
-def _read_values(name: str) -> dict[str, Any]:
-    """Read the keys and values of a YAML file.
-
-    Raises:
-        JobError: It cannot be read, is no mapping, or has a key twice.
-    """
-    import yaml
-
-    try:
-        text = sys.stdin.read() if name == "-" else _read_text(name)
-        values = yaml.safe_load(text)
-        root = yaml.compose(text, yaml.SafeLoader)
-    except OSError as error:
-        raise JobError(f"{name}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise JobError(f"{name}: it is not {error.encoding.upper()} text") from error
-    except RecursionError as error:
-        raise JobError(f"{name}: not YAML: nested too deeply") from error
-    except (yaml.YAMLError, ValueError) as error:
-        raise JobError(f"{name}: not YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(values, dict):
-        raise JobError(f"{name}: a job file holds keys and values, such as `task: caption`")
-    _check_keys_once(root, name)
-    return values
-
-
 def _server_values(values: dict[str, Any]) -> dict[str, Any]:
     """Return the options of a server: what stands under ``serve``, and beside it.
 
@@ -165,32 +139,18 @@ def _server_values(values: dict[str, Any]) -> dict[str, Any]:
     return {**beside, **under}
 
 
-def _read_text(name: str) -> str:
-    with open_text(name, errors="strict") as file:
-        return file.read()
-
-
-def _check_keys_once(node: Any, name: str) -> None:
-    """Refuse a file with the same key twice: YAML would silently take the last one.
-
-    Args:
-        node: The composed file.
-        name: The file, for the message.
+def _read_stdin() -> str:
+    """Return the job file on stdin.
 
     Raises:
-        JobError: A key is there twice; the message has its line.
+        JobError: It cannot be read, or is not text.
     """
-    lines: dict[str, int] = {}
-    for key, value in node.value if getattr(node, "id", None) == "mapping" else ():
-        written, line = job_key(str(key.value)), key.start_mark.line + 1
-        if written in lines:
-            raise JobError(
-                f"{name}, line {line}: the key {key.value!r} is there already, in line "
-                f"{lines[written]}: give it once"
-            )
-        lines[written] = line
-        if written == "serve":
-            _check_keys_once(value, name)
+    try:
+        return sys.stdin.read()
+    except OSError as error:
+        raise JobError(f"-: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise JobError(f"-: it is not {error.encoding.upper()} text") from error
 
 
 def _callback(

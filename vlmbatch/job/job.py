@@ -19,9 +19,10 @@ from vlmbatch import tasks
 from vlmbatch.errors import JobError
 from vlmbatch.job.constraint import CONSTRAINED_ENGINES, ConstraintOptions, split_choices
 from vlmbatch.job.engine import EngineOptions
+from vlmbatch.job.file import COMMAND_KEYS, read_job_values
 from vlmbatch.job.generation import MAX_NEW_TOKENS
 from vlmbatch.job.inputs import DEFAULT_DPI, InputOptions
-from vlmbatch.job.keys import by_field
+from vlmbatch.job.keys import by_field, checks_names, job_key
 from vlmbatch.job.output import OutputOptions
 from vlmbatch.job.paths import expand_homes
 from vlmbatch.job.questions import DEFAULT_PER, QuestionOptions, named_questions
@@ -32,6 +33,7 @@ from vlmbatch.values import check_types, parse_seconds
 
 
 # dataclasses collects the fields of the last base first: inputs come first, reporting last.
+@checks_names
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Job(
     ReportingOptions,
@@ -46,10 +48,12 @@ class Job(
 
         Job(inputs=["photos", "more/last.jpg"], task="vqa", questions="What is it?", model="demo")
 
-    Lists may be lists, tuples or a single entry; paths may be ``pathlib.Path``.
+    Lists may be lists, tuples or a single entry; paths may be ``pathlib.Path``. ``from_yaml`` reads
+    a job file.
 
     Raises:
-        JobError: A value is not allowed; the message says which are.
+        JobError: There is no option of this name (the nearest is named), or a value is not allowed;
+            the message says which are.
     """
 
     def __post_init__(self) -> None:
@@ -189,6 +193,32 @@ class Job(
         """
         given = by_field(values, cls)
         return cls(**{key: _plain_value(key, value) for key, value in given.items()})
+
+    @classmethod
+    def from_yaml(cls, path: str | os.PathLike[str], **settings: Any) -> Job:
+        """Read a job file, as ``vlmbatch run`` does. Paths in it are relative to the current
+        folder.
+
+            job = vlmbatch.Job.from_yaml("nightly.yaml", limit=10)
+
+        Args:
+            path: The file. Keys for the command line alone (``dry_run``, ``estimate``, ``verbose``,
+                ``quiet``) are left out.
+            **settings: Keys to replace or add.
+
+        Raises:
+            JobError: It cannot be read, is a server's, or has a bad key or value; the message names
+                the file.
+        """
+        name = os.fspath(path)
+        values = read_job_values(path)
+        if "serve" in values:
+            raise JobError(f"{name} is the file of a server, not of a job: use `vlmbatch run`")
+        given = {job_key(str(key)): value for key, value in values.items()} | settings
+        try:
+            return cls.from_dict({key: given[key] for key in given if key not in COMMAND_KEYS})
+        except JobError as error:
+            raise JobError(f"{name}: {error}") from error
 
 
 _TUPLES = {

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Mapping
-from typing import Any
+import functools
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeVar
 
 from vlmbatch.errors import JobError
 
 ALIASES = {"input": "inputs", "question": "questions"}
+
+Options = TypeVar("Options")
 
 
 def job_key(text: str) -> str:
@@ -32,9 +35,41 @@ def by_field(values: Mapping[str, Any], options: type[Any]) -> dict[str, Any]:
     for raw, value in values.items():
         key = job_key(str(raw))
         if key not in known:
-            names = [*known, *(alias for alias, name in ALIASES.items() if name in known)]
-            near = difflib.get_close_matches(key, names, 1, cutoff=0.5)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
+            near = nearest(key, known)
+            hint = f"; did you mean {near!r}?" if near else ""
             raise JobError(f"unknown key {raw!r}{hint}")
         found[key] = value
     return found
+
+
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """Return the known name, or an alias of one, that is nearest to a wrong one."""
+    names = list(known)
+    names += [alias for alias, field in ALIASES.items() if field in names]
+    near = difflib.get_close_matches(name, names, 1, cutoff=0.5)
+    return near[0] if near else None
+
+
+def checks_names(options: type[Options]) -> type[Options]:
+    """Make a dataclass of options name the nearest option where a keyword is none.
+
+    Args:
+        options: A dataclass that takes keywords alone. Its constructor then raises a JobError.
+    """
+    known = {field.name: None for field in dataclasses.fields(options)}  # type: ignore[arg-type]
+    name, initialize = options.__name__, options.__init__
+
+    @functools.wraps(initialize)
+    def checked(self: Any, *positional: Any, **values: Any) -> None:
+        if positional:
+            first = next(iter(known))
+            raise JobError(f"{name} takes keywords, such as {name}({first}={positional[0]!r:.100})")
+        for key in values:
+            if key not in known:
+                near = nearest(key, known)
+                hint = f"did you mean {job_key(near)}?" if near else f"there are {', '.join(known)}"
+                raise JobError(f"{name} has no option {key}; {hint}")
+        initialize(self, **values)
+
+    options.__init__ = checked  # type: ignore[method-assign]
+    return options

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, TypedDict
@@ -14,6 +13,7 @@ from vlmbatch.engine.options import make_question
 from vlmbatch.errors import JobError
 from vlmbatch.job import ConstraintOptions, Detail, EngineOptions
 from vlmbatch.job.constraint import CONSTRAINTS, schema_constraint, split_choices
+from vlmbatch.job.keys import nearest
 from vlmbatch.values import check_types
 
 
@@ -187,6 +187,6 @@ def _is_list(value: Any) -> bool:
 def _check_names(settings: Mapping[str, Any], known: Iterable[str]) -> None:
     for name in settings:
         if name not in known:
-            close = difflib.get_close_matches(name, known, 1)
-            hint = f"; did you mean {close[0]}?" if close else f"; there are {', '.join(known)}"
+            near = nearest(name, known)
+            hint = f"; did you mean {near}?" if near else f"; there are {', '.join(known)}"
             raise JobError(f"no option is called {name}{hint}")

@@ -1,17 +1,11 @@
 """Readers: INPUTs to Items. A table says which reader a kind of media gets; base.py has their
 contract.
-
-The package is callable, because ``vlmbatch.read`` is both this package and the public function,
-which reads an OUTPUT: an import of any of its modules puts the package in the place of the
-function.
 """
 
 from __future__ import annotations
 
-import sys
-import types
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 from vlmbatch.errors import JobError
 from vlmbatch.job import Job
@@ -88,15 +82,3 @@ def open_reader(
     if not names_only:
         remove_leftovers()
     return READERS[job.media](job, stdin, sampler, names_only, is_done)
-
-
-class _CallablePackage(types.ModuleType):
-    """The package, which reads an OUTPUT when it is called: see ``write.records.read``."""
-
-    def __call__(self, *arguments: Any, **options: Any) -> Any:
-        import vlmbatch
-
-        return vlmbatch.__getattr__("read")(*arguments, **options)
-
-
-sys.modules[__name__].__class__ = _CallablePackage

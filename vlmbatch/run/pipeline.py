@@ -41,7 +41,6 @@ from vlmbatch.run.opening import EngineAndOutput
 from vlmbatch.run.order import InputOrder
 from vlmbatch.run.outcome import Outcome
 from vlmbatch.run.preparation import Preparation, num_workers
-from vlmbatch.run.progress import ProgressReporter, is_watched
 from vlmbatch.run.record import RecordMaker
 from vlmbatch.run.reporter import Activity, Reporter, Silent
 from vlmbatch.run.results import Results
@@ -190,6 +189,8 @@ class Run:
                 threads.start("counter", self._count)
             if self._todo.wait():
                 self._compute()
+        except KeyboardInterrupt:
+            threads.stop()
         except BaseException as error:
             threads.fail(error)
         finally:
@@ -350,39 +351,3 @@ class Run:
         except Exception as error:
             if self._threads.failure is None:
                 self._threads.failure = error
-
-
-def run(
-    job: Job,
-    *,
-    engine: Engine | None = None,
-    reporter: Reporter | None = None,
-    progress: bool | None = None,
-) -> dict[str, Any]:
-    """Run a job to its end and return its summary.
-
-        job = vlmbatch.Job(inputs=["photos"], output="photos.jsonl", model="demo")
-        summary = vlmbatch.run(job)
-        print(summary["status"])
-
-    Args:
-        job: The job.
-        engine: An open engine, in place of the one that the job names. It is closed at the end.
-        reporter: Is told of the progress, in place of a bar.
-        progress: Whether to show a bar; None: if the job does not say, on a terminal and in a
-            notebook.
-
-    Raises:
-        VlmbatchError: The run could not go on; everything finished is committed. Errors of single
-            items are rows, not exceptions.
-    """
-    if progress is None:
-        progress = job.progress == "on" or (job.progress == "auto" and is_watched())
-    if reporter is None and progress:
-        with ProgressReporter(bar=True, lines=False) as bar:
-            outcome = Run(job, engine=engine, reporter=bar).start()
-    else:
-        outcome = Run(job, engine=engine, reporter=reporter).start()
-    if outcome.error is not None:
-        raise outcome.error
-    return outcome.summary

@@ -17,7 +17,7 @@ from vlmbatch.engine.torch.cpu.onednn import PackedLinear
 from vlmbatch.engine.torch.cpu.timing import MIN_ROUNDS, Steadiness, Stopwatch
 from vlmbatch.engine.torch.weights import Model
 from vlmbatch.job import Job
-from vlmbatch.run.pipeline import run
+from vlmbatch.run.from_python import run
 
 QUIET, BUSY = Steadiness(1.02, 1.0), Steadiness(1.6, 0.4)
 
