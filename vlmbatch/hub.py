@@ -86,6 +86,12 @@ def hub_folder(
             f"the hub has no model {model} (or it is private: set HF_TOKEN)"
         ) from error
     except Exception as error:  # the hub client raises the errors of its transport too
+        if check is None:
+            raise ModelLoadError(
+                f"{model} cannot be fetched: the hub cannot be reached ({type(error).__name__}); "
+                "check the network and HF_HUB_OFFLINE, or copy the model's folder from another "
+                "machine (--model FOLDER); `--model demo` needs neither"
+            ) from error
         raise ModelLoadError(
             f"{model} is not in the cache and the hub cannot be reached ({type(error).__name__}); "
             f"try `--model demo`, or run `vlmbatch models fetch {model}` where there is a network"

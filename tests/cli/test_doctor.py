@@ -35,7 +35,10 @@ def test_models_and_doctor_say_what_is_there(vlmbatch: Command, tiny: Path) -> N
     assert "HuggingFaceTB/SmolVLM2-500M-Video-Instruct" in vlmbatch("models", "list").stdout
     info = json.loads(vlmbatch("models", "info", tiny, "--json").stdout)
     assert info["kv_bytes_per_token"] == 384
-    assert vlmbatch("models", "fetch", "no/such-model").returncode == 1
+    fetched = vlmbatch("models", "fetch", "no/such-model")
+    assert fetched.returncode == 1
+    assert "no/such-model cannot be fetched" in fetched.stderr
+    assert "vlmbatch models fetch" not in fetched.stderr
     doctor = vlmbatch("doctor")
     assert doctor.returncode == 0, doctor.stderr
     for word in ("engine torch", "engine transformers", "device cpu", "h264", "model demo"):
@@ -44,6 +47,15 @@ def test_models_and_doctor_say_what_is_there(vlmbatch: Command, tiny: Path) -> N
     names = [line["name"] for line in json.loads(vlmbatch("doctor", "--json").stdout)]
     assert all(any(line[2:].startswith(f"{name} ") for line in lines) for name in names)
     assert "vlmbatch doctor --selftest" in lines[-1]
+
+
+def test_doctor_lists_every_extra(vlmbatch: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    from vlmbatch.read import extras
+
+    monkeypatch.setattr(extras, "is_there", lambda module: False)
+    found = {line["advice"] for line in json.loads(vlmbatch("doctor", "--json").stdout)}
+    for extra in ("pdf", "heif", "remote", "constraints", "serve", "metrics", "eval", "finetune"):
+        assert f"if you need them: pip install 'vlmbatch[{extra}]'" in found
 
 
 def test_doctor_says_whether_a_gpu_records_steps_and_fuses_layers(

@@ -254,3 +254,38 @@ def test_a_job_file_may_say_how_it_is_told(
     refused = vlmbatch("run", "job.yaml", "--set", "quiet=loud")
     assert refused.returncode == 2
     assert "quiet must be true or false, not 'loud'" in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "advice"),
+    [
+        ("caption photos --question Why?", "goes with `vlmbatch vqa` and `vlmbatch video`"),
+        ("caption photos --fps 2", "it goes with `vlmbatch video`"),
+        ("vqa photos --prompt Why?", "vqa asks questions: use -q TEXT"),
+        ("run job.yaml --fps 2", "use --set fps=VALUE"),
+        ("run job.yaml --port 2", "use --set port=VALUE"),
+        ("ocr photos --modle demo", "Did you mean '--model'"),
+        ("caption photos -q Why?", "'Why?'; -q is --quiet here: use `vlmbatch vqa`"),
+        ("video photos -q Why?", "choose it with --task vqa"),
+    ],
+)
+def test_advice_knows_the_command(
+    vlmbatch: Command, photos: Path, arguments: str, advice: str
+) -> None:
+    result = vlmbatch(*arguments.split())
+    assert result.returncode == 2
+    assert advice in result.stderr
+
+
+def test_quiet_goes_with_patterns_and_names_of_files(vlmbatch: Command, photos: Path) -> None:
+    (photos / "0.png").rename(photos / "is it?")
+    for name in ("photos/1.pn?", "photos/is it?"):
+        assert vlmbatch("caption", name, "-q", "--model", "demo", "--dry-run").returncode == 0
+
+
+def test_help_is_a_command_too(vlmbatch: Command) -> None:
+    for words in ([], ["caption"], ["models", "fetch"]):
+        asked, wanted = vlmbatch("help", *words), vlmbatch(*words, "--help")
+        assert (asked.returncode, asked.stdout) == (0, wanted.stdout)
+        assert asked.stdout
+    assert "did you mean 'caption'?" in vlmbatch("help", "captoin").stderr

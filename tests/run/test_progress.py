@@ -90,9 +90,10 @@ def test_a_bar_can_be_asked_for(folder: Path, asked: dict[str, str]) -> None:
     assert "5/5" in run(folder, RUN, **asked)
 
 
-def test_a_terminal_has_a_bar(folder: Path) -> None:
+@pytest.mark.parametrize("size", [(24, 80), (0, 0)])
+def test_a_terminal_has_a_bar_also_if_it_has_no_size(folder: Path, size: tuple[int, int]) -> None:
     master, terminal = pty.openpty()
-    termios.tcsetwinsize(terminal, (24, 80))
+    termios.tcsetwinsize(terminal, size)
     code = RUN.replace("JOB", "{}").replace("OPTIONS", "{}")
     process = start(
         [sys.executable, "-c", code],

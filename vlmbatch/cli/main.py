@@ -106,7 +106,12 @@ class LazyGroup(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """Name the nearest command when a command does not exist."""
+        """Name the nearest command when a command does not exist; `help` is --help."""
+        if args[:1] == ["help"]:
+            if len(args) == 1:
+                click.echo(ctx.get_help())
+                ctx.exit()
+            args = [*args[1:], "--help"]
         if args and not args[0].startswith("-") and args[0] not in COMMANDS:
             import difflib
 

@@ -38,7 +38,14 @@ GROUPS = (
 
 
 class GroupedCommand(click.Command):
-    """A command with groups of options in its help, and with options of an optional number."""
+    """A command with groups of options in its help, and with options of an optional number.
+
+    Attributes:
+        advise: Returns what to do about an option that the command does not have; empty if nothing
+            is known.
+    """
+
+    advise: Callable[[str], str] | None = None
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Insert a number that was left out: click would take the INPUT that follows for it."""
@@ -53,7 +60,14 @@ class GroupedCommand(click.Command):
             f"{text}={numbers[text]}" if text in numbers and not _is_number(after) else text
             for text, after in followed
         ]
-        return super().parse_args(ctx, args)
+        try:
+            return super().parse_args(ctx, args)
+        except click.NoSuchOption as error:
+            advice = self.advise(error.option_name) if self.advise is not None else ""
+            if not advice:
+                raise
+            text = f"No such option: {error.option_name}; {advice}"
+            raise click.NoSuchOption(error.option_name, text, ctx=ctx) from error
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write one section for each group."""

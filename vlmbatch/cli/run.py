@@ -184,6 +184,13 @@ def _callback(
     )
 
 
+def _advise(flag: str) -> str:
+    """Return how a key of a job file is set that has no option of its own."""
+    key = job_key(flag.removeprefix("--"))
+    is_key = any(key == field.name for of in (Job, ServeJob) for field in dataclasses.fields(of))
+    return f"use --set {key}=VALUE" if is_key else ""
+
+
 _command = GroupedCommand(
     "run",
     callback=_callback,
@@ -192,6 +199,7 @@ _command = GroupedCommand(
     "commands; their --dry-run prints such a file. One with the key `serve` starts a server. Paths "
     "are relative to the current folder.",
 )
+_command.advise = _advise
 _command.params += [
     click.Argument(["pipeline"], metavar="PIPELINE.yaml"),
     GroupedOption(

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import functools
+import glob
+import os
+from collections.abc import Sequence
 from typing import Any
 
 import click
 
 from vlmbatch.cli.options import GroupedCommand, GroupedOption, build_job, field_names, job_options
+from vlmbatch.errors import JobError
 from vlmbatch.job import Kind
 from vlmbatch.tasks import TASKS
+from vlmbatch.urls import is_url
 
 INPUT_HELP = """INPUT is one or more of these: a file; a folder, with all below it; a glob; a
 manifest
@@ -45,6 +51,8 @@ def _command(name: str, summary: str, *, media: Kind, asks: bool) -> click.Comma
     ) -> None:
         from vlmbatch.cli.execute import execute
 
+        if quiet and not asks:
+            _check_no_question(inputs)
         fixed = {"inputs": inputs, "media": media, **({} if media == "video" else {"task": name})}
         job = build_job({**values, **fixed})
         execute(job, dry_run=dry_run, estimate=estimate, verbose=verbose, quiet=quiet)
@@ -52,6 +60,7 @@ def _command(name: str, summary: str, *, media: Kind, asks: bool) -> click.Comma
     command = GroupedCommand(
         name, callback=callback, help=f"{summary}\n\n{INPUT_HELPS[media]}", no_args_is_help=True
     )
+    command.advise = functools.partial(_advise, name)
     command.params.append(click.Argument(["inputs"], nargs=-1, required=True, metavar="INPUT..."))
     if media == "video":
         task = GroupedOption(
@@ -73,6 +82,28 @@ def _command(name: str, summary: str, *, media: Kind, asks: bool) -> click.Comma
     add_estimate(command)
     add_reporting(command, quiet_flags=("--quiet",) if asks else ("-q", "--quiet"))
     return command
+
+
+def _advise(name: str, flag: str) -> str:
+    """Return what to do about an option that a work command does not have, and others have."""
+    if name == "vqa" and flag == "--prompt":
+        return "vqa asks questions: use -q TEXT"
+    others = [
+        f"`vlmbatch {other}`"
+        for other, command in COMMANDS.items()
+        if any(flag in parameter.opts for parameter in command.params)
+    ]
+    return f"it goes with {' and '.join(others)}" if others else ""
+
+
+def _check_no_question(inputs: Sequence[str]) -> None:
+    """Refuse a question after -q, which is --quiet where no questions are asked."""
+    for text in inputs:
+        is_phrase = text.endswith("?") or (" " in text and not os.path.splitext(text)[1])
+        if is_phrase and not (is_url(text) or os.path.exists(text) or glob.glob(text)):
+            raise JobError(
+                f"no file matches {text!r}; -q is --quiet here: use `vlmbatch vqa` for questions"
+            )
 
 
 def add_estimate(command: click.Command) -> None:

@@ -9,6 +9,7 @@ the length of answers before.
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import threading
 import time
@@ -55,7 +56,7 @@ class ProgressReporter:
         if bar:
             self._bar = _bar_class()(
                 unit="item",
-                dynamic_ncols=True,
+                **_bar_size(),
                 bar_format="{desc}{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} "
                 "[{elapsed}{postfix}]",
             )
@@ -179,6 +180,17 @@ def _bar_class() -> Any:
         warnings.simplefilter("ignore")  # about a notebook without ipywidgets
         from tqdm.auto import tqdm
     return tqdm
+
+
+def _bar_size() -> dict[str, Any]:
+    """Options of tqdm for the width of the bar: that of the terminal, as it changes. A terminal
+    that does not know its size, as some consoles and remote shells, has 0 columns.
+    """
+    try:
+        has_size = os.get_terminal_size(sys.stderr.fileno()).columns > 0
+    except (OSError, ValueError):
+        has_size = True  # no terminal: tqdm knows what to do
+    return {"dynamic_ncols": True} if has_size else {"ncols": 79, "nrows": 24}
 
 
 def time_left(

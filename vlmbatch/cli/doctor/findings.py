@@ -76,7 +76,9 @@ def _onnx() -> Finding:
     there = installed_providers()
     version = installed_version("onnxruntime") or installed_version("onnxruntime-gpu")
     if not there or version is None:
-        return Finding("engine onnx", "no ONNX Runtime", "pip install 'vlmbatch[onnx]'")
+        return Finding(
+            "engine onnx", "no ONNX Runtime", "if you need it: pip install 'vlmbatch[onnx]'"
+        )
     names = [name for name in PROVIDERS if name in there]
     return Finding("engine onnx", f"ONNX Runtime {version}: {', '.join(names)}")
 
@@ -214,11 +216,17 @@ def _opencv() -> Iterator[Finding]:
 
 
 def _extras() -> Iterator[Finding]:
+    from vlmbatch.finetune.extras import NEEDED
     from vlmbatch.read.extras import EXTRAS, REMOTE, is_there
+    from vlmbatch.serve.extras import SERVER
 
     needed = {extra: (what, [module]) for extra, (what, module, _) in EXTRAS.items()} | {
         "remote": ("URLs", list(REMOTE.values())),
         "constraints": ("constrained answers", ["llguidance"]),
+        "serve": ("serve, batch", list(SERVER)),
+        "metrics": ("stats --metrics", ["prometheus_client"]),
+        "eval": ("error rates of eval", ["jiwer", "sacrebleu"]),
+        "finetune": ("finetune", list(NEEDED)),
     }
     for extra, (what, modules) in needed.items():
         missing = [module for module in modules if not is_there(module)]
