@@ -5,10 +5,14 @@ from __future__ import annotations
 import os
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+
+import pytest
 
 from tests.write.rows import failed, is_done, record, store, texts
 from vlmbatch.core import Record
+from vlmbatch.errors import OutputError
 from vlmbatch.write import CommitPolicy
 from vlmbatch.write.formats import find_format
 from vlmbatch.write.records import read_records
@@ -155,3 +159,47 @@ def test_a_journal_without_digests_is_read(output: Path) -> None:
     os.utime(output)
     with store(output) as rows:
         assert rows.edited() == 1
+
+
+@pytest.mark.parametrize(
+    ("suffix", "broken", "why"),
+    [
+        ("jsonl", lambda line: line.replace(b'"text": "', b'"text": '), "not valid JSON at char"),
+        ("jsonl", lambda line: line.replace(b'"task"', b'"tusk"'), "it has no key 'task'"),
+        ("jsonl", lambda line: line.replace(b"picture", b"\xff"), "not UTF-8"),
+        ("jsonl", lambda line: b"7\n", "not a JSON object"),
+        ("csv", lambda line: line.replace(b"picture", b"a,b"), "36 values for 35 columns"),
+    ],
+)
+@pytest.mark.parametrize("number", [0, 2])
+def test_a_line_that_an_edit_has_broken_is_named_and_nothing_else_is_lost(
+    tmp_path: Path, suffix: str, broken: Callable[[bytes], bytes], why: str, number: int
+) -> None:
+    output = tmp_path / f"out.{suffix}"
+    write(output, *map(record, range(4)))
+    lines = output.read_bytes().splitlines(keepends=True)
+    at = number + (suffix == "csv")
+    lines[at] = broken(lines[at])
+    output.write_bytes(b"".join(lines))
+    said = (
+        f"{output} has a row that was not written by vlmbatch (line {at + 1} is not a record: {why}"
+    )
+    for read in (store, lambda path: list(read_records(path))):
+        with pytest.raises(OutputError) as found:
+            read(output)
+        assert str(found.value).startswith(said)
+        assert "repair or delete this line; what is deleted is asked about again" in str(
+            found.value
+        )
+    output.write_bytes(b"".join(lines[:at] + lines[at + 1 :]))
+    with store(output) as rows:
+        done = [is_done(rows, record(n), "1:1") for n in range(4)]
+    assert done == [n != number for n in range(4)]
+
+
+def test_another_file_beside_a_journal_is_not_said_to_be_worthless(tmp_path: Path) -> None:
+    output = tmp_path / "out.parquet"
+    write(output, record(0))
+    output.write_bytes(output.read_bytes()[:-9])
+    with pytest.raises(OutputError, match=r"in out.parquet.journal: put that file back in its pl"):
+        store(output)

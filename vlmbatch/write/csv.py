@@ -16,6 +16,7 @@ from typing import Any, BinaryIO
 from vlmbatch.core import RECORD_FIELDS
 from vlmbatch.errors import OutputError
 from vlmbatch.write.columns import COLUMNS, Column, Kind, Row, as_text
+from vlmbatch.write.known.damage import DamagedRowError
 
 LARGEST_FIELD = 2**31 - 1
 """Characters of a field; the default of the csv module is 131,072."""
@@ -86,7 +87,8 @@ def read_rows(file: BinaryIO, columns: Sequence[str] | None = None) -> Iterator[
     """Read rows, restricted to ``columns``; without them whole. Carried columns come back as text.
 
     Raises:
-        OutputError: A column is missing, or a line is not a record.
+        OutputError: A column is missing.
+        DamagedRowError: A line is not a record.
     """
     csv.field_size_limit(max(csv.field_size_limit(), LARGEST_FIELD))
     text = io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
@@ -108,7 +110,8 @@ def read_rows(file: BinaryIO, columns: Sequence[str] | None = None) -> Iterator[
         status = positions["status"]
         for fields in reader:
             if fields and len(fields) != len(header):
-                raise OutputError(f"line {reader.line_num} is not a record")
+                why = f"{len(fields)} values for {len(header)} columns"
+                raise DamagedRowError(reader.line_num, why)
             if fields:
                 yield {
                     name: _null(name, fields[status])
@@ -117,7 +120,7 @@ def read_rows(file: BinaryIO, columns: Sequence[str] | None = None) -> Iterator[
                     for name, at, parse, nullable in parsers
                 }
     except (ValueError, IndexError, csv.Error) as error:
-        raise OutputError(f"line {reader.line_num} is not a record") from error
+        raise DamagedRowError(reader.line_num, str(error)) from error
     finally:
         text.detach()
 

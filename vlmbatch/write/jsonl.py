@@ -9,8 +9,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, BinaryIO
 
 from vlmbatch.core import RECORD_FIELDS
-from vlmbatch.errors import OutputError
 from vlmbatch.write.columns import Kind, Row
+from vlmbatch.write.known.damage import DamagedRowError
 
 encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode
 decode = json.JSONDecoder().decode
@@ -34,7 +34,7 @@ def read_rows(file: BinaryIO, columns: Sequence[str] | None = None) -> Iterator[
     """Read rows, restricted to ``columns``; without them whole.
 
     Raises:
-        OutputError: A line is not a record.
+        DamagedRowError: A line is not a record.
     """
     for number, line in enumerate(file, 1):
         if line.isspace():
@@ -44,4 +44,12 @@ def read_rows(file: BinaryIO, columns: Sequence[str] | None = None) -> Iterator[
             found = {name: row[name] for name in columns or RECORD_FIELDS}
             yield found if columns else {**found, **row}
         except (ValueError, KeyError, TypeError) as error:
-            raise OutputError(f"line {number} is not a record") from error
+            raise DamagedRowError(number, _reason(error)) from error
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, KeyError):
+        return f"it has no key {error}"
+    if isinstance(error, json.JSONDecodeError):
+        return f"not valid JSON at character {error.pos + 1}"
+    return "not UTF-8" if isinstance(error, ValueError) else "not a JSON object"

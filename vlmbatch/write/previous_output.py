@@ -19,6 +19,7 @@ from vlmbatch.write.columns import Row
 from vlmbatch.write.formats import Format
 from vlmbatch.write.journal import JournalLine
 from vlmbatch.write.jsonl import decode, encode
+from vlmbatch.write.known.damage import DamagedRowError, unreadable
 from vlmbatch.write.known.row_index import Int64Array, RowIndex, key_digest, text_digest
 
 SCANNED = ("id", "task", "prompt", "index", "status", "text")
@@ -65,7 +66,8 @@ class PreviousOutput:
             id, task, prompt, place, status, text = row.values()
             texts = (id, task, prompt, status)
             if not (isinstance(place, int) and all(isinstance(text, str) for text in texts)):
-                raise self._foreign(f"row {self.count + 1} is not a record")
+                error = DamagedRowError(self.count + 1, "a value of another type", unit="row")
+                raise unreadable(self._path, error, self.count, of_run=True)
             line = JournalLine(
                 key_digest(id, task, prompt),
                 row_index=place,
@@ -87,10 +89,13 @@ class PreviousOutput:
         if self._file_state() != self._state:
             raise OutputError(f"{self._path} was changed by another program during the run")
         self._file.seek(0)
+        count = 0
         try:
-            yield from self._format.read_rows(self._file, columns)
+            for row in self._format.read_rows(self._file, columns):
+                yield row
+                count += 1
         except OutputError as error:
-            raise self._foreign(str(error)) from error
+            raise unreadable(self._path, error, count, of_run=True) from error
         except OSError as error:
             raise OutputError(f"cannot read {self._path}: {reason(error)}") from error
 
@@ -154,8 +159,3 @@ class PreviousOutput:
         """
         found = os.fstat(self._file.fileno())
         return found.st_size, found.st_mtime_ns
-
-    def _foreign(self, why: str) -> OutputError:
-        return OutputError(
-            f"{self._path} was not written by vlmbatch ({why}); --overwrite replaces it"
-        )

@@ -23,6 +23,7 @@ from vlmbatch.write.base import Writer
 from vlmbatch.write.columns import Row, carried_kinds
 from vlmbatch.write.formats import find_format
 from vlmbatch.write.journal import why_not_there
+from vlmbatch.write.known.damage import unreadable
 from vlmbatch.write.known.row_index import Int64Array, short_digest
 from vlmbatch.write.parquet import require, schema, tables
 from vlmbatch.write.previous_output import PreviousOutput
@@ -55,13 +56,16 @@ def read_records(path: Path, columns: Sequence[str] | None = None) -> Iterator[R
         raise OutputError(f"cannot read {path}: {reason(error)}") from error
 
     def rows() -> Iterator[Row]:
+        count = 0
         with file:
             try:
                 if file.read(1):
                     file.seek(0)
-                    yield from format.read_rows(file, columns)
+                    for row in format.read_rows(file, columns):
+                        yield row
+                        count += 1
             except OutputError as error:
-                raise OutputError(f"{path} was not written by vlmbatch ({error})") from error
+                raise unreadable(path, error, count, of_run=False) from error
             except OSError as error:
                 raise OutputError(f"cannot read {path}: {reason(error)}") from error
 
