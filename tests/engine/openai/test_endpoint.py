@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import dataclasses
 import functools
+import gc
 import io
 import logging
 import threading
@@ -30,11 +32,11 @@ from tests.engine.openai.server import (
 )
 from vlmbatch.core import Completion, Conversation, Part, Pixels, Question, Turn
 from vlmbatch.engine import RequestQueue, open_engine, plan_engine
-from vlmbatch.engine.openai.client import EndpointClient
+from vlmbatch.engine.openai.client import EndpointClient, Refused, Unreachable
 from vlmbatch.engine.openai.engine import EndpointEngine
 from vlmbatch.engine.openai.messages import Messages
 from vlmbatch.engine.openai.opening import CLIP, PICTURE
-from vlmbatch.engine.openai.retries import RetryLimits
+from vlmbatch.engine.openai.retries import CircuitBreaker, RetryLimits
 from vlmbatch.errors import EngineError, GenerateError, JobError, ModelLoadError, PrepareError
 from vlmbatch.job import EngineOptions, Job
 
@@ -157,11 +159,65 @@ def test_an_endpoint_that_fails_all_questions_ends_the_run() -> None:
         ask(engine_for(server.url), *(f"What {number}?" for number in range(20)))
 
 
-def test_an_endpoint_that_is_gone_ends_the_run() -> None:
+def test_an_endpoint_that_is_gone_is_said_at_once_and_ends_the_run(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     with serving() as server:
         engine = engine_for(server.url)
     with pytest.raises(EngineError, match="the endpoint is gone"):
         ask(engine, "What?", "Why?")
+    (line,) = (record for record in caplog.records if record.levelno >= logging.WARNING)
+    assert line.getMessage().startswith(f"{server.url}: no connection")
+    assert line.getMessage().endswith("; trying again for 0 s")
+
+
+def test_an_endpoint_that_comes_back_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    breaker = CircuitBreaker(RetryLimits(), "http://here/v1")
+    for _ in range(3):
+        breaker.unreachable(Unreachable("no connection: refused"))
+    breaker.answered()
+    breaker.answered()
+    assert [record.getMessage() for record in caplog.records] == [
+        "http://here/v1: no connection: refused; trying again for 60 s",
+        "http://here/v1: connected again",
+    ]
+
+
+class FailsSoonAfter(EndpointClient):
+    """Refuses as many questions as can be open, one a step of the event loop."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__("http://127.0.0.1:1/v1", None, connections=count, timeout=30)
+        self._asked, self._count = 0, count
+        self._all_asked = asyncio.Event()
+
+    async def complete(self, body: Any, on_event: Any) -> None:
+        steps = self._asked
+        self._asked += 1
+        if self._asked == self._count:
+            self._all_asked.set()
+        await self._all_asked.wait()
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        raise Refused(404, f"no such model, says question {steps}")
+
+
+def test_questions_that_fail_while_the_run_ends_leave_no_error_behind(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    count = 16
+    engine = EndpointEngine(
+        lambda: FailsSoonAfter(count),
+        MESSAGES,
+        model="m",
+        endpoint="http://127.0.0.1:1/v1",
+        in_flight=count,
+        limits=QUICK,
+    )
+    with pytest.raises(EngineError, match="no such model"):
+        ask(engine, *(f"What {number}?" for number in range(count)))
+    gc.collect()
+    assert "never retrieved" not in caplog.text
 
 
 def test_a_storm_of_429_ends_the_run_when_it_never_ends() -> None:
@@ -362,3 +418,46 @@ class TestOptions:
                 plan_engine(options)
             with pytest.raises(ModelLoadError, match="--model"):
                 plan_engine(options)
+
+    def test_the_models_are_asked_for_in_a_notebook_too(self) -> None:
+        async def cell(url: str) -> str:
+            return plan_engine(EngineOptions(engine="openai", endpoint=url)).model
+
+        with serving(sends(b'{"data": [{"id": "the-only-one"}]}')) as server:
+            assert asyncio.run(cell(server.url)) == "the-only-one"
+
+
+class TestOpening:
+    """An endpoint in a list with another engine after it opens if it can be reached."""
+
+    def opened(self, url: str, engines: str = "openai,torch") -> str:
+        options = EngineOptions(engine=engines, endpoint=url, model="demo")
+        engine = open_engine(options)
+        engine.close()
+        return engine.name
+
+    def test_the_next_engine_answers_where_there_is_no_connection(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        with serving() as server:
+            pass
+        assert self.opened(server.url) == "torch"
+        first, second = (record.getMessage() for record in caplog.records if "engine" in record.msg)
+        assert first.startswith(f"engine openai: {server.url}: no connection")
+        assert first.endswith("; trying torch")
+        assert second == "engine torch answers"
+
+    @pytest.mark.parametrize("status", [502, 504])
+    def test_a_proxy_without_its_server_does_not_open(self, status: int) -> None:
+        with serving(says(status)) as server:
+            assert self.opened(server.url) == "torch"
+
+    @pytest.mark.parametrize("step", [sends(b'{"data": []}'), says(404), says(401), says(503)])
+    def test_any_other_answer_opens(self, step: Step) -> None:
+        with serving(step) as server:
+            assert self.opened(server.url) == "openai"
+
+    def test_a_server_may_start_later_where_no_other_engine_could_answer(self) -> None:
+        with serving() as server:
+            pass
+        assert self.opened(server.url, "openai") == "openai"

@@ -46,7 +46,11 @@ class Interrupted(Exception):
 
 
 class EndpointClient:
-    """One endpoint. Used inside one event loop."""
+    """One endpoint. Used inside one event loop.
+
+    Attributes:
+        url: Base URL.
+    """
 
     def __init__(self, url: str, key: str | None, *, connections: int, timeout: float) -> None:
         """Set up; connect to nothing.
@@ -57,7 +61,7 @@ class EndpointClient:
             connections: Most connections at a time.
             timeout: Longest time of a request, in seconds.
         """
-        self._url, self._key, self._timeout = url, key, timeout
+        self.url, self._key, self._timeout = url, key, timeout
         self._http = httpx2.AsyncClient(
             headers={} if key is None else {"Authorization": f"Bearer {key}"},
             timeout=httpx2.Timeout(None, connect=CONNECT_SECONDS),
@@ -107,7 +111,7 @@ class EndpointClient:
             async with (
                 asyncio.timeout(self._timeout),
                 self._http.stream(
-                    method, self._url + path, content=data, headers=headers
+                    method, self.url + path, content=data, headers=headers
                 ) as response,
             ):
                 await self._read(response, on_event)

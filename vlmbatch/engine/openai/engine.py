@@ -6,7 +6,6 @@ queue -> tasks, at most ``in_flight`` -> ``ConcurrencyLimit``, lower while it is
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import queue
 import threading
 import time
@@ -232,7 +231,6 @@ async def _while_wanted(
         task.result()
         return True
     finally:
-        if not task.done():
-            task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
+        # It may have failed in the moment in which this is cancelled: its error is taken, too.
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import dataclasses
 import functools
 import importlib.util
@@ -16,7 +17,7 @@ from vlmbatch.engine.openai.client import EndpointClient, Interrupted, Refused, 
 from vlmbatch.engine.openai.engine import MAX_TEMPERATURE, EndpointEngine
 from vlmbatch.engine.openai.messages import Messages
 from vlmbatch.engine.openai.retries import ADVICE
-from vlmbatch.errors import JobError, MissingDependencyError, ModelLoadError
+from vlmbatch.errors import EngineError, JobError, MissingDependencyError, ModelLoadError
 from vlmbatch.hub import cached_folder
 from vlmbatch.job import EngineOptions
 from vlmbatch.prepare.settings import read_tile_settings
@@ -35,6 +36,10 @@ REFUSED = (
 """Options that are a matter of the endpoint."""
 LOOK_SECONDS = 30.0
 """Longest time to ask for the endpoint's models."""
+OPEN_SECONDS = 10.0
+"""Longest time to wait for any answer of an endpoint in whose place another engine can answer."""
+GATEWAY = (502, 504)
+"""Answers of a proxy that does not reach the server behind it."""
 
 
 def plan_engine(options: EngineOptions) -> EnginePlan:
@@ -111,15 +116,8 @@ def _choose_model(options: EngineOptions, key: str | None) -> str:
         ModelLoadError: It does not say.
     """
 
-    async def ask() -> list[str]:
-        client = _client(options, key, min(LOOK_SECONDS, options.request_timeout))
-        try:
-            return await client.models()
-        finally:
-            await client.close()
-
     try:
-        names = asyncio.run(ask())
+        names = _ask_models(options, key, LOOK_SECONDS)
     except (Refused, Unreachable, Interrupted) as error:
         advice = ADVICE.get(getattr(error, "status", 0), "start it, or name the model with --model")
         raise ModelLoadError(
@@ -134,8 +132,48 @@ def _choose_model(options: EngineOptions, key: str | None) -> str:
     return names[0]
 
 
+def _ask_models(options: EngineOptions, key: str | None, seconds: float) -> list[str]:
+    """Return the names of the endpoint's models.
+
+    Raises:
+        Refused, Unreachable, Interrupted: See there.
+    """
+
+    async def ask() -> list[str]:
+        client = _client(options, key, min(seconds, options.request_timeout))
+        try:
+            return await client.models()
+        finally:
+            await client.close()
+
+    # On a thread of its own: that of a notebook runs an event loop already.
+    with concurrent.futures.ThreadPoolExecutor(1, "endpoint") as thread:
+        return thread.submit(lambda: asyncio.run(ask())).result()
+
+
+def _check_reachable(options: EngineOptions, key: str | None) -> None:
+    """Check that the endpoint answers anything, be it an error.
+
+    Raises:
+        EngineError: It cannot be reached.
+    """
+    try:
+        _ask_models(options, key, OPEN_SECONDS)
+    except (Refused, Unreachable, Interrupted) as error:
+        if not isinstance(error, Refused) or error.status in GATEWAY:
+            raise EngineError(f"{options.endpoint_url}: {error}") from error
+
+
 def _open(options: EngineOptions, key: str | None, model: str) -> EndpointEngine:
-    """Make the engine. See ``EnginePlan.open``."""
+    """Make the engine. See ``EnginePlan.open``.
+
+    Alone, or last of several, it waits for an endpoint that starts later.
+
+    Raises:
+        EngineError: The endpoint cannot be reached, and another engine comes after this one.
+    """
+    if NAME in options.engines[:-1]:
+        _check_reachable(options, key)
     picture, clip = _tile_settings(model)
     messages = Messages(
         picture,

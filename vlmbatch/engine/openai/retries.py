@@ -62,22 +62,24 @@ RETRY_LIMITS = RetryLimits()
 
 
 class CircuitBreaker:
-    """Ends the run when the endpoint is gone."""
+    """Ends the run when the endpoint is gone, and says at once that it cannot be reached."""
 
-    def __init__(self, limits: RetryLimits) -> None:
-        """Take the limits."""
-        self._limits = limits
+    def __init__(self, limits: RetryLimits, url: str) -> None:
+        """Take the limits, and the endpoint's URL for messages."""
+        self._limits, self._url = limits, url
         self._since: dict[str, float] = {}
         self._failures = 0
 
     def answered(self) -> None:
         """Note an answer, or a refusal of one question alone."""
+        self.connected()
         self._since.clear()
         self._failures = 0
 
     def connected(self) -> None:
         """Note that the endpoint is there."""
-        self._since.pop("gone", None)
+        if self._since.pop("gone", None) is not None:
+            logger.warning("%s: connected again", self._url)
 
     def unreachable(self, error: Exception) -> None:
         """Note a missing connection.
@@ -85,6 +87,9 @@ class CircuitBreaker:
         Raises:
             EngineError: There has been none for too long.
         """
+        if "gone" not in self._since:
+            seconds = self._limits.gone_seconds
+            logger.warning("%s: %s; trying again for %.0f s", self._url, error, seconds)
         self._check("gone", self._limits.gone_seconds, f"the endpoint is gone: {error}")
 
     def busy(self, error: Exception) -> None:
@@ -136,7 +141,7 @@ class RetryingClient:
         """
         self._client, self._concurrency, self._model = client, concurrency, model
         self._dialect, self._limits = dialect, limits
-        self._breaker = CircuitBreaker(limits)
+        self._breaker = CircuitBreaker(limits, client.url)
 
     async def ask(self, answer: Answer) -> None:
         """Ask until the answer is whole, or no longer wanted.
