@@ -210,7 +210,16 @@ def test_a_stretch_that_a_video_does_not_have_is_not_called_no_video(
     write_video(tmp_path / "a.mp4", 5)
     result = vlmbatch("video", "a.mp4", "--start", 10, "--model", tiny)
     assert result.returncode == 66, result.stderr
-    assert "no video found in a.mp4: a.mp4: no frame of it was asked for" in result.stderr
+    assert "nothing to ask about: a.mp4: no frame of it was asked for; --allow" in result.stderr
+    assert "no video found" not in result.stderr
+
+
+def test_a_time_behind_the_end_of_a_video_is_said_once(
+    vlmbatch: Command, tiny: Path, tmp_path: Path
+) -> None:
+    write_video(tmp_path / "a.mp4", 5)
+    result = vlmbatch("video", "a.mp4", "--at", "0,30", "--model", tiny, "--max-new-tokens", 2)
+    assert result.stderr.count("no frame at 30 s: the video ends at ") == 1
 
 
 def test_shuffled_frames_are_a_sample_of_the_whole_video(

@@ -26,7 +26,7 @@ def explain_nothing(job: Job, counts: Counts, unasked: int = 0) -> str:
     return (
         f"nothing to ask about: no {kind} found in {inputs}{more}: {reasons}; "
         "--allow-empty makes this no error"
-        if not unasked
+        if not unasked and not counts.unchosen
         else f"nothing to ask about: {reasons}; --allow-empty makes this no error"
     )
 

@@ -22,6 +22,7 @@ class At:
     """
 
     times_seconds: tuple[float, ...]
+    _ends_said: set[str] = dataclasses.field(default_factory=set, repr=False, compare=False)
 
     def frames(self, video: Video[F], start_seconds: float, end_seconds: float) -> Iterator[F]:
         """Yield the frames; a time past the end gives none."""
@@ -32,12 +33,11 @@ class At:
     ) -> Sequence[float]:
         """Return the times in [start, end)."""
         late = [time for time in self.times_seconds if time >= video.end_seconds]
-        if late:
-            logger.warning(
-                "no frame at %s s: the video ends at %.3f s",
-                ", ".join(f"{time:g}" for time in late),
-                video.end_seconds,
-            )
+        end = f"{video.end_seconds:.3f}"
+        if late and end not in self._ends_said:  # a video is planned, and then decoded
+            self._ends_said.add(end)
+            times = ", ".join(f"{time:g}" for time in late)
+            logger.warning("no frame at %s s: the video ends at %s s", times, end)
         return self.window_instants(video, start_seconds, end_seconds)
 
     def window_instants(
