@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from tests.cli.conftest import Command
@@ -29,3 +30,36 @@ def test_files_with_the_id_of_another_one_are_said_with_an_example(
     )
     assert f"# {line}" in vlmbatch("caption", "a", *caption, "--dry-run").stdout
     assert line in vlmbatch("caption", "a", *caption).stderr
+
+
+def test_a_run_with_nothing_to_do_says_so_and_counts_errors_apart(
+    vlmbatch: Command, photos: Path, tiny: Path, tmp_path: Path
+) -> None:
+    (photos / "bad.jpg").write_text("hello")
+    caption = ("caption", "photos", "-o", "x.jsonl", "--model", tiny, "--max-new-tokens", 2)
+    assert "4 answers ok, 1 error -> x.jsonl" in vlmbatch(*caption).stderr
+    for _ in range(2):
+        said = vlmbatch(*caption).stderr
+        assert said.startswith("nothing new: 4 answers and 1 error done before -> x.jsonl\n")
+        assert "1 kept error: done before and not asked again; --retry-errors asks again" in said
+        assert "items/s" not in said
+    write_picture(photos / "new.png", seed=77)
+    said = vlmbatch(*caption).stderr
+    assert "): 1 answer ok, 0 errors, 4 answers and 1 error done before -> x.jsonl\n" in said
+    end = json.loads(vlmbatch(*caption, "--log-format", "json").stderr.splitlines()[-2])
+    assert (end["event"], end["kept"]) == ("run_finished", {"items": 6, "rows": 6, "errors": 1})
+
+
+def test_a_run_that_finds_nothing_says_why_in_one_line(
+    vlmbatch: Command, tiny: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "empty").mkdir()
+    caption = ("caption", "empty", "-o", "x.jsonl", "--model", tiny)
+    result = vlmbatch(*caption)
+    assert result.returncode == 66
+    assert result.stderr.startswith("vlmbatch: nothing to ask about: no image found in empty")
+    assert result.stderr.count("\n") == 1
+    said = vlmbatch(*caption, "--allow-empty").stderr
+    assert said == "nothing to do -> x.jsonl\nno images found\n"
+    events = vlmbatch(*caption, "--log-format", "json").stderr.splitlines()
+    assert json.loads(events[-1])["event"] == "run_finished"

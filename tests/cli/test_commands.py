@@ -394,7 +394,7 @@ def test_manifests_and_archives_are_inputs_and_carry_columns(
     found = [(row["id"], row["kind"], row["status"]) for row in rows]
     assert found[:2] == [("photos/0.png", "cat", "ok"), ("photos/gone.png", "dog", "error")]
     assert found[2:] == [(f"shard.tar.gz/{number}.png", None, "ok") for number in range(4)]
-    assert "6 answers done before" in vlmbatch(*command).stderr
+    assert "nothing new: 5 answers and 1 error done before" in vlmbatch(*command).stderr
     plan = vlmbatch(*command, "--dry-run").stdout
     assert plan.startswith("# 6 items\n# 0 new, 0 changed, 6 done\n")
     other = vlmbatch(*command, "--id-column", "label", "--dry-run")

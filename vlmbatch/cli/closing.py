@@ -7,6 +7,7 @@ import shlex
 from collections.abc import Iterator
 from typing import Any
 
+from vlmbatch.errors import NothingFound
 from vlmbatch.job import Job
 from vlmbatch.run.events import event
 from vlmbatch.urls import without_credentials
@@ -45,17 +46,18 @@ def say_summary(
         interrupted: Whether the run was stopped before its end.
         names_output: Whether the run wrote OUTPUT, so that its name is of use.
     """
-    first = _first_line(summary)
+    first = _first_line(summary, interrupted=interrupted)
     output = f" -> {without_credentials(job.output_path)}" if names_output else ""
-    report.info(
-        *("%s%s%s", "interrupted: " if interrupted else "", first, output),
-        extra=event(
-            "run_finished",
-            exit_code=exit_code,
-            output=without_credentials(job.output_path),
-            **{name: summary[name] for name in _COUNTS},
-        ),
-    )
+    if exit_code != NothingFound.exit_code or job.log_format == "json":
+        report.info(
+            *("%s%s%s", "interrupted: " if interrupted else "", first, output),
+            extra=event(
+                "run_finished",
+                exit_code=exit_code,
+                output=without_credentials(job.output_path),
+                **{name: summary[name] for name in _COUNTS},
+            ),
+        )
     if job.log_format == "text":  # in JSON each of them is an event, and the counts are above
         for line in failure_lines(summary, job.output_path, task=job.task):
             report.info("%s", line)
@@ -69,8 +71,13 @@ def say_summary(
         report.info("%s", line, extra=event("note"))
 
 
-def _first_line(summary: dict[str, Any]) -> str:
+def _first_line(summary: dict[str, Any], *, interrupted: bool) -> str:
     status, kept, lost = summary["status"], summary["kept"], summary["uncommitted"]
+    before = [number_of(kept["rows"] - kept["errors"], "answer")]
+    before += [number_of(kept["errors"], "error")] if kept["errors"] else []
+    done = f"{' and '.join(before)} done before" if kept["rows"] else ""
+    if not summary["rows"] and summary["error"] is None and not interrupted:
+        return f"nothing new: {done}" if done else "nothing to do"
     rate = (
         f"{summary['items_per_second']:.2f} items/s, "
         f"{summary['new_tokens_per_second']:.1f} tokens/s"
@@ -81,7 +88,7 @@ def _first_line(summary: dict[str, Any]) -> str:
         *([f"{status['similar']} similar"] if "similar" in status else []),
         number_of(status.get("error", 0), "error"),
         *([f"only {rows - lost} of these {number_of(rows, 'row')} stored"] if lost else []),
-        *([f"{number_of(kept['rows'], 'answer')} done before"] if kept["rows"] else []),
+        *([done] if done else []),
     ]
     items = number_of(summary["items"], "item")
     return f"{items} in {summary['wall_seconds']:.1f} s ({rate}): {', '.join(parts)}"
