@@ -160,10 +160,18 @@ def test_a_key_of_a_job_file_stands_there_once(
         ("limit: 1", ["--output", "x.txt"], "--output: output must end in .jsonl"),
         ("limit: 0\ntask: vqa", ["--set", "questions=Why?"], "job.yaml: limit must be"),
         ("task: vqa", ["--limit", "1"], "job.yaml: vqa needs questions"),
-        ("port: 1", [], "job.yaml: port goes with a server: write it under `serve:`"),
+        ("port: 1", [], "job.yaml: unknown key 'port': it goes with a server, under"),
         ("serve:", ["--set", "prot=1"], "--set prot: unknown key 'prot'; did you mean 'port'?"),
-        ("serve:", ["--limit", "1"], "--limit: a server has no limit; leave it out"),
-        ("serve:\ntask: ocr", ["--set", "port=1"], "job.yaml: a server has no task"),
+        (
+            "serve:",
+            ["--limit", "1"],
+            "--limit: unknown key 'limit': a server has none; leave it out",
+        ),
+        (
+            "serve:\ntask: ocr",
+            ["--set", "port=1"],
+            "job.yaml: unknown key 'task': a server has none",
+        ),
     ],
 )
 def test_an_error_names_the_file_the_setting_or_the_option(

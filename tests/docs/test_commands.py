@@ -17,6 +17,7 @@ from tests.cli.conftest import Command
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+USAGE = ROOT / "docs" / "usage.md"
 WORK = ("caption", "ocr", "vqa", "video", "batch")
 SOME_ERRORS = 3
 """Exit code of a run over the damaged sample."""
@@ -55,8 +56,9 @@ def folder(tmp_path: Path) -> Path:
     shutil.copytree(ROOT / "pipelines", tmp_path / "pipelines")
     for source, name in (("images", "photos"), ("scans", "scans"), ("clips", "clips")):
         shutil.copytree(samples / source, tmp_path / name)
-    some = [f"images/{name},photos/{name},9" for name in ("circle.png", "corner-star.png")]
-    (tmp_path / "catalogue.csv").write_text("\n".join(["sku,path,price", *some]) + "\n")
+    header, row = re.findall(r"^```csv\n(.*)\n(.*)\n```", USAGE.read_text("utf-8"), re.M)[0]
+    other = "S-2,photos/corner-star.png,7,A yellow star."
+    (tmp_path / "catalogue.csv").write_text("\n".join([header, row, other]) + "\n")
     (tmp_path / "more").mkdir()
     first = min((samples / "images").glob("*.jpg"))
     shutil.copy(first, tmp_path / "more" / "last.jpg")

@@ -6,9 +6,11 @@ import json
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -89,6 +91,29 @@ def test_the_image_of_the_docs_starts_and_is_found_healthy(monkeypatch: pytest.M
         subprocess.run([sys.executable, "-c", check], check=True)
         process.send_signal(signal.SIGTERM)
         assert process.wait(WAIT) == 0
+
+
+def test_the_clients_of_the_docs_get_the_answer_that_stands_there() -> None:
+    """By curl and by openai-python, as they stand, but for the port."""
+    page = (ROOT / "docs" / "server.md").read_text("utf-8")
+    curl = page.split("```console\n$ ")[1].split("```")[0]
+    session = page.split("```pycon\n")[1].split("```")[0]
+    with started("serve", "--model", "demo", "--port", "0") as (_, stderr):
+        port = re.search(r"listening on http://[0-9.]+:(\d+)", stderr.readline())
+        assert port is not None
+        assert "ready: " in stderr.readline()
+        curl, session = (text.replace(":8000/", f":{port[1]}/") for text in (curl, session))
+        if shutil.which("curl") is not None:
+            done = subprocess.run(
+                ["bash", "-c", curl], cwd=ROOT, capture_output=True, text=True, check=True
+            )
+            message = json.loads(done.stdout)["choices"][0]["message"]
+            assert f"{message['content']!r}\n" == session.splitlines(keepends=True)[-1]
+        program = "import doctest, sys; sys.exit(doctest.testfile(sys.argv[1], False).failed)"
+        with tempfile.NamedTemporaryFile("w", suffix=".txt") as file:
+            file.write(session)
+            file.flush()
+            subprocess.run([sys.executable, "-c", program, file.name], cwd=ROOT, check=True)
 
 
 def test_options_are_printed_as_a_job_file(vlmbatch: Command, tmp_path: Path) -> None:
