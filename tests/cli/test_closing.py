@@ -63,3 +63,19 @@ def test_a_run_that_finds_nothing_says_why_in_one_line(
     assert said == "nothing to do -> x.jsonl\nno images found\n"
     events = vlmbatch(*caption, "--log-format", "json").stderr.splitlines()
     assert json.loads(events[-1])["event"] == "run_finished"
+
+
+def test_an_estimate_is_of_what_is_left_to_do(
+    vlmbatch: Command, photos: Path, tiny: Path, tmp_path: Path
+) -> None:
+    caption = ("caption", "photos", "-o", "x.jsonl", "--model", tiny, "--max-new-tokens", 2)
+    vlmbatch(*caption, "--limit", 3)
+    said = vlmbatch(*caption, "--estimate").stdout
+    assert said.startswith("1 item, 3 done before; torch on cpu, ")
+    tiles = [int(line.split()[1]) for line in said.splitlines()[2:5]]
+    assert vlmbatch(*caption, "--estimate", "--overwrite").stdout.startswith("4 items; torch on")
+    assert tiles[2] == 1  # at low detail
+    vlmbatch(*caption)
+    said = vlmbatch(*caption, "--estimate").stdout
+    assert said == "0 items, 4 done before: there is nothing to do\n"
+    assert vlmbatch(*caption, "--detail", "low", "--estimate").stdout.startswith("4 items; torch")

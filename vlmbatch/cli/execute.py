@@ -121,12 +121,13 @@ def print_estimate(job: Job) -> None:
     from vlmbatch.run.progress import duration
 
     found = estimate_job(job)
+    done = f", {found.done:,} done before" if found.done else ""
     if not found.items:
-        click.echo("0 items: there is nothing to do")
+        click.echo(f"0 items{done}: there is nothing to do")
         return
     questions = "" if found.questions == 1 else f", {found.questions:.3g} questions each"
     items = f"{found.items:,} item{'' if found.items == 1 else 's'}"
-    click.echo(f"{items}{questions}; torch on {found.device}, {found.dtype}")
+    click.echo(f"{items}{done}{questions}; torch on {found.device}, {found.dtype}")
     click.echo(f"{'detail':<10}{'tiles':>12}{'time':>16}{'at most':>16}")
     for row in found.details:
         times = f"{duration(row.seconds):>16}{duration(row.most_seconds):>16}"

@@ -30,7 +30,7 @@ from vlmbatch.processor import processor_share
 from vlmbatch.questions import Questions, read_questions
 from vlmbatch.read import is_stream, open_reader
 from vlmbatch.run.intake import check_inputs
-from vlmbatch.run.plan import count_items
+from vlmbatch.run.plan import count_items, plan_items
 from vlmbatch.sample import make_sampler
 from vlmbatch.urls import is_url
 from vlmbatch.write import read_records
@@ -72,7 +72,8 @@ class Estimate:
     """The estimates of a job.
 
     Attributes:
-        items: Number of items.
+        items: Number of items that a run would ask about.
+        done: Number of the others.
         questions: Questions about each, on average.
         new_tokens: Expected tokens of an answer.
         device, dtype: Device and dtype of the engine.
@@ -80,6 +81,7 @@ class Estimate:
     """
 
     items: int
+    done: int
     questions: float
     new_tokens: float
     device: str
@@ -135,10 +137,10 @@ def estimate_job(job: Job) -> Estimate:
     if any(is_url(text) or text == "-" for text in job.inputs):
         raise JobError("--estimate reads the INPUTs twice: give files, folders or archives")
     questions = read_questions(job)
-    count = count_items(job)
+    count, done = _count(job)
     if not count:
-        return Estimate(0, 0, 0, "", "", ())
-    items = _sample_items(job, count)
+        return Estimate(0, done, 0, 0, "", "", ())
+    items = _sample_items(job, count + done)
     details = DETAILS if not job.is_clip and job.per != "tile" else (job.detail,)
     samples = {detail: _prepare(job, items, questions, detail) for detail in details}
     asked = sum(len(questions.of(item)) for item in items) / len(items)
@@ -160,9 +162,19 @@ def estimate_job(job: Job) -> Estimate:
                 for tokens in (expected, float(job.max_new_tokens))
             ]
             found.append(DetailEstimate(detail, round(sample.tiles * count), *times))
-        return Estimate(count, asked, expected, engine.device, engine.dtype, tuple(found))
+        return Estimate(count, done, asked, expected, engine.device, engine.dtype, tuple(found))
     finally:
         engine.close()
+
+
+def _count(job: Job) -> tuple[int, int]:
+    """Return the number of items that a run would ask about, and that of the others. Over an
+    OUTPUT that would be refused, it is the number for a new one.
+    """
+    if job.overwrite or job.output_path == "-":
+        return count_items(job), 0
+    plan = plan_items(job)
+    return plan.items - plan.done, plan.done
 
 
 def _sample_items(job: Job, count: int) -> list[Item]:
