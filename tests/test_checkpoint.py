@@ -52,3 +52,10 @@ def test_a_complete_copy_in_the_cache_is_used_without_a_network(
     (repository / "refs" / "main").write_text(revision)
     found = find_checkpoint("owner/model")
     assert (found.folder, found.name, found.revision) == (folder, "owner/model", revision)
+
+
+@pytest.mark.parametrize("name, hint", [("Demo", "; did you mean demo?"), ("cat", "nor `demo`")])
+def test_a_name_near_demo_is_asked_about(name: str, hint: str) -> None:
+    with pytest.raises(ModelLoadError) as caught:
+        find_checkpoint(name)
+    assert str(caught.value).endswith(hint)

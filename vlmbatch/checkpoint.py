@@ -8,6 +8,7 @@ Nothing here loads a weight.
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import functools
 import hashlib
 from pathlib import Path
@@ -292,8 +293,10 @@ def find_checkpoint(model: str, revision: str | None = None, *, fetch: bool = Fa
         _refuse_adapter(folder)
         return Checkpoint(folder, model, folder_revision(folder))
     if model.count("/") != 1 or model.startswith((".", "/", "~")):
+        near = difflib.get_close_matches(model.lower(), [DEMO], 1, cutoff=0.75)
+        hint = f"; did you mean {DEMO}?" if near else ""
         raise ModelLoadError(
-            f"no such model: {model} is neither a folder, a hub id (owner/name) nor `demo`"
+            f"no such model: {model} is neither a folder, a hub id (owner/name) nor `demo`{hint}"
         )
     folder = hub_folder(model, revision, None if fetch else _check_weights)
     return Checkpoint(folder, model, folder.name)

@@ -239,6 +239,32 @@ def test_the_command(tmp_path: Path, vlmbatch: Command) -> None:
     assert vlmbatch("batch", path, "--model", "demo").returncode == 2
 
 
+def test_the_reasons_of_the_first_errors_of_a_kind_are_said(
+    tmp_path: Path, vlmbatch: Command
+) -> None:
+    wrong = [line(str(number), body=request(model="gpt-7")) for number in range(4)]
+    write(tmp_path, ["nonsense", *wrong])
+    arguments = ("batch", "requests.jsonl", "-o", "out.jsonl", "--model", "demo")
+    done = vlmbatch(*arguments)
+    assert done.returncode == 3
+    first, *others = done.stderr.splitlines()[-7:]
+    assert first == "0 answered, 5 errors: out.jsonl"
+    kind, nonsense, model, *named = (text.strip() for text in others)
+    assert (kind, model) == ("1 x invalid_request", "4 x model_not_found")
+    assert nonsense.startswith("line 1: the body is not JSON")
+    assert named == [f"{n}: the model 'gpt-7' is not here; there is demo" for n in range(3)]
+
+    write(tmp_path, wrong)
+    again = vlmbatch(*arguments).stderr.splitlines()[-1]
+    assert again == "0 answered, 0 errors, 4 kept (4 errors; --retry-errors asks again): out.jsonl"
+
+    lines = vlmbatch(*arguments, "--retry-errors", "--log-format", "json").stderr.splitlines()
+    *errors, last = [json.loads(text) for text in lines][-5:]
+    assert {entry["event"] for entry in errors} == {"request_error"}
+    assert (errors[0]["id"], errors[0]["status"]) == ("0", 404)
+    assert (last["event"], last["exit_code"], last["errors"]) == ("batch_finished", 3, 4)
+
+
 def test_a_signal_ends_the_command_with_130(tmp_path: Path) -> None:
     lines = [
         line(str(n), body={**request(f"Count to {n}", max_tokens=2000), "model": "demo"})

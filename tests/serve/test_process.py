@@ -54,6 +54,12 @@ def test_a_job_file_serves_logs_json_and_ends_at_sigterm(monkeypatch: pytest.Mon
         body = {"model": "demo", "messages": messages, "max_tokens": 3}
         headers = {"authorization": "Bearer secret-key", "x-request-id": "mine-1"}
         path = f"{url[0]}/v1/chat/completions"
+        for content in ([image_part(b"private")], [{"type": "image_url", "image_url": "private"}]):
+            wrong = {**body, "messages": [{"role": "user", "content": content}]}
+            refused = httpx2.post(path, json=wrong, headers=headers, timeout=WAIT)
+            assert refused.status_code == 400
+        keyless = httpx2.get(f"{url[0]}/v1/models", headers={"authorization": "Bearer private"})
+        assert keyless.status_code == 401
         found = httpx2.post(path, json=body, headers=headers, timeout=WAIT)
         assert found.status_code == 200
         assert found.headers["x-request-id"] == "mine-1"
@@ -61,7 +67,15 @@ def test_a_job_file_serves_logs_json_and_ends_at_sigterm(monkeypatch: pytest.Mon
         assert process.wait(WAIT) == 0
         rest = stderr.read()
     lines = [json.loads(line) for line in rest.splitlines()]
-    (line,) = [line for line in lines if line.get("request_id") == "mine-1"]
+    assert (first["event"], second["event"]) == ("listening", "ready")
+    assert [line["event"] for line in lines] == ["request"] * 4 + ["stopping", "ended"]
+    picture, value, key, line = lines[:4]
+    assert "error" not in line
+    assert "not a picture" in picture["error"]
+    assert picture["param"] == "messages[0].content[0]"
+    assert value["error"] == "messages[0].content[0].image_url must be object, not …"
+    assert value["message"].endswith(value["error"])
+    assert key["error"].startswith("no valid key")
     assert (line["status"], line["path"], line["pictures"]) == (200, "/v1/chat/completions", 1)
     assert line["completion_tokens"] == found.json()["usage"]["completion_tokens"]
     for secret in ("private", "secret-key", "base64"):
@@ -147,7 +161,7 @@ def test_bad_options_are_usage_errors(vlmbatch: Command, tmp_path: Path) -> None
         ("serve: {prot: 1}", "did you mean 'port'?"),
         ("serve: 8000", "serve holds keys"),
         ("model: demo\nserve: {model: demo}", "under serve and beside it"),
-        ("serve: {inputs: a}", "unknown key 'inputs'"),
+        ("serve: {inputs: a}", "a server has no inputs"),
     ):
         file.write_text(text)
         done = vlmbatch("run", file)

@@ -8,12 +8,14 @@ from typing import Any
 
 import click
 
+from vlmbatch.cli.closing import failure_lines
 from vlmbatch.cli.folders import with_user_folders
 from vlmbatch.cli.logs import set_up_logging
 from vlmbatch.cli.options import GroupedCommand, GroupedOption, given, job_options
 from vlmbatch.cli.signals import catch_signals
 from vlmbatch.errors import VlmbatchError
 from vlmbatch.job.endpoint import EndpointOptions
+from vlmbatch.run.events import event
 from vlmbatch.serve.extras import BATCH, require
 from vlmbatch.serve.settings import BatchJob, ServeJob, ServerOptions
 
@@ -96,7 +98,17 @@ def _run_batch(requests: str, verbose: int, quiet: bool, **values: Any) -> None:
     except VlmbatchError as error:
         say_error(job, error)
         raise click.exceptions.Exit(error.exit_code) from error
-    report.info("%s", describe(batch.counts, job.output))
+    counts = batch.counts
+    fields = event(
+        "batch_finished",
+        exit_code=code,
+        interrupted=batch.interrupted,
+        **{name: getattr(counts, name) for name in ("ok", "errors", "kept", "kept_errors")},
+    )
+    report.info("%s", describe(counts, job.output), extra=fields)
+    if job.log_format == "text":  # in JSON each of them is an event
+        for line in failure_lines({"errors": counts.kinds, "failures": counts.failures}, "-"):
+            report.info("%s", line)
     raise click.exceptions.Exit(code)
 
 

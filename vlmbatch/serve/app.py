@@ -210,6 +210,7 @@ class Application:
             timeout_seconds=left,
             on_done=lambda found: self._note(request, found, time.perf_counter() - begun),
             on_gone=self.metrics.count_gone,
+            on_failed=RequestLog.of(request.scope).note_error,
         )
 
     def _submit(
@@ -294,6 +295,7 @@ def _json(value: Mapping[str, Any], status: int = 200) -> Response:
 
 async def _error_response(request: Request, error: Exception) -> Response:
     assert isinstance(error, ApiError)
+    RequestLog.of(request.scope).note_error(error)
     return Response(
         to_json(error.body()), error.status, error.headers, media_type="application/json"
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import re
 from typing import Any
 
 from vlmbatch.errors import EngineError, ItemError, one_line
@@ -10,6 +11,10 @@ from vlmbatch.serve.dispatcher import ClosedError, QueueFullError
 
 RETRY_SECONDS = 1
 """``Retry-After`` of a full queue, which moves on with every answer."""
+
+_QUOTED = re.compile(r"b?['\"].*['\"]")
+"""All from the first quote to the last one: decoders show the beginning of a file."""
+_URL = re.compile(r"\b(https?://|data:)\S+", re.IGNORECASE)
 
 _TYPES = {
     401: "authentication_error",
@@ -40,10 +45,26 @@ class ApiError(Exception):
         param: str | None = None,
         code: str | None = None,
         headers: dict[str, str] | None = None,
+        private: str = "",
     ) -> None:
+        """Take an error.
+
+        Args:
+            status, message, param, code, headers: See the class.
+            private: Part of the message that the client has sent; the log leaves it out.
+        """
         super().__init__(message)
+        self._private = private
         self.status, self.message, self.param, self.code = status, message, param, code
         self.headers = headers or {}
+
+    @property
+    def reason(self) -> str:
+        """The message for a log: without values and URLs of the client, which may be prompts or
+        pictures.
+        """
+        text = self.message.replace(self._private, "…") if self._private else self.message
+        return _URL.sub("…", " ".join(text.split()))
 
     def body(self) -> dict[str, Any]:
         """Return the JSON of the response."""
@@ -68,7 +89,10 @@ def api_error(error: BaseException) -> ApiError:
         return draining()
     if isinstance(error, ItemError):
         param = getattr(error, "param", None)
-        return ApiError(400, one_line(error), param=param, code="invalid_request")
+        text = one_line(error)
+        quoted = _QUOTED.search(text)
+        private = quoted[0] if quoted else ""
+        return ApiError(400, text, param=param, code="invalid_request", private=private)
     if isinstance(error, EngineError):
         return ApiError(503, one_line(error), code="engine_ended", headers={"retry-after": "10"})
     return ApiError(500, f"unexpected error: {type(error).__name__}", code="internal_error")

@@ -17,6 +17,7 @@ from starlette.routing import Match, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from vlmbatch.core import Completion
+from vlmbatch.run.events import event
 from vlmbatch.serve.answers import to_json
 from vlmbatch.serve.errors import ApiError, api_error
 from vlmbatch.serve.guard import Guard
@@ -47,6 +48,7 @@ class RequestLog:
         self.id = given if _ID.fullmatch(given) else f"req_{uuid.uuid4().hex}"
         client = scope.get("client")
         self.fields: dict[str, Any] = {
+            "event": "request",
             "request_id": self.id,
             "method": scope["method"],
             "path": scope["path"][:_SHOWN],
@@ -66,9 +68,8 @@ class RequestLog:
             texts = [piece.text for _, pieces in chat.messages for piece in pieces if piece.text]
             texts.append(chat.questions[0].text)
             prompt = " / ".join(text[:_SHOWN] for text in texts)
-            logger.info(
-                "prompt: %s", prompt, extra={"fields": {"request_id": self.id, "prompt": prompt}}
-            )
+            fields = event("prompt", request_id=self.id, prompt=prompt)
+            logger.info("prompt: %s", prompt, extra=fields)
 
     def note_answer(self, completions: Sequence[Completion]) -> None:
         """Note the tokens of an answer."""
@@ -78,6 +79,10 @@ class RequestLog:
             "finish_reason": completions[0].finish_reason,
         }
 
+    def note_error(self, error: ApiError) -> None:
+        """Note the reason of an error, without what the client has sent."""
+        self.fields |= {"error": error.reason, "param": error.param, "code": error.code}
+
     def log(self, status: int, seconds: float) -> None:
         """Write the line."""
         self.fields |= {"status": status, "seconds": round(seconds, 4)}
@@ -85,15 +90,17 @@ class RequestLog:
         tokens = ""
         if "prompt_tokens" in fields:
             tokens = f" {fields['prompt_tokens']}+{fields['completion_tokens']} tokens"
+        reason = f": {fields['error']}" if "error" in fields else ""
         out = logger if fields["path"] in QUIET_PATHS else report
         out.info(
-            "%s %s %d %.3f s%s %s",
+            "%s %s %d %.3f s%s %s%s",
             fields["method"],
             fields["path"].encode("unicode_escape").decode(),
             status,
             seconds,
             tokens,
             self.id,
+            reason,
             extra={"fields": fields},
         )
 
@@ -135,12 +142,15 @@ class RequestMiddleware:
                 self._guard.check(scope["path"], log.headers)
                 await self._app(scope, receive, send_noted)
             except ApiError as error:
+                log.note_error(error)
                 await _send_error(error, send_noted)
             except Exception as error:
                 logger.error("unexpected error, please report it", exc_info=error)
                 if status != 499:
                     raise
-                await _send_error(api_error(error), send_noted)
+                found = api_error(error)
+                log.note_error(found)
+                await _send_error(found, send_noted)
         finally:
             self._metrics.count(self._label(scope), status)
             log.log(status, time.perf_counter() - begun)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import functools
 import json
 import random
@@ -158,9 +159,12 @@ def check_schema(values: Any) -> None:
         raise ApiError(400, "the body must be a JSON object with `model` and `messages`")
     for name in values:
         if name not in CHAT_REQUEST["properties"]:
+            known = [each for each in CHAT_REQUEST["properties"] if each not in UNSUPPORTED]
+            near = difflib.get_close_matches(name, known, 1, cutoff=0.75)
+            advice = f"did you mean {near[0]}?" if near else "leave it out"
             raise ApiError(
                 400,
-                f"unknown parameter {_short(name)}; leave it out",
+                f"unknown parameter {_short(name)}; {advice}",
                 param=str(name)[:SHOWN],
                 code="unknown_parameter",
             )
@@ -168,7 +172,13 @@ def check_schema(values: Any) -> None:
     if error is None:
         return
     param = _place(error.absolute_path)
-    raise ApiError(400, _complaint(error, param), param=param or None, code="invalid_value")
+    raise ApiError(
+        400,
+        _complaint(error, param),
+        param=param or None,
+        code="invalid_value",
+        private=_short(error.instance) if isinstance(error.instance, str) else "",
+    )
 
 
 @functools.cache

@@ -14,6 +14,7 @@ import uvicorn
 
 from vlmbatch.engine import Engine, EnginePlan, plan_engine
 from vlmbatch.errors import EngineError, VlmbatchError, one_line
+from vlmbatch.run.events import event
 from vlmbatch.serve.app import Application
 from vlmbatch.serve.service import ChatService
 from vlmbatch.serve.settings import ServeJob
@@ -92,7 +93,8 @@ class Server:
         Raises:
             VlmbatchError: The model could not be loaded, or the engine has ended.
         """
-        report.info("listening on %s; loading %s", self.url, self._plan.model)
+        fields = event("listening", url=self.url, model=self._plan.model)
+        report.info("listening on %s; loading %s", self.url, self._plan.model, extra=fields)
         threads = [
             threading.Thread(target=self._open, name="load", daemon=True),
             threading.Thread(target=self._end, name="end", daemon=True),
@@ -108,6 +110,7 @@ class Server:
             self.socket.close()
         if self._failure is not None:
             raise self._failure
+        report.info("ended", extra=event("ended"))
 
     def _open(self) -> None:
         """Load the model, then watch that the engine lives."""
@@ -120,7 +123,16 @@ class Server:
             return
         self._app.open(service)
         engine = service.engine
-        report.info("ready: %s on %s, %s", engine.model, engine.device, engine.dtype)
+        report.info(
+            *("ready: %s on %s, %s", engine.model, engine.device, engine.dtype),
+            extra=event(
+                "ready",
+                model=engine.model,
+                engine=engine.name,
+                device=engine.device,
+                dtype=engine.dtype,
+            ),
+        )
         while not self._is_ending.is_set():
             if service.dispatcher.died.wait(WATCH_SECONDS):
                 failure = service.dispatcher.failure
@@ -133,15 +145,25 @@ class Server:
         self._is_ending.wait()
         self._app.is_draining = True
         service = self._app.service
+        if self._failure is None:
+            self._say_stopping(service)
         if service is not None:
-            waiting = service.dispatcher.num_waiting + service.dispatcher.num_running
-            if waiting and self._failure is None:
-                seconds = self._options.drain
-                report.info("ending: %d open requests have %g s (again: at once)", waiting, seconds)
             service.dispatcher.close(self._options.drain if self._failure is None else 0.0)
         self._http.should_exit = True
         if service is not None:
             service.engine.close()
+
+    def _say_stopping(self, service: ChatService | None) -> None:
+        """Say that no more requests are taken, and how long open ones have."""
+        dispatcher = service.dispatcher if service is not None else None
+        num_open = dispatcher.num_waiting + dispatcher.num_running if dispatcher else 0
+        seconds = self._options.drain
+        detail = ""
+        if num_open:
+            have = "open request has" if num_open == 1 else "open requests have"
+            detail = f": {num_open} {have} {seconds:g} s (again: at once)"
+        fields = event("stopping", open_requests=num_open, drain_seconds=seconds)
+        report.info("stopping%s", detail, extra=fields)
 
 
 def listen(host: str, port: int) -> socket.socket:

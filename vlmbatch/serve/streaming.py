@@ -104,6 +104,7 @@ class StreamReply(Response):
         timeout_seconds: float,
         on_done: Callable[[list[Completion]], None],
         on_gone: Callable[[], None],
+        on_failed: Callable[[ApiError], None],
     ) -> None:
         """Take what the answer comes from.
 
@@ -117,6 +118,7 @@ class StreamReply(Response):
             timeout_seconds: Time after which the request is given up.
             on_done: Called with the completions at the end.
             on_gone: Called if the client went away before the end.
+            on_failed: Called with the error that ends the answer.
         """
         super().__init__(headers={"cache-control": "no-store", "x-accel-buffering": "no"})
         del self.headers["content-length"]
@@ -124,7 +126,7 @@ class StreamReply(Response):
         self._pieces, self._ticket, self._gone, self._maker = stream, ticket, gone, maker
         self._wants_usage, self._silence = wants_usage, keep_alive_seconds
         self._timeout = timeout_seconds
-        self._on_done, self._on_gone = on_done, on_gone
+        self._on_done, self._on_gone, self._on_failed = on_done, on_gone, on_failed
         ticket.done.add_done_callback(lambda _: stream.end())
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -184,7 +186,9 @@ class StreamReply(Response):
                 events += self._ending()
             return b"".join(events), self._pieces.is_over
         except Exception as error:
-            return _event(api_error(error).body()), True
+            found = api_error(error)
+            self._on_failed(found)
+            return _event(found.body()), True
 
     def _ending(self) -> list[bytes]:
         """Return the events after the last text.

@@ -16,6 +16,8 @@ from typing import Any
 
 from vlmbatch.engine import Engine, EngineChoice, EnginePlan
 from vlmbatch.errors import EngineError, JobError, NothingFound
+from vlmbatch.run.events import event, events
+from vlmbatch.run.summary import NAMED_FAILURES
 from vlmbatch.serve.answers import ReplyMaker
 from vlmbatch.serve.batch.output import BatchOutput, read_requests
 from vlmbatch.serve.dispatcher import OpenEngine
@@ -24,6 +26,7 @@ from vlmbatch.serve.protocol import read_chat_request, read_json
 from vlmbatch.serve.service import ChatService
 from vlmbatch.serve.settings import BatchJob
 from vlmbatch.serve.ticket import Ticket
+from vlmbatch.wording import number_of
 
 report = logging.getLogger("vlmbatch.report")
 
@@ -61,12 +64,27 @@ class Entry:
 
 @dataclasses.dataclass
 class BatchCounts:
-    """Counts of a run: answered, errors, and lines kept from earlier runs with their errors."""
+    """Counts of a run: answered, errors, and lines kept from earlier runs with their errors.
+
+    Attributes:
+        kinds: Errors by their code.
+        failures: Id and error of the first requests of each code.
+    """
 
     ok: int = 0
     errors: int = 0
     kept: int = 0
     kept_errors: int = 0
+    kinds: dict[str, int] = dataclasses.field(default_factory=dict)
+    failures: dict[str, list[dict[str, str]]] = dataclasses.field(default_factory=dict)
+
+    def add_error(self, code: str, name: str, reason: str) -> None:
+        """Count an error, and keep its reason if it is one of the first of its code."""
+        self.errors += 1
+        self.kinds[code] = self.kinds.get(code, 0) + 1
+        named = self.failures.setdefault(code, [])
+        if len(named) < NAMED_FAILURES:
+            named.append({"id": name, "error": reason})
 
 
 class Batch:
@@ -238,8 +256,16 @@ class Batch:
         self._say()
 
     def _write_error(self, entry: Entry, error: ApiError) -> None:
-        self.counts.errors += 1
-        reason = {"code": error.code or "invalid_request", "message": error.message}
+        code = error.code or "invalid_request"
+        name = entry.custom_id or entry.key.lstrip("\0")
+        self.counts.add_error(code, name, error.reason)
+        events.info(
+            *("%s: %s", name, error.reason),
+            extra=event(
+                "request_error", id=name, status=error.status, code=code, error=error.reason
+            ),
+        )
+        reason = {"code": code, "message": error.message}
         self._write(entry, error.status, error.body(), reason)
 
     def _write(
@@ -285,5 +311,8 @@ def _parse(index: int, number: int, line: str) -> tuple[Entry, Any]:
 
 def describe(counts: BatchCounts, output: str) -> str:
     """Return the closing line of a run."""
-    kept = f", {counts.kept} kept" if counts.kept else ""
+    errors = ""
+    if counts.kept_errors:
+        errors = f" ({number_of(counts.kept_errors, 'error')}; --retry-errors asks again)"
+    kept = f", {counts.kept} kept{errors}" if counts.kept else ""
     return f"{counts.ok} answered, {counts.errors} errors{kept}: {output}"
