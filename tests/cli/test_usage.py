@@ -297,3 +297,13 @@ def test_help_is_a_command_too(vlmbatch: Command) -> None:
         assert (asked.returncode, asked.stdout) == (0, wanted.stdout)
         assert asked.stdout
     assert "did you mean 'caption'?" in vlmbatch("help", "captoin").stderr
+
+
+def test_a_shell_completes_commands_and_options(
+    vlmbatch: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("_VLMBATCH_COMPLETE", "bash_complete")
+    for words, found in (("vlmbatch cap", "caption"), ("vlmbatch vqa --quest", "--questions")):
+        monkeypatch.setenv("COMP_WORDS", words)
+        monkeypatch.setenv("COMP_CWORD", str(len(words.split()) - 1))
+        assert f"plain,{found}" in vlmbatch().stdout.split()

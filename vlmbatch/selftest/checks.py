@@ -229,9 +229,8 @@ def check_bad(subject: Subject, trial: Trial) -> Check:
     agreed, _ = check_agreement(subject, name, found, wanted)
     if agreed.status == "fail":
         return dataclasses.replace(agreed, found=f"beside bad requests {agreed.found}")
-    refused = sum(one.error is not None for one in trial.bad)
     text = f"all {len(found)} good questions beside {len(trial.bad)} bad requests are answered"
-    return Check(name, "pass", f"{text} ({refused} of the bad ones refused, as it may be)")
+    return Check(name, "pass", text)
 
 
 def check_seeds(subject: Subject, trial: Trial) -> Check:
