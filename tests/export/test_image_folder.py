@@ -101,6 +101,27 @@ def test_a_folder_without_pictures_is_no_success(vlmbatch: Command, tmp_path: Pa
     assert not (tmp_path / "set").exists()
 
 
+def test_pictures_that_are_no_files_here_are_left_out_with_the_reason(
+    vlmbatch: Command, tmp_path: Path
+) -> None:
+    (tmp_path / "a.zip").write_bytes(b"PK")
+    sources = ("a.zip/0.png", "a.zip/1.png", "https://example.com/2.png", "gone/3.png")
+    with store(tmp_path / "out.jsonl") as rows:
+        for number, source in enumerate(sources):
+            rows.write(record(number, source=source))
+        rows.write(failed(4))
+    done = vlmbatch("export", "out.jsonl", "--to", "imagefolder", "-o", "set")
+    assert done.returncode == 66
+    reasons = (
+        "2 inside an archive or a table, 1 behind a URL, 1 not found, 1 an error row; 0 without"
+    )
+    assert "5 without a picture file here (" in done.stderr
+    assert reasons in done.stderr
+    done = vlmbatch("export", "out.jsonl", "--to", "imagefolder", "-o", "set", "--task", "ocr")
+    assert done.returncode == 66
+    assert "no rows of out.jsonl for set: no task is ocr: there is caption" in done.stderr
+
+
 def test_only_a_folder_that_an_export_made_is_replaced(vlmbatch: Command, tmp_path: Path) -> None:
     output(tmp_path, "a.png")
     arguments = ("export", "out.jsonl", "--to", "imagefolder", "-o")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from vlmbatch.errors import JobError
+from vlmbatch.errors import JobError, NothingFound
 from vlmbatch.export.rows import RowFilter, TableLayout
 from vlmbatch.tasks import TASKS
 from vlmbatch.urls import is_url, url_name, without_credentials
@@ -209,6 +209,8 @@ def export_table(
     opening = codecs.BOM_UTF8 if bom else b""
     count = write_table(outputs, form, place, layout, table, overwrite=overwrite, opening=opening)
     _say_repeated(outputs, table)
+    if not count and (why := outputs.why_empty()):
+        click.echo(f"no rows of {outputs.name}: {why}", err=True)
     if place != "-":
         click.echo(f"{number_of(count, 'row')} -> {without_credentials(place)}", err=True)
 
@@ -238,15 +240,18 @@ def _say_repeated(outputs: Outputs, table: WideTable | None) -> None:
 
 def export_pictures(outputs: Outputs, folder: Path, *, link: bool, overwrite: bool) -> None:
     """Write a folder of pictures that ``datasets`` loads."""
-    from vlmbatch.export.image_folder import write_image_folder
+    from vlmbatch.export.image_folder import listed, write_image_folder
     from vlmbatch.export.wide import WideTable
 
+    why = outputs.why_empty()
+    if why is not None:
+        raise NothingFound(f"no rows of {outputs.name} for {folder}: {why}")
     table = WideTable(outputs.counted())
     done = write_image_folder(table, folder, link=link, overwrite=overwrite)
     _say_repeated(outputs, table)
     for count, what in (
         (done.without_answer, "no answer"),
-        (done.without_file, "no picture file on this disk (frames, pages, archives, URLs)"),
+        (done.without_file, f"no picture file on this disk ({listed(done.why_no_file)})"),
     ):
         if count:
             click.echo(f"left out: {number_of(count, 'item')}: {what}", err=True)
@@ -282,10 +287,14 @@ def export_texts(
     """
     from vlmbatch.cli.closing import say_sidecars
     from vlmbatch.cli.logs import set_up_logging
+    from vlmbatch.export.nothing import explain_no_rows
     from vlmbatch.export.texts import check_times, is_one_file, write_text
     from vlmbatch.write import Sidecars, read_by_file, read_records, sidecars_path
 
     is_file = is_one_file(form, target)
+    why = explain_no_rows(read_records(path, ("task", "prompt", "status")), wanted)
+    if why is not None:
+        click.echo(f"no rows of {output}: {why}", err=True)
     if form != "txt":
         check_times(output, wanted.of(read_records(path)), form)
     files = read_by_file(path, wanted.has)

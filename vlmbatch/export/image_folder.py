@@ -8,20 +8,22 @@ pictures with such names go there, side by side.
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import json
 import os
 import re
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from vlmbatch.errors import NothingFound, OutputError
 from vlmbatch.export.wide import WideTable
+from vlmbatch.urls import is_url
 from vlmbatch.write.atomic import reason, replacing
 from vlmbatch.write.columns import Row, as_text
-from vlmbatch.write.sources import find_source
+from vlmbatch.write.sources import find_outer, find_source
 
 METADATA = "metadata.jsonl"
 TRAIN = "train"
@@ -43,12 +45,14 @@ class Written:
         pictures: Number of pictures in the folder.
         without_answer: Number of pictures that were left out as they have no answer.
         without_file: Number of items that are no picture file of this disk.
+        why_no_file: Number of these by reason.
         in_train: Whether the pictures are in a folder ``train``.
     """
 
     pictures: int
     without_answer: int
     without_file: int
+    why_no_file: Mapping[str, int]
     in_train: bool
 
 
@@ -68,19 +72,22 @@ def write_image_folder(
         OutputError: It holds something, or cannot be written.
     """
     found: list[tuple[bytes, Row]] = []
-    without_answer = without_file = 0
+    without_answer, why_no_file = 0, collections.Counter[str]()
     for row in table.rows():
         source = find_source(row["source"]) if row["media"] == "image" else None
+        has_answer = any(row[name] is not None for name in table.answer_columns)
         if source is None or "#page=" in row["id"]:
-            without_file += 1
-        elif all(row[name] is None for name in table.answer_columns):
+            why_no_file[_why_no_file(row) if has_answer else "an error row"] += 1
+        elif not has_answer:
             without_answer += 1
         else:
             found.append((source, row))
+    without_file = why_no_file.total()
     if not found:
+        reasons = f": {listed(why_no_file)}" if why_no_file else ""
         raise NothingFound(
             f"no picture with an answer for {folder}: {without_file} without a picture file here "
-            "(a source counts from the folder in which its run was started), "
+            f"(a source counts from the folder in which its run was started){reasons}; "
             f"{without_answer} without an answer"
         )
     names = [_name(row["id"]) for _, row in found]
@@ -99,7 +106,22 @@ def write_image_folder(
                 file.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
     except OSError as error:
         raise OutputError(f"cannot write {folder}: {reason(error)}") from error
-    return Written(len(found), without_answer, without_file, in_train)
+    return Written(len(found), without_answer, without_file, why_no_file, in_train)
+
+
+def listed(reasons: Mapping[str, int]) -> str:
+    """Return counts and what they count, for a message."""
+    return ", ".join(f"{count} {reason}" for reason, count in reasons.items())
+
+
+def _why_no_file(row: Row) -> str:
+    if row["media"] != "image":
+        return "of a video"
+    if "#page=" in row["id"]:
+        return "a page of a document"
+    if is_url(row["source"]):
+        return "behind a URL"
+    return "inside an archive or a table" if find_outer(row["source"]) else "not found"
 
 
 def _values(table: WideTable, row: Row) -> dict[str, Any]:

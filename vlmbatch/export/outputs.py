@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from vlmbatch.errors import JobError
+from vlmbatch.export.nothing import explain_no_rows
 from vlmbatch.export.rows import RowFilter
 from vlmbatch.write import read_records
 from vlmbatch.write.columns import Kind, Row, carried_kinds
@@ -63,6 +64,12 @@ class Outputs:
     def name(self) -> str:
         """The names, for messages."""
         return ", ".join(output.name for output in self._outputs)
+
+    def why_empty(self) -> str | None:
+        """Return why no row is taken; None when one is."""
+        columns = ("task", "prompt", "status")
+        every = (read_records(path, columns) for path in self.paths)
+        return explain_no_rows(itertools.chain.from_iterable(every), self._wanted)
 
     def rows(self) -> Iterator[Row]:
         """Yield the rows; those of several OUTPUTs say which one is theirs."""

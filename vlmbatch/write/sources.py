@@ -60,14 +60,14 @@ def is_other_file(was: str, now: str) -> bool:
     """
     if was == now or is_url(was) or is_url(now):
         return False
-    paths = [_find_outer(source) for source in (was, now)]
+    paths = [find_outer(source) for source in (was, now)]
     try:
         return None not in paths and not os.path.samefile(*filter(None, paths))
     except OSError:
         return False
 
 
-def _find_outer(source: str) -> bytes | None:
+def find_outer(source: str) -> bytes | None:
     """Return the path of the file that a record names, or of the archive or table that has it."""
     source = _ROW_NUMBER.sub("", source)
     while source:
