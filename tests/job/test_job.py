@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -291,6 +292,16 @@ def test_a_tilde_is_the_home_folder_in_paths_alone(monkeypatch: pytest.MonkeyPat
     assert job.inputs[1:] == ("a/~/b", "~nobody-of-this-name", "https://host/~me/a.png")
     assert (job.output, job.cache_dir) == ("/home/of/mine/out.jsonl", "/home/of/mine")
     assert (job.questions, job.exclude) == (("~/what?",), ("~*",))
+
+
+def test_a_file_may_have_the_name_of_a_home_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert Job(inputs="~root/a.png").inputs == (os.path.expanduser("~root/a.png"),)
+    (tmp_path / "~root").mkdir()
+    (tmp_path / "~root" / "a.png").touch()
+    assert Job(inputs="~root/a.png").inputs == ("~root/a.png",)
 
 
 def test_a_dollar_is_a_character_of_names_that_are_there(

@@ -33,12 +33,19 @@ def _expanded(name: str, value: Any) -> Any:
     """Return a path with its home folder; anything that is no path as it stands."""
     if not isinstance(value, str) or is_url(value):
         return value
-    try:
-        path = os.path.expanduser(value) if value.startswith("~") else value
-    except ValueError:  # a user cannot have such a name
-        return value
+    path = value
+    if value.startswith("~") and not _is_there(value):
+        try:
+            path = os.path.expanduser(value)
+        except ValueError:  # a user cannot have such a name
+            return value
     _check_variables(name, path)
     return path
+
+
+def _is_there(path: str) -> bool:
+    """Return whether ``~name`` is a file or folder here, as a shell's ``*`` may have found it."""
+    return path.partition("/")[0] != "~" and os.path.lexists(path)
 
 
 def _check_variables(name: str, path: str) -> None:
