@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import dataclasses
+import io
 import json
 import re
 import shutil
@@ -47,7 +48,7 @@ def test_rows_are_those_of_a_run(model: vlmbatch.Model, tmp_path: Path) -> None:
 
 def test_every_kind_of_picture_gets_the_same_answer(model: vlmbatch.Model) -> None:
     data = CIRCLE.read_bytes()
-    with Image.open(CIRCLE) as opened:
+    with Image.open(CIRCLE) as opened, open(CIRCLE, "rb") as file:
         pictures: list[Any] = [
             str(CIRCLE),
             CIRCLE,
@@ -55,14 +56,16 @@ def test_every_kind_of_picture_gets_the_same_answer(model: vlmbatch.Model) -> No
             np.asarray(opened.convert("RGB")),
             np.asarray(opened.convert("RGBA")),
             data,
+            file,
+            io.BytesIO(data),
             f"data:image/png;base64,{base64.b64encode(data).decode()}",
         ]
         found = rows(model.ask(pictures, ("What is this?", "How many shapes are there?")))
-    assert [record.index for record in found] == [n for n in range(7) for _ in range(2)]
+    assert [record.index for record in found] == [n for n in range(9) for _ in range(2)]
     assert {record.text for record in found} == {"A red circle.", "1"}
     assert [record.id for record in found[::2]] == [
         *(str(CIRCLE), CIRCLE.as_posix()),
-        *(f"picture-{number}" for number in range(2, 7)),
+        *(f"picture-{number}" for number in range(2, 9)),
     ]
 
 
@@ -82,6 +85,17 @@ def test_a_picture_of_the_callers_is_turned_upright_and_left_as_it_is(
 def test_one_picture_needs_no_list(model: vlmbatch.Model, value: Any) -> None:
     (record,) = model.ask(value, "What is this?")
     assert record.status == "ok"
+
+
+def test_an_open_file_is_one_picture(model: vlmbatch.Model) -> None:
+    with open(CIRCLE, "rb") as file:
+        (record,) = model.ask(file, "What is this?")
+    assert (record.text, record.error) == ("A red circle.", None)
+    (record,) = model.ask(file, "What is this?")
+    assert "closed file" in (record.error or "")
+    with open(CIRCLE) as text:
+        (record,) = model.ask(text, "What is this?")  # type: ignore[arg-type]
+    assert "mode 'rb'" in (record.error or "")
 
 
 def test_a_stack_of_arrays_is_several_pictures(model: vlmbatch.Model) -> None:

@@ -85,15 +85,16 @@ class Model:
     ) -> Iterator[Record]:
         """Ask one question or several about each picture; yield a Record an answer, as they finish.
 
-        ``record.index`` counts the pictures in the order given, ``record.id`` is the path, or
-        ``picture-N`` for pixels. A picture that cannot be read is a Record with ``status`` "error".
+        ``record.index`` counts the pictures in the order given, ``record.id`` is the path as given
+        (with the folder), or ``picture-N`` for pixels. A picture that cannot be read is a Record
+        with ``status`` "error".
 
             captions = {record.id: record.text for record in model.ask("photos", task="caption")}
 
         Args:
             pictures: One picture or any iterable of them, taken lazily, 64 ahead: paths of files,
-                folders, archives or documents, URLs, Pillow images, arrays (uint8, (H, W, 3)), or
-                the bytes of picture files.
+                folders, archives or documents, URLs, Pillow images, arrays (uint8, (H, W, 3)), the
+                bytes of picture files, or such files open in binary mode.
             questions: The question or questions. A caption and ocr have a default.
             task: ``vqa``, ``caption`` or ``ocr``.
             **settings: See ``AnswerSettings``. [default of max_new_tokens: 64; 512 for ocr]

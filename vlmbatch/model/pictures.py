@@ -1,4 +1,5 @@
-"""Load pictures and clips that Python programs give: paths, URLs, Pillow images, arrays, bytes.
+"""Load pictures and clips that Python programs give: paths, URLs, Pillow images, arrays, bytes,
+open files.
 
 Paths and URLs go through the readers of a job, with their formats, limits and address guard.
 """
@@ -14,7 +15,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias, Union
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias, Union
 
 import numpy as np
 import numpy.typing as npt
@@ -31,9 +32,11 @@ from vlmbatch.urls import is_url, without_credentials
 if TYPE_CHECKING:
     from PIL import Image
 
-PictureLike: TypeAlias = Union[str, os.PathLike[str], bytes, "Image.Image", npt.NDArray[Any]]
-"""A path, a URL (``https:``, ``data:``, of a store), the bytes of a picture file, a Pillow image,
-or an array: uint8, (H, W), (H, W, 3) or (H, W, 4).
+PictureLike: TypeAlias = Union[
+    str, os.PathLike[str], bytes, BinaryIO, "Image.Image", npt.NDArray[Any]
+]
+"""A path, a URL (``https:``, ``data:``, of a store), the bytes of a picture file, a file that is
+open in binary mode, a Pillow image, or an array: uint8, (H, W), (H, W, 3) or (H, W, 4).
 """
 
 ClipLike: TypeAlias = str | os.PathLike[str] | bytes
@@ -45,7 +48,7 @@ _PILLOW_GUARD = threading.Lock()
 
 def is_picture(value: Any) -> bool:
     """True for one picture, False for a collection of them."""
-    if isinstance(value, (str, bytes, os.PathLike)) or _is_pillow(value):
+    if isinstance(value, (str, bytes, os.PathLike)) or _is_pillow(value) or _is_open(value):
         return True
     return hasattr(value, "__array__") and np.ndim(value) < 4
 
@@ -126,19 +129,33 @@ def _items(value: Any, number: int, task: Task) -> Iterator[Item]:
         yield _item(name, "data:", number, lambda: _load_bytes(_data_bytes(value)))
     elif isinstance(value, bytes):
         yield _item(name, "memory", number, lambda: _load_bytes(value))
+    elif _is_open(value):
+        yield _open_item(name, value, number)
     elif _is_pillow(value):
         yield _item(name, "memory", number, lambda: _load_pillow(value))
     elif hasattr(value, "__array__"):
         yield _item(name, "memory", number, lambda: Pixels((_rgb_array(np.asarray(value)),)))
     else:
         raise JobError(
-            f"a picture is a path, a URL, bytes, a Pillow image or an array, not "
+            f"a picture is a path, a URL, bytes, an open file, a Pillow image or an array, not "
             f"{type(value).__name__}"
         )
 
 
 def _item(name: str, source: str, number: int, load: Callable[[], Pixels]) -> Item:
     return Item(name, source, (number, 0), "image", load)
+
+
+def _open_item(name: str, file: Any, number: int) -> Item:
+    """Item of an open file. It is read now: the caller may go on to close it."""
+    if isinstance(file, io.TextIOBase):
+        reason = "the file is open as text: open a picture with mode 'rb'"
+        return _item(name, "memory", number, _raises(ReadError(reason)))
+    try:
+        data = file.read()
+    except (OSError, ValueError) as error:  # ValueError: it is closed
+        return _item(name, "memory", number, _raises(ReadError(one_line(error))))
+    return _item(name, "memory", number, lambda: _load_bytes(data))
 
 
 def _read_items(text: str, number: int, task: Task) -> Iterator[Item]:
@@ -227,6 +244,10 @@ def _shown(value: Any) -> str:
 
 def _is_pillow(value: Any) -> bool:
     return hasattr(value, "convert") and hasattr(value, "getexif")
+
+
+def _is_open(value: Any) -> bool:
+    return hasattr(value, "read") and not hasattr(value, "__array__")
 
 
 def _first(items: Iterable[Item], count: int) -> Iterator[Item]:
