@@ -111,3 +111,14 @@ def test_metrics_that_cannot_be_written_leave_the_file_as_it_was(
     assert (refused.returncode, "ends in .prom" in refused.stderr) == (2, True)
     done = vlmbatch("stats", output, "--metrics", tmp_path / "none" / "out.prom")
     assert (done.returncode, "out.prom: No such file" in done.stderr) == (1, True)
+
+
+def test_phases_are_those_of_a_row_and_only_busy_time_is_added_up(
+    vlmbatch: Command, output: Path
+) -> None:
+    said = vlmbatch("stats", output).stdout.splitlines()
+    at = said.index("seconds            p50       p95       p99   of a row")
+    assert "  decode         0.300     0.300     0.300" in said[at:]
+    assert any(line.endswith("tokens/s of the engine's busy time, 0.2 s") for line in said)
+    phases = json.loads(vlmbatch("stats", output, "--json").stdout)["phases"]
+    assert phases["decode_seconds"]["total"] == pytest.approx(1.5)
