@@ -165,12 +165,12 @@ def test_a_key_of_a_job_file_stands_there_once(
         (
             "serve:",
             ["--limit", "1"],
-            "--limit: unknown key 'limit': a server has none; leave it out",
+            "--limit: unknown key 'limit': a server has no limit; leave it out",
         ),
         (
             "serve:\ntask: ocr",
             ["--set", "port=1"],
-            "job.yaml: unknown key 'task': a server has none",
+            "job.yaml: unknown key 'task': a server has no task",
         ),
     ],
 )

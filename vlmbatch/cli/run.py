@@ -94,7 +94,7 @@ def _check_kind(values: Mapping[str, Any], is_server: bool) -> None:
     jobs, servers = ({each.name for each in dataclasses.fields(of)} for of in (Job, ServeJob))
     for key in values:
         if is_server and key in jobs - servers:
-            raise JobError(f"unknown key {key!r}: a server has none; leave it out")
+            raise JobError(f"unknown key {key!r}: a server has no {key}; leave it out")
         if not is_server and key in servers - jobs:
             raise JobError(f"unknown key {key!r}: it goes with a server, under `serve:`")
 
