@@ -354,3 +354,10 @@ def test_a_job_file_that_is_none_is_named(tmp_path: Path, text: str | None, mess
     with pytest.raises(JobError, match=re.escape(message)) as caught:
         Job.from_yaml(path)
     assert str(path) in str(caught.value)
+
+
+def test_an_error_notes_the_keywords_of_the_options_that_it_names() -> None:
+    with pytest.raises(JobError, match="-q TEXT") as caught:
+        Job(inputs="photos", task="vqa")
+    (note,) = caught.value.__notes__
+    assert note == "As keywords: -q is questions, --questions is questions_file"

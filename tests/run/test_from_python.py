@@ -80,3 +80,11 @@ def test_a_keyboard_interrupt_of_an_engine_is_no_error(photos: Path) -> None:
 def test_run_says_what_it_takes(given: Any, advice: str) -> None:
     with pytest.raises(JobError, match=advice):
         vlmbatch.run(given)
+
+
+def test_a_refusal_notes_the_keyword_that_starts_anew(photos: Path) -> None:
+    vlmbatch.run(job(photos), engine=ScriptedEngine())
+    with pytest.raises(vlmbatch.OtherSettingsError, match="--overwrite starts it anew") as caught:
+        vlmbatch.run(job(photos), engine=ScriptedEngine(model="other"))
+    (note,) = caught.value.__notes__
+    assert note.startswith("As keywords: --overwrite is overwrite")

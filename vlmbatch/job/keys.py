@@ -5,14 +5,17 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import functools
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
-from vlmbatch.errors import JobError
+from vlmbatch.errors import JobError, VlmbatchError
 
 ALIASES = {"input": "inputs", "question": "questions"}
 
 Options = TypeVar("Options")
+
+_OPTION = re.compile(r"(?<![\w-])--?[a-z][a-z-]*")
 
 
 def job_key(text: str) -> str:
@@ -50,6 +53,23 @@ def nearest(name: str, known: Iterable[str]) -> str | None:
     return near[0] if near else None
 
 
+def note_keywords(error: VlmbatchError, options: type[Any]) -> None:
+    """Add a note to an error, which a traceback shows: the keywords of the options that its message
+    names as the command line does.
+
+    Args:
+        error: The error.
+        options: The dataclass of the options.
+    """
+    fields = dataclasses.fields(options)
+    names = {f"--{field.name.replace('_', '-')}": field.name for field in fields}
+    names |= {flag: field.name for field in fields for flag in field.metadata.get("flags", ())}
+    found = [flag for flag in dict.fromkeys(_OPTION.findall(str(error))) if flag in names]
+    if found:
+        said = ", ".join(f"{flag} is {names[flag]}" for flag in found)
+        error.add_note(f"As keywords: {said}")
+
+
 def checks_names(options: type[Options]) -> type[Options]:
     """Make a dataclass of options name the nearest option where a keyword is none.
 
@@ -69,7 +89,11 @@ def checks_names(options: type[Options]) -> type[Options]:
                 near = nearest(key, known)
                 hint = f"did you mean {job_key(near)}?" if near else f"there are {', '.join(known)}"
                 raise JobError(f"{name} has no option {key}; {hint}")
-        initialize(self, **values)
+        try:
+            initialize(self, **values)
+        except JobError as error:
+            note_keywords(error, options)
+            raise
 
     options.__init__ = checked  # type: ignore[method-assign]
     return options

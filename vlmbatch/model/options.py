@@ -13,7 +13,7 @@ from vlmbatch.engine.options import make_question
 from vlmbatch.errors import JobError
 from vlmbatch.job import ConstraintOptions, Detail, EngineOptions
 from vlmbatch.job.constraint import CONSTRAINTS, schema_constraint, split_choices
-from vlmbatch.job.keys import nearest
+from vlmbatch.job.keys import nearest, note_keywords
 from vlmbatch.values import check_types
 
 
@@ -175,8 +175,12 @@ def _constraint(given: Mapping[str, Any]) -> Constraint | None:
 
 
 def _checked(options: EngineOptions) -> EngineOptions:
-    check_types(options)
-    options.check_engine()
+    try:
+        check_types(options)
+        options.check_engine()
+    except JobError as error:
+        note_keywords(error, EngineOptions)
+        raise
     return options
 
 

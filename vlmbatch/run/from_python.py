@@ -10,8 +10,9 @@ from types import FrameType
 from typing import Any
 
 from vlmbatch.engine import Engine
-from vlmbatch.errors import JobError
+from vlmbatch.errors import JobError, VlmbatchError
 from vlmbatch.job import Job
+from vlmbatch.job.keys import note_keywords
 from vlmbatch.run.outcome import Outcome
 from vlmbatch.run.pipeline import Run
 from vlmbatch.run.progress import ProgressReporter, is_watched
@@ -47,13 +48,17 @@ def run(
     _check_job(job)
     if progress is None:
         progress = job.progress == "on" or (job.progress == "auto" and is_watched())
-    if reporter is None and progress:
-        with ProgressReporter(bar=True, lines=False) as bar:
-            outcome = _start(Run(job, engine=engine, reporter=bar))
-    else:
-        outcome = _start(Run(job, engine=engine, reporter=reporter))
-    if outcome.error is not None:
-        raise outcome.error
+    try:
+        if reporter is None and progress:
+            with ProgressReporter(bar=True, lines=False) as bar:
+                outcome = _start(Run(job, engine=engine, reporter=bar))
+        else:
+            outcome = _start(Run(job, engine=engine, reporter=reporter))
+        if outcome.error is not None:
+            raise outcome.error
+    except VlmbatchError as error:
+        note_keywords(error, Job)
+        raise
     if outcome.interrupted:
         raise KeyboardInterrupt("everything finished is committed; the same job goes on from there")
     return outcome.summary

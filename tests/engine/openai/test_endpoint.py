@@ -167,7 +167,7 @@ def test_an_endpoint_that_is_gone_is_said_at_once_and_ends_the_run(
     with pytest.raises(EngineError, match="the endpoint is gone"):
         ask(engine, "What?", "Why?")
     (line,) = (record for record in caplog.records if record.levelno >= logging.WARNING)
-    assert line.getMessage().startswith(f"{server.url}: no connection")
+    assert line.getMessage().startswith(f"{server.url}: no connection: Connection refused; ")
     assert line.getMessage().endswith("; trying again for 0 s")
 
 

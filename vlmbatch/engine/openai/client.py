@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import email.utils
 import json
+import os
 import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any
@@ -116,7 +117,7 @@ class EndpointClient:
             ):
                 await self._read(response, on_event)
         except (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.ProxyError) as error:
-            raise Unreachable(f"no connection: {self._clean(one_line(error))}") from error
+            raise Unreachable(f"no connection: {self._clean(_reason(error))}") from error
         except TimeoutError as error:
             raise Interrupted(f"no whole answer within {self._timeout:g} s") from error
         except (httpx2.HTTPError, httpx2.InvalidURL, OSError) as error:
@@ -188,6 +189,17 @@ async def _lines(response: httpx2.Response) -> AsyncIterator[bytes]:
             yield line
     if rest:
         yield rest
+
+
+def _reason(error: BaseException) -> str:
+    """Return why there is no connection: what the system says of it, if it does."""
+    root = error
+    while (cause := root.__cause__ or root.__context__) is not None:
+        root = cause
+    if isinstance(root, BaseExceptionGroup):  # an error for each address of the host
+        root = root.exceptions[0]
+    number = root.errno if isinstance(root, OSError) else None
+    return os.strerror(number) if number is not None and number > 0 else one_line(error)
 
 
 def _retry_after(response: httpx2.Response) -> float | None:
