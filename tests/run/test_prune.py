@@ -133,3 +133,34 @@ def test_relative_sources_are_judged_from_the_inputs(
     assert not is_gone("https://example.com/a.png", [str(tmp_path)])
     assert is_gone("photos/deep/a.png", [str(tmp_path)])
     assert not is_gone("photos/deep/a.png")
+
+
+def test_sidecars_of_pruned_rows_go_unless_somebody_edited_them(photos: Path) -> None:
+    asked = job(photos, sidecar="txt")
+    start(asked)
+    for number in (3, 4, 5, 6):
+        (photos / f"0{number}.png").unlink()
+    (photos / "04.txt").write_text("edited\n")
+    output = Path(asked.output_path)
+    lines = [json.loads(line) for line in output.read_text().splitlines()]
+    lines[5]["text"] = "corrected"  # its row stays, and its sidecar with it
+    output.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    start(asked)
+    assert {path.stem for path in photos.glob("0[3-6].txt")} == {"03", "04", "05", "06"}
+    outcome, _ = start(job(photos, prune=True))
+    assert outcome.summary["gone"] == {
+        "rows": 3, "edited": 1, "files": 4, "pruned": True, "sidecars": 2
+    }  # fmt: skip
+    assert {path.stem for path in photos.glob("0[3-6].txt")} == {"04", "05"}
+    assert (photos / "08.txt").exists()
+    assert "sidecars" not in start(job(photos, prune=True))[0].summary["gone"]
+
+
+def test_sidecars_of_a_folder_that_is_not_there_stay(photos: Path) -> None:
+    texts = photos.parent / "texts"
+    start(job(photos, sidecar="txt", sidecar_dir=str(texts)))
+    other = photos.parent / "other"
+    photos.rename(photos.parent / "not mounted")
+    write_picture(other / "x.png")
+    start(job(other, output=str(photos.parent / "out.jsonl"), prune=True))
+    assert len(list(texts.glob("*.txt"))) == 19

@@ -143,6 +143,8 @@ def _gone_lines(gone: dict[str, Any]) -> Iterator[str]:
     if gone.get("rows"):
         what = f"{number_of(gone['rows'], 'answer')} about files that are gone"
         yield f"{what} removed" if gone["pruned"] else f"{what} kept (--prune removes them)"
+    if gone.get("sidecars"):
+        yield f"{number_of(gone['sidecars'], 'sidecar')} of files that are gone removed"
     if gone.get("edited"):
         yield f"{number_of(gone['edited'], 'edited text')} about files that are gone kept"
 

@@ -49,7 +49,7 @@ from vlmbatch.run.task import Result, Task
 from vlmbatch.run.threads import READER, WRITER, StageThreads
 from vlmbatch.sample import make_sampler
 from vlmbatch.urls import without_credentials
-from vlmbatch.write import Writer, read_seen
+from vlmbatch.write import Writer, read_seen, remove_orphans
 
 logger = logging.getLogger(__name__)
 
@@ -293,11 +293,14 @@ class Run:
 
     def _write_sidecars(self) -> None:
         """Write the sidecars of this run's items from all their rows in OUTPUT, earlier runs' too.
-        A run that did not finish writes none.
+        A run that did not finish writes none. ``--prune`` removes those of files that are gone.
         """
         sidecars = self._opened.sidecars
         if sidecars is not None and self._threads.is_well:
             self._sidecar_counts = sidecars.write(read_seen(self.writer))
+        if self.job.prune and self.writer.path is not None and self._threads.is_well:
+            removed = remove_orphans(self.writer.path, self.job.inputs)
+            self._gone |= {"sidecars": removed} if removed else {}
 
     def _outcome(self, began: float, started_at: str) -> Outcome:
         threads, intake, results = self._threads, self._intake, self._results

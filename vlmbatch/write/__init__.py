@@ -19,6 +19,7 @@ from vlmbatch.write.remote.file import local_copy
 from vlmbatch.write.remote.output import StagedOutput, UploadPolicy
 from vlmbatch.write.remote.staging import default_staging_root
 from vlmbatch.write.runs import read_runs
+from vlmbatch.write.sidecars.orphans import remove_orphans
 from vlmbatch.write.sidecars.sidecar import (
     Sidecars,
     is_stretch,
@@ -51,6 +52,7 @@ __all__ = [
     "read_runs",
     "read_seen",
     "read_summary",
+    "remove_orphans",
     "row_of",
     "sidecars_path",
     "summary_path",

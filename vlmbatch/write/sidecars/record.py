@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -74,6 +75,22 @@ class SidecarRecord:
     def is_ours(self, path: bytes, content: bytes) -> bool:
         """Return whether this content was written to a path that was claimed."""
         return self._written[path].digest == file_digest(content)
+
+    def gone(self, folders: Sequence[str]) -> dict[bytes, str]:
+        """Return the paths of the sidecars whose file is gone, with the ids of the files.
+
+        Args:
+            folders: As for ``is_gone``.
+        """
+        return {
+            path: found.id
+            for path, found in self._written.items()
+            if is_gone(found.source, folders)
+        }
+
+    def forget(self, path: bytes) -> None:
+        """Leave a sidecar out of the record."""
+        self._written.pop(path, None)
 
     def note(self, path: bytes, content: bytes) -> None:
         """Note the content of a path that was claimed."""
