@@ -63,6 +63,11 @@ def test_a_run_that_finds_nothing_says_why_in_one_line(
     assert said == "nothing to do -> x.jsonl\nno images found\n"
     events = vlmbatch(*caption, "--log-format", "json").stderr.splitlines()
     assert json.loads(events[-1])["event"] == "run_finished"
+    write_picture(tmp_path / "a.png").rename(tmp_path / "empty" / "scan")
+    why = "1 picture without a suffix left alone (rename, or give each as INPUT)"
+    assert why in vlmbatch(*caption).stderr
+    write_picture(tmp_path / "empty" / "b.png")
+    assert f"\n{why}\n" in vlmbatch(*caption, "--max-new-tokens", 2).stderr
 
 
 def test_an_estimate_is_of_what_is_left_to_do(

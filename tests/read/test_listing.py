@@ -65,6 +65,17 @@ def test_a_video_job_counts_the_pictures(tree: Path) -> None:
     assert listing.counts.other_media == 5
 
 
+def test_pictures_without_an_extension_in_a_folder_are_left_alone_and_counted(tree: Path) -> None:
+    write_picture(tree / "b.png").rename(tree / "scan")
+    (tree / "README").write_text("no picture")
+    os.mkfifo(tree / "pipe")
+    listing = listing_of(Job(inputs=(str(tree),)))
+    for _ in range(2):
+        assert "scan" not in [found.id for found in listing]
+        assert listing.counts.without_suffix == 1
+    assert ids(tree / "scan") == ["scan"]
+
+
 def test_listing_is_lazy(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     listing = listing_of(Job(inputs=(str(tree),)))
     scanned = []

@@ -99,6 +99,9 @@ def _item_lines(job: Job, summary: dict[str, Any], *, interrupted: bool) -> Iter
     if left["other_media"]:
         other, command = ("video", "video") if job.media == "image" else ("image", "caption")
         yield f"{number_of(left['other_media'], other)} left alone (use `vlmbatch {command}`)"
+    if left["without_suffix"]:
+        pictures = number_of(left["without_suffix"], "picture")
+        yield f"{pictures} without a suffix left alone (rename, or give each as INPUT)"
     if kept["errors"]:
         yield (
             f"{number_of(kept['errors'], 'kept error')}: done before and not asked again; "

@@ -26,6 +26,10 @@ class Counts:
         duplicates: Files given more than once, taken once.
         system_folders: Folders that a system keeps for itself, such as ``@eaDir``.
         text_files: Text files with the extension of a video, such as TypeScript.
+        without_suffix: Pictures in folders whose names have no extension, as far as they were
+            looked at.
+        repeated_ids: Rows of manifests, or files in archives, whose id was there before: they got
+            another one.
         values_not_carried: Values of ``keep`` that no row can hold, which became null.
         unchosen: Documents and videos of which no page or frame was asked for.
         example: One of these, and why.
@@ -36,6 +40,8 @@ class Counts:
     duplicates: int = 0
     system_folders: int = 0
     text_files: int = 0
+    without_suffix: int = 0
+    repeated_ids: int = 0
     values_not_carried: int = 0
     unchosen: int = 0
     example: str = ""

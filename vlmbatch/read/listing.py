@@ -23,6 +23,7 @@ from vlmbatch.read.fetch.remote import source_of
 from vlmbatch.read.files.kinds import (
     file_status,
     is_text_named_video,
+    is_unnamed_picture,
     matches_any,
     media_of,
     other_media,
@@ -37,6 +38,9 @@ from vlmbatch.read.given import GivenInput
 from vlmbatch.urls import is_url, without_credentials
 
 logger = logging.getLogger(__name__)
+
+MAX_LOOKS = 100
+"""The most files without an extension that are opened to see whether they are pictures."""
 
 
 class Listing:
@@ -93,6 +97,8 @@ class Listing:
         self._check_columns()
         self._places_seen: set[bytes] = set()
         self._ids_seen: set[bytes] = set()
+        self._looks_left = 0
+        self._repeated: tuple[str, str] | None = None
 
     def _check_bundle(self, path: str) -> None:
         if self._is_output(path):
@@ -124,6 +130,8 @@ class Listing:
         self.counts.reset()
         self._places_seen.clear()
         self._ids_seen.clear()
+        self._looks_left = 0 if self._names_only else MAX_LOOKS
+        self._repeated = None
         for given in self._inputs:
             for file in given.files(self._stdin):
                 if file.is_left_alone:
@@ -132,6 +140,13 @@ class Listing:
                     yield from self._inside(file, given)
                 elif (listed := self._take(file, given)) is not None:
                     yield listed
+        if self._repeated and not self._names_only:
+            count, (name, item_id) = self.counts.repeated_ids, self._repeated
+            logger.warning(
+                "%d %s there before and got another one, as %s is %s now: --id-column names a "
+                "column that tells them apart",
+                *(count, "id was" if count == 1 else "ids were", name, item_id),
+            )
         if (lost := self.counts.values_not_carried) and not self._names_only:
             logger.warning(
                 "%d %s of --keep cannot be carried and %s null in OUTPUT",
@@ -183,6 +198,9 @@ class Listing:
             item_id = self._unique(
                 listed.id, printable(given.name), candidate.label, listed.questions
             )
+            if item_id != listed.id and candidate.label:
+                self._repeated = self._repeated or (listed.id, item_id)
+                self.counts.repeated_ids += 1
             yield dataclasses.replace(listed, id=item_id)
 
     def _seen_before(self, place: str) -> bool:
@@ -214,6 +232,7 @@ class Listing:
             and media_of(file.path) is None
             and (given.glob is None or not given.glob.names_suffix(suffix_of(file.path)))
         ):
+            self._count_unnamed(file.path)
             return None
         name = printable(file.relative)
         if not self._passes(name):
@@ -230,6 +249,12 @@ class Listing:
         source = printable(without_credentials(file.path))
         content = source_of(file.path, self._options) if error is None else Unreadable(error)
         return Listed(name, source, content, fingerprint)
+
+    def _count_unnamed(self, path: str) -> None:
+        """Count a picture without an extension; only the first such files are looked at."""
+        if self._options.media == "image" and not suffix_of(path) and self._looks_left:
+            self._looks_left -= 1
+            self.counts.without_suffix += is_unnamed_picture(path)
 
     def _is_only_counted(self, path: str) -> bool:
         """Return whether nobody will open the file, so that it need not be looked at."""

@@ -42,6 +42,12 @@ def _reasons(job: Job, counts: Counts, unasked: int) -> Iterator[str]:
         other, command = ("video", "video") if job.media == "image" else ("image", "caption")
         plural = "" if counts.other_media == 1 else "s"
         yield (f"{counts.other_media:,} {other}{plural} left alone (use `vlmbatch {command}`)")
+    if counts.without_suffix:
+        plural = "" if counts.without_suffix == 1 else "s"
+        yield (
+            f"{counts.without_suffix:,} picture{plural} without a suffix left alone (rename, or "
+            "give each as INPUT)"
+        )
     if unasked:
         file = f" in {job.questions_file}" if job.questions_file else ""
         plural = "" if unasked == 1 else "s"

@@ -203,7 +203,9 @@ def test_a_row_of_another_length_than_the_header_is_an_error(folder: Path) -> No
     assert seed_of(found[2]) == 2
 
 
-def test_ids_are_unique_whatever_the_column_says(folder: Path) -> None:
+def test_ids_are_unique_whatever_the_column_says(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     table = write_csv(
         folder / "t.csv",
         ["path", "id"],
@@ -211,6 +213,7 @@ def test_ids_are_unique_whatever_the_column_says(folder: Path) -> None:
     )
     found = [item.id for item in items(table)]
     assert found == ["a", "a#row=1", "pics/2.png", "a#row=1#row=3"]
+    assert "2 ids were there before and got another one, as a is a#row=1 now: --id" in caplog.text
     assert [item.id for item in items(table)] == found
 
 

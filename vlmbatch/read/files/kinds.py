@@ -77,6 +77,19 @@ def is_text_named_video(path: str) -> bool:
     return bool(head) and not any(byte < 32 and byte not in b"\t\n\f\r" for byte in head)
 
 
+def is_unnamed_picture(path: str) -> bool:
+    """Return whether a file of this disk without an extension is a picture that Pillow knows."""
+    if suffix_of(path) or is_url(path) or not os.path.isfile(path):  # a pipe must not be opened
+        return False
+    from PIL import Image
+
+    try:
+        with Image.open(path):
+            return True
+    except Exception:  # no picture, or one with a broken header
+        return False
+
+
 def is_system_folder(name: str) -> bool:
     """Return whether a folder is one that a system keeps for itself."""
     return name.lower() in _SYSTEM_FOLDERS or name.startswith(".Trash")
