@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import socket
 import threading
 from pathlib import Path
@@ -233,7 +234,10 @@ def test_a_silent_stream_is_kept_alive(gate: Gate) -> None:
     assert rest[-2:] == ["data: [DONE]", ""] or "data: [DONE]" in rest
 
 
-def test_a_request_that_takes_too_long_is_given_up(gate: Gate) -> None:
+def test_a_request_that_takes_too_long_is_given_up_and_the_log_says_why(
+    gate: Gate, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "vlmbatch.report")
     with live(ScriptedEngine(gate), timeout=0.2) as server:
         found = server.chat("whole")
         assert_error(found, 504, "--timeout")
@@ -243,6 +247,15 @@ def test_a_request_that_takes_too_long_is_given_up(gate: Gate) -> None:
         assert "[DONE]" not in streamed
         server.wait_until(running=0, waiting=0)
         gate.go.set()
+    lines = [record.getMessage() for record in caplog.records]
+    whole, late = (line for line in lines if line.startswith("POST"))
+    assert " 504 " in whole
+    assert " 200 " in late  # the status was sent before
+    assert all(
+        "in time (--timeout)" in line or "0.2 s (--timeout)" in line for line in (whole, late)
+    )
+    assert "stopping" in lines[-2]
+    assert lines[-1] == "ended"
 
 
 def test_what_one_request_does_wrong_hurts_no_other() -> None:
