@@ -72,7 +72,8 @@ def test_a_run_that_could_not_begin_leaves_no_line(photos: Path, tmp_path: Path)
         def run(self, source: object) -> Iterator[object]:  # type: ignore[override]
             raise RuntimeError("no")
 
-    outcome = Run(job(photos), engine=Broken()).start()
+    # The row of a broken picture needs no engine, and may be there first.
+    outcome = Run(job(photos, exclude=["07.png"]), engine=Broken()).start()
     assert outcome.exit_code == 1
     assert not list(tmp_path.glob("out.jsonl.runs*"))
 
