@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 from typing import Any
 
 import pytest
@@ -154,6 +155,7 @@ BAD: list[tuple[Any, str | None, str]] = [
         "go with the role user",
     ),
     (request([PICTURE, PICTURE, TEXT], user="x"), "messages[0].content[1]", "more than 1 pictures"),
+    (request(json.loads("[" * 500 + "]" * 500)), None, "nested too deeply"),
 ]  # fmt: skip
 
 

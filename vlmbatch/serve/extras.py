@@ -6,8 +6,8 @@ import importlib.util
 
 from vlmbatch.errors import MissingDependencyError
 
-SERVER = ("starlette", "uvicorn", "prometheus_client", "jsonschema")
-BATCH = ("jsonschema",)
+SERVER = ("starlette", "uvicorn", "prometheus_client", "jsonschema_rs")
+BATCH = ("jsonschema_rs",)
 
 
 def require(modules: tuple[str, ...] = SERVER) -> None:

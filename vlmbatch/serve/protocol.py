@@ -6,11 +6,12 @@ import dataclasses
 import difflib
 import functools
 import json
+import operator
 import random
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import jsonschema
+import jsonschema_rs
 
 from vlmbatch.core import Conversation, Part, Question, Role, Turn
 from vlmbatch.serve.errors import ApiError
@@ -168,35 +169,52 @@ def check_schema(values: Any) -> None:
                 param=str(name)[:SHOWN],
                 code="unknown_parameter",
             )
-    error = next(iter(_validator().iter_errors(values)), None)
+    try:
+        error = next(_validator().iter_errors(values), None)
+    except ValueError as failure:  # it goes 255 levels deep
+        raise ApiError(400, "the body is nested too deeply", code="invalid_value") from failure
     if error is None:
         return
-    param = _place(error.absolute_path)
+    param = _place(error.instance_path)
+    value = _follow(values, error.instance_path)
+    *path, keyword = error.schema_path
     raise ApiError(
         400,
-        _complaint(error, param),
+        _complaint(str(keyword), _follow(CHAT_REQUEST, path), value, param or "the body"),
         param=param or None,
         code="invalid_value",
-        private=_short(error.instance) if isinstance(error.instance, str) else "",
+        private=_short(value) if isinstance(value, str) else "",
     )
 
 
 @functools.cache
-def _validator() -> Any:
-    return jsonschema.Draft202012Validator(CHAT_REQUEST)
+def _validator() -> jsonschema_rs.Draft202012Validator:
+    return jsonschema_rs.Draft202012Validator(CHAT_REQUEST)
 
 
-def _complaint(error: Any, param: str) -> str:
-    """Say what is wrong, without repeating a picture."""
-    where, wanted, value = param or "the body", error.validator_value, error.instance
-    if error.validator == "required":
+def _follow(value: Any, path: Sequence[Any]) -> Any:
+    """Return the part of a JSON value that a path leads to."""
+    return functools.reduce(operator.getitem, path, value)
+
+
+def _complaint(keyword: str, schema: Mapping[str, Any], value: Any, where: str) -> str:
+    """Say what is wrong, without repeating a picture.
+
+    Args:
+        keyword: The keyword of the schema that a value does not match.
+        schema: The schema of that value.
+        value: The value.
+        where: Its place in the request.
+    """
+    wanted = schema[keyword]
+    if keyword == "required":
         missing = [name for name in wanted if name not in value]
         return f"{where} has no {', '.join(map(repr, missing))}"
-    if error.validator in ("enum", "const"):
-        allowed = wanted if error.validator == "enum" else [wanted]
+    if keyword in ("enum", "const"):
+        allowed = wanted if keyword == "enum" else [wanted]
         words = ", ".join(json.dumps(each) for each in allowed)
         return f"{where} must be one of {words}, not {_short(value)}"
-    if error.validator == "type":
+    if keyword == "type":
         kinds = wanted if isinstance(wanted, list) else [wanted]
         return f"{where} must be {' or '.join(kinds)}, not {_short(value)}"
     limits = {
@@ -207,12 +225,12 @@ def _complaint(error: Any, param: str) -> str:
         "minItems": "of length at least",
         "maxItems": "of length at most",
     }
-    if error.validator in limits:
-        return f"{where} must be {limits[error.validator]} {wanted}, not {_short(value)}"
-    if error.validator == "additionalProperties":
-        unknown = [name for name in value if name not in error.schema["properties"]]
+    if keyword in limits:
+        return f"{where} must be {limits[keyword]} {wanted}, not {_short(value)}"
+    if keyword == "additionalProperties":
+        unknown = [name for name in value if name not in schema["properties"]]
         return f"{where} has the unknown key {_short(unknown[0])}; leave it out"
-    return f"{where} is not valid ({error.validator}): {_short(value)}"
+    return f"{where} is not valid ({keyword}): {_short(value)}"
 
 
 def _place(path: Sequence[Any]) -> str:
