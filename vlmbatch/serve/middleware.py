@@ -8,7 +8,6 @@ from __future__ import annotations
 import logging
 import re
 import time
-import uuid
 from collections.abc import Callable, MutableMapping, Sequence
 from typing import Any
 
@@ -18,7 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from vlmbatch.core import Completion
 from vlmbatch.run.events import event
-from vlmbatch.serve.answers import to_json
+from vlmbatch.serve.answers import random_id, to_json
 from vlmbatch.serve.errors import ApiError, api_error
 from vlmbatch.serve.guard import Guard
 from vlmbatch.serve.metrics import Metrics
@@ -45,7 +44,7 @@ class RequestLog:
         """Begin with what the request line and its headers say."""
         self.headers = Headers(scope=scope)
         given = self.headers.get("x-request-id", "")
-        self.id = given if _ID.fullmatch(given) else f"req_{uuid.uuid4().hex}"
+        self.id = given if _ID.fullmatch(given) else f"req_{random_id()}"
         client = scope.get("client")
         self.fields: dict[str, Any] = {
             "event": "request",
