@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import os
 from typing import Any
 
 import click
@@ -16,6 +17,7 @@ from vlmbatch.cli.signals import catch_signals
 from vlmbatch.errors import VlmbatchError
 from vlmbatch.job.endpoint import EndpointOptions
 from vlmbatch.run.events import event
+from vlmbatch.serve.allocator import share_one_arena
 from vlmbatch.serve.extras import BATCH, require
 from vlmbatch.serve.settings import BatchJob, ServeJob, ServerOptions
 
@@ -50,6 +52,8 @@ def serve(job: ServeJob, *, dry_run: bool, verbose: int, quiet: bool) -> None:
         print_options(job)
         return
     require()
+    if "MALLOC_ARENA_MAX" not in os.environ:
+        share_one_arena()
     from vlmbatch.cli.execute import say_error
     from vlmbatch.serve.server import Server
 
